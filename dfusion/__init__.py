@@ -1,0 +1,1 @@
+"""D-Fusion: online preference training of diffusion models on visually consistent pairs."""

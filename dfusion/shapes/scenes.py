@@ -1,0 +1,248 @@
+"""What a picture of the shapes world can show, and how to draw it: a pure function of a scene.
+
+A scene names everything the picture holds. The parts a prompt speaks of (shape, colour, texture, prop, relation)
+are drawn apart from the parts it is silent about (background, place, size, tilt), so that two pictures of one
+prompt differ in much that the prompt does not name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+IMAGE_SIZE = 64
+SUPERSAMPLING = 3
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (224, 32, 36),
+    "green": (30, 168, 62),
+    "blue": (36, 72, 226),
+    "yellow": (248, 214, 40),
+    "purple": (158, 44, 190),
+    "white": (248, 248, 248),
+}
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
+TEXTURES = ("plain", "striped", "dotted", "checkered")
+PROPS: dict[str, str] = {"hat": "wearing", "board": "riding", "ball": "carrying"}
+"""Prop to the verb that a prompt uses with it."""
+RELATIONS = ("above", "below", "on the left of", "on the right of")
+MIRRORED = {
+    "above": "below",
+    "below": "above",
+    "on the left of": "on the right of",
+    "on the right of": "on the left of",
+}
+Template = Literal["behaviour", "attribute", "position"]
+TEMPLATES: tuple[Template, ...] = ("behaviour", "attribute", "position")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: what a prompt may say of it, and where it stands (pixels; `tilt` in radians)."""
+
+    shape: str
+    colour: str
+    texture: str = "plain"
+    x: float = 32.0
+    y: float = 32.0
+    radius: float = 15.0
+    tilt: float = 0.0
+
+
+@dataclass(frozen=True)
+class Backdrop:
+    """Muted, so that an object of any colour stands out: two tones and how they are laid."""
+
+    kind: Literal["flat", "gradient", "noise"]
+    first: tuple[int, int, int]
+    second: tuple[int, int, int]
+    angle: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture. `relation` says how the first thing stands to the second; `prop` belongs to the first."""
+
+    template: Template
+    things: tuple[Thing, ...]
+    backdrop: Backdrop
+    prop: str | None = None
+    prop_colour: str | None = None
+    relation: str | None = None
+
+    def canonical(self) -> Scene:
+        """The same picture with the upper or left thing named first ("B below A" is "A above B")."""
+        if self.relation not in ("below", "on the right of"):
+            return self
+        first, second = self.things
+        return replace(self, things=(second, first), relation=MIRRORED[self.relation])
+
+
+def random_backdrop(rng: np.random.Generator) -> Backdrop:
+    """A muted two-tone background."""
+
+    def tone() -> tuple[int, int, int]:
+        grey = rng.uniform(45, 165)
+        tint = rng.uniform(-26, 26, size=3)
+        r, g, b = np.clip(grey + tint, 0, 255).astype(int)
+        return int(r), int(g), int(b)
+
+    kind: Literal["flat", "gradient", "noise"] = ("flat", "gradient", "noise")[int(rng.integers(3))]
+    return Backdrop(kind, tone(), tone(), float(rng.uniform(0, 2 * math.pi)), int(rng.integers(2**31)))
+
+
+def random_scene(template: Template, rng: np.random.Generator, **named: str) -> Scene:
+    """A scene of `template`; `named` fixes what a prompt names, everything else is drawn from `rng`.
+
+    Names: shape, colour, texture, prop, prop_colour, relation, and shape2, colour2 for the second thing.
+    """
+
+    def pick(name: str, options: tuple[str, ...], without: str | None = None) -> str:
+        drawn = options[int(rng.integers(len(options)))]
+        while drawn == without:
+            drawn = options[int(rng.integers(len(options)))]
+        return named.get(name, drawn)
+
+    colours = tuple(COLOURS)
+    shape, colour = pick("shape", SHAPES), pick("colour", colours)
+    tilt = float(rng.uniform(-0.18, 0.18))
+    backdrop = random_backdrop(rng)
+    if template == "attribute":
+        place = {"x": 32 + rng.uniform(-6, 6), "y": 32 + rng.uniform(-6, 6), "radius": rng.uniform(15, 19)}
+        return Scene(template, (Thing(shape, colour, pick("texture", TEXTURES), tilt=tilt, **place),), backdrop)
+    if template == "behaviour":
+        prop = pick("prop", tuple(PROPS))
+        prop_colour = pick("prop_colour", colours, without=colour)
+        place = {"x": 31 + rng.uniform(-5, 5), "y": 33 + rng.uniform(-3, 3), "radius": rng.uniform(12, 14.5)}
+        return Scene(template, (Thing(shape, colour, tilt=tilt, **place),), backdrop, prop, prop_colour)
+    relation = pick("relation", RELATIONS)
+    shape2 = pick("shape2", SHAPES, without=shape)
+    colour2 = pick("colour2", colours, without=colour)
+    near, far = 17 + rng.uniform(-2, 2), 47 + rng.uniform(-2, 2)
+    if relation in ("below", "on the right of"):
+        near, far = far, near
+    across = rng.uniform(-5, 5, size=2) + 32
+    radii = rng.uniform(10.5, 12.5, size=2)
+    vertical = relation in ("above", "below")
+    places = [(across[0], near), (across[1], far)] if vertical else [(near, across[0]), (far, across[1])]
+    tilts = (tilt, float(rng.uniform(-0.18, 0.18)))
+    looks = ((shape, colour), (shape2, colour2))
+    things = tuple(
+        Thing(s, c, x=float(p[0]), y=float(p[1]), radius=float(r), tilt=t)
+        for (s, c), p, r, t in zip(looks, places, radii, tilts, strict=True)
+    )
+    return Scene(template, things, backdrop, relation=relation)
+
+
+def _turned(points: list[tuple[float, float]], thing: Thing) -> list[tuple[float, float]]:
+    cos, sin = math.cos(thing.tilt), math.sin(thing.tilt)
+    k, r = SUPERSAMPLING, thing.radius
+    return [
+        ((thing.x + r * (px * cos - py * sin)) * k, (thing.y + r * (px * sin + py * cos)) * k) for px, py in points
+    ]
+
+
+def _outline(shape: str) -> list[tuple[float, float]]:
+    """Corner points of a shape within the unit circle, y downwards."""
+    if shape == "circle":
+        turns = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+        return [(math.cos(a), math.sin(a)) for a in turns]
+    if shape == "square":
+        return [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)]
+    if shape == "triangle":
+        return [(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)]
+    if shape == "star":
+        radii = [1.1, 0.46] * 5
+        return [
+            (r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5) + 0.06) for i, r in enumerate(radii)
+        ]
+    if shape == "heart":
+        turns = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+        return [
+            (
+                math.sin(a) ** 3 * 1.02,
+                -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 15.5 - 0.08,
+            )
+            for a in turns
+        ]
+    w = 0.36
+    return [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
+
+
+def _backdrop_pixels(backdrop: Backdrop) -> np.ndarray:
+    first, second = np.array(backdrop.first, np.float32), np.array(backdrop.second, np.float32)
+    if backdrop.kind == "flat":
+        share = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    elif backdrop.kind == "gradient":
+        ys, xs = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] / (IMAGE_SIZE - 1) - 0.5
+        share = (0.5 + 0.7 * (xs * math.cos(backdrop.angle) + ys * math.sin(backdrop.angle))).clip(0, 1)
+    else:
+        coarse = np.random.default_rng(backdrop.seed).random((6, 6), np.float32)
+        blotches = Image.fromarray(coarse)
+        share = np.asarray(blotches.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)).clip(0, 1)
+    return first + (second - first) * share[..., None]
+
+
+def _paint(thing: Thing) -> np.ndarray:
+    """The thing's surface over the whole canvas: colour with its texture."""
+    size = IMAGE_SIZE * SUPERSAMPLING
+    colour = np.array(COLOURS[thing.colour], np.float32)
+    dark = colour * 0.22
+    ys, xs = (np.mgrid[0:size, 0:size] + 0.5) / SUPERSAMPLING
+    u = (xs - thing.x) * math.cos(thing.tilt) + (ys - thing.y) * math.sin(thing.tilt)
+    v = -(xs - thing.x) * math.sin(thing.tilt) + (ys - thing.y) * math.cos(thing.tilt)
+    if thing.texture == "striped":
+        marked = (v / 8 + 0.25) % 1 < 0.5
+    elif thing.texture == "dotted":
+        marked = (((u / 9 + 0.5) % 1 - 0.5) ** 2 + ((v / 9 + 0.5) % 1 - 0.5) ** 2) < 0.29**2
+    else:
+        marked = ((u // 6.5) + (v // 6.5)) % 2 == 0
+    return np.where(marked[..., None], dark, colour)
+
+
+def _draw_thing(canvas: Image.Image, thing: Thing) -> None:
+    corners = _turned(_outline(thing.shape), thing)
+    if thing.texture == "plain":
+        ImageDraw.Draw(canvas).polygon(corners, fill=COLOURS[thing.colour])
+        return
+    mask = Image.new("L", canvas.size)
+    ImageDraw.Draw(mask).polygon(corners, fill=255)
+    canvas.paste(Image.fromarray(_paint(thing).astype(np.uint8)), mask=mask)
+
+
+def _draw_prop(canvas: Image.Image, scene: Scene) -> None:
+    """Hat on top, board with wheels below, ball on the right."""
+    owner = replace(scene.things[0], tilt=0.0)
+    colour = COLOURS[scene.prop_colour or "white"]
+    draw, k = ImageDraw.Draw(canvas), SUPERSAMPLING
+    x, y, r = owner.x * k, owner.y * k, owner.radius * k
+    if scene.prop == "hat":
+        brim = y - 0.72 * r
+        draw.rectangle((x - 0.9 * r, brim - 0.22 * r, x + 0.9 * r, brim), fill=colour)
+        draw.rectangle((x - 0.52 * r, brim - 0.92 * r, x + 0.52 * r, brim - 0.22 * r), fill=colour)
+    elif scene.prop == "board":
+        top = y + 1.02 * r
+        draw.rounded_rectangle((x - 1.35 * r, top, x + 1.35 * r, top + 0.36 * r), 0.15 * r, fill=colour)
+        for side in (-0.8, 0.8):
+            cx, cy = x + side * r, top + 0.56 * r
+            draw.ellipse((cx - 0.22 * r, cy - 0.22 * r, cx + 0.22 * r, cy + 0.22 * r), fill=(15, 15, 15))
+    else:
+        cx, cy, rb = x + 1.35 * r, y + 0.15 * r, 0.55 * r
+        draw.ellipse((cx - rb, cy - rb, cx + rb, cy + rb), fill=colour)
+
+
+def render(scene: Scene) -> np.ndarray:
+    """Draw `scene`. Returns (64, 64, 3) uint8 RGB; the same scene always gives the same pixels."""
+    pixels = _backdrop_pixels(scene.backdrop).clip(0, 255).astype(np.uint8)
+    size = IMAGE_SIZE * SUPERSAMPLING
+    canvas = Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
+    for thing in scene.things:
+        _draw_thing(canvas, thing)
+    if scene.prop is not None:
+        _draw_prop(canvas, scene)
+    return np.asarray(canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX))
