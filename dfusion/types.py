@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -23,6 +24,7 @@ class Trajectory:
     item_maps   (B, T, h_m, w_m, K) float32 in [0, 1] or None: cross-attention maps of the K item tokens at the mask
                 layer, conditional half, mean over heads and blocks; samples with fewer items are padded with zeros
     items       for each sample the token indices of its items (a tuple of tokens an item), or None
+    mask_source whose cross-attention `item_maps` are (see FusionConfig), or None
     """
 
     latents: torch.Tensor
@@ -32,6 +34,7 @@ class Trajectory:
     config: SamplingConfig
     item_maps: torch.Tensor | None = None
     items: tuple[tuple[tuple[int, ...], ...], ...] | None = None
+    mask_source: Literal["first_up", "resolution"] | None = None
 
     def __post_init__(self) -> None:
         batch, steps = len(self.seeds), len(self.timesteps)

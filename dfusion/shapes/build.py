@@ -20,13 +20,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dfusion import _torchvision_ops  # noqa: F401
 
-from dfusion.shapes.scenes import TEMPLATES, Scene, random_scene, render
+from dfusion.shapes.captions import MAX_TOKENS, new_tokenizer, noisy_caption
+from dfusion.shapes.judge import PARTS, JudgeNet, canonical_parts
+from dfusion.shapes.prompts import caption, named_parts
+from dfusion.shapes.scenes import MIRRORED, TEMPLATES, Scene, Template, random_scene, render
 
 SEED = 20260
+TEXT_WIDTH = 128
+DATASET_SIZE = 36_000
+UNET_BATCH = 32
+CLIP_MEAN, CLIP_STD = 0.5, 0.3
+CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 
 def scenes(seed: int) -> Iterator[Scene]:
@@ -90,8 +99,8 @@ def train(
             with log_file.open("a") as log:
                 log.write(json.dumps(row | {k: round(v, 5) for k, v in figures.items()}) + "\n")
         if time.monotonic() - saved > 60 or step == steps - 1:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step + 1}
-            torch.save(state, state_file.with_suffix(".tmp"))
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            torch.save(state | {"step": step + 1}, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").rename(state_file)
             saved = time.monotonic()
     if average is not None:
@@ -146,16 +155,254 @@ def measure_latents(vae: Any, count: int = 300) -> None:
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
 
 
+def new_unet() -> Any:
+    """Two levels with cross-attention at 16x16 and 8x8. Three transformer layers a block at 8x8 and narrow
+    convolutions: objects are carried by attention, which is what fusion can reach."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 3),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def new_text_encoder(vocabulary: int) -> Any:
+    """A two-layer CLIP text model."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            pad_token_id=0,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+        )
+    )
+
+
+def new_scheduler() -> Any:
+    """DDIM as Stable Diffusion configures it."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+
+
+@torch.no_grad()
+def latent_dataset(out: Path, vae: Any) -> tuple[torch.Tensor, list[Scene]]:
+    """Scaled latents of `DATASET_SIZE` rendered scenes, made once and kept in `out`."""
+    stream = scenes(10**7)
+    drawn = [next(stream) for _ in range(DATASET_SIZE)]
+    file = out / "latents.pt"
+    if not file.exists():
+        parts = []
+        for start in range(0, DATASET_SIZE, 64):
+            x = to_tensor([render(scene) for scene in drawn[start : start + 64]])
+            with torch.autocast("cpu", torch.bfloat16):
+                parts.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half())
+        torch.save(torch.cat(parts), file)
+    return torch.load(file, weights_only=True), drawn
+
+
+def build_unet(out: Path, steps: int) -> None:
+    """Epsilon prediction with min-SNR weights; a tenth of the captions empty, a share of the others wrong."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(SEED)
+    vae = AutoencoderKL.from_pretrained(out / "vae")
+    latents, drawn = latent_dataset(out, vae)
+    parts = [(scene.template, named_parts(scene)) for scene in drawn]
+    tokenizer, scheduler = new_tokenizer(), new_scheduler()
+    text_encoder, unet = new_text_encoder(len(tokenizer)), new_unet()
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    alphas = scheduler.alphas_cumprod
+
+    def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = np.random.default_rng([SEED, 1, step])
+        generator = torch.Generator().manual_seed(step)
+        chosen = rng.integers(len(parts), size=UNET_BATCH)
+        captions = [noisy_caption(*parts[i], rng) if rng.random() >= 0.1 else "" for i in chosen]
+        tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+        x0 = latents[chosen].float()
+        t = torch.randint(0, 1000, (len(chosen),), generator=generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            states = text_encoder(tokens).last_hidden_state
+            predicted = unet(scheduler.add_noise(x0, noise, t), t, states).sample.float()
+        snr = alphas[t] / (1 - alphas[t])
+        error = (predicted - noise).square().mean((1, 2, 3))
+        return (error * snr.clamp(max=5) / snr).mean(), {"plain": error.mean().item()}
+
+    train("unet", out, model, step_loss, steps=steps, learning_rate=6e-4, ema_decay=0.998)
+    unet.save_pretrained(out / "unet")
+    text_encoder.save_pretrained(out / "text_encoder")
+
+
+def spoiled(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures a little blurred and noisy, as a decoder makes them."""
+    share = torch.rand(len(x), 1, 1, 1, generator=generator)
+    blurred = nn.functional.avg_pool2d(nn.functional.pad(x, (1, 1, 1, 1), "replicate"), 3, stride=1)
+    noise = torch.randn(x.shape, generator=generator) * 0.1 * torch.rand(len(x), 1, 1, 1, generator=generator)
+    return x + share * (blurred - x) + noise
+
+
+def build_judge(out: Path, steps: int) -> None:
+    """Cross-entropy on every part that a scene's template names."""
+    torch.manual_seed(SEED + 1)
+    net = JudgeNet()
+
+    def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        stream = scenes(2 * 10**7 + step)
+        drawn = [next(stream) for _ in range(48)]
+        generator = torch.Generator().manual_seed(step)
+        logits = net(spoiled(to_tensor([render(scene) for scene in drawn]), generator))
+        wanted: dict[str, list[int]] = {name: [-100] * len(drawn) for name in logits}
+        for row, scene in enumerate(drawn):
+            wanted["template"][row] = TEMPLATES.index(scene.template)
+            named = canonical_parts(scene.template, named_parts(scene))
+            for part, options in PARTS[scene.template].items():
+                wanted[f"{scene.template}_{part}"][row] = options.index(named[part])
+        losses = [nn.functional.cross_entropy(logits[name], torch.tensor(rows)) for name, rows in wanted.items()]
+        return torch.stack(losses).sum(), {}
+
+    train("judge", out, net, step_loss, steps=steps, learning_rate=1e-3, ema_decay=0.995)
+    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, out / "judge.safetensors")
+
+
+def hard_negatives(template: Template, named: dict[str, str], rng: np.random.Generator) -> list[str]:
+    """Captions that are wrong in one part only, or in which two things have changed colours or places."""
+    wrong = []
+    for part, options in PARTS[template].items():
+        if part == "relation":
+            continue
+        others = [o for o in options if o not in (named[part], named.get("colour2" if part == "colour" else "colour"))]
+        wrong.append(named | {part: others[int(rng.integers(len(others)))]})
+    if template == "position":
+        wrong.append(named | {"relation": MIRRORED[named["relation"]]})
+        wrong.append(named | {"colour": named["colour2"], "colour2": named["colour"]})
+    return [caption(template, parts) for parts in wrong]
+
+
+def mirrored_parts(named: dict[str, str]) -> dict[str, str]:
+    """The same picture told from the other thing's side."""
+    return {
+        "colour": named["colour2"],
+        "shape": named["shape2"],
+        "relation": MIRRORED[named["relation"]],
+        "colour2": named["colour"],
+        "shape2": named["shape"],
+    }
+
+
+def clip_config(vocabulary: int) -> dict[str, Any]:
+    """The open_clip model: a small ResNet and a small text transformer."""
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 2, 1], "width": 16, "patch_size": None, "head_width": 64},
+        "text_cfg": {
+            "context_length": MAX_TOKENS,
+            "vocab_size": vocabulary,
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+            "hf_tokenizer_name": "in-this-folder",
+        },
+    }
+
+
+def build_clip(out: Path, steps: int) -> None:
+    """Contrastive, image to text, each picture against its own hard negatives and the other pictures' captions."""
+    from open_clip import CLIP
+
+    torch.manual_seed(SEED + 2)
+    tokenizer = new_tokenizer()
+    config = clip_config(len(tokenizer))
+    model = CLIP(**{**config, "text_cfg": config["text_cfg"] | {"hf_tokenizer_name": None}})
+
+    def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = np.random.default_rng([SEED, 3, step])
+        stream = scenes(3 * 10**7 + step)
+        drawn = [next(stream) for _ in range(48)]
+        captions, keys = [], []
+        negatives: list[str] = []
+        owners: list[int] = []
+        for row, scene in enumerate(drawn):
+            named = named_parts(scene)
+            keys.append(caption(scene.template, canonical_parts(scene.template, named)))
+            if scene.template == "position" and rng.random() < 0.5:
+                named = mirrored_parts(named)
+            captions.append(caption(scene.template, named))
+            wrong = hard_negatives(scene.template, named, rng)
+            negatives += wrong
+            owners += [row] * len(wrong)
+        tokens = tokenizer(captions + negatives, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
+        x = spoiled(to_tensor([render(scene) for scene in drawn]), torch.Generator().manual_seed(step)) * 0.5 + 0.5
+        with torch.autocast("cpu", torch.bfloat16):
+            images = model.encode_image((x - CLIP_MEAN) / CLIP_STD, normalize=True).float()
+            texts = model.encode_text(tokens.input_ids, normalize=True).float()
+        logits = images @ texts.T * model.logit_scale.exp().clamp(max=50)
+        same = torch.tensor([[a == b for b in keys] for a in keys])
+        foreign = same & ~torch.eye(len(keys), dtype=torch.bool)
+        not_mine = torch.tensor(owners)[None] != torch.arange(len(keys))[:, None]
+        logits = logits.masked_fill(torch.cat([foreign, not_mine], 1), -1e4)
+        target = torch.arange(len(keys))
+        loss = nn.functional.cross_entropy(logits, target) + 0.5 * nn.functional.cross_entropy(
+            logits[:, : len(keys)].T, target
+        )
+        return loss, {"right": (logits.argmax(1) == target).float().mean().item()}
+
+    train("clip", out, model, step_loss, steps=steps, learning_rate=1e-3, ema_decay=0.995)
+    folder = out / "clip"
+    folder.mkdir(exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    preprocess = {"mean": [CLIP_MEAN] * 3, "std": [CLIP_STD] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=1) + "\n"
+    )
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / CLIP_WEIGHTS)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["vae"])
+    parser.add_argument("part", choices=list(BUILDERS))
     parser.add_argument("--out", type=Path, default=Path("build/shapes"))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    build_vae(arguments.out, arguments.steps or 2800)
+    torch.set_num_threads(arguments.threads)
+    function, steps = BUILDERS[arguments.part]
+    function(arguments.out, arguments.steps or steps)
 
+
+BUILDERS: dict[str, tuple[Callable[[Path, int], None], int]] = {
+    "vae": (build_vae, 2800),
+    "unet": (build_unet, 4200),
+    "judge": (build_judge, 3000),
+    "clip": (build_clip, 2400),
+}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check fix bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the REST API
+	$(BIN)/python -m api.demo
+
+serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until Ctrl-C
+	$(BIN)/python -m api
+
+test: check ## all checks, then all tests
+	$(BIN)/pytest
+
+check: $(VENV)/.ready ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/.ready ## format and mend what a linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.ready ## time and U-Net evaluations of fusion, beside the plain way
+	$(BIN)/python -m benchmarks.fusion
+
+clean: ## remove the environment and caches (keeps data)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,75 @@
+"""Eq. 1 replayed: log-densities of stored transitions under the present network, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dfusion import _torchvision_ops  # noqa: F401  (before diffusers)
+
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+from dfusion.ddim import Schedule, log_prob, mean
+from dfusion.errors import ShapeMismatchError
+from dfusion.guidance import check_embeds, predict
+from dfusion.types import Trajectory
+
+
+def transition_log_prob(
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    x_t: torch.Tensor,
+    x_prev: torch.Tensor,
+    step_indices: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+    negative_prompt_embeds: torch.Tensor | None,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """log p(x_prev | x_t) of Eq. 1 for rows of mixed steps, (B,) float32 on the U-Net's device, mean over C*h*w.
+
+    x_t, x_prev (B, C, h, w) float32; step_indices (B,) int64; prompt_embeds (B, N, C); negative_prompt_embeds the
+    same or (1, N, C). Gradients flow into the U-Net unless they are switched off outside.
+    Raises ScheduleError where a row's step has no noise, ShapeMismatchError where shapes do not fit.
+    """
+    if x_t.shape != x_prev.shape or step_indices.shape != x_t.shape[:1]:
+        got = (tuple(x_prev.shape), tuple(step_indices.shape))
+        raise ShapeMismatchError("x_prev and step_indices", (tuple(x_t.shape), tuple(x_t.shape[:1])), got)
+    schedule.require_trainable(step_indices)
+    negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(x_t), guidance_scale)
+    x_t, x_prev = x_t.to(unet.device), x_prev.to(unet.device)
+    timesteps = schedule.timesteps[step_indices.cpu()]
+    noise_pred = predict(unet, x_t, timesteps, prompt_embeds, negative, guidance_scale)
+    mu = mean(schedule, step_indices, x_t, noise_pred)
+    return log_prob(x_prev, mu, schedule.sigmas[step_indices.cpu()].to(mu.device))
+
+
+def log_probs(
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    trajectory: Trajectory,
+    prompt_embeds: torch.Tensor,
+    negative_prompt_embeds: torch.Tensor | None,
+    step_indices: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """log p of the trajectory's stored transitions under the plain `unet`, (B, S) for the S steps asked for.
+
+    Steps, guidance and eta are those of `trajectory.config`; `step_indices` None means every step with noise. Right
+    after sampling in float32, exp(replayed - recorded) is 1 to 1e-5. Raises like `transition_log_prob`.
+    """
+    schedule = Schedule.from_scheduler(scheduler, trajectory.config.num_steps, trajectory.config.eta)
+    steps = schedule.trainable_steps if step_indices is None else tuple(step_indices)
+    columns = [
+        transition_log_prob(
+            unet,
+            schedule,
+            trajectory.latents[:, i],
+            trajectory.latents[:, i + 1],
+            torch.full((len(trajectory),), i),
+            prompt_embeds,
+            negative_prompt_embeds,
+            trajectory.config.guidance_scale,
+        )
+        for i in steps
+    ]
+    return torch.stack(columns, 1)

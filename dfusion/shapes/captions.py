@@ -1,0 +1,101 @@
+"""Words: the tokenizer of the shapes world, and the wrong captions that give its Stable Diffusion its mistakes.
+
+Stable Diffusion misses prompts because web captions are noisy. The shapes world's pipeline is trained the same way:
+in a set share of captions a word that names a colour, texture, prop or relation is wrong. The picture stays clean, so
+the model learns to draw clean objects whose attributes follow the prompt only so often.
+"""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from dfusion.shapes.prompts import caption
+from dfusion.shapes.scenes import COLOURS, MIRRORED, PROPS, SHAPES, TEXTURES, Template
+
+MAX_TOKENS = 16
+"""Length of a tokenized prompt, BOS and EOS included."""
+
+WRONG_SHARE: dict[str, float] = {
+    "prop_colour": 0.50,
+    "prop": 0.20,
+    "colour": 0.50,
+    "texture": 0.30,
+    "swapped colours": 0.30,
+    "one colour": 0.15,
+    "relation": 0.08,
+}
+"""How often a part of a caption is wrong."""
+
+
+def wrong_parts(template: Template, named: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
+    """`named` with mistakes put in at the shares of `WRONG_SHARE`."""
+
+    def other(options: tuple[str, ...], *but: str) -> str:
+        left = [o for o in options if o not in but]
+        return left[int(rng.integers(len(left)))]
+
+    parts, colours = dict(named), tuple(COLOURS)
+    if template == "behaviour":
+        if rng.random() < WRONG_SHARE["prop_colour"]:
+            parts["prop_colour"] = other(colours, named["prop_colour"])
+        if rng.random() < WRONG_SHARE["prop"]:
+            parts["prop"] = other(tuple(PROPS), named["prop"])
+    elif template == "attribute":
+        if rng.random() < WRONG_SHARE["colour"]:
+            parts["colour"] = other(colours, named["colour"])
+        if rng.random() < WRONG_SHARE["texture"]:
+            parts["texture"] = other(TEXTURES, named["texture"])
+    else:
+        drawn = rng.random()
+        if drawn < WRONG_SHARE["swapped colours"]:
+            parts["colour"], parts["colour2"] = named["colour2"], named["colour"]
+        elif drawn < WRONG_SHARE["swapped colours"] + WRONG_SHARE["one colour"]:
+            which = ("colour", "colour2")[int(rng.integers(2))]
+            parts[which] = other(colours, named["colour"], named["colour2"])
+        if rng.random() < WRONG_SHARE["relation"]:
+            parts["relation"] = MIRRORED[named["relation"]]
+    return parts
+
+
+def noisy_caption(template: Template, named: dict[str, str], rng: np.random.Generator) -> str:
+    """A caption of a picture with these parts, wrong in the shares of `WRONG_SHARE`."""
+    return caption(template, wrong_parts(template, named, rng))
+
+
+def words() -> list[str]:
+    """Every word that a prompt can hold."""
+    small = ["a", "and", "the", "above", "below", "on", "left", "right", "of"]
+    return sorted({*small, *COLOURS, *SHAPES, *TEXTURES, *PROPS, *PROPS.values()})
+
+
+def _merges(known: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges learnt on `known` until every word is one token: the commonest pair first."""
+    split = {word: [*word[:-1], word[-1] + "</w>"] for word in known}
+    merges = []
+    while pairs := Counter(pair for parts in split.values() for pair in pairwise(parts)):
+        best = max(sorted(pairs), key=lambda pair: pairs[pair])
+        merges.append(best)
+        for parts in split.values():
+            at = 0
+            while at < len(parts) - 1:
+                if (parts[at], parts[at + 1]) == best:
+                    parts[at : at + 2] = ["".join(best)]
+                at += 1
+    return merges
+
+
+def new_tokenizer() -> Any:
+    """A CLIPTokenizer in which each of `words` is one token; other words fall into letters. EOS has the largest id."""
+    from transformers import CLIPTokenizer
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    merges = _merges(words())
+    tokens = ["<|pad|>", *letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token="<|pad|>", model_max_length=MAX_TOKENS)

@@ -1,0 +1,232 @@
+"""How good the shapes world is, in numbers and pictures: `python -m dfusion.shapes.report [models|fusion]`.
+
+    models   the judge and the CLIP model on held-out renders; how often the judge accepts the base pipeline's samples
+    fusion   what fusion carries: pairs whose base the judge rejects and whose reference it accepts, and the targets
+
+Contact sheets go to `--out` (docs/images by default). Everything is reproducible from `--seed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dfusion.attention.masks import merge_masks, resize_mask
+from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.fused_sampling import fuse
+from dfusion.models import DiffusionModel
+from dfusion.rewards import load_scorer
+from dfusion.sampling import sample
+from dfusion.shapes.build import hard_negatives, scenes
+from dfusion.shapes.judge import MODELS, Judge
+from dfusion.shapes.prompts import ShapesPrompt, caption, named_parts, prompt_list
+from dfusion.shapes.scenes import TEMPLATES, Template, render
+from dfusion.types import Trajectory
+
+HELD_OUT_STREAM = 4 * 10**7
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What was sampled of one prompt: a trajectory of B samples, their pictures, the judge's verdicts."""
+
+    prompt: ShapesPrompt
+    trajectory: Trajectory
+    pictures: np.ndarray
+    accepted: list[bool]
+
+
+def sample_prompts(
+    model: DiffusionModel, judge: Judge, prompts: Sequence[ShapesPrompt], count: int, seed: int, items: bool = False
+) -> Iterator[Sampled]:
+    """`count` samples of each prompt, seeds from `seed` on."""
+    negative = model.encode_prompts([""])
+    for number, prompt in enumerate(prompts):
+        seeds = [seed + number * 1000 + i for i in range(count)]
+        trajectory = sample(
+            model.unet,
+            model.scheduler,
+            model.encode_prompts([prompt.text]).expand(count, -1, -1),
+            negative.expand(count, -1, -1),
+            seeds,
+            items=[model.item_tokens(prompt.text, prompt.items)] * count if items else None,
+        )
+        pictures = model.decode(trajectory.final)
+        yield Sampled(prompt, trajectory, pictures, judge.accepts(pictures, [prompt.text] * count))
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 2, gap: int = 2) -> Image.Image:
+    """Pictures of one size in rows, enlarged by `scale`, with a gap around each."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    canvas = np.full((len(rows) * (height * scale + gap), columns * (width * scale + gap), 3), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            enlarged = picture.repeat(scale, 0).repeat(scale, 1)
+            top, left = y * (height * scale + gap), x * (width * scale + gap)
+            canvas[top : top + height * scale, left : left + width * scale] = enlarged
+    return Image.fromarray(canvas)
+
+
+def framed(picture: np.ndarray, good: bool) -> np.ndarray:
+    """The picture in a green (accepted) or red frame."""
+    picture = picture.copy()
+    colour = (0, 200, 0) if good else (230, 0, 0)
+    for edge in (np.s_[:2], np.s_[-2:], np.s_[:, :2], np.s_[:, -2:]):
+        picture[edge] = colour
+    return picture
+
+
+def judge_accuracy(judge: Judge, count: int) -> tuple[float, float]:
+    """Share of held-out renders that the judge accepts with their own caption, and rejects with a wrong one."""
+    stream, rng = scenes(HELD_OUT_STREAM), np.random.default_rng(1)
+    drawn = [next(stream) for _ in range(count)]
+    pictures = np.stack([render(scene) for scene in drawn])
+    right = [caption(scene.template, named_parts(scene)) for scene in drawn]
+    wrong = []
+    for scene in drawn:
+        options = hard_negatives(scene.template, named_parts(scene), rng)
+        wrong.append(options[int(rng.integers(len(options)))])
+    return float(np.mean(judge.accepts(pictures, right))), 1 - float(np.mean(judge.accepts(pictures, wrong)))
+
+
+def clip_accuracy(count: int) -> dict[Template, float]:
+    """Share of held-out renders whose own caption scores above all its hard negatives, by template."""
+    scorer, stream, rng = load_scorer("shapes-clip"), scenes(HELD_OUT_STREAM + 1), np.random.default_rng(2)
+    right: dict[Template, list[bool]] = {template: [] for template in TEMPLATES}
+    for _ in range(count):
+        scene = next(stream)
+        named = named_parts(scene)
+        captions = [caption(scene.template, named), *hard_negatives(scene.template, named, rng)]
+        scores = scorer.score(np.stack([render(scene)] * len(captions)), captions)
+        right[scene.template].append(scores[0] > max(scores[1:]))
+    return {template: float(np.mean(rows)) for template, rows in right.items()}
+
+
+def report_models(model: DiffusionModel, out: Path, samples: int, seed: int) -> list[str]:
+    """Lines of the "models" report; one contact sheet a template."""
+    judge = Judge.load()
+    accepts, rejects = judge_accuracy(judge, 1500)
+    lines = [f"judge on 1500 held-out renders: accepts the right caption {accepts:.1%}, rejects a wrong one {rejects:.1%}"]
+    for template, share in clip_accuracy(900).items():
+        lines.append(f"CLIP picks the right caption among its hard negatives, {template}: {share:.1%}")
+    for template in TEMPLATES:
+        accepted, rows = [], []
+        for sampled in sample_prompts(model, judge, prompt_list(template, "train"), samples, seed):
+            accepted += sampled.accepted
+            rows.append([framed(p, a) for p, a in zip(sampled.pictures[:4], sampled.accepted, strict=False)])
+        lines.append(f"base pipeline, judge accepts, {template}: {np.mean(accepted):.1%} of {len(accepted)}")
+        paired = [rows[i] + rows[i + 1] + rows[i + 2] for i in range(0, 24, 3)]
+        sheet(paired).save(out / f"samples-{template}.png")
+    return lines
+
+
+@dataclass(frozen=True)
+class Carried:
+    """One fused pair: what the judge says of the target, and distances (latent RMS) outside the mask."""
+
+    accepted: bool
+    target_distance: float
+    reference_distance: float
+    cover: float
+    triptych: list[np.ndarray]
+
+
+def fused_pairs(model: DiffusionModel, judge: Judge, sampled: Sampled, config: FusionConfig) -> list[Carried]:
+    """Every rejected sample of a prompt fused with an accepted one; a reference serves several bases if it must."""
+    good = [i for i, accepted in enumerate(sampled.accepted) if accepted]
+    bad = [i for i, accepted in enumerate(sampled.accepted) if not accepted]
+    if not good or not bad:
+        return []
+    references = [good[i % len(good)] for i in range(len(bad))]
+    base, reference = sampled.trajectory.select(bad), sampled.trajectory.select(references)
+    prompt = sampled.prompt
+    embeds = model.encode_prompts([prompt.text]).expand(len(bad), -1, -1)
+    negative = model.encode_prompts([""]).expand(len(bad), -1, -1)
+    thresholds = [prompt.thresholds] * len(bad)
+    target = fuse(
+        model.unet, model.scheduler, base, reference, embeds, negative, thresholds=thresholds, config=config
+    )
+    pictures = model.decode(target.final)
+    accepted = judge.accepts(pictures, [prompt.text] * len(bad))
+    carried = []
+    for row, (b, r) in enumerate(zip(bad, references, strict=True)):
+        mask = union_mask(reference, row, prompt.thresholds, config)
+        outside = 1 - mask
+        share = outside.sum().clamp(min=1)
+        to_target = ((target.final[row] - base.final[row]).square() * outside).sum() / share
+        to_reference = ((reference.final[row] - base.final[row]).square() * outside).sum() / share
+        shown = (mask[..., None].numpy() * 255).astype(np.uint8).repeat(3, -1).repeat(4, 0).repeat(4, 1)
+        triptych = [sampled.pictures[b], sampled.pictures[r], framed(pictures[row], accepted[row]), shown]
+        distances = to_target.sqrt().item(), to_reference.sqrt().item()
+        carried.append(Carried(accepted[row], *distances, mask.mean().item(), triptych))
+    return carried
+
+
+def union_mask(reference: Trajectory, row: int, thresholds: Sequence[float], config: FusionConfig) -> torch.Tensor:
+    """(h, w) of 0 and 1: what was masked at any fused step."""
+    if reference.item_maps is None:
+        raise ValueError("expected a reference with item maps")
+    maps = reference.item_maps[row, config.first_step : config.last_step + 1]
+    masks = merge_masks(maps, [thresholds] * len(maps), config.merge)
+    return resize_mask(masks.any(0, keepdim=True), reference.final.shape[-2:])[0].float()
+
+
+def report_fusion(
+    model: DiffusionModel, out: Path, pairs: int, seed: int, config: FusionConfig, templates: Sequence[Template]
+) -> list[str]:
+    """Lines of the "fusion" report; a sheet of base / reference / target / mask a template."""
+    judge, lines = Judge.load(), []
+    for template in templates:
+        carried: list[Carried] = []
+        for sampled in sample_prompts(model, judge, prompt_list(template, "train"), 16, seed, items=True):
+            carried += fused_pairs(model, judge, sampled, config)
+            if len(carried) >= pairs:
+                break
+        target = np.mean([c.target_distance for c in carried])
+        reference = np.mean([c.reference_distance for c in carried])
+        accepted = np.mean([c.accepted for c in carried])
+        lines.append(
+            f"{template}: {len(carried)} pairs (base rejected, reference accepted): targets accepted {accepted:.1%}; "
+            f"outside the mask target-base {target:.3f}, reference-base {reference:.3f}, {reference / target:.1f} times "
+            f"closer; mask covers {np.mean([c.cover for c in carried]):.0%}"
+        )
+        chosen = carried[:: max(1, len(carried) // 24)][:24]
+        rows = [chosen[i].triptych + chosen[i + 1].triptych + chosen[i + 2].triptych for i in range(0, len(chosen) - 2, 3)]
+        sheet(rows).save(out / f"fusion-{template}.png")
+    return lines
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="models", choices=["models", "fusion"])
+    parser.add_argument("--pipeline", type=Path, default=MODELS / "pipeline")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--samples", type=int, default=8, help="samples a prompt (models)")
+    parser.add_argument("--pairs", type=int, default=200, help="pairs a template, at least (fusion)")
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--template", choices=TEMPLATES, action="append")
+    parser.add_argument("--first-step", type=int, default=FusionConfig().first_step)
+    parser.add_argument("--merge", choices=["xor", "or"], default=FusionConfig().merge)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = DiffusionModel.load(arguments.pipeline)
+    if arguments.what == "models":
+        lines = report_models(model, arguments.out, arguments.samples, arguments.seed)
+    else:
+        config = FusionConfig(first_step=arguments.first_step, merge=arguments.merge)
+        templates = arguments.template or TEMPLATES
+        lines = report_fusion(model, arguments.out, arguments.pairs, arguments.seed, config, templates)
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
