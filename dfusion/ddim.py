@@ -1,0 +1,151 @@
+"""Eq. 1: the stochastic DDIM step as a Gaussian policy. All arithmetic is float32, coefficients come from float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dfusion import _torchvision_ops  # noqa: F401
+
+# isort: split
+from diffusers import DDIMScheduler
+
+from dfusion.errors import ScheduleError
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+StepIndices = int | torch.Tensor
+"""One step_index for all rows, or an int64 tensor (B,) with one for each row."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The T steps of a sampler: alpha-bar of each step and of the one after it, and sigma.
+
+    timesteps    (T,) int64, the scheduler's values in denoising order
+    alphas       (T,) float32, alpha-bar at each timestep
+    prev_alphas  (T,) float32, alpha-bar at the next entry of `timesteps`; the last: `final_alpha_cumprod`
+    sigmas       (T,) float32, standard deviation of each step's noise; 0 where the step is deterministic
+    prediction_type  what the U-Net predicts
+    clip_range   where the scheduler clips x0 to [-clip_range, clip_range] (SD does not); None is without
+    """
+
+    timesteps: torch.Tensor
+    alphas: torch.Tensor
+    prev_alphas: torch.Tensor
+    sigmas: torch.Tensor
+    prediction_type: PredictionType
+    clip_range: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def trainable_steps(self) -> tuple[int, ...]:
+        """The step indices that have noise, hence a log-density. Without `set_alpha_to_one` (SD) these are all."""
+        return tuple(i for i, sigma in enumerate(self.sigmas.tolist()) if sigma > 0)
+
+    def prev_timestep(self, step_index: int) -> int | None:
+        """The scheduler's value after `step_index`; None after the last step (`final_alpha_cumprod` holds there)."""
+        return int(self.timesteps[step_index + 1]) if step_index + 1 < len(self) else None
+
+    def require_trainable(self, steps: StepIndices) -> None:
+        """Raise ScheduleError if a step of `steps` has sigma = 0, where log p would be infinite."""
+        chosen = [steps] if isinstance(steps, int) else steps.tolist()
+        without_noise = sorted(set(chosen) - set(self.trainable_steps))
+        if without_noise:
+            raise ScheduleError(
+                f"expected steps with noise (step_index in {self.trainable_steps}), got {without_noise}: sigma is 0"
+                " or there is no such step; leave them out, or use set_alpha_to_one=False and eta > 0"
+            )
+
+    @classmethod
+    def from_scheduler(cls, scheduler: DDIMScheduler, num_steps: int, eta: float) -> Schedule:
+        """The schedule of `num_steps` steps with noise weight `eta` (Eq. 1). The scheduler given is left as it is.
+
+        Raises ScheduleError for schedulers other than DDIM, dynamic thresholding, more steps than the scheduler has,
+        timesteps that do not decrease or lie outside the training range, and a first alpha-bar of 0 with epsilon
+        prediction (x0 is undefined there).
+        """
+        if not isinstance(scheduler, DDIMScheduler):
+            raise ScheduleError(f"scheduler: expected a DDIMScheduler, got {type(scheduler).__name__}")
+        if scheduler.config.thresholding:
+            raise ScheduleError("scheduler: expected thresholding=False (Eq. 1 has no dynamic thresholding), got True")
+        timesteps = _timesteps(scheduler, num_steps)
+        alphas = scheduler.alphas_cumprod.double().cpu()[timesteps]
+        final = torch.as_tensor(scheduler.final_alpha_cumprod).double().cpu().reshape(1)
+        prev_alphas = torch.cat([alphas[1:], final])
+        variances = (1 - prev_alphas) / (1 - alphas) * (1 - alphas / prev_alphas)
+        prediction_type = scheduler.config.prediction_type
+        if not torch.isfinite(variances).all() or (prediction_type == "epsilon" and alphas.min() <= 0):
+            raise ScheduleError(f"expected alpha-bar in (0, 1) at every step, got {alphas.tolist()}")
+        return cls(
+            timesteps=timesteps,
+            alphas=alphas.float(),
+            prev_alphas=prev_alphas.float(),
+            sigmas=(eta * variances.clamp(min=0).sqrt()).float(),
+            prediction_type=prediction_type,
+            clip_range=scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
+        )
+
+
+def _timesteps(scheduler: DDIMScheduler, num_steps: int) -> torch.Tensor:
+    """The (T,) int64 timesteps of a copy of the scheduler, checked."""
+    total = scheduler.config.num_train_timesteps
+    if not 1 <= num_steps <= total:
+        raise ScheduleError(f"num_steps: expected 1 to {total}, got {num_steps}")
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(num_steps)
+    timesteps = torch.as_tensor(own.timesteps).to("cpu", torch.int64)
+    inside = int(timesteps.min()) >= 0 and int(timesteps.max()) < len(scheduler.alphas_cumprod)
+    if not inside or bool((timesteps.diff() >= 0).any()):
+        raise ScheduleError(f"expected timesteps that decrease within 0 to {total - 1}, got {timesteps.tolist()}")
+    return timesteps
+
+
+def _at(values: torch.Tensor, steps: StepIndices, like: torch.Tensor) -> torch.Tensor:
+    """`values[steps]` on `like`'s device, shaped to broadcast over (B, C, h, w)."""
+    chosen = values[steps] if isinstance(steps, int) else values[steps.to(values.device)]
+    return chosen.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def mean(schedule: Schedule, steps: StepIndices, x_t: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
+    """mu of Eq. 1, (B, C, h, w) float32, from x_t and the guided prediction, both (B, C, h, w).
+
+    `noise_pred` is what the U-Net predicts: epsilon, v or x0 by the schedule's `prediction_type`.
+    """
+    x_t, predicted = x_t.float(), noise_pred.float()
+    alpha, prev_alpha = _at(schedule.alphas, steps, x_t), _at(schedule.prev_alphas, steps, x_t)
+    sigma = _at(schedule.sigmas, steps, x_t)
+    if schedule.prediction_type == "epsilon":
+        x_0, epsilon = (x_t - (1 - alpha).sqrt() * predicted) / alpha.sqrt(), predicted
+    elif schedule.prediction_type == "v_prediction":
+        x_0 = alpha.sqrt() * x_t - (1 - alpha).sqrt() * predicted
+        epsilon = alpha.sqrt() * predicted + (1 - alpha).sqrt() * x_t
+    else:
+        x_0, epsilon = predicted, (x_t - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
+    if schedule.clip_range is not None:
+        x_0 = x_0.clamp(-schedule.clip_range, schedule.clip_range)
+    direction = (1 - prev_alpha - sigma.square()).clamp(min=0).sqrt()
+    return prev_alpha.sqrt() * x_0 + direction * epsilon
+
+
+def log_prob(x_prev: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+    """log p of Eq. 1, (B,) float32: the Gaussian's log-density, mean over C*h*w.
+
+    x_prev and mean are (B, C, h, w); sigma is a number or (B,). Raises ScheduleError where sigma is 0.
+    """
+    scale = torch.as_tensor(sigma, dtype=torch.float32, device=mean.device).reshape(-1, *[1] * (mean.ndim - 1))
+    if bool((scale <= 0).any()):
+        raise ScheduleError("sigma: expected a positive standard deviation, got 0; log p is infinite there")
+    squared = ((x_prev.float() - mean.float()) / scale).square()
+    return (-0.5 * squared - scale.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)
+
+
+def recorded_log_prob(schedule: Schedule, step_index: int, x_prev: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """`log_prob` of one step as trajectories record it, (B,): 0 where the step has no noise, never infinite or NaN."""
+    sigma = float(schedule.sigmas[step_index])
+    return log_prob(x_prev, mean, sigma) if sigma > 0 else x_prev.new_zeros(len(x_prev), dtype=torch.float32)
