@@ -1,0 +1,1 @@
+"""Cross-attention capture and self-attention fusion in a stock diffusers U-Net, without patching it."""

@@ -1,0 +1,114 @@
+"""The U-Net's layers, as the paper counts them: blocks that hold cross-attention, in forward order.
+
+SD 1.x and 2.x: 0, 1, 2 down; 3 middle; 4, 5, 6 up. Others are counted the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from dfusion import _torchvision_ops  # noqa: F401
+
+# isort: split
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+from dfusion.errors import LayerNotFoundError
+
+MaskSource = Literal["first_up", "resolution"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A U-Net block with cross-attention.
+
+    index   its number in forward order, counting only blocks with cross-attention
+    part    where it is
+    name    its path in the U-Net, "up_blocks.1"
+    level   how often the latent was halved before it: its maps are (h, w) / 2**level, rounded up
+    self_attention, cross_attention  paths of its attention modules
+    """
+
+    index: int
+    part: Literal["down", "middle", "up"]
+    name: str
+    level: int
+    self_attention: tuple[str, ...]
+    cross_attention: tuple[str, ...]
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the block's maps for latents of height x width pixels."""
+        for _ in range(self.level):
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return height, width
+
+
+def find_layers(unet: UNet2DConditionModel) -> tuple[Layer, ...]:
+    """The blocks of `unet` with cross-attention, in forward order. Raises LayerNotFoundError if there are none."""
+    layers: list[Layer] = []
+    for part, name, level, block in _blocks(unet):
+        own, cross = _attention_paths(name, block)
+        if cross:
+            layers.append(Layer(len(layers), part, name, level, own, cross))
+    if not layers:
+        raise LayerNotFoundError("the U-Net has no block with cross-attention")
+    return tuple(layers)
+
+
+def _blocks(unet: UNet2DConditionModel) -> Iterator[tuple[Literal["down", "middle", "up"], str, int, nn.Module]]:
+    """Every block in forward order with its part, path and level."""
+    deepest = len(unet.down_blocks) - 1
+    for i, block in enumerate(unet.down_blocks):
+        yield "down", f"down_blocks.{i}", i, block
+    if unet.mid_block is not None:
+        yield "middle", "mid_block", deepest, unet.mid_block
+    for i, block in enumerate(unet.up_blocks):
+        yield "up", f"up_blocks.{i}", deepest - i, block
+
+
+def _attention_paths(name: str, block: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Paths of the block's self- and cross-attention modules that sit in transformers, in forward order."""
+    own: list[str] = []
+    cross: list[str] = []
+    for transformer_path, transformer in block.named_modules():
+        if isinstance(transformer, Transformer2DModel):
+            for path, module in transformer.named_modules():
+                if isinstance(module, Attention):
+                    (cross if module.is_cross_attention else own).append(f"{name}.{transformer_path}.{path}")
+    return tuple(own), tuple(cross)
+
+
+def resolve_layers(layers: Sequence[Layer], wanted: Literal["middle+up"] | Sequence[int]) -> tuple[Layer, ...]:
+    """The layers to fuse: "middle+up" (3-6 of SD, table 3), or those of the given indices.
+
+    Raises LayerNotFoundError for an index that the U-Net does not have, or if it has neither middle nor up layers.
+    """
+    if wanted == "middle+up":
+        found = tuple(layer for layer in layers if layer.part != "down")
+        if not found:
+            raise LayerNotFoundError("the U-Net has no middle or up block with cross-attention")
+        return found
+    missing = sorted(set(wanted) - {layer.index for layer in layers})
+    if missing or not wanted:
+        raise LayerNotFoundError(f"layers: expected indices within 0 to {len(layers) - 1}, got {list(wanted)}")
+    return tuple(layers[int(i)] for i in sorted(set(wanted)))
+
+
+def first_up_layer(layers: Sequence[Layer]) -> Layer:
+    """The first up layer with cross-attention (layer 4 of SD), which gives the mask. Raises LayerNotFoundError."""
+    for layer in layers:
+        if layer.part == "up":
+            return layer
+    raise LayerNotFoundError("the U-Net has no up block with cross-attention")
+
+
+def mask_layers(layers: Sequence[Layer], source: MaskSource) -> tuple[Layer, ...]:
+    """The layers whose cross-attention makes the mask (Eq. 4): the first up layer (paper), or every layer of its
+    resolution, down path included (released code). Raises LayerNotFoundError."""
+    first = first_up_layer(layers)
+    return (first,) if source == "first_up" else tuple(layer for layer in layers if layer.level == first.level)

@@ -1,0 +1,149 @@
+"""Attention processors for stock diffusers U-Nets, and how they are installed for a while.
+
+What a U-Net call should capture or fuse reaches the processors as one explicit object:
+`unet(..., cross_attention_kwargs={"fusion": context})`. `Attention.forward` hands a processor the keys that its
+`__call__` names, so every processor here names `fusion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from dfusion import _torchvision_ops  # noqa: F401
+
+# isort: split
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+from dfusion.attention.fusion import Fusion, fuse_rows
+from dfusion.attention.layers import Layer
+from dfusion.errors import ShapeMismatchError
+
+
+@dataclass
+class AttentionContext:
+    """What one U-Net call captures or fuses. Make a new one for each call.
+
+    item_weights  (B, N, K): capture the item maps of the last B rows (the conditional half); None captures nothing
+    captured      filled by the call: (B, L, K) float32 for each attention module of the mask layers
+    fusion        which rows are fused (Eq. 5); None fuses nothing
+    """
+
+    item_weights: torch.Tensor | None = None
+    fusion: Fusion | None = None
+    captured: list[torch.Tensor] = field(default_factory=list)
+
+    def item_maps(self, size: tuple[int, int]) -> torch.Tensor:
+        """(B, h_m, w_m, K): the captured maps, mean over heads and blocks. Raises ShapeMismatchError."""
+        if not self.captured or self.captured[0].shape[1] != size[0] * size[1]:
+            got = [tuple(maps.shape) for maps in self.captured]
+            raise ShapeMismatchError("captured cross-attention", f"L = {size[0]} x {size[1]} pixels", got)
+        maps: torch.Tensor = torch.stack(self.captured).mean(0)
+        return maps.reshape(len(maps), *size, -1)
+
+
+class PlainProcessor(AttnProcessor2_0):  # type: ignore[misc]
+    """diffusers' own attention (`scaled_dot_product_attention`); takes `fusion` so that nobody warns."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        fusion: AttentionContext | None = None,  # noqa: ARG002  (named for diffusers' filter)
+    ) -> torch.Tensor:
+        output: torch.Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return output
+
+
+class CaptureProcessor(PlainProcessor):
+    """Cross-attention of a mask layer: its output is the plain one, bit for bit; the item maps are computed beside it.
+
+    So a sample does not depend on whether its maps are captured.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        fusion: AttentionContext | None = None,
+    ) -> torch.Tensor:
+        if fusion is not None and fusion.item_weights is not None and encoder_hidden_states is not None:
+            rows = slice(-len(fusion.item_weights), None)
+            probabilities = _mean_attention(attn, hidden_states[rows], encoder_hidden_states[rows])
+            fusion.captured.append(probabilities @ fusion.item_weights)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+class FuseProcessor(PlainProcessor):
+    """Self-attention of a fused layer (Eq. 5): targets read keys and values of their reference inside the mask."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        fusion: AttentionContext | None = None,
+    ) -> torch.Tensor:
+        if fusion is None or fusion.fusion is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        _check_pixels(fusion.fusion, self.level, hidden_states)
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        key, value = (fuse_rows(x, fusion.fusion, self.level) for x in (key, value))
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        output = functional.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        return attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+def _check_pixels(fusion: Fusion, level: int, hidden_states: torch.Tensor) -> None:
+    if fusion.masks[level].shape[1] != hidden_states.shape[1]:
+        expected = f"{fusion.masks[level].shape[1]} pixels, as the mask of this level"
+        raise ShapeMismatchError("hidden states of a fused layer", expected, hidden_states.shape[1])
+
+
+def _mean_attention(attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+    """Cross-attention probabilities, mean over heads: (B, L, N) float32 from (B, L, C) and (B, N, C')."""
+    query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
+    query, key = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in (query, key))
+    probabilities: torch.Tensor = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1)
+    return probabilities.mean(1)
+
+
+@contextmanager
+def processors_installed(
+    unet: UNet2DConditionModel, *, capture: Sequence[Layer] = (), fuse: Sequence[Layer] = ()
+) -> Iterator[None]:
+    """Within the context `unet` has these processors: cross-attention of `capture` layers, self-attention of `fuse`
+    layers, plain everywhere else; with neither, those it had. What was installed before is restored, also when an
+    error leaves the context."""
+    if not capture and not fuse:
+        yield
+        return
+    before: dict[str, Any] = dict(unet.attn_processors)
+    installed: dict[str, Any] = {name: PlainProcessor() for name in before}
+    for layer in capture:
+        installed |= {f"{path}.processor": CaptureProcessor() for path in layer.cross_attention}
+    for layer in fuse:
+        installed |= {f"{path}.processor": FuseProcessor(layer.level) for path in layer.self_attention}
+    unet.set_attn_processor(installed)
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)

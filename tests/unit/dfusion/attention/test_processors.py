@@ -1,0 +1,91 @@
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from dfusion.attention.fusion import Fusion, fuse_rows
+from dfusion.attention.layers import find_layers, first_up_layer, resolve_layers
+from dfusion.attention.processors import AttentionContext, processors_installed
+from dfusion.errors import ShapeMismatchError
+from tests.nets import embeds, tiny_unet
+
+
+def call(unet: torch.nn.Module, context: AttentionContext | None) -> torch.Tensor:
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    kwargs = None if context is None else {"fusion": context}
+    with torch.no_grad():
+        return unet(x, 5, encoder_hidden_states=embeds(2), cross_attention_kwargs=kwargs).sample
+
+
+def test_restored_even_on_error() -> None:
+    unet = tiny_unet()
+    before = dict(unet.attn_processors)
+    with pytest.raises(KeyboardInterrupt), processors_installed(unet, fuse=find_layers(unet)):
+        assert unet.attn_processors != before
+        raise KeyboardInterrupt
+    assert unet.attn_processors == before
+
+
+def test_context_reaches_processors_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("diffusers").propagate = True
+    unet = tiny_unet()
+    layer = first_up_layer(find_layers(unet))
+    context = AttentionContext(item_weights=torch.zeros(2, 7, 1))
+    with caplog.at_level("WARNING"), processors_installed(unet, capture=[layer]):
+        call(unet, context)
+    logging.getLogger("diffusers").propagate = False
+    assert len(context.captured) == len(layer.cross_attention) == 2
+    assert caplog.records == []
+
+
+def test_processors_without_context_change_nothing() -> None:
+    unet = tiny_unet()
+    plain = call(unet, None)
+    with processors_installed(unet, capture=find_layers(unet), fuse=find_layers(unet)):
+        assert torch.equal(call(unet, None), plain)
+
+
+def test_keys_and_values_are_chosen_by_the_mask() -> None:
+    values = torch.arange(12.0).reshape(3, 4, 1)
+    mask = torch.tensor([[True, False, False, True]])
+    fusion = Fusion(targets=torch.tensor([2]), sources=torch.tensor([0]), masks={1: mask})
+    assert fuse_rows(values, fusion, 1)[..., 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 9, 10, 3]]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_full_mask_makes_keys_and_values_the_references(lora: bool) -> None:
+    """The target's attention over the reference's keys and values, with the adapter's part in all projections."""
+    unet = tiny_unet()
+    if lora:
+        names = ["to_q", "to_k", "to_v", "to_out.0"]
+        unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=names, init_lora_weights="gaussian"))
+        with torch.no_grad():
+            for name, parameter in unet.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+    layer = find_layers(unet)[2]
+    attention = unet.get_submodule(layer.self_attention[0])
+    seen: dict[str, torch.Tensor] = {}
+    attention.register_forward_hook(lambda _, args, out: seen.update(x=args[0], out=out))
+    masks = torch.ones(1, 64, dtype=torch.bool)
+    fusion = Fusion(targets=torch.tensor([1]), sources=torch.tensor([0]), masks={layer.level: masks})
+    with processors_installed(unet, fuse=[layer]):
+        call(unet, AttentionContext(fusion=fusion))
+    with torch.no_grad():
+        heads = [
+            part.unflatten(-1, (attention.heads, -1))
+            for part in (attention.to_q(seen["x"][1]), attention.to_k(seen["x"][0]), attention.to_v(seen["x"][0]))
+        ]
+        scores = torch.einsum("lhd,mhd->hlm", heads[0], heads[1]) / heads[0].shape[-1] ** 0.5
+        mixed = torch.einsum("hlm,mhd->lhd", scores.softmax(-1), heads[2]).flatten(1)
+        torch.testing.assert_close(seen["out"][1], attention.to_out[0](mixed), rtol=1e-4, atol=1e-5)
+
+
+def test_masks_of_another_size_are_refused() -> None:
+    unet = tiny_unet()
+    layers = resolve_layers(find_layers(unet), "middle+up")
+    masks = {layer.level: torch.ones(1, 9, dtype=torch.bool) for layer in layers}
+    context = AttentionContext(fusion=Fusion(torch.tensor([1]), torch.tensor([0]), masks))
+    with processors_installed(unet, fuse=layers), pytest.raises(ShapeMismatchError, match="9 pixels"):
+        call(unet, context)
