@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401  (before diffusers)
+from dfusion import _torchvision_ops  # noqa: F401
 
+# isort: split
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from dfusion.ddim import Schedule, log_prob, mean
