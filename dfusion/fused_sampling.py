@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401  (before diffusers)
+from dfusion import _torchvision_ops  # noqa: F401
 
+# isort: split
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from dfusion.attention.fusion import Fusion
@@ -171,7 +172,9 @@ def _check(
     if base.latents.shape != reference.latents.shape:
         raise ShapeMismatchError("reference.latents", tuple(base.latents.shape), tuple(reference.latents.shape))
     if config.first_step >= base.config.num_steps:
-        raise InvalidInputError(f"first_step: expected less than {base.config.num_steps} steps, got {config.first_step}")
+        raise InvalidInputError(
+            f"first_step: expected less than {base.config.num_steps} steps, got {config.first_step}"
+        )
     maps = _item_maps(reference)
     if maps.shape[:2] != base.latents[:, 1:].shape[:2]:
         raise ShapeMismatchError("reference.item_maps", f"{tuple(base.log_probs.shape)} first", tuple(maps.shape))

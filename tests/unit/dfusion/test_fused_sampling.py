@@ -1,0 +1,202 @@
+"""The fused sampler against `benchmarks.plain_fusion`, which is written from the formulas alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from benchmarks.plain_fusion import plain_fuse
+from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.fused_sampling import fuse
+from dfusion.sampling import sample
+from dfusion.types import Trajectory
+from tests.nets import embeds, relative_error, sd_scheduler, sd_unet, tiny_unet
+
+ITEMS = [[(1,), (3, 4)], [(2,)], [(5,), (0,), (2,)]]
+REFERENCE_SEEDS, BASE_SEEDS = [10, 11, 12], [20, 21, 22]
+
+
+def balanced_thresholds(maps: torch.Tensor, counts: list[int]) -> list[list[float]]:
+    """For each item a threshold near the middle of its maps over all steps, as far as possible from any value, so
+    that rounding cannot decide a pixel."""
+    chosen = []
+    for sample_maps, count in zip(maps, counts, strict=True):
+        row = []
+        for k in range(count):
+            values = sample_maps[..., k].flatten().sort().values.double()
+            middle = values[len(values) * 2 // 5 : len(values) * 3 // 5]
+            widest = int(middle.diff().argmax())
+            row.append(float((middle[widest] + middle[widest + 1]) / 2))
+        chosen.append(row)
+    return chosen
+
+
+def pairs(
+    unet: UNet2DConditionModel, size: tuple[int, int], config: SamplingConfig, mask_source: str, count: int = 3
+) -> tuple[Trajectory, Trajectory, list[list[float]]]:
+    """References and bases of `count` prompts, and thresholds."""
+    arguments = (unet, sd_scheduler(), embeds(count), embeds(1, seed=2))
+    reference = sample(
+        *arguments,
+        REFERENCE_SEEDS[:count],
+        items=ITEMS[:count],
+        config=config,
+        mask_source=mask_source,
+        latent_size=size,
+    )
+    base = sample(*arguments, BASE_SEEDS[:count], config=config, latent_size=size)
+    return base, reference, balanced_thresholds(reference.item_maps, [len(items) for items in ITEMS[:count]])
+
+
+def check_against_plain(
+    unet: UNet2DConditionModel, size: tuple[int, int], guidance: float, config: FusionConfig, count: int = 3
+) -> None:
+    base, reference, thresholds = pairs(unet, size, SamplingConfig(guidance_scale=guidance), config.mask_source, count)
+    target = fuse(
+        unet,
+        sd_scheduler(),
+        base,
+        reference,
+        embeds(count),
+        embeds(1, seed=2),
+        thresholds=thresholds,
+        config=config,
+    )
+    for b in range(count):
+        states = plain_fuse(
+            unet,
+            sd_scheduler(),
+            prompt=embeds(count)[b : b + 1],
+            negative=embeds(1, seed=2),
+            seeds=(REFERENCE_SEEDS[b], BASE_SEEDS[b]),
+            items=ITEMS[b],
+            thresholds=thresholds[b],
+            size=size,
+            guidance=guidance,
+            merge=config.merge,
+            mask_source=config.mask_source,
+            first_step=config.first_step,
+            last_step=config.last_step,
+        )
+        for ours, plain in zip((reference, base, target), states, strict=True):
+            assert relative_error(ours.latents[b], plain) < 1e-5
+            assert relative_error(ours.final[b], plain[-1]) < 1e-5
+        assert relative_error(target.final[b], base.final[b]) > 1e-3  # fusion did something
+
+
+def test_sd_layout_at_64_by_64() -> None:
+    check_against_plain(sd_unet(64, heads=1), (64, 64), 5.0, FusionConfig(), count=1)
+
+
+@pytest.mark.parametrize("merge", ["xor", "or"])
+@pytest.mark.parametrize("mask_source", ["first_up", "resolution"])
+def test_items_thresholds_and_prompts_of_each_pair(merge: str, mask_source: str) -> None:
+    check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(merge=merge, mask_source=mask_source))
+
+
+def test_without_guidance() -> None:
+    check_against_plain(sd_unet(16), (16, 16), 1.0, FusionConfig())
+
+
+def test_images_that_are_not_square() -> None:
+    check_against_plain(sd_unet(16), (16, 32), 5.0, FusionConfig(), count=2)
+
+
+def test_plain_steps_before_and_after_the_fused_ones() -> None:
+    check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(first_step=5, last_step=12), count=2)
+
+
+def test_several_transformers_in_a_block() -> None:
+    check_against_plain(sd_unet(16, transformer_layers=2), (16, 16), 5.0, FusionConfig.released_code(), count=2)
+
+
+FIVE = SamplingConfig(num_steps=5)
+
+
+def fuse_five(
+    base: Trajectory,
+    reference: Trajectory,
+    thresholds: list[list[float]],
+    unet: UNet2DConditionModel,
+    **changes: object,
+) -> Trajectory:
+    prompts = embeds(len(base))
+    return fuse(unet, sd_scheduler(), base, reference, prompts, embeds(1, seed=2), thresholds=thresholds, **changes)
+
+
+def test_an_empty_mask_gives_the_base() -> None:
+    unet = sd_unet(16)
+    base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up")
+    target = fuse_five(base, reference, [[0.999999] * len(row) for row in thresholds], unet)
+    assert relative_error(target.latents, base.latents) < 1e-5
+    torch.testing.assert_close(target.log_probs, base.log_probs, rtol=0, atol=1e-4)
+
+
+def test_states_before_the_first_fused_step_are_the_bases() -> None:
+    unet = sd_unet(16)
+    base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up")
+    target = fuse_five(base, reference, thresholds, unet, config=FusionConfig(first_step=3))
+    assert torch.equal(target.latents[:, :4], base.latents[:, :4])
+    assert not torch.equal(target.latents[:, 4], base.latents[:, 4])
+    assert target.seeds == base.seeds and target.item_maps is None
+
+
+def test_one_reference_of_several_targets_goes_through_once() -> None:
+    """Five steps, three of them fused: each is one call on (1 reference + 2 targets) x 2 guidance halves."""
+    unet = sd_unet(16)
+    base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up")
+    both, prompts = base.select([0, 1]), embeds(3)[[0, 0]]
+    shared = reference.select([0, 0])
+    arguments = (unet, sd_scheduler(), both, shared, prompts, embeds(1, seed=2))
+    rows: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    together = fuse(*arguments, thresholds=[thresholds[0]] * 2)
+    hook.remove()
+    assert rows == [6, 6, 6]
+    alone = fuse(
+        unet,
+        sd_scheduler(),
+        base.select([1]),
+        reference.select([0]),
+        prompts[:1],
+        embeds(1, seed=2),
+        thresholds=thresholds[:1],
+    )
+    assert relative_error(together.latents[1], alone.latents[0]) < 1e-5
+
+
+def test_references_that_differ_are_not_merged() -> None:
+    unet = sd_unet(16)
+    base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up")
+    rows: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    fuse_five(base, replace(reference, seeds=(10, 10, 10)), thresholds, unet)
+    hook.remove()
+    assert rows == [12, 12, 12]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    unet = tiny_unet()
+    arguments = (unet, sd_scheduler(), embeds(1), embeds(1, seed=2))
+    reference = sample(*arguments, [1], items=[[1]], config=FIVE)
+    base = sample(*arguments, [2], config=FIVE)
+    with pytest.raises(InvalidInputError, match="item_maps"):
+        fuse_five(reference, base, [[0.1]], unet)
+    with pytest.raises(InvalidInputError, match="config"):
+        fuse_five(sample(*arguments, [2], config=SamplingConfig(num_steps=5, eta=0.5)), reference, [[0.1]], unet)
+    with pytest.raises(InvalidInputError, match="thresholds"):
+        fuse_five(base, reference, [[0.1, 0.2]], unet)
+    with pytest.raises(InvalidInputError, match="between 0 and 1"):
+        fuse_five(base, reference, [[1.5]], unet)
+    with pytest.raises(InvalidInputError, match="mask_source"):
+        fuse_five(base, reference, [[0.1]], unet, config=FusionConfig.released_code())
+    with pytest.raises(InvalidInputError, match="first_step"):
+        fuse_five(base, reference, [[0.1]], unet, config=FusionConfig(first_step=5))
+    with pytest.raises(ShapeMismatchError, match="reference"):
+        wide = sample(*arguments, [2], config=FIVE, latent_size=(8, 16))
+        fuse_five(wide, reference, [[0.1]], unet)
