@@ -1,0 +1,123 @@
+"""Every error that the service raises on purpose.
+
+ServiceError
+  InvalidRequestError       the request is well-formed but asks for something that cannot be
+  NotFoundError             there is nothing of that id
+  ConflictError             what was asked does not fit the present state
+  IdempotencyError          the key was used with another request
+  StageError                a stage cannot go on
+    LeaseLostError          another worker has the stage, or it is over
+    StageCancelledError     a cancel was asked for
+    StageStoppedError       this worker is asked to stop
+  StorageError              an artifact could not be written or read
+    StorageCorruptError     an artifact's bytes are not those that were stored
+  StartError                the service may not start
+    AlreadyRunningError     another service has the data folder
+    UnknownRevisionError    the database was made by another version
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """A field of a request and what is wrong with it; `pointer` is a JSON pointer (RFC 6901)."""
+
+    pointer: str
+    message: str
+
+
+class ServiceError(Exception):
+    """Root of the service's errors. `code` is for programs, the message for people."""
+
+    code = "service_error"
+    retryable = False
+
+
+class InvalidRequestError(ServiceError):
+    """The request is well-formed but asks for something that cannot be."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *problems: FieldProblem, code: str | None = None) -> None:
+        super().__init__(message)
+        self.problems = problems
+        if code is not None:
+            self.code = code
+
+    @classmethod
+    def at(cls, pointer: str, message: str, code: str | None = None) -> InvalidRequestError:
+        """One field is wrong."""
+        return cls(message, FieldProblem(pointer, message), code=code)
+
+
+class NotFoundError(ServiceError):
+    """There is nothing of that id."""
+
+    code = "not_found"
+
+
+class ConflictError(ServiceError):
+    """What was asked does not fit the present state."""
+
+    code = "conflict"
+
+
+class IdempotencyError(ServiceError):
+    """The Idempotency-Key was used with another request before."""
+
+    code = "idempotency_key_reused"
+
+
+class StageError(ServiceError):
+    """A stage cannot go on."""
+
+    code = "stage_error"
+
+
+class LeaseLostError(StageError):
+    """Another worker has the stage, or it is over: nothing of this attempt may be written."""
+
+    code = "lease_lost"
+
+
+class StageCancelledError(StageError):
+    """A cancel was asked for."""
+
+    code = "cancelled"
+
+
+class StageStoppedError(StageError):
+    """This worker is asked to stop; the stage goes back to the queue."""
+
+    code = "stopped"
+
+
+class StorageError(ServiceError):
+    """An artifact could not be written or read."""
+
+    code = "storage"
+    retryable = True
+
+
+class StorageCorruptError(StorageError):
+    """An artifact's bytes are not those that were stored."""
+
+    code = "storage_corrupt"
+    retryable = False
+
+
+class StartError(ServiceError):
+    """The service may not start."""
+
+    code = "cannot_start"
+
+
+class AlreadyRunningError(StartError):
+    """Another service has the data folder."""
+
+
+class UnknownRevisionError(StartError):
+    """The database was made by another version of the service."""

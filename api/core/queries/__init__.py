@@ -1,0 +1,1 @@
+"""All SQL of the service. Functions take an open session and never commit."""

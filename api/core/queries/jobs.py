@@ -1,0 +1,108 @@
+"""Queries over jobs, their events and idempotency keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from api.core.clock import now_seconds
+from api.core.errors import NotFoundError
+from api.core.ids import IdKind, expect, new_id
+from api.core.queries.pages import Page, fetch_page
+from api.core.states import FINAL_JOB_STATES, JobKind, JobState
+from api.core.tables import Event, IdempotencyKey, Job
+
+
+def add(
+    session: Session,
+    *,
+    spec: dict[str, Any],
+    label: str | None,
+    rounds: int,
+    model_id: str,
+    prompt_set_id: str,
+    held_out_prompt_set_id: str | None,
+    work_total: float,
+) -> Job:
+    """A new queued round job."""
+    job = Job(
+        id=new_id(IdKind.JOB),
+        kind=JobKind.ROUND,
+        state=JobState.QUEUED,
+        label=label,
+        spec=spec,
+        rounds=rounds,
+        model_id=model_id,
+        prompt_set_id=prompt_set_id,
+        held_out_prompt_set_id=held_out_prompt_set_id,
+        work_total=work_total,
+        created_at=now_seconds(),
+    )
+    session.add(job)
+    session.flush()
+    return job
+
+
+def get(session: Session, job_id: str) -> Job:
+    """The job. Raises NotFoundError."""
+    job = session.get(Job, expect(IdKind.JOB, job_id))
+    if job is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return job
+
+
+def lock(session: Session, job_id: str) -> Job:
+    """The job as it is now, held until the transaction ends: state changes of one job happen one after the other."""
+    query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
+    return session.scalars(query).one()
+
+
+def page(session: Session, limit: int, cursor: str | None, state: str | None = None) -> Page[Job]:
+    """Jobs, newest first."""
+    query = select(Job)
+    if state is not None:
+        query = query.where(Job.state == state)
+    return fetch_page(session, query, Job.id, limit, cursor, newest_first=True)
+
+
+def start(session: Session, job_id: str) -> None:
+    """A queued job runs from now on."""
+    query = update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED)
+    session.execute(query.values(state=JobState.RUNNING, started_at=now_seconds()))
+
+
+def end(session: Session, job_id: str, state: JobState, code: str | None = None, message: str | None = None) -> bool:
+    """The job ends in `state`, unless it has ended before; whether it did now."""
+    query = update(Job).where(Job.id == job_id, Job.state.not_in(FINAL_JOB_STATES)).returning(Job.id)
+    values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
+    return session.execute(query.values(values)).first() is not None
+
+
+def request_cancel(session: Session, job_id: str) -> None:
+    """The job is cancelling from now on."""
+    query = update(Job).where(Job.id == job_id, Job.state.not_in(FINAL_JOB_STATES))
+    session.execute(query.values(state=JobState.CANCELLING, cancel_requested_at=now_seconds()))
+
+
+def add_event(
+    session: Session, job_id: str, kind: str, message: str, stage_id: str | None = None, **data: object
+) -> None:
+    """Write into the job's log."""
+    session.add(Event(job_id=job_id, stage_id=stage_id, at=now_seconds(), kind=kind, message=message, data=data))
+
+
+def events(session: Session, job_id: str, limit: int, cursor: str | None) -> Page[Event]:
+    """The job's log, in order."""
+    return fetch_page(session, select(Event).where(Event.job_id == job_id), Event.id, limit, cursor)
+
+
+def by_key(session: Session, key: str) -> IdempotencyKey | None:
+    return session.get(IdempotencyKey, key)
+
+
+def add_key(session: Session, key: str, fingerprint: str, job_id: str) -> None:
+    """Remember what the key made."""
+    session.add(IdempotencyKey(key=key, fingerprint=fingerprint, job_id=job_id, created_at=now_seconds()))
+    session.flush()

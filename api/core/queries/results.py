@@ -1,0 +1,209 @@
+"""Queries over what jobs make: artifacts, samples, scores, pairs, models and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from api.core.clock import now_seconds
+from api.core.errors import NotFoundError
+from api.core.ids import IdKind, expect, new_id
+from api.core.queries.pages import Page, fetch_page
+from api.core.states import SampleRole
+from api.core.tables import Artifact, Job, Metric, Model, Pair, Sample, Score, Table
+
+
+def add_all(session: Session, rows: Iterable[Table]) -> None:
+    """Insert the rows now, so that later ones may refer to them."""
+    session.add_all(rows)
+    session.flush()
+
+
+def get_artifact(session: Session, artifact_id: str) -> Artifact:
+    """Raises NotFoundError."""
+    row = session.get(Artifact, expect(IdKind.ARTIFACT, artifact_id))
+    if row is None:
+        raise NotFoundError(f"there is no artifact {artifact_id}")
+    return row
+
+
+def artifacts(session: Session, ids: Iterable[str]) -> dict[str, Artifact]:
+    """The artifacts of these ids, by id."""
+    return {row.id: row for row in session.scalars(select(Artifact).where(Artifact.id.in_(set(ids))))}
+
+
+def get_sample(session: Session, sample_id: str) -> Sample:
+    """Raises NotFoundError."""
+    row = session.get(Sample, expect(IdKind.SAMPLE, sample_id))
+    if row is None:
+        raise NotFoundError(f"there is no sample {sample_id}")
+    return row
+
+
+def samples(session: Session, ids: Iterable[str]) -> dict[str, Sample]:
+    """The samples of these ids, by id."""
+    return {row.id: row for row in session.scalars(select(Sample).where(Sample.id.in_(set(ids))))}
+
+
+def round_images(
+    session: Session, job_id: str, round_number: int, roles: Sequence[str]
+) -> list[tuple[Sample, Artifact]]:
+    """The round's samples of these roles with their images, by prompt and number."""
+    query = select(Sample, Artifact).join(Artifact, Artifact.id == Sample.image_artifact_id)
+    query = query.where(Sample.job_id == job_id, Sample.round == round_number, Sample.role.in_(roles))
+    ordered = query.order_by(Sample.prompt_index, Sample.number, Sample.id)
+    return [(sample, artifact) for sample, artifact in session.execute(ordered)]
+
+
+def round_scores(session: Session, job_id: str, round_number: int, scorer: str) -> dict[str, float]:
+    """What the scorer gave the round's samples, by sample."""
+    query = select(Score.sample_id, Score.value).join(Sample, Sample.id == Score.sample_id)
+    query = query.where(Sample.job_id == job_id, Sample.round == round_number, Score.scorer == scorer)
+    return {sample_id: value for sample_id, value in session.execute(query)}
+
+
+def sample_page(
+    session: Session,
+    limit: int,
+    cursor: str | None,
+    job_id: str | None = None,
+    role: str | None = None,
+    round_number: int | None = None,
+) -> Page[Sample]:
+    """Samples, oldest first."""
+    query = select(Sample)
+    if job_id is not None:
+        query = query.where(Sample.job_id == job_id)
+    if role is not None:
+        query = query.where(Sample.role == role)
+    if round_number is not None:
+        query = query.where(Sample.round == round_number)
+    return fetch_page(session, query, Sample.id, limit, cursor)
+
+
+def mark_paired(session: Session, job_id: str, round_number: int) -> None:
+    """Give the round's samples that are in pairs their roles."""
+    for column, role in ((Pair.reference_id, SampleRole.REFERENCE), (Pair.base_id, SampleRole.BASE)):
+        inside = select(column).where(Pair.job_id == job_id, Pair.round == round_number)
+        query = update(Sample).where(Sample.id.in_(inside)).values(role=role)
+        session.execute(query, execution_options={"synchronize_session": False})
+
+
+def scores(session: Session, sample_ids: Iterable[str]) -> dict[str, list[Score]]:
+    """All scores of these samples, by sample."""
+    found: dict[str, list[Score]] = {sample_id: [] for sample_id in sample_ids}
+    query = select(Score).where(Score.sample_id.in_(list(found))).order_by(Score.scorer, Score.version)
+    for row in session.scalars(query):
+        found[row.sample_id].append(row)
+    return found
+
+
+def get_pair(session: Session, pair_id: str) -> Pair:
+    """Raises NotFoundError."""
+    row = session.get(Pair, expect(IdKind.PAIR, pair_id))
+    if row is None:
+        raise NotFoundError(f"there is no pair {pair_id}")
+    return row
+
+
+def pair_page(
+    session: Session,
+    limit: int,
+    cursor: str | None,
+    job_id: str | None = None,
+    round_number: int | None = None,
+    adopted: bool | None = None,
+) -> Page[Pair]:
+    """Pairs, oldest first."""
+    query = select(Pair)
+    if job_id is not None:
+        query = query.where(Pair.job_id == job_id)
+    if round_number is not None:
+        query = query.where(Pair.round == round_number)
+    if adopted is not None:
+        query = query.where(Pair.adopted.is_(adopted))
+    return fetch_page(session, query, Pair.id, limit, cursor)
+
+
+def pairs_with(session: Session, sample_id: str) -> list[Pair]:
+    """The pairs that a sample is in (a reference may be in several)."""
+    inside = or_(Pair.reference_id == sample_id, Pair.base_id == sample_id, Pair.target_id == sample_id)
+    return list(session.scalars(select(Pair).where(inside).order_by(Pair.id)))
+
+
+def round_pairs(session: Session, job_id: str, round_number: int, prompts: tuple[int, int] | None = None) -> list[Pair]:
+    """The round's pairs in order, of all prompts or of those from the first up to, not including, the second."""
+    query = select(Pair).where(Pair.job_id == job_id, Pair.round == round_number)
+    if prompts is not None:
+        query = query.where(Pair.prompt_index >= prompts[0], Pair.prompt_index < prompts[1])
+    return list(session.scalars(query.order_by(Pair.number)))
+
+
+def update_pair(session: Session, pair_id: str, values: Mapping[str, object]) -> None:
+    """Write what became of a pair."""
+    session.execute(update(Pair).where(Pair.id == pair_id).values(dict(values)))
+
+
+def get_model(session: Session, model_id: str) -> Model:
+    """Raises NotFoundError."""
+    row = session.get(Model, expect(IdKind.MODEL, model_id))
+    if row is None:
+        raise NotFoundError(f"there is no model {model_id}")
+    return row
+
+
+def base_model(session: Session, name: str) -> Model | None:
+    """The row of the catalogue's model of that name."""
+    return session.scalar(select(Model).where(Model.name == name))
+
+
+def ensure_base_models(session: Session, names: Iterable[str]) -> None:
+    """Add rows for the catalogue's models that have none yet."""
+    for name in names:
+        if base_model(session, name) is None:
+            row = Model(id=new_id(IdKind.MODEL), name=name, base=name, figures={}, created_at=now_seconds())
+            add_all(session, [row])
+
+
+def model_before(session: Session, job: Job, round_number: int) -> Model:
+    """The model that a round of the job samples from: the last one trained before it, or the job's first."""
+    query = select(Model).where(Model.job_id == job.id, Model.round < round_number)
+    found = session.scalar(query.order_by(Model.round.desc()).limit(1))
+    return found or get_model(session, job.model_id)
+
+
+def model_page(session: Session, limit: int, cursor: str | None, job_id: str | None = None) -> Page[Model]:
+    """Models, newest first."""
+    query = select(Model)
+    if job_id is not None:
+        query = query.where(Model.job_id == job_id)
+    return fetch_page(session, query, Model.id, limit, cursor, newest_first=True)
+
+
+def lineage(session: Session, model: Model) -> list[Model]:
+    """The model and what it came from, down to the base model."""
+    line = [model]
+    while line[-1].parent_id is not None:
+        line.append(get_model(session, line[-1].parent_id))
+    return line
+
+
+def metrics(session: Session, job_id: str) -> list[Metric]:
+    """The job's metrics by round, split and scorer."""
+    query = select(Metric).where(Metric.job_id == job_id)
+    return list(session.scalars(query.order_by(Metric.round, Metric.split, Metric.scorer)))
+
+
+def counts(session: Session, job_id: str) -> dict[str, int]:
+    """How many samples, pairs and models the job has made."""
+    return {
+        table.__tablename__: session.scalar(select(func.count()).select_from(table).where(column == job_id)) or 0
+        for table, column in ((Sample, Sample.job_id), (Pair, Pair.job_id), (Model, Model.job_id))
+    }
+
+
+def last_model(session: Session, job_id: str) -> Model | None:
+    """The newest model that the job has trained."""
+    return session.scalar(select(Model).where(Model.job_id == job_id).order_by(Model.round.desc()).limit(1))

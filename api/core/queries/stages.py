@@ -1,0 +1,199 @@
+"""Queries over stages: planning, claims, leases, the fence, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
+
+from api.core.clock import now_seconds
+from api.core.errors import LeaseLostError
+from api.core.ids import IdKind, new_id
+from api.core.planning import PlannedStage
+from api.core.states import StageState
+from api.core.tables import Stage, StageDependency
+
+_NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+
+
+def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
+    """The planned stages, queued, with their dependencies."""
+    first = 1 + (session.scalar(select(func.max(Stage.number)).where(Stage.job_id == job_id)) or 0)
+    ids = [new_id(IdKind.STAGE) for _ in plan]
+    for place, planned in enumerate(plan):
+        session.add(
+            Stage(
+                id=ids[place],
+                job_id=job_id,
+                number=first + place,
+                kind=planned.kind,
+                round=planned.round,
+                shard=planned.shard,
+                params=planned.params,
+                work=planned.work,
+                state=StageState.QUEUED,
+                lease_epoch=0,
+                progress_done=0,
+                progress_total=0,
+                attempt=0,
+                crash_count=0,
+                not_before=now_seconds(),
+                created_at=now_seconds(),
+            )
+        )
+    session.flush()
+    for place, planned in enumerate(plan):
+        session.add_all(StageDependency(stage_id=ids[place], needs_id=ids[need]) for need in planned.needs)
+    session.flush()
+
+
+def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
+    """Queued, due, and all that it needs has succeeded."""
+    needed = aliased(Stage)
+    unmet = (
+        select(StageDependency.stage_id)
+        .join(needed, needed.id == StageDependency.needs_id)
+        .where(StageDependency.stage_id == stage.id, needed.state != StageState.SUCCEEDED)
+    )
+    due = (stage.state == StageState.QUEUED) & (stage.not_before <= now_seconds())
+    return due & ~exists(unmet.correlate(stage))
+
+
+def any_free(session: Session) -> bool:
+    """Whether a worker could claim something."""
+    return session.scalar(select(Stage.id).where(_is_free(Stage)).limit(1)) is not None
+
+
+def claim(session: Session, owner: str, lease_seconds: float) -> Stage | None:
+    """Take the first free stage of the oldest job under a lease with a new epoch; None if there is none."""
+    free = aliased(Stage)
+    chosen = select(free.id).where(_is_free(free)).order_by(free.job_id, free.number).limit(1)
+    query = (
+        update(Stage)
+        .where(Stage.id == chosen.with_for_update(skip_locked=True).scalar_subquery())
+        .where(Stage.state == StageState.QUEUED)
+        .values(
+            state=StageState.RUNNING,
+            lease_owner=owner,
+            lease_epoch=Stage.lease_epoch + 1,
+            lease_expires_at=now_seconds() + lease_seconds,
+            attempt=Stage.attempt + 1,
+            progress_done=0,
+            progress_total=0,
+            progress_at=now_seconds(),
+            started_at=now_seconds(),
+            error_code=None,
+            error_message=None,
+        )
+        .returning(Stage)
+    )
+    return session.scalar(query, execution_options={"synchronize_session": False})
+
+
+def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
+    return Stage.id == stage_id, Stage.lease_epoch == epoch, Stage.state == StageState.RUNNING
+
+
+def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int) -> bool:
+    """Renew the lease with the progress made; whether a cancel was asked for. Raises LeaseLostError."""
+    values = {"lease_expires_at": now_seconds() + lease_seconds, "progress_done": done, "progress_total": total}
+    query = update(Stage).where(*_held(stage_id, epoch)).values(values, progress_at=now_seconds())
+    row = session.execute(query.returning(Stage.id, Stage.cancel_requested_at)).first()
+    if row is None:
+        raise LeaseLostError(f"the lease on {stage_id} is lost")
+    return row.cancel_requested_at is not None
+
+
+def require_lease(session: Session, stage_id: str, epoch: int) -> None:
+    """Hold the stage until the transaction ends. Raises LeaseLostError."""
+    _fenced(session, stage_id, epoch, {})
+
+
+def save_checkpoint(session: Session, stage_id: str, epoch: int, key: str, sha256: str) -> None:
+    """Remember the stage's newest checkpoint. Raises LeaseLostError."""
+    values = {"checkpoint_key": key, "checkpoint_sha256": sha256, "checkpoint_at": now_seconds()}
+    _fenced(session, stage_id, epoch, values)
+
+
+def succeed(session: Session, stage_id: str, epoch: int) -> bool:
+    """The stage has succeeded, unless a cancel was asked for before (False). Raises LeaseLostError."""
+    values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds(), "progress_done": Stage.progress_total}
+    query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
+    if session.execute(query.values({**values, **_NO_LEASE}).returning(Stage.id)).first() is not None:
+        return True
+    _fenced(session, stage_id, epoch, {})
+    return False
+
+
+def end(session: Session, stage_id: str, epoch: int, state: StageState, code: str, message: str) -> None:
+    """The stage ends without success. Raises LeaseLostError."""
+    values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
+    _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
+
+
+def requeue(
+    session: Session, stage_id: str, epoch: int, pause_seconds: float, code: str | None, message: str | None
+) -> None:
+    """Back to the queue, not to be claimed before the pause is over. Raises LeaseLostError."""
+    values = {"state": StageState.QUEUED, "not_before": now_seconds() + pause_seconds}
+    _fenced(session, stage_id, epoch, {**values, "error_code": code, "error_message": message, **_NO_LEASE})
+
+
+def count_crash(session: Session, stage_id: str, epoch: int) -> None:
+    """The worker of this attempt was lost. Raises LeaseLostError."""
+    _fenced(session, stage_id, epoch, {"crash_count": Stage.crash_count + 1})
+
+
+def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> None:
+    """Write to a stage whose lease is held with that epoch. Raises LeaseLostError."""
+    query = update(Stage).where(*_held(stage_id, epoch)).values({"lease_epoch": epoch, **values}).returning(Stage.id)
+    if session.execute(query, execution_options={"synchronize_session": False}).first() is None:
+        raise LeaseLostError(f"the lease on {stage_id} is lost")
+
+
+def get(session: Session, stage_id: str) -> Stage:
+    """The stage as it is now."""
+    return session.scalars(select(Stage).where(Stage.id == stage_id).execution_options(populate_existing=True)).one()
+
+
+def expired(session: Session) -> list[Stage]:
+    """Running stages whose lease is over."""
+    query = select(Stage).where(Stage.state == StageState.RUNNING, Stage.lease_expires_at < now_seconds())
+    return list(session.scalars(query.order_by(Stage.id)))
+
+
+def running_under(session: Session, owner_prefix: str) -> list[Stage]:
+    """Running stages of the workers whose names begin so."""
+    query = select(Stage).where(Stage.state == StageState.RUNNING)
+    return list(session.scalars(query.where(Stage.lease_owner.startswith(owner_prefix, autoescape=True))))
+
+
+def call_off(session: Session, job_id: str) -> None:
+    """The job's queued stages are cancelled; its running ones are asked to stop."""
+    of_job = update(Stage).where(Stage.job_id == job_id)
+    options = {"synchronize_session": False}
+    cancelled = {"state": StageState.CANCELLED, "finished_at": now_seconds()}
+    session.execute(of_job.where(Stage.state == StageState.QUEUED).values(cancelled), execution_options=options)
+    running = of_job.where(Stage.state == StageState.RUNNING, Stage.cancel_requested_at.is_(None))
+    session.execute(running.values(cancel_requested_at=now_seconds()), execution_options=options)
+
+
+def count_unfinished(session: Session, job_id: str) -> int:
+    """The job's stages that are queued or running."""
+    query = select(func.count()).select_from(Stage).where(Stage.job_id == job_id)
+    return session.scalar(query.where(Stage.state.in_((StageState.QUEUED, StageState.RUNNING)))) or 0
+
+
+def of_job(session: Session, job_id: str) -> list[Stage]:
+    """The job's stages, in order of their numbers."""
+    return list(session.scalars(select(Stage).where(Stage.job_id == job_id).order_by(Stage.number)))
+
+
+def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Stage]]:
+    """The stages of several jobs, by job."""
+    found: dict[str, list[Stage]] = {job_id: [] for job_id in job_ids}
+    for stage in session.scalars(select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.number)):
+        found[stage.job_id].append(stage)
+    return found

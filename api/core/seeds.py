@@ -1,0 +1,29 @@
+"""A sample's seed: a pure function of what it is a sample of, never a counter over a batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+_BITS = 53
+"""JavaScript reads integers up to 2**53 exactly, and seeds are shown to browsers."""
+
+
+def sample_seed(run_seed: int, round_number: int, prompt_index: int, prompt: str, number: int) -> int:
+    """The seed of sample `number` of a prompt in a round."""
+    return _seed("sample", run_seed, round_number, prompt_index, prompt, number)
+
+
+def evaluation_seed(seed: int, split: str, prompt_index: int, prompt: str, number: int) -> int:
+    """The seed of an evaluation's sample: the same in every round and for every model."""
+    return _seed("evaluation", seed, split, prompt_index, prompt, number)
+
+
+def training_seed(run_seed: int, round_number: int) -> int:
+    """The seed of a round's training: order of rows, and the adapter's first weights."""
+    return _seed("training", run_seed, round_number)
+
+
+def _seed(*parts: int | str) -> int:
+    digest = hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - _BITS)

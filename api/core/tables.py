@@ -1,0 +1,265 @@
+"""The tables. Times are seconds since 1970 (UTC) by the database's clock: leases add up without dialects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = dict[str, Any]
+
+_NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(naming_convention=_NAMING)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        str: String(255),
+        int: BigInteger(),
+        float: Double(),
+        Json: JSON(),
+        list[Json]: JSON(),
+    }
+
+
+class PromptSet(Table):
+    """Prompts with items and thresholds. Rows never change: a changed built-in list is a new version."""
+
+    __tablename__ = "prompt_sets"
+    __table_args__ = (UniqueConstraint("name", "version"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str | None]
+    """None: given inline with a job."""
+    version: Mapped[int]
+    description: Mapped[str] = mapped_column(Text)
+    builtin: Mapped[bool]
+    prompts: Mapped[list[Json]]
+    sha256: Mapped[str]
+    created_at: Mapped[float]
+
+
+class Model(Table):
+    """A base model of the catalogue (`name` set), or an adapter that a round trained on its parent."""
+
+    __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("job_id", "round"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(unique=True)
+    base: Mapped[str]
+    """The catalogue's name of the base model."""
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", use_alter=True))
+    stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id", use_alter=True))
+    round: Mapped[int | None]
+    adapter_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True))
+    figures: Mapped[Json]
+    created_at: Mapped[float]
+
+
+class Job(Table):
+    """What a client asked for. `spec` is the checked request with its defaults filled in."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    state: Mapped[str] = mapped_column(index=True)
+    label: Mapped[str | None]
+    spec: Mapped[Json]
+    prompt_set_id: Mapped[str] = mapped_column(ForeignKey("prompt_sets.id"))
+    held_out_prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    """The model that it starts from."""
+    rounds: Mapped[int]
+    work_total: Mapped[float]
+    """Expected work of all stages of all rounds, in U-Net evaluations."""
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    cancel_requested_at: Mapped[float | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None] = mapped_column(Text)
+
+
+class Stage(Table):
+    """A piece of a job that one worker does under a lease (durability: claim, heartbeat, fence)."""
+
+    __tablename__ = "stages"
+    __table_args__ = (
+        UniqueConstraint("job_id", "round", "kind", "shard"),
+        UniqueConstraint("job_id", "number"),
+        Index("ix_stages_state_not_before", "state", "not_before"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    number: Mapped[int]
+    """Running number within the job: the order in which free stages are claimed."""
+    kind: Mapped[str]
+    round: Mapped[int]
+    shard: Mapped[int]
+    params: Mapped[Json]
+    work: Mapped[float]
+    """Expected work in U-Net evaluations."""
+    state: Mapped[str]
+    lease_owner: Mapped[str | None]
+    lease_epoch: Mapped[int]
+    lease_expires_at: Mapped[float | None]
+    progress_done: Mapped[int]
+    progress_total: Mapped[int]
+    progress_at: Mapped[float | None]
+    attempt: Mapped[int]
+    crash_count: Mapped[int]
+    not_before: Mapped[float]
+    hinted_at: Mapped[float | None]
+    cancel_requested_at: Mapped[float | None]
+    checkpoint_key: Mapped[str | None]
+    checkpoint_sha256: Mapped[str | None]
+    checkpoint_at: Mapped[float | None]
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None] = mapped_column(Text)
+
+
+class StageDependency(Table):
+    """`stage_id` may start only when `needs_id` has succeeded."""
+
+    __tablename__ = "stage_dependencies"
+
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"), primary_key=True)
+    needs_id: Mapped[str] = mapped_column(ForeignKey("stages.id"), primary_key=True, index=True)
+
+
+class Artifact(Table):
+    """A stored file. Its object exists only if this row does."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("stage_id", "slot"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
+    slot: Mapped[str]
+    key: Mapped[str] = mapped_column(String(500), unique=True)
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    media_type: Mapped[str]
+    created_at: Mapped[float]
+
+
+class Sample(Table):
+    """An image with the trajectory that made it (row `trajectory_row` of a stored Trajectory)."""
+
+    __tablename__ = "samples"
+    __table_args__ = (Index("ix_samples_job_id_round_role", "job_id", "round", "role"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
+    round: Mapped[int]
+    role: Mapped[str]
+    split: Mapped[str]
+    prompt_index: Mapped[int]
+    prompt: Mapped[str] = mapped_column(Text)
+    number: Mapped[int]
+    """Which of the prompt's samples it is; for a target, that of its base."""
+    seed: Mapped[int]
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    trajectory_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
+    trajectory_row: Mapped[int | None]
+    image_artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"))
+    created_at: Mapped[float]
+
+
+class Score(Table):
+    """What a scorer gave a sample."""
+
+    __tablename__ = "scores"
+
+    sample_id: Mapped[str] = mapped_column(ForeignKey("samples.id"), primary_key=True)
+    scorer: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[float]
+
+
+class Pair(Table):
+    """A reference, a base and the target fused from them. `adopted` is None until the target is verified."""
+
+    __tablename__ = "pairs"
+    __table_args__ = (UniqueConstraint("job_id", "round", "number"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
+    round: Mapped[int]
+    number: Mapped[int]
+    prompt_index: Mapped[int]
+    prompt: Mapped[str] = mapped_column(Text)
+    reference_id: Mapped[str] = mapped_column(ForeignKey("samples.id"), index=True)
+    base_id: Mapped[str] = mapped_column(ForeignKey("samples.id"), index=True)
+    target_id: Mapped[str | None] = mapped_column(ForeignKey("samples.id"), index=True)
+    adopted: Mapped[bool | None]
+    why: Mapped[str | None] = mapped_column(Text)
+    scorer: Mapped[str]
+    reference_score: Mapped[float]
+    base_score: Mapped[float]
+    target_score: Mapped[float | None]
+    figures: Mapped[Json]
+    mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
+    created_at: Mapped[float]
+
+
+class Metric(Table):
+    """Scores of one round's images together."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    scorer: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str]
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    count: Mapped[int]
+    mean: Mapped[float]
+    std: Mapped[float]
+    created_at: Mapped[float]
+
+
+class Event(Table):
+    """Something that happened to a job, in order."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id"))
+    at: Mapped[float]
+    kind: Mapped[str]
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[Json]
+
+
+class IdempotencyKey(Table):
+    """A client's key, the request that it came with and the job that it made."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[float]

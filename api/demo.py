@@ -1,0 +1,280 @@
+"""`make demo`: one online D-Fusion run, through the REST API alone, as a user with curl would do it.
+
+Starts the embedded service on a free port, posts a round, follows it live, and shows what came out: a table of before
+and after, a contact sheet of fused pairs (PNG and HTML), the adapter's file, and the curl lines to look further.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+Json = dict[str, Any]
+TERMINAL = {"succeeded", "failed", "cancelled"}
+SPLITS = {"train": "training prompts", "held_out": "held-out prompts"}
+PICTURE = 128
+"""Side of a picture on the contact sheet, pixels."""
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def service(data_dir: Path, log: Path) -> Iterator[httpx.Client]:
+    """The embedded service as a subprocess, and a client for it; stopped at the end whatever happens."""
+    port = free_port()
+    environment = os.environ | {"DFUSION_DATA_DIR": str(data_dir), "DFUSION_PORT": str(port)}
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "api"], env=environment, stdout=output, stderr=output)
+        try:
+            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+            wait_until_ready(client, process, log)
+            yield client
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+    """Ask `/readyz` until it answers 200; DemoError if the service ends or the time is up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise DemoError(f"the service ended with exit code {process.returncode}; its log is {log}")
+        try:
+            if client.get("/readyz").status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise DemoError(f"the service was not ready within {seconds:.0f} seconds; its log is {log}")
+
+
+def get(client: httpx.Client, path: str, **parameters: Any) -> Json:
+    """GET and decode; DemoError with the problem's own words if it is not 2xx."""
+    answer = client.get(path, params=parameters)
+    if not answer.is_success:
+        raise DemoError(f"GET {path} answered {answer.status_code}: {answer.text}")
+    decoded: Json = answer.json()
+    return decoded
+
+
+def clock(seconds: float | None) -> str:
+    """Minutes and seconds, or a dash where nothing is known yet."""
+    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def follow(client: httpx.Client, job_id: str, console: Console) -> Json:
+    """Show the job's progress until it ends; a bar on a terminal, a line a stage elsewhere. Returns the job."""
+    columns = (
+        TextColumn("round {task.fields[round]}"),
+        TextColumn("[bold]{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[percent]:>3.0f} % of all, left {task.fields[left]}"),
+        TimeElapsedColumn(),
+    )
+    shown = ""
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("waiting", total=None, round="-", left="-:--", percent=0.0)
+        while True:
+            job = get(client, f"/jobs/{job_id}")
+            progress = job["progress"]
+            stage, left = progress["stage"] or job["state"], clock(progress["eta_seconds"])
+            fields = {"round": progress["round"], "left": left, "percent": progress["percent"]}
+            bar.update(task, description=stage, completed=progress["done"], total=progress["total"] or None, **fields)
+            line = f"round {progress['round']}  {stage}"
+            if not console.is_terminal and line != shown:
+                console.print(f"{line:<20} {progress['percent']:3.0f} % of all, left {left}", highlight=False)
+                shown = line
+            if job["state"] in TERMINAL:
+                return job
+            time.sleep(0.5)
+
+
+def before_and_after(metrics: list[Json]) -> list[tuple[str, str, float, float]]:
+    """(split, scorer, first round's mean, last round's mean) of every split and scorer."""
+    rows = []
+    for split, scorer in sorted({(m["split"], m["scorer"]) for m in metrics}, reverse=True):
+        by_round = {m["round"]: m["mean"] for m in metrics if (m["split"], m["scorer"]) == (split, scorer)}
+        rows.append((split, scorer, by_round[min(by_round)], by_round[max(by_round)]))
+    return rows
+
+
+def show_table(console: Console, rows: list[tuple[str, str, float, float]], rounds: int) -> None:
+    """Before and after, as a table on the terminal."""
+    table = Table(title=f"Same prompts, same seeds, before and after {rounds} rounds")
+    for heading in ("prompts", "scorer", "before", "after", "change"):
+        table.add_column(heading, justify="left" if heading in ("prompts", "scorer") else "right")
+    for split, scorer, before, after in rows:
+        table.add_row(SPLITS.get(split, split), scorer, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+    console.print(table)
+
+
+def picture(client: httpx.Client, artifact_path: str) -> Image.Image:
+    """An image artifact, brought to the contact sheet's size."""
+    answer = client.get(artifact_path, follow_redirects=True)
+    if not answer.is_success:
+        raise DemoError(f"GET {artifact_path} answered {answer.status_code}")
+    return Image.open(io.BytesIO(answer.content)).convert("RGB").resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
+
+
+def triptychs(client: httpx.Client, job_id: str, count: int) -> list[Json]:
+    """The job's adopted pairs with the largest gain of the target over its base: pictures, prompt and scores."""
+    pairs: list[Json] = []
+    cursor = None
+    while True:
+        page = get(client, "/pairs", job=job_id, limit=200, **({"cursor": cursor} if cursor else {}))
+        pairs += page["data"]
+        cursor = page["next_cursor"]
+        if not page["has_more"]:
+            break
+    adopted = [p for p in pairs if p["adopted"]]
+    adopted.sort(key=lambda p: p["target"]["score"] - p["base"]["score"], reverse=True)
+    chosen = []
+    for pair in adopted[:count]:
+        links = [pair[role]["image"] for role in ("base", "reference", "target")] + [pair["mask"]]
+        chosen.append({"pair": pair, "pictures": [picture(client, link) for link in links]})
+    return chosen
+
+
+def contact_sheet(chosen: list[Json]) -> Image.Image:
+    """Rows of base, reference, target and mask, each with its prompt and scores."""
+    margin, caption, columns = 8, 34, 4
+    width = columns * (PICTURE + margin) + margin
+    sheet = Image.new("RGB", (width, caption + len(chosen) * (PICTURE + caption)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, heading in enumerate(("base", "reference", "target", "mask")):
+        draw.text((margin + x * (PICTURE + margin), 12), heading, "black")
+    for y, row in enumerate(chosen):
+        top = caption + y * (PICTURE + caption)
+        for x, image in enumerate(row["pictures"]):
+            sheet.paste(image, (margin + x * (PICTURE + margin), top))
+        pair = row["pair"]
+        scores = ", ".join(f"{role} {pair[role]['score']:.3f}" for role in ("base", "reference", "target"))
+        draw.text((margin, top + PICTURE + 3), pair["prompt"], "black")
+        draw.text((margin, top + PICTURE + 16), scores, "dimgray")
+    return sheet
+
+
+def html_report(rows: list[tuple[str, str, float, float]], chosen: list[Json], job: Json) -> str:
+    """The same as one HTML file that needs nothing beside it."""
+
+    def inline(image: Image.Image) -> str:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+    pages = Environment(loader=PackageLoader("api", "web"), autoescape=select_autoescape())
+    shown = [{"pair": row["pair"], "pictures": [inline(image) for image in row["pictures"]]} for row in chosen]
+    return pages.get_template("demo_report.html").render(rows=rows, splits=SPLITS, shown=shown, job=job)
+
+
+def request_of(arguments: argparse.Namespace) -> Json:
+    """The body of POST /rounds."""
+    return {
+        "model": "shapes",
+        "prompt_set": f"shapes-{arguments.template}-train",
+        "held_out_prompt_set": f"shapes-{arguments.template}-test",
+        "rounds": arguments.rounds,
+        "samples_per_prompt": 8,
+        "seed": arguments.seed,
+        "training": {"learning_rate": 3e-4, "rows_per_update": 64, "inner_epochs": 1},
+        "evaluation": {"samples_per_prompt": 2},
+        "label": "demo",
+    }
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """The demo."""
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    data = out / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    with service(data, out / "service.log") as client:
+        body = request_of(arguments)
+        console.print(f"POST {client.base_url}/rounds", body)
+        answer = client.post("/rounds", json=body)
+        if answer.status_code != httpx.codes.ACCEPTED:
+            raise DemoError(f"POST /rounds answered {answer.status_code}: {answer.text}")
+        job = follow(client, answer.headers["location"].rsplit("/", 1)[-1], console)
+        if job["state"] != "succeeded":
+            raise DemoError(f"the job ended as {job['state']}: {job['error']}")
+        rows = before_and_after(get(client, f"/jobs/{job['id']}/metrics")["data"])
+        show_table(console, rows, arguments.rounds)
+        chosen = triptychs(client, job["id"], arguments.pairs)
+        contact_sheet(chosen).save(out / "pairs.png")
+        (out / "report.html").write_text(html_report(rows, chosen, job), encoding="utf-8")
+        save_adapter(client, job, out / "adapter.safetensors")
+        tell(console, job, chosen, out)
+
+
+def save_adapter(client: httpx.Client, job: Json, file: Path) -> None:
+    """Download the last round's adapter."""
+    model = get(client, f"/models/{job['models'][-1]}")
+    answer = client.get(model["adapter"], follow_redirects=True)
+    if not answer.is_success:
+        raise DemoError(f"GET {model['adapter']} answered {answer.status_code}")
+    file.write_bytes(answer.content)
+
+
+def tell(console: Console, job: Json, chosen: list[Json], out: Path) -> None:
+    """Where things are and how to look further."""
+    console.print(f"contact sheet  {out / 'pairs.png'}\nHTML report    {out / 'report.html'}", highlight=False)
+    console.print(f"adapter        {out / 'adapter.safetensors'}", highlight=False)
+    console.print(f"\nTo look further: DFUSION_DATA_DIR={out / 'data'} make serve, and then", highlight=False)
+    paths = [f"/jobs/{job['id']}", f"/jobs/{job['id']}/metrics", f"/pairs?job={job['id']}"]
+    paths += [f"/samples/{row['pair']['target']['id']}" for row in chosen[:1]]
+    paths.append(f"/models/{job['models'][-1]}")
+    for path in paths:
+        console.print(f"    curl -s 'http://127.0.0.1:8000{path}'", highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Command line. Exit code 0 if a table came out, 1 if not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--template", default="attribute", choices=["behaviour", "attribute", "position"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=8, help="pairs on the contact sheet")
+    parser.add_argument("--out", type=Path, default=Path("demo-output"))
+    console = Console()
+    try:
+        run(parser.parse_args(), console)
+    except DemoError as error:
+        Console(stderr=True).print(f"demo: {error}", style="red")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
