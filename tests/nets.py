@@ -7,7 +7,11 @@ import torch
 from dfusion import _torchvision_ops  # noqa: F401
 
 # isort: split
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from dfusion.models import DiffusionModel
+from dfusion.shapes.captions import new_tokenizer
 
 TOKENS = 7
 WIDTH = 16
@@ -73,3 +77,50 @@ def embeds(batch: int, seed: int = 1) -> torch.Tensor:
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """||got - expected|| / ||expected||."""
     return float((got - expected).norm() / expected.norm())
+
+
+def tiny_pipeline() -> StableDiffusionPipeline:
+    """A random pipeline of 8x8 latents and 16x16 pixels, with the shapes world's tokenizer."""
+    tokenizer = new_tokenizer()
+    torch.manual_seed(3)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=tiny_unet(),
+        scheduler=sd_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def tiny_model() -> DiffusionModel:
+    """The parts of `tiny_pipeline`."""
+    pipeline = tiny_pipeline()
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.eval().requires_grad_(False)
+    return DiffusionModel(
+        pipeline.unet, pipeline.scheduler, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, "cpu"
+    )

@@ -1,0 +1,60 @@
+"""What comes with dfusion under a name: base models and scorers. Imports no torch.
+
+A deployment may add its own; these are the ones that work on any machine without a download.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A base model.
+
+    folder          a pipeline in diffusers' layout
+    default_reward  the scorer that trains it unless another is asked for
+    scorers         the scorers that can judge its images
+    """
+
+    name: str
+    folder: Path
+    default_reward: str
+    scorers: tuple[str, ...]
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class ScorerEntry:
+    """A scorer that `dfusion.rewards.load_scorer` knows."""
+
+    name: str
+    description: str = ""
+
+
+_SHAPES = Path(__file__).parent / "shapes" / "models"
+
+MODELS: Mapping[str, ModelEntry] = MappingProxyType(
+    {
+        "shapes": ModelEntry(
+            name="shapes",
+            folder=_SHAPES / "pipeline",
+            default_reward="shapes-clip",
+            scorers=("shapes-clip", "shapes-judge"),
+            description="A small world of coloured shapes, 64x64 pixels; runs on a CPU",
+        )
+    }
+)
+
+SCORERS: Mapping[str, ScorerEntry] = MappingProxyType(
+    {
+        "shapes-clip": ScorerEntry("shapes-clip", "Cosine similarity of the shapes world's own CLIP model"),
+        "shapes-judge": ScorerEntry("shapes-judge", "1 where every part of the prompt is in the picture, else 0"),
+    }
+)
+
+SHAPES_CLIP_FOLDER = _SHAPES / "clip"
+"""The shapes world's CLIP model as an open_clip folder."""
