@@ -1,0 +1,113 @@
+"""The LoRA adapter on the U-Net's attention, through peft, in the files that stock diffusers loads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dfusion import _torchvision_ops  # noqa: F401
+
+# isort: split
+import peft
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+from dfusion.config import LoraConfig
+from dfusion.errors import CheckpointError, InvalidInputError
+from dfusion.files import read_tensors, write_tensors, write_whole
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The projections of every attention that the adapter changes."""
+METADATA_KEY = "dfusion"
+_PREFIX = "unet."
+
+
+def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), seed: int = 0) -> None:
+    """Put a fresh trainable adapter on all attentions of `unet` and freeze everything else.
+
+    The first matrix is drawn from `seed` alone (Kaiming-uniform as peft does), the second is 0: the policy is
+    unchanged at first. An adapter that is there is replaced.
+    """
+    detach(unet)
+    unet.requires_grad_(False)
+    settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(TARGETS))
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; overwritten below
+        unet.add_adapter(settings)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(lora_parameters(unet).items()):
+        if "lora_A" in name:
+            drawn = torch.empty(parameter.shape)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            parameter.data.copy_(drawn)
+
+
+def detach(unet: UNet2DConditionModel) -> None:
+    """Take the adapter off; the U-Net is the base model again. Nothing happens where there is none."""
+    if getattr(unet, "peft_config", None):
+        unet.unload_lora()
+
+
+def lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name. Raises InvalidInputError where no adapter is attached."""
+    found = {name: parameter for name, parameter in unet.named_parameters() if ".lora_" in name}
+    if not found:
+        raise InvalidInputError("unet: expected an attached LoRA adapter, found none; see attach_lora")
+    return found
+
+
+def save_adapter(unet: UNet2DConditionModel, file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the adapter as safetensors that `StableDiffusionPipeline.load_lora_weights` loads, whole or not at all.
+
+    `metadata` is kept in the file and given back by `load_adapter`. Raises InvalidInputError without an adapter.
+    """
+    lora_parameters(unet)
+    settings = unet.peft_config["default"].to_dict()
+    about = {
+        LORA_ADAPTER_METADATA_KEY: json.dumps(
+            {_PREFIX + key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()},
+            sort_keys=True,
+        ),
+        METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True),
+        "format": "pt",
+    }
+
+    def write(temporary: Path) -> None:
+        StableDiffusionPipeline.save_lora_weights(
+            temporary.parent,
+            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
+            weight_name=temporary.name,
+            save_function=lambda weights, path: write_tensors(Path(path), weights, about),
+        )
+
+    write_whole(file, write)
+
+
+def load_adapter(unet: UNet2DConditionModel, file: Path) -> dict[str, str]:
+    """Attach the adapter of a file as a trainable one, in place of any other; returns the file's metadata.
+
+    Rank comes from the weights, alpha from the file's metadata (the rank where there is none, as diffusers does).
+    Raises CheckpointError for a file that is damaged or does not fit the U-Net.
+    """
+    tensors, about = read_tensors(file)
+    weights = {key.removeprefix(_PREFIX): value for key, value in tensors.items() if key.startswith(_PREFIX)}
+    weights = convert_unet_state_dict_to_peft(weights)
+    ranks = {value.shape[0] for key, value in weights.items() if ".lora_A." in key}
+    if len(ranks) != 1:
+        raise CheckpointError(f"{file}: expected an adapter of one rank, got ranks {sorted(ranks)}")
+    (rank,) = ranks
+    settings = json.loads(about.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    attach_lora(unet, LoraConfig(rank=rank, alpha=settings.get(f"{_PREFIX}lora_alpha", rank)))
+    expected = {name: value.shape for name, value in get_peft_model_state_dict(unet).items()}
+    if expected != {name: value.shape for name, value in weights.items()}:
+        detach(unet)
+        raise CheckpointError(f"{file}: the adapter does not fit the attention layers of this U-Net")
+    set_peft_model_state_dict(unet, weights)
+    loaded: dict[str, str] = json.loads(about.get(METADATA_KEY, "{}"))
+    return loaded

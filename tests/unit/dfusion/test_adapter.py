@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from dfusion.adapter import attach_lora, detach, load_adapter, lora_parameters, save_adapter
+from dfusion.config import LoraConfig
+from dfusion.errors import CheckpointError, InvalidInputError
+from tests.nets import embeds, sd_unet, tiny_pipeline, tiny_unet
+
+
+def output(unet: UNet2DConditionModel) -> torch.Tensor:
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return unet(x, 5, encoder_hidden_states=embeds(1)).sample
+
+
+def trained(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """An adapter with rank 3 and alpha 12 that changes the output."""
+    attach_lora(unet, LoraConfig(rank=3, alpha=12.0), seed=1)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in lora_parameters(unet).values():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return unet
+
+
+def test_a_fresh_adapter_is_seeded_trainable_and_changes_nothing() -> None:
+    unet, plain = tiny_unet(), output(tiny_unet())
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    attach_lora(unet, LoraConfig(rank=2), seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(output(unet), plain)
+    first = {name: value.clone() for name, value in lora_parameters(unet).items()}
+    assert {name for name, p in unet.named_parameters() if p.requires_grad} == set(first)
+    attentions = sum(name.endswith("to_q") for name, _ in tiny_unet().named_modules())
+    assert len(first) == attentions * 4 * 2
+    attach_lora(unet, LoraConfig(rank=2), seed=3)
+    again = lora_parameters(unet)
+    assert again.keys() == first.keys() and all(torch.equal(again[name], value) for name, value in first.items())
+    attach_lora(unet, LoraConfig(rank=2), seed=4)
+    assert any(not torch.equal(value, first[name]) for name, value in lora_parameters(unet).items())
+
+
+def test_detach_gives_the_base_model_back() -> None:
+    unet = trained(tiny_unet())
+    assert not torch.allclose(output(unet), output(tiny_unet()))
+    detach(unet)
+    detach(unet)
+    assert torch.equal(output(unet), output(tiny_unet()))
+    with pytest.raises(InvalidInputError, match="LoRA"):
+        lora_parameters(unet)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    unet, other = trained(tiny_unet()), tiny_unet()
+    save_adapter(unet, tmp_path / "a.safetensors", {"round": "2"})
+    attach_lora(other, LoraConfig(rank=8))
+    assert load_adapter(other, tmp_path / "a.safetensors") == {"round": "2"}
+    assert torch.equal(output(other), output(unet))
+    assert all(p.requires_grad for p in lora_parameters(other).values())
+    assert [f.name for f in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_stock_diffusers_loads_it(tmp_path: Path) -> None:
+    pipeline, unet = tiny_pipeline(), trained(tiny_unet())
+    save_adapter(unet, tmp_path / "a.safetensors")
+    plain = output(pipeline.unet)
+    pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    torch.testing.assert_close(output(pipeline.unet), output(unet), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(output(pipeline.unet), plain)
+
+
+def test_files_that_do_not_fit(tmp_path: Path) -> None:
+    save_adapter(trained(tiny_unet()), tmp_path / "a.safetensors")
+    unet = sd_unet(8)
+    with pytest.raises(CheckpointError, match="fit"):
+        load_adapter(unet, tmp_path / "a.safetensors")
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError):
+        load_adapter(unet, tmp_path / "a.safetensors")
+    with pytest.raises(InvalidInputError):
+        save_adapter(tiny_unet(), tmp_path / "b.safetensors")
