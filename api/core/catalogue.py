@@ -12,11 +12,11 @@ from dfusion.catalogue import MODELS, SCORERS
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model: its folder, and the scorers that suit it (the first of them None if nobody said)."""
+    """A base model: its folder, the scorer that trains it unless another is asked for, and those that judge it."""
 
     name: str
     folder: Path
-    default_reward: str | None
+    reward: str | None
     scorers: tuple[str, ...]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import ceil
+from math import floor
 from typing import Any
 
 from api.core.specs import RoundSpec
@@ -58,8 +58,8 @@ class Counts:
 
 def pairs_at_most(spec: RoundSpec) -> int:
     """An upper bound on the pairs of one prompt in one round."""
-    references = max(1, ceil(spec.pairing.reference_share * spec.samples_per_prompt))
-    bases = max(1, ceil(spec.pairing.base_share * spec.samples_per_prompt))
+    references = max(1, floor(spec.pairing.reference_share * spec.samples_per_prompt))
+    bases = max(1, floor(spec.pairing.base_share * spec.samples_per_prompt))
     return min(references * spec.pairing.reference_uses, bases)
 
 

@@ -6,6 +6,7 @@ Each setting is an environment variable with the prefix `DFUSION_`, or a line of
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -53,10 +54,10 @@ class Settings(BaseSettings):
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'dfusion.db'}"
 
-    def as_environment(self) -> dict[str, str]:
-        """The environment variables that give a child process these settings."""
+    def for_child(self) -> dict[str, str]:
+        """The environment of a child process: this one's, with these settings."""
         values = self.model_dump(mode="json")
-        return {
+        return dict(os.environ) | {
             f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
             for name, value in values.items()
         }

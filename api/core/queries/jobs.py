@@ -106,3 +106,8 @@ def add_key(session: Session, key: str, fingerprint: str, job_id: str) -> None:
     """Remember what the key made."""
     session.add(IdempotencyKey(key=key, fingerprint=fingerprint, job_id=job_id, created_at=now_seconds()))
     session.flush()
+
+
+def now(session: Session) -> float:
+    """The database's time, in seconds since 1970."""
+    return session.scalars(select(now_seconds())).one()

@@ -13,7 +13,6 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.core.errors import InvalidRequestError
 
-
 T = TypeVar("T")
 
 
@@ -27,7 +26,7 @@ class Page(Generic[T]):
 
 def fetch_page(
     session: Session,
-    query: Select[tuple[T]],
+    query: Select[T],
     key: InstrumentedAttribute[Any],
     limit: int,
     cursor: str | None,
@@ -50,7 +49,8 @@ def _beyond(key: InstrumentedAttribute[Any], cursor: str, newest_first: bool) ->
             raise ValueError("not a row's number")
     except (ValueError, binascii.Error) as error:
         raise InvalidRequestError.at("/cursor", "expected next_cursor of an earlier page", "invalid_cursor") from error
-    return key < last if newest_first else key > last
+    beyond: ColumnElement[bool] = key < last if newest_first else key > last
+    return beyond
 
 
 def encode_cursor(last: str) -> str:

@@ -61,7 +61,7 @@ def round_scores(session: Session, job_id: str, round_number: int, scorer: str) 
     """What the scorer gave the round's samples, by sample."""
     query = select(Score.sample_id, Score.value).join(Sample, Sample.id == Score.sample_id)
     query = query.where(Sample.job_id == job_id, Sample.round == round_number, Score.scorer == scorer)
-    return {sample_id: value for sample_id, value in session.execute(query)}
+    return {row.sample_id: row.value for row in session.execute(query)}
 
 
 def sample_page(

@@ -1,0 +1,30 @@
+"""What routes are given: the service, and a list's limit and cursor."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.core.service import Service
+
+
+def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
+
+
+class Parameters(BaseModel):
+    """Base of a route's query parameters: an unknown one is an error, not silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PageParameters(Parameters):
+    """Which page of a list."""
+
+    limit: int = Field(50, ge=1, le=200)
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the page before")

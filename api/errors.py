@@ -1,0 +1,116 @@
+"""Errors as HTTP: problem details (RFC 9457). The only place where an error gets its status code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from api.core.errors import (
+    ConflictError,
+    IdempotencyError,
+    InvalidRequestError,
+    NotFoundError,
+    ServiceError,
+    StorageError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+_STATUS: tuple[tuple[type[ServiceError], HTTPStatus], ...] = (
+    (InvalidRequestError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (IdempotencyError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (NotFoundError, HTTPStatus.NOT_FOUND),
+    (ConflictError, HTTPStatus.CONFLICT),
+    (StorageError, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+_logger = logging.getLogger(__name__)
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    errors: Iterable[Mapping[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A problem document."""
+    content: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": int(status),
+        "code": code,
+        "detail": detail,
+        "errors": list(errors),
+    }
+    return JSONResponse(content, int(status), dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem document."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _service_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, ServiceError):
+        raise error
+    status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+    problems = error.problems if isinstance(error, InvalidRequestError) else ()
+    headers = {"Retry-After": "5"} if status is HTTPStatus.SERVICE_UNAVAILABLE else None
+    fields = [{"pointer": p.pointer, "message": p.message} for p in problems]
+    return problem(status, error.code, str(error), fields, headers)
+
+
+def _validation_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found = _without_echoes(error.errors())
+    fields = [{"pointer": _pointer(e["loc"][1:]), "message": _message(e)} for e in found]
+    places = {str(e["loc"][0]) for e in found}
+    code = "invalid_request" if places == {"body"} else "invalid_parameter"
+    if any(_is_empty_set(e) for e in found):
+        code = "empty_prompt_set"
+    detail = "; ".join(f"{f['pointer'] or '/'}: {f['message']}" for f in fields[:5])
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail, fields)
+
+
+def _pointer(location: Iterable[object]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def _without_echoes(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without "too short" for a list that is so only because its items are wrong."""
+    places = [tuple(e["loc"]) for e in found]
+    inside = {place[:i] for place in places for i in range(len(place))}
+    return [e for e in found if e["type"] != "too_short" or tuple(e["loc"]) not in inside]
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    if _is_empty_set(error):
+        return "expected at least one prompt"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _is_empty_set(error: Mapping[str, Any]) -> bool:
+    return error["type"] == "too_short" and tuple(error["loc"]) == ("body", "prompts")
+
+
+def _http_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    code = HTTPStatus(error.status_code).name.lower()
+    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+def _unexpected(_request: Request, error: Exception) -> Response:
+    _logger.error("unexpected error", exc_info=error)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the service failed; its log says why")

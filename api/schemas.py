@@ -1,0 +1,550 @@
+"""What the service answers. `/…` strings are paths of this service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from api.core.planning import Counts
+from api.core.progress import progress_of
+from api.core.queries.pages import Page
+from api.core.specs import RoundSpec
+from api.core.states import JobState
+from api.core.tables import Artifact, Event, Job, Metric, Model, Pair, PromptSet, Sample, Score, Stage
+
+T = TypeVar("T")
+Row = TypeVar("Row")
+Links = dict[str, str]
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _maybe_time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _time(seconds)
+
+
+def _artifact_path(artifact_id: str | None) -> str | None:
+    return None if artifact_id is None else f"/artifacts/{artifact_id}"
+
+
+class ListOut(BaseModel, Generic[T]):
+    """A page of a list."""
+
+    data: list[T]
+    has_more: bool
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: Page[Row], convert: Callable[[Row], T]) -> ListOut[T]:
+        data = [convert(row) for row in page.rows]
+        return cls(data=data, has_more=page.next_cursor is not None, next_cursor=page.next_cursor)
+
+
+class FieldError(BaseModel):
+    """A field and what is wrong with it; `pointer` is a JSON pointer into the body, or a parameter's name."""
+
+    pointer: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457), as application/problem+json."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError]
+
+
+class ProgressOut(BaseModel):
+    """The current stage with its own count, and the share of the whole job."""
+
+    stage: str | None
+    round: int | None
+    done: int
+    total: int
+    percent: float
+    eta_seconds: float | None
+
+
+class JobErrorOut(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class StageOut(BaseModel):
+    """A stage of a job."""
+
+    id: str
+    kind: str
+    round: int
+    shard: int
+    state: str
+    done: int
+    total: int
+    attempts: int
+    crashes: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: JobErrorOut | None
+
+    @classmethod
+    def of(cls, row: Stage) -> StageOut:
+        return cls(
+            id=row.id,
+            kind=row.kind,
+            round=row.round,
+            shard=row.shard,
+            state=row.state,
+            done=row.progress_done,
+            total=row.progress_total,
+            attempts=row.attempt,
+            crashes=row.crash_count,
+            started_at=_maybe_time(row.started_at),
+            finished_at=_maybe_time(row.finished_at),
+            error=_error(row.error_code, row.error_message),
+        )
+
+
+class JobOut(BaseModel):
+    """A job in a list."""
+
+    id: str
+    kind: str
+    state: JobState
+    label: str | None
+    rounds: int
+    model: str
+    prompt_set: str
+    held_out_prompt_set: str | None
+    progress: ProgressOut
+    attempts: int
+    error: JobErrorOut | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    links: Links
+
+    @classmethod
+    def of(cls, job: Job, stages: Sequence[Stage], now: float) -> JobOut:
+        return cls(**_job_fields(job, stages, now))
+
+
+class JobDetail(JobOut):
+    """A job with its checked request, its stages and what it has made so far."""
+
+    spec: RoundSpec
+    stages: list[StageOut]
+    made: dict[str, int]
+    last_model: str | None
+
+    @classmethod
+    def detailed(
+        cls, job: Job, stages: Sequence[Stage], now: float, made: Mapping[str, int], last_model: Model | None
+    ) -> JobDetail:
+        return cls(
+            **_job_fields(job, stages, now),
+            spec=RoundSpec.model_validate(job.spec),
+            stages=[StageOut.of(stage) for stage in stages],
+            made=dict(made),
+            last_model=last_model.id if last_model else None,
+        )
+
+
+def _job_fields(job: Job, stages: Sequence[Stage], now: float) -> dict[str, Any]:
+    progress = progress_of(job, stages, now)
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "label": job.label,
+        "rounds": job.rounds,
+        "model": job.model_id,
+        "prompt_set": job.prompt_set_id,
+        "held_out_prompt_set": job.held_out_prompt_set_id,
+        "progress": ProgressOut(**progress.__dict__),
+        "attempts": max((stage.attempt for stage in stages), default=0),
+        "error": _error(job.error_code, job.error_message),
+        "created_at": _time(job.created_at),
+        "started_at": _maybe_time(job.started_at),
+        "finished_at": _maybe_time(job.finished_at),
+        "links": {
+            "self": f"/jobs/{job.id}",
+            "events": f"/jobs/{job.id}/events",
+            "metrics": f"/jobs/{job.id}/metrics",
+            "samples": f"/samples?job={job.id}",
+            "pairs": f"/pairs?job={job.id}",
+            "models": f"/models?job={job.id}",
+            "cancel": f"/jobs/{job.id}/cancel",
+        },
+    }
+
+
+def _error(code: str | None, message: str | None) -> JobErrorOut | None:
+    return None if code is None else JobErrorOut(code=code, message=message or "")
+
+
+class ImageCounts(BaseModel):
+    """Images that a job makes."""
+
+    sampled: int
+    fused_at_most: int
+    evaluated: int
+    total_at_most: int
+
+
+class UnetCounts(BaseModel):
+    """Rows that go through the U-Net; guidance takes two for one image and step."""
+
+    sampling: int
+    fusion_at_most: int
+    training_at_most: int
+    evaluation: int
+    total_at_most: int
+
+
+class EstimateOut(BaseModel):
+    """What a job would take; nothing was made."""
+
+    dry_run: bool
+    rounds: int
+    prompts: int
+    held_out_prompts: int
+    images: ImageCounts
+    unet_evaluations: UnetCounts
+
+    @classmethod
+    def of(cls, spec: RoundSpec, counts: Counts) -> EstimateOut:
+        return cls(
+            dry_run=True,
+            rounds=spec.rounds,
+            prompts=counts.prompts,
+            held_out_prompts=counts.held_out_prompts,
+            images=ImageCounts(
+                sampled=counts.sampled,
+                fused_at_most=counts.fused_at_most,
+                evaluated=counts.evaluated,
+                total_at_most=counts.images,
+            ),
+            unet_evaluations=UnetCounts(
+                sampling=counts.sampling,
+                fusion_at_most=counts.fusion_at_most,
+                training_at_most=counts.training_at_most,
+                evaluation=counts.evaluation,
+                total_at_most=counts.unet_evaluations,
+            ),
+        )
+
+
+class EventOut(BaseModel):
+    """Something that happened to a job."""
+
+    id: int
+    at: datetime
+    kind: str
+    message: str
+    stage: str | None
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, row: Event) -> EventOut:
+        return cls(id=row.id, at=_time(row.at), kind=row.kind, message=row.message, stage=row.stage_id, data=row.data)
+
+
+class MetricOut(BaseModel):
+    """Scores of one round's images. `training_images` is how many the model had been trained on by then."""
+
+    round: int
+    split: str
+    scorer: str
+    version: str
+    model: str
+    training_images: int
+    count: int
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, row: Metric, images_per_round: int) -> MetricOut:
+        trained_rounds = row.round - 1 if row.split == "rollout" else row.round
+        return cls(
+            round=row.round,
+            split=row.split,
+            scorer=row.scorer,
+            version=row.version,
+            model=row.model_id,
+            training_images=trained_rounds * images_per_round,
+            count=row.count,
+            mean=row.mean,
+            std=row.std,
+        )
+
+
+class MetricsOut(BaseModel):
+    """All metrics of a job, by round, split and scorer."""
+
+    data: list[MetricOut]
+
+
+class ScoreOut(BaseModel):
+    """What a scorer gave an image."""
+
+    scorer: str
+    version: str
+    value: float
+
+    @classmethod
+    def of(cls, row: Score) -> ScoreOut:
+        return cls(scorer=row.scorer, version=row.version, value=row.value)
+
+
+class TrajectoryOut(BaseModel):
+    """Where the denoising trajectory is: a row of a safetensors file."""
+
+    artifact: str
+    row: int
+
+
+class SampleOut(BaseModel):
+    """An image."""
+
+    id: str
+    job: str
+    round: int
+    role: str
+    split: str
+    prompt: str
+    prompt_index: int
+    number: int
+    seed: int
+    model: str
+    scores: list[ScoreOut]
+    image: str
+    trajectory: TrajectoryOut | None
+    created_at: datetime
+    links: Links
+
+    @classmethod
+    def of(cls, row: Sample, scores: Sequence[Score]) -> SampleOut:
+        return cls(**_sample_fields(row, scores))
+
+
+def _sample_fields(row: Sample, scores: Sequence[Score]) -> dict[str, Any]:
+    trajectory = None
+    if row.trajectory_artifact_id is not None and row.trajectory_row is not None:
+        trajectory = TrajectoryOut(artifact=f"/artifacts/{row.trajectory_artifact_id}", row=row.trajectory_row)
+    return {
+        "id": row.id,
+        "job": row.job_id,
+        "round": row.round,
+        "role": row.role,
+        "split": row.split,
+        "prompt": row.prompt,
+        "prompt_index": row.prompt_index,
+        "number": row.number,
+        "seed": row.seed,
+        "model": row.model_id,
+        "scores": [ScoreOut.of(score) for score in scores],
+        "image": f"/artifacts/{row.image_artifact_id}",
+        "trajectory": trajectory,
+        "created_at": _time(row.created_at),
+        "links": {"self": f"/samples/{row.id}", "job": f"/jobs/{row.job_id}", "model": f"/models/{row.model_id}"},
+    }
+
+
+class SideOut(BaseModel):
+    """One of the images of a pair, with its score by the pair's scorer."""
+
+    id: str
+    seed: int
+    score: float | None
+    image: str
+    href: str
+
+
+class PairOut(BaseModel):
+    """Base, reference and target side by side. `adopted` is null until the target is verified."""
+
+    id: str
+    job: str
+    round: int
+    number: int
+    prompt: str
+    prompt_index: int
+    adopted: bool | None
+    why: str | None
+    scorer: str
+    reference: SideOut
+    base: SideOut
+    target: SideOut | None
+    figures: dict[str, Any]
+    mask: str | None
+    created_at: datetime
+    links: Links
+
+    @classmethod
+    def of(cls, row: Pair, samples: Mapping[str, Sample]) -> PairOut:
+        return cls(
+            id=row.id,
+            job=row.job_id,
+            round=row.round,
+            number=row.number,
+            prompt=row.prompt,
+            prompt_index=row.prompt_index,
+            adopted=row.adopted,
+            why=row.why,
+            scorer=row.scorer,
+            reference=_side(samples[row.reference_id], row.reference_score),
+            base=_side(samples[row.base_id], row.base_score),
+            target=None if row.target_id is None else _side(samples[row.target_id], row.target_score),
+            figures=row.figures,
+            mask=_artifact_path(row.mask_artifact_id),
+            created_at=_time(row.created_at),
+            links={"self": f"/pairs/{row.id}", "job": f"/jobs/{row.job_id}"},
+        )
+
+
+def _side(row: Sample, score: float | None) -> SideOut:
+    image = f"/artifacts/{row.image_artifact_id}"
+    return SideOut(id=row.id, seed=row.seed, score=score, image=image, href=f"/samples/{row.id}")
+
+
+def sides_of(pairs: Sequence[Pair]) -> set[str]:
+    """The ids of all samples of these pairs."""
+    found = {sample_id for pair in pairs for sample_id in (pair.reference_id, pair.base_id)}
+    return found | {pair.target_id for pair in pairs if pair.target_id is not None}
+
+
+class SampleDetail(SampleOut):
+    """An image with the pairs that it is in (a reference may serve several)."""
+
+    pairs: list[PairOut]
+
+    @classmethod
+    def detailed(
+        cls, row: Sample, scores: Sequence[Score], pairs: Sequence[Pair], samples: Mapping[str, Sample]
+    ) -> SampleDetail:
+        return cls(**_sample_fields(row, scores), pairs=[PairOut.of(pair, samples) for pair in pairs])
+
+
+class AdapterOut(BaseModel):
+    """A trained adapter's file."""
+
+    artifact: str
+    sha256: str
+    size_bytes: int
+
+
+class ModelOut(BaseModel):
+    """A base model (`name` set), or an adapter on one. `figures` say how its training went."""
+
+    id: str
+    name: str | None
+    base: str
+    parent: str | None
+    job: str | None
+    round: int | None
+    adapter: AdapterOut | None
+    figures: dict[str, Any]
+    created_at: datetime
+    links: Links
+
+    @classmethod
+    def of(cls, row: Model, adapter: Artifact | None) -> ModelOut:
+        return cls(**_model_fields(row, adapter))
+
+
+class ModelDetail(ModelOut):
+    """A model with its lineage: itself, what it was trained from, and so on to the base model."""
+
+    lineage: list[str]
+
+    @classmethod
+    def detailed(cls, row: Model, adapter: Artifact | None, lineage: Sequence[Model]) -> ModelDetail:
+        return cls(**_model_fields(row, adapter), lineage=[model.id for model in lineage])
+
+
+def _model_fields(row: Model, adapter: Artifact | None) -> dict[str, Any]:
+    links = {"self": f"/models/{row.id}"}
+    if row.job_id is not None:
+        links["job"] = f"/jobs/{row.job_id}"
+    if row.parent_id is not None:
+        links["parent"] = f"/models/{row.parent_id}"
+    file = None
+    if adapter is not None:
+        file = AdapterOut(artifact=f"/artifacts/{adapter.id}", sha256=adapter.sha256, size_bytes=adapter.size_bytes)
+    return {
+        "id": row.id,
+        "name": row.name,
+        "base": row.base,
+        "parent": row.parent_id,
+        "job": row.job_id,
+        "round": row.round,
+        "adapter": file,
+        "figures": row.figures,
+        "created_at": _time(row.created_at),
+        "links": links,
+    }
+
+
+class PromptSetOut(BaseModel):
+    """A prompt set in a list."""
+
+    id: str
+    name: str | None
+    version: int
+    description: str
+    builtin: bool
+    size: int
+    created_at: datetime
+    links: Links
+
+    @classmethod
+    def of(cls, row: PromptSet) -> PromptSetOut:
+        return cls(**_prompt_set_fields(row))
+
+
+class PromptSetDetail(PromptSetOut):
+    """A prompt set with its prompts."""
+
+    prompts: list[dict[str, Any]]
+
+    @classmethod
+    def detailed(cls, row: PromptSet) -> PromptSetDetail:
+        return cls(**_prompt_set_fields(row), prompts=row.prompts)
+
+
+def _prompt_set_fields(row: PromptSet) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "version": row.version,
+        "description": row.description,
+        "builtin": row.builtin,
+        "size": len(row.prompts),
+        "created_at": _time(row.created_at),
+        "links": {"self": f"/prompt-sets/{row.id}"},
+    }
+
+
+class HealthOut(BaseModel):
+    """Whether the service answers."""
+
+    status: str
+
+
+class ReadyOut(BaseModel):
+    """Whether the service can work: its database answers, and its worker (embedded mode) is alive."""
+
+    status: str
+    database: bool
+    worker: bool | None
