@@ -418,12 +418,6 @@ def _side(row: Sample, score: float | None) -> SideOut:
     return SideOut(id=row.id, seed=row.seed, score=score, image=image, href=f"/samples/{row.id}")
 
 
-def sides_of(pairs: Sequence[Pair]) -> set[str]:
-    """The ids of all samples of these pairs."""
-    found = {sample_id for pair in pairs for sample_id in (pair.reference_id, pair.base_id)}
-    return found | {pair.target_id for pair in pairs if pair.target_id is not None}
-
-
 class SampleDetail(SampleOut):
     """An image with the pairs that it is in (a reference may serve several)."""
 

@@ -110,6 +110,13 @@ class FileStore:
             raise StorageError(f"cannot read {key}: {error}") from error
         return _pieces(file, start, stop)
 
+    def remove(self, key: str) -> None:
+        """Forget an object that no row names any more; nothing happens where it is not there."""
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {key}: {error}") from error
+
     def _path(self, key: str) -> Path:
         """The file of `key`; raises StorageError for one that leads out of the folder."""
         path = (self._root / key).resolve()

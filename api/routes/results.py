@@ -11,7 +11,7 @@ from api.core.ids import IdKind, expect
 from api.core.queries import results
 from api.core.states import SampleRole
 from api.deps import PageParameters, ServiceDep
-from api.schemas import ListOut, ModelDetail, ModelOut, PairOut, SampleDetail, SampleOut, sides_of
+from api.schemas import ListOut, ModelDetail, ModelOut, PairOut, SampleDetail, SampleOut
 
 router = APIRouter()
 
@@ -58,7 +58,7 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
     with service.uow.reading() as session:
         row = results.get_sample(session, sample_id)
         pairs = results.pairs_with(session, row.id)
-        samples = results.samples(session, sides_of(pairs))
+        samples = results.samples(session, results.sides_of(pairs))
         return SampleDetail.detailed(row, results.scores(session, [row.id])[row.id], pairs, samples)
 
 
@@ -68,7 +68,7 @@ def list_pairs(service: ServiceDep, filters: Annotated[PairFilters, Query()]) ->
     with service.uow.reading() as session:
         job_id = _job_id(filters.job)
         page = results.pair_page(session, filters.limit, filters.cursor, job_id, filters.round, filters.adopted)
-        samples = results.samples(session, sides_of(page.rows))
+        samples = results.samples(session, results.sides_of(page.rows))
         return ListOut[PairOut].of(page, lambda row: PairOut.of(row, samples))
 
 
@@ -77,7 +77,7 @@ def get_pair(pair_id: str, service: ServiceDep) -> PairOut:
     """A pair."""
     with service.uow.reading() as session:
         row = results.get_pair(session, pair_id)
-        return PairOut.of(row, results.samples(session, sides_of([row])))
+        return PairOut.of(row, results.samples(session, results.sides_of([row])))
 
 
 @router.get("/models", tags=["models"])

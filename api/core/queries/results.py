@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
@@ -14,11 +14,20 @@ from api.core.queries.pages import Page, fetch_page
 from api.core.states import SampleRole
 from api.core.tables import Artifact, Job, Metric, Model, Pair, Sample, Score, Table
 
+_MOST_IDS = 1000
+
 
 def add_all(session: Session, rows: Iterable[Table]) -> None:
     """Insert the rows now, so that later ones may refer to them."""
     session.add_all(rows)
     session.flush()
+
+
+def _parts(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Distinct ids, so many at a time as any database takes in one statement."""
+    distinct = sorted(set(ids))
+    for start in range(0, len(distinct), _MOST_IDS):
+        yield distinct[start : start + _MOST_IDS]
 
 
 def get_artifact(session: Session, artifact_id: str) -> Artifact:
@@ -31,7 +40,8 @@ def get_artifact(session: Session, artifact_id: str) -> Artifact:
 
 def artifacts(session: Session, ids: Iterable[str]) -> dict[str, Artifact]:
     """The artifacts of these ids, by id."""
-    return {row.id: row for row in session.scalars(select(Artifact).where(Artifact.id.in_(set(ids))))}
+    found = (session.scalars(select(Artifact).where(Artifact.id.in_(part))) for part in _parts(ids))
+    return {row.id: row for rows in found for row in rows}
 
 
 def get_sample(session: Session, sample_id: str) -> Sample:
@@ -44,7 +54,8 @@ def get_sample(session: Session, sample_id: str) -> Sample:
 
 def samples(session: Session, ids: Iterable[str]) -> dict[str, Sample]:
     """The samples of these ids, by id."""
-    return {row.id: row for row in session.scalars(select(Sample).where(Sample.id.in_(set(ids))))}
+    found = (session.scalars(select(Sample).where(Sample.id.in_(part))) for part in _parts(ids))
+    return {row.id: row for rows in found for row in rows}
 
 
 def round_images(
@@ -139,6 +150,12 @@ def round_pairs(session: Session, job_id: str, round_number: int, prompts: tuple
     if prompts is not None:
         query = query.where(Pair.prompt_index >= prompts[0], Pair.prompt_index < prompts[1])
     return list(session.scalars(query.order_by(Pair.number)))
+
+
+def sides_of(pairs: Sequence[Pair]) -> set[str]:
+    """The ids of all samples of these pairs."""
+    found = {sample_id for pair in pairs for sample_id in (pair.reference_id, pair.base_id)}
+    return found | {pair.target_id for pair in pairs if pair.target_id is not None}
 
 
 def update_pair(session: Session, pair_id: str, values: Mapping[str, object]) -> None:

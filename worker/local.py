@@ -1,0 +1,72 @@
+"""`python -m worker.local`: one worker process that claims stages from the database until it is told to stop.
+
+It stops on SIGTERM, on SIGINT, and when its standard input closes (the service that started it is gone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import torch
+
+from api.core import execution
+from api.core.service import Service
+from api.core.settings import Settings
+from worker.runner import run_stage
+from worker.workbench import Workbench
+
+_logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Work until stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s worker: %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", help="this worker's name; its host and process id if not given")
+    parser.add_argument("--alone", action="store_true", help="do not stop when standard input closes")
+    arguments = parser.parse_args()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if not arguments.alone:
+        threading.Thread(target=_stop_with_parent, args=(stop,), name="parent-watch", daemon=True).start()
+    settings = Settings()
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    work(settings, arguments.name or f"{socket.gethostname()}-{os.getpid()}", stop)
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    stop.set()
+
+
+def work(settings: Settings, owner: str, stop: threading.Event) -> None:
+    """Claim and run one stage after the other until `stop` is set."""
+    service = Service.open(settings)
+    bench = Workbench.of(service)
+    _logger.info("%s is ready", owner)
+    next_sweep = 0.0
+    try:
+        while not stop.is_set():
+            if time.monotonic() >= next_sweep:
+                execution.sweep(service.uow, settings)
+                next_sweep = time.monotonic() + settings.sweep_seconds
+            claim = execution.claim(service.uow, settings, owner)
+            if claim is None:
+                stop.wait(settings.poll_seconds)
+            else:
+                run_stage(bench, claim, stop)
+    finally:
+        service.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Models by name, loaded once; adapters are switched on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from api.core.catalogue import Catalogue
+from api.core.storage import FileStore
+from api.core.tables import Artifact
+from dfusion.adapter import detach, load_adapter
+from dfusion.errors import ModelNotFoundError
+from dfusion.models import DiffusionModel
+
+
+class ModelCache:
+    """The last base model that was asked for, with the adapter that is on it."""
+
+    def __init__(self, catalogue: Catalogue, store: FileStore, device: str) -> None:
+        self._catalogue, self._store, self._device = catalogue, store, device
+        self._name: str | None = None
+        self._model: DiffusionModel | None = None
+        self._adapter: str | None = None
+
+    def with_adapter(self, base: str, adapter: Artifact | None) -> DiffusionModel:
+        """The base model with the adapter (or none) on its U-Net, for sampling. Raises ModelNotFoundError."""
+        model = self._base(base)
+        wanted = None if adapter is None else adapter.sha256
+        if wanted != self._adapter:
+            self._take_off(model)
+            if adapter is not None:
+                self._put_on(model, adapter)
+        return model
+
+    @contextmanager
+    def for_training(self, base: str, adapter: Artifact | None) -> Iterator[DiffusionModel]:
+        """The same for a training, which changes the adapter: it is taken off at the end."""
+        model = self.with_adapter(base, adapter)
+        self._adapter = "in training"
+        try:
+            yield model
+        finally:
+            self._take_off(model)
+
+    def _base(self, name: str) -> DiffusionModel:
+        if self._model is None or self._name != name:
+            entry = self._catalogue.models.get(name)
+            if entry is None:
+                raise ModelNotFoundError(f"model: expected one of {sorted(self._catalogue.models)}, got {name!r}")
+            self._model = None  # frees its memory before the next is loaded
+            self._model = DiffusionModel.load(entry.folder, self._device)
+            self._name, self._adapter = name, None
+        return self._model
+
+    def _put_on(self, model: DiffusionModel, adapter: Artifact) -> None:
+        self._adapter = "being put on"
+        with self._store.borrow(adapter.key, adapter.sha256) as path:
+            load_adapter(model.unet, path)
+        self._adapter = adapter.sha256
+
+    def _take_off(self, model: DiffusionModel) -> None:
+        if self._adapter is not None:
+            detach(model.unet)
+            self._adapter = None

@@ -1,0 +1,66 @@
+"""The task boundary: runs one claimed stage, and turns whatever happens into a state of the stage."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import torch
+from sqlalchemy.exc import DBAPIError
+
+from api.core import execution
+from api.core.errors import LeaseLostError, ServiceError, StageCancelledError, StageStoppedError
+from api.core.execution import Claim, Failure
+from dfusion.errors import DFusionError
+from worker.heartbeat import Heartbeat
+from worker.stages import HANDLERS
+from worker.task import Task
+from worker.workbench import Workbench
+
+_logger = logging.getLogger(__name__)
+
+
+def run_stage(bench: Workbench, claim: Claim, stop: threading.Event) -> None:
+    """Run the stage to one of its ends. Only what the database itself refuses comes out of here."""
+    _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
+    try:
+        _attempt(bench, claim, stop)
+    except LeaseLostError:
+        _logger.warning("%s went to another worker", claim.stage_id)
+
+
+def _attempt(bench: Workbench, claim: Claim, stop: threading.Event) -> None:
+    try:
+        with bench.store.scratch() as scratch:
+            with Heartbeat(bench, claim, stop) as heartbeat:
+                record = HANDLERS[claim.kind](Task(bench, claim, heartbeat, scratch))
+            execution.finish(bench.uow, bench.settings, claim, record)
+    except LeaseLostError:
+        raise
+    except StageCancelledError:
+        execution.cancelled(bench.uow, claim)
+    except StageStoppedError:
+        execution.give_back(bench.uow, claim)
+    except Exception as error:  # the one place that catches all: every failure becomes a state with a code
+        _logger.exception("%s failed", claim.stage_id)
+        execution.fail(bench.uow, bench.settings, claim, failure_of(error))
+
+
+def failure_of(error: Exception) -> Failure:
+    """What an error means for its stage."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        advice = "the GPU's memory is too small: lower DFUSION_BATCH_SIZE or training.micro_batch"
+        return Failure("out_of_memory", advice, retryable=False)
+    if isinstance(error, DFusionError):
+        return Failure(_snake(type(error).__name__.removesuffix("Error")), str(error), error.retryable)
+    if isinstance(error, ServiceError):
+        return Failure(error.code, str(error), error.retryable)
+    if isinstance(error, DBAPIError):
+        return Failure("database", "the database failed", retryable=True)
+    if isinstance(error, OSError):
+        return Failure("input_output", f"{type(error).__name__}: {error.strerror}", retryable=True)
+    return Failure("internal", f"{type(error).__name__}; the worker's log says more", retryable=False)
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")

@@ -1,0 +1,19 @@
+"""What each kind of stage does: a function from its task to what is written when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from api.core.states import StageKind
+from worker.stages import evaluate, fuse, sample, score, select, train, verify
+from worker.task import Record, Task
+
+HANDLERS: Mapping[StageKind, Callable[[Task], Record]] = {
+    StageKind.SAMPLE: sample.run,
+    StageKind.SCORE: score.run,
+    StageKind.SELECT: select.run,
+    StageKind.FUSE: fuse.run,
+    StageKind.VERIFY: verify.run,
+    StageKind.TRAIN: train.run,
+    StageKind.EVALUATE: evaluate.run,
+}

@@ -1,0 +1,85 @@
+"""Fuse: the targets of some prompts' pairs (Eq. 4, 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from api.core.clock import now_seconds
+from api.core.ids import IdKind, new_id
+from api.core.queries import results
+from api.core.states import SampleRole, Split
+from api.core.tables import Pair, Sample
+from dfusion.config import FusionConfig
+from dfusion.fused_sampling import fuse
+from dfusion.models import DiffusionModel
+from dfusion.types import Trajectory
+from worker.pairs import PairSamples, load_pairs, trajectory_of
+from worker.task import Record, Task, batches
+from worker.trajectories import join
+
+
+def run(task: Task) -> Record:
+    """A target for each pair of the shard's prompts."""
+    pairs = load_pairs(task, task.prompt_range())
+    if not pairs:
+        return lambda _session: None
+    row, adapter = task.model_before(task.claim.round)
+    model = task.load_model(row, adapter)
+    stored = task.load_trajectories({s.trajectory for pair in pairs for s in (pair.base, pair.reference)})
+    parts = list(batches(pairs, task.bench.settings.batch_size))
+    task.heartbeat.plan(len(parts) * task.spec.sampling.num_steps)
+    targets = [_fuse(task, model, part, stored) for part in parts]
+    images = np.concatenate([model.decode(target.final) for target in targets])
+    file = task.store_trajectory("trajectories", join(targets))
+    rows = [
+        _target(task, pair.row, pair.base.row, file, place, task.store_image(f"image-{place:06d}", pixels))
+        for place, (pair, pixels) in enumerate(zip(pairs, images, strict=True))
+    ]
+
+    def record(session: Session) -> None:
+        task.record_artifacts(session)
+        results.add_all(session, rows)
+        for pair, target in zip(pairs, rows, strict=True):
+            results.update_pair(session, pair.row.id, {"target_id": target.id})
+
+    return record
+
+
+def _fuse(
+    task: Task, model: DiffusionModel, part: Sequence[PairSamples], stored: Mapping[str, Trajectory]
+) -> Trajectory:
+    prompts = task.prompts()
+    return fuse(
+        model.unet,
+        model.scheduler,
+        join([trajectory_of(pair.base, stored) for pair in part]),
+        join([trajectory_of(pair.reference, stored) for pair in part]),
+        model.encode_prompts([pair.row.prompt for pair in part]),
+        model.encode_prompts([""]),
+        thresholds=[prompts[pair.row.prompt_index].thresholds for pair in part],
+        config=task.spec.fusion or FusionConfig(),
+        on_step=task.on_step,
+    )
+
+
+def _target(task: Task, pair: Pair, base: Sample, file: str, place: int, image: str) -> Sample:
+    return Sample(
+        id=new_id(IdKind.SAMPLE),
+        job_id=task.claim.job_id,
+        stage_id=task.claim.stage_id,
+        round=task.claim.round,
+        role=SampleRole.TARGET,
+        split=Split.TRAIN,
+        prompt_index=pair.prompt_index,
+        prompt=pair.prompt,
+        number=base.number,
+        seed=base.seed,
+        model_id=base.model_id,
+        trajectory_artifact_id=file,
+        trajectory_row=place,
+        image_artifact_id=image,
+        created_at=now_seconds(),
+    )

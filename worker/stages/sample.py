@@ -1,0 +1,98 @@
+"""Sample: the trajectories and images of some prompts, each from its own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from api.core.clock import now_seconds
+from api.core.ids import IdKind, new_id
+from api.core.queries import results
+from api.core.seeds import sample_seed
+from api.core.states import SampleRole, Split
+from api.core.tables import Sample
+from dfusion.models import DiffusionModel
+from dfusion.prompts import Prompt
+from dfusion.sampling import sample
+from dfusion.types import Trajectory
+from worker.task import Record, Task, batches
+from worker.trajectories import join
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A sample to be made."""
+
+    prompt_index: int
+    prompt: Prompt
+    number: int
+    seed: int
+
+
+def run(task: Task) -> Record:
+    """Trajectories (with item maps where the round fuses) and images of the shard's prompts."""
+    wanted = _wanted(task)
+    row, adapter = task.model_before(task.claim.round)
+    model = task.load_model(row, adapter)
+    parts = list(batches(wanted, task.bench.settings.batch_size))
+    task.heartbeat.plan(len(parts) * task.spec.sampling.num_steps)
+    trajectories, images = [], []
+    for part in parts:
+        trajectories.append(_sample(task, model, part))
+        images.append(model.decode(trajectories[-1].final))
+    file = task.store_trajectory("trajectories", join(trajectories))
+    rows = [
+        Sample(
+            id=new_id(IdKind.SAMPLE),
+            job_id=task.claim.job_id,
+            stage_id=task.claim.stage_id,
+            round=task.claim.round,
+            role=SampleRole.PLAIN,
+            split=Split.TRAIN,
+            prompt_index=one.prompt_index,
+            prompt=one.prompt.text,
+            number=one.number,
+            seed=one.seed,
+            model_id=row.id,
+            trajectory_artifact_id=file,
+            trajectory_row=place,
+            image_artifact_id=task.store_image(f"image-{place:06d}", pixels),
+            created_at=now_seconds(),
+        )
+        for place, (one, pixels) in enumerate(zip(wanted, np.concatenate(images), strict=True))
+    ]
+
+    def record(session: Session) -> None:
+        task.record_artifacts(session)
+        results.add_all(session, rows)
+
+    return record
+
+
+def _wanted(task: Task) -> list[_Wanted]:
+    start, stop = task.prompt_range()
+    prompts, spec = task.prompts(), task.spec
+    return [
+        _Wanted(i, prompts[i], n, sample_seed(spec.seed, task.claim.round, i, prompts[i].text, n))
+        for i in range(start, stop)
+        for n in range(spec.samples_per_prompt)
+    ]
+
+
+def _sample(task: Task, model: DiffusionModel, part: Sequence[_Wanted]) -> Trajectory:
+    fusion = task.spec.fusion
+    items = None if fusion is None else [model.item_tokens(one.prompt.text, one.prompt.items) for one in part]
+    return sample(
+        model.unet,
+        model.scheduler,
+        model.encode_prompts([one.prompt.text for one in part]),
+        model.encode_prompts([""]),
+        [one.seed for one in part],
+        items=items,
+        config=task.spec.sampling,
+        on_step=task.on_step,
+        mask_source="first_up" if fusion is None else fusion.mask_source,
+    )

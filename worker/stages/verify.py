@@ -1,0 +1,100 @@
+"""Verify: score the targets, adopt them by Eq. 7, and measure each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from api.core.queries import jobs, results
+from api.core.tables import Score
+from dfusion.config import FusionConfig, PairingConfig
+from dfusion.pairing import adopt
+from dfusion.types import Trajectory
+from worker.figures import Side, fusion_mask, mask_image, pair_figures
+from worker.pairs import PairSamples, StoredSample, load_pairs, trajectory_of
+from worker.scoring import score_images
+from worker.task import Record, Task
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What is written into a pair."""
+
+    pair_id: str
+    values: dict[str, Any]
+
+
+def run(task: Task) -> Record:
+    """Decisions and figures of the round's pairs."""
+    pairs = load_pairs(task)
+    fused = [pair for pair in pairs if pair.target is not None]
+    targets = [pair.target for pair in fused if pair.target is not None]
+    scorer = task.bench.scorer(task.reward)
+    values = score_images(task, scorer, [t.image for t in targets], [t.row.prompt for t in targets])
+    scores = {target.row.id: value for target, value in zip(targets, values, strict=True)}
+    rows = [Score(sample_id=i, scorer=scorer.name, version=scorer.version, value=v) for i, v in scores.items()]
+    verdicts = [*_verdicts(task, fused, scores), *(_naive(pair) for pair in pairs if pair.target is None)]
+
+    def record(session: Session) -> None:
+        task.record_artifacts(session)
+        results.add_all(session, rows)
+        for verdict in verdicts:
+            results.update_pair(session, verdict.pair_id, verdict.values)
+        adopted = sum(bool(verdict.values["adopted"]) for verdict in verdicts)
+        message = f"{adopted} of {len(fused)} targets adopted"
+        jobs.add_event(session, task.claim.job_id, "round.verified", message, task.claim.stage_id, adopted=adopted)
+
+    return record
+
+
+def _naive(pair: PairSamples) -> _Verdict:
+    return _Verdict(pair.row.id, {"adopted": False, "why": "fusion is off: the reference is preferred"})
+
+
+def _verdicts(task: Task, pairs: list[PairSamples], scores: dict[str, float]) -> Iterator[_Verdict]:
+    """Trajectories are loaded file by file: all of a round's need not fit into memory."""
+    prompts = task.prompts()
+    for _, group in groupby(pairs, key=lambda pair: pair.target.trajectory if pair.target else ""):
+        members = list(group)
+        sides = [side for pair in members for side in (pair.reference, pair.base, pair.target) if side]
+        stored = task.load_trajectories({side.trajectory for side in sides})
+        for pair in members:
+            if pair.target is not None:
+                thresholds = prompts[pair.row.prompt_index].thresholds
+                yield _verdict(task, pair, pair.target, scores[pair.target.row.id], thresholds, stored)
+
+
+def _verdict(
+    task: Task,
+    pair: PairSamples,
+    fused: StoredSample,
+    score: float,
+    thresholds: Sequence[float],
+    stored: Mapping[str, Trajectory],
+) -> _Verdict:
+    """Decision, figures and mask image of one fused pair."""
+
+    def side(sample: StoredSample, value: float) -> Side:
+        return Side(trajectory_of(sample, stored).final[0], task.load_image(sample.image), value)
+
+    mask = fusion_mask(trajectory_of(pair.reference, stored), thresholds, task.spec.fusion or FusionConfig())
+    reference, base = side(pair.reference, pair.row.reference_score), side(pair.base, pair.row.base_score)
+    target = side(fused, score)
+    height, width = target.image.shape[:2]
+    image = task.store_image(f"mask-{pair.row.number:06d}", mask_image(mask, height, width))
+    decision = _decide(target.score, base.score, reference.score, task.spec.pairing)
+    figures = pair_figures(reference, base, target, mask)
+    return _Verdict(pair.row.id, {**decision, "figures": figures, "mask_artifact_id": image})
+
+
+def _decide(target: float, base: float, reference: float, config: PairingConfig) -> dict[str, Any]:
+    """Eq. 7, in words too."""
+    adopted = adopt(target, base, reference, config)
+    against = base if config.adoption_against == "base" else reference
+    sign = ">=" if adopted else "<"
+    why = f"target {target:.6g} {sign} {config.adoption_threshold:g} x {config.adoption_against} {against:.6g}"
+    return {"adopted": adopted, "why": why, "target_score": target}

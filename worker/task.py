@@ -1,0 +1,156 @@
+"""What a stage works with: its claim, the workbench, files to store, and rows to write at its end.
+
+A stage reads, works without a transaction, stores files, and returns a function that writes its rows. That function
+runs in the transaction that ends the stage, so nothing half-made is ever seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+from sqlalchemy.orm import Session
+
+from api.core.clock import now_seconds
+from api.core.execution import Claim
+from api.core.ids import IdKind, new_id
+from api.core.queries import jobs, prompt_sets, results
+from api.core.specs import RoundSpec
+from api.core.tables import Artifact, Model
+from dfusion.models import DiffusionModel
+from dfusion.prompts import Prompt
+from dfusion.trajectories import load_trajectory, save_trajectory
+from dfusion.types import Trajectory
+from worker.heartbeat import Heartbeat
+from worker.workbench import Workbench
+
+T = TypeVar("T")
+Record = Callable[[Session], None]
+
+PNG = "image/png"
+SAFETENSORS = "application/vnd.safetensors"
+
+
+def batches(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """`things` in order, `size` at a time."""
+    for start in range(0, len(things), size):
+        yield things[start : start + size]
+
+
+@dataclass
+class Task:
+    """One attempt at a stage."""
+
+    bench: Workbench
+    claim: Claim
+    heartbeat: Heartbeat
+    scratch: Path
+    artifacts: list[Artifact] = field(default_factory=list)
+    """Stored by this attempt; their rows are written by `record_artifacts`."""
+
+    @property
+    def spec(self) -> RoundSpec:
+        return self.claim.spec
+
+    @property
+    def reward(self) -> str:
+        """The name of the scorer that is trained against; the service has filled it in."""
+        return self.claim.spec.reward or ""
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A view of the database."""
+        with self.bench.uow.reading() as session:
+            yield session
+
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts that the job trains on."""
+        with self.reading() as session:
+            return _prompts(session, jobs.get(session, self.claim.job_id).prompt_set_id)
+
+    def held_out_prompts(self) -> tuple[Prompt, ...]:
+        """The prompts that the job only measures on."""
+        with self.reading() as session:
+            set_id = jobs.get(session, self.claim.job_id).held_out_prompt_set_id
+            return () if set_id is None else _prompts(session, set_id)
+
+    def prompt_range(self) -> tuple[int, int]:
+        """The shard: prompts from the first up to, not including, the second."""
+        start, stop = self.claim.params["prompts"]
+        return int(start), int(stop)
+
+    def model_before(self, round_number: int) -> tuple[Model, Artifact | None]:
+        """The model that a round of the job samples from, and its adapter."""
+        with self.reading() as session:
+            row = results.model_before(session, jobs.get(session, self.claim.job_id), round_number)
+            adapter = row.adapter_artifact_id
+            return row, None if adapter is None else results.get_artifact(session, adapter)
+
+    def load_model(self, row: Model, adapter: Artifact | None) -> DiffusionModel:
+        """That model, ready to sample."""
+        return self.bench.models.with_adapter(row.base, adapter)
+
+    def on_step(self, _step_index: int, _num_steps: int) -> None:
+        """Counts a denoising step, and stops the stage where it must stop."""
+        self.heartbeat.step()
+
+    def store(self, slot: str, path: Path, media_type: str) -> str:
+        """Store a file; the id of its artifact."""
+        claim = self.claim
+        stored = self.bench.store.put(claim.job_id, claim.stage_id, slot, path)
+        path.unlink()
+        row = Artifact(
+            id=new_id(IdKind.ARTIFACT),
+            job_id=claim.job_id,
+            stage_id=claim.stage_id,
+            slot=slot,
+            key=stored.key,
+            sha256=stored.sha256,
+            size_bytes=stored.size_bytes,
+            media_type=media_type,
+            created_at=now_seconds(),
+        )
+        self.artifacts.append(row)
+        return row.id
+
+    def store_image(self, slot: str, pixels: np.ndarray) -> str:
+        """Store an image, (H, W, 3) or (H, W) uint8; the id of its artifact."""
+        path = self.scratch / "image.png"
+        Image.fromarray(pixels).save(path)
+        return self.store(slot, path, PNG)
+
+    def store_trajectory(self, slot: str, trajectory: Trajectory) -> str:
+        """Store trajectories; the id of their artifact."""
+        path = self.scratch / "trajectory.safetensors"
+        save_trajectory(path, trajectory)
+        return self.store(slot, path, SAFETENSORS)
+
+    def load_trajectories(self, ids: set[str]) -> Mapping[str, Trajectory]:
+        """Stored trajectories by artifact."""
+        with self.reading() as session:
+            rows = results.artifacts(session, ids)
+        loaded = {}
+        for artifact_id, row in rows.items():
+            self.heartbeat.check()
+            with self.bench.store.borrow(row.key, row.sha256) as path:
+                loaded[artifact_id] = load_trajectory(path)
+        return loaded
+
+    def load_image(self, row: Artifact) -> np.ndarray:
+        """A stored image, (H, W, 3) uint8."""
+        with self.bench.store.borrow(row.key, row.sha256) as path, Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def record_artifacts(self, session: Session) -> None:
+        """Write the rows of what was stored."""
+        results.add_all(session, self.artifacts)
+
+
+def _prompts(session: Session, set_id: str) -> tuple[Prompt, ...]:
+    row = prompt_sets.by_id(session, set_id)
+    return () if row is None else prompt_sets.prompts_of(row)
