@@ -124,8 +124,9 @@ def follow(client: httpx.Client, job_id: str, console: Console) -> Json:
 def before_and_after(metrics: list[Json]) -> list[tuple[str, str, float, float]]:
     """(split, scorer, first round's mean, last round's mean) of every split and scorer."""
     rows = []
-    for split, scorer in sorted({(m["split"], m["scorer"]) for m in metrics}, reverse=True):
-        by_round = {m["round"]: m["mean"] for m in metrics if (m["split"], m["scorer"]) == (split, scorer)}
+    evaluated = [m for m in metrics if m["split"] in SPLITS]
+    for split, scorer in sorted({(m["split"], m["scorer"]) for m in evaluated}, reverse=True):
+        by_round = {m["round"]: m["mean"] for m in evaluated if (m["split"], m["scorer"]) == (split, scorer)}
         rows.append((split, scorer, by_round[min(by_round)], by_round[max(by_round)]))
     return rows
 
@@ -206,10 +207,10 @@ def request_of(arguments: argparse.Namespace) -> Json:
         "prompt_set": f"shapes-{arguments.template}-train",
         "held_out_prompt_set": f"shapes-{arguments.template}-test",
         "rounds": arguments.rounds,
-        "samples_per_prompt": 8,
+        "samples_per_prompt": 4,
         "seed": arguments.seed,
         "training": {"learning_rate": 3e-4, "rows_per_update": 64, "inner_epochs": 1},
-        "evaluation": {"samples_per_prompt": 2},
+        "evaluation": {"samples_per_prompt": 1},
         "label": "demo",
     }
 
@@ -240,10 +241,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 def save_adapter(client: httpx.Client, job: Json, file: Path) -> None:
     """Download the last round's adapter."""
-    model = get(client, f"/models/{job['models'][-1]}")
-    answer = client.get(model["adapter"], follow_redirects=True)
+    model = get(client, f"/models/{job['last_model']}")
+    path = model["adapter"]["artifact"]
+    answer = client.get(path, follow_redirects=True)
     if not answer.is_success:
-        raise DemoError(f"GET {model['adapter']} answered {answer.status_code}")
+        raise DemoError(f"GET {path} answered {answer.status_code}")
     file.write_bytes(answer.content)
 
 
@@ -254,7 +256,7 @@ def tell(console: Console, job: Json, chosen: list[Json], out: Path) -> None:
     console.print(f"\nTo look further: DFUSION_DATA_DIR={out / 'data'} make serve, and then", highlight=False)
     paths = [f"/jobs/{job['id']}", f"/jobs/{job['id']}/metrics", f"/pairs?job={job['id']}"]
     paths += [f"/samples/{row['pair']['target']['id']}" for row in chosen[:1]]
-    paths.append(f"/models/{job['models'][-1]}")
+    paths.append(f"/models/{job['last_model']}")
     for path in paths:
         console.print(f"    curl -s 'http://127.0.0.1:8000{path}'", highlight=False, soft_wrap=True)
 

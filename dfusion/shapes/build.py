@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dfusion import _torchvision_ops  # noqa: F401
-
-from dfusion.shapes.captions import MAX_TOKENS, new_tokenizer, noisy_caption
-from dfusion.shapes.judge import PARTS, JudgeNet, canonical_parts
+from dfusion.shapes.captions import MAX_TOKENS, new_tokenizer, noisy_caption, right_caption
+from dfusion.shapes.judge import MODELS, PARTS, JudgeNet, canonical_parts
 from dfusion.shapes.prompts import caption, named_parts
 from dfusion.shapes.scenes import MIRRORED, TEMPLATES, Scene, Template, random_scene, render
 
@@ -34,6 +34,8 @@ SEED = 20260
 TEXT_WIDTH = 128
 DATASET_SIZE = 36_000
 UNET_BATCH = 32
+NOISY_STEPS = 1000
+"""At the end of the U-Net's training, captions are wrong in the shares of `WRONG_SHARE`; before, they are right."""
 CLIP_MEAN, CLIP_STD = 0.5, 0.3
 CLIP_WEIGHTS = "open_clip_model.safetensors"
 
@@ -243,7 +245,8 @@ def build_unet(out: Path, steps: int) -> None:
         rng = np.random.default_rng([SEED, 1, step])
         generator = torch.Generator().manual_seed(step)
         chosen = rng.integers(len(parts), size=UNET_BATCH)
-        captions = [noisy_caption(*parts[i], rng) if rng.random() >= 0.1 else "" for i in chosen]
+        write = noisy_caption if step >= steps - NOISY_STEPS else right_caption
+        captions = [write(*parts[i], rng) if rng.random() >= 0.1 else "" for i in chosen]
         tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         x0 = latents[chosen].float()
         t = torch.randint(0, 1000, (len(chosen),), generator=generator)
@@ -384,6 +387,36 @@ def build_clip(out: Path, steps: int) -> None:
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / CLIP_WEIGHTS)
 
 
+def ship(out: Path, _: int, models: Path = MODELS) -> None:
+    """Put everything into the package in half precision, as stock diffusers and open_clip load it."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(out / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
+        tokenizer=new_tokenizer(),
+        unet=UNet2DConditionModel.from_pretrained(out / "unet"),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(models / "pipeline")
+    shutil.copytree(out / "clip", models / "clip", dirs_exist_ok=True)
+    for source, target in ((out / "judge.safetensors", models), (out / "clip" / CLIP_WEIGHTS, models / "clip")):
+        halves = {key: value.half() if value.is_floating_point() else value for key, value in load_file(source).items()}
+        save_file(halves, target / source.name)
+    for name in ("vae", "unet", "judge", "clip"):
+        shutil.copy(out / f"{name}.log.jsonl", models / f"{name}.log.jsonl")
+
+
+def build_all(out: Path, _: int) -> None:
+    """Every part in turn."""
+    for function, steps in (BUILDERS[name] for name in ("vae", "unet", "judge", "clip", "ship")):
+        function(out, steps)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -399,9 +432,11 @@ def main() -> None:
 
 BUILDERS: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "vae": (build_vae, 2800),
-    "unet": (build_unet, 4200),
+    "unet": (build_unet, 4600),
     "judge": (build_judge, 3000),
     "clip": (build_clip, 2400),
+    "ship": (ship, 0),
+    "all": (build_all, 0),
 }
 
 if __name__ == "__main__":

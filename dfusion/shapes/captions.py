@@ -67,6 +67,11 @@ def noisy_caption(template: Template, named: dict[str, str], rng: np.random.Gene
     return caption(template, wrong_parts(template, named, rng))
 
 
+def right_caption(template: Template, named: dict[str, str], _: np.random.Generator) -> str:
+    """The caption of a picture with these parts."""
+    return caption(template, named)
+
+
 def words() -> list[str]:
     """Every word that a prompt can hold."""
     small = ["a", "and", "the", "above", "below", "on", "left", "right", "of"]

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dfusion.attention.masks import merge_masks, resize_mask
-from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.config import FusionConfig
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.rewards import load_scorer
@@ -114,7 +114,9 @@ def report_models(model: DiffusionModel, out: Path, samples: int, seed: int) -> 
     """Lines of the "models" report; one contact sheet a template."""
     judge = Judge.load()
     accepts, rejects = judge_accuracy(judge, 1500)
-    lines = [f"judge on 1500 held-out renders: accepts the right caption {accepts:.1%}, rejects a wrong one {rejects:.1%}"]
+    lines = [
+        f"judge on 1500 held-out renders: accepts the right caption {accepts:.1%}, rejects a wrong one {rejects:.1%}"
+    ]
     for template, share in clip_accuracy(900).items():
         lines.append(f"CLIP picks the right caption among its hard negatives, {template}: {share:.1%}")
     for template in TEMPLATES:
@@ -151,9 +153,7 @@ def fused_pairs(model: DiffusionModel, judge: Judge, sampled: Sampled, config: F
     embeds = model.encode_prompts([prompt.text]).expand(len(bad), -1, -1)
     negative = model.encode_prompts([""]).expand(len(bad), -1, -1)
     thresholds = [prompt.thresholds] * len(bad)
-    target = fuse(
-        model.unet, model.scheduler, base, reference, embeds, negative, thresholds=thresholds, config=config
-    )
+    target = fuse(model.unet, model.scheduler, base, reference, embeds, negative, thresholds=thresholds, config=config)
     pictures = model.decode(target.final)
     accepted = judge.accepts(pictures, [prompt.text] * len(bad))
     carried = []
@@ -199,7 +199,9 @@ def report_fusion(
             f"closer; mask covers {np.mean([c.cover for c in carried]):.0%}"
         )
         chosen = carried[:: max(1, len(carried) // 24)][:24]
-        rows = [chosen[i].triptych + chosen[i + 1].triptych + chosen[i + 2].triptych for i in range(0, len(chosen) - 2, 3)]
+        rows = [
+            chosen[i].triptych + chosen[i + 1].triptych + chosen[i + 2].triptych for i in range(0, len(chosen) - 2, 3)
+        ]
         sheet(rows).save(out / f"fusion-{template}.png")
     return lines
 

@@ -142,9 +142,7 @@ def random_scene(template: Template, rng: np.random.Generator, **named: str) -> 
 def _turned(points: list[tuple[float, float]], thing: Thing) -> list[tuple[float, float]]:
     cos, sin = math.cos(thing.tilt), math.sin(thing.tilt)
     k, r = SUPERSAMPLING, thing.radius
-    return [
-        ((thing.x + r * (px * cos - py * sin)) * k, (thing.y + r * (px * sin + py * cos)) * k) for px, py in points
-    ]
+    return [((thing.x + r * (px * cos - py * sin)) * k, (thing.y + r * (px * sin + py * cos)) * k) for px, py in points]
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
@@ -158,9 +156,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         return [(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)]
     if shape == "star":
         radii = [1.1, 0.46] * 5
-        return [
-            (r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5) + 0.06) for i, r in enumerate(radii)
-        ]
+        return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5) + 0.06) for i, r in enumerate(radii)]
     if shape == "heart":
         turns = np.linspace(0, 2 * math.pi, 48, endpoint=False)
         return [
