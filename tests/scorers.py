@@ -1,0 +1,29 @@
+"""Scorers for tests, registered by the setting DFUSION_SCORERS. They import no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Brightness:
+    """The image's mean brightness in [0, 1]: differs from image to image, whatever the net."""
+
+    name = "brightness"
+    version = "1"
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        assert len(images) == len(prompts)
+        return [float(image.mean()) / 255 for image in images]
+
+
+class Constant:
+    """The same for all images: no pair can be made."""
+
+    name = "constant"
+    version = "1"
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        assert len(images) == len(prompts)
+        return [0.5] * len(images)

@@ -1,0 +1,71 @@
+"""The service on a small random pipeline: settings, requests, and a worker within the test's own process."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from api.core import execution
+from api.core.service import Service
+from api.core.settings import Settings
+
+PROMPTS = [
+    {"text": "a red and striped circle", "items": ["circle"], "thresholds": [0.02]},
+    {"text": "the red circle above the blue square", "items": ["circle", "square"], "thresholds": [0.02, 0.03]},
+    {"text": "a blue and dotted star", "items": ["star"], "thresholds": [0.03]},
+]
+SCORERS = {"brightness": "tests.scorers:Brightness", "constant": "tests.scorers:Constant"}
+
+
+def settings_for(data_dir: Path, pipeline: Path, **changes: Any) -> Settings:
+    """Settings of a quick installation with the model `tiny`; the environment does not matter."""
+    values: dict[str, Any] = {
+        "data_dir": data_dir,
+        "database_url": "",
+        "embedded_worker": False,
+        "device": "cpu",
+        "torch_threads": 1,
+        "batch_size": 4,
+        "shard_prompts": 2,
+        "models": {"tiny": pipeline},
+        "scorers": SCORERS,
+        "lease_seconds": 20,
+        "heartbeat_seconds": 0.1,
+        "poll_seconds": 0.05,
+        "sweep_seconds": 0.5,
+        "retry_seconds": 0.05,
+        "restart_seconds": 0.1,
+    }
+    return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
+
+
+def round_body(**changes: Any) -> dict[str, Any]:
+    """A small request for POST /rounds."""
+    body = {
+        "model": "tiny",
+        "prompts": PROMPTS,
+        "rounds": 1,
+        "samples_per_prompt": 4,
+        "seed": 7,
+        "sampling": {"num_steps": 4},
+        "fusion": {"first_step": 1, "last_step": 3},
+        "training": {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1},
+        "reward": "brightness",
+        "evaluation": {"samples_per_prompt": 1, "scorers": ["brightness"]},
+    }
+    return body | changes
+
+
+def work_until_idle(service: Service, most: int = 100) -> None:
+    """Run every stage that can be claimed, one after the other, in this process."""
+    from worker.runner import run_stage
+    from worker.workbench import Workbench
+
+    bench, stop = Workbench.of(service), threading.Event()
+    for _ in range(most):
+        claim = execution.claim(service.uow, service.settings, "test")
+        if claim is None:
+            return
+        run_stage(bench, claim, stop)
+    raise AssertionError(f"still work after {most} stages")

@@ -1,0 +1,160 @@
+"""What clients may send wrongly: each has its answer, and nothing is left behind."""
+
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import func, select
+
+from api.core.ids import IdKind, new_id
+from api.core.service import Service
+from api.core.tables import Table
+from tests.service import PROMPTS, round_body
+
+
+def row_counts(service: Service) -> dict[str, int]:
+    with service.uow.reading() as session:
+        return {
+            name: session.scalars(select(func.count()).select_from(table)).one()
+            for name, table in Table.metadata.tables.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointer"),
+    [
+        ({"surprise": 1}, "invalid_request", "/surprise"),
+        ({"sampling": {"nm_steps": 4}}, "invalid_request", "/sampling/nm_steps"),
+        ({"prompts": []}, "empty_prompt_set", "/prompts"),
+        ({"prompts": None}, "invalid_request", ""),
+        ({"prompt_set": "shapes-attribute-train"}, "invalid_request", ""),
+        ({"prompts": None, "prompt_set": "nobody-knows"}, "unknown_prompt_set", "/prompt_set"),
+        ({"prompts": None, "prompt_set": new_id(IdKind.PROMPT_SET)}, "unknown_prompt_set", "/prompt_set"),
+        ({"held_out_prompt_set": "nobody-knows"}, "unknown_prompt_set", "/held_out_prompt_set"),
+        ({"model": "nobody-knows"}, "unknown_model", "/model"),
+        ({"model": new_id(IdKind.MODEL)}, "unknown_model", "/model"),
+        ({"model": new_id(IdKind.JOB)}, "unknown_model", "/model"),
+        ({"reward": "nobody-knows"}, "unknown_scorer", "/reward"),
+        ({"reward": None}, "unknown_scorer", "/reward"),
+        ({"evaluation": {"scorers": ["brightness", "x"]}}, "unknown_scorer", "/evaluation/scorers/1"),
+        ({"sampling": {"num_steps": 0}}, "invalid_request", "/sampling/num_steps"),
+        ({"sampling": {"num_steps": 2.5}}, "invalid_request", "/sampling/num_steps"),
+        ({"sampling": {"num_steps": 1}}, "invalid_request", ""),
+        ({"fusion": {"first_step": 3, "last_step": 2}}, "invalid_request", "/fusion"),
+        ({"rounds": 0}, "invalid_request", "/rounds"),
+        ({"samples_per_prompt": 1}, "invalid_request", "/samples_per_prompt"),
+        ({"seed": -1}, "invalid_request", "/seed"),
+        ({"seed": 1 << 53}, "invalid_request", "/seed"),
+        ({"label": "x" * 201}, "invalid_request", "/label"),
+        ({"prompts": [{**PROMPTS[0], "items": ["cat"]}]}, "invalid_request", "/prompts/0"),
+        ({"prompts": [{**PROMPTS[0], "thresholds": [1.0]}]}, "invalid_request", "/prompts/0/thresholds/0"),
+        ({"prompts": [{**PROMPTS[0], "thresholds": []}]}, "invalid_request", "/prompts/0"),
+        ({"prompts": [{**PROMPTS[0], "items": []}]}, "invalid_request", "/prompts/0/items"),
+        ({"prompts": [{**PROMPTS[0], "text": ""}]}, "invalid_request", "/prompts/0/text"),
+        ({"prompts": PROMPTS * 40, "samples_per_prompt": 1024}, "too_many_images", "/samples_per_prompt"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_bad_rounds_are_named_and_leave_nothing(
+    client: TestClient, service: Service, changes: dict[str, Any], code: str, pointer: str, dry_run: bool
+) -> None:
+    before = row_counts(service)
+    answer = client.post("/rounds", json=round_body(**changes), params={"dry_run": dry_run})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["code"] == code
+    assert pointer in [error["pointer"] for error in problem["errors"]]
+    assert row_counts(service) == before
+
+
+def _body_with_guidance(number: str) -> bytes:
+    return json.dumps(round_body(sampling={"guidance_scale": "?"})).replace('"?"', number).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "malformed_json"),
+        (b"", 422, "invalid_request"),
+        (b"null", 422, "invalid_request"),
+        (b"[]", 422, "invalid_request"),
+        (b"[" * 100_000, 400, "malformed_json"),
+        (b'{"seed": 1, "seed": 2}', 400, "malformed_json"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", 400, "malformed_json"),
+        (b'{"label": "\xff"}', 400, "malformed_json"),
+        (b'{"label": "\\ud800"}', 400, "malformed_json"),
+        (b'{"label": "\\u0000"}', 400, "malformed_json"),
+        (_body_with_guidance("NaN"), 400, "malformed_json"),
+        (_body_with_guidance("Infinity"), 400, "malformed_json"),
+        (_body_with_guidance("1e999"), 422, "invalid_request"),
+        (b" " * ((1 << 20) + 1), 413, "body_too_large"),
+    ],
+)
+def test_bodies_that_are_no_request(client: TestClient, service: Service, body: bytes, status: int, code: str) -> None:
+    before = row_counts(service)
+    answer = client.post("/rounds", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert row_counts(service) == before
+
+
+def test_a_body_that_grows_past_the_limit_while_it_streams_is_refused(client: TestClient) -> None:
+    def stream() -> Any:
+        for _ in range(20):
+            yield b" " * (1 << 16)
+
+    answer = client.post("/rounds", content=stream(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_other_content_types_are_refused(client: TestClient) -> None:
+    answer = client.post("/rounds", data={"prompts": "a cat"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/nowhere", 404, "not_found"),
+        ("/jobs/", 404, "not_found"),
+        ("/jobs/x", 404, "not_found"),
+        ("/jobs/%00", 404, "not_found"),
+        (f"/jobs/{new_id(IdKind.JOB)}", 404, "not_found"),
+        (f"/jobs/{new_id(IdKind.SAMPLE)}", 404, "not_found"),
+        (f"/jobs/{new_id(IdKind.JOB)}/events", 404, "not_found"),
+        (f"/jobs/{new_id(IdKind.JOB)}/metrics", 404, "not_found"),
+        (f"/samples/{new_id(IdKind.PAIR)}", 404, "not_found"),
+        (f"/pairs/{new_id(IdKind.PAIR)}", 404, "not_found"),
+        (f"/models/{new_id(IdKind.SAMPLE)}", 404, "not_found"),
+        (f"/artifacts/{new_id(IdKind.ARTIFACT)}", 404, "not_found"),
+        ("/artifacts/..%2f..%2fdfusion.db", 404, "not_found"),
+        ("/prompt-sets/nobody-knows", 404, "not_found"),
+        (f"/pairs?job={new_id(IdKind.SAMPLE)}", 404, "not_found"),
+        ("/jobs?limit=0", 422, "invalid_parameter"),
+        ("/jobs?limit=201", 422, "invalid_parameter"),
+        ("/jobs?state=tired", 422, "invalid_parameter"),
+        ("/jobs?stat=queued", 422, "invalid_parameter"),
+        ("/jobs?cursor=!", 422, "invalid_cursor"),
+        ("/jobs?cursor=%FF", 422, "invalid_cursor"),
+        ("/samples?role=hero", 422, "invalid_parameter"),
+        ("/samples?round=99999999999999999999", 422, "invalid_parameter"),
+        (f"/jobs/{new_id(IdKind.JOB)}?wait=nan", 422, "invalid_parameter"),
+    ],
+)
+def test_bad_addresses(client: TestClient, path: str, status: int, code: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_an_event_cursor_that_is_no_number_is_refused(client: TestClient) -> None:
+    job = client.post("/rounds", json=round_body()).json()["id"]
+    for cursor in ("YQ", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"):  # "a", and a number past 64 bits
+        answer = client.get(f"/jobs/{job}/events", params={"cursor": cursor})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_cursor")
+
+
+def test_a_wrong_method_is_a_problem_document(client: TestClient) -> None:
+    answer = client.delete("/jobs")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")

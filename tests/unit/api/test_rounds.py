@@ -1,0 +1,113 @@
+"""POST /rounds and what can be seen of the job before anyone works on it."""
+
+from fastapi.testclient import TestClient
+
+from api.core.service import Service
+from tests.service import round_body
+from tests.unit.api.test_bad_input import row_counts
+
+
+def test_a_round_is_accepted_with_its_location(client: TestClient) -> None:
+    answer = client.post("/rounds", json=round_body(rounds=2, label="mine"))
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/jobs/{job['id']}"
+    assert int(answer.headers["retry-after"]) > 0
+    assert (job["state"], job["rounds"], job["label"]) == ("queued", 2, "mine")
+    assert job["progress"] == {
+        "stage": None,
+        "round": None,
+        "done": 0,
+        "total": 0,
+        "percent": 0.0,
+        "eta_seconds": None,
+    }
+    # 3 prompts in shards of 2: evaluate (round 0), 2 x sample, score, select, 2 x fuse, verify, train, evaluate
+    kinds = [stage["kind"] for stage in job["stages"]]
+    expected = "evaluate sample sample score select fuse fuse verify train evaluate".split()
+    assert kinds == expected
+    assert client.get(answer.headers["location"]).json() == job
+    assert [one["id"] for one in client.get("/jobs").json()["data"]] == [job["id"]]
+
+
+def test_a_dry_run_counts_by_hand(client: TestClient, service: Service) -> None:
+    before = row_counts(service)
+    answer = client.post("/rounds?dry_run=true", json=round_body(rounds=2))
+    assert answer.status_code == 200
+    # Of 4 samples a prompt 1 is a reference (a quarter) used twice and 2 are bases (half): 2 pairs x 3 prompts.
+    counts = answer.json()
+    assert counts["images"] == {"sampled": 24, "fused_at_most": 12, "evaluated": 9, "total_at_most": 45}
+    assert counts["unet_evaluations"] == {
+        "sampling": 24 * 4 * 2,  # 4 steps, with and without the prompt
+        "fusion_at_most": 12 * 3 * 2 * 2,  # 3 fused steps, target and reference, with and without the prompt
+        "training_at_most": 12 * 2 * 4 * 2 * 2,  # 2 trajectories, 4 steps, guidance, log pref and one epoch
+        "evaluation": 9 * 4 * 2,
+        "total_at_most": 192 + 144 + 384 + 72,
+    }
+    assert row_counts(service) == before
+
+
+def test_the_same_key_and_request_is_the_same_job(client: TestClient, service: Service) -> None:
+    key = {"Idempotency-Key": "one"}
+    first = client.post("/rounds", json=round_body(), headers=key)
+    before = row_counts(service)
+    again = client.post("/rounds", json=round_body(), headers=key)
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    other = client.post("/rounds", json=round_body(seed=8), headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert row_counts(service) == before
+    assert client.post("/rounds", json=round_body()).json()["id"] != first.json()["id"]
+
+
+def test_a_bad_key_is_refused(client: TestClient) -> None:
+    answer = client.post("/rounds", json=round_body(), headers={"Idempotency-Key": "a b"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter")
+
+
+def test_a_queued_job_is_cancelled_at_once(client: TestClient) -> None:
+    job = client.post("/rounds", json=round_body()).json()["id"]
+    answer = client.post(f"/jobs/{job}/cancel")
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    assert {stage["state"] for stage in answer.json()["stages"]} == {"cancelled"}
+    assert client.post(f"/jobs/{job}/cancel").json()["state"] == "cancelled"
+    kinds = [event["kind"] for event in client.get(f"/jobs/{job}/events").json()["data"]]
+    assert kinds == ["job.created", "job.cancel_requested", "job.cancelled"]
+
+
+def test_waiting_ends_when_the_time_is_over(client: TestClient) -> None:
+    job = client.post("/rounds", json=round_body()).json()["id"]
+    answer = client.get(f"/jobs/{job}?wait=0.3")
+    assert (answer.status_code, answer.json()["state"]) == (200, "queued")
+
+
+def test_the_catalogue_and_its_lists_are_there_from_the_start(client: TestClient) -> None:
+    assert {model["name"] for model in client.get("/models").json()["data"]} >= {"shapes", "tiny"}
+    named = client.get("/prompt-sets/shapes-attribute-train").json()
+    assert (named["builtin"], named["size"], len(named["prompts"])) == (True, 40, 40)
+    assert client.get(named["links"]["self"]).json() == named
+
+
+def test_pages_follow_each_other_without_gaps(client: TestClient) -> None:
+    made = [client.post("/rounds", json=round_body(seed=seed)).json()["id"] for seed in range(5)]
+    seen, cursor = [], None
+    while True:
+        page = client.get("/jobs", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        seen += [job["id"] for job in page["data"]]
+        cursor = page["next_cursor"]
+        assert page["has_more"] is (cursor is not None)
+        if cursor is None:
+            break
+    assert seen == made[::-1]
+
+
+def test_inline_prompts_are_no_named_set(client: TestClient) -> None:
+    before = len(client.get("/prompt-sets").json()["data"])
+    job = client.post("/rounds", json=round_body()).json()
+    assert len(client.get("/prompt-sets").json()["data"]) == before
+    assert client.get(f"/prompt-sets/{job['prompt_set']}").json()["size"] == 3
+
+
+def test_health(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ok", "database": True, "worker": None}
+    assert "/rounds" in client.get("/openapi.json").json()["paths"]

@@ -1,0 +1,26 @@
+import pytest
+import torch
+from sqlalchemy.exc import OperationalError
+
+from api.core.errors import StorageCorruptError, StorageError
+from dfusion.errors import NonFiniteError, ShapeMismatchError
+from worker.runner import failure_of
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retryable"),
+    [
+        (NonFiniteError("loss"), "non_finite", False),
+        (ShapeMismatchError("x", 1, 2), "shape_mismatch", False),
+        (torch.cuda.OutOfMemoryError("no"), "out_of_memory", False),
+        (StorageError("away"), "storage", True),
+        (StorageCorruptError("bad"), "storage_corrupt", False),
+        (OperationalError("select secret", {}, Exception("away")), "database", True),
+        (OSError(28, "No space left on device"), "input_output", True),
+        (ZeroDivisionError("secret"), "internal", False),
+    ],
+)
+def test_every_error_has_a_code(error: Exception, code: str, retryable: bool) -> None:
+    found = failure_of(error)
+    assert (found.code, found.retryable) == (code, retryable)
+    assert "secret" not in found.message
