@@ -26,7 +26,7 @@ from torch import nn
 
 from dfusion import _torchvision_ops  # noqa: F401
 from dfusion.shapes.captions import MAX_TOKENS, new_tokenizer, noisy_caption, right_caption
-from dfusion.shapes.judge import MODELS, PARTS, JudgeNet, canonical_parts
+from dfusion.shapes.judge import MODELS, PARTS, JudgeNet, canonical_parts, mirrored_parts
 from dfusion.shapes.prompts import caption, named_parts
 from dfusion.shapes.scenes import MIRRORED, TEMPLATES, Scene, Template, random_scene, render
 
@@ -246,7 +246,7 @@ def build_unet(out: Path, steps: int) -> None:
         generator = torch.Generator().manual_seed(step)
         chosen = rng.integers(len(parts), size=UNET_BATCH)
         write = noisy_caption if step >= steps - NOISY_STEPS else right_caption
-        captions = [write(*parts[i], rng) if rng.random() >= 0.1 else "" for i in chosen]
+        captions = [write(parts[i][0], parts[i][1], rng) if rng.random() >= 0.1 else "" for i in chosen]
         tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         x0 = latents[chosen].float()
         t = torch.randint(0, 1000, (len(chosen),), generator=generator)
@@ -284,7 +284,7 @@ def build_judge(out: Path, steps: int) -> None:
         wanted: dict[str, list[int]] = {name: [-100] * len(drawn) for name in logits}
         for row, scene in enumerate(drawn):
             wanted["template"][row] = TEMPLATES.index(scene.template)
-            named = canonical_parts(scene.template, named_parts(scene))
+            named = canonical_parts(named_parts(scene))
             for part, options in PARTS[scene.template].items():
                 wanted[f"{scene.template}_{part}"][row] = options.index(named[part])
         losses = [nn.functional.cross_entropy(logits[name], torch.tensor(rows)) for name, rows in wanted.items()]
@@ -306,17 +306,6 @@ def hard_negatives(template: Template, named: dict[str, str], rng: np.random.Gen
         wrong.append(named | {"relation": MIRRORED[named["relation"]]})
         wrong.append(named | {"colour": named["colour2"], "colour2": named["colour"]})
     return [caption(template, parts) for parts in wrong]
-
-
-def mirrored_parts(named: dict[str, str]) -> dict[str, str]:
-    """The same picture told from the other thing's side."""
-    return {
-        "colour": named["colour2"],
-        "shape": named["shape2"],
-        "relation": MIRRORED[named["relation"]],
-        "colour2": named["colour"],
-        "shape2": named["shape"],
-    }
 
 
 def clip_config(vocabulary: int) -> dict[str, Any]:
@@ -353,7 +342,7 @@ def build_clip(out: Path, steps: int) -> None:
         owners: list[int] = []
         for row, scene in enumerate(drawn):
             named = named_parts(scene)
-            keys.append(caption(scene.template, canonical_parts(scene.template, named)))
+            keys.append(caption(scene.template, canonical_parts(named)))
             if scene.template == "position" and rng.random() < 0.5:
                 named = mirrored_parts(named)
             captions.append(caption(scene.template, named))
@@ -432,7 +421,7 @@ def main() -> None:
 
 BUILDERS: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "vae": (build_vae, 2800),
-    "unet": (build_unet, 4600),
+    "unet": (build_unet, 4000),
     "judge": (build_judge, 3000),
     "clip": (build_clip, 2400),
     "ship": (ship, 0),

@@ -35,10 +35,13 @@ PARTS: dict[Template, dict[str, tuple[str, ...]]] = {
 """The parts that each template's prompts name, in canonical form."""
 
 
-def canonical_parts(template: Template, named: dict[str, str]) -> dict[str, str]:
+def canonical_parts(named: dict[str, str]) -> dict[str, str]:
     """The same parts with the upper or left thing first."""
-    if named.get("relation") not in ("below", "on the right of"):
-        return named
+    return mirrored_parts(named) if named.get("relation") in ("below", "on the right of") else named
+
+
+def mirrored_parts(named: dict[str, str]) -> dict[str, str]:
+    """The same picture told from the other thing's side."""
     return {
         "colour": named["colour2"],
         "shape": named["shape2"],
@@ -52,7 +55,7 @@ def read_prompt(text: str) -> tuple[Template, dict[str, str]]:
     """Template and canonical parts of a prompt; InvalidInputError if it is not one of the shapes world's."""
     for template, pattern in _patterns().items():
         if found := pattern.fullmatch(text.strip().lower()):
-            return template, canonical_parts(template, found.groupdict())
+            return template, canonical_parts(found.groupdict())
     raise InvalidInputError(f"expected a prompt of the shapes world, got {text!r}")
 
 

@@ -176,7 +176,7 @@ def union_mask(reference: Trajectory, row: int, thresholds: Sequence[float], con
         raise ValueError("expected a reference with item maps")
     maps = reference.item_maps[row, config.first_step : config.last_step + 1]
     masks = merge_masks(maps, [thresholds] * len(maps), config.merge)
-    return resize_mask(masks.any(0, keepdim=True), reference.final.shape[-2:])[0].float()
+    return resize_mask(masks.any(0, keepdim=True), (reference.final.shape[-2], reference.final.shape[-1]))[0].float()
 
 
 def report_fusion(
@@ -193,15 +193,14 @@ def report_fusion(
         target = np.mean([c.target_distance for c in carried])
         reference = np.mean([c.reference_distance for c in carried])
         accepted = np.mean([c.accepted for c in carried])
+        cover = np.mean([c.cover for c in carried])
         lines.append(
             f"{template}: {len(carried)} pairs (base rejected, reference accepted): targets accepted {accepted:.1%}; "
-            f"outside the mask target-base {target:.3f}, reference-base {reference:.3f}, {reference / target:.1f} times "
-            f"closer; mask covers {np.mean([c.cover for c in carried]):.0%}"
+            f"outside the mask target-base {target:.3f}, reference-base {reference:.3f}, "
+            f"{reference / target:.1f} times closer; mask covers {cover:.0%}"
         )
-        chosen = carried[:: max(1, len(carried) // 24)][:24]
-        rows = [
-            chosen[i].triptych + chosen[i + 1].triptych + chosen[i + 2].triptych for i in range(0, len(chosen) - 2, 3)
-        ]
+        shown = [c.triptych for c in carried[:: max(1, len(carried) // 24)][:24]]
+        rows = [[picture for triptych in shown[i : i + 3] for picture in triptych] for i in range(0, len(shown), 3)]
         sheet(rows).save(out / f"fusion-{template}.png")
     return lines
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -113,7 +113,11 @@ def random_scene(template: Template, rng: np.random.Generator, **named: str) -> 
     tilt = float(rng.uniform(-0.18, 0.18))
     backdrop = random_backdrop(rng)
     if template == "attribute":
-        place = {"x": 32 + rng.uniform(-6, 6), "y": 32 + rng.uniform(-6, 6), "radius": rng.uniform(15, 19)}
+        place: dict[str, Any] = {
+            "x": 32 + rng.uniform(-6, 6),
+            "y": 32 + rng.uniform(-6, 6),
+            "radius": rng.uniform(15, 19),
+        }
         return Scene(template, (Thing(shape, colour, pick("texture", TEXTURES), tilt=tilt, **place),), backdrop)
     if template == "behaviour":
         prop = pick("prop", tuple(PROPS))
