@@ -179,7 +179,7 @@ class DpoTrainer:
         for step, loss in zip(steps, losses.tolist(), strict=True):
             if not math.isfinite(loss):
                 raise NonFiniteError(f"loss became {loss} in update {self.updates_done + 1} at step_index {step}")
-        (losses.sum() / rows_of_update).backward()  # type: ignore[no-untyped-call]
+        (losses.sum() / rows_of_update).backward()
         ratios = torch.cat([preferred - ref_preferred, rejected - ref_rejected]).detach().abs().max().exp()
         tally.add(steps, losses.tolist(), dpo_margin(*terms).tolist(), float(ratios))
 
