@@ -41,7 +41,8 @@ def run(task: Task) -> Record:
         checkpoints.resume()
         reports = _train(task, trainer, checkpoints)
         path = task.scratch / "adapter.safetensors"
-        save_adapter(model.unet, path, {"job": task.claim.job_id, "round": str(task.claim.round), "base": parent.base})
+        # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
+        save_adapter(model.unet, path, {"base": parent.base, "round": str(task.claim.round)})
         file = task.store("adapter", path, SAFETENSORS)
     figures = _figures(pairs, reports, _store_log(task, reports))
     row = Model(

@@ -98,8 +98,13 @@ def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
 
 def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int) -> bool:
     """Renew the lease with the progress made; whether a cancel was asked for. Raises LeaseLostError."""
-    values = {"lease_expires_at": now_seconds() + lease_seconds, "progress_done": done, "progress_total": total}
-    query = update(Stage).where(*_held(stage_id, epoch)).values(values, progress_at=now_seconds())
+    query = update(Stage).where(*_held(stage_id, epoch))
+    query = query.values(
+        lease_expires_at=now_seconds() + lease_seconds,
+        progress_done=done,
+        progress_total=total,
+        progress_at=now_seconds(),
+    )
     row = session.execute(query.returning(Stage.id, Stage.cancel_requested_at)).first()
     if row is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")

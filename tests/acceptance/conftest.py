@@ -1,0 +1,19 @@
+"""One thread: the nets are so small that more only get in each other's way."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or peft)
+from tests.nets import tiny_pipeline
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny random pipeline."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_pipeline().save_pretrained(folder)
+    return folder

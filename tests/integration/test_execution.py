@@ -1,0 +1,245 @@
+"""Claims, leases and ends of stages on a real database; no stage is really run."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from api.core import execution
+from api.core.errors import AlreadyRunningError, LeaseLostError, StageCancelledError
+from api.core.execution import Claim, Failure
+from api.core.locks import file_lock
+from api.core.queries import jobs, stages
+from api.core.service import Service, cancel_job, create_round
+from api.core.specs import RoundSpec
+from api.core.tables import Job, Stage
+from tests.service import round_body, settings_for
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny"))
+    yield opened
+    opened.close()
+
+
+def start(service: Service, **changes: Any) -> str:
+    return create_round(service, RoundSpec.model_validate(round_body(**changes)))
+
+
+def claim(service: Service, owner: str = "w") -> Claim | None:
+    return execution.claim(service.uow, service.settings, owner)
+
+
+def take(service: Service, owner: str = "w") -> Claim:
+    found = claim(service, owner)
+    assert found is not None
+    return found
+
+
+def finish(service: Service, held: Claim) -> None:
+    execution.finish(service.uow, service.settings, held, lambda _session: None)
+
+
+def job_of(service: Service, job_id: str) -> Job:
+    with service.uow.reading() as session:
+        return jobs.get(session, job_id)
+
+
+def stage_of(service: Service, held: Claim) -> Stage:
+    with service.uow.reading() as session:
+        return stages.get(session, held.stage_id)
+
+
+def expire(service: Service, held: Claim) -> None:
+    with service.uow.writing() as session:
+        stages.get(session, held.stage_id).lease_expires_at = 0.0
+
+
+def test_stages_are_claimed_in_order_once_what_they_need_is_done(service: Service) -> None:
+    job_id = start(service)
+    first = [take(service) for _ in range(3)]
+    assert [one.kind for one in first] == ["evaluate", "sample", "sample"]
+    assert claim(service) is None  # score needs both samples
+    finish(service, first[1])
+    assert claim(service) is None
+    finish(service, first[2])
+    assert take(service).kind == "score"
+    assert job_of(service, job_id).state == "running"
+
+
+def test_a_job_succeeds_with_its_last_stage_and_rounds_follow_each_other(service: Service) -> None:
+    job_id = start(service, rounds=2)
+    done = []
+    while (held := claim(service)) is not None:
+        done.append((held.round, held.kind.value))
+        finish(service, held)
+    assert [kind for number, kind in done if number == 2] == [kind for number, kind in done if number == 1]
+    assert done[-1] == (2, "evaluate")
+    assert job_of(service, job_id).state == "succeeded"
+
+
+def test_workers_that_claim_at_once_never_share_a_stage(service: Service) -> None:
+    for seed in range(4):
+        start(service, seed=seed)
+    found: list[str] = []
+
+    def work(name: str) -> None:
+        while (held := claim(service, name)) is not None:
+            found.append(held.stage_id)
+
+    threads = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(set(found)) == 4 * 3  # evaluate and two sample shards of each job
+
+
+def test_nothing_is_written_under_an_old_epoch(service: Service) -> None:
+    start(service)
+    old = take(service, "slow")
+    expire(service, old)
+    assert execution.sweep(service.uow, service.settings) == 1
+    new = _claim_again(service, old)
+    assert new.epoch == old.epoch + 1
+    written: list[str] = []
+    for late in (
+        lambda: execution.finish(service.uow, service.settings, old, lambda _s: written.append("row")),
+        lambda: execution.beat(service.uow, service.settings, old, 1, 2),
+        lambda: execution.fail(service.uow, service.settings, old, Failure("x", "x", False)),
+        lambda: execution.give_back(service.uow, old),
+        lambda: execution.cancelled(service.uow, old),
+        lambda: execution.note(service.uow, old, "x", "x"),
+    ):
+        with pytest.raises(LeaseLostError):
+            late()
+    assert written == []
+    assert stage_of(service, new).state == "running"
+    finish(service, new)
+
+
+def _claim_again(service: Service, lost: Claim) -> Claim:
+    """Claim the stage that was lost, once its pause is over."""
+    for _ in range(200):
+        held = claim(service)
+        if held is not None and held.stage_id == lost.stage_id:
+            return held
+        threading.Event().wait(0.01)
+    raise AssertionError("the stage was not queued again")
+
+
+def test_what_a_stage_made_is_not_seen_if_its_end_fails(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+
+    def record(session: Session) -> None:
+        jobs.add_event(session, job_id, "made", "half of it")
+        session.flush()
+        raise RuntimeError("the other half fails")
+
+    with pytest.raises(RuntimeError):
+        execution.finish(service.uow, service.settings, held, record)
+    with service.uow.reading() as session:
+        assert "made" not in [event.kind for event in jobs.events(session, job_id, 100, None).rows]
+    assert stage_of(service, held).state == "running"
+
+
+def test_a_stage_whose_workers_keep_dying_fails_its_job(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    for crash in (1, 2, 3):
+        expire(service, held)
+        assert execution.sweep(service.uow, service.settings) == 1
+        assert stage_of(service, held).crash_count == crash
+        if crash < 3:
+            held = _claim_again(service, held)
+    job = job_of(service, job_id)
+    assert (job.state, job.error_code) == ("failed", "worker_lost")
+    with service.uow.reading() as session:
+        left = {stage.state for stage in stages.of_job(session, job_id)}
+    assert left <= {"failed", "cancelled", "running"}
+    assert execution.sweep(service.uow, service.settings) == 0
+
+
+def test_dead_workers_stages_are_queued_at_once(service: Service) -> None:
+    start(service)
+    held = take(service, "embedded-1.")
+    assert execution.lose_workers(service.uow, service.settings, "embedded-2.") == 0
+    assert execution.lose_workers(service.uow, service.settings, "embedded-1.") == 1
+    assert _claim_again(service, held).attempt == 2
+
+
+def test_passing_failures_are_tried_again_and_others_are_not(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    assert stage_of(service, held).state == "queued"
+    again = _claim_again(service, held)
+    assert again.attempt == 2
+    execution.fail(service.uow, service.settings, again, Failure("non_finite", "loss became nan", retryable=False))
+    job = job_of(service, job_id)
+    assert (job.state, job.error_code, job.error_message) == ("failed", "non_finite", "loss became nan")
+
+
+def test_a_passing_failure_that_never_passes_fails(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    for _ in range(service.settings.max_attempts - 1):
+        with service.uow.writing() as session:
+            stages.requeue(session, held.stage_id, held.epoch, 0, None, None)
+        held = _claim_again(service, held)
+    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    assert job_of(service, job_id).state == "failed"
+
+
+def test_a_cancel_wins_over_an_end_that_comes_later(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    cancel_job(service, job_id)
+    assert job_of(service, job_id).state == "cancelling"
+    assert execution.beat(service.uow, service.settings, held, 0, 1) is True
+    with pytest.raises(StageCancelledError):
+        finish(service, held)
+    execution.cancelled(service.uow, held)
+    assert job_of(service, job_id).state == "cancelled"
+    assert claim(service) is None
+
+
+def test_an_end_wins_over_a_cancel_that_comes_later(service: Service) -> None:
+    job_id = start(service)
+    while (held := claim(service)) is not None:
+        finish(service, held)
+    cancel_job(service, job_id)
+    assert job_of(service, job_id).state == "succeeded"
+
+
+def test_a_cancelled_job_whose_worker_is_lost_is_cancelled(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    cancel_job(service, job_id)
+    expire(service, held)
+    execution.sweep(service.uow, service.settings)
+    assert job_of(service, job_id).state == "cancelled"
+
+
+def test_a_given_back_stage_counts_no_crash(service: Service) -> None:
+    start(service)
+    held = take(service)
+    execution.give_back(service.uow, held)
+    again = take(service)
+    assert (again.stage_id, stage_of(service, again).crash_count) == (held.stage_id, 0)
+
+
+def test_one_service_has_the_data_folder(tmp_path: Path) -> None:
+    with (
+        file_lock(tmp_path / "lock"),
+        pytest.raises(AlreadyRunningError, match="another process holds"),
+        file_lock(tmp_path / "lock"),
+    ):
+        pass
+    with file_lock(tmp_path / "lock"):
+        pass

@@ -1,0 +1,218 @@
+"""Whole rounds on the tiny pipeline, worked on in this process, seen through the API."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from api.core.seeds import sample_seed
+from api.core.service import Service, cancel_job
+from api.main import create_app
+from tests.service import PROMPTS, round_body, settings_for, work_until_idle
+from worker.heartbeat import Heartbeat
+from worker.stages import train
+
+
+class Installation:
+    """A service without its own worker."""
+
+    def __init__(self, client: TestClient) -> None:
+        self.client = client
+        self.service: Service = client.app.state.service  # type: ignore[attr-defined]
+
+    def post(self, **changes: Any) -> str:
+        answer = self.client.post("/rounds", json=round_body(**changes))
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def run(self, **changes: Any) -> dict[str, Any]:
+        job_id = self.post(**changes)
+        work_until_idle(self.service)
+        return self.get(f"/jobs/{job_id}")
+
+    def get(self, path: str) -> Any:
+        answer = self.client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def all(self, path: str) -> list[dict[str, Any]]:
+        return list(self.get(f"{path}{'&' if '?' in path else '?'}limit=200")["data"])
+
+    def events(self, job: dict[str, Any]) -> list[str]:
+        return [event["kind"] for event in self.all(job["links"]["events"])]
+
+    def adapter(self, job: dict[str, Any]) -> str:
+        return str(self.get(f"/models/{job['last_model']}")["adapter"]["sha256"])
+
+
+@pytest.fixture
+def installation(tmp_path: Path, pipeline: Path) -> Iterator[Installation]:
+    with TestClient(create_app(settings_for(tmp_path / "data", pipeline, checkpoint_seconds=1e-6))) as client:
+        yield Installation(client)
+
+
+def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> None:
+    job = installation.run(rounds=2, held_out_prompt_set="shapes-attribute-test")
+    assert (job["state"], job["error"], job["progress"]["percent"]) == ("succeeded", None, 100.0)
+    # 2 rounds x (12 samples + 6 targets) and 3 evaluations of 3 + 40 prompts
+    assert job["made"] == {"samples": 2 * 18 + 3 * 43, "pairs": 12, "models": 2}
+    _check_metrics(installation, job)
+    _check_pairs(installation, job)
+    _check_models(installation, job)
+
+
+def _check_metrics(installation: Installation, job: dict[str, Any]) -> None:
+    metrics = installation.get(job["links"]["metrics"])["data"]
+    evaluated = [(m["round"], m["split"], m["count"], m["training_images"]) for m in metrics]
+    assert evaluated == [
+        (0, "held_out", 40, 0),
+        (0, "train", 3, 0),
+        (1, "held_out", 40, 12),
+        (1, "rollout", 12, 0),
+        (1, "train", 3, 12),
+        (2, "held_out", 40, 24),
+        (2, "rollout", 12, 12),
+        (2, "train", 3, 24),
+    ]
+    samples = installation.all(f"/samples?job={job['id']}&role=evaluation&round=1")
+    values = [s["scores"][0]["value"] for s in samples if s["split"] == "train"]
+    measured = next(m for m in metrics if (m["round"], m["split"]) == (1, "train"))
+    assert measured["mean"] == pytest.approx(sum(values) / 3)
+    seeds = [
+        [s["seed"] for s in installation.all(f"/samples?job={job['id']}&role=evaluation&round={n}")] for n in (0, 1, 2)
+    ]
+    assert seeds[0] == seeds[1] == seeds[2]
+
+
+def _check_pairs(installation: Installation, job: dict[str, Any]) -> None:
+    pairs = installation.all(job["links"]["pairs"])
+    assert [(p["round"], p["number"]) for p in pairs] == [(r, n) for r in (1, 2) for n in range(6)]
+    for pair in pairs:
+        assert pair["reference"]["score"] > pair["base"]["score"]
+        assert pair["adopted"] is (pair["target"]["score"] >= pair["base"]["score"])
+        assert pair["base"]["seed"] == pair["target"]["seed"]
+        margin = pair["figures"]["margin"]["target_over_base"]
+        assert margin == pytest.approx(pair["target"]["score"] - pair["base"]["score"])
+        assert 0 <= pair["figures"]["mask_cover"] <= 1
+        assert any(pair["figures"]["latent_distance"]["reference_to_base"].values())
+    assert any(pair["figures"]["mask_cover"] > 0 for pair in pairs)
+    detail = installation.get(pairs[0]["target"]["href"])
+    assert (detail["role"], detail["pairs"]) == ("target", [pairs[0]])
+    reference = installation.get(pairs[0]["reference"]["href"])
+    assert reference["role"] == "reference"
+    assert reference["seed"] == sample_seed(7, 1, 0, str(PROMPTS[0]["text"]), reference["number"])
+    for path in (pairs[0]["mask"], pairs[0]["target"]["image"]):
+        image = Image.open(io.BytesIO(installation.client.get(path).content))
+        assert image.size == (16, 16)
+
+
+def _check_models(installation: Installation, job: dict[str, Any]) -> None:
+    second, first = installation.all(job["links"]["models"])
+    assert (first["round"], second["round"], second["parent"]) == (1, 2, first["id"])
+    assert job["last_model"] == second["id"]
+    detail = installation.get(second["links"]["self"])
+    assert detail["lineage"] == [second["id"], first["id"], job["model"]]
+    log = installation.get(second["figures"]["log"])
+    assert len(log["updates"]) == second["figures"]["updates"] > 0
+
+
+def test_the_same_seed_gives_the_same_model(installation: Installation) -> None:
+    first, again, other = installation.run(), installation.run(), installation.run(seed=8)
+    assert installation.adapter(first) == installation.adapter(again) != installation.adapter(other)
+
+
+def test_a_round_can_go_on_from_a_model(installation: Installation) -> None:
+    first = installation.run()
+    second = installation.run(model=first["last_model"], seed=9)
+    lineage = installation.get(f"/models/{second['last_model']}")["lineage"]
+    assert lineage == [second["last_model"], first["last_model"], first["model"]]
+
+
+def test_naive_dpo_prefers_references(installation: Installation) -> None:
+    job = installation.run(fusion=None)
+    assert job["state"] == "succeeded"
+    pairs = installation.all(job["links"]["pairs"])
+    assert {(p["adopted"], p["target"]) for p in pairs} == {(False, None)}
+    assert {p["why"] for p in pairs} == {"fusion is off: the reference is preferred"}
+    assert job["last_model"] is not None
+
+
+def test_a_round_without_pairs_says_so_and_trains_nothing(installation: Installation) -> None:
+    job = installation.run(reward="constant", rounds=2)
+    assert (job["state"], job["made"]["pairs"], job["last_model"]) == ("succeeded", 0, None)
+    assert installation.events(job).count("round.without_pairs") == 2
+
+
+def test_a_prompt_that_the_tokenizer_cannot_take_fails_with_a_reason(installation: Installation) -> None:
+    prompt = {"text": "a circle " * 50, "items": ["circle"], "thresholds": [0.1]}
+    job = installation.run(prompts=[prompt])
+    assert (job["state"], job["error"]["code"]) == ("failed", "invalid_input")
+    assert "tokens" in job["error"]["message"]
+
+
+def test_a_missing_model_fails_with_a_reason(tmp_path: Path) -> None:
+    with TestClient(create_app(settings_for(tmp_path / "data", tmp_path / "nothing"))) as client:
+        job = Installation(client).run()
+    assert (job["state"], job["error"]["code"]) == ("failed", "model_not_found")
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = installation.run()
+    save, calls = train.save_adapter, []
+
+    def fail_once(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(train, "save_adapter", fail_once)
+    job_id = installation.post()
+    while installation.get(f"/jobs/{job_id}")["state"] in ("queued", "running"):
+        work_until_idle(installation.service)
+    job = installation.get(f"/jobs/{job_id}")
+    assert job["state"] == "succeeded"
+    assert "training.resumed" in installation.events(job)
+    assert installation.adapter(job) == installation.adapter(straight)
+
+
+def test_a_cancel_stops_a_stage_within_a_step(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = installation.post()
+    step, steps = Heartbeat.step, []
+
+    def cancel_at_the_second_step(self: Heartbeat, count: int = 1) -> None:
+        step(self, count)
+        steps.append(count)
+        if len(steps) == 2:
+            cancel_job(installation.service, job_id)
+            assert self._cancelled.wait(10)
+
+    monkeypatch.setattr(Heartbeat, "step", cancel_at_the_second_step)
+    work_until_idle(installation.service)
+    job = installation.get(f"/jobs/{job_id}")
+    assert (job["state"], len(steps)) == ("cancelled", 2)
+    assert job["made"] == {"samples": 0, "pairs": 0, "models": 0}
+
+
+def test_artifacts_are_served_whole_in_part_and_not_twice(installation: Installation) -> None:
+    job = installation.run(evaluation=None)
+    path = installation.all(job["links"]["samples"])[0]["image"]
+    get = installation.client.get
+    whole = get(path)
+    assert (whole.status_code, whole.headers["content-type"]) == (200, "image/png")
+    data, etag = whole.content, whole.headers["etag"]
+    for asked, start, stop in (("0-9", 0, 10), ("10-", 10, len(data)), ("-5", len(data) - 5, len(data))):
+        part = get(path, headers={"Range": f"bytes={asked}"})
+        assert (part.status_code, part.content) == (206, data[start:stop])
+        assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(data)}"
+    assert get(path, headers={"If-None-Match": etag}).status_code == 304
+    assert get(path, headers={"Range": "bytes=0-1", "If-Range": '"other"'}).status_code == 200
+    assert get(path, headers={"Range": "pages=1"}).status_code == 200
+    beyond = get(path, headers={"Range": f"bytes={len(data)}-"})
+    assert (beyond.status_code, beyond.json()["code"]) == (416, "range_not_satisfiable")
