@@ -39,7 +39,7 @@ class FusionConfig(Settings):
         "middle+up",
         description="U-Net layers with cross-attention, counted in forward order; 3-6 of SD are middle + up (table 3)",
     )
-    first_step: StepIndex = Field(2, description="First fused step_index; the paper's t = T - step_index = 18 (table 3)")
+    first_step: StepIndex = Field(2, description="First fused step_index; the paper's t = T - 2 = 18 (table 3)")
     last_step: StepIndex = Field(19, description="Last fused step_index, inclusive; the paper's t = 1 (table 3)")
     mask_source: Literal["first_up", "resolution"] = Field(
         "first_up", description="Cross-attention of the first up layer (paper), or all of that resolution (released)"
