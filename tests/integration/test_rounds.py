@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from safetensors.torch import load
 
 from api.core.seeds import sample_seed
 from api.core.service import Service, cancel_job
@@ -45,8 +46,11 @@ class Installation:
     def events(self, job: dict[str, Any]) -> list[str]:
         return [event["kind"] for event in self.all(job["links"]["events"])]
 
-    def adapter(self, job: dict[str, Any]) -> str:
-        return str(self.get(f"/models/{job['last_model']}")["adapter"]["sha256"])
+    def adapter(self, job: dict[str, Any]) -> dict[str, bytes]:
+        """The bytes of the adapter's tensors (safetensors orders a file's metadata at random)."""
+        path = self.get(f"/models/{job['last_model']}")["adapter"]["artifact"]
+        tensors = load(self.client.get(path).content)
+        return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 @pytest.fixture
