@@ -44,7 +44,9 @@ def main() -> None:
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    # os.read holds no lock of Python's, so this thread may still be in it when the process ends
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
     stop.set()
 
 

@@ -18,7 +18,8 @@ import pytest
 
 from tests.service import round_body, settings_for
 
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 300
+"""How long nothing may change: a machine that is busy with something else starts a worker in minutes."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,7 +33,8 @@ def free_port() -> int:
 def running(data_dir: Path, pipeline: Path, **changes: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """The service as a process; a client of it once it is ready."""
     port = free_port()
-    settings = settings_for(data_dir, pipeline, **({"embedded_worker": True, "port": port} | changes))
+    defaults = {"embedded_worker": True, "port": port, "lease_seconds": PATIENCE_SECONDS}
+    settings = settings_for(data_dir, pipeline, **(defaults | changes))
     environment = settings.for_child() | {"PYTHONPATH": str(ROOT)}
     with (
         subprocess.Popen([sys.executable, "-m", "api"], cwd=data_dir.parent, env=environment) as process,
@@ -43,7 +45,7 @@ def running(data_dir: Path, pipeline: Path, **changes: Any) -> Iterator[tuple[ht
             yield client, process
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE_SECONDS)
 
 
 def is_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
@@ -65,12 +67,15 @@ def until(condition: Callable[[], Any]) -> Any:
 
 def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
     """The job once it has ended, by long polls."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
+    before, deadline = None, 0.0
+    while True:
         job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()
         if job["state"] in ("succeeded", "failed", "cancelled"):
             return job
-    raise AssertionError("the job did not end in time")
+        now = [(stage["state"], stage["done"]) for stage in job["stages"]]
+        if now != before:
+            before, deadline = now, time.monotonic() + PATIENCE_SECONDS
+        assert time.monotonic() < deadline, "the job stands still"
 
 
 def worker_of(service: subprocess.Popen[bytes]) -> psutil.Process | None:
@@ -98,7 +103,7 @@ def test_a_round_from_request_to_review(tmp_path: Path, pipeline: Path) -> None:
         )
         assert second.returncode != 0
         assert "another process holds" in second.stderr
-    worker.wait(30)  # the worker ends with its service
+    worker.wait(PATIENCE_SECONDS)  # the worker ends with its service
 
 
 def test_a_worker_killed_in_the_middle_of_a_stage_is_replaced(tmp_path: Path, pipeline: Path) -> None:
@@ -129,8 +134,8 @@ def test_a_killed_service_takes_its_worker_along_and_the_next_goes_on(tmp_path: 
         worker = worker_of(process)
         assert worker is not None
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(10)
-        worker.wait(30)
+        process.wait(PATIENCE_SECONDS)
+        worker.wait(PATIENCE_SECONDS)
     with running(tmp_path / "data", pipeline) as (client, _):
         assert ended(client, job_id)["state"] == "succeeded"
 
@@ -153,6 +158,8 @@ def test_the_openapi_document_is_json_and_names_every_route(tmp_path: Path, pipe
 
 @pytest.fixture(autouse=True)
 def _quiet_services(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Keep the services' logs out of the test report unless a test fails."""
+    """Keep the services' logs out of the test report; no process may have broken down."""
     yield
-    capfd.readouterr()
+    log = capfd.readouterr().err
+    assert "Fatal Python error" not in log
+    assert "Traceback" not in log

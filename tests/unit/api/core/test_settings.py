@@ -1,0 +1,31 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from api.core.settings import Settings
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_the_example_names_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines = (ROOT / ".env.example").read_text("utf-8").splitlines()
+    settings = [line.removeprefix("# ") for line in lines if re.match(r"# DFUSION_[A-Z_]+=", line)]
+    assert [line.split("=")[0] for line in settings] == [f"DFUSION_{name.upper()}" for name in Settings.model_fields]
+    (tmp_path / ".env").write_text("\n".join(settings), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert Settings() == Settings(_env_file=None)  # type: ignore[call-arg]
+
+
+def test_a_child_has_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = Settings(data_dir=tmp_path, models={"tiny": tmp_path}, lease_seconds=7.5, embedded_worker=False)
+    for name, value in given.for_child().items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == given
+
+
+def test_a_wrong_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFUSION_LEASE_SECONDS", "0")
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Settings()
