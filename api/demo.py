@@ -10,10 +10,10 @@ import argparse
 import base64
 import io
 import os
-import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,11 +49,18 @@ def free_port() -> int:
 def service(data_dir: Path, log: Path) -> Iterator[httpx.Client]:
     """The embedded service as a subprocess, and a client for it; stopped at the end whatever happens."""
     port = free_port()
-    environment = os.environ | {"DFUSION_DATA_DIR": str(data_dir), "DFUSION_PORT": str(port)}
+    own = {
+        "DATA_DIR": str(data_dir),
+        "DATABASE_URL": "",
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "EMBEDDED_WORKER": "1",
+    }
+    environment = os.environ | {f"DFUSION_{name}": value for name, value in own.items()}
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", "api"], env=environment, stdout=output, stderr=output)
         try:
-            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
             wait_until_ready(client, process, log)
             yield client
         finally:
@@ -110,9 +117,10 @@ def follow(client: httpx.Client, job_id: str, console: Console) -> Json:
             job = get(client, f"/jobs/{job_id}")
             progress = job["progress"]
             stage, left = progress["stage"] or job["state"], clock(progress["eta_seconds"])
-            fields = {"round": progress["round"], "left": left, "percent": progress["percent"]}
+            number = "-" if progress["round"] is None else progress["round"]
+            fields = {"round": number, "left": left, "percent": progress["percent"]}
             bar.update(task, description=stage, completed=progress["done"], total=progress["total"] or None, **fields)
-            line = f"round {progress['round']}  {stage}"
+            line = f"round {number}  {stage}"
             if not console.is_terminal and line != shown:
                 console.print(f"{line:<20} {progress['percent']:3.0f} % of all, left {left}", highlight=False)
                 shown = line
@@ -219,8 +227,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """The demo."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    data = out / "data"
-    shutil.rmtree(data, ignore_errors=True)
+    data = Path(tempfile.mkdtemp(prefix="data-", dir=out))
     with service(data, out / "service.log") as client:
         body = request_of(arguments)
         console.print(f"POST {client.base_url}/rounds", body)
@@ -236,7 +243,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         contact_sheet(chosen).save(out / "pairs.png")
         (out / "report.html").write_text(html_report(rows, chosen, job), encoding="utf-8")
         save_adapter(client, job, out / "adapter.safetensors")
-        tell(console, job, chosen, out)
+        tell(console, job, chosen, out, data)
 
 
 def save_adapter(client: httpx.Client, job: Json, file: Path) -> None:
@@ -249,11 +256,11 @@ def save_adapter(client: httpx.Client, job: Json, file: Path) -> None:
     file.write_bytes(answer.content)
 
 
-def tell(console: Console, job: Json, chosen: list[Json], out: Path) -> None:
+def tell(console: Console, job: Json, chosen: list[Json], out: Path, data: Path) -> None:
     """Where things are and how to look further."""
     console.print(f"contact sheet  {out / 'pairs.png'}\nHTML report    {out / 'report.html'}", highlight=False)
     console.print(f"adapter        {out / 'adapter.safetensors'}", highlight=False)
-    console.print(f"\nTo look further: DFUSION_DATA_DIR={out / 'data'} make serve, and then", highlight=False)
+    console.print(f"\nTo look further: DFUSION_DATA_DIR={data} make serve, and then", highlight=False)
     paths = [f"/jobs/{job['id']}", f"/jobs/{job['id']}/metrics", f"/pairs?job={job['id']}"]
     paths += [f"/samples/{row['pair']['target']['id']}" for row in chosen[:1]]
     paths.append(f"/models/{job['last_model']}")
@@ -272,9 +279,11 @@ def main() -> int:
     console = Console()
     try:
         run(parser.parse_args(), console)
-    except DemoError as error:
+    except (DemoError, httpx.HTTPError) as error:
         Console(stderr=True).print(f"demo: {error}", style="red")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
