@@ -46,7 +46,9 @@ class DiffusionModel:
             raise ModelNotFoundError(f"no usable Stable Diffusion pipeline at {folder}: {error}") from error
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False).eval().to(device)
-        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        # what DDIM would clip, or leave without noise, where another scheduler's settings say nothing of it
+        unsaid = {"clip_sample": False, "set_alpha_to_one": False}
+        scheduler = DDIMScheduler.from_config({**unsaid, **pipeline.scheduler.config})
         return cls(pipeline.unet, scheduler, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, device)
 
     @property

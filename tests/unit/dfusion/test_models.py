@@ -5,6 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from dfusion import _torchvision_ops  # noqa: F401
+
+# isort: split
+from diffusers import EulerDiscreteScheduler
+
 from dfusion.errors import InvalidInputError, ItemNotInPromptError, ModelNotFoundError, ShapeMismatchError
 from dfusion.models import DiffusionModel
 from tests.nets import tiny_model, tiny_pipeline
@@ -25,6 +30,15 @@ def test_load_gives_what_was_saved_in_float32_with_ddim(tmp_path: Path) -> None:
     assert not loaded.unet.training and not any(p.requires_grad for p in loaded.unet.parameters())
     assert loaded.scheduler.config.set_alpha_to_one is False
     assert loaded.latent_shape == (4, 8, 8)
+
+
+def test_ddim_clips_nothing_where_another_schedulers_settings_do_not_say(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pipeline.save_pretrained(tmp_path)
+    config = DiffusionModel.load(tmp_path).scheduler.config
+    assert (config.clip_sample, config.set_alpha_to_one) == (False, False)
+    assert (config.beta_start, config.beta_schedule) == (0.00085, "scaled_linear")
 
 
 def test_missing_and_pickled_models_are_refused(tmp_path: Path) -> None:
