@@ -61,17 +61,14 @@ def _is_json(request: Request) -> bool:
 def _what_is_wrong(body: bytes) -> str | None:
     """Why `body` is not JSON in UTF-8, None if it is."""
     try:
-        parsed = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+        parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_no_doubles)
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be stored
+        holds_nul = _holds_nul(parsed)
     except UnicodeError:
         return "expected text in UTF-8"
     except (ValueError, RecursionError) as error:
         return f"expected JSON: {error}"
-    return "expected text without NUL characters" if _holds_nul(parsed) else None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
+    return "expected text without NUL characters" if holds_nul else None
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

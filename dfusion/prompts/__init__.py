@@ -32,7 +32,7 @@ class Prompt(Settings):
         words = self.text.lower().split()
         for item in self.items:
             phrase = item.lower().split()
-            if not any(words[i : i + len(phrase)] == phrase for i in range(len(words))):
+            if not phrase or not any(words[i : i + len(phrase)] == phrase for i in range(len(words))):
                 raise ValueError(str(ItemNotInPromptError(item, self.text)))
         return self
 

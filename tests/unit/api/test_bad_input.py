@@ -48,6 +48,7 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"seed": 1 << 53}, "invalid_request", "/seed"),
         ({"label": "x" * 201}, "invalid_request", "/label"),
         ({"prompts": [{**PROMPTS[0], "items": ["cat"]}]}, "invalid_request", "/prompts/0"),
+        ({"prompts": [{**PROMPTS[0], "items": ["  "]}]}, "invalid_request", "/prompts/0"),
         ({"prompts": [{**PROMPTS[0], "thresholds": [1.0]}]}, "invalid_request", "/prompts/0/thresholds/0"),
         ({"prompts": [{**PROMPTS[0], "thresholds": []}]}, "invalid_request", "/prompts/0"),
         ({"prompts": [{**PROMPTS[0], "items": []}]}, "invalid_request", "/prompts/0/items"),
@@ -86,8 +87,8 @@ def _body_with_guidance(number: str) -> bytes:
         (b'{"label": "\xff"}', 400, "malformed_json"),
         (b'{"label": "\\ud800"}', 400, "malformed_json"),
         (b'{"label": "\\u0000"}', 400, "malformed_json"),
-        (_body_with_guidance("NaN"), 400, "malformed_json"),
-        (_body_with_guidance("Infinity"), 400, "malformed_json"),
+        (b"[" * 500 + b"]" * 500, 400, "malformed_json"),
+        (b"[" * 900 + b"]" * 900, 400, "malformed_json"),
         (_body_with_guidance("1e999"), 422, "invalid_request"),
         (b" " * ((1 << 20) + 1), 413, "body_too_large"),
     ],
@@ -97,6 +98,15 @@ def test_bodies_that_are_no_request(client: TestClient, service: Service, body: 
     answer = client.post("/rounds", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert row_counts(service) == before
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_named(client: TestClient, number: str) -> None:
+    body = _body_with_guidance(number)
+    answer = client.post("/rounds", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/sampling/guidance_scale"]
 
 
 def test_a_body_that_grows_past_the_limit_while_it_streams_is_refused(client: TestClient) -> None:
