@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from sqlalchemy.exc import DBAPIError
+
 from api.core import execution
 from api.core.service import Service
 
@@ -56,11 +58,15 @@ class WorkerSupervisor:
         while not self._stopping.is_set():
             number += 1
             owner, started = f"{_OWNER}{number}.", time.monotonic()
-            code = self._run(owner)
-            lost = execution.lose_workers(self._service.uow, self._service.settings, owner)
-            if self._stopping.is_set():
-                return
-            _logger.error("the worker ended with exit code %d and left %d stages; it is restarted", code, lost)
+            try:
+                code = self._run(owner)
+                lost = execution.lose_workers(self._service.uow, self._service.settings, owner)
+            except (OSError, DBAPIError):
+                _logger.exception("the worker cannot be watched just now; it is tried again")
+            else:
+                if self._stopping.is_set():
+                    return
+                _logger.error("the worker ended with exit code %d and left %d stages; it is restarted", code, lost)
             if time.monotonic() - started > _HEALTHY_SECONDS:
                 pause = self._service.settings.restart_seconds
             self._stopping.wait(pause)

@@ -6,7 +6,7 @@ import logging
 import threading
 
 import torch
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from api.core import execution
 from api.core.errors import LeaseLostError, ServiceError, StageCancelledError, StageStoppedError
@@ -55,7 +55,7 @@ def failure_of(error: Exception) -> Failure:
         return Failure(_snake(type(error).__name__.removesuffix("Error")), str(error), error.retryable)
     if isinstance(error, ServiceError):
         return Failure(error.code, str(error), error.retryable)
-    if isinstance(error, DBAPIError):
+    if isinstance(error, DBAPIError) and not isinstance(error, (IntegrityError, DataError)):
         return Failure("database", "the database failed", retryable=True)
     if isinstance(error, OSError):
         return Failure("input_output", f"{type(error).__name__}: {error.strerror}", retryable=True)

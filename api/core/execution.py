@@ -143,7 +143,7 @@ def give_back(uow: UnitOfWork, held: Claim) -> None:
     """This worker stops; another may go on at once."""
     with uow.writing() as session:
         jobs.lock(session, held.job_id)
-        stages.requeue(session, held.stage_id, held.epoch, 0, None, None)
+        stages.give_back(session, held.stage_id, held.epoch)
         jobs.add_event(session, held.job_id, "stage.given_back", f"{held.kind} goes back to the queue", held.stage_id)
 
 

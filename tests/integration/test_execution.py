@@ -226,12 +226,15 @@ def test_a_cancelled_job_whose_worker_is_lost_is_cancelled(service: Service) -> 
     assert job_of(service, job_id).state == "cancelled"
 
 
-def test_a_given_back_stage_counts_no_crash(service: Service) -> None:
+def test_a_given_back_stage_counts_no_crash_and_no_attempt(service: Service) -> None:
     start(service)
     held = take(service)
-    execution.give_back(service.uow, held)
-    again = take(service)
-    assert (again.stage_id, stage_of(service, again).crash_count) == (held.stage_id, 0)
+    for _ in range(3):
+        execution.give_back(service.uow, held)
+        again = take(service)
+        assert again.stage_id == held.stage_id
+        held = again
+    assert (stage_of(service, held).crash_count, held.attempt) == (0, 1)
 
 
 def test_one_service_has_the_data_folder(tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def require_lease(session: Session, stage_id: str, epoch: int) -> None:
 
 
 def save_checkpoint(session: Session, stage_id: str, epoch: int, key: str, sha256: str) -> None:
-    """Remember the stage's newest checkpoint. Raises LeaseLostError."""
-    values = {"checkpoint_key": key, "checkpoint_sha256": sha256, "checkpoint_at": now_seconds()}
+    """Remember the stage's newest checkpoint; crashes before it no longer count. Raises LeaseLostError."""
+    values = {"checkpoint_key": key, "checkpoint_sha256": sha256, "checkpoint_at": now_seconds(), "crash_count": 0}
     _fenced(session, stage_id, epoch, values)
 
 
@@ -144,6 +144,12 @@ def requeue(
     """Back to the queue, not to be claimed before the pause is over. Raises LeaseLostError."""
     values = {"state": StageState.QUEUED, "not_before": now_seconds() + pause_seconds}
     _fenced(session, stage_id, epoch, {**values, "error_code": code, "error_message": message, **_NO_LEASE})
+
+
+def give_back(session: Session, stage_id: str, epoch: int) -> None:
+    """Back to the queue at once; the attempt does not count, since nothing failed. Raises LeaseLostError."""
+    values = {"state": StageState.QUEUED, "not_before": now_seconds(), "attempt": Stage.attempt - 1}
+    _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
 
 
 def count_crash(session: Session, stage_id: str, epoch: int) -> None:
