@@ -34,7 +34,7 @@ def test_load_gives_what_was_saved_in_float32_with_ddim(tmp_path: Path) -> None:
 
 def test_ddim_clips_nothing_where_another_schedulers_settings_do_not_say(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
-    pipeline.scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pipeline.scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_schedule="scaled_linear", steps_offset=1)
     pipeline.save_pretrained(tmp_path)
     config = DiffusionModel.load(tmp_path).scheduler.config
     assert (config.clip_sample, config.set_alpha_to_one) == (False, False)
