@@ -75,13 +75,6 @@ class Scene:
     prop_colour: str | None = None
     relation: str | None = None
 
-    def canonical(self) -> Scene:
-        """The same picture with the upper or left thing named first ("B below A" is "A above B")."""
-        if self.relation not in ("below", "on the right of"):
-            return self
-        first, second = self.things
-        return replace(self, things=(second, first), relation=MIRRORED[self.relation])
-
 
 def random_backdrop(rng: np.random.Generator) -> Backdrop:
     """A muted two-tone background."""

@@ -46,14 +46,6 @@ def test_relations_place_things(relation, axis, first_is_less):
     assert (red < blue) == first_is_less
 
 
-def test_canonical_names_the_upper_or_left_thing_first_and_keeps_the_picture():
-    scene = random_scene("position", np.random.default_rng(1), relation="below")
-    canonical = scene.canonical()
-    assert canonical.relation == "above"
-    assert canonical.things == scene.things[::-1]
-    assert np.array_equal(render(canonical), render(scene))
-
-
 @pytest.mark.parametrize(("prop", "row", "column"), [("hat", 14, 32), ("board", 51, 32), ("ball", 36, 52)])
 def test_props_stand_where_they_belong(prop, row, column):
     thing = Thing("circle", "red", x=32, y=34, radius=14)
