@@ -217,6 +217,7 @@ def request_of(arguments: argparse.Namespace) -> Json:
         "rounds": arguments.rounds,
         "samples_per_prompt": 4,
         "seed": arguments.seed,
+        "fusion": {"first_step": 10},
         "training": {"learning_rate": 3e-4, "rows_per_update": 64, "inner_epochs": 1},
         "evaluation": {"samples_per_prompt": 1},
         "label": "demo",

@@ -2,9 +2,9 @@
 
 Each part is resumable: it saves its state every minute beside its log and goes on from there.
     vae     AutoencoderKL, 64x64 RGB <-> 16x16x4 latents
-    unet    U-Net and text encoder, on captions in which a share of words is wrong (see `captions.py`)
     clip    the open_clip model that gives the reward
     judge   the independent judge
+    unet    U-Net and text encoder (it starts as CLIP's), at last on captions with wrong words (see `captions.py`)
     ship    everything into the package's `models` folder, in half precision
 """
 
@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dfusion import _torchvision_ops  # noqa: F401
-from dfusion.shapes.captions import MAX_TOKENS, new_tokenizer, noisy_caption, right_caption
+from dfusion.shapes.captions import MAX_TOKENS, new_tokenizer, wrong_parts
 from dfusion.shapes.judge import MODELS, PARTS, JudgeNet, canonical_parts, mirrored_parts
 from dfusion.shapes.prompts import caption, named_parts
-from dfusion.shapes.scenes import MIRRORED, TEMPLATES, Scene, Template, random_scene, render
+from dfusion.shapes.scenes import MIRRORED, TEMPLATES, Scene, Template, item_masks, random_scene, render
 
 SEED = 20260
-TEXT_WIDTH = 128
+TEXT_WIDTH, TEXT_LAYERS = 128, 3
 DATASET_SIZE = 36_000
 UNET_BATCH = 32
-NOISY_STEPS = 700
+NOISY_STEPS = 1000
 """At the end of the U-Net's training, captions are wrong in the shares of `WRONG_SHARE`; before, they are right."""
+GROUNDING_WEIGHT = 0.04
 CLIP_MEAN, CLIP_STD = 0.5, 0.3
 CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 
-def scenes(seed: int) -> Iterator[Scene]:
-    """An endless stream of scenes, the three templates in turn, reproducible from `seed`."""
+def scenes(seed: int, templates: Sequence[Template] = TEMPLATES) -> Iterator[Scene]:
+    """An endless stream of scenes, the templates in turn, reproducible from `seed`."""
     rng = np.random.default_rng([SEED, seed])
     while True:
-        for template in TEMPLATES:
+        for template in templates:
             yield random_scene(template, rng)
 
 
@@ -63,8 +64,10 @@ def train(
     learning_rate: float,
     weight_decay: float = 1e-4,
     ema_decay: float | None = None,
+    decay_steps: int | None = None,
 ) -> None:
-    """AdamW with warm-up and cosine decay; checkpoint every minute, log every 50 steps, resume where it stopped.
+    """AdamW with warm-up and cosine decay over the last `decay_steps` (all by default); checkpoint every minute, log
+    every 50 steps, resume where it stopped.
 
     `step_loss(step)` computes the loss of one step and must depend on `step` alone (not on what ran before).
     With `ema_decay` the averaged weights are the ones left in `model` at the end.
@@ -82,7 +85,8 @@ def train(
     started = saved = time.monotonic()
     for step in range(first, steps):
         warm = min(1.0, (step + 1) / 200)
-        rate = learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        decayed = max(0.0, 1 - (steps - step) / (decay_steps or steps))
+        rate = learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * decayed)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss, figures = step_loss(step)
@@ -158,8 +162,8 @@ def measure_latents(vae: Any, count: int = 300) -> None:
 
 
 def new_unet() -> Any:
-    """Two levels with cross-attention at 16x16 and 8x8. Three transformer layers a block at 8x8 and narrow
-    convolutions: objects are carried by attention, which is what fusion can reach."""
+    """Two levels with cross-attention at 16x16 and 8x8. Two transformer layers a block and narrow convolutions:
+    objects are carried by attention, which is what fusion can reach."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -170,31 +174,50 @@ def new_unet() -> Any:
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         block_out_channels=(64, 128),
         layers_per_block=1,
-        transformer_layers_per_block=(1, 3),
+        transformer_layers_per_block=2,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=8,
     )
 
 
-def new_text_encoder(vocabulary: int) -> Any:
-    """A two-layer CLIP text model."""
+def new_text_encoder(clip: dict[str, torch.Tensor]) -> Any:
+    """A CLIP text model with the weights of our open_clip model's text tower, as Stable Diffusion has OpenAI's."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(
+    vocabulary = len(clip["token_embedding.weight"])
+    encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
             projection_dim=TEXT_WIDTH,
-            num_hidden_layers=2,
+            num_hidden_layers=TEXT_LAYERS,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
+            hidden_act="gelu",
             pad_token_id=0,
             bos_token_id=vocabulary - 2,
             eos_token_id=vocabulary - 1,
         )
     )
+    names = {
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm.weight": "ln_final.weight",
+        "final_layer_norm.bias": "ln_final.bias",
+    }
+    weights = {ours: clip[theirs] for ours, theirs in names.items()}
+    parts = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+    parts |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+    for layer in range(TEXT_LAYERS):
+        ours, theirs = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
+        for kind in ("weight", "bias"):
+            together = clip[f"{theirs}.attn.in_proj_{kind}"].chunk(3)
+            weights |= {f"{ours}.self_attn.{n}_proj.{kind}": x for n, x in zip("qkv", together, strict=True)}
+            weights |= {f"{ours}.{n}.{kind}": clip[f"{theirs}.{m}.{kind}"] for n, m in parts.items()}
+    encoder.load_state_dict({name: value.float() for name, value in weights.items()})
+    return encoder
 
 
 def new_scheduler() -> Any:
@@ -213,9 +236,10 @@ def new_scheduler() -> Any:
 
 
 @torch.no_grad()
-def latent_dataset(out: Path, vae: Any) -> tuple[torch.Tensor, list[Scene]]:
-    """Scaled latents of `DATASET_SIZE` rendered scenes, made once and kept in `out`."""
-    stream = scenes(10**7)
+def latent_dataset(out: Path, vae: Any) -> tuple[dict[str, torch.Tensor], list[Scene]]:
+    """`DATASET_SIZE` rendered scenes, half of them of two things: scaled latents and item masks (uint8, 255 is all),
+    made once and kept in `out`."""
+    stream = scenes(10**7, ("position", "behaviour", "position", "attribute"))
     drawn = [next(stream) for _ in range(DATASET_SIZE)]
     file = out / "latents.pt"
     if not file.exists():
@@ -224,20 +248,86 @@ def latent_dataset(out: Path, vae: Any) -> tuple[torch.Tensor, list[Scene]]:
             x = to_tensor([render(scene) for scene in drawn[start : start + 64]])
             with torch.autocast("cpu", torch.bfloat16):
                 parts.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half())
-        torch.save(torch.cat(parts), file)
+        masks = torch.zeros(DATASET_SIZE, 2, 16, 16, dtype=torch.uint8)
+        for row, scene in enumerate(drawn):
+            covered = item_masks(scene, 16)
+            masks[row, : len(covered)] = torch.from_numpy((covered * 255).astype(np.uint8))
+        torch.save({"latents": torch.cat(parts), "masks": masks}, file)
     return torch.load(file, weights_only=True), drawn
 
 
+class TrainingAttention:
+    """Attention written out: on CPUs its backward pass takes half the time of the fused one. Keeps what cross-attention
+    saw, for the grounding loss."""
+
+    def __init__(self) -> None:
+        self.maps: list[torch.Tensor] = []
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> torch.Tensor:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        projected = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)
+        probabilities = (query * attn.scale @ key.transpose(-1, -2)).softmax(-1)
+        if encoder_hidden_states is not None:
+            self.maps.append(probabilities.mean(1))
+        output: torch.Tensor = attn.to_out[0]((probabilities.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+        return output
+
+
+def grounding_loss(maps: Sequence[torch.Tensor], masks: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """How far the item words' cross-attention lies off the items; TokenCompose (CVPR 2024), equations 3 and 4.
+
+    maps     of each layer (B, L, N): attention probabilities, mean over heads
+    masks    (B, K, 16, 16) in [0, 1]: where each item is
+    columns  (B, K): the item word's column, or -1 where there is no item
+    """
+    losses = []
+    present = (columns >= 0).float()
+    for probabilities in maps:
+        side = math.isqrt(probabilities.shape[1])
+        inside = nn.functional.adaptive_avg_pool2d(masks, side).flatten(2)
+        index = columns.clamp(min=0)[:, None].expand(-1, probabilities.shape[1], -1)
+        seen = probabilities.float().gather(2, index).transpose(1, 2)
+        token = (1 - (seen * inside).sum(2) / seen.sum(2).clamp(min=1e-6)).square()
+        pixel = nn.functional.binary_cross_entropy(seen.clamp(1e-6, 1 - 1e-6), inside, reduction="none").mean(2)
+        losses.append(((token + pixel) * present).sum() / present.sum().clamp(min=1))
+    return torch.stack(losses).mean()
+
+
+def item_columns(template: Template, named: dict[str, str], text: str) -> list[int]:
+    """The columns of the prompt embeddings that hold the items' words; each word is one token."""
+    names = {"behaviour": ("shape", "prop"), "attribute": ("shape",), "position": ("shape", "shape2")}[template]
+    return [text.split().index(named[name]) + 1 for name in names]
+
+
+def noisy_timesteps(templates: Sequence[Template], generator: torch.Generator) -> torch.Tensor:
+    """A timestep for each picture: uniform, but of two things with a density that grows with the noise, because
+    which of them stands where is decided where noise is strong."""
+    drawn = torch.rand(len(templates), generator=generator)
+    two = torch.tensor([template == "position" for template in templates])
+    return (torch.where(two, drawn.sqrt(), drawn) * 1000).long()
+
+
 def build_unet(out: Path, steps: int) -> None:
-    """Epsilon prediction with min-SNR weights; a tenth of the captions empty, a share of the others wrong."""
+    """Epsilon prediction, item words grounded in their items; a tenth of the captions empty. Weights are those of
+    min-SNR (arXiv 2303.09556) at little noise; at much noise, where the layout is decided, they grow."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(SEED)
     vae = AutoencoderKL.from_pretrained(out / "vae")
-    latents, drawn = latent_dataset(out, vae)
+    dataset, drawn = latent_dataset(out, vae)
     parts = [(scene.template, named_parts(scene)) for scene in drawn]
     tokenizer, scheduler = new_tokenizer(), new_scheduler()
-    text_encoder, unet = new_text_encoder(len(tokenizer)), new_unet()
+    text_encoder, unet = new_text_encoder(load_file(out / "clip" / CLIP_WEIGHTS)), new_unet()
+    attention = TrainingAttention()
+    unet.set_attn_processor(attention)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     alphas = scheduler.alphas_cumprod
 
@@ -245,20 +335,31 @@ def build_unet(out: Path, steps: int) -> None:
         rng = np.random.default_rng([SEED, 1, step])
         generator = torch.Generator().manual_seed(step)
         chosen = rng.integers(len(parts), size=UNET_BATCH)
-        write = noisy_caption if step >= steps - NOISY_STEPS else right_caption
-        captions = [write(parts[i][0], parts[i][1], rng) if rng.random() >= 0.1 else "" for i in chosen]
+        captions, columns = [""] * UNET_BATCH, torch.full((UNET_BATCH, 2), -1)
+        for row, index in enumerate(chosen):
+            template, named = parts[index]
+            if step >= steps - NOISY_STEPS:
+                named = wrong_parts(template, named, rng)
+            if rng.random() >= 0.1:
+                captions[row] = caption(template, named)
+                found = item_columns(template, named, captions[row])
+                columns[row, : len(found)] = torch.tensor(found)
         tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-        x0 = latents[chosen].float()
-        t = torch.randint(0, 1000, (len(chosen),), generator=generator)
+        x0, masks = dataset["latents"][chosen].float(), dataset["masks"][chosen].float() / 255
+        t = noisy_timesteps([parts[index][0] for index in chosen], generator)
         noise = torch.randn(x0.shape, generator=generator)
+        attention.maps.clear()
         with torch.autocast("cpu", torch.bfloat16):
             states = text_encoder(tokens).last_hidden_state
             predicted = unet(scheduler.add_noise(x0, noise, t), t, states).sample.float()
         snr = alphas[t] / (1 - alphas[t])
         error = (predicted - noise).square().mean((1, 2, 3))
-        return (error * snr.clamp(max=5) / snr).mean(), {"plain": error.mean().item()}
+        grounding = grounding_loss(attention.maps, masks, columns)
+        weight = torch.where(snr > 1, (5 / snr).clamp(max=1), snr.rsqrt())
+        loss = (error * weight).mean() + GROUNDING_WEIGHT * grounding
+        return loss, {"plain": error.mean().item(), "grounding": grounding.item()}
 
-    train("unet", out, model, step_loss, steps=steps, learning_rate=6e-4, ema_decay=0.998)
+    train("unet", out, model, step_loss, steps=steps, learning_rate=6e-4, ema_decay=0.998, decay_steps=NOISY_STEPS)
     unet.save_pretrained(out / "unet")
     text_encoder.save_pretrained(out / "text_encoder")
 
@@ -316,9 +417,9 @@ def clip_config(vocabulary: int) -> dict[str, Any]:
         "text_cfg": {
             "context_length": MAX_TOKENS,
             "vocab_size": vocabulary,
-            "width": 128,
+            "width": TEXT_WIDTH,
             "heads": 4,
-            "layers": 3,
+            "layers": TEXT_LAYERS,
             "hf_tokenizer_name": "in-this-folder",
         },
     }
@@ -392,6 +493,10 @@ def ship(out: Path, _: int, models: Path = MODELS) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(models / "pipeline")
+    for file in (models / "pipeline").glob("*/config.json"):
+        settings = json.loads(file.read_text())
+        settings.pop("_name_or_path", None)  # the build folder
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     shutil.copytree(out / "clip", models / "clip", dirs_exist_ok=True)
     for source, target in ((out / "judge.safetensors", models), (out / "clip" / CLIP_WEIGHTS, models / "clip")):
         halves = {key: value.half() if value.is_floating_point() else value for key, value in load_file(source).items()}
@@ -402,7 +507,7 @@ def ship(out: Path, _: int, models: Path = MODELS) -> None:
 
 def build_all(out: Path, _: int) -> None:
     """Every part in turn."""
-    for function, steps in (BUILDERS[name] for name in ("vae", "unet", "judge", "clip", "ship")):
+    for function, steps in (BUILDERS[name] for name in ("vae", "clip", "judge", "unet", "ship")):
         function(out, steps)
 
 
@@ -421,7 +526,7 @@ def main() -> None:
 
 BUILDERS: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "vae": (build_vae, 2800),
-    "unet": (build_unet, 3700),
+    "unet": (build_unet, 6800),
     "judge": (build_judge, 3000),
     "clip": (build_clip, 2000),
     "ship": (ship, 0),

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
+from dfusion.config import FusionConfig
 from dfusion.shapes.scenes import COLOURS, PROPS, RELATIONS, SHAPES, TEMPLATES, TEXTURES, Scene, Template
 
-THRESHOLDS: dict[Template, tuple[float, ...]] = {
-    "behaviour": (0.085, 0.058),
-    "attribute": (0.066,),
-    "position": (0.058, 0.066),
-}
-"""Mask threshold of each item (Eq. 4), near the upper quarter of its maps; even attention over 16 tokens is 0.0625."""
+THRESHOLD = 0.02
+"""Mask threshold of every item (Eq. 4). Item words look at their items alone (`build.grounding_loss`): maps are near 1
+on the item and near 0 off it, and this low threshold keeps the item's edge in the mask."""
+FUSION = FusionConfig(first_step=10)
+"""How this world's targets are fused: later than the paper's step 2. Here colours can still be carried then, and the
+background is already the base's."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def prompt_list(template: Template, split: str) -> tuple[ShapesPrompt, ...]:
             "attribute": (named["shape"],),
             "position": (named["shape"], named.get("shape2", "")),
         }[template]
-        prompts.append(ShapesPrompt(caption(template, named), template, items, THRESHOLDS[template], named))
+        prompts.append(ShapesPrompt(caption(template, named), template, items, (THRESHOLD,) * len(items), named))
     return tuple(prompts)
 
 

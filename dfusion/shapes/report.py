@@ -26,7 +26,7 @@ from dfusion.rewards import load_scorer
 from dfusion.sampling import sample
 from dfusion.shapes.build import hard_negatives, scenes
 from dfusion.shapes.judge import MODELS, Judge
-from dfusion.shapes.prompts import ShapesPrompt, caption, named_parts, prompt_list
+from dfusion.shapes.prompts import FUSION, ShapesPrompt, caption, named_parts, prompt_list
 from dfusion.shapes.scenes import TEMPLATES, Template, render
 from dfusion.types import Trajectory
 
@@ -215,15 +215,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200, help="pairs a template, at least (fusion)")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--template", choices=TEMPLATES, action="append")
-    parser.add_argument("--first-step", type=int, default=FusionConfig().first_step)
-    parser.add_argument("--merge", choices=["xor", "or"], default=FusionConfig().merge)
+    parser.add_argument("--first-step", type=int, default=FUSION.first_step)
+    parser.add_argument("--merge", choices=["xor", "or"], default=FUSION.merge)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = DiffusionModel.load(arguments.pipeline)
     if arguments.what == "models":
         lines = report_models(model, arguments.out, arguments.samples, arguments.seed)
     else:
-        config = FusionConfig(first_step=arguments.first_step, merge=arguments.merge)
+        config = FUSION.model_copy(update={"first_step": arguments.first_step, "merge": arguments.merge})
         templates = arguments.template or TEMPLATES
         lines = report_fusion(model, arguments.out, arguments.pairs, arguments.seed, config, templates)
     sys.stdout.write("\n".join(lines) + "\n")

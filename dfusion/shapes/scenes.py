@@ -8,7 +8,7 @@ prompt differ in much that the prompt does not name.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,8 @@ MIRRORED = {
     "on the left of": "on the right of",
     "on the right of": "on the left of",
 }
+Ink = int | tuple[int, int, int]
+"""A fill colour of a grey or an RGB picture."""
 Template = Literal["behaviour", "attribute", "position"]
 TEMPLATES: tuple[Template, ...] = ("behaviour", "attribute", "position")
 
@@ -80,8 +82,8 @@ def random_backdrop(rng: np.random.Generator) -> Backdrop:
     """A muted two-tone background."""
 
     def tone() -> tuple[int, int, int]:
-        grey = rng.uniform(45, 165)
-        tint = rng.uniform(-26, 26, size=3)
+        grey = rng.uniform(35, 180)
+        tint = rng.uniform(-45, 45, size=3)
         r, g, b = np.clip(grey + tint, 0, 255).astype(int)
         return int(r), int(g), int(b)
 
@@ -107,24 +109,24 @@ def random_scene(template: Template, rng: np.random.Generator, **named: str) -> 
     backdrop = random_backdrop(rng)
     if template == "attribute":
         place: dict[str, Any] = {
-            "x": 32 + rng.uniform(-6, 6),
-            "y": 32 + rng.uniform(-6, 6),
+            "x": 32 + rng.uniform(-4, 4),
+            "y": 32 + rng.uniform(-4, 4),
             "radius": rng.uniform(15, 19),
         }
         return Scene(template, (Thing(shape, colour, pick("texture", TEXTURES), tilt=tilt, **place),), backdrop)
     if template == "behaviour":
         prop = pick("prop", tuple(PROPS))
         prop_colour = pick("prop_colour", colours, without=colour)
-        place = {"x": 31 + rng.uniform(-5, 5), "y": 33 + rng.uniform(-3, 3), "radius": rng.uniform(12, 14.5)}
+        place = {"x": 29 + rng.uniform(-3, 3), "y": 33 + rng.uniform(-2, 2), "radius": rng.uniform(12, 14)}
         return Scene(template, (Thing(shape, colour, tilt=tilt, **place),), backdrop, prop, prop_colour)
     relation = pick("relation", RELATIONS)
     shape2 = pick("shape2", SHAPES, without=shape)
     colour2 = pick("colour2", colours, without=colour)
-    near, far = 17 + rng.uniform(-2, 2), 47 + rng.uniform(-2, 2)
+    near, far = 17 + rng.uniform(-1.5, 1.5), 47 + rng.uniform(-1.5, 1.5)
     if relation in ("below", "on the right of"):
         near, far = far, near
-    across = rng.uniform(-5, 5, size=2) + 32
-    radii = rng.uniform(10.5, 12.5, size=2)
+    across = rng.uniform(-2.5, 2.5, size=2) + 32
+    radii = rng.uniform(11, 12.5, size=2)
     vertical = relation in ("above", "below")
     places = [(across[0], near), (across[1], far)] if vertical else [(near, across[0]), (far, across[1])]
     tilts = (tilt, float(rng.uniform(-0.18, 0.18)))
@@ -208,24 +210,23 @@ def _draw_thing(canvas: Image.Image, thing: Thing) -> None:
     canvas.paste(Image.fromarray(_paint(thing).astype(np.uint8)), mask=mask)
 
 
-def _draw_prop(canvas: Image.Image, scene: Scene) -> None:
+def _draw_prop(canvas: Image.Image, scene: Scene, colour: Ink, wheels: Ink) -> None:
     """Hat on top, board with wheels below, ball on the right."""
-    owner = replace(scene.things[0], tilt=0.0)
-    colour = COLOURS[scene.prop_colour or "white"]
+    owner = scene.things[0]
     draw, k = ImageDraw.Draw(canvas), SUPERSAMPLING
     x, y, r = owner.x * k, owner.y * k, owner.radius * k
     if scene.prop == "hat":
         brim = y - 0.72 * r
-        draw.rectangle((x - 0.9 * r, brim - 0.22 * r, x + 0.9 * r, brim), fill=colour)
-        draw.rectangle((x - 0.52 * r, brim - 0.92 * r, x + 0.52 * r, brim - 0.22 * r), fill=colour)
+        draw.rectangle((x - 1.0 * r, brim - 0.3 * r, x + 1.0 * r, brim), fill=colour)
+        draw.rectangle((x - 0.62 * r, brim - 1.2 * r, x + 0.62 * r, brim - 0.3 * r), fill=colour)
     elif scene.prop == "board":
         top = y + 1.02 * r
-        draw.rounded_rectangle((x - 1.35 * r, top, x + 1.35 * r, top + 0.36 * r), 0.15 * r, fill=colour)
+        draw.rounded_rectangle((x - 1.35 * r, top, x + 1.35 * r, top + 0.5 * r), 0.2 * r, fill=colour)
         for side in (-0.8, 0.8):
-            cx, cy = x + side * r, top + 0.56 * r
-            draw.ellipse((cx - 0.22 * r, cy - 0.22 * r, cx + 0.22 * r, cy + 0.22 * r), fill=(15, 15, 15))
+            cx, cy = x + side * r, top + 0.66 * r
+            draw.ellipse((cx - 0.24 * r, cy - 0.24 * r, cx + 0.24 * r, cy + 0.24 * r), fill=wheels)
     else:
-        cx, cy, rb = x + 1.35 * r, y + 0.15 * r, 0.55 * r
+        cx, cy, rb = x + 1.4 * r, y + 0.15 * r, 0.68 * r
         draw.ellipse((cx - rb, cy - rb, cx + rb, cy + rb), fill=colour)
 
 
@@ -237,5 +238,25 @@ def render(scene: Scene) -> np.ndarray:
     for thing in scene.things:
         _draw_thing(canvas, thing)
     if scene.prop is not None:
-        _draw_prop(canvas, scene)
+        _draw_prop(canvas, scene, COLOURS[scene.prop_colour or "white"], (15, 15, 15))
     return np.asarray(canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX))
+
+
+def item_masks(scene: Scene, size: int) -> np.ndarray:
+    """Where the scene's items are: (K, size, size) float32, the share of each cell that the item covers.
+
+    Items in the order of the prompt's: the things, then the prop. `size` must divide 64.
+    """
+    drawn = []
+    full = (IMAGE_SIZE * SUPERSAMPLING,) * 2
+    for thing in scene.things:
+        canvas = Image.new("L", full)
+        ImageDraw.Draw(canvas).polygon(_turned(_outline(thing.shape), thing), fill=255)
+        drawn.append(canvas)
+    if scene.prop is not None:
+        canvas = Image.new("L", full)
+        _draw_prop(canvas, scene, 255, 255)
+        drawn.append(canvas)
+    return np.stack(
+        [np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255 for canvas in drawn]
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dfusion.shapes.scenes import COLOURS, TEMPLATES, Backdrop, Scene, Thing, random_scene, render
+from dfusion.shapes.scenes import COLOURS, TEMPLATES, Backdrop, Scene, Thing, item_masks, random_scene, render
 
 GREY = Backdrop("flat", (100, 100, 100), (0, 0, 0), 0.0, 0)
 
@@ -51,3 +51,20 @@ def test_props_stand_where_they_belong(prop, row, column):
     thing = Thing("circle", "red", x=32, y=34, radius=14)
     picture = render(Scene("behaviour", (thing,), GREY, prop=prop, prop_colour="yellow"))
     assert tuple(picture[row, column]) == COLOURS["yellow"]
+
+
+def test_item_masks_cover_what_the_item_paints():
+    thing, prop = Thing("circle", "red", x=32, y=34, radius=14), {"prop": "ball", "prop_colour": "yellow"}
+    picture = render(Scene("behaviour", (thing,), GREY, **prop))
+    circle, ball = item_masks(Scene("behaviour", (thing,), GREY, **prop), 64)
+    yellow = (picture == COLOURS["yellow"]).all(-1)
+    assert (ball[yellow] == 1).all()
+    assert circle.sum() == pytest.approx(np.pi * 14**2, rel=0.02)
+    assert ball.sum() == pytest.approx(np.pi * (0.68 * 14) ** 2, rel=0.03)
+
+
+def test_item_masks_name_things_in_the_order_of_the_prompt():
+    scene = random_scene("position", np.random.default_rng(0), relation="below")
+    first, second = item_masks(scene, 16)
+    rows = np.arange(16)[:, None]
+    assert (first * rows).sum() / first.sum() > (second * rows).sum() / second.sum()
