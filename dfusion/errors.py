@@ -4,12 +4,15 @@ DFusionError
   InvalidInputError       what was given cannot be worked on
     ShapeMismatchError    a tensor's shape or dtype is not what its place needs
     ItemNotInPromptError  an item is not a word of its prompt
+    PromptItemsError      the items of a prompt cannot be told from its text
     ScheduleError         a trained step of the schedule has no noise, or no previous step
     LayerNotFoundError    the U-Net has no layer of the asked kind
   ModelNotFoundError      no model of that name, or its files are missing
   NonFiniteError          a loss, score or latent became NaN or infinite
   PolicyMismatchError     log-probs of an immediate replay differ from the recorded ones
   CheckpointError         a file is damaged, or was made by something else
+  ScorerError             a scorer gave no usable scores
+    ScorerUnavailableError  a scorer cannot be reached now
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ class ItemNotInPromptError(InvalidInputError):
         super().__init__(f"item {item!r} is not in the prompt {prompt!r}")
 
 
+class PromptItemsError(InvalidInputError):
+    """The items of a prompt cannot be told from its text: brackets do not pair up, or no word names a thing."""
+
+
 class ScheduleError(InvalidInputError):
     """A trained step of the schedule has no noise, or no previous step."""
 
@@ -62,3 +69,13 @@ class PolicyMismatchError(DFusionError):
 
 class CheckpointError(DFusionError):
     """A file is damaged, or was made by something else than what reads it."""
+
+
+class ScorerError(DFusionError):
+    """A scorer gave no usable scores."""
+
+
+class ScorerUnavailableError(ScorerError):
+    """A scorer cannot be reached now; the same request may succeed later."""
+
+    retryable = True

@@ -1,6 +1,7 @@
 """Prompt lists: prompts with their items and mask thresholds. Imports no torch.
 
-A list is a JSON file beside this one: `{"name", "description", "prompts": [{"text", "items", "thresholds"}]}`.
+A list is a JSON file beside this one: `{"name", "description", "prompts": [{"text", "items", "thresholds"}]}`. The
+lists `paper-*` are tables 4, 5 and 6 of the paper, `shapes-*` those of the shapes world.
 """
 
 from __future__ import annotations
@@ -8,33 +9,62 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import resources
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from dfusion.config import Settings
-from dfusion.errors import ItemNotInPromptError
+from dfusion.errors import ItemNotInPromptError, PromptItemsError
+from dfusion.prompts.items import find_items, parse_marked
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Prompt(Settings):
-    """A prompt and the items whose cross-attention makes the mask (Eq. 4), with a threshold for each."""
+    """A prompt and the items whose cross-attention makes the mask (Eq. 4), with a threshold for each.
+
+    Without `items` they are those marked in the text, "a [cat] eating a [sandwich]" (the marks are taken out of
+    `text`), or else the things that the text names (`dfusion.prompts.items`). Without `thresholds` (None) they are
+    found from samples: `dfusion.thresholds`.
+    """
 
     text: str = Field(min_length=1, max_length=500)
-    items: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
-    thresholds: tuple[Threshold, ...]
+    items: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), min_length=1, description="Words of the text; marked there or found if not given"
+    )
+    thresholds: tuple[Threshold, ...] | None = Field(None, description="One an item; found from samples if not given")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _items_of_the_text(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("items") is not None or not isinstance(given.get("text"), str):
+            return given
+        try:
+            text, items = parse_marked(given["text"])
+            if text and not items:
+                items = find_items(text)
+                if given.get("thresholds") is not None:
+                    raise PromptItemsError("thresholds: expected items, given or marked, to go with them, got none")
+        except PromptItemsError as error:
+            raise ValueError(str(error)) from error
+        return {**given, "text": text, "items": items}
 
     @model_validator(mode="after")
     def _fits(self) -> Prompt:
-        if len(self.thresholds) != len(self.items):
+        if self.thresholds is not None and len(self.thresholds) != len(self.items):
             raise ValueError(f"expected {len(self.items)} thresholds, one an item, got {len(self.thresholds)}")
-        words = self.text.lower().split()
         for item in self.items:
-            phrase = item.lower().split()
-            if not phrase or not any(words[i : i + len(phrase)] == phrase for i in range(len(words))):
+            if not _occurs(item, self.text):
                 raise ValueError(str(ItemNotInPromptError(item, self.text)))
+        if len({item.casefold() for item in self.items}) != len(self.items):
+            raise ValueError(f"expected each item once (all its occurrences make one map), got {list(self.items)}")
         return self
+
+
+def _occurs(item: str, text: str) -> bool:
+    """Whether the item's words stand in the text one after another, as whole words."""
+    phrase = r"\s+".join(re.escape(word) for word in item.split())
+    return bool(phrase) and re.search(rf"(?<!\w){phrase}(?!\w)", text, re.IGNORECASE) is not None
 
 
 class PromptList(Settings):
@@ -53,3 +83,11 @@ def builtin_lists() -> Mapping[str, PromptList]:
             loaded = PromptList.model_validate_json(file.read_text("utf-8"))
             found[loaded.name] = loaded
     return found
+
+
+def generalisation_list(name: str) -> str | None:
+    """The built-in list of unseen prompts that goes with a built-in training list (section 4.5); None without one."""
+    if not name.endswith("-train"):
+        return None
+    unseen = name.removesuffix("-train") + "-test"
+    return unseen if unseen in builtin_lists() else None

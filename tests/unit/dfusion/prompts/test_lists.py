@@ -1,0 +1,143 @@
+"""The paper's prompt lists (tables 4, 5, 6), and what a prompt may be. Expected values are typed from the paper."""
+
+import re
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dfusion.prompts import Prompt, builtin_lists, generalisation_list
+from dfusion.prompts.items import find_items
+
+LISTS = builtin_lists()
+TEMPLATES = ("behaviour", "attribute", "position")
+TRAINED = [f"paper-{template}-train" for template in TEMPLATES]
+UNSEEN = [f"paper-{template}-test" for template in TEMPLATES]
+COLOURS = {"red", "green", "blue", "yellow", "black", "white"}
+MATERIALS = {"woolen", "plastic", "metallic", "glass", "marble", "stone", "wooden", "leather", "fabric"}
+ANIMALS = set(
+    "cat dog horse monkey rabbit zebra sheep deer cow goat lion tiger bear raccoon fox wolf lizard shark whale "
+    "dolphin".split()
+)
+
+
+def test_240_distinct_prompts_in_six_lists_of_forty() -> None:
+    assert [len(LISTS[name].prompts) for name in TRAINED + UNSEEN] == [40] * 6
+    assert len({prompt.text for name in TRAINED + UNSEEN for prompt in LISTS[name].prompts}) == 240
+
+
+@pytest.mark.parametrize(("template", "items"), [("behaviour", 2), ("attribute", 1), ("position", 2)])
+def test_training_prompts_have_a_threshold_an_item_and_unseen_ones_none(template: str, items: int) -> None:
+    for prompt in LISTS[f"paper-{template}-train"].prompts:
+        assert prompt.thresholds is not None and len(prompt.items) == len(prompt.thresholds) == items
+        assert set(prompt.thresholds) <= {0.005, 0.01, 0.015, 0.02, 0.025, 0.03}
+    for prompt in LISTS[f"paper-{template}-test"].prompts:
+        assert prompt.thresholds is None and len(prompt.items) == items
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "items", "thresholds"),
+    [
+        ("paper-behaviour-train", "a cat eating a sandwich", ("cat", "sandwich"), (0.03, 0.005)),
+        ("paper-behaviour-train", "a horse playing basketball", ("horse", "basketball"), (0.03, 0.02)),
+        ("paper-behaviour-train", "a whale driving a car", ("whale", "car"), (0.03, 0.01)),
+        ("paper-behaviour-test", "a cat playing basketball", ("cat", "basketball"), None),
+        ("paper-behaviour-test", "a dolphin washing dishes", ("dolphin", "dishes"), None),
+        ("paper-attribute-train", "a black and woolen bus", ("bus",), (0.005,)),
+        ("paper-attribute-train", "a black and stone sculpture", ("sculpture",), (0.025,)),
+        ("paper-attribute-train", "a black and glass dog", ("dog",), (0.015,)),
+        ("paper-attribute-train", "a green and glass sword", ("sword",), (0.03,)),
+        ("paper-attribute-test", "a red and leather car", ("car",), None),
+        ("paper-position-train", "the umbrella above the table", ("umbrella", "table"), (0.03, 0.01)),
+        ("paper-position-train", "the engine above the wheel", ("engine", "wheel"), (0.005, 0.01)),
+        ("paper-position-train", "the computer below the counter", ("computer", "counter"), (0.01, 0.005)),
+        ("paper-position-train", "the dog on the left of the person", ("dog", "person"), (0.02, 0.005)),
+        ("paper-position-train", "the person on the left of the bear", ("person", "bear"), (0.01, 0.03)),
+        ("paper-position-test", "the bed on the left of the chair", ("bed", "chair"), None),
+    ],
+)
+def test_rows_of_the_tables(name: str, text: str, items: tuple[str, ...], thresholds: tuple[float, ...] | None) -> None:
+    (prompt,) = [prompt for prompt in LISTS[name].prompts if prompt.text == text]
+    assert (prompt.items, prompt.thresholds) == (items, thresholds)
+
+
+def test_table_4_is_twenty_animals_with_two_activities_each() -> None:
+    thresholds = {"eating a sandwich": (0.03, 0.005), "driving a car": (0.03, 0.01), "playing basketball": (0.03, 0.02)}
+    animals = []
+    for prompt in LISTS["paper-behaviour-train"].prompts:
+        _, animal, activity = prompt.text.split(" ", 2)
+        assert prompt.thresholds == thresholds[activity]
+        animals.append(animal)
+    assert set(animals) == ANIMALS and all(animals.count(animal) == 2 for animal in ANIMALS)
+    further = {"washing dishes", "riding a bike", "playing chess"}
+    assert {p.text.split(" ", 2)[2] for p in LISTS["paper-behaviour-test"].prompts} == further | set(thresholds)
+
+
+def test_table_5_has_six_colours_and_nine_materials() -> None:
+    found = [
+        re.fullmatch(r"a (\w+) and (\w+) \w+", prompt.text)
+        for name in ("paper-attribute-train", "paper-attribute-test")
+        for prompt in LISTS[name].prompts
+    ]
+    assert {match and match[1] for match in found} == COLOURS
+    assert {match and match[2] for match in found} == MATERIALS
+
+
+def test_table_6_has_four_predicates() -> None:
+    for name in ("paper-position-train", "paper-position-test"):
+        for prompt in LISTS[name].prompts:
+            match = re.fullmatch(r"the (\w+) (above|below|on the left of|on the right of) the (\w+)", prompt.text)
+            assert match is not None and prompt.items == (match[1], match[3])
+
+
+@pytest.mark.parametrize("name", sorted(LISTS))
+def test_items_that_are_found_are_those_that_the_lists_name(name: str) -> None:
+    assert [find_items(prompt.text) for prompt in LISTS[name].prompts] == [p.items for p in LISTS[name].prompts]
+
+
+def test_the_unseen_prompts_of_a_training_list() -> None:
+    assert [generalisation_list(name) for name in TRAINED] == UNSEEN
+    assert generalisation_list("paper-behaviour-test") is None
+    assert generalisation_list("mine-train") is None
+
+
+def test_items_are_marked_found_or_given() -> None:
+    assert Prompt(text="a [cat] eating a [sandwich]") == Prompt(
+        text="a cat eating a sandwich", items=("cat", "sandwich")
+    )
+    marked = Prompt(text="a [polar  bear] on ice", thresholds=(0.02,))
+    assert (marked.text, marked.items, marked.thresholds) == ("a polar bear on ice", ("polar bear",), (0.02,))
+    assert Prompt(text="a polar bear on ice").items == ("bear", "ice")
+    assert Prompt(text="a [note] says hi", items=("note",)).text == "a [note] says hi"  # given items: nothing is marked
+    assert Prompt(text="a cat, eating.", items=("CAT",)).items == ("CAT",)
+
+
+def test_a_stored_prompt_is_read_again_as_it_was() -> None:
+    for prompt in (Prompt(text="a [red mat]"), Prompt(text="a cat"), LISTS["paper-attribute-train"].prompts[0]):
+        assert Prompt.model_validate_json(prompt.model_dump_json()) == prompt
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "message"),
+    [
+        ({"text": ""}, ("text",), "at least 1 character"),
+        ({"text": "  "}, ("text",), "at least 1 character"),
+        ({"text": "a [cat"}, (), "a bracket that is not closed at character 6"),
+        ({"text": "eating"}, (), "names a thing"),
+        ({"text": "a [cat]s"}, (), "'cat' is not in the prompt"),
+        ({"text": "a cat", "items": []}, ("items",), "at least 1 item"),
+        ({"text": "a cat", "items": ["dog"]}, (), "'dog' is not in the prompt"),
+        ({"text": "concatenate", "items": ["cat"]}, (), "'cat' is not in the prompt"),
+        ({"text": "a cat", "items": [" "]}, (), "' ' is not in the prompt"),
+        ({"text": "a cat and a cat", "items": ["cat", "Cat"]}, (), "each item once"),
+        ({"text": "a cat", "items": ["cat"], "thresholds": []}, (), "expected 1 thresholds"),
+        ({"text": "a [cat]", "thresholds": [0.1, 0.2]}, (), "expected 1 thresholds"),
+        ({"text": "a cat", "thresholds": [0.1]}, (), "thresholds: expected items"),
+        ({"text": "a cat", "items": ["cat"], "thresholds": [1.0]}, ("thresholds", 0), "less than 1"),
+        ({"text": 1}, ("text",), "valid string"),
+    ],
+)
+def test_bad_prompts_are_named(given: dict[str, Any], place: tuple[str | int, ...], message: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        Prompt.model_validate(given)
+    assert any(error["loc"] == place and message in error["msg"] for error in raised.value.errors())
