@@ -1,6 +1,6 @@
 """What comes with dfusion under a name: base models and scorers. Imports no torch.
 
-A deployment may add its own; these are the ones that work on any machine without a download.
+A deployment may add its own. The shapes world's need no download; the others are downloaded when they are first used.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ class ModelEntry:
 
     folder          a pipeline in diffusers' layout
     default_reward  the scorer that trains it unless another is asked for
+    held_out        the scorer that watches the training beside the reward and is never trained on
     scorers         the scorers that can judge its images
     """
 
@@ -25,6 +26,7 @@ class ModelEntry:
     default_reward: str
     scorers: tuple[str, ...]
     description: str = ""
+    held_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             default_reward="shapes-clip",
             scorers=("shapes-clip", "shapes-judge"),
             description="A small world of coloured shapes, 64x64 pixels; runs on a CPU",
+            held_out="shapes-judge",
         )
     }
 )
@@ -53,6 +56,12 @@ SCORERS: Mapping[str, ScorerEntry] = MappingProxyType(
     {
         "shapes-clip": ScorerEntry("shapes-clip", "Cosine similarity of the shapes world's own CLIP model"),
         "shapes-judge": ScorerEntry("shapes-judge", "1 where every part of the prompt is in the picture, else 0"),
+        "clip-vit-h-14": ScorerEntry(
+            "clip-vit-h-14", "The paper's reward: cosine similarity of open_clip's ViT-H-14, laion2b_s32b_b79k (4 GB)"
+        ),
+        "clip-vit-l-14": ScorerEntry(
+            "clip-vit-l-14", "To watch the former: open_clip's ViT-L-14 on other data, datacomp_xl_s13b_b90k (2 GB)"
+        ),
     }
 )
 

@@ -1,4 +1,4 @@
-"""The CLIP reward: cosine similarity of image and text embeddings.
+"""The CLIP reward (section 4.1): cosine similarity of image and text embeddings.
 
 The raw cosine, as the paper's figures are (0.32 to 0.37): CLIPScore (Hessel et al., EMNLP 2021) scales it by
 w = 2.5 and cuts negative values off, which is not done here.
@@ -6,7 +6,8 @@ w = 2.5 and cuts negative values off, which is not done here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from dfusion import _torchvision_ops  # noqa: F401
 # isort: split
 import open_clip
 
-from dfusion.errors import ModelNotFoundError, NonFiniteError, ShapeMismatchError
+from dfusion.errors import ModelNotFoundError
+from dfusion.rewards.checks import check_images, checked_scores
 
 BATCH = 64
 """Images that go through the model at once."""
@@ -46,43 +48,73 @@ class ClipScorer:
     @classmethod
     def from_folder(cls, folder: Path, *, name: str = "clip", device: str = "cpu") -> ClipScorer:
         """Model, image transform and tokenizer from an open_clip folder (`open_clip_config.json` beside weights and
-        tokenizer). Raises ModelNotFoundError."""
-        if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("*.safetensors")):
+        tokenizer). The version is a digest of the weights. Raises ModelNotFoundError."""
+        weights = sorted(folder.glob("*.safetensors"))
+        if not (folder / "open_clip_config.json").is_file() or not weights:
             raise ModelNotFoundError(f"expected an open_clip folder with safetensors at {folder}, found none")
-        return cls._load(f"local-dir:{folder.absolute()}", None, name, device)
+        return cls._load(f"local-dir:{folder.absolute()}", None, name, _digest(weights), device)
 
     @classmethod
     def from_pretrained(
-        cls, architecture: str = "ViT-H-14", weights: str = "laion2b_s32b_b79k", *, device: str = "cpu"
+        cls,
+        architecture: str = "ViT-H-14",
+        weights: str = "laion2b_s32b_b79k",
+        *,
+        name: str | None = None,
+        device: str = "cpu",
     ) -> ClipScorer:
-        """A model that open_clip knows; it is downloaded if it is not cached. Raises ModelNotFoundError."""
+        """A model that open_clip knows; it is downloaded if it is not cached. The version is the tag of its weights.
+
+        Raises ModelNotFoundError."""
         if (architecture, weights) not in open_clip.list_pretrained():
             raise ModelNotFoundError(f"open_clip knows no weights {weights!r} of {architecture!r}")
-        return cls._load(architecture, weights, f"clip-{architecture}-{weights}".lower(), device)
+        return cls._load(architecture, weights, name or f"clip-{architecture}".lower(), weights, device)
 
     @classmethod
-    def _load(cls, identifier: str, weights: str | None, name: str, device: str) -> ClipScorer:
+    def _load(cls, identifier: str, weights: str | None, name: str, version: str, device: str) -> ClipScorer:
         try:
             model, preprocess = open_clip.create_model_from_pretrained(identifier, weights, device=device)
             tokenize = open_clip.get_tokenizer(identifier)
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelNotFoundError(f"open_clip cannot load {identifier!r}: {error}") from error
-        return cls(model, preprocess, tokenize, name=name, device=device)
+        return cls(model, preprocess, tokenize, name=name, version=version, device=device)
 
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """Cosine of each image (B, H, W, 3) uint8 with its prompt. Raises ShapeMismatchError, NonFiniteError."""
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(prompts):
-            got = (tuple(images.shape), str(images.dtype))
-            raise ShapeMismatchError("images", f"({len(prompts)}, H, W, 3) uint8", got)
+        check_images(images, prompts)
         scores: list[float] = []
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
-            pixels = torch.stack([self._preprocess(Image.fromarray(image)) for image in images[part]])
+        for part in _parts(len(images)):
             tokens = self._tokenize(list(prompts[part]))
-            image_embeds = self._model.encode_image(pixels.to(self._device)).float()
             text_embeds = self._model.encode_text(tokens.to(self._device)).float()
-            scores += torch.cosine_similarity(image_embeds, text_embeds).tolist()
-        if not np.isfinite(scores).all():
-            raise NonFiniteError(f"{self.name}: a score is NaN or infinite")
-        return scores
+            scores += torch.cosine_similarity(self._embeds(images[part]), text_embeds).tolist()
+        return checked_scores(self.name, scores, len(images))
+
+    @torch.no_grad()
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Image embeddings (B, D) float32, not normalised, of images (B, H, W, 3) uint8, for `dfusion.rewards.watch`.
+
+        Raises ShapeMismatchError."""
+        check_images(images, [""] * len(images))
+        found = [self._embeds(images[part]).cpu().numpy() for part in _parts(len(images))]
+        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+    def _embeds(self, images: np.ndarray) -> torch.Tensor:
+        pixels = torch.stack([self._preprocess(Image.fromarray(image)) for image in images])
+        embeds: torch.Tensor = self._model.encode_image(pixels.to(self._device)).float()
+        return embeds
+
+
+def _parts(count: int) -> Iterator[slice]:
+    for start in range(0, count, BATCH):
+        yield slice(start, start + BATCH)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """The first 12 hex digits of the files' SHA-256, one after another."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            while chunk := opened.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:12]

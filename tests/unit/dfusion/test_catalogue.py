@@ -8,10 +8,13 @@ from dfusion.errors import ModelNotFoundError
 from dfusion.rewards import load_scorer
 
 
-def test_the_catalogue_imports_no_torch() -> None:
-    code = (
-        "import sys, dfusion.catalogue, dfusion.config, dfusion.errors, dfusion.prompts; print('torch' in sys.modules)"
+def test_what_a_service_reads_imports_no_torch() -> None:
+    modules = (
+        "dfusion.catalogue, dfusion.config, dfusion.errors, dfusion.evaluation, dfusion.prompts, "
+        "dfusion.rewards.config, dfusion.rewards.http, dfusion.rewards.plugins, dfusion.rewards.verdicts, "
+        "dfusion.rewards.watch, dfusion.rewards.weighted"
     )
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -20,6 +23,7 @@ def test_names_fit_each_other() -> None:
     for name, entry in MODELS.items():
         assert entry.name == name and entry.default_reward in entry.scorers
         assert set(entry.scorers) <= set(SCORERS)
+        assert entry.held_out in (*entry.scorers, None) and entry.held_out != entry.default_reward
 
 
 def test_unknown_scorer() -> None:

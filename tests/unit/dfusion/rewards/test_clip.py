@@ -1,11 +1,13 @@
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dfusion.errors import ModelNotFoundError, ShapeMismatchError
 from dfusion.rewards.clip import ClipScorer
@@ -48,7 +50,19 @@ def test_score_is_the_raw_cosine_with_the_folders_own_transform_and_tokenizer(fo
         image, word = model.encode_image(pixels).numpy(), model.encode_text(tokens).numpy()
     expected = (image * word).sum(1) / np.linalg.norm(image, axis=1) / np.linalg.norm(word, axis=1)
     assert scorer.score(images, prompts) == pytest.approx(expected.tolist(), abs=1e-5)
-    assert (scorer.name, scorer.version) == ("mine", "1")
+    assert scorer.name == "mine"
+    features = scorer.features(images)
+    assert features == pytest.approx(image, abs=1e-5)
+    assert features.dtype == np.float32
+
+
+def test_other_weights_are_another_version(folder: Path, tmp_path: Path) -> None:
+    version = ClipScorer.from_folder(folder).version
+    assert version == hashlib.sha256((folder / "open_clip_model.safetensors").read_bytes()).hexdigest()[:12]
+    other = shutil.copytree(folder, tmp_path / "other")
+    weights = load_file(other / "open_clip_model.safetensors")
+    save_file({**weights, "logit_scale": weights["logit_scale"] + 1}, other / "open_clip_model.safetensors")
+    assert ClipScorer.from_folder(other).version != version
 
 
 def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:

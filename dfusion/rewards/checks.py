@@ -1,0 +1,30 @@
+"""What every scorer checks: the images that it is given and the scores that it gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from dfusion.errors import NonFiniteError, ScorerError, ShapeMismatchError
+
+
+def check_images(images: np.ndarray, prompts: Sequence[str]) -> None:
+    """Raise ShapeMismatchError unless images are (B, H, W, 3) uint8 with a prompt for each."""
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(prompts):
+        got = (tuple(images.shape), str(images.dtype))
+        raise ShapeMismatchError("images", f"({len(prompts)}, H, W, 3) uint8", got)
+
+
+def checked_scores(name: str, scores: object, count: int) -> list[float]:
+    """`scores` as `count` finite floats. Raises ScorerError for anything else, NonFiniteError."""
+    if not isinstance(scores, list) or len(scores) != count:
+        got = f"{len(scores)}" if isinstance(scores, list) else type(scores).__name__
+        raise ScorerError(f"{name}: expected {count} scores, one an image, got {got}")
+    for score in scores:
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            raise ScorerError(f"{name}: expected scores that are numbers, got {score!r}")
+        if not math.isfinite(score):
+            raise NonFiniteError(f"{name}: a score is NaN or infinite")
+    return [float(score) for score in scores]

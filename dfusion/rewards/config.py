@@ -1,0 +1,91 @@
+"""What a scorer is made from. Imports no torch.
+
+Two kinds of author write these settings, and they may not write the same:
+
+* An installation's owner: `ScorerConfig`, everything. It names files, servers and installed code.
+* A client of the service: `ClientScorerConfig`, which can only point at scorers that the installation has by name, so
+  a request never makes the service open a file, call an address or import code of the client's choosing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, HttpUrl, SecretStr, model_validator
+
+from dfusion.config import Count, Settings
+
+ScorerName = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class OpenClipConfig(Settings):
+    """The cosine of an open_clip model: weights that open_clip knows by tag, or an open_clip folder."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    architecture: str = Field("ViT-H-14", description="open_clip's name of the model (section 4.1)")
+    weights: str = Field("laion2b_s32b_b79k", description="open_clip's tag of its weights; downloaded if not cached")
+    folder: Path | None = Field(None, description="An open_clip folder, in place of architecture and weights")
+
+
+class HttpScorerConfig(Settings):
+    """A scorer behind HTTP; see `dfusion.rewards.http` for what is sent and expected."""
+
+    kind: Literal["http"] = "http"
+    url: HttpUrl
+    version: str = Field("1", min_length=1, max_length=100, description="Recorded with every score")
+    timeout_seconds: float = Field(30, gt=0, le=600, description="To connect, and between bytes of an answer")
+    retries: int = Field(3, ge=0, le=10, description="Further attempts where the server is away or overloaded")
+    backoff_seconds: float = Field(1, ge=0, le=60, description="Before the first retry; it doubles, up to 60")
+    batch_size: Count = Field(16, description="Images a request")
+    bearer_token: SecretStr | None = Field(None, description="Sent as Authorization: Bearer")
+
+
+class EntryPointConfig(Settings):
+    """A scorer of an installed Python package, by the name of its entry point in the group `dfusion.scorers`."""
+
+    kind: Literal["entry_point"] = "entry_point"
+    entry_point: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+class VerdictScorerConfig(Settings):
+    """What people said of the images; whoever loads the scorer gives it their verdicts."""
+
+    kind: Literal["verdicts"] = "verdicts"
+
+
+class WeightedPart(Settings):
+    """One scorer of a weighted sum, by name. A negative weight makes it a penalty."""
+
+    scorer: ScorerName
+    weight: float
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if self.weight == 0:
+            raise ValueError("weight: expected a number other than 0, got 0")
+        return self
+
+
+class WeightedScorerConfig(Settings):
+    """The weighted sum of other scorers' raw scores. Mind their scales: a cosine is near 0.3, a verdict in [0, 1]."""
+
+    kind: Literal["weighted"] = "weighted"
+    parts: tuple[WeightedPart, ...] = Field(min_length=1, max_length=16)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [part.scorer for part in self.parts]
+        if len(set(names)) != len(names):
+            raise ValueError(f"parts: expected each scorer once, got {names}")
+        return self
+
+
+ScorerConfig = Annotated[
+    OpenClipConfig | HttpScorerConfig | EntryPointConfig | VerdictScorerConfig | WeightedScorerConfig,
+    Field(discriminator="kind"),
+]
+"""Any scorer: what an installation's settings may hold."""
+
+ClientScorerConfig = Annotated[VerdictScorerConfig | WeightedScorerConfig, Field(discriminator="kind")]
+"""What a request may hold besides the plain name of a scorer."""

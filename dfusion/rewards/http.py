@@ -1,0 +1,94 @@
+"""A scorer behind HTTP.
+
+For every batch one POST of JSON, `{"prompts": [...], "images": [...]}`, the images as base64 of PNG files (lossless);
+the answer is 200 with `{"scores": [...]}`, a finite number for each image in order, and optionally the server's
+`"version"`, which then must be the one that the settings name: scores of two versions are never mixed unseen.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from dfusion.errors import ScorerError, ScorerUnavailableError
+from dfusion.rewards.checks import check_images, checked_scores
+from dfusion.rewards.config import HttpScorerConfig
+
+_TRY_AGAIN = (429, 502, 503, 504)
+"""Answers of a server that is overloaded or starting."""
+MOST_SECONDS = 60.0
+"""No pause before a retry is longer."""
+
+
+class HttpScorer:
+    """Scores that a server gives. Redirects are not followed: images go to the configured address only."""
+
+    def __init__(self, config: HttpScorerConfig, *, name: str) -> None:
+        self._config = config
+        self.name, self.version = name, config.version
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        """The server's score for each image (B, H, W, 3) uint8.
+
+        Raises ScorerUnavailableError (retryable) where it cannot be reached or stays overloaded after all retries,
+        ScorerError for any other answer than the promised one, ShapeMismatchError, NonFiniteError.
+        """
+        check_images(images, prompts)
+        scores: list[float] = []
+        with httpx.Client(timeout=self._config.timeout_seconds, headers=self._headers()) as client:
+            for start in range(0, len(prompts), self._config.batch_size):
+                part = slice(start, start + self._config.batch_size)
+                body = {"prompts": list(prompts[part]), "images": [_png(image) for image in images[part]]}
+                scores += self._scores_in(self._answer(client, body), len(body["prompts"]))
+        return scores
+
+    def _headers(self) -> dict[str, str]:
+        token = self._config.bearer_token
+        return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
+
+    def _answer(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+        """The server's answer of status 200, after as many attempts as are allowed."""
+        trouble = ""
+        for attempt in range(self._config.retries + 1):
+            if attempt:
+                time.sleep(min(self._config.backoff_seconds * 2 ** (attempt - 1), MOST_SECONDS))
+            try:
+                response = client.post(str(self._config.url), json=body)
+            except httpx.TransportError as error:
+                trouble = f"{type(error).__name__}: {error}"
+                continue
+            except httpx.DecodingError as error:
+                raise ScorerError(f"{self.name}: expected an answer that decodes, got {error}") from error
+            if response.status_code == 200:
+                return response
+            trouble = f"status {response.status_code}"
+            if response.status_code not in _TRY_AGAIN:
+                raise ScorerError(f"{self.name}: expected status 200, got {trouble}: {response.text[:200]!r}")
+        attempts = self._config.retries + 1
+        raise ScorerUnavailableError(
+            f"{self.name}: no answer from {self._config.url.host} in {attempts} attempts: {trouble}"
+        )
+
+    def _scores_in(self, response: httpx.Response, count: int) -> list[float]:
+        try:
+            answer = response.json()
+        except ValueError as error:
+            raise ScorerError(f"{self.name}: expected JSON, got {response.text[:200]!r}") from error
+        if not isinstance(answer, dict):
+            raise ScorerError(f"{self.name}: expected a JSON object with scores, got {type(answer).__name__}")
+        if answer.get("version", self.version) != self.version:
+            raise ScorerError(f"{self.name}: expected version {self.version!r}, got {answer['version']!r}")
+        return checked_scores(self.name, answer.get("scores"), count)
+
+
+def _png(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

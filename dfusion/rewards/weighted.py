@@ -1,0 +1,31 @@
+"""A weighted sum of scorers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dfusion.errors import InvalidInputError
+from dfusion.rewards import Scorer
+from dfusion.rewards.checks import check_images, checked_scores
+
+
+class WeightedScorer:
+    """sum of weight * score over scorers, on their raw scores; its version names its parts', weights included."""
+
+    def __init__(self, parts: Sequence[tuple[float, Scorer]], *, name: str | None = None) -> None:
+        """`parts` are (weight, scorer). Raises InvalidInputError if there are none."""
+        if not parts:
+            raise InvalidInputError("parts: expected at least one scorer, got none")
+        self._parts = tuple(parts)
+        self.version = "+".join(f"{weight!r}*{scorer.name}@{scorer.version}" for weight, scorer in parts)
+        self.name = name or "+".join(f"{weight!r}*{scorer.name}" for weight, scorer in parts)
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        """The weighted sum for each image (B, H, W, 3) uint8. Raises what the parts raise."""
+        check_images(images, prompts)
+        totals = np.zeros(len(prompts))
+        for weight, scorer in self._parts:
+            totals += weight * np.array(checked_scores(scorer.name, scorer.score(images, prompts), len(prompts)))
+        return checked_scores(self.name, totals.tolist(), len(prompts))

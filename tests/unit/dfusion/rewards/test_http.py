@@ -1,0 +1,160 @@
+"""The HTTP scorer against a real server on this machine."""
+
+import base64
+import io
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfusion.errors import NonFiniteError, ScorerError, ScorerUnavailableError, ShapeMismatchError
+from dfusion.rewards.config import HttpScorerConfig
+from dfusion.rewards.http import HttpScorer
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), dtype=np.uint8)
+PROMPTS = ["a cat", "a dog", "ein Käfer"]
+
+
+class Server:
+    """Answers each request with the next of `answers` (status, body, headers), then with the images' brightness."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, bytes, dict[str, str]]] = []
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.silent = threading.Event()
+        self.released = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append(body)
+                outer.headers.append(dict(self.headers))
+                if outer.silent.is_set():
+                    outer.released.wait(5)
+                    return
+                status, content, headers = outer.answers.pop(0) if outer.answers else (200, outer.scores(body), {})
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/score"
+
+    @staticmethod
+    def scores(body: dict[str, Any]) -> bytes:
+        pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))) for image in body["images"]]
+        return json.dumps({"scores": [float(picture.mean()) for picture in pictures]}).encode()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server()
+    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.released.set()
+    server.http.shutdown()
+    server.http.server_close()
+    thread.join()
+
+
+def scorer(server: Server, **changes: Any) -> HttpScorer:
+    settings = {"url": server.url, "version": "9", "retries": 2, "backoff_seconds": 0, "timeout_seconds": 5}
+    return HttpScorer(HttpScorerConfig(**(settings | changes)), name="remote")
+
+
+def test_images_and_prompts_arrive_whole_and_scores_come_back_in_order(server: Server) -> None:
+    remote = scorer(server, batch_size=2, bearer_token="secret")
+    assert remote.score(IMAGES, PROMPTS) == pytest.approx([float(image.mean()) for image in IMAGES])
+    assert (remote.name, remote.version) == ("remote", "9")
+    assert [request["prompts"] for request in server.requests] == [PROMPTS[:2], PROMPTS[2:]]
+    received = [image for request in server.requests for image in request["images"]]
+    for image, sent in zip(received, IMAGES, strict=True):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))), sent)
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_nothing_is_sent_for_no_images(server: Server) -> None:
+    assert scorer(server).score(IMAGES[:0], []) == []
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_an_overloaded_server_is_asked_again(server: Server, status: int) -> None:
+    server.answers = [(status, b"", {}), (status, b"", {})]
+    assert len(scorer(server).score(IMAGES, PROMPTS)) == 3
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_stays_overloaded_is_given_up(server: Server) -> None:
+    server.answers = [(503, b"", {})] * 9
+    with pytest.raises(ScorerUnavailableError, match="in 3 attempts: status 503"):
+        scorer(server).score(IMAGES, PROMPTS)
+    assert len(server.requests) == 3
+    assert ScorerUnavailableError.retryable and not ScorerError.retryable
+
+
+def test_a_silent_server_is_given_up_after_the_timeout(server: Server) -> None:
+    server.silent.set()
+    with pytest.raises(ScorerUnavailableError, match="ReadTimeout"):
+        scorer(server, timeout_seconds=0.1, retries=0).score(IMAGES, PROMPTS)
+
+
+def test_a_server_that_is_not_there(server: Server) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ScorerUnavailableError, match="ConnectError"):
+        scorer(server, url=f"http://127.0.0.1:{port}/").score(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "headers", "error", "message"),
+    [
+        (500, b"broken", {}, ScorerError, "status 500: 'broken'"),
+        (404, b"", {}, ScorerError, "status 404"),
+        (204, b"", {}, ScorerError, "status 204"),
+        (307, b"", {"Location": "/elsewhere"}, ScorerError, "status 307"),
+        (200, b"<html>", {}, ScorerError, "expected JSON"),
+        (200, b"\xff\xfe\xff", {}, ScorerError, "expected JSON"),
+        (200, b"squeezed", {"Content-Encoding": "gzip"}, ScorerError, "decodes"),
+        (200, b"[1, 2, 3]", {}, ScorerError, "JSON object"),
+        (200, b"{}", {}, ScorerError, "expected 3 scores"),
+        (200, b'{"scores": [1, 2]}', {}, ScorerError, "expected 3 scores, one an image, got 2"),
+        (200, b'{"scores": [1, 2, "3"]}', {}, ScorerError, "numbers"),
+        (200, b'{"scores": [1, 2, NaN]}', {}, NonFiniteError, "NaN"),
+        (200, b'{"scores": [1, 2, 3], "version": "8"}', {}, ScorerError, "expected version '9', got '8'"),
+    ],
+)
+def test_answers_that_are_not_scores(
+    server: Server, status: int, content: bytes, headers: dict[str, str], error: type[Exception], message: str
+) -> None:
+    server.answers = [(status, content, headers)]
+    with pytest.raises(error, match=message):
+        scorer(server).score(IMAGES, PROMPTS)
+    assert len(server.requests) == 1
+
+
+def test_the_servers_version_may_be_told(server: Server) -> None:
+    server.answers = [(200, b'{"scores": [1, 2, 3], "version": "9"}', {})]
+    assert scorer(server).score(IMAGES, PROMPTS) == [1.0, 2.0, 3.0]
+
+
+def test_images_that_are_none_are_not_sent(server: Server) -> None:
+    with pytest.raises(ShapeMismatchError):
+        scorer(server).score(IMAGES, PROMPTS[:2])
+    assert server.requests == []
