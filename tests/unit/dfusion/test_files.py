@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfusion.errors import InvalidInputError
+from dfusion.files import read_tensors, write_tensors, write_whole
+
+METADATA = {"format": "pt", "zebra": '{"ä": "\\n", "b": 1}', "ape": "tab\tand \x01 and \x7f", "emu": "雪"}
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    """safetensors orders metadata by a hash with a new seed each time: of 4 keys, 20 files would not all agree."""
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(4.0)}
+    written = set()
+    for number in range(20):
+        path = tmp_path / str(number)
+        write_tensors(path, tensors, dict(sorted(METADATA.items(), reverse=number % 2 == 1)))
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(4.0)}
+    write_tensors(tmp_path / "file", tensors, METADATA)
+    read, metadata = read_tensors(tmp_path / "file")
+    assert metadata == METADATA and read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], value) and read[name].dtype == value.dtype for name, value in tensors.items())
+    write_tensors(tmp_path / "bare", tensors, {})
+    assert read_tensors(tmp_path / "bare")[1] == {}
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        (folder / "inside").mkdir(parents=True)
+        (folder / "inside" / "file").write_text("content")
+
+    def break_off(folder: Path) -> None:
+        make(folder)
+        raise InvalidInputError("half")
+
+    with pytest.raises(InvalidInputError, match="half"):
+        write_whole(tmp_path / "folder", break_off)
+    assert list(tmp_path.iterdir()) == []
+    write_whole(tmp_path / "folder", make)
+    assert (tmp_path / "folder" / "inside" / "file").read_text() == "content"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
