@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Count = Annotated[int, Field(ge=1)]
 StepIndex = Annotated[int, Field(ge=0, le=999)]
 Rate = Annotated[float, Field(gt=0)]
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Number format of a model's weights. Adapters and the arithmetic of Eq. 1 are float32 in any of them."""
 
 
 class Settings(BaseModel):

@@ -11,33 +11,41 @@ from diffusers import UNet2DConditionModel
 
 from dfusion.attention.processors import AttentionContext
 from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.types import Conditioning, Prompts
 
 
 def check_embeds(
-    prompt_embeds: torch.Tensor, negative_prompt_embeds: torch.Tensor | None, batch: int, guidance_scale: float
-) -> torch.Tensor | None:
-    """The negative embeddings as (B, N, C), a single one repeated; None where guidance_scale is 1 (one pass).
+    prompt_embeds: Prompts, negative_prompt_embeds: Prompts | None, batch: int, guidance_scale: float
+) -> Prompts | None:
+    """The negative embeddings with B rows, a single one repeated; None where guidance_scale is 1 (one pass).
 
-    Raises ShapeMismatchError where shapes do not fit, InvalidInputError where guidance lacks negative embeddings.
+    They are of the kind that was given: a Conditioning or its plain tensor (B, N, C). Raises ShapeMismatchError where
+    shapes do not fit, InvalidInputError where guidance lacks negative embeddings.
     """
-    if prompt_embeds.ndim != 3 or len(prompt_embeds) != batch:
-        raise ShapeMismatchError("prompt_embeds", f"({batch}, N, C)", tuple(prompt_embeds.shape))
+    shapes = _shapes(prompt_embeds)
+    if len(prompt_embeds) != batch:
+        raise ShapeMismatchError("prompt_embeds", f"({batch}, N, C)", shapes[0])
     if guidance_scale == 1:
         return None
     if negative_prompt_embeds is None:
         raise InvalidInputError(f"guidance_scale {guidance_scale} needs negative_prompt_embeds, got None")
-    shape = negative_prompt_embeds.shape
-    if negative_prompt_embeds.ndim != 3 or shape[0] not in (1, batch) or shape[1:] != prompt_embeds.shape[1:]:
-        raise ShapeMismatchError("negative_prompt_embeds", tuple(prompt_embeds.shape), tuple(shape))
+    got = _shapes(negative_prompt_embeds)
+    if len(negative_prompt_embeds) not in (1, batch) or [s[1:] for s in got] != [s[1:] for s in shapes]:
+        raise ShapeMismatchError("negative_prompt_embeds", shapes, got)
     return negative_prompt_embeds.expand(batch, -1, -1)
+
+
+def _shapes(value: Prompts) -> list[tuple[int, ...]]:
+    """The shapes of the parts of a conditioning, the embeddings first."""
+    return [tuple(part.shape) for part in Conditioning.of(value).tensors]
 
 
 def predict(
     unet: UNet2DConditionModel,
     x_t: torch.Tensor,
     timesteps: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-    negative_prompt_embeds: torch.Tensor | None,
+    prompt_embeds: Prompts,
+    negative_prompt_embeds: Prompts | None,
     guidance_scale: float,
     context: AttentionContext | None = None,
 ) -> torch.Tensor:
@@ -45,14 +53,17 @@ def predict(
 
     One U-Net call on 2B rows, the unconditional half first; on B rows where `negative_prompt_embeds` is None. The
     U-Net computes in its own dtype, guidance is float32. `context` goes to the attention processors, which must be
-    installed then.
+    installed then. Raises ShapeMismatchError or InvalidInputError for a conditioning that this U-Net does not take.
     """
+    conditioning = Conditioning.of(prompt_embeds)
     halves = 1 if negative_prompt_embeds is None else 2
-    embeds = prompt_embeds if negative_prompt_embeds is None else torch.cat([negative_prompt_embeds, prompt_embeds])
+    if negative_prompt_embeds is not None:
+        conditioning = Conditioning.cat([Conditioning.of(negative_prompt_embeds), conditioning])
     output = unet(
         torch.cat([x_t] * halves).to(unet.device, unet.dtype),
         timesteps.to(unet.device).expand(len(x_t)).repeat(halves),
-        encoder_hidden_states=embeds.to(unet.device, unet.dtype),
+        encoder_hidden_states=_checked(unet, conditioning).embeds.to(unet.device, unet.dtype),
+        added_cond_kwargs=_added(unet, conditioning),
         cross_attention_kwargs=None if context is None else {"fusion": context},
         return_dict=False,
     )[0].float()
@@ -60,3 +71,25 @@ def predict(
         return output  # type: ignore[no-any-return]
     unconditional, conditional = output.chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)  # type: ignore[no-any-return]
+
+
+def _checked(unet: UNet2DConditionModel, conditioning: Conditioning) -> Conditioning:
+    """`conditioning`, if it is of the kind that `unet` takes: with pooled embeddings and time ids for SDXL only."""
+    wants_added = unet.config.addition_embed_type == "text_time"
+    if wants_added != (conditioning.pooled is not None):
+        kinds = {True: "with pooled embeddings and time ids (SDXL)", False: "without (SD 1.x, 2.x)"}
+        raise InvalidInputError(f"prompt_embeds: expected those {kinds[wants_added]}, got {kinds[not wants_added]}")
+    width = unet.config.cross_attention_dim
+    if isinstance(width, int) and conditioning.embeds.shape[-1] != width:
+        raise ShapeMismatchError("prompt_embeds", f"(B, N, {width})", tuple(conditioning.embeds.shape))
+    return conditioning
+
+
+def _added(unet: UNet2DConditionModel, conditioning: Conditioning) -> dict[str, torch.Tensor] | None:
+    """SDXL's added conditions. Time ids stay float32: bfloat16 does not have every size."""
+    if conditioning.pooled is None or conditioning.time_ids is None:
+        return None
+    return {
+        "text_embeds": conditioning.pooled.to(unet.device, unet.dtype),
+        "time_ids": conditioning.time_ids.to(unet.device, torch.float32),
+    }

@@ -1,27 +1,78 @@
-"""A text-to-image model as the method needs it: U-Net, scheduler, VAE, text encoder and tokenizer."""
+"""A text-to-image model as the method needs it: U-Net, scheduler, VAE, text encoders and tokenizers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from dfusion import _torchvision_ops  # noqa: F401
 
 # isort: split
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 
+from dfusion.config import Precision
+from dfusion.ddim import PredictionType
 from dfusion.errors import InvalidInputError, ItemNotInPromptError, ModelNotFoundError, ShapeMismatchError
 from dfusion.sampling import latent_shape
+from dfusion.sources import locate
+from dfusion.types import Conditioning
+
+Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NO_IMAGES_IN = {"feature_extractor": None, "image_encoder": None}
+_LOADED_AS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "StableDiffusionPipeline": (
+        StableDiffusionPipeline,
+        {"safety_checker": None, "requires_safety_checker": False, **_NO_IMAGES_IN},
+    ),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False, **_NO_IMAGES_IN}),
+}
+"""The pipelines that can be loaded, by their name in model_index.json, and what is left out of them."""
+
+
+def load_pipeline(folder: Path, dtype: Precision = "float32") -> Pipeline:
+    """The stock pipeline of a folder in diffusers' layout, on the CPU, from safetensors only; no safety checker.
+
+    U-Net and text encoders are of `dtype`; so is the VAE unless its config says `force_upcast` (SDXL's does), then it
+    is float32. Raises ModelNotFoundError for another kind of pipeline, or where parts of it are missing or damaged,
+    InvalidInputError for an unknown dtype.
+    """
+    if dtype not in _DTYPES:
+        raise InvalidInputError(f"dtype: expected one of {list(_DTYPES)}, got {dtype!r}")
+    try:
+        name = json.loads((folder / "model_index.json").read_text("utf-8")).get("_class_name")
+        if name not in _LOADED_AS:
+            raise ModelNotFoundError(f"{folder}: expected one of {list(_LOADED_AS)}, got a {name}")
+        kind, left_out = _LOADED_AS[name]
+        dtypes = {"vae": torch.float32, "default": _DTYPES[dtype]}
+        pipeline = kind.from_pretrained(str(folder), dtype=dtypes, use_safetensors=True, **left_out)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelNotFoundError(f"no usable Stable Diffusion pipeline at {folder}: {error}") from error
+    if not pipeline.vae.config.force_upcast:
+        pipeline.vae.to(_DTYPES[dtype])
+    return pipeline
 
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """The parts of a Stable Diffusion pipeline, all on one device in float32. The scheduler is DDIM (Eq. 1)."""
+    """The parts of a Stable Diffusion pipeline, all on one device. The scheduler is DDIM (Eq. 1).
+
+    SDXL has a second text encoder with its tokenizer; `empty_is_zero` says that its empty prompt, which guidance leads
+    away from, is embedded as zeros.
+    """
 
     unet: UNet2DConditionModel
     scheduler: DDIMScheduler
@@ -29,49 +80,104 @@ class DiffusionModel:
     text_encoder: Any
     tokenizer: Any
     device: str = "cpu"
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
+    empty_is_zero: bool = False
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu") -> DiffusionModel:
-        """From a folder in diffusers' layout, or a name on the model hub; safetensors only, no safety checker.
+    def load(
+        cls,
+        model: Path | str,
+        device: str = "cpu",
+        dtype: Precision = "float32",
+        prediction_type: PredictionType | None = None,
+    ) -> DiffusionModel:
+        """SD 1.x, SD 2.x or SDXL from a folder in diffusers' layout, a name of `dfusion.sources.HUB_MODELS`, or
+        "owner/name@revision" on the hub; safetensors only, no safety checker. For `dtype` see `load_pipeline`.
 
-        Raises ModelNotFoundError if there is no such model, or parts of it are missing or damaged.
+        `prediction_type` is what the U-Net is expected to predict; None believes the pipeline's scheduler. Raises
+        ModelNotFoundError if there is no such model, or parts of it are missing or damaged; InvalidInputError if the
+        scheduler says another prediction type, or for an unknown dtype.
         """
-        if isinstance(folder, Path) and not (folder / "model_index.json").is_file():
-            raise ModelNotFoundError(f"expected a diffusers pipeline at {folder}, found no model_index.json")
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                str(folder), dtype=torch.float32, use_safetensors=True, safety_checker=None
-            )
-        except (OSError, ValueError) as error:
-            raise ModelNotFoundError(f"no usable Stable Diffusion pipeline at {folder}: {error}") from error
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        found = locate(model)
+        loaded = cls.from_pipeline(load_pipeline(found.folder, dtype), device)
+        said = loaded.scheduler.config.prediction_type
+        for expected in (found.prediction_type, prediction_type):
+            if expected not in (None, said):
+                raise InvalidInputError(
+                    f"prediction_type: expected {said!r} as the scheduler of {model} says, got {expected!r}"
+                )
+        return loaded
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Pipeline, device: str = "cpu") -> DiffusionModel:
+        """The parts of a stock pipeline, without gradients, moved to `device`; a DDIM scheduler of its settings.
+
+        Raises ModelNotFoundError where a part that is needed is None.
+        """
+        xl = isinstance(pipeline, StableDiffusionXLPipeline)
+        encoders = ("text_encoder", "text_encoder_2") if xl else ("text_encoder",)
+        for name in ("unet", "vae", *encoders):
+            part = getattr(pipeline, name)
+            if part is None:
+                raise ModelNotFoundError(f"{name}: expected a model, the pipeline has none")
             part.requires_grad_(False).eval().to(device)
         # what DDIM would clip, or leave without noise, where another scheduler's settings say nothing of it
         unsaid = {"clip_sample": False, "set_alpha_to_one": False}
-        scheduler = DDIMScheduler.from_config({**unsaid, **pipeline.scheduler.config})
-        return cls(pipeline.unet, scheduler, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, device)
+        return cls(
+            unet=pipeline.unet,
+            scheduler=DDIMScheduler.from_config({**unsaid, **pipeline.scheduler.config}),
+            vae=pipeline.vae,
+            text_encoder=pipeline.text_encoder,
+            tokenizer=pipeline.tokenizer,
+            device=device,
+            text_encoder_2=pipeline.text_encoder_2 if xl else None,
+            tokenizer_2=pipeline.tokenizer_2 if xl else None,
+            empty_is_zero=xl and bool(pipeline.config.force_zeros_for_empty_prompt),
+        )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the latents that the U-Net was made for."""
         return latent_shape(self.unet)
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """How many pixels of the image one latent pixel is wide: 8 for SD."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
     @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> torch.Tensor:
-        """(B, N, C) float32 embeddings of B texts, padded to the tokenizer's N. "" gives the negative embedding.
+    def encode_prompts(self, texts: Sequence[str], latent_size: tuple[int, int] | None = None) -> Conditioning:
+        """The conditioning of B texts, padded to the tokenizer's N. "" gives the negative one, for guidance.
+
+        SD 1.x, 2.x  embeds are the text encoder's last hidden states
+        SDXL         embeds are the last but one hidden states of both encoders, pooled is the second's; time ids say
+                     an uncropped image of the size that latents of `latent_size` (h, w) make (None: the U-Net's own)
 
         Raises InvalidInputError for a text with more than N - 2 tokens: it is not cut off silently.
         """
         for text in texts:
             self._token_ids(text)
-        length = self.tokenizer.model_max_length
-        encoded = self.tokenizer(list(texts), padding="max_length", max_length=length, return_tensors="pt")
-        mask = encoded.attention_mask.to(self.device) if self._uses_attention_mask() else None
-        embeds: torch.Tensor = self.text_encoder(encoded.input_ids.to(self.device), attention_mask=mask)[0]
-        return embeds.float()
+        first = self._encode(self.text_encoder, self.tokenizer, texts)
+        if self.text_encoder_2 is None:
+            return Conditioning(first[0].float())
+        second = self._encode(self.text_encoder_2, self.tokenizer_2, texts)
+        embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1).float()
+        pooled = second.text_embeds.float()
+        if self.empty_is_zero:
+            empty = torch.tensor([text == "" for text in texts], device=embeds.device)
+            embeds[empty], pooled[empty] = 0, 0
+        height, width = (self.pixels_per_latent * side for side in latent_shape(self.unet, latent_size)[1:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=embeds.device)
+        return Conditioning(embeds, pooled, sizes.expand(len(texts), -1))
 
-    def _uses_attention_mask(self) -> bool:
-        return bool(getattr(self.text_encoder.config, "use_attention_mask", False))
+    def _encode(self, encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
+        """A text encoder's output for B texts, with all hidden states."""
+        length = tokenizer.model_max_length
+        encoded = tokenizer(list(texts), padding="max_length", max_length=length, return_tensors="pt")
+        uses_mask = bool(getattr(encoder.config, "use_attention_mask", False))
+        mask = encoded.attention_mask.to(self.device) if uses_mask else None
+        return encoder(encoded.input_ids.to(self.device), attention_mask=mask, output_hidden_states=True)
 
     def item_tokens(self, text: str, items: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The token indices of each item of a prompt, counted after BOS (Eq. 4); an item may be several words.
@@ -105,10 +211,14 @@ class DiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Images (B, H, W, 3) uint8 of clean latents (B, C, h, w)."""
+        """Images (B, H, W, 3) uint8 of clean latents (B, C, h, w), one by one: an image does not depend on the others.
+
+        Raises ShapeMismatchError.
+        """
         if latents.ndim != 4 or latents.shape[1] != self.latent_shape[0]:
             raise ShapeMismatchError("latents", f"(B, {self.latent_shape[0]}, h, w)", tuple(latents.shape))
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         scaled = scaled + (getattr(self.vae.config, "shift_factor", None) or 0.0)
-        pixels = (self.vae.decode(scaled).sample / 2 + 0.5).clamp(0, 1)
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # type: ignore[no-any-return]
+        decoded = [self.vae.decode(one).sample.float() for one in scaled.to(self.vae.dtype).split(1)]
+        pixels = (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
+        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -18,7 +18,7 @@ from dfusion.config import SamplingConfig
 from dfusion.ddim import Schedule, mean, recorded_log_prob
 from dfusion.errors import InvalidInputError, NonFiniteError
 from dfusion.guidance import check_embeds, predict
-from dfusion.types import Trajectory
+from dfusion.types import Conditioning, Prompts, Trajectory
 
 OnStep = Callable[[int, int], None]
 """Called as on_step(step_index, num_steps) before each step; it may raise to cancel."""
@@ -49,8 +49,8 @@ def take_step(
 def sample(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
-    prompt_embeds: torch.Tensor,
-    negative_prompt_embeds: torch.Tensor | None,
+    prompt_embeds: Prompts,
+    negative_prompt_embeds: Prompts | None,
     seeds: Sequence[int],
     *,
     items: Sequence[Sequence[Item]] | None = None,
@@ -61,12 +61,13 @@ def sample(
 ) -> Trajectory:
     """Sample B trajectories by Eq. 1; with `items`, record their cross-attention maps at every step (Eq. 4).
 
-    prompt_embeds (B, N, C); negative_prompt_embeds (B, N, C) or (1, N, C), not needed at guidance_scale 1.
+    prompt_embeds (B, N, C) or the Conditioning of B rows; negative_prompt_embeds the same or of one row, not needed at
+                  guidance_scale 1
     seeds         one for each sample; a sample depends on its own seed alone, not on the batch it is in
     items         for each sample its items; an item is a token index or several, counted after BOS
     on_step       called as on_step(step_index, num_steps) before each step; may raise to cancel
     mask_source   whose cross-attention the maps are: the first up layer's, or all of that resolution
-    latent_size   (h, w) of the latents; the U-Net's `sample_size` if None
+    latent_size   (h, w) of the latents; the U-Net's `sample_size` if None. SDXL's time ids should say the same size
 
     The trajectory's tensors are float32 on the CPU. Raises InvalidInputError, ScheduleError or LayerNotFoundError
     before the first step, NonFiniteError naming the step.
@@ -74,7 +75,7 @@ def sample(
     negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(seeds), config.guidance_scale)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
     shape = latent_shape(unet, latent_size)
-    capture = _Capture(unet, items, prompt_embeds, mask_source, shape[1:])
+    capture = _Capture(unet, items, Conditioning.of(prompt_embeds).embeds, mask_source, shape[1:])
     sources = generators(seeds)
     latents, log_probs = [draw(sources, shape)], []
     x_t = latents[0].to(unet.device)

