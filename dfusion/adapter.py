@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,7 +34,8 @@ def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), s
     """Put a fresh trainable adapter on all attentions of `unet` and freeze everything else.
 
     The first matrix is drawn from `seed` alone (Kaiming-uniform as peft does), the second is 0: the policy is
-    unchanged at first. An adapter that is there is replaced.
+    unchanged at first. Both are float32 whatever the U-Net's dtype: steps of the learning rate would be lost in half
+    precision. An adapter that is there is replaced.
     """
     detach(unet)
     unet.requires_grad_(False)
@@ -42,6 +44,7 @@ def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), s
         unet.add_adapter(settings)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(lora_parameters(unet).items()):
+        parameter.data = parameter.data.float()
         if "lora_A" in name:
             drawn = torch.empty(parameter.shape)
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
@@ -63,9 +66,10 @@ def lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
 
 
 def save_adapter(unet: UNet2DConditionModel, file: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the adapter as safetensors that `StableDiffusionPipeline.load_lora_weights` loads, whole or not at all.
+    """Write the adapter as safetensors that `load_lora_weights` of stock pipelines loads, whole or not at all.
 
-    `metadata` is kept in the file and given back by `load_adapter`. Raises InvalidInputError without an adapter.
+    `metadata` is kept in the file and given back by `load_adapter`. Equal adapters and metadata give equal bytes.
+    Raises InvalidInputError without an adapter.
     """
     lora_parameters(unet)
     settings = unet.peft_config["default"].to_dict()
@@ -89,11 +93,25 @@ def save_adapter(unet: UNet2DConditionModel, file: Path, metadata: Mapping[str, 
     write_whole(file, write)
 
 
-def load_adapter(unet: UNet2DConditionModel, file: Path) -> dict[str, str]:
-    """Attach the adapter of a file as a trainable one, in place of any other; returns the file's metadata.
+@dataclass(frozen=True)
+class AdapterFile:
+    """What an adapter's file holds.
+
+    weights   by peft's names without a prefix, "down_blocks.0. ... .to_q.lora_A.weight"; (rank, in) and (out, rank)
+    config    its rank and alpha: it adds alpha / rank * B A to a weight
+    metadata  what `save_adapter` was given
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    config: LoraConfig
+    metadata: Mapping[str, str]
+
+
+def read_adapter(file: Path) -> AdapterFile:
+    """The adapter of a file that `save_adapter` wrote, or of another in diffusers' format for the U-Net.
 
     Rank comes from the weights, alpha from the file's metadata (the rank where there is none, as diffusers does).
-    Raises CheckpointError for a file that is damaged or does not fit the U-Net.
+    Raises CheckpointError for a file that is damaged or holds no adapter of one rank.
     """
     tensors, about = read_tensors(file)
     weights = {key.removeprefix(_PREFIX): value for key, value in tensors.items() if key.startswith(_PREFIX)}
@@ -102,12 +120,24 @@ def load_adapter(unet: UNet2DConditionModel, file: Path) -> dict[str, str]:
     if len(ranks) != 1:
         raise CheckpointError(f"{file}: expected an adapter of one rank, got ranks {sorted(ranks)}")
     (rank,) = ranks
-    settings = json.loads(about.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    attach_lora(unet, LoraConfig(rank=rank, alpha=settings.get(f"{_PREFIX}lora_alpha", rank)))
+    try:
+        settings = json.loads(about.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        config = LoraConfig(rank=rank, alpha=settings.get(f"{_PREFIX}lora_alpha", rank))
+        return AdapterFile(weights, config, json.loads(about.get(METADATA_KEY, "{}")))
+    except (AttributeError, ValueError) as error:
+        raise CheckpointError(f"{file}: expected the metadata of an adapter: {error!r}") from error
+
+
+def load_adapter(unet: UNet2DConditionModel, file: Path) -> dict[str, str]:
+    """Attach the adapter of a file as a trainable one, in place of any other; returns the file's metadata.
+
+    Raises CheckpointError for a file that is damaged or does not fit the U-Net (which then has no adapter).
+    """
+    adapter = read_adapter(file)
+    attach_lora(unet, adapter.config)
     expected = {name: value.shape for name, value in get_peft_model_state_dict(unet).items()}
-    if expected != {name: value.shape for name, value in weights.items()}:
+    if expected != {name: value.shape for name, value in adapter.weights.items()}:
         detach(unet)
         raise CheckpointError(f"{file}: the adapter does not fit the attention layers of this U-Net")
-    set_peft_model_state_dict(unet, weights)
-    loaded: dict[str, str] = json.loads(about.get(METADATA_KEY, "{}"))
-    return loaded
+    set_peft_model_state_dict(unet, dict(adapter.weights))
+    return dict(adapter.metadata)

@@ -1,13 +1,15 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from dfusion.adapter import attach_lora, detach, load_adapter, lora_parameters, save_adapter
+from dfusion.adapter import attach_lora, detach, load_adapter, lora_parameters, read_adapter, save_adapter
 from dfusion.config import LoraConfig
 from dfusion.errors import CheckpointError, InvalidInputError
-from tests.nets import embeds, sd_unet, tiny_pipeline, tiny_unet
+from dfusion.files import read_tensors, write_tensors
+from tests.nets import embeds, sd_unet, tiny_pipeline, tiny_unet, tiny_xl_unet
 
 
 def output(unet: UNet2DConditionModel) -> torch.Tensor:
@@ -63,6 +65,35 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.parametrize("make", [tiny_unet, tiny_xl_unet])
+def test_rank_alpha_and_bytes_survive_the_round_trip(tmp_path: Path, make: Callable[[], UNet2DConditionModel]) -> None:
+    unet = trained(make())
+    for number in range(8):  # safetensors would write its metadata in a random order
+        save_adapter(unet, tmp_path / f"{number}.safetensors", {"round": "2", "base": "tiny"})
+    other = make()
+    load_adapter(other, tmp_path / "0.safetensors")
+    save_adapter(other, tmp_path / "again.safetensors", {"base": "tiny", "round": "2"})
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+    read = read_adapter(tmp_path / "0.safetensors")
+    assert read.config == LoraConfig(rank=3, alpha=12.0) and read.metadata == {"round": "2", "base": "tiny"}
+    layer = other.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    assert (layer.r["default"], layer.scaling["default"]) == (3, 12 / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_of_half_precision_models_are_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    unet = trained(tiny_unet().to(dtype))
+    assert unet.dtype == dtype and {p.dtype for p in lora_parameters(unet).values()} == {torch.float32}
+    save_adapter(unet, tmp_path / "a.safetensors")
+    again = tiny_unet().to(dtype)
+    load_adapter(again, tmp_path / "a.safetensors")
+    for name, value in lora_parameters(again).items():
+        assert torch.equal(value, lora_parameters(unet)[name])
+    with torch.no_grad():
+        x, conditions = torch.ones(1, 4, 8, 8, dtype=dtype), embeds(1).to(dtype)
+        assert again(x, 5, encoder_hidden_states=conditions).sample.dtype == dtype
+
+
 def test_stock_diffusers_loads_it(tmp_path: Path) -> None:
     pipeline, unet = tiny_pipeline(), trained(tiny_unet())
     save_adapter(unet, tmp_path / "a.safetensors")
@@ -83,3 +114,9 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         load_adapter(unet, tmp_path / "a.safetensors")
     with pytest.raises(InvalidInputError):
         save_adapter(tiny_unet(), tmp_path / "b.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(whole)
+    tensors, about = read_tensors(tmp_path / "a.safetensors")
+    for metadata in ('{"unet.lora_alpha": -1}', "[]", "{"):
+        write_tensors(tmp_path / "a.safetensors", tensors, about | {"lora_adapter_metadata": metadata})
+        with pytest.raises(CheckpointError, match="metadata"):
+            load_adapter(tiny_unet(), tmp_path / "a.safetensors")
