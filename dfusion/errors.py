@@ -11,6 +11,7 @@ DFusionError
   NonFiniteError          a loss, score or latent became NaN or infinite
   PolicyMismatchError     log-probs of an immediate replay differ from the recorded ones
   CheckpointError         a file is damaged, or was made by something else
+  ExportError             an exported model, loaded again, is not what was exported
   ScorerError             a scorer gave no usable scores
     ScorerUnavailableError  a scorer cannot be reached now
 """
@@ -69,6 +70,10 @@ class PolicyMismatchError(DFusionError):
 
 class CheckpointError(DFusionError):
     """A file is damaged, or was made by something else than what reads it."""
+
+
+class ExportError(DFusionError):
+    """An exported model cannot be loaded again, or then gives another image; nothing of it stays."""
 
 
 class ScorerError(DFusionError):

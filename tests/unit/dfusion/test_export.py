@@ -1,0 +1,210 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dfusion import _torchvision_ops, export
+from dfusion.adapter import attach_lora, detach, load_adapter, lora_parameters, read_adapter, save_adapter
+from dfusion.config import LoraConfig
+from dfusion.errors import CheckpointError, ExportError, InvalidInputError
+from dfusion.export import TOLERANCE, ExportFormat, ImageCheck, export_adapter, original_name
+from dfusion.files import read_tensors, write_tensors
+from dfusion.models import Pipeline, load_pipeline
+from tests.nets import tiny_pipeline, tiny_xl_pipeline, tiny_xl_unet
+
+CHECK = ImageCheck(num_steps=2)
+FORMS: tuple[ExportFormat, ...] = ("diffusers", "kohya", "merged")
+FRESH = """
+import importlib.util, sys
+found = importlib.util.spec_from_file_location("ops", sys.argv[1])
+ops = importlib.util.module_from_spec(found)
+found.loader.exec_module(ops)
+import numpy, torch
+from diffusers import DiffusionPipeline
+for line in sys.stdin.read().splitlines():
+    form, folder, exported, image = line.split()
+    pipeline = DiffusionPipeline.from_pretrained(exported if form == "merged" else folder)
+    if form != "merged":
+        pipeline.load_lora_weights(exported)
+    made = pipeline("a red circle", num_inference_steps=2, guidance_scale=5.0,
+                    generator=torch.Generator().manual_seed(0), output_type="np")
+    numpy.save(image, made.images[0])
+assert not any(name.split(".")[0] == "dfusion" for name in sys.modules)
+"""
+
+
+def saved(pipeline: Pipeline, folder: Path) -> tuple[Path, Path]:
+    """The pipeline's folder, and the file of an adapter for it (rank 3, alpha 6) that changes its images."""
+    pipeline.save_pretrained(folder / "base")
+    attach_lora(pipeline.unet, LoraConfig(rank=3, alpha=6.0), seed=1)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in lora_parameters(pipeline.unet).values():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    save_adapter(pipeline.unet, folder / "adapter.safetensors", {"round": "2"})
+    detach(pipeline.unet)
+    return folder / "base", folder / "adapter.safetensors"
+
+
+@pytest.fixture(scope="module", params=[tiny_pipeline, tiny_xl_pipeline], ids=["sd", "sdxl"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    make: Callable[[], Pipeline] = request.param
+    return saved(make(), tmp_path_factory.mktemp("trained"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_image(trained: tuple[Path, Path], tmp_path: Path, form: ExportFormat) -> None:
+    report = export_adapter(*trained, tmp_path / "out", form, check=CHECK)
+    assert report.difference <= TOLERANCE < 10 * TOLERANCE < report.effect
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_fresh_process_with_stock_diffusers_gives_the_same_image(tmp_path: Path) -> None:
+    """No dfusion there but its patch for torchvision beside a CPU-only torch, loaded as a file of its own."""
+    work, expected = [], {}
+    for kind, pipeline in {"sd": tiny_pipeline(), "sdxl": tiny_xl_pipeline()}.items():
+        folder, adapter = saved(pipeline, tmp_path / kind)
+        ours = load_pipeline(folder)
+        load_adapter(ours.unet, adapter)
+        expected[kind] = export._image(ours, CHECK)
+        for form in FORMS:
+            export._WRITERS[form](folder, adapter, tmp_path / kind / form)
+            work.append((form, folder, tmp_path / kind / form, tmp_path / f"{kind}-{form}.npy"))
+    lines = "\n".join(" ".join(map(str, one)) for one in work)
+    command = [sys.executable, "-c", FRESH, _torchvision_ops.__file__]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for _, _, exported, image in work:
+        assert np.abs(np.load(image) - expected[exported.parent.name]).max() <= TOLERANCE
+
+
+def test_kohya_keys_become_the_same_adapter_by_diffusers_own_converter(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, adapter = trained
+    export._WRITERS["kohya"](folder, adapter, tmp_path / "kohya.safetensors")
+    pipeline = load_pipeline(folder)
+    pipeline.load_lora_weights(str(tmp_path / "kohya.safetensors"), use_safetensors=True)
+    (name,) = pipeline.unet.peft_config
+    got = {key.replace(f".{name}.", "."): value for key, value in lora_parameters(pipeline.unet).items()}
+    expected = read_adapter(adapter).weights
+    assert got.keys() == expected.keys() and all(torch.equal(got[key], value) for key, value in expected.items())
+    scalings = {m.scaling[name] for m in pipeline.unet.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")}
+    assert scalings == {6 / 3}
+
+
+def test_kohya_files_say_what_a1111_asks(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, adapter = trained
+    export._WRITERS["kohya"](folder, adapter, tmp_path / "kohya.safetensors")
+    tensors, about = read_tensors(tmp_path / "kohya.safetensors")
+    assert (about["ss_network_dim"], about["ss_network_alpha"]) == ("3", "6.0")
+    if "sdxl" in about.get("ss_base_model_version", ""):
+        name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    else:
+        name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert tensors[f"{name}.lora_down.weight"].shape[0] == tensors[f"{name}.lora_up.weight"].shape[1] == 3
+    assert tensors[f"{name}.alpha"].shape == () and float(tensors[f"{name}.alpha"]) == 6
+    xl = (folder / "text_encoder_2").is_dir()
+    assert about.get("ss_base_model_version") == ("sdxl_base_v1-0" if xl else None)  # this small U-Net is no SD 1 or 2
+
+
+@pytest.mark.parametrize(
+    ("width", "prediction", "version", "v2"),
+    [
+        (768, "epsilon", "sd_v1", "False"),
+        (1024, "epsilon", "sd_v2", "True"),
+        (1024, "v_prediction", "sd_v2_v", "True"),
+    ],
+)
+def test_versions_of_sd(tmp_path: Path, width: int, prediction: str, version: str, v2: str) -> None:
+    folder, adapter = saved(tiny_pipeline(prediction_type=prediction), tmp_path)
+    unet = json.loads((folder / "unet" / "config.json").read_text()) | {"cross_attention_dim": width}
+    about = export._kohya_metadata(folder, unet, read_adapter(adapter))
+    assert (about["ss_base_model_version"], about["ss_v2"]) == (version, v2)
+
+
+def test_original_names_of_sdxl() -> None:
+    """By hand from the original U-Net: input block 0 is conv_in, then two layers and a down-sampler a level."""
+    names = {
+        "down_blocks.1.attentions.0.x": "input_blocks.4.1.x",
+        "down_blocks.1.attentions.1.x": "input_blocks.5.1.x",
+        "down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_out.0": (
+            "input_blocks.8.1.transformer_blocks.9.attn2.to_out.0"
+        ),
+        "mid_block.attentions.0.x": "middle_block.1.x",
+        "up_blocks.0.attentions.0.x": "output_blocks.0.1.x",
+        "up_blocks.0.attentions.2.x": "output_blocks.2.1.x",
+        "up_blocks.1.attentions.2.x": "output_blocks.5.1.x",
+    }
+    assert {name: original_name(name, layers_per_block=2) for name in names} == names
+    with pytest.raises(InvalidInputError, match="conv_in"):
+        original_name("conv_in", 2)
+
+
+def test_merged_pipelines_have_merged_weights_and_no_paths(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, adapter = trained
+    export._WRITERS["merged"](folder, adapter, tmp_path / "merged")
+    base, merged = load_pipeline(folder).unet.state_dict(), load_pipeline(tmp_path / "merged").unet.state_dict()
+    weights = read_adapter(adapter).weights
+    assert base.keys() == merged.keys()
+    changed = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed == {key.replace(".lora_A", "") for key in weights if ".lora_A" in key}
+    for name in changed:
+        down, up = (weights[name.replace(".weight", f".lora_{matrix}.weight")] for matrix in "AB")
+        torch.testing.assert_close(merged[name], base[name] + 6 / 3 * up @ down)
+    for file in (tmp_path / "merged").rglob("*.json"):
+        assert str(folder) not in file.read_text()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_export_with_another_image_does_not_stay(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
+) -> None:
+    """An export that lost its alpha: diffusers then takes the rank for it, and the adapter is half as strong."""
+    folder, adapter = trained
+
+    def without_alpha(folder: Path, adapter: Path, out: Path) -> None:
+        tensors, _ = read_tensors(adapter)
+        write_tensors(tmp_path / "weak", tensors, {})
+        write(folder, tmp_path / "weak", out)
+        (tmp_path / "weak").unlink()
+
+    write = export._WRITERS[form]
+    monkeypatch.setattr(export, "_WRITERS", {form: without_alpha})
+    with pytest.raises(ExportError, match="difference"):
+        export_adapter(folder, adapter, tmp_path / "out", form, check=CHECK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_cannot_be_loaded_does_not_stay(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_folder: Path, adapter: Path, out: Path) -> None:
+        out.write_bytes(adapter.read_bytes()[:1000])
+
+    monkeypatch.setattr(export, "_WRITERS", {"diffusers": half})
+    with pytest.raises(ExportError, match="cannot be loaded"):
+        export_adapter(*trained, tmp_path / "out", "diffusers", check=CHECK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, adapter = trained
+    with pytest.raises(InvalidInputError, match="'onnx'"):
+        export_adapter(folder, adapter, tmp_path / "out", "onnx")  # type: ignore[arg-type]
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(InvalidInputError, match="taken"):
+        export_adapter(folder, adapter, tmp_path / "taken", "kohya")
+    unet = tiny_xl_unet()
+    attach_lora(unet, LoraConfig(rank=1))
+    save_adapter(unet, tmp_path / "partial")
+    tensors, about = read_tensors(tmp_path / "partial")
+    tensors.popitem()
+    write_tensors(tmp_path / "partial", tensors, about)
+    with pytest.raises(CheckpointError, match="fit"):
+        export_adapter(folder, tmp_path / "partial", tmp_path / "out", "kohya", check=CHECK)
+    assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "out").exists()
