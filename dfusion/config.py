@@ -6,6 +6,8 @@ hyper-parameters (appendix C.3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -71,8 +73,38 @@ class PairingConfig(Settings):
     reference_share: float = Field(0.25, gt=0, le=0.5, description="Best share of a prompt's samples: references")
     reference_uses: Count = Field(2, description="Pairs that one reference serves")
     base_share: float = Field(0.5, gt=0, le=0.5, description="Worst share of a prompt's samples: bases")
-    adoption_threshold: float = Field(1.0, ge=0, description="lambda of Eq. 7 (table 3)")
+    dealing: Literal["worst_first", "rank_order"] = Field(
+        "worst_first",
+        description="Which reference meets which base: references in turn and bases from the worst up; or both from the"
+        " best down, all uses of a reference together (released code)",
+    )
+    adoption_threshold: float = Field(1.0, ge=0, description="lambda of Eq. 7 (table 3); 0 adopts every target")
     adoption_against: Literal["base", "reference"] = Field("base", description="Whose score lambda multiplies in Eq. 7")
+
+    @classmethod
+    def paper(cls) -> PairingConfig:
+        """What the paper's text says."""
+        return cls()
+
+    @classmethod
+    def released_code(cls) -> PairingConfig:
+        """What the authors' released code does; it keeps every target."""
+        return cls(dealing="rank_order", adoption_threshold=0)
+
+
+class Preset(Settings):
+    """The settings in which the paper's text and the authors' released code differ (docs/decisions/006-presets.md)."""
+
+    fusion: FusionConfig
+    pairing: PairingConfig
+
+
+PRESETS: Mapping[Literal["paper", "released_code"], Preset] = MappingProxyType(
+    {
+        "paper": Preset(fusion=FusionConfig.paper(), pairing=PairingConfig.paper()),
+        "released_code": Preset(fusion=FusionConfig.released_code(), pairing=PairingConfig.released_code()),
+    }
+)
 
 
 class LoraConfig(Settings):
@@ -83,17 +115,64 @@ class LoraConfig(Settings):
 
 
 class TrainingConfig(Settings):
-    """DPO on trajectories (Eq. 6; table 3, "Optimizer" and "Training")."""
+    """How the adapter is trained on a round's trajectories (Eq. 6, 8, 9; table 3, "Optimizer" and "Training").
 
-    algorithm: Literal["dpo"] = "dpo"
-    beta: Rate = Field(0.1, description="beta of Eq. 6, on log-probs that are means over C x h x w")
+    A row is one denoising step of a pair (dpo) or of a sample (ddpo, dpok). Where the paper gives no number, the
+    default is the published one of the method that it takes over (docs/decisions/005-algorithms.md). A setting that
+    `algorithm` does not use must be left at its default.
+    """
+
+    algorithm: Literal["dpo", "ddpo", "dpok"] = Field("dpo", description="Eq. 6, Eq. 8 or Eq. 9")
+    beta: Rate = Field(0.1, description="dpo: beta of Eq. 6, on log-probs that are means over C x h x w (D3PO)")
+    clip_range: float = Field(
+        1e-4, gt=0, lt=1, description="ddpo, dpok: epsilon, how far the ratio may leave 1 (ddpo-pytorch, DPOK)"
+    )
+    advantage_clip: Rate = Field(5.0, description="ddpo, dpok: advantages are clipped to +- this (ddpo-pytorch)")
+    policy_weight: Rate = Field(10.0, description="dpok: alpha of Eq. 9, weight of the policy term (DPOK)")
+    kl_weight: float = Field(0.01, ge=0, description="dpok: beta of Eq. 9, weight of the KL term (DPOK)")
+    kl_reference: Literal["round", "base"] = Field(
+        "round", description="dpok: pref of the KL term, the policy before this round's updates or the base model"
+    )
     learning_rate: Rate = Field(1e-4, description="AdamW (table 3)")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW (table 3)")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW (table 3)")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW (table 3)")
     adam_epsilon: Rate = Field(1e-8, description="AdamW (table 3)")
     max_grad_norm: Rate = Field(1.0, description="Clipping of the gradient's norm (table 3)")
-    rows_per_update: Count = Field(320, description="Rows (pair x step) whose gradients one update adds up (table 3)")
+    rows_per_update: Count = Field(320, description="Rows whose gradients one update takes the mean of (table 3)")
     micro_batch: Count = Field(8, description="Rows that go through the U-Net at once; changes memory, not the result")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, more time, same result"
+    )
     inner_epochs: Count = Field(2, description="Passes over a round's rows (table 3)")
+    timestep_fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of its steps that a pair or sample is trained on, drawn by the seed"
+    )
+    skip_dominant_step: bool = Field(
+        False, description="Leave out the step whose log-prob answers most to the U-Net (for SD at T = 20: timestep 51)"
+    )
+    log_gradient_norms: bool = Field(
+        True, description="Log the gradient's norm for each step; a micro-batch then holds rows of one step only"
+    )
+    ratio_tolerance: Rate = Field(1e-3, description="How far p / pref may be from 1 before the first update")
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _settings_of_the_algorithm(self) -> Self:
+        for name, algorithms in _ALGORITHMS_OF.items():
+            unused = self.algorithm not in algorithms
+            if unused and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is a setting of {' and '.join(algorithms)}, not of {self.algorithm}")
+        return self
+
+
+_ALGORITHMS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "beta": ("dpo",),
+        "clip_range": ("ddpo", "dpok"),
+        "advantage_clip": ("ddpo", "dpok"),
+        "policy_weight": ("dpok",),
+        "kl_weight": ("dpok",),
+        "kl_reference": ("dpok",),
+    }
+)

@@ -65,7 +65,14 @@ class NonFiniteError(DFusionError):
 
 
 class PolicyMismatchError(DFusionError):
-    """Log-probs of an immediate replay differ from the recorded ones by more than the tolerance."""
+    """Log-probs of an immediate replay differ from the recorded ones by more than the tolerance; says at which step."""
+
+    def __init__(self, what: str, step_index: int, ratio: float, tolerance: float) -> None:
+        self.step_index, self.ratio = step_index, ratio
+        super().__init__(
+            f"{what}: expected a ratio of 1 within {tolerance:g} at step_index {step_index}, got {ratio:.6g}; network,"
+            " adapter, prompts, schedule or precision are not those that the trajectories were sampled with"
+        )
 
 
 class CheckpointError(DFusionError):

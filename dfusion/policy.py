@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,32 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.ddim import Schedule, log_prob, mean
 from dfusion.errors import ShapeMismatchError
 from dfusion.guidance import check_embeds, predict
-from dfusion.types import Trajectory
+from dfusion.types import Prompts, Trajectory
+
+
+def transition_mean(
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    x_t: torch.Tensor,
+    step_indices: torch.Tensor,
+    prompt_embeds: Prompts,
+    negative_prompt_embeds: Prompts | None,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """mu of Eq. 1 for rows of mixed steps, (B, C, h, w) float32 on the U-Net's device.
+
+    x_t (B, C, h, w) float32; step_indices (B,) int64; prompt_embeds (B, N, C) or the Conditioning of B rows;
+    negative_prompt_embeds the same or of one row. Gradients flow into the U-Net unless they are switched off outside.
+    Raises ScheduleError where a row's step has no noise, ShapeMismatchError where shapes do not fit.
+    """
+    if step_indices.shape != x_t.shape[:1]:
+        raise ShapeMismatchError("step_indices", tuple(x_t.shape[:1]), tuple(step_indices.shape))
+    schedule.require_trainable(step_indices)
+    negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(x_t), guidance_scale)
+    x_t = x_t.to(unet.device)
+    timesteps = schedule.timesteps[step_indices.cpu()]
+    noise_pred = predict(unet, x_t, timesteps, prompt_embeds, negative, guidance_scale)
+    return mean(schedule, step_indices, x_t, noise_pred)
 
 
 def transition_log_prob(
@@ -23,34 +49,40 @@ def transition_log_prob(
     x_t: torch.Tensor,
     x_prev: torch.Tensor,
     step_indices: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-    negative_prompt_embeds: torch.Tensor | None,
+    prompt_embeds: Prompts,
+    negative_prompt_embeds: Prompts | None,
     guidance_scale: float,
 ) -> torch.Tensor:
     """log p(x_prev | x_t) of Eq. 1 for rows of mixed steps, (B,) float32 on the U-Net's device, mean over C*h*w.
 
-    x_t, x_prev (B, C, h, w) float32; step_indices (B,) int64; prompt_embeds (B, N, C); negative_prompt_embeds the
-    same or (1, N, C). Gradients flow into the U-Net unless they are switched off outside.
-    Raises ScheduleError where a row's step has no noise, ShapeMismatchError where shapes do not fit.
+    x_prev (B, C, h, w) float32, the rest as for `transition_mean`, which also says what is raised.
     """
-    if x_t.shape != x_prev.shape or step_indices.shape != x_t.shape[:1]:
-        got = (tuple(x_prev.shape), tuple(step_indices.shape))
-        raise ShapeMismatchError("x_prev and step_indices", (tuple(x_t.shape), tuple(x_t.shape[:1])), got)
-    schedule.require_trainable(step_indices)
-    negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(x_t), guidance_scale)
-    x_t, x_prev = x_t.to(unet.device), x_prev.to(unet.device)
-    timesteps = schedule.timesteps[step_indices.cpu()]
-    noise_pred = predict(unet, x_t, timesteps, prompt_embeds, negative, guidance_scale)
-    mu = mean(schedule, step_indices, x_t, noise_pred)
-    return log_prob(x_prev, mu, schedule.sigmas[step_indices.cpu()].to(mu.device))
+    if x_t.shape != x_prev.shape:
+        raise ShapeMismatchError("x_prev", tuple(x_t.shape), tuple(x_prev.shape))
+    mu = transition_mean(unet, schedule, x_t, step_indices, prompt_embeds, negative_prompt_embeds, guidance_scale)
+    return log_prob(x_prev.to(mu.device), mu, schedule.sigmas[step_indices.cpu()].to(mu.device))
+
+
+def step_weights(schedule: Schedule) -> torch.Tensor:
+    """(d mu / d prediction)^2 / (2 sigma^2) of each step, (T,) float32; 0 for steps without noise.
+
+    How strongly a step's log p answers to a change of what the U-Net predicts. Stable Diffusion's 20 steps have 14.7
+    at step_index 18 (timestep 51) and less than 1 everywhere else.
+    """
+    steps = torch.arange(len(schedule))
+    zero = torch.zeros(len(schedule), 1, 1, 1)
+    unclipped = replace(schedule, clip_range=None)  # mu is linear in the prediction then
+    slope = mean(unclipped, steps, zero, zero + 1).flatten()
+    variance = schedule.sigmas.square()
+    return torch.where(variance > 0, slope.square() / (2 * variance), 0.0)
 
 
 def log_probs(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
     trajectory: Trajectory,
-    prompt_embeds: torch.Tensor,
-    negative_prompt_embeds: torch.Tensor | None,
+    prompt_embeds: Prompts,
+    negative_prompt_embeds: Prompts | None,
     step_indices: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """log p of the trajectory's stored transitions under the plain `unet`, (B, S) for the S steps asked for.

@@ -1,77 +1,36 @@
-"""Training on preference pairs: DPO over the transitions of stored trajectories (Eq. 6)."""
+"""Training on trajectories: DPO, DDPO and DPOK over the transitions of a round (Eq. 6, 8, 9)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from dfusion.adapter import lora_parameters
-from dfusion.config import SamplingConfig, TrainingConfig
-from dfusion.ddim import Schedule
+from dfusion.attention.processors import attention_written_out
+from dfusion.config import TrainingConfig
+from dfusion.ddim import Schedule, log_prob
 from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError
 from dfusion.files import read_tensors, write_tensors
-from dfusion.losses.dpo import dpo_loss, dpo_margin
+from dfusion.losses.dpok import gaussian_kl
+from dfusion.losses.objective import RowTerms, row_losses
 from dfusion.models import DiffusionModel
-from dfusion.policy import transition_log_prob
-from dfusion.types import Trajectory
+from dfusion.policy import transition_mean
+from dfusion.training_data import Example, check_examples, digest, rows_of
+from dfusion.training_report import SelfTest, Tally, UpdateReport, require_ratio_one, self_test
 
-FORMAT = "dfusion-dpo-trainer-1"
+FORMAT = "dfusion-trainer-2"
 STATE_FILE = "trainer.safetensors"
 OnRows = Callable[[int], None]
 """Called as on_rows(done_rows) after each micro-batch; it may raise to cancel."""
-
-
-@dataclass(frozen=True)
-class TrainingPair:
-    """A preferred and a rejected trajectory of one prompt, each of one sample.
-
-    first_step  transitions before it are shared and skipped: FusionConfig.first_step for a fused pair (their
-                gradient is zero), 0 for a pair with the reference itself
-    """
-
-    preferred: Trajectory
-    rejected: Trajectory
-    prompt: str
-    first_step: int
-
-    def __post_init__(self) -> None:
-        if len(self.preferred) != 1 or len(self.rejected) != 1:
-            raise InvalidInputError(
-                f"pair: expected trajectories of 1 sample, got {len(self.preferred)} and {len(self.rejected)}"
-            )
-        if not 0 <= self.first_step < self.preferred.config.num_steps:
-            raise InvalidInputError(f"first_step: expected a step of the trajectory, got {self.first_step}")
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """One optimiser update.
-
-    update        its number, from 1
-    rows          rows (pair x step) whose gradients it took the mean of
-    loss          mean of Eq. 6 over the rows, before the update; ln 2 in the first
-    margin        mean of beta * (log-ratio of the preferred - log-ratio of the rejected transition)
-    accuracy      share of rows with a positive margin
-    grad_norm     norm of the gradient before clipping
-    ratio_max     largest p / pref or its inverse over all transitions; 1 in the first
-    loss_by_step  mean loss of the rows of each step_index
-    """
-
-    update: int
-    rows: int
-    loss: float
-    margin: float
-    accuracy: float
-    grad_norm: float
-    ratio_max: float
-    loss_by_step: Mapping[int, float]
+_WITHOUT_EFFECT = {"micro_batch", "gradient_checkpointing", "log_gradient_norms", "ratio_tolerance"}
+"""Settings that do not change what is learned: a state may be loaded where they differ."""
 
 
 @dataclass(frozen=True)
@@ -83,31 +42,44 @@ class TrainerState:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One term of Eq. 6: the transition `step` of both trajectories of `pair`."""
+class _Reference:
+    """All rows under the policy before the first update, on the CPU.
 
-    pair: int
-    step: int
-
-
-class DpoTrainer:
-    """Trains the adapter attached to `model.unet` on `pairs`; one call of `step` is one optimiser update.
-
-    pref is the policy as it is when the trainer is made: its log-probs of all rows are evaluated once, before the
-    first update (`cache_reference`; the adapter must not change until then). With a loaded state, pref is the saved
-    one. For fused targets both policies in the loss are the plain network on the stored states.
+    log_probs  (rows, S), log p_old, which is log pref in Eq. 6
+    means      (rows, S, C, h, w), mu of the policy that the KL is measured from
     """
 
-    def __init__(self, model: DiffusionModel, pairs: Sequence[TrainingPair], config: TrainingConfig, seed: int) -> None:
-        """Raises InvalidInputError without pairs, without an adapter, or for pairs sampled with different settings;
-        ScheduleError for a schedule that Eq. 1 has no density for."""
-        if not pairs:
-            raise InvalidInputError("pairs: expected at least one, got none")
-        self.model, self.pairs, self.config, self.seed = model, tuple(pairs), config, seed
-        self.sampling = _common_config(pairs)
+    log_probs: torch.Tensor
+    means: torch.Tensor
+    self_test: SelfTest
+
+
+class Trainer:
+    """Trains the adapter attached to `model.unet` by the algorithm of `config`; a call of `step` is one update.
+
+    `examples` are TrainingPairs for dpo, TrainingSamples for ddpo and dpok. Naive or with D-Fusion is a matter of
+    what they are: without it references and bases, or plain samples; with it fused targets among them.
+
+    p_old (pref of Eq. 6) is the policy as it is when the trainer is made; with a loaded state, the saved one. All rows
+    are evaluated under it once, before the first update (`prepare`). For fused targets, too, both policies in the loss
+    are the plain network on the stored states. Rows hold S transitions: two for pairs, one for samples.
+
+    Besides the model, memory holds the examples and means of the same size (rows x S latents, float32, on the CPU).
+    """
+
+    def __init__(self, model: DiffusionModel, examples: Sequence[Example], config: TrainingConfig, seed: int) -> None:
+        """Raises InvalidInputError without examples, without an adapter, or for examples that do not fit the algorithm
+        or each other; ScheduleError for a schedule that Eq. 1 has no density for, or that is not the examples'."""
+        self.sampling = check_examples(examples, config, model.unet.config.in_channels)
+        self.model, self.examples, self.config, self.seed = model, tuple(examples), config, seed
         self.schedule = Schedule.from_scheduler(model.scheduler, self.sampling.num_steps, self.sampling.eta)
-        self._rows = _rows_of(pairs, self.schedule)
+        generator = torch.Generator().manual_seed(seed)
+        self._rows = rows_of(self.examples, self.schedule, config, generator)
+        self._orders = [
+            torch.randperm(self.rows_total, generator=generator).tolist() for _ in range(config.inner_epochs)
+        ]
         self._parameters = lora_parameters(model.unet)
+        self._start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
             lr=config.learning_rate,
@@ -115,146 +87,236 @@ class DpoTrainer:
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
         )
-        texts = sorted({pair.prompt for pair in pairs})
-        self._embeds = dict(zip(texts, model.encode_prompts(texts), strict=True))
-        self._negative = model.encode_prompts([""])
-        self._reference: torch.Tensor | None = None
+        texts = sorted({example.prompt for example in examples})
+        height, width = examples[0].sides[0].latents.shape[3:]
+        self._places = {text: place for place, text in enumerate(texts)}
+        self._embeds = model.encode_prompts(texts, (height, width))
+        self._negative = model.encode_prompts([""], (height, width))
+        self._reference: _Reference | None = None
         self.updates_done = 0
 
     @property
     def rows_total(self) -> int:
-        """Rows of one inner epoch: pairs x their steps."""
+        """Rows of one inner epoch."""
         return len(self._rows)
 
     @property
     def updates_total(self) -> int:
         """Updates of all inner epochs; the last of an epoch may have fewer rows."""
-        return self.config.inner_epochs * math.ceil(self.rows_total / self.config.rows_per_update)
+        return self.config.inner_epochs * self._updates_per_epoch
 
-    def cache_reference(self, on_rows: OnRows | None = None) -> None:
-        """Evaluate log pref of all rows, unless it is there. `step` does it if nobody did."""
-        if self._reference is not None:
-            return
-        found = torch.empty(self.rows_total, 2)
-        for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
-            with torch.no_grad():
-                found[numbers] = torch.stack(self._log_probs(numbers), 1).cpu()
-            if on_rows is not None:
-                on_rows(numbers[-1] + 1)
-        self._reference = found
+    @property
+    def _updates_per_epoch(self) -> int:
+        return math.ceil(self.rows_total / self.config.rows_per_update)
+
+    def prepare(self, on_rows: OnRows | None = None) -> SelfTest:
+        """Evaluate all rows under the policy before the first update, and test that it is the one that sampled.
+
+        `step` does it if nobody did; a second call only gives the report again. Raises PolicyMismatchError where
+        recorded and replayed log-probs differ by more than `ratio_tolerance`, NonFiniteError naming the step.
+        """
+        return self._prepared(on_rows).self_test
+
+    def _prepared(self, on_rows: OnRows | None) -> _Reference:
+        if self._reference is None:
+            log_probs, means = self._evaluate_reference(on_rows)
+            report = self_test(self._rows, self.examples, log_probs, self.config.ratio_tolerance)
+            self._reference = _Reference(log_probs, means, report)
+        return self._reference
+
+    @torch.no_grad()
+    def _evaluate_reference(self, on_rows: OnRows | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """log p_old (rows, S) and the means that the KL is measured from (rows, S, C, h, w), on the CPU."""
+        sides = self.examples[0].sides
+        log_probs = torch.empty(self.rows_total, len(sides))
+        means = torch.empty(self.rows_total, len(sides), *sides[0].latents.shape[2:])
+        base = {name: torch.zeros_like(value) for name, value in self._start.items()}  # an adapter that adds nothing
+        with self._network():
+            for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
+                with self._weights(self._start):
+                    found, found_means = self._evaluate(numbers)
+                if self.config.kl_reference == "base":
+                    with self._weights(base):
+                        _, found_means = self._evaluate(numbers)
+                log_probs[numbers], means[numbers] = found.cpu(), found_means.cpu()
+                if on_rows is not None:
+                    on_rows(numbers[-1] + 1)
+        return log_probs, means
 
     def step(self, on_rows: OnRows | None = None) -> UpdateReport:
         """One optimiser update: the mean gradient of its rows, clipped, by AdamW.
 
         `on_rows(done_rows)` is called after each micro-batch and may raise: nothing has changed then. Raises
-        NonFiniteError naming update and step, InvalidInputError when all updates are done.
+        NonFiniteError naming update and step, PolicyMismatchError where p / p_old is not 1 in the first update,
+        InvalidInputError when all updates are done; the adapter is as before then.
         """
         if self.updates_done >= self.updates_total:
             raise InvalidInputError(f"expected at most {self.updates_total} updates, all are done")
-        self.cache_reference(on_rows)
-        numbers = self._rows_of_update(self.updates_done)
-        self._optimizer.zero_grad(set_to_none=True)
-        tally = _Tally()
-        done = 0
-        for part in _split(numbers, self.config.micro_batch):
-            self._accumulate(part, len(numbers), tally)
-            done += len(part)
-            if on_rows is not None:
-                on_rows(done)
+        reference = self._prepared(on_rows)
+        tally = Tally()
+        self._add_gradients(self._rows_of_update(self.updates_done), reference, tally, on_rows)
+        if self.updates_done == 0:
+            require_ratio_one(tally.ratio_by_step(), self.config.ratio_tolerance, "log-probs of the first update")
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_grad_norm))
         if not math.isfinite(norm):
-            raise NonFiniteError(f"gradient became NaN or infinite in update {self.updates_done + 1}")
+            raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1}")
         self._optimizer.step()
         self.updates_done += 1
         return tally.report(self.updates_done, norm)
 
-    def _accumulate(self, numbers: list[int], rows_of_update: int, tally: _Tally) -> None:
-        """Add the gradient of some rows, weighted for the mean over the update."""
-        assert self._reference is not None  # for the type checker: `step` has cached it
-        preferred, rejected = self._log_probs(numbers)
-        ref_preferred, ref_rejected = self._reference[numbers].to(preferred.device).unbind(1)
-        terms = (preferred, ref_preferred, rejected, ref_rejected, self.config.beta)
-        losses = dpo_loss(*terms)
-        steps = [self._rows[n].step for n in numbers]
-        for step, loss in zip(steps, losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise NonFiniteError(f"loss became {loss} in update {self.updates_done + 1} at step_index {step}")
-        (losses.sum() / rows_of_update).backward()
-        ratios = torch.cat([preferred - ref_preferred, rejected - ref_rejected]).detach().abs().max().exp()
-        tally.add(steps, losses.tolist(), dpo_margin(*terms).tolist(), float(ratios))
+    def _add_gradients(
+        self, numbers: Sequence[int], reference: _Reference, tally: Tally, on_rows: OnRows | None
+    ) -> None:
+        """Leave the mean gradient of the rows in the parameters, and their figures in the tally."""
+        parameters = list(self._parameters.values())
+        self._optimizer.zero_grad(set_to_none=True)
+        done = 0
+        with self._network():  # the backward pass of checkpointed layers goes through the processors again
+            for step, group in self._groups(numbers):
+                before = [parameter.grad for parameter in parameters]
+                self._optimizer.zero_grad(set_to_none=True)
+                for part in _split(group, self.config.micro_batch):
+                    self._backward(part, len(numbers), reference, tally)
+                    done += len(part)
+                    if on_rows is not None:
+                        on_rows(done)
+                if step is not None:
+                    tally.add_grad_norm(step, self._grad_norm(step))
+                for parameter, earlier in zip(parameters, before, strict=True):
+                    if earlier is not None:
+                        parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)
 
-    def _log_probs(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """log p of the preferred and of the rejected transition of each row, (rows,) each, in one U-Net call."""
-        rows = [self._rows[n] for n in numbers]
-        sides = [self.pairs[r.pair].preferred for r in rows], [self.pairs[r.pair].rejected for r in rows]
-        steps = [row.step for row in rows] * 2
-        trajectories = [*sides[0], *sides[1]]
-        both = zip(trajectories, steps, strict=True)
-        x_t, x_prev = zip(*((t.latents[0, i], t.latents[0, i + 1]) for t, i in both), strict=True)
-        embeds = torch.stack([self._embeds[self.pairs[row.pair].prompt] for row in rows] * 2)
-        found = transition_log_prob(
+    def _groups(self, numbers: Sequence[int]) -> list[tuple[int | None, list[int]]]:
+        """The rows step by step, so that each step's gradient can be told; all at once where nobody asks for it."""
+        if not self.config.log_gradient_norms:
+            return [(None, list(numbers))]
+        by_step: dict[int | None, list[int]] = {step: [] for step in range(len(self.schedule))}
+        for number in numbers:
+            by_step[self._rows[number].step].append(number)
+        return [(step, group) for step, group in by_step.items() if group]
+
+    def _grad_norm(self, step: int) -> float:
+        grads = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        norm = float(torch.stack([grad.norm() for grad in grads]).norm())
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1} at step_index {step}")
+        return norm
+
+    def _backward(self, numbers: list[int], rows_of_update: int, reference: _Reference, tally: Tally) -> None:
+        """Add the gradient of some rows, weighted for the mean over the update."""
+        rows, device = [self._rows[n] for n in numbers], self.model.unet.device
+        old, old_means = reference.log_probs[numbers].to(device), reference.means[numbers].to(device)
+        advantages = torch.tensor([self.examples[row.example].advantage for row in rows], device=device)
+        new, means = self._evaluate(numbers)
+        sigmas = self.schedule.sigmas[[row.step for row in rows]].to(device)
+        kl = gaussian_kl(means, old_means, sigmas)
+        found = row_losses(RowTerms(new, old, kl, advantages), self.config)
+        for row, loss in zip(rows, found.losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteError(f"loss became {loss} in update {self.updates_done + 1} at step_index {row.step}")
+        (found.losses.sum() / rows_of_update).backward()
+        tally.add([row.step for row in rows], found, (new - old).detach(), kl.detach())
+
+    def _evaluate(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """log p (R, S) and mu (R, S, C, h, w) of the transitions of some rows under the policy, in one U-Net call."""
+        chosen = [(self.examples[row.example], row.step) for row in (self._rows[n] for n in numbers)]
+        flat = [(example.prompt, side.latents[0], step) for example, step in chosen for side in example.sides]
+        steps = torch.tensor([step for *_, step in flat])
+        means = transition_mean(
             self.model.unet,
             self.schedule,
-            torch.stack(x_t),
-            torch.stack(x_prev),
-            torch.tensor(steps),
-            embeds,
+            torch.stack([latents[step] for _, latents, step in flat]),
+            steps,
+            self._embeds[[self._places[prompt] for prompt, *_ in flat]],
             self._negative,
             self.sampling.guidance_scale,
         )
-        preferred, rejected = found.chunk(2)
-        return preferred, rejected
+        x_prev = torch.stack([latents[step + 1] for _, latents, step in flat]).to(means.device)
+        log_probs = log_prob(x_prev, means, self.schedule.sigmas[steps].to(means.device))
+        return log_probs.unflatten(0, (len(chosen), -1)), means.unflatten(0, (len(chosen), -1))
+
+    @contextmanager
+    def _network(self) -> Iterator[None]:
+        """Within the context the U-Net is as it is trained; log p_old is evaluated in the same way, so that the ratio
+        is 1 before the first update."""
+        unet = self.model.unet
+        asked = self.config.gradient_checkpointing and not unet.is_gradient_checkpointing
+        with attention_written_out(unet):
+            if asked:
+                unet.enable_gradient_checkpointing()
+            try:
+                yield
+            finally:
+                if asked:
+                    unet.disable_gradient_checkpointing()
+
+    @contextmanager
+    def _weights(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Within the context the adapter has these weights. Not for the time between a forward and a backward pass."""
+        own = {name: parameter.data for name, parameter in self._parameters.items()}
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.data = weights[name]
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.data = own[name]
 
     def _rows_of_update(self, update: int) -> list[int]:
         """The row numbers of an update: a slice of its inner epoch's permutation, which `seed` alone determines."""
-        per_epoch = self.updates_total // self.config.inner_epochs
-        epoch, place = divmod(update, per_epoch)
-        generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(epoch + 1):
-            order = torch.randperm(self.rows_total, generator=generator).tolist()
+        epoch, place = divmod(update, self._updates_per_epoch)
         size = self.config.rows_per_update
-        return order[place * size : (place + 1) * size]
+        return self._orders[epoch][place * size : (place + 1) * size]
 
     def state(self) -> TrainerState:
-        """Adapter, optimiser, log pref and progress; a trainer of the same pairs that loads it goes on bit for bit."""
-        tensors = {f"adapter.{name}": value.detach().cpu().clone() for name, value in self._parameters.items()}
+        """Adapter, optimiser, the policy before the first update, and progress.
+
+        A trainer of the same examples that loads it goes on bit for bit (on a CPU, with the same `micro_batch`): its
+        `prepare` evaluates all rows under the saved policy again.
+        """
+        tensors = {}
+        for name, parameter in self._parameters.items():
+            tensors[f"adapter.{name}"] = parameter.detach().cpu().clone()
+            tensors[f"start.{name}"] = self._start[name].cpu().clone()
         for number, values in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value.cpu().clone() for key, value in values.items()}
-        if self._reference is not None:
-            tensors["reference"] = self._reference.clone()
-        return TrainerState(tensors, self._about() | {"updates_done": self.updates_done})
+        return TrainerState(tensors, self._about | {"updates_done": self.updates_done})
 
+    @cached_property
     def _about(self) -> dict[str, object]:
         """What a state must have been made with to be loaded here."""
-        digest = hashlib.sha256()
-        for pair in self.pairs:
-            digest.update(json.dumps([pair.prompt, pair.first_step]).encode())
-            for side in (pair.preferred, pair.rejected):
-                digest.update(side.latents.contiguous().numpy().tobytes())
-        config = self.config.model_dump(exclude={"micro_batch"})
-        return {"format": FORMAT, "seed": self.seed, "config": config, "pairs": digest.hexdigest()}
+        config = self.config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+        return {"format": FORMAT, "seed": self.seed, "config": config, "examples": digest(self.examples)}
 
     def load_state(self, state: TrainerState) -> None:
-        """Go on from `state`. Raises CheckpointError if it is of other pairs, settings, seed or another adapter."""
-        for key, expected in self._about().items():
+        """Go on from `state`. Raises CheckpointError, with nothing changed, if it is of other examples, settings, seed
+        or another adapter."""
+        for key, expected in self._about.items():
             if state.about.get(key) != expected:
                 raise CheckpointError(f"trainer state: expected {key} {expected!r}, got {state.about.get(key)!r}")
-        adapter = {name: state.tensors.get(f"adapter.{name}") for name in self._parameters}
+        updates = state.about.get("updates_done")
+        if not isinstance(updates, int) or not 0 <= updates <= self.updates_total:
+            raise CheckpointError(f"trainer state: expected at most {self.updates_total} updates_done, got {updates!r}")
+        weights = {
+            kind: {name: _saved(state, f"{kind}.{name}", value) for name, value in self._parameters.items()}
+            for kind in ("adapter", "start")
+        }
+        moments = self._saved_moments(state) if updates else {}
         for name, parameter in self._parameters.items():
-            saved = adapter[name]
-            if saved is None or saved.shape != parameter.shape:
-                raise CheckpointError(f"trainer state: no adapter weights of the right shape for {name}")
-            parameter.data.copy_(saved)
-        moments: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
-        for name, value in state.tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".")
-                moments[int(number)][key] = value.clone()
+            parameter.data.copy_(weights["adapter"][name])
+            self._start[name] = weights["start"][name].to(parameter.device)
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": dict(moments), "param_groups": groups})
-        reference = state.tensors.get("reference")
-        self._reference = None if reference is None else reference.clone()
-        self.updates_done = int(str(state.about["updates_done"]))
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self._reference = None
+        self.updates_done = updates
+
+    def _saved_moments(self, state: TrainerState) -> dict[int, dict[str, torch.Tensor]]:
+        """AdamW's state, by the parameter's number."""
+        moments = {}
+        for number, parameter in enumerate(self._parameters.values()):
+            like = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            moments[number] = {key: _saved(state, f"optimizer.{number}.{key}", value) for key, value in like.items()}
+        return moments
 
     def save(self, folder: Path) -> None:
         """Write the state into `folder`: one safetensors file with JSON metadata, whole or not at all."""
@@ -265,53 +327,19 @@ class DpoTrainer:
         """Go on from what `save` wrote. Raises CheckpointError if it is missing, damaged or of something else."""
         tensors, metadata = read_tensors(folder / STATE_FILE)
         try:
-            about = json.loads(metadata["trainer"])
-        except (KeyError, ValueError) as error:
+            about = dict(json.loads(metadata["trainer"]))
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / STATE_FILE}: expected a trainer's state: {error!r}") from error
         self.load_state(TrainerState(tensors, about))
 
 
-class _Tally:
-    """Figures of one update, gathered over its micro-batches."""
-
-    def __init__(self) -> None:
-        self.losses: dict[int, list[float]] = defaultdict(list)
-        self.margins: list[float] = []
-        self.ratio_max = 1.0
-
-    def add(self, steps: Sequence[int], losses: Sequence[float], margins: Sequence[float], ratio: float) -> None:
-        for step, loss in zip(steps, losses, strict=True):
-            self.losses[step].append(loss)
-        self.margins += margins
-        self.ratio_max = max(self.ratio_max, ratio)
-
-    def report(self, update: int, grad_norm: float) -> UpdateReport:
-        rows = len(self.margins)
-        return UpdateReport(
-            update=update,
-            rows=rows,
-            loss=sum(sum(losses) for losses in self.losses.values()) / rows,
-            margin=sum(self.margins) / rows,
-            accuracy=sum(margin > 0 for margin in self.margins) / rows,
-            grad_norm=grad_norm,
-            ratio_max=self.ratio_max,
-            loss_by_step={step: sum(losses) / len(losses) for step, losses in sorted(self.losses.items())},
-        )
-
-
-def _common_config(pairs: Sequence[TrainingPair]) -> SamplingConfig:
-    """The SamplingConfig that all trajectories share."""
-    configs = {side.config for pair in pairs for side in (pair.preferred, pair.rejected)}
-    if len(configs) != 1:
-        raise InvalidInputError(f"pairs: expected one sampling config, got {configs}")
-    return configs.pop()
-
-
-def _rows_of(pairs: Sequence[TrainingPair], schedule: Schedule) -> list[_Row]:
-    """All rows in order: pair by pair, steps from the pair's first one on; steps without noise are left out."""
-    return [
-        _Row(n, step) for n, pair in enumerate(pairs) for step in schedule.trainable_steps if step >= pair.first_step
-    ]
+def _saved(state: TrainerState, name: str, like: torch.Tensor) -> torch.Tensor:
+    """A copy of the state's tensor of that name. Raises CheckpointError unless it is there with the shape of `like`."""
+    found = state.tensors.get(name)
+    if found is None or found.shape != like.shape:
+        got = None if found is None else tuple(found.shape)
+        raise CheckpointError(f"trainer state: expected {name} of shape {tuple(like.shape)}, got {got}")
+    return found.clone()
 
 
 def _split(numbers: list[int], size: int) -> Iterator[list[int]]:

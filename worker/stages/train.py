@@ -19,7 +19,9 @@ from api.core.storage import StoredObject
 from api.core.tables import Model
 from dfusion.adapter import attach_lora, save_adapter
 from dfusion.errors import CheckpointError
-from dfusion.training import STATE_FILE, DpoTrainer, TrainingPair, UpdateReport
+from dfusion.training import STATE_FILE, Trainer
+from dfusion.training_data import TrainingPair
+from dfusion.training_report import SelfTest, UpdateReport
 from worker.pairs import PairSamples, load_pairs, trajectory_of
 from worker.task import SAFETENSORS, Record, Task
 
@@ -36,15 +38,15 @@ def run(task: Task) -> Record:
     with task.bench.models.for_training(parent.base, adapter) as model:
         if adapter is None:
             attach_lora(model.unet, task.spec.training.lora, seed)
-        trainer = DpoTrainer(model, _training_pairs(task, pairs), task.spec.training, seed)
+        trainer = Trainer(model, _training_pairs(task, pairs), task.spec.training, seed)
         checkpoints = _Checkpoints(task, trainer)
         checkpoints.resume()
-        reports = _train(task, trainer, checkpoints)
+        tested, reports = _train(task, trainer, checkpoints)
         path = task.scratch / "adapter.safetensors"
         # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
         save_adapter(model.unet, path, {"base": parent.base, "round": str(task.claim.round)})
         file = task.store("adapter", path, SAFETENSORS)
-    figures = _figures(pairs, reports, _store_log(task, reports))
+    figures = _figures(pairs, reports, _store_log(task, tested, reports))
     row = Model(
         id=new_id(IdKind.MODEL),
         base=parent.base,
@@ -71,39 +73,34 @@ def _note_no_pairs(session: Session, task: Task) -> None:
 
 def _training_pairs(task: Task, pairs: list[PairSamples]) -> list[TrainingPair]:
     """Preferred: the target where it was adopted, else the reference; rejected: the base."""
-    fusion = task.spec.fusion
     sides = [side for pair in pairs for side in (pair.reference, pair.base, pair.target) if side]
     stored = task.load_trajectories({side.trajectory for side in sides})
     found = []
     for pair in pairs:
         adopted = pair.target is not None and bool(pair.row.adopted)
         preferred = pair.target if adopted and pair.target else pair.reference
-        first_step = fusion.first_step if adopted and fusion else 0
-        found.append(
-            TrainingPair(
-                trajectory_of(preferred, stored), trajectory_of(pair.base, stored), pair.row.prompt, first_step
-            )
-        )
+        sides_of_pair = trajectory_of(preferred, stored), trajectory_of(pair.base, stored)
+        found.append(TrainingPair(*sides_of_pair, pair.row.prompt, on_policy=not adopted))
     return found
 
 
-def _train(task: Task, trainer: DpoTrainer, checkpoints: _Checkpoints) -> list[UpdateReport]:
+def _train(task: Task, trainer: Trainer, checkpoints: _Checkpoints) -> tuple[SelfTest, list[UpdateReport]]:
     """All updates that are left. Progress counts rows: once for log pref, then once an inner epoch."""
     rows = trainer.rows_total
     task.heartbeat.plan(rows * (1 + task.spec.training.inner_epochs))
-    trainer.cache_reference(task.heartbeat.at)
+    tested = trainer.prepare(task.heartbeat.at)
     reports: list[UpdateReport] = []
     while trainer.updates_done < trainer.updates_total:
         before = rows + rows * task.spec.training.inner_epochs * trainer.updates_done // trainer.updates_total
         reports.append(trainer.step(lambda done, before=before: task.heartbeat.at(before + done)))  # type: ignore[misc]
         checkpoints.save_if_due()
-    return reports
+    return tested, reports
 
 
 class _Checkpoints:
     """Where a training goes on after its worker was lost."""
 
-    def __init__(self, task: Task, trainer: DpoTrainer) -> None:
+    def __init__(self, task: Task, trainer: Trainer) -> None:
         self._task, self._trainer = task, trainer
         self._last: StoredObject | None = task.claim.checkpoint
         self._saved_at = time.monotonic()
@@ -139,9 +136,11 @@ class _Checkpoints:
         self._last, self._saved_at = stored, time.monotonic()
 
 
-def _store_log(task: Task, reports: list[UpdateReport]) -> str:
+def _store_log(task: Task, tested: SelfTest, reports: list[UpdateReport]) -> str:
     path = task.scratch / "updates.json"
-    path.write_text(json.dumps({"updates": [asdict(report) for report in reports]}), "utf-8")
+    path.write_text(
+        json.dumps({"self_test": asdict(tested), "updates": [asdict(report) for report in reports]}), "utf-8"
+    )
     return task.store("updates", path, JSON)
 
 

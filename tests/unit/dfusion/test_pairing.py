@@ -51,3 +51,25 @@ def test_adoption() -> None:
     assert adopt(0.5, 0.5, 0.9) and not adopt(0.49, 0.5, 0.9)
     against_reference = PairingConfig(adoption_against="reference", adoption_threshold=0.5)
     assert adopt(0.45, 0.5, 0.9, against_reference) and not adopt(0.44, 0.0, 0.9, against_reference)
+
+
+def test_rank_order_deals_as_the_released_code() -> None:
+    """Written out as the released code has it: order[:n/4] each twice, against order[n/2:], both from the best down."""
+    scores = [0.6, 0.4, 0.3, 0.8, 0.0, 0.5, 0.2, 0.9]
+    order = [7, 3, 0, 5, 1, 2, 6, 4]
+    released = list(zip([i for i in order[:2] for _ in range(2)], order[4:], strict=True))
+    found = choose_pairs(scores, PairingConfig.released_code())
+    assert [(pair.reference, pair.base) for pair in found] == released == [(7, 1), (7, 2), (3, 6), (3, 4)]
+
+
+def test_rank_order_takes_the_worst_share_even_where_some_are_left_over() -> None:
+    """7 samples: one reference with 2 uses, bases 2, 1, 0 from the best down; the worst is left over."""
+    config = PairingConfig(dealing="rank_order")
+    assert choose_pairs([float(i) for i in range(7)], config) == [Pair(6, 2), Pair(6, 1)]
+
+
+def test_the_released_code_keeps_every_target() -> None:
+    assert adopt(-0.5, 0.5, 0.9, PairingConfig.released_code()) and adopt(
+        -0.5, -0.1, 0.9, PairingConfig.released_code()
+    )
+    assert not adopt(-0.5, -0.1, 0.9)

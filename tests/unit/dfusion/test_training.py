@@ -1,171 +1,454 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dfusion.adapter import attach_lora, lora_parameters
 from dfusion.config import SamplingConfig, TrainingConfig
-from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError
+from dfusion.ddim import Schedule
+from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError, PolicyMismatchError
 from dfusion.models import DiffusionModel
-from dfusion.policy import log_probs
+from dfusion.policy import log_probs, transition_mean
 from dfusion.sampling import sample
-from dfusion.training import DpoTrainer, TrainingPair
-from tests.nets import tiny_model
+from dfusion.training import Trainer, TrainerState
+from dfusion.training_data import Example, TrainingPair, TrainingSample
+from dfusion.types import Trajectory
+from tests.nets import tiny_model, tiny_xl_model
 
-PROMPTS = ("a red circle", "a blue square")
+ALGORITHMS = ("dpo", "ddpo", "dpok")
+PROMPTS = ("a red circle", "a red circle", "a blue square", "a blue square")
+ADVANTAGES = (1.0, -1.5, 0.75, -0.5)
 FOUR = SamplingConfig(num_steps=4)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dpo": {"beta": 5.0},
+    "ddpo": {"clip_range": 0.9},
+    "dpok": {"clip_range": 0.9, "policy_weight": 2.0, "kl_weight": 3.0},
+}
+
+ALL_AT_ONCE: dict[str, Any] = {"rows_per_update": 16, "micro_batch": 16, "log_gradient_norms": False}
 
 
 @pytest.fixture
 def model() -> DiffusionModel:
+    """With an adapter that already changes the policy, as in later rounds."""
     made = tiny_model()
     attach_lora(made.unet, seed=1)
+    shake(made, 0.05)
     return made
 
 
-def pairs_of(model: DiffusionModel, first_step: int = 0) -> list[TrainingPair]:
-    embeds = model.encode_prompts([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]])
-    made = sample(model.unet, model.scheduler, embeds, model.encode_prompts([""]), [1, 2, 3, 4], config=FOUR)
-    return [
-        TrainingPair(made.select([2 * i]), made.select([2 * i + 1]), prompt, first_step)
-        for i, prompt in enumerate(PROMPTS)
-    ]
+def shake(model: DiffusionModel, by: float, seed: int = 5) -> None:
+    """Add noise to the adapter."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in lora_parameters(model.unet).values():
+        parameter.data += by * torch.randn(parameter.shape, generator=generator)
 
 
-def config(**changes: object) -> TrainingConfig:
-    settings = {"rows_per_update": 3, "micro_batch": 2, "inner_epochs": 2, "learning_rate": 1e-3, "beta": 5.0}
-    return TrainingConfig(**(settings | changes))
+def draw(model: DiffusionModel) -> list[Trajectory]:
+    embeds, negative = model.encode_prompts(PROMPTS), model.encode_prompts([""])
+    made = sample(model.unet, model.scheduler, embeds, negative, [1, 2, 3, 4], config=FOUR)
+    return [made.select([i]) for i in range(4)]
+
+
+def examples_of(model: DiffusionModel, algorithm: str = "dpo") -> list[Example]:
+    """Two pairs or four samples: 8 or 16 rows."""
+    drawn = draw(model)
+    if algorithm == "dpo":
+        return [TrainingPair(drawn[i], drawn[i + 1], PROMPTS[i]) for i in (0, 2)]
+    return [TrainingSample(*each) for each in zip(drawn, PROMPTS, ADVANTAGES, strict=True)]
+
+
+def config(algorithm: str = "dpo", **changes: Any) -> TrainingConfig:
+    settings = {"rows_per_update": 3, "micro_batch": 2, "inner_epochs": 2, "learning_rate": 1e-3}
+    return TrainingConfig(algorithm=algorithm, **(settings | SETTINGS[algorithm] | changes))
+
+
+def trainer_of(model: DiffusionModel, algorithm: str = "dpo", seed: int = 0, **changes: Any) -> Trainer:
+    return Trainer(model, examples_of(model, algorithm), config(algorithm, **changes), seed)
 
 
 def weights(model: DiffusionModel) -> list[torch.Tensor]:
     return [value.detach().clone() for value in lora_parameters(model.unet).values()]
 
 
+def put(model: DiffusionModel, values: Sequence[torch.Tensor]) -> None:
+    """Make `values` the adapter's weights."""
+    for parameter, value in zip(lora_parameters(model.unet).values(), values, strict=True):
+        parameter.data = value.clone()
+
+
+def gradient(model: DiffusionModel) -> torch.Tensor:
+    """What the last update left, as one vector."""
+    return torch.cat([value.grad.flatten() for value in lora_parameters(model.unet).values()])
+
+
 def same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
+class Replayed:
+    """All transitions of `drawn` under the policy of the moment, without the trainer: (4, T) log-probs, and means."""
+
+    def __init__(self, model: DiffusionModel, drawn: Sequence[Trajectory]) -> None:
+        schedule = Schedule.from_scheduler(model.scheduler, 4, 1.0)
+        embeds, negative = model.encode_prompts(PROMPTS), model.encode_prompts([""])
+        self.sigmas = schedule.sigmas
+        self.log_probs = torch.cat(
+            [log_probs(model.unet, model.scheduler, one, embeds[[i]], negative) for i, one in enumerate(drawn)]
+        )
+        x = torch.cat([one.latents for one in drawn])
+        steps = [torch.full((4,), i) for i in range(4)]
+        means = [transition_mean(model.unet, schedule, x[:, i], steps[i], embeds, negative, 5.0) for i in range(4)]
+        self.means = torch.stack(means, 1)
+
+    def divergence(self, other: "Replayed") -> torch.Tensor:
+        """(4, T): mean over C*h*w of (mu - mu')^2 / (2 sigma^2)."""
+        return (self.means - other.means).square().flatten(2).mean(2) / (2 * self.sigmas.square())
+
+
+def expected_losses(algorithm: str, now: Replayed, old: Replayed, reference: Replayed) -> torch.Tensor:
+    """Eq. 6, 8 and 9 written out: (2, T) for pairs, (4, T) for samples. No ratio reaches the clip."""
+    log_ratio = now.log_probs - old.log_probs
+    if algorithm == "dpo":
+        return torch.log1p(torch.exp(-SETTINGS["dpo"]["beta"] * (log_ratio[0::2] - log_ratio[1::2])))
+    policy = -torch.tensor(ADVANTAGES)[:, None] * log_ratio.exp()
+    if algorithm == "ddpo":
+        return policy
+    return SETTINGS["dpok"]["policy_weight"] * policy + SETTINGS["dpok"]["kl_weight"] * now.divergence(reference)
+
+
 def test_first_loss_is_ln_2_and_the_margin_grows(model: DiffusionModel) -> None:
-    trainer = DpoTrainer(model, pairs_of(model), config(rows_per_update=8, inner_epochs=12), seed=0)
+    trainer = trainer_of(model, **ALL_AT_ONCE, inner_epochs=6)
     reports = [trainer.step() for _ in range(trainer.updates_total)]
     assert reports[0].loss == pytest.approx(math.log(2), abs=1e-5)
-    assert reports[0].ratio_max == pytest.approx(1, abs=1e-5)
+    assert reports[0].ratio_max == pytest.approx(1, abs=1e-5) and reports[0].kl == pytest.approx(0, abs=1e-6)
     assert reports[-1].loss < reports[0].loss and reports[-1].margin > 0 and reports[-1].accuracy > 0.5
-    assert sorted(reports[0].loss_by_step) == [0, 1, 2, 3] and reports[0].grad_norm > 0
+    assert [step.step_index for step in reports[0].steps] == [0, 1, 2, 3] and reports[0].grad_norm > 0
+    assert reports[-1].kl > 0 and reports[0].clipped is None
 
 
-def test_rows_and_updates_are_counted(model: DiffusionModel) -> None:
-    """2 pairs x 4 steps = 8 rows, 3 an update: 3, 3 and the last 2, in each of 2 inner epochs."""
-    trainer, seen = DpoTrainer(model, pairs_of(model), config(), seed=0), []
-    trainer.cache_reference()
-    assert (trainer.rows_total, trainer.updates_total) == (8, 6)
-    assert [trainer.step(seen.append).rows for _ in range(6)] == [3, 3, 2, 3, 3, 2]
-    assert seen[:5] == [2, 3, 2, 3, 2]
-    with pytest.raises(InvalidInputError, match="6 updates"):
+@pytest.mark.parametrize(("algorithm", "weight"), [("ddpo", 1.0), ("dpok", 2.0)])
+def test_first_loss_is_the_mean_advantage_and_good_samples_become_likelier(
+    model: DiffusionModel, algorithm: str, weight: float
+) -> None:
+    """-alpha * (1 - 1.5 + 0.75 - 0.5) / 4 = alpha / 16; it falls as samples become as likely as they are good."""
+    trainer = trainer_of(model, algorithm, **ALL_AT_ONCE, inner_epochs=5)
+    reports = [trainer.step() for _ in range(trainer.updates_total)]
+    assert reports[0].loss == pytest.approx(weight / 16, abs=1e-5)
+    assert reports[0].ratio_max == pytest.approx(1, abs=1e-5) and reports[0].kl == pytest.approx(0, abs=1e-6)
+    assert reports[-1].loss < reports[0].loss and reports[-1].kl > 0
+    assert reports[0].margin is None and reports[0].accuracy is None
+
+
+def test_the_divergence_holds_dpok_back(model: DiffusionModel) -> None:
+    before, last = weights(model), []
+    for kl_weight in (0.0, 1000.0):
+        trainer = trainer_of(model, "dpok", **ALL_AT_ONCE, inner_epochs=5, kl_weight=kl_weight)
+        last.append([trainer.step().kl for _ in range(5)][-1])
+        put(model, before)
+    assert 0 < last[1] < last[0] / 2
+
+
+def test_the_clip_stops_what_has_gone_far_enough(model: DiffusionModel) -> None:
+    """A good sample's transitions that one update made likelier by more than 1e-4 pull no more; the others do."""
+    samples = [TrainingSample(draw(model)[0], PROMPTS[0], 1.0)]
+    trainer = Trainer(model, samples, config("ddpo", rows_per_update=4, clip_range=1e-4), seed=0)
+    first, second = trainer.step(), trainer.step()
+    assert first.clipped == 0 and first.grad_norm > 0
+    assert second.clipped == 0.5 and {step.ratio > 1 + 1e-4 for step in second.steps} == {True, False}
+    assert all((step.grad_norm == 0) is (step.ratio > 1 + 1e-4) for step in second.steps)
+
+
+@pytest.mark.parametrize(("algorithm", "rows"), [("dpo", 8), ("ddpo", 16)])
+def test_rows_and_updates_are_counted(model: DiffusionModel, algorithm: str, rows: int) -> None:
+    """8 rows, 3 an update: 3, 3 and the last 2, in each of 2 inner epochs; 16 rows: 5 times 3 and 1."""
+    trainer, seen = trainer_of(model, algorithm, log_gradient_norms=False), []
+    trainer.prepare(seen.append)
+    assert seen == list(range(2, rows + 1, 2))
+    per_epoch = [3] * (rows // 3) + [rows % 3]
+    assert (trainer.rows_total, trainer.updates_total) == (rows, 2 * len(per_epoch))
+    seen.clear()
+    assert [trainer.step(seen.append).rows for _ in range(trainer.updates_total)] == per_epoch * 2
+    assert seen[:4] == [2, 3, 2, 3]
+    with pytest.raises(InvalidInputError, match=f"{trainer.updates_total} updates"):
         trainer.step()
 
 
 def test_every_epoch_takes_each_row_once_in_its_own_order(model: DiffusionModel) -> None:
-    trainer = DpoTrainer(model, pairs_of(model), config(), seed=0)
+    trainer = trainer_of(model)
     epochs = [[n for u in range(3 * e, 3 * e + 3) for n in trainer._rows_of_update(u)] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(8)) and epochs[0] != epochs[1]
-    other = DpoTrainer(model, pairs_of(model), config(), seed=1)
-    assert other._rows_of_update(0) != trainer._rows_of_update(0)
+    assert trainer_of(model, seed=1)._rows_of_update(0) != trainer._rows_of_update(0)
 
 
-def test_shared_steps_are_skipped(model: DiffusionModel) -> None:
-    trainer = DpoTrainer(model, pairs_of(model, first_step=2), config(rows_per_update=99), seed=0)
-    assert trainer.rows_total == 4
-    assert sorted(trainer.step().loss_by_step) == [2, 3]
+def test_a_fused_pair_is_trained_on_under_the_plain_network(model: DiffusionModel) -> None:
+    """The target has its base's first two transitions, which are skipped; its own log-probs are not believed."""
+    base, other = draw(model)[:2]
+    latents = torch.cat([base.latents[:, :3], other.latents[:, 3:]], 1)
+    target = replace(base, latents=latents, log_probs=base.log_probs + 1)
+    pair = TrainingPair(target, base, PROMPTS[0], on_policy=False)
+    trainer = Trainer(model, [pair], config(rows_per_update=99), seed=0)
+    report = trainer.prepare()
+    assert (trainer.rows_total, report.compared, report.replayed) == (2, 2, 2)
+    first = trainer.step()
+    assert [step.step_index for step in first.steps] == [2, 3] and first.loss == pytest.approx(math.log(2), abs=1e-5)
+    with pytest.raises(PolicyMismatchError):
+        Trainer(model, [replace(pair, on_policy=True)], config(), seed=0).prepare()
 
 
-def test_the_gradient_is_the_mean_over_rows_whatever_the_micro_batch(model: DiffusionModel) -> None:
-    """Against autograd on Eq. 6 written out for all rows at once."""
-    pairs = pairs_of(model)
-    negative, parameters = model.encode_prompts([""]), list(lora_parameters(model.unet).values())
-    terms = []
-    for pair in pairs:
-        embeds = model.encode_prompts([pair.prompt])
-        w, loser = (
-            log_probs(model.unet, model.scheduler, side, embeds, negative) for side in (pair.preferred, pair.rejected)
-        )
-        terms.append(-torch.log(torch.sigmoid(5.0 * ((w - w.detach()) - (loser - loser.detach())))))
-    expected = torch.autograd.grad(torch.cat(terms).mean(), parameters)
-    norm = torch.cat([g.flatten() for g in expected]).norm().item()
-    for micro_batch in (3, 8):
-        attach_lora(model.unet, seed=1)
-        trainer = DpoTrainer(
-            model, pairs, config(rows_per_update=8, micro_batch=micro_batch, max_grad_norm=1e9), seed=0
-        )
-        assert trainer.step().grad_norm == pytest.approx(norm, rel=1e-3)
-        for parameter, gradient in zip(lora_parameters(model.unet).values(), expected, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3 * norm)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_loss_divergence_and_gradient_are_those_of_the_equations(model: DiffusionModel, algorithm: str) -> None:
+    """In the third update, away from the old policy: against the equations in numpy, and their finite differences
+    along the gradient, both from forward passes alone."""
+    drawn = draw(model)
+    trainer = trainer_of(model, algorithm, rows_per_update=16, inner_epochs=3, max_grad_norm=1e9)
+    with torch.no_grad():
+        old = Replayed(model, drawn)
+    for _ in range(2):
+        trainer.step()
+    with torch.no_grad():
+        now, here = Replayed(model, drawn), weights(model)
+    report = trainer.step()
+    found = gradient(model)
+    assert report.loss == pytest.approx(expected_losses(algorithm, now, old, old).mean().item(), abs=2e-6)
+    assert report.kl == pytest.approx(now.divergence(old).mean().item(), rel=1e-3) and report.kl > 0
+    assert report.ratio_max == pytest.approx((now.log_probs - old.log_probs).abs().max().exp().item(), rel=1e-5)
+    assert report.grad_norm == pytest.approx(found.norm().item(), rel=1e-5)
+    width, sides = 3e-2, []
+    for sign in (1, -1):
+        shifts = (sign * width * found / found.norm()).split([value.numel() for value in here])
+        put(model, [value + shift.reshape(value.shape) for value, shift in zip(here, shifts, strict=True)])
+        with torch.no_grad():
+            losses = expected_losses(algorithm, Replayed(model, drawn), old, old)
+        sides.append(np.mean(losses.double().numpy()))
+    assert (sides[0] - sides[1]) / (2 * width) == pytest.approx(report.grad_norm, rel=1e-2)
 
 
-def test_resume_is_bit_exact(model: DiffusionModel, tmp_path: Path) -> None:
-    pairs = pairs_of(model)
-    through = DpoTrainer(model, pairs, config(), seed=0)
-    reports = [through.step() for _ in range(2)]
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_batches_and_checkpointing_change_nothing(model: DiffusionModel, algorithm: str) -> None:
+    """All agree with batch 1 and accumulation, and with autograd on the equations for all rows at once by the fused
+    attention kernel. `scale` is what the examples pull before they cancel each other; convolutions of other batch sizes
+    round differently, by up to 1e-5 of it. DPOK's divergence is from the base model: so it has a gradient here."""
+    from_base = {"kl_reference": "base"} if algorithm == "dpok" else {}
+    examples, before, drawn = examples_of(model, algorithm), weights(model), draw(model)
+    with torch.no_grad():
+        old = Replayed(model, drawn)
+        attach_lora(model.unet, seed=1)  # adds nothing: the base model
+        base = Replayed(model, drawn)
+    put(model, before)
+    losses = expected_losses(algorithm, Replayed(model, drawn), old, base)
+    parameters = list(lora_parameters(model.unet).values())
+    pulls = []
+    for own in losses.sum(1) / losses.numel():
+        parts = torch.autograd.grad(own, parameters, retain_graph=True)
+        pulls.append(torch.cat([part.flatten() for part in parts]))
+    expected, scale = sum(pulls), sum(pull.norm() for pull in pulls)
+    one_by_one = None
+    for changes in (
+        {"micro_batch": 1, "log_gradient_norms": False},
+        {"micro_batch": 1},
+        {"micro_batch": 3, "log_gradient_norms": False},
+        {"micro_batch": 16},
+        {"micro_batch": 5, "gradient_checkpointing": True},
+    ):
+        put(model, before)
+        settings = config(algorithm, rows_per_update=16, max_grad_norm=1e9, **from_base, **changes)
+        report = Trainer(model, examples, settings, seed=0).step()
+        assert report.loss == pytest.approx(losses.mean().item(), rel=1e-5)
+        one_by_one = gradient(model) if one_by_one is None else one_by_one
+        assert (gradient(model) - one_by_one).abs().max() < 1e-5 and (
+            gradient(model) - one_by_one
+        ).norm() < 3e-5 * scale
+        assert (gradient(model) - expected).norm() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "dpok"])
+def test_gradient_norms_are_told_step_by_step(model: DiffusionModel, algorithm: str) -> None:
+    """Autograd on the rows of each step alone; together they are the whole gradient."""
+    drawn = draw(model)
+    trainer = trainer_of(model, algorithm, rows_per_update=16)
+    with torch.no_grad():
+        old = Replayed(model, drawn)
+    losses = expected_losses(algorithm, Replayed(model, drawn), old, old)
+    parameters = list(lora_parameters(model.unet).values())
+    expected = []
+    for step in range(4):
+        parts = torch.autograd.grad(losses[:, step].sum() / losses.numel(), parameters, retain_graph=True)
+        expected.append(torch.cat([part.flatten() for part in parts]))
+    report = trainer.step()
+    assert [step.grad_norm for step in report.steps] == pytest.approx([e.norm().item() for e in expected], rel=1e-4)
+    assert report.grad_norm == pytest.approx(sum(expected).norm().item(), rel=1e-4)
+    assert {step.grad_norm for step in trainer_of(model, algorithm, log_gradient_norms=False).step().steps} == {None}
+
+
+def test_the_divergence_may_be_from_the_base_model(model: DiffusionModel) -> None:
+    """With a changed adapter it is there before the first update; p_old is the policy that sampled all the same."""
+    trainer = trainer_of(model, "dpok", kl_reference="base", rows_per_update=16)
+    report = trainer.prepare()
+    assert all(abs(ratio - 1) < 1e-5 for ratio in report.ratio_by_step.values())
+    first = trainer.step()
+    assert first.kl > 1e-4 and first.ratio_max == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: str, tmp_path: Path) -> None:
+    examples = examples_of(model, algorithm)
+    settings = config(algorithm, rows_per_update=3 if algorithm == "dpo" else 6)  # 3 updates in each of 2 epochs
+    through = Trainer(model, examples, settings, seed=0)
+    states, reports, after = [], [], []
+    for _ in range(through.updates_total):
+        states.append(through.state())
+        reports.append(through.step())
+        after.append(weights(model))
+    for done, state in enumerate(states):
+        attach_lora(model.unet, seed=77)
+        resumed = Trainer(model, examples, settings, seed=0)
+        resumed.load_state(state)
+        assert resumed.updates_done == done
+        assert resumed.step() == reports[done]
+        assert same(weights(model), after[done])
+    through.load_state(states[1])
     through.save(tmp_path)
-    reports += [through.step() for _ in range(4)]
-    expected = weights(model)
     attach_lora(model.unet, seed=77)
-    resumed = DpoTrainer(model, pairs, config(), seed=0)
-    resumed.load(tmp_path)
-    assert resumed.updates_done == 2
-    assert [resumed.step() for _ in range(4)] == reports[2:]
-    assert same(weights(model), expected)
+    from_file = Trainer(model, examples, settings, seed=0)
+    from_file.load(tmp_path)
+    assert [from_file.step() for _ in reports[1:]] == reports[1:] and same(weights(model), after[-1])
 
 
 def test_a_cancelled_update_changes_nothing(model: DiffusionModel) -> None:
-    trainer = DpoTrainer(model, pairs_of(model), config(), seed=0)
-    trainer.cache_reference()
+    trainer = trainer_of(model)
     before = weights(model)
 
     def cancel(_: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        trainer.step(cancel)
-    assert same(weights(model), before) and trainer.updates_done == 0
+    for _ in range(2):  # while log p_old is evaluated, then in the update itself
+        with pytest.raises(KeyboardInterrupt):
+            trainer.step(cancel)
+        assert same(weights(model), before) and trainer.updates_done == 0
+        trainer.prepare()
     report = trainer.step()
-    attach_lora(model.unet, seed=1)
-    assert DpoTrainer(model, trainer.pairs, config(), seed=0).step() == report
+    put(model, before)
+    assert Trainer(model, trainer.examples, config(), seed=0).step() == report
+
+
+def test_the_network_is_left_as_it_was(model: DiffusionModel) -> None:
+    """Attention processors and checkpointing are the trainer's own affair, also when it is stopped."""
+    before = dict(model.unet.attn_processors)
+    trainer = trainer_of(model, gradient_checkpointing=True)
+
+    def cancel(_: int) -> None:
+        assert model.unet.is_gradient_checkpointing and model.unet.attn_processors != before
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.step(cancel)
+        assert model.unet.attn_processors == before and not model.unet.is_gradient_checkpointing
+        trainer.prepare()
 
 
 def test_states_of_something_else_are_refused(model: DiffusionModel, tmp_path: Path) -> None:
-    pairs = pairs_of(model)
-    trainer = DpoTrainer(model, pairs, config(), seed=0)
+    examples = examples_of(model)
+    trainer = Trainer(model, examples, config(), seed=0)
     with pytest.raises(CheckpointError):
         trainer.load(tmp_path)
     trainer.save(tmp_path)
     for other in (
-        DpoTrainer(model, pairs, config(), seed=1),
-        DpoTrainer(model, pairs[::-1], config(), seed=0),
-        DpoTrainer(model, pairs, config(beta=0.2), seed=0),
+        Trainer(model, examples, config(), seed=1),
+        Trainer(model, examples[::-1], config(), seed=0),
+        Trainer(model, examples, config(beta=0.2), seed=0),
     ):
         with pytest.raises(CheckpointError, match="expected"):
             other.load(tmp_path)
-    DpoTrainer(model, pairs, config(micro_batch=1), seed=0).load(tmp_path)
+    Trainer(model, examples, config(micro_batch=1, gradient_checkpointing=True), seed=0).load(tmp_path)
+
+
+def test_a_damaged_state_leaves_the_trainer_as_it_was(model: DiffusionModel) -> None:
+    trainer = trainer_of(model)
+    trainer.step()
+    state, before = trainer.state(), weights(model)
+    shake(model, 0.1)
+    moved = weights(model)
+    for name in state.tensors:
+        rest = {key: value for key, value in state.tensors.items() if key != name}
+        with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+            trainer.load_state(TrainerState(rest, state.about))
+    for updates in (-1, 99, None, "1"):
+        with pytest.raises(CheckpointError, match="updates_done"):
+            trainer.load_state(TrainerState(state.tensors, {**state.about, "updates_done": updates}))
+    assert same(weights(model), moved) and trainer.updates_done == 1
+    trainer.load_state(state)
+    assert same(weights(model), before)
 
 
 def test_a_loss_that_is_not_finite_is_named(model: DiffusionModel) -> None:
-    trainer = DpoTrainer(model, pairs_of(model), config(), seed=0)
+    trainer = trainer_of(model)
     trainer.step()
     before = weights(model)
     lora_parameters(model.unet).popitem()[1].data.fill_(math.nan)
     with pytest.raises(NonFiniteError, match=r"update 2 at step_index \d"):
         trainer.step()
-    assert same(weights(model)[:-1], before[:-1])
+    assert same(weights(model)[:-1], before[:-1]) and trainer.updates_done == 1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_self_test_compares_every_transition(model: DiffusionModel, algorithm: str) -> None:
+    report = trainer_of(model, algorithm).prepare()
+    assert (report.compared, report.replayed, report.tolerance) == (16, 0, 1e-3)
+    assert sorted(report.ratio_by_step) == [0, 1, 2, 3]
+    assert all(abs(ratio - 1) < 1e-5 for ratio in report.ratio_by_step.values())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_another_policy_than_the_one_that_sampled_is_refused(model: DiffusionModel, algorithm: str) -> None:
+    examples = examples_of(model, algorithm)
+    shake(model, 0.2)
+    before = weights(model)
+    with pytest.raises(PolicyMismatchError, match=r"recorded.*within 0\.001 at step_index \d"):
+        Trainer(model, examples, config(algorithm), seed=0).step()
+    assert same(weights(model), before)
+    Trainer(model, examples, config(algorithm, ratio_tolerance=1e3), seed=0).prepare()
+
+
+def test_the_first_update_must_start_at_ratio_1(model: DiffusionModel) -> None:
+    """What is not recorded, too, has the ratio 1 there: here the network is changed after log p_old was evaluated."""
+    examples = [replace(each, on_policy=False) for each in examples_of(model, "ddpo")]
+    trainer = Trainer(model, examples, config("ddpo"), seed=0)
+    assert trainer.prepare().compared == 0
+    before = weights(model)
+    model.unet.conv_in.weight.data *= 1.5
+    with pytest.raises(PolicyMismatchError, match=r"first update.*step_index \d"):
+        trainer.step()
+    assert same(weights(model), before) and trainer.updates_done == 0
+
+
+def test_steps_can_be_left_out(model: DiffusionModel) -> None:
+    assert trainer_of(model, timestep_fraction=0.5).rows_total == 4
+    report = trainer_of(model, skip_dominant_step=True, rows_per_update=8).step()
+    assert [step.step_index for step in report.steps] == [0, 1, 3]
+
+
+def test_sdxl_is_conditioned_as_it_was_sampled() -> None:
+    """Two text encoders, pooled embeddings and time ids reach the U-Net: else the ratio would not be 1."""
+    model = tiny_xl_model()
+    attach_lora(model.unet, seed=1)
+    shake(model, 0.05)
+    trainer = trainer_of(model, rows_per_update=8)
+    assert all(abs(ratio - 1) < 1e-5 for ratio in trainer.prepare().ratio_by_step.values())
+    assert trainer.step().loss == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_what_cannot_be_trained(model: DiffusionModel) -> None:
-    pairs = pairs_of(model)
+    examples = examples_of(model)
     with pytest.raises(InvalidInputError, match="at least one"):
-        DpoTrainer(model, [], config(), seed=0)
+        Trainer(model, [], config(), seed=0)
     with pytest.raises(InvalidInputError, match="LoRA"):
-        DpoTrainer(tiny_model(), pairs, config(), seed=0)
-    with pytest.raises(InvalidInputError, match="first_step"):
-        TrainingPair(pairs[0].preferred, pairs[0].rejected, "a", 4)
+        Trainer(tiny_model(), examples, config(), seed=0)
+    with pytest.raises(InvalidInputError, match="ddpo learns from TrainingSample"):
+        Trainer(model, examples, config("ddpo"), seed=0)

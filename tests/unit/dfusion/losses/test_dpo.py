@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,3 +27,22 @@ def test_the_gradient_raises_the_preferred_and_lowers_the_rejected() -> None:
 def test_no_overflow_far_from_the_reference() -> None:
     far = torch.tensor([-1e6])
     assert dpo_loss(far, torch.zeros(1), torch.zeros(1), torch.zeros(1), beta=1.0).item() == pytest.approx(1e6)
+
+
+def test_agrees_with_numpy_and_finite_differences() -> None:
+    rng = np.random.default_rng(0)
+    terms, beta, width = rng.normal(0, 1, (4, 50)), 1.7, 1e-6
+
+    def loss_of(w: np.ndarray, ref_w: np.ndarray, loser: np.ndarray, ref_loser: np.ndarray) -> np.ndarray:
+        odds = (np.exp(w) / np.exp(ref_w) / (np.exp(loser) / np.exp(ref_loser))) ** beta
+        return -np.log(odds / (1 + odds))
+
+    w, loser = (torch.tensor(terms[i], requires_grad=True) for i in (0, 2))
+    loss = dpo_loss(w, torch.tensor(terms[1]), loser, torch.tensor(terms[3]), beta)
+    loss.sum().backward()
+    np.testing.assert_allclose(loss.detach().numpy(), loss_of(*terms), rtol=1e-9)
+    for row, gradient in ((0, w.grad), (2, loser.grad)):
+        shift = np.zeros_like(terms)
+        shift[row] = width
+        slope = (loss_of(*(terms + shift)) - loss_of(*(terms - shift))) / (2 * width)
+        np.testing.assert_allclose(gradient.numpy(), slope, atol=1e-8)

@@ -1,0 +1,191 @@
+"""What a training learns from: pairs of trajectories (Eq. 6), or single ones with their advantages (Eq. 8, 9)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dfusion.config import SamplingConfig, TrainingConfig
+from dfusion.ddim import Schedule
+from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
+from dfusion.policy import step_weights
+from dfusion.types import Trajectory
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """A preferred and a rejected trajectory of one prompt, each of one sample, for dpo.
+
+    on_policy  whether the policy that is about to be trained drew the preferred trajectory. A fused target and an
+               inverted trajectory are not its own: the log-probs recorded with them are another network's or none.
+               It drew the rejected one.
+
+    Raises ShapeMismatchError, InvalidInputError, and NonFiniteError for latents that are NaN or infinite.
+    """
+
+    preferred: Trajectory
+    rejected: Trajectory
+    prompt: str
+    on_policy: bool = True
+
+    def __post_init__(self) -> None:
+        _check_one("preferred", self.preferred)
+        _check_one("rejected", self.rejected)
+        if self.preferred.config != self.rejected.config:
+            got = (self.preferred.config, self.rejected.config)
+            raise InvalidInputError(f"pair: expected one sampling config, got {got}")
+        if self.preferred.latents.shape != self.rejected.latents.shape:
+            shapes = tuple(self.preferred.latents.shape), tuple(self.rejected.latents.shape)
+            raise ShapeMismatchError("rejected.latents", *shapes)
+
+    @property
+    def sides(self) -> tuple[Trajectory, ...]:
+        """The trajectories whose transitions a row takes, preferred first."""
+        return self.preferred, self.rejected
+
+    @property
+    def drawn(self) -> tuple[bool, ...]:
+        """For each side, whether the policy drew it."""
+        return self.on_policy, True
+
+    @property
+    def advantage(self) -> float:
+        """Not read: Eq. 6 has none."""
+        return 0.0
+
+    def shared_steps(self) -> frozenset[int]:
+        """The transitions that both trajectories have; their gradient in Eq. 6 is exactly zero.
+
+        A fused target's are those before its first fused step, which are copies of its base's.
+        """
+        same = (self.preferred.latents == self.rejected.latents).flatten(2).all(2)[0].tolist()
+        return frozenset(i for i in range(len(same) - 1) if same[i] and same[i + 1])
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """A trajectory of one sample and its advantage, for ddpo and dpok.
+
+    advantage  see `dfusion.advantages`
+    on_policy  whether the policy that is about to be trained drew the trajectory; not so for a fused target or an
+               inverted trajectory
+
+    Raises ShapeMismatchError, and NonFiniteError for latents or an advantage that are NaN or infinite.
+    """
+
+    trajectory: Trajectory
+    prompt: str
+    advantage: float
+    on_policy: bool = True
+
+    def __post_init__(self) -> None:
+        _check_one("trajectory", self.trajectory)
+        if not math.isfinite(self.advantage):
+            raise NonFiniteError(f"advantage: expected a finite number, got {self.advantage}")
+
+    @property
+    def sides(self) -> tuple[Trajectory, ...]:
+        """The trajectory whose transitions a row takes."""
+        return (self.trajectory,)
+
+    @property
+    def drawn(self) -> tuple[bool, ...]:
+        """Whether the policy drew it."""
+        return (self.on_policy,)
+
+    def shared_steps(self) -> frozenset[int]:
+        """None: every transition of a sample counts, also those that a target has from its base."""
+        return frozenset()
+
+
+Example = TrainingPair | TrainingSample
+
+
+@dataclass(frozen=True)
+class Row:
+    """One term of the loss: the transition `step` of each side of example number `example`."""
+
+    example: int
+    step: int
+
+
+def check_examples(examples: Sequence[Example], config: TrainingConfig, channels: int) -> SamplingConfig:
+    """The sampling config that all examples share.
+
+    Raises InvalidInputError where there is none, an example is not of the kind that the algorithm learns from, or an
+    advantage lies outside +-advantage_clip; ShapeMismatchError where latents differ in shape or channels.
+    """
+    if not examples:
+        raise InvalidInputError("examples: expected at least one, got none")
+    kind = TrainingPair if config.algorithm == "dpo" else TrainingSample
+    for n, example in enumerate(examples):
+        if not isinstance(example, kind):
+            raise InvalidInputError(
+                f"examples[{n}]: {config.algorithm} learns from {kind.__name__}, got {type(example).__name__}"
+            )
+        if abs(example.advantage) > config.advantage_clip:
+            raise InvalidInputError(
+                f"examples[{n}].advantage: expected at most {config.advantage_clip:g} (advantage_clip) either way,"
+                f" got {example.advantage:g}"
+            )
+    sides = [side for example in examples for side in example.sides]
+    configs = {side.config for side in sides}
+    if len(configs) != 1:
+        raise InvalidInputError(f"examples: expected one sampling config, got {configs}")
+    shapes = {tuple(side.latents.shape[2:]) for side in sides}
+    if len(shapes) != 1 or sides[0].latents.shape[2] != channels:
+        raise ShapeMismatchError("latents", f"({channels}, h, w) for all examples", sorted(shapes))
+    return sides[0].config
+
+
+def rows_of(
+    examples: Sequence[Example], schedule: Schedule, config: TrainingConfig, generator: torch.Generator
+) -> list[Row]:
+    """All rows in order: example by example, step by step.
+
+    Left out are steps without noise, transitions that a pair's trajectories share, the dominant step if
+    `skip_dominant_step`, and all but `timestep_fraction` of each example's steps (rounded, at least one), drawn from
+    `generator`. Raises ScheduleError for trajectories of other timesteps, InvalidInputError where no row is left.
+    """
+    if not all(torch.equal(side.timesteps, schedule.timesteps) for example in examples for side in example.sides):
+        raise ScheduleError(f"examples: expected trajectories of timesteps {schedule.timesteps.tolist()}")
+    steps = set(schedule.trainable_steps)
+    if config.skip_dominant_step:
+        steps -= {int(step_weights(schedule).argmax())}
+    rows = []
+    for n, example in enumerate(examples):
+        usable = sorted(steps - example.shared_steps())
+        if usable and config.timestep_fraction < 1:
+            count = max(1, round(len(usable) * config.timestep_fraction))
+            chosen = torch.randperm(len(usable), generator=generator)[:count].tolist()
+            usable = sorted(usable[place] for place in chosen)
+        rows += [Row(n, step) for step in usable]
+    if not rows:
+        raise InvalidInputError("examples: expected a step to train on, got none (pairs of equal trajectories?)")
+    return rows
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of all that a training reads of its examples."""
+    found = hashlib.sha256()
+    for example in examples:
+        found.update(json.dumps([example.prompt, example.advantage, example.drawn]).encode())
+        for side in example.sides:
+            found.update(side.config.model_dump_json().encode())
+            for tensor in (side.latents, side.log_probs):
+                found.update(tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _check_one(name: str, trajectory: Trajectory) -> None:
+    if len(trajectory) != 1:
+        raise InvalidInputError(f"{name}: expected a trajectory of 1 sample, got {len(trajectory)}")
+    finite = trajectory.latents.isfinite().flatten(2).all(2)[0].tolist()
+    if not all(finite):
+        state = finite.index(False)
+        raise NonFiniteError(f"{name}.latents: expected finite numbers, got NaN or infinity at state {state}")

@@ -1,0 +1,188 @@
+"""What a training says of itself: the self-test before it begins, and the figures of each update."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dfusion.errors import NonFiniteError, PolicyMismatchError
+from dfusion.losses.objective import RowLosses
+from dfusion.training_data import Example, Row
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Whether the policy that is trained is the one that sampled: recorded log-probs against replayed ones.
+
+    tolerance      how far a ratio may be from 1
+    compared       transitions that the policy drew, so that their recorded log-prob must be the replayed one
+    replayed       transitions that it did not draw (fused targets, inverted trajectories); their log-probs are finite
+    ratio_by_step  for each step_index the ratio p_replayed / p_recorded that is furthest from 1
+    """
+
+    tolerance: float
+    compared: int
+    replayed: int
+    ratio_by_step: Mapping[int, float]
+
+
+def self_test(rows: Sequence[Row], examples: Sequence[Example], replayed: torch.Tensor, tolerance: float) -> SelfTest:
+    """Compare `replayed` (rows, S), log p of all rows before the first update, with what was recorded.
+
+    Raises NonFiniteError for a log-prob that is NaN or infinite, PolicyMismatchError for a ratio over the tolerance.
+    """
+    log_ratios: dict[int, list[float]] = defaultdict(list)
+    foreign = 0
+    for row, values in zip(rows, replayed.tolist(), strict=True):
+        example = examples[row.example]
+        for side, drawn, value in zip(example.sides, example.drawn, values, strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteError(f"log p of examples[{row.example}] became {value} at step_index {row.step}")
+            if drawn:
+                log_ratio = value - float(side.log_probs[0, row.step])
+                log_ratios[row.step].append(math.inf if math.isnan(log_ratio) else log_ratio)
+            else:
+                foreign += 1
+    report = SelfTest(
+        tolerance=tolerance,
+        compared=sum(len(values) for values in log_ratios.values()),
+        replayed=foreign,
+        ratio_by_step={step: _exp(max(values, key=abs)) for step, values in sorted(log_ratios.items())},
+    )
+    require_ratio_one(report.ratio_by_step, tolerance, "recorded log-probs against replayed ones")
+    return report
+
+
+def require_ratio_one(ratio_by_step: Mapping[int, float], tolerance: float, what: str) -> None:
+    """Raise PolicyMismatchError naming the worst step, if a ratio is further from 1 than `tolerance`."""
+    off = {step: abs(ratio - 1) for step, ratio in ratio_by_step.items()}
+    worst = max(off, key=lambda step: off[step], default=None)
+    if worst is not None and not off[worst] <= tolerance:
+        raise PolicyMismatchError(what, worst, ratio_by_step[worst], tolerance)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The rows of one step_index in one update.
+
+    loss       mean over the rows
+    ratio      mean of p / p_old over their transitions
+    ratio_max  largest p / p_old, or its inverse
+    kl         mean KL from the reference policy
+    grad_norm  norm of what the rows add to the update's gradient; None where it is not logged
+    """
+
+    step_index: int
+    rows: int
+    loss: float
+    ratio: float
+    ratio_max: float
+    kl: float
+    grad_norm: float | None
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """One optimiser update. Figures are of the policy before it.
+
+    update     its number, from 1
+    rows       rows (example x step) whose gradients it took the mean of
+    loss       mean of Eq. 6, 8 or 9 over the rows; ln 2 in the first of dpo
+    margin     dpo: mean of beta * (log-ratio of the preferred - log-ratio of the rejected transition); else None
+    accuracy   dpo: share of rows with a positive margin; else None
+    clipped    ddpo, dpok: share of rows whose gradient the clip takes away; else None
+    kl         mean over the rows of KL(p || pref), exact, mean over C*h*w; pref is the policy before the first update,
+               or the base model where `kl_reference` says so
+    grad_norm  norm of the gradient before clipping
+    ratio_max  largest p / p_old or its inverse over all transitions; 1 in the first
+    steps      the same by step_index, in order
+    """
+
+    update: int
+    rows: int
+    loss: float
+    margin: float | None
+    accuracy: float | None
+    clipped: float | None
+    kl: float
+    grad_norm: float
+    ratio_max: float
+    steps: tuple[StepReport, ...]
+
+
+@dataclass(frozen=True)
+class _RowFigures:
+    step: int
+    loss: float
+    log_ratios: tuple[float, ...]
+    kl: float
+
+
+class Tally:
+    """Figures of one update, gathered over its micro-batches."""
+
+    def __init__(self) -> None:
+        self._rows: list[_RowFigures] = []
+        self._margins: list[float] = []
+        self._clipped: list[bool] = []
+        self._grad_norms: dict[int, float] = {}
+
+    def add(self, steps: Sequence[int], found: RowLosses, log_ratios: torch.Tensor, kl: torch.Tensor) -> None:
+        """The rows of a micro-batch: log_ratios (R, S) and kl (R,)."""
+        figures = zip(steps, found.losses.tolist(), log_ratios.tolist(), kl.tolist(), strict=True)
+        self._rows += [_RowFigures(step, loss, tuple(ratios), kl) for step, loss, ratios, kl in figures]
+        self._margins += [] if found.margins is None else found.margins.tolist()
+        self._clipped += [] if found.clipped is None else found.clipped.tolist()
+
+    def add_grad_norm(self, step: int, norm: float) -> None:
+        self._grad_norms[step] = norm
+
+    def ratio_by_step(self) -> dict[int, float]:
+        """For each step_index the ratio furthest from 1."""
+        log_ratios: dict[int, list[float]] = defaultdict(list)
+        for row in self._rows:
+            log_ratios[row.step] += row.log_ratios
+        return {step: _exp(max(values, key=abs)) for step, values in sorted(log_ratios.items())}
+
+    def report(self, update: int, grad_norm: float) -> UpdateReport:
+        by_step: dict[int, list[_RowFigures]] = defaultdict(list)
+        for row in self._rows:
+            by_step[row.step].append(row)
+        steps = tuple(self._step_report(step, rows) for step, rows in sorted(by_step.items()))
+        return UpdateReport(
+            update=update,
+            rows=len(self._rows),
+            loss=_mean([row.loss for row in self._rows]),
+            margin=_mean(self._margins) if self._margins else None,
+            accuracy=_mean([margin > 0 for margin in self._margins]) if self._margins else None,
+            clipped=_mean(self._clipped) if self._clipped else None,
+            kl=_mean([row.kl for row in self._rows]),
+            grad_norm=grad_norm,
+            ratio_max=max(step.ratio_max for step in steps),
+            steps=steps,
+        )
+
+    def _step_report(self, step: int, rows: Sequence[_RowFigures]) -> StepReport:
+        log_ratios = [value for row in rows for value in row.log_ratios]
+        return StepReport(
+            step_index=step,
+            rows=len(rows),
+            loss=_mean([row.loss for row in rows]),
+            ratio=_mean([_exp(value) for value in log_ratios]),
+            ratio_max=_exp(max(abs(value) for value in log_ratios)),
+            kl=_mean([row.kl for row in rows]),
+            grad_norm=self._grad_norms.get(step),
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _exp(value: float) -> float:
+    """e^value, at most the largest that a float holds, so that it can be written as JSON."""
+    return math.exp(min(value, 700.0))

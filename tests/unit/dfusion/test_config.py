@@ -1,0 +1,51 @@
+import pytest
+from pydantic import ValidationError
+
+from dfusion.config import PRESETS, FusionConfig, PairingConfig, TrainingConfig
+
+
+def test_published_defaults() -> None:
+    """D3PO's beta; ddpo-pytorch's clip and advantage clip; DPOK's weights."""
+    config = TrainingConfig()
+    assert (config.beta, config.clip_range, config.advantage_clip) == (0.1, 1e-4, 5)
+    assert (config.policy_weight, config.kl_weight) == (10, 0.01)
+    assert (config.timestep_fraction, config.skip_dominant_step) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [
+        ("dpo", {"clip_range": 0.2}),
+        ("dpo", {"kl_weight": 0.1}),
+        ("ddpo", {"beta": 0.2}),
+        ("ddpo", {"policy_weight": 1.0}),
+        ("dpok", {"beta": 0.2}),
+    ],
+)
+def test_settings_of_another_algorithm_are_refused(algorithm: str, settings: dict[str, float]) -> None:
+    (name,) = settings
+    with pytest.raises(ValidationError, match=f"{name} is a setting of"):
+        TrainingConfig(algorithm=algorithm, **settings)
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "ddpo", "dpok"])
+def test_json_comes_back_as_it_was(algorithm: str) -> None:
+    config = TrainingConfig(algorithm=algorithm, inner_epochs=3)
+    assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_unknown_keys_and_impossible_numbers_are_refused() -> None:
+    for wrong in ({"gamma": 1}, {"timestep_fraction": 0}, {"timestep_fraction": 1.5}, {"clip_range": 1}, {"beta": -1}):
+        with pytest.raises(ValidationError):
+            TrainingConfig(**wrong)
+
+
+def test_presets_hold_every_point_of_difference() -> None:
+    """docs/decisions/006-presets.md."""
+    paper, released = PRESETS["paper"], PRESETS["released_code"]
+    assert paper.fusion == FusionConfig() and paper.pairing == PairingConfig()
+    assert (released.fusion.merge, released.fusion.mask_source) == ("or", "resolution")
+    assert (released.pairing.dealing, released.pairing.adoption_threshold) == ("rank_order", 0)
+    shared = {"merge": "xor", "mask_source": "first_up"}
+    assert released.fusion.model_copy(update=shared) == paper.fusion
+    assert released.pairing.model_copy(update={"dealing": "worst_first", "adoption_threshold": 1.0}) == paper.pairing

@@ -1,0 +1,141 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dfusion.config import SamplingConfig, TrainingConfig
+from dfusion.ddim import Schedule
+from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
+from dfusion.training_data import Example, Row, TrainingPair, TrainingSample, check_examples, digest, rows_of
+from dfusion.types import Trajectory
+from tests.nets import sd_scheduler
+
+STEPS = 5
+CONFIG = SamplingConfig(num_steps=STEPS)
+SCHEDULE = Schedule.from_scheduler(sd_scheduler(), STEPS, 1.0)
+
+
+def trajectory(seed: int, samples: int = 1) -> Trajectory:
+    generator = torch.Generator().manual_seed(seed)
+    return Trajectory(
+        latents=torch.randn(samples, STEPS + 1, 4, 2, 3, generator=generator),
+        timesteps=SCHEDULE.timesteps,
+        log_probs=torch.zeros(samples, STEPS),
+        seeds=tuple(range(samples)),
+        config=CONFIG,
+    )
+
+
+def fused(base: Trajectory, first_step: int) -> Trajectory:
+    """Another trajectory that has the base's states up to `first_step`, as a fused target has."""
+    other = trajectory(base.seeds[0] + 100)
+    latents = torch.cat([base.latents[:, : first_step + 1], other.latents[:, first_step + 1 :]], 1)
+    return replace(base, latents=latents)
+
+
+def rows(examples: list[Example], seed: int = 0, schedule: Schedule = SCHEDULE, **settings: object) -> list[Row]:
+    generator = torch.Generator().manual_seed(seed)
+    return rows_of(examples, schedule, TrainingConfig(**settings), generator)
+
+
+def test_rows_are_all_steps_of_all_examples() -> None:
+    pair = TrainingPair(trajectory(1), trajectory(2), "a")
+    assert rows([pair, pair]) == [Row(n, step) for n in range(2) for step in range(STEPS)]
+
+
+def test_pairs_skip_the_transitions_that_they_share() -> None:
+    """A target fused from step 2 on shares states 0, 1, 2 with its base, hence transitions 0 and 1."""
+    base = trajectory(1)
+    pair = TrainingPair(fused(base, 2), base, "a", on_policy=False)
+    assert pair.shared_steps() == {0, 1}
+    assert [row.step for row in rows([pair])] == [2, 3, 4]
+    assert TrainingPair(trajectory(1), trajectory(2), "a").shared_steps() == frozenset()
+
+
+def test_samples_skip_nothing() -> None:
+    """The policy gradient of a target's first transitions is not zero: only a pair's two sides cancel."""
+    sample = TrainingSample(fused(trajectory(1), 2), "a", 0.5, on_policy=False)
+    assert [row.step for row in rows([sample], algorithm="ddpo")] == list(range(STEPS))
+
+
+def test_a_share_of_the_steps_is_drawn_for_each_example() -> None:
+    pairs = [TrainingPair(trajectory(n), trajectory(n + 50), "a") for n in range(30)]
+    found = rows(pairs, timestep_fraction=0.4)
+    chosen = [[row.step for row in found if row.example == n] for n in range(30)]
+    assert all(len(set(steps)) == 2 and steps == sorted(steps) for steps in chosen)
+    assert {step for steps in chosen for step in steps} == set(range(STEPS)) and len(set(map(tuple, chosen))) > 5
+    assert found == rows(pairs, timestep_fraction=0.4) != rows(pairs, seed=1, timestep_fraction=0.4)
+    assert len(rows(pairs, timestep_fraction=0.01)) == 30  # at least one
+
+
+def test_the_dominant_step_is_left_out() -> None:
+    """Step 3 of Stable Diffusion's 5: the last but one, as it is of 20."""
+    pair = TrainingPair(trajectory(1), trajectory(2), "a")
+    assert [row.step for row in rows([pair], skip_dominant_step=True)] == [0, 1, 2, 4]
+
+
+def test_steps_without_noise_are_left_out() -> None:
+    schedule = Schedule.from_scheduler(sd_scheduler(set_alpha_to_one=True), STEPS, 1.0)
+    pair = TrainingPair(trajectory(1), trajectory(2), "a")
+    assert [row.step for row in rows([pair], schedule=schedule)] == [0, 1, 2, 3]
+
+
+def test_digest_tells_examples_apart() -> None:
+    one, two = trajectory(1), trajectory(2)
+    examples: list[list[Example]] = [
+        [TrainingPair(one, two, "a")],
+        [TrainingPair(two, one, "a")],
+        [TrainingPair(one, two, "b")],
+        [TrainingPair(one, two, "a", on_policy=False)],
+        [TrainingPair(one, two, "a"), TrainingPair(one, two, "a")],
+        [TrainingSample(one, "a", 0.5)],
+        [TrainingSample(one, "a", 0.25)],
+    ]
+    assert len({digest(some) for some in examples}) == len(examples)
+    assert digest(examples[0]) == digest([TrainingPair(trajectory(1), trajectory(2), "a")])
+
+
+def test_what_is_no_example() -> None:
+    one, longer = trajectory(1), replace(trajectory(2), latents=torch.zeros(1, STEPS + 1, 4, 2, 4))
+    with pytest.raises(InvalidInputError, match=r"rejected.*got 2"):
+        TrainingPair(one, trajectory(2, samples=2), "a")
+    with pytest.raises(ShapeMismatchError, match=r"rejected\.latents"):
+        TrainingPair(one, longer, "a")
+    with pytest.raises(InvalidInputError, match="one sampling config"):
+        TrainingPair(one, replace(trajectory(2), config=SamplingConfig(num_steps=STEPS, eta=0.5)), "a")
+    with pytest.raises(NonFiniteError, match="advantage"):
+        TrainingSample(one, "a", math.nan)
+    broken = one.latents.clone()
+    broken[0, 3, 0, 0, 0] = math.inf
+    with pytest.raises(NonFiniteError, match=r"preferred\.latents.*state 3"):
+        TrainingPair(replace(one, latents=broken), one, "a")
+
+
+def test_examples_must_fit_the_algorithm_and_each_other() -> None:
+    pair, sample = TrainingPair(trajectory(1), trajectory(2), "a"), TrainingSample(trajectory(1), "a", 5.5)
+    dpo, ddpo = TrainingConfig(), TrainingConfig(algorithm="ddpo")
+    assert check_examples([pair, pair], dpo, 4) == CONFIG
+    with pytest.raises(InvalidInputError, match="at least one"):
+        check_examples([], dpo, 4)
+    with pytest.raises(InvalidInputError, match=r"examples\[1\].*dpo learns from TrainingPair, got TrainingSample"):
+        check_examples([pair, sample], dpo, 4)
+    with pytest.raises(InvalidInputError, match="ddpo learns from TrainingSample"):
+        check_examples([pair], ddpo, 4)
+    with pytest.raises(InvalidInputError, match=r"examples\[0\]\.advantage: expected at most 5 .*got 5\.5"):
+        check_examples([sample], ddpo, 4)
+    with pytest.raises(ShapeMismatchError, match="latents"):
+        check_examples([pair], dpo, 3)
+    other = SamplingConfig(num_steps=STEPS, guidance_scale=2)
+    odd = TrainingPair(replace(trajectory(1), config=other), replace(trajectory(2), config=other), "a")
+    with pytest.raises(InvalidInputError, match="one sampling config"):
+        check_examples([pair, odd], dpo, 4)
+
+
+def test_nothing_to_train_on() -> None:
+    one = trajectory(1)
+    with pytest.raises(InvalidInputError, match="equal trajectories"):
+        rows([TrainingPair(one, one, "a")])
+    other = Schedule.from_scheduler(sd_scheduler(steps_offset=0), STEPS, 1.0)
+    with pytest.raises(ScheduleError, match="timesteps"):
+        rows([TrainingPair(one, trajectory(2), "a")], schedule=other)

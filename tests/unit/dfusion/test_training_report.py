@@ -1,0 +1,97 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dfusion.errors import NonFiniteError, PolicyMismatchError
+from dfusion.losses.objective import RowLosses
+from dfusion.training_data import Row, TrainingPair, TrainingSample
+from dfusion.training_report import Tally, require_ratio_one, self_test
+from tests.unit.dfusion.test_training_data import trajectory
+
+ROWS = [Row(0, 1), Row(0, 3), Row(1, 3)]
+"""With `replayed` log-probs of -1, against recorded ones of 0."""
+
+
+def pairs(recorded: float = -1.0, on_policy: bool = True) -> list[TrainingPair]:
+    sides = [replace(trajectory(n), log_probs=torch.full((1, 5), recorded)) for n in range(4)]
+    return [TrainingPair(sides[0], sides[1], "a"), TrainingPair(sides[2], sides[3], "a", on_policy)]
+
+
+def test_recorded_and_replayed_agree() -> None:
+    report = self_test(ROWS, pairs(), torch.full((3, 2), -1.0), 1e-3)
+    assert (report.tolerance, report.compared, report.replayed) == (1e-3, 6, 0)
+    assert report.ratio_by_step == {1: 1.0, 3: 1.0}
+
+
+def test_the_ratio_furthest_from_1_is_told_for_each_step() -> None:
+    replayed = torch.tensor([[-1.0, -1.1], [-1.0, -0.9], [-1.2, -1.0]])
+    with pytest.raises(PolicyMismatchError, match=r"within 0\.001 at step_index 3, got 0\.8187") as raised:
+        self_test(ROWS, pairs(), replayed, 1e-3)
+    assert raised.value.step_index == 3 and raised.value.ratio == pytest.approx(math.exp(-0.2))
+    report = self_test(ROWS, pairs(), replayed, 0.5)
+    assert report.ratio_by_step == {1: pytest.approx(math.exp(-0.1)), 3: pytest.approx(math.exp(-0.2))}
+
+
+def test_what_the_policy_did_not_draw_is_only_replayed() -> None:
+    """The preferred side of the second pair carries another network's log-probs; the base beside it is still tested."""
+    examples = pairs(on_policy=False)
+    replayed = torch.tensor([[-1.0, -1.0], [-1.0, -1.0], [7.0, -1.0]])
+    report = self_test(ROWS, examples, replayed, 1e-3)
+    assert (report.compared, report.replayed) == (5, 1)
+    replayed[2] = torch.tensor([7.0, -2.0])
+    with pytest.raises(PolicyMismatchError, match="step_index 3"):
+        self_test(ROWS, examples, replayed, 1e-3)
+    sample = TrainingSample(trajectory(0), "a", 0.0, on_policy=False)
+    assert self_test([Row(0, 1)], [sample], torch.tensor([[3.0]]), 1e-3).ratio_by_step == {}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_log_probs_must_be_finite(bad: float, on_policy: bool) -> None:
+    replayed = torch.full((3, 2), -1.0)
+    replayed[2, 0] = bad
+    with pytest.raises(NonFiniteError, match=r"examples\[1\].*step_index 3"):
+        self_test(ROWS, pairs(on_policy=on_policy), replayed, 1e-3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_records_that_are_not_finite_are_a_mismatch(bad: float) -> None:
+    with pytest.raises(PolicyMismatchError):
+        self_test(ROWS, pairs(recorded=bad), torch.full((3, 2), -1.0), 1e-3)
+
+
+def test_the_tolerance_itself_is_allowed() -> None:
+    require_ratio_one({0: 1.5, 1: 0.5}, 0.5, "ratios")
+    require_ratio_one({}, 0.5, "ratios")
+    with pytest.raises(PolicyMismatchError, match=r"ratios: .*step_index 1"):
+        require_ratio_one({0: 1.0, 1: 0.25}, 0.5, "ratios")
+
+
+def test_figures_by_hand() -> None:
+    """Two micro-batches of one pair algorithm: steps 4, 1 and then 4."""
+    tally = Tally()
+    first = RowLosses(torch.tensor([1.0, 2.0]), margins=torch.tensor([-0.5, 0.5]))
+    tally.add([4, 1], first, torch.tensor([[0.1, -0.3], [0.2, 0.0]]), torch.tensor([0.5, 1.5]))
+    second = RowLosses(torch.tensor([6.0]), margins=torch.tensor([3.0]))
+    tally.add([4], second, torch.tensor([[0.0, 0.0]]), torch.tensor([4.0]))
+    tally.add_grad_norm(4, 7.0)
+    report = tally.report(3, grad_norm=9.0)
+    assert (report.update, report.rows, report.grad_norm, report.clipped) == (3, 3, 9.0, None)
+    assert (report.loss, report.margin, report.kl) == (3.0, 1.0, 2.0)
+    assert report.accuracy == pytest.approx(2 / 3) and report.ratio_max == pytest.approx(math.exp(0.3))
+    one, four = report.steps
+    assert (one.step_index, one.rows, one.loss, one.kl, one.grad_norm) == (1, 1, 2.0, 1.5, None)
+    assert (one.ratio, one.ratio_max) == (pytest.approx((math.exp(0.2) + 1) / 2), pytest.approx(math.exp(0.2)))
+    assert (four.step_index, four.rows, four.loss, four.kl, four.grad_norm) == (4, 2, 3.5, 2.25, 7.0)
+    assert four.ratio == pytest.approx((math.exp(0.1) + math.exp(-0.3) + 2) / 4)
+    assert tally.ratio_by_step() == {1: pytest.approx(math.exp(0.2)), 4: pytest.approx(math.exp(-0.3))}
+
+
+def test_clipped_rows_are_counted() -> None:
+    tally = Tally()
+    found = RowLosses(torch.zeros(4), clipped=torch.tensor([True, False, False, False]))
+    tally.add([0, 0, 0, 1], found, torch.zeros(4, 1), torch.zeros(4))
+    report = tally.report(1, 0.0)
+    assert (report.clipped, report.margin, report.accuracy) == (0.25, None, None)
