@@ -1,7 +1,8 @@
-"""D-Fusion written plainly from its formulas: three U-Net calls a step, explicit attention matrices.
+"""D-Fusion, and the other attention controls of appendix B, written plainly from their formulas.
 
-It shares no code with `dfusion` and serves two ends: what `dfusion` computes is compared with it, and the benchmark
-measures against it. Every step runs the U-Net for the reference, for the base and for the target.
+Three U-Net calls a step, for the reference, for the base and for the target, with explicit attention matrices. It
+shares no code with `dfusion` and serves two ends: what `dfusion` computes is compared with it, and the benchmark
+measures against it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 class Tape:
     """What processors read and write during one U-Net call.
 
-    mode     "record" keeps keys and values of fused layers and maps of mask layers; "inject" fuses; "off" neither
-    keys, values  of each fused layer, by processor name
+    mode     "record" keeps queries, keys and values of fused layers and maps of mask layers; "inject" fuses; "off"
+             neither
+    control  how "inject" fuses, a name of `controlled`
+    parts    query, key and value of each fused layer, by processor name
     maps     attention matrices of mask layers, (rows, H, L, N)
     mask     (h_m, w_m) of 0.0 and 1.0
     """
 
     mode: str = "off"
-    keys: dict[str, torch.Tensor] = field(default_factory=dict)
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    control: str = "masked_kv"
+    parts: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     maps: list[torch.Tensor] = field(default_factory=list)
     mask: torch.Tensor | None = None
 
@@ -46,24 +49,24 @@ class NaiveProcessor:
         **_: Any,
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        own = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         if self.fused and self.tape.mode == "record":
-            self.tape.keys[self.name], self.tape.values[self.name] = k, v
-        if self.fused and self.tape.mode == "inject":
-            mask = self._mask(k.shape[1])
-            k = mask * self.tape.keys[self.name] + (1 - mask) * k
-            v = mask * self.tape.values[self.name] + (1 - mask) * v
-        channels = q.shape[-1]
-        width = channels // attn.heads
-        out = torch.zeros_like(q)
+            self.tape.parts[self.name] = own
+        width = own[0].shape[-1] // attn.heads
+        out = torch.zeros_like(own[0])
         matrices = []
         for head in range(attn.heads):
             part = slice(head * width, (head + 1) * width)
-            scores = torch.einsum("rld,rmd->rlm", q[..., part], k[..., part]) / math.sqrt(width)
-            matrix = torch.softmax(scores, -1)
+            q, k, v = (x[..., part] for x in own)
+            if self.fused and self.tape.mode == "inject":
+                reference = [x[..., part] for x in self.tape.parts[self.name]]
+                mask = None if encoder_hidden_states is not None else self._mask(q.shape[1])
+                out[..., part] = controlled(self.tape.control, (q, k, v), reference, mask)
+                continue
+            matrix = attention(q, k)
             if self.gives_mask:
                 matrices.append(matrix)
-            out[..., part] = torch.einsum("rlm,rmd->rld", matrix, v[..., part])
+            out[..., part] = matrix @ v
         if self.gives_mask and self.tape.mode == "record":
             self.tape.maps.append(torch.stack(matrices, 1))
         return attn.to_out[0](out)
@@ -79,9 +82,46 @@ class NaiveProcessor:
         return source[rows][:, columns].reshape(1, pixels, 1)
 
 
+def attention(q: torch.Tensor, k: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(Q K^T / sqrt(D)) of one head, (rows, L, M), over the keys where `among` (1, M) is 1; 0 without such."""
+    scores = torch.einsum("rld,rmd->rlm", q, k) / math.sqrt(q.shape[-1])
+    if among is None:
+        return torch.softmax(scores, -1)
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True)) * among
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+def controlled(
+    control: str, own: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], mask: torch.Tensor | None
+) -> torch.Tensor:
+    """One head's output in a fused layer, (rows, L, D), from the target's own and the reference's query, key and value;
+    `mask` (1, L, 1) of 0.0 and 1.0, None in cross-attention."""
+    (q, k, v), (q_ref, k_ref, v_ref) = own, reference
+    if mask is None:
+        return attention(q_ref, k_ref) @ v if "cross" in control else attention(q, k) @ v
+    inside, outside = mask[..., 0], 1 - mask[..., 0]
+    if control == "masked_kv":
+        return attention(q, mask * k_ref + (1 - mask) * k) @ (mask * v_ref + (1 - mask) * v)
+    if control in ("kv", "kv_and_cross_attention_maps"):
+        return attention(q, k_ref) @ v_ref
+    if control in ("self_attention_maps", "self_and_cross_attention_maps"):
+        return attention(q_ref, k_ref) @ v
+    if control == "qkv_and_cross_attention_maps":
+        return attention(q_ref, k_ref) @ v_ref
+    if control == "cross_attention_maps":
+        return attention(q, k) @ v
+    if control == "masactrl_maps":
+        return (mask * attention(q, k_ref, inside) + (1 - mask) * attention(q, k, outside)) @ v
+    if control == "masactrl_features":
+        return mask * (attention(q, k_ref) @ v_ref) + (1 - mask) * (attention(q, k) @ v)
+    if control == "masactrl":
+        return mask * (attention(q, k_ref, inside) @ v_ref) + (1 - mask) * (attention(q, k, outside) @ v)
+    raise ValueError(control)
+
+
 def fused_names(unet: UNet2DConditionModel) -> list[str]:
-    """Self-attention of the middle and of every up block."""
-    return [n for n in unet.attn_processors if n.startswith(("mid_block", "up_blocks")) and ".attn1." in n]
+    """Attention of the middle and of every up block."""
+    return [n for n in unet.attn_processors if n.startswith(("mid_block", "up_blocks"))]
 
 
 def mask_names(unet: UNet2DConditionModel, source: str) -> list[str]:
@@ -113,10 +153,11 @@ def plain_fuse(
     last_step: int = 19,
     merge: str = "xor",
     mask_source: str = "first_up",
+    control: str = "masked_kv",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One pair: the states (T+1, C, h, w) of reference, base and target, for prompt (1, N, C) and seeds (reference,
     base). `items` are lists of token indices after BOS."""
-    tape = Tape()
+    tape = Tape(control=control)
     before = unet.attn_processors
     fused, giving = fused_names(unet), mask_names(unet, mask_source)
     unet.set_attn_processor({n: NaiveProcessor(n, tape, n in fused, n in giving, size[0] / size[1]) for n in before})

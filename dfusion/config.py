@@ -17,6 +17,20 @@ StepIndex = Annotated[int, Field(ge=0, le=999)]
 Rate = Annotated[float, Field(gt=0)]
 Precision = Literal["float32", "bfloat16", "float16"]
 """Number format of a model's weights. Adapters and the arithmetic of Eq. 1 are float32 in any of them."""
+AttentionControl = Literal[
+    "masked_kv",
+    "kv",
+    "self_attention_maps",
+    "cross_attention_maps",
+    "self_and_cross_attention_maps",
+    "kv_and_cross_attention_maps",
+    "qkv_and_cross_attention_maps",
+    "masactrl_maps",
+    "masactrl_features",
+    "masactrl",
+]
+"""What of the reference's attention a target takes: Eq. 5, and the variants of appendix B (figure 8); each is defined
+in `dfusion.attention.fusion.CONTROLS` and in docs/decisions/007-attention-control.md."""
 
 
 class Settings(BaseModel):
@@ -49,6 +63,13 @@ class FusionConfig(Settings):
         "first_up", description="Cross-attention of the first up layer (paper), or all of that resolution (released)"
     )
     merge: Literal["xor", "or"] = Field("xor", description="How item masks become one (Eq. 4: xor; released code: or)")
+    control: AttentionControl = Field(
+        "masked_kv", description="What of the reference's attention the target takes (Eq. 5; appendix B, figure 8)"
+    )
+    trajectory: Literal["fused", "ddim_inversion"] = Field(
+        "fused",
+        description="States of a target: as it was fused, or by DDIM inversion of its clean latents (section 4.4)",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

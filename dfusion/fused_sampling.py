@@ -17,7 +17,8 @@ from dfusion import _torchvision_ops  # noqa: F401
 # isort: split
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from dfusion.attention.fusion import Fusion
+from dfusion.ablations.inversion import invert
+from dfusion.attention.fusion import CONTROLS, Control, Fusion
 from dfusion.attention.layers import Layer, find_layers, resolve_layers
 from dfusion.attention.masks import merge_masks, resize_mask
 from dfusion.attention.processors import AttentionContext, processors_installed
@@ -26,7 +27,7 @@ from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, ShapeMismatchError
 from dfusion.guidance import check_embeds, predict
 from dfusion.sampling import OnStep, draw, generators, take_step
-from dfusion.types import Trajectory
+from dfusion.types import Conditioning, Prompts, Trajectory
 
 
 @torch.no_grad()
@@ -35,38 +36,46 @@ def fuse(
     scheduler: DDIMScheduler,
     base: Trajectory,
     reference: Trajectory,
-    prompt_embeds: torch.Tensor,
-    negative_prompt_embeds: torch.Tensor | None,
+    prompt_embeds: Prompts,
+    negative_prompt_embeds: Prompts | None,
     *,
     thresholds: Sequence[Sequence[float]],
     config: FusionConfig = FusionConfig(),
     on_step: OnStep | None = None,
 ) -> Trajectory:
-    """The targets of B pairs: pair i is base[i] and reference[i], which share prompt i (Eq. 4 and 5).
+    """The targets of B pairs: pair i is base[i] and reference[i], which share prompt i (Eq. 4 and 5; appendix B for
+    another `config.control`).
 
-    prompt_embeds (B, N, C); negative_prompt_embeds (B, N, C) or (1, N, C), not needed at guidance_scale 1.
+    prompt_embeds (B, N, C) or the Conditioning of B rows; negative_prompt_embeds the same or of one row, not needed at
+                  guidance_scale 1
     thresholds    for each pair a threshold in (0, 1) for each item of its reference
-    on_step       called as on_step(step_index, num_steps) before each step; may raise to cancel
+    on_step       called as on_step(step_index, num_steps) before each step; may raise to cancel. An inversion goes
+                  through as many steps again
 
     Steps, guidance and eta are those of `base.config`. Targets have the base's seeds, x_T and noise; their states
     up to `config.first_step` are copies of the base's; after `config.last_step` steps are plain.
     The target's `log_probs` are those of the network that made it (fused within the fused steps), not of the plain
     policy: training evaluates the stored states under the plain network instead. It has no item maps.
 
+    With `config.trajectory` "ddim_inversion" only the clean latents of the targets are kept, and their other states
+    are what `dfusion.ablations.inversion.invert` makes of them (section 4.4).
+
     Raises InvalidInputError where base and reference do not fit, item maps are missing or were recorded with another
     `mask_source`, or thresholds do not fit the items; LayerNotFoundError, ScheduleError, NonFiniteError.
     """
     _check(base, reference, thresholds, config)
     settings = base.config
-    negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(base), settings.guidance_scale)
+    found = check_embeds(prompt_embeds, negative_prompt_embeds, len(base), settings.guidance_scale)
+    prompt, negative = Conditioning.of(prompt_embeds), None if found is None else Conditioning.of(found)
     schedule = Schedule.from_scheduler(scheduler, settings.num_steps, settings.eta)
     layers = resolve_layers(find_layers(unet), config.layers)
-    batch = _Batch(unet, reference, prompt_embeds, negative)
+    control = CONTROLS[config.control]
+    batch = _Batch(unet, reference, prompt, negative, control)
     shape: tuple[int, int, int] = tuple(base.latents.shape[2:])  # type: ignore[assignment]
     sources = generators(base.seeds)
     latents, log_probs = base.latents.clone(), base.log_probs.clone()
     draw(sources, shape)  # x_T
-    with processors_installed(unet, fuse=layers):
+    with processors_installed(unet, fuse=layers if control.own else (), fuse_cross=layers if control.cross else ()):
         for i in range(len(schedule)):
             if on_step is not None:
                 on_step(i, len(schedule))
@@ -79,10 +88,14 @@ def fuse(
                 noise_pred = batch.predict_fused(x_t, schedule, i, settings.guidance_scale, masks, layers)
             else:
                 timestep = schedule.timesteps[i]
-                noise_pred = predict(unet, x_t, timestep, prompt_embeds, negative, settings.guidance_scale)
+                noise_pred = predict(unet, x_t, timestep, prompt, negative, settings.guidance_scale)
             x_prev, log_p = take_step(schedule, i, x_t, noise_pred, noise)
             latents[:, i + 1], log_probs[:, i] = x_prev.cpu(), log_p.cpu()
-    return replace(base, latents=latents, log_probs=log_probs, item_maps=None, items=None, mask_source=None)
+    target = replace(base, latents=latents, log_probs=log_probs, item_maps=None, items=None, mask_source=None)
+    if config.trajectory == "fused":
+        return target
+    arguments = (unet, scheduler, target.final, prompt, negative)
+    return invert(*arguments, seeds=base.seeds, config=settings, on_step=on_step).trajectory
 
 
 class _Batch:
@@ -92,13 +105,14 @@ class _Batch:
         self,
         unet: UNet2DConditionModel,
         reference: Trajectory,
-        prompt_embeds: torch.Tensor,
-        negative: torch.Tensor | None,
+        prompt: Conditioning,
+        negative: Conditioning | None,
+        control: Control,
     ) -> None:
-        self._unet, self._reference = unet, reference
-        self._distinct, self._row_of = _distinct_references(reference, prompt_embeds, negative)
+        self._unet, self._reference, self._control = unet, reference, control
+        self._distinct, self._row_of = _distinct_references(reference, prompt, negative)
         rows = [*self._distinct, *range(len(reference))]
-        self._embeds = prompt_embeds[rows]
+        self._embeds = prompt[rows]
         self._negative = None if negative is None else negative[rows]
         self._halves = 1 if negative is None else 2
 
@@ -132,11 +146,12 @@ class _Batch:
             targets=torch.cat([targets + offset for offset in halves]),
             sources=torch.cat([sources + offset for offset in halves]),
             masks={level: mask.repeat(self._halves, 1) for level, mask in resized.items()},
+            control=self._control,
         )
 
 
 def _distinct_references(
-    reference: Trajectory, prompt_embeds: torch.Tensor, negative: torch.Tensor | None
+    reference: Trajectory, prompt: Conditioning, negative: Conditioning | None
 ) -> tuple[list[int], list[int]]:
     """Pairs that hold each distinct reference first, and for every pair the place of its reference among them.
 
@@ -146,8 +161,8 @@ def _distinct_references(
     row_of: list[int] = []
     for i, seed in enumerate(reference.seeds):
         for place, j in enumerate(distinct):
-            same = reference.seeds[j] == seed and torch.equal(prompt_embeds[j], prompt_embeds[i])
-            same = same and (negative is None or torch.equal(negative[j], negative[i]))
+            same = reference.seeds[j] == seed and prompt[j].equals(prompt[i])
+            same = same and (negative is None or negative[j].equals(negative[i]))
             if same and torch.equal(reference.latents[j], reference.latents[i]):
                 row_of.append(place)
                 break

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from dfusion import _torchvision_ops  # noqa: F401
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-from dfusion.attention.fusion import Fusion, fuse_rows
+from dfusion.attention.fusion import Fusion, cross_attention, self_attention
 from dfusion.attention.layers import Layer
 from dfusion.errors import ShapeMismatchError
 
@@ -32,7 +33,7 @@ class AttentionContext:
 
     item_weights  (B, N, K): capture the item maps of the last B rows (the conditional half); None captures nothing
     captured      filled by the call: (B, L, K) float32 for each attention module of the mask layers
-    fusion        which rows are fused (Eq. 5); None fuses nothing
+    fusion        which rows are fused and how (Eq. 5, appendix B); None fuses nothing
     """
 
     item_weights: torch.Tensor | None = None
@@ -87,7 +88,7 @@ class CaptureProcessor(PlainProcessor):
 
 
 class FuseProcessor(PlainProcessor):
-    """Self-attention of a fused layer (Eq. 5): targets read keys and values of their reference inside the mask."""
+    """Attention of a fused layer: targets take of their reference what `Fusion.control` says (Eq. 5, appendix B)."""
 
     def __init__(self, level: int) -> None:
         super().__init__()
@@ -104,12 +105,23 @@ class FuseProcessor(PlainProcessor):
     ) -> torch.Tensor:
         if fusion is None or fusion.fusion is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        _check_pixels(fusion.fusion, self.level, hidden_states)
-        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        key, value = (fuse_rows(x, fusion.fusion, self.level) for x in (key, value))
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        output = functional.scaled_dot_product_attention(query, key, value, scale=attn.scale)
-        return attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        parts = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        if encoder_hidden_states is None:
+            _check_pixels(fusion.fusion, self.level, hidden_states)
+            output = self_attention(partial(_attend, attn), *parts, fusion.fusion, self.level)
+        else:
+            output = cross_attention(partial(_attend, attn), *parts, fusion.fusion)
+        return attn.to_out[1](attn.to_out[0](output))  # type: ignore[no-any-return]
+
+
+def _attend(
+    attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor | None
+) -> torch.Tensor:
+    """Multi-head attention of projected rows; see `dfusion.attention.fusion.Attend`."""
+    query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    output = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=attn.scale)
+    return output.transpose(1, 2).flatten(2)
 
 
 def _check_pixels(fusion: Fusion, level: int, hidden_states: torch.Tensor) -> None:
@@ -128,12 +140,16 @@ def _mean_attention(attn: Attention, hidden_states: torch.Tensor, encoder_hidden
 
 @contextmanager
 def processors_installed(
-    unet: UNet2DConditionModel, *, capture: Sequence[Layer] = (), fuse: Sequence[Layer] = ()
+    unet: UNet2DConditionModel,
+    *,
+    capture: Sequence[Layer] = (),
+    fuse: Sequence[Layer] = (),
+    fuse_cross: Sequence[Layer] = (),
 ) -> Iterator[None]:
     """Within the context `unet` has these processors: cross-attention of `capture` layers, self-attention of `fuse`
-    layers, plain everywhere else; with neither, those it had. What was installed before is restored, also when an
-    error leaves the context."""
-    if not capture and not fuse:
+    layers, cross-attention of `fuse_cross` layers, plain everywhere else; with none of these, those it had. What was
+    installed before is restored, also when an error leaves the context."""
+    if not capture and not fuse and not fuse_cross:
         yield
         return
     before: dict[str, Any] = dict(unet.attn_processors)
@@ -142,6 +158,8 @@ def processors_installed(
         installed |= {f"{path}.processor": CaptureProcessor() for path in layer.cross_attention}
     for layer in fuse:
         installed |= {f"{path}.processor": FuseProcessor(layer.level) for path in layer.self_attention}
+    for layer in fuse_cross:
+        installed |= {f"{path}.processor": FuseProcessor(layer.level) for path in layer.cross_attention}
     unet.set_attn_processor(installed)
     try:
         yield

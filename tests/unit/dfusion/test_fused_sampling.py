@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
+from typing import get_args
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.plain_fusion import plain_fuse
-from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.ablations.inversion import invert
+from dfusion.config import AttentionControl, FusionConfig, SamplingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
 from dfusion.fused_sampling import fuse
 from dfusion.sampling import sample
-from dfusion.types import Trajectory
-from tests.nets import embeds, relative_error, sd_scheduler, sd_unet, tiny_unet
+from dfusion.types import Conditioning, Trajectory
+from tests.nets import (
+    TOKENS,
+    WIDTH,
+    XL_POOLED,
+    XL_WIDTH,
+    embeds,
+    relative_error,
+    sd_scheduler,
+    sd_unet,
+    tiny_unet,
+    tiny_xl_unet,
+)
 
 ITEMS = [[(1,), (3, 4)], [(2,)], [(5,), (0,), (2,)]]
 REFERENCE_SEEDS, BASE_SEEDS = [10, 11, 12], [20, 21, 22]
@@ -53,9 +67,15 @@ def pairs(
 
 
 def check_against_plain(
-    unet: UNet2DConditionModel, size: tuple[int, int], guidance: float, config: FusionConfig, count: int = 3
+    unet: UNet2DConditionModel,
+    size: tuple[int, int],
+    guidance: float,
+    config: FusionConfig,
+    count: int = 3,
+    steps: int = 20,
 ) -> None:
-    base, reference, thresholds = pairs(unet, size, SamplingConfig(guidance_scale=guidance), config.mask_source, count)
+    sampling = SamplingConfig(num_steps=steps, guidance_scale=guidance)
+    base, reference, thresholds = pairs(unet, size, sampling, config.mask_source, count)
     target = fuse(
         unet,
         sd_scheduler(),
@@ -76,9 +96,11 @@ def check_against_plain(
             items=ITEMS[b],
             thresholds=thresholds[b],
             size=size,
+            steps=steps,
             guidance=guidance,
             merge=config.merge,
             mask_source=config.mask_source,
+            control=config.control,
             first_step=config.first_step,
             last_step=config.last_step,
         )
@@ -114,6 +136,12 @@ def test_several_transformers_in_a_block() -> None:
     check_against_plain(sd_unet(16, transformer_layers=2), (16, 16), 5.0, FusionConfig.released_code(), count=2)
 
 
+@pytest.mark.parametrize("control", get_args(AttentionControl))
+def test_attention_controls(control: AttentionControl) -> None:
+    config = FusionConfig(control=control, first_step=1, last_step=4)
+    check_against_plain(sd_unet(16), (16, 16), 5.0, config, count=2, steps=6)
+
+
 FIVE = SamplingConfig(num_steps=5)
 
 
@@ -128,12 +156,47 @@ def fuse_five(
     return fuse(unet, sd_scheduler(), base, reference, prompts, embeds(1, seed=2), thresholds=thresholds, **changes)
 
 
-def test_an_empty_mask_gives_the_base() -> None:
+@pytest.mark.parametrize("control", ["masked_kv", "masactrl_maps", "masactrl_features", "masactrl"])
+def test_an_empty_mask_gives_the_base(control: AttentionControl) -> None:
     unet = sd_unet(16)
     base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up")
-    target = fuse_five(base, reference, [[0.999999] * len(row) for row in thresholds], unet)
+    config = FusionConfig(control=control)
+    target = fuse_five(base, reference, [[0.999999] * len(row) for row in thresholds], unet, config=config)
     assert relative_error(target.latents, base.latents) < 1e-5
     torch.testing.assert_close(target.log_probs, base.log_probs, rtol=0, atol=1e-4)
+
+
+def test_a_full_mask_takes_keys_and_values_whole() -> None:
+    """Where everything lies inside, masking keys and values, or the output, is the same as not masking."""
+    unet = sd_unet(16)
+    base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up", count=1)
+    full = [[1e-9] * len(row) for row in thresholds]
+    whole = fuse_five(base, reference, full, unet, config=FusionConfig(control="kv"))
+    for control in ("masked_kv", "masactrl_features", "masactrl"):
+        masked = fuse_five(base, reference, full, unet, config=FusionConfig(control=control, merge="or"))
+        assert relative_error(masked.latents, whole.latents) < 1e-5
+
+
+def test_no_two_attention_controls_are_the_same() -> None:
+    unet = sd_unet(16)
+    base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up", count=1)
+    finals = {
+        control: fuse_five(base, reference, thresholds, unet, config=FusionConfig(control=control)).final
+        for control in get_args(AttentionControl)
+    }
+    for (one, a), (other, b) in combinations(finals.items(), 2):
+        assert relative_error(a, b) > 1e-4, (one, other)
+
+
+def test_an_inverted_trajectory_ends_with_the_fused_latents() -> None:
+    unet = sd_unet(16)
+    base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up", count=1)
+    fused = fuse_five(base, reference, thresholds, unet)
+    found = fuse_five(base, reference, thresholds, unet, config=FusionConfig(trajectory="ddim_inversion"))
+    arguments = (unet, sd_scheduler(), fused.final, embeds(1), embeds(1, seed=2))
+    expected = invert(*arguments, seeds=base.seeds, config=FIVE).trajectory
+    assert torch.equal(found.final, fused.final) and torch.equal(found.latents, expected.latents)
+    assert (found.seeds, found.config) == (base.seeds, base.config)
 
 
 def test_states_before_the_first_fused_step_are_the_bases() -> None:
@@ -199,3 +262,23 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ShapeMismatchError, match="reference"):
         wide = sample(*arguments, [2], config=FIVE, latent_size=(8, 16))
         fuse_five(wide, reference, [[0.1]], unet)
+
+
+def test_conditions_of_sdxl_go_with_their_rows() -> None:
+    unet, generator = tiny_xl_unet(), torch.Generator().manual_seed(0)
+    prompt, negative = (
+        Conditioning(
+            torch.randn(rows, TOKENS, WIDTH + XL_WIDTH, generator=generator),
+            torch.randn(rows, XL_POOLED, generator=generator),
+            torch.full((rows, 6), 16.0),
+        )
+        for rows in (2, 1)
+    )
+    reference = sample(unet, sd_scheduler(), prompt, negative, [1, 2], items=[[1], [2]], config=FIVE)
+    base = sample(unet, sd_scheduler(), prompt, negative, [3, 4], config=FIVE)
+    thresholds = balanced_thresholds(reference.item_maps, [1, 1])
+    together = fuse(unet, sd_scheduler(), base, reference, prompt, negative, thresholds=thresholds)
+    second = base.select([1]), reference.select([1])
+    alone = fuse(unet, sd_scheduler(), *second, prompt[1], negative, thresholds=thresholds[1:])
+    assert relative_error(together.latents[1], alone.latents[0]) < 1e-5
+    assert relative_error(alone.final[0], base.final[1]) > 1e-4

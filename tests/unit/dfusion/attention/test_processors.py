@@ -6,7 +6,7 @@ from peft import LoraConfig
 
 from dfusion.attention.fusion import Fusion, fuse_rows
 from dfusion.attention.layers import find_layers, first_up_layer, resolve_layers
-from dfusion.attention.processors import AttentionContext, processors_installed
+from dfusion.attention.processors import AttentionContext, FuseProcessor, processors_installed
 from dfusion.errors import ShapeMismatchError
 from tests.nets import embeds, tiny_unet
 
@@ -42,8 +42,19 @@ def test_context_reaches_processors_without_a_warning(caplog: pytest.LogCaptureF
 def test_processors_without_context_change_nothing() -> None:
     unet = tiny_unet()
     plain = call(unet, None)
-    with processors_installed(unet, capture=find_layers(unet), fuse=find_layers(unet)):
+    layers = find_layers(unet)
+    with processors_installed(unet, capture=layers, fuse=layers):
         assert torch.equal(call(unet, None), plain)
+    with processors_installed(unet, fuse_cross=layers):
+        assert torch.equal(call(unet, None), plain)
+
+
+def test_cross_attention_is_fused_only_where_asked() -> None:
+    unet = tiny_unet()
+    layer = first_up_layer(find_layers(unet))
+    with processors_installed(unet, fuse_cross=[layer]):
+        fused = {name for name, one in unet.attn_processors.items() if isinstance(one, FuseProcessor)}
+    assert fused == {f"{path}.processor" for path in layer.cross_attention}
 
 
 def test_keys_and_values_are_chosen_by_the_mask() -> None:
