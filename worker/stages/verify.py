@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -11,10 +11,9 @@ from sqlalchemy.orm import Session
 
 from api.core.queries import jobs, results
 from api.core.tables import Score
-from dfusion.config import FusionConfig, PairingConfig
-from dfusion.pairing import adopt
+from dfusion.config import FusionConfig
+from dfusion.figures import Side, decide, fusion_mask, mask_image, pair_figures
 from dfusion.types import Trajectory
-from worker.figures import Side, fusion_mask, mask_image, pair_figures
 from worker.pairs import PairSamples, StoredSample, load_pairs, trajectory_of
 from worker.scoring import score_images
 from worker.task import Record, Task
@@ -86,15 +85,7 @@ def _verdict(
     target = side(fused, score)
     height, width = target.image.shape[:2]
     image = task.store_image(f"mask-{pair.row.number:06d}", mask_image(mask, height, width))
-    decision = _decide(target.score, base.score, reference.score, task.spec.pairing)
-    figures = pair_figures(reference, base, target, mask)
-    return _Verdict(pair.row.id, {**decision, "figures": figures, "mask_artifact_id": image})
-
-
-def _decide(target: float, base: float, reference: float, config: PairingConfig) -> dict[str, Any]:
-    """Eq. 7, in words too."""
-    adopted = adopt(target, base, reference, config)
-    against = base if config.adoption_against == "base" else reference
-    sign = ">=" if adopted else "<"
-    why = f"target {target:.6g} {sign} {config.adoption_threshold:g} x {config.adoption_against} {against:.6g}"
-    return {"adopted": adopted, "why": why, "target_score": target}
+    decision = decide(target.score, base.score, reference.score, task.spec.pairing)
+    figures = asdict(pair_figures(reference, base, target, mask))
+    found = {**asdict(decision), "target_score": target.score, "figures": figures, "mask_artifact_id": image}
+    return _Verdict(pair.row.id, found)

@@ -1,0 +1,160 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dfusion.config import FusionConfig, PairingConfig, SamplingConfig
+from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.figures import PSNR_MAX, Side, decide, fusion_mask, mask_image, pair_figures, ssim
+from dfusion.types import Trajectory
+
+UPPER_HALF = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+
+
+def side(latent: float, pixel: int, score: float) -> Side:
+    return Side(torch.full((2, 2, 2), latent), np.full((4, 4, 3), pixel, np.uint8), score)
+
+
+def noise_image(seed: int, height: int = 9, width: int = 14) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_figures_by_hand() -> None:
+    """151 - 100 = 51 = 0.2 * 255, and 20 log10(1 / 0.2) = 13.979 dB."""
+    base, reference = side(0.0, 100, 0.25), side(3.0, 151, 1.0)
+    target = Side(base.latents.clone(), base.image.copy(), 0.75)
+    target.latents[:, 0, :] = 2.0  # the upper half, which is where the mask is
+    target.image[:2] = 151
+    figures = pair_figures(reference, base, target, UPPER_HALF)
+    assert figures.margin == {"target_over_base": 0.5, "reference_over_base": 0.75}
+    assert figures.mask_cover == 0.5
+    assert figures.latent_distance["target_to_base"] == pytest.approx({"inside": 2.0, "outside": 0.0})
+    assert figures.latent_distance["reference_to_base"] == pytest.approx({"inside": 3.0, "outside": 3.0})
+    assert figures.pixel_distance["target_to_base"] == pytest.approx({"inside": 0.2, "outside": 0.0})
+    assert figures.pixel_distance["reference_to_base"] == pytest.approx({"inside": 0.2, "outside": 0.2})
+    decibels = 20 * math.log10(5)
+    assert figures.psnr["target_to_base"] == pytest.approx({"inside": decibels, "outside": PSNR_MAX})
+    assert figures.psnr["reference_to_base"] == pytest.approx({"inside": decibels, "outside": decibels})
+    a, b = 100 / 255, 151 / 255  # flat images have no variance: only the means are left of SSIM
+    flat = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+    assert figures.ssim["target_to_base"] == pytest.approx({"inside": flat, "outside": 1.0})
+    assert figures.ssim["reference_to_base"] == pytest.approx({"inside": flat, "outside": flat})
+
+
+def test_an_empty_mask_has_no_inside() -> None:
+    base = side(0.0, 0, 0.0)
+    figures = pair_figures(base, base, base, torch.zeros(2, 2))
+    assert figures.latent_distance["target_to_base"] == {"inside": None, "outside": 0.0}
+    assert figures.psnr["target_to_base"] == {"inside": None, "outside": PSNR_MAX}
+    assert figures.ssim["target_to_base"] == {"inside": None, "outside": pytest.approx(1.0)}
+
+
+def test_a_soft_mask_counts_a_place_on_both_sides() -> None:
+    """Weights 1 and 0.25 inside, 0 and 0.75 outside; squared distances 4 and 1."""
+    base, target = side(0.0, 0, 0.0), side(0.0, 0, 0.0)
+    target.latents[:, :, 0], target.latents[:, :, 1] = 2.0, 1.0
+    found = pair_figures(base, base, target, torch.tensor([[1.0, 0.25]])).latent_distance["target_to_base"]
+    assert found == pytest.approx({"inside": math.sqrt((4 + 0.25) / 1.25), "outside": 1.0})
+
+
+def plain_ssim(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float:
+    """SSIM of Wang et al. pixel by pixel, from sums over explicit windows."""
+    height, width, channels = one.shape
+    total, similarity = 0.0, 0.0
+    for y in range(height):
+        for x in range(width):
+            window = [
+                (v, u, weights[v, u] * math.exp(-((v - y) ** 2 + (u - x) ** 2) / (2 * 1.5**2)))
+                for v in range(max(0, y - 5), min(height, y + 6))
+                for u in range(max(0, x - 5), min(width, x + 6))
+            ]
+            norm = sum(g for _, _, g in window)
+            total += weights[y, x]
+            if weights[y, x] == 0:
+                continue
+            for c in range(channels):
+                p = [one[v, u, c] / 255 for v, u, _ in window]
+                q = [other[v, u, c] / 255 for v, u, _ in window]
+                g = [g / norm for _, _, g in window]
+                mean_p = sum(a * b for a, b in zip(g, p, strict=True))
+                mean_q = sum(a * b for a, b in zip(g, q, strict=True))
+                var_p = sum(a * (b - mean_p) ** 2 for a, b in zip(g, p, strict=True))
+                var_q = sum(a * (b - mean_q) ** 2 for a, b in zip(g, q, strict=True))
+                cov = sum(a * (b - mean_p) * (d - mean_q) for a, b, d in zip(g, p, q, strict=True))
+                upper = (2 * mean_p * mean_q + 1e-4) * (2 * cov + 9e-4)
+                lower = (mean_p**2 + mean_q**2 + 1e-4) * (var_p + var_q + 9e-4)
+                similarity += weights[y, x] * upper / lower / channels
+    return similarity / total
+
+
+@pytest.mark.parametrize("kind", ["ones", "half", "soft"])
+def test_ssim_equals_explicit_windows(kind: str) -> None:
+    one, other = noise_image(1), noise_image(2)
+    other[:5] = one[:5] // 2 + 30  # some likeness
+    weights = {
+        "ones": np.ones((9, 14)),
+        "half": np.repeat([[1.0] * 6 + [0.0] * 8], 9, 0),
+        "soft": np.random.default_rng(3).random((9, 14)),
+    }[kind]
+    found = ssim(one, other, torch.from_numpy(weights).float())
+    assert found == pytest.approx(plain_ssim(one, other, weights), abs=1e-6)
+
+
+def test_ssim_outside_knows_nothing_of_the_inside() -> None:
+    one, other = noise_image(1), noise_image(2)
+    weights = torch.zeros(9, 14)
+    weights[:, 7:] = 1
+    before = ssim(one, other, weights)
+    other[:, :7] = 255
+    assert ssim(one, other, weights) == before
+
+
+def test_images_that_cannot_be_written_to() -> None:
+    image = noise_image(1)
+    image.setflags(write=False)
+    one = Side(torch.zeros(4, 2, 2), image, 0.0)
+    assert pair_figures(one, one, one, UPPER_HALF).ssim["target_to_base"] == pytest.approx(
+        {"inside": 1.0, "outside": 1.0}
+    )
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    base = side(0.0, 0, 0.0)
+    wide = Side(torch.zeros(2, 2, 4), base.image, 0.0)
+    large = Side(base.latents, np.zeros((8, 8, 3), np.uint8), 0.0)
+    with pytest.raises(ShapeMismatchError, match=r"reference\.latents"):
+        pair_figures(wide, base, base, UPPER_HALF)
+    with pytest.raises(ShapeMismatchError, match=r"target\.image"):
+        pair_figures(base, base, large, UPPER_HALF)
+    with pytest.raises(ShapeMismatchError, match="mask"):
+        pair_figures(base, base, base, UPPER_HALF[None])
+    with pytest.raises(InvalidInputError, match="mask"):
+        pair_figures(base, base, base, 2 * UPPER_HALF)
+    with pytest.raises(InvalidInputError, match="mask"):
+        pair_figures(base, base, base, UPPER_HALF * torch.nan)
+
+
+def four_steps(item_maps: torch.Tensor | None) -> Trajectory:
+    config = SamplingConfig(num_steps=4)
+    return Trajectory(torch.zeros(1, 5, 4, 2, 2), torch.arange(4), torch.zeros(1, 4), (0,), config, item_maps)
+
+
+def test_the_mask_counts_the_fused_steps() -> None:
+    maps = torch.zeros(1, 4, 1, 2, 1)
+    maps[0, 0, 0, :, 0] = 1.0  # step 0 is not fused
+    maps[0, 1, 0, 0, 0] = 1.0
+    maps[0, 2, 0, 0, 0] = 1.0
+    maps[0, 3, 0, 1, 0] = 1.0
+    mask = fusion_mask(four_steps(maps), [0.5], FusionConfig(first_step=1, last_step=19))
+    assert mask.tolist() == [[pytest.approx(2 / 3), pytest.approx(1 / 3)]]
+    assert mask_image(mask, 1, 4).tolist() == [[170, 170, 85, 85]]
+    with pytest.raises(InvalidInputError, match="item_maps"):
+        fusion_mask(four_steps(None), [0.5], FusionConfig())
+
+
+def test_decisions_say_what_was_compared() -> None:
+    adopted = decide(0.5, 0.25, 0.75, PairingConfig())
+    assert (adopted.adopted, adopted.why) == (True, "target 0.5 >= 1 x base 0.25")
+    refused = decide(0.5, 0.25, 0.75, PairingConfig(adoption_against="reference"))
+    assert (refused.adopted, refused.why) == (False, "target 0.5 < 1 x reference 0.75")
