@@ -1,0 +1,90 @@
+"""Mask thresholds (tau of Eq. 4) found from a few samples' item maps, so that nobody has to set them.
+
+The paper sets them by looking at the masks of a few samples of each prompt (appendix G). Here they are Otsu's: the
+number that best parts an item's attention into two classes, where it is and where it is not (decision 008).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dfusion.config import FusionConfig
+from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
+from dfusion.types import Trajectory
+
+
+def otsu_threshold(values: torch.Tensor) -> float:
+    """The number that parts `values` (any shape, n numbers) into two classes as far apart as can be.
+
+    It maximises Otsu's between-class variance w0 * w1 * (mean1 - mean0)**2 (N. Otsu, "A threshold selection method
+    from gray-level histograms", 1979) over all n - 1 splits of the sorted numbers, not over a histogram's bins, and
+    lies midway between the two classes. Raises InvalidInputError where all numbers are equal, NonFiniteError.
+    """
+    ordered = values.detach().flatten().double().cpu().sort().values
+    if not bool(torch.isfinite(ordered).all()):
+        raise NonFiniteError("values: expected finite numbers, got NaN or infinity")
+    count = len(ordered)
+    if count == 0 or ordered[0] == ordered[-1]:
+        raise InvalidInputError(f"values: expected numbers that differ, got {count} that do not")
+    lower = torch.arange(1, count, dtype=torch.float64)  # how many numbers are in the lower class
+    sums = ordered.cumsum(0)
+    apart = (sums[-1] - sums[:-1]) / (count - lower) - sums[:-1] / lower
+    variance = lower * (count - lower) * apart.square()
+    best = int(variance.argmax())
+    return float((ordered[best] + ordered[best + 1]) / 2)
+
+
+def auto_thresholds(item_maps: torch.Tensor) -> tuple[float, ...]:
+    """A threshold in (0, 1) for each of the K items of a prompt, from the maps of a few of its samples.
+
+    item_maps (B, T, h_m, w_m, K) in [0, 1], as in `Trajectory.item_maps`: B samples of one prompt, at the T steps that
+    will be fused. The maps of all samples and steps are pooled, so B of 4 or more is enough. Otsu's method is applied
+    to their square roots: attention varies more where there is more of it, which would push the threshold up, and the
+    root evens that out.
+
+    Raises ShapeMismatchError, InvalidInputError naming an item whose map is constant, NonFiniteError.
+    """
+    if item_maps.ndim != 5 or item_maps.shape[-1] == 0:
+        raise ShapeMismatchError("item_maps", "(B, T, h_m, w_m, K) with K >= 1", tuple(item_maps.shape))
+    found = []
+    for number, maps in enumerate(item_maps.unbind(-1)):
+        try:
+            found.append(otsu_threshold(maps.sqrt()) ** 2)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"item_maps: no threshold for item {number}: {error}") from error
+    return tuple(found)
+
+
+def thresholds_of(trajectory: Trajectory, config: FusionConfig = FusionConfig()) -> tuple[float, ...]:
+    """The automatic thresholds of the prompt that all samples of `trajectory` share, for fusion with `config`.
+
+    Raises InvalidInputError where samples have no or different items, or no step of theirs will be fused.
+    """
+    if trajectory.item_maps is None or not trajectory.items:
+        raise InvalidInputError("trajectory: expected item_maps, got None; give `items` when sampling")
+    items = trajectory.items[0]
+    if any(other != items for other in trajectory.items):
+        raise InvalidInputError(
+            f"trajectory: expected samples of one prompt, got items {sorted(set(trajectory.items))}"
+        )
+    fused = trajectory.item_maps[:, config.first_step : config.last_step + 1, ..., : len(items)]
+    if fused.shape[1] == 0:
+        steps = len(trajectory.timesteps)
+        raise InvalidInputError(f"first_step: expected less than {steps} steps, got {config.first_step}")
+    return auto_thresholds(fused)
+
+
+def mask_iou(item_maps: torch.Tensor, thresholds: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """How well thresholded maps cover the true items: intersection over union, (..., K) float64 in [0, 1].
+
+    item_maps (..., h_m, w_m, K) in [0, 1]; thresholds (K,); truth (..., h_m, w_m, K) bool, broadcastable to the maps.
+    Where neither mask has a pixel they agree: 1. Raises ShapeMismatchError.
+    """
+    if thresholds.shape != item_maps.shape[-1:] or item_maps.ndim < 3:
+        raise ShapeMismatchError("thresholds", f"(K,) for maps {tuple(item_maps.shape)}", tuple(thresholds.shape))
+    if truth.dtype != torch.bool or truth.shape[-3:] != item_maps.shape[-3:]:
+        expected = f"(..., {', '.join(map(str, item_maps.shape[-3:]))}) bool"
+        raise ShapeMismatchError("truth", expected, (tuple(truth.shape), truth.dtype))
+    masks = item_maps >= thresholds
+    both, either = (masks & truth).sum((-3, -2)).double(), (masks | truth).sum((-3, -2)).double()
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
