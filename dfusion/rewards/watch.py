@@ -88,7 +88,7 @@ def falling_figures(
     """The names of the figures in `others` that fall while the reward rises: warn if there are any.
 
     reward, others  the same rounds' means, oldest first (`others`: a held-out scorer's, the diversity's)
-    window          how many of the last rounds are looked at; fewer than 4 rounds never warn
+    window          how many of the last rounds are looked at; at the default level fewer than 4 cannot warn
     level           how likely a trend may be by chance
 
     A series rises where the one-sided Mann-Kendall test (H. B. Mann, "Nonparametric tests against trend", 1945) says
@@ -102,7 +102,7 @@ def falling_figures(
             raise ShapeMismatchError(name, f"{len(reward)} rounds", len(series))
         if not np.isfinite(np.asarray(series, dtype=np.float64)).all():
             raise NonFiniteError(f"{name}: a round's figure is NaN or infinite")
-    if len(reward) < 4 or chance_of_rise(reward[-window:]) > level:
+    if chance_of_rise(reward[-window:]) > level:
         return ()
     return tuple(
         name for name, series in others.items() if chance_of_rise([-value for value in series[-window:]]) <= level

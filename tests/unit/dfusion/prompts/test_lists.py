@@ -127,6 +127,7 @@ def test_a_stored_prompt_is_read_again_as_it_was() -> None:
         ({"text": "a [cat]s"}, (), "'cat' is not in the prompt"),
         ({"text": "a cat", "items": []}, ("items",), "at least 1 item"),
         ({"text": "a cat", "items": ["dog"]}, (), "'dog' is not in the prompt"),
+        ({"text": "a wildcat", "items": ["cat"]}, (), "'cat' is not in the prompt"),
         ({"text": "concatenate", "items": ["cat"]}, (), "'cat' is not in the prompt"),
         ({"text": "a cat", "items": [" "]}, (), "' ' is not in the prompt"),
         ({"text": "a cat and a cat", "items": ["cat", "Cat"]}, (), "each item once"),
