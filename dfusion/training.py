@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from dfusion.adapter import lora_parameters
-from dfusion.attention.processors import attention_written_out
 from dfusion.config import TrainingConfig
 from dfusion.ddim import Schedule, log_prob
 from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError
@@ -131,16 +130,15 @@ class Trainer:
         log_probs = torch.empty(self.rows_total, len(sides))
         means = torch.empty(self.rows_total, len(sides), *sides[0].latents.shape[2:])
         base = {name: torch.zeros_like(value) for name, value in self._start.items()}  # an adapter that adds nothing
-        with self._network():
-            for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
-                with self._weights(self._start):
-                    found, found_means = self._evaluate(numbers)
-                if self.config.kl_reference == "base":
-                    with self._weights(base):
-                        _, found_means = self._evaluate(numbers)
-                log_probs[numbers], means[numbers] = found.cpu(), found_means.cpu()
-                if on_rows is not None:
-                    on_rows(numbers[-1] + 1)
+        for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
+            with self._weights(self._start):
+                found, found_means = self._evaluate(numbers)
+            if self.config.kl_reference == "base":
+                with self._weights(base):
+                    _, found_means = self._evaluate(numbers)
+            log_probs[numbers], means[numbers] = found.cpu(), found_means.cpu()
+            if on_rows is not None:
+                on_rows(numbers[-1] + 1)
         return log_probs, means
 
     def step(self, on_rows: OnRows | None = None) -> UpdateReport:
@@ -171,7 +169,7 @@ class Trainer:
         parameters = list(self._parameters.values())
         self._optimizer.zero_grad(set_to_none=True)
         done = 0
-        with self._network():  # the backward pass of checkpointed layers goes through the processors again
+        with self._checkpointing():
             for step, group in self._groups(numbers):
                 before = [parameter.grad for parameter in parameters]
                 self._optimizer.zero_grad(set_to_none=True)
@@ -236,19 +234,17 @@ class Trainer:
         return log_probs.unflatten(0, (len(chosen), -1)), means.unflatten(0, (len(chosen), -1))
 
     @contextmanager
-    def _network(self) -> Iterator[None]:
-        """Within the context the U-Net is as it is trained; log p_old is evaluated in the same way, so that the ratio
-        is 1 before the first update."""
+    def _checkpointing(self) -> Iterator[None]:
+        """Within the context the U-Net checkpoints activations, if it is asked to; after it, it is as it was."""
         unet = self.model.unet
         asked = self.config.gradient_checkpointing and not unet.is_gradient_checkpointing
-        with attention_written_out(unet):
+        if asked:
+            unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
             if asked:
-                unet.enable_gradient_checkpointing()
-            try:
-                yield
-            finally:
-                if asked:
-                    unet.disable_gradient_checkpointing()
+                unet.disable_gradient_checkpointing()
 
     @contextmanager
     def _weights(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:

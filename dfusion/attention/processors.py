@@ -20,7 +20,7 @@ from dfusion import _torchvision_ops  # noqa: F401
 
 # isort: split
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from dfusion.attention.fusion import Fusion, cross_attention, self_attention
 from dfusion.attention.layers import Layer
@@ -161,56 +161,6 @@ def processors_installed(
     for layer in fuse_cross:
         installed |= {f"{path}.processor": FuseProcessor(layer.level) for path in layer.cross_attention}
     unet.set_attn_processor(installed)
-    try:
-        yield
-    finally:
-        unet.set_attn_processor(before)
-
-
-class WrittenOutProcessor(PlainProcessor):
-    """softmax(Q K^T / sqrt(D)) V written out, as diffusers' `AttnProcessor` has it, for training on a CPU.
-
-    There the backward pass of `scaled_dot_product_attention` takes about as long as all the rest of a small U-Net.
-    The probabilities are kept for the backward pass, so attentions of more than `LARGEST_WRITTEN_OUT` entries a head
-    stay plain; so do those in half precision, which would lose some of it, and those with normalised queries, which
-    `AttnProcessor` does not know.
-    """
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-        fusion: AttentionContext | None = None,  # noqa: ARG002  (named for diffusers' filter)
-    ) -> torch.Tensor:
-        arguments = (attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        large = hidden_states.ndim != 3 or hidden_states.shape[1] * context.shape[1] > LARGEST_WRITTEN_OUT
-        if large or hidden_states.dtype != torch.float32 or attn.norm_q is not None:
-            return super().__call__(*arguments)
-        output: torch.Tensor = _WRITTEN_OUT(*arguments)
-        return output
-
-
-LARGEST_WRITTEN_OUT = 1 << 18
-"""Pixels x context pixels or tokens: 512 x 512."""
-_WRITTEN_OUT = AttnProcessor()
-
-
-@contextmanager
-def attention_written_out(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Within the context the plain attentions of a `unet` on the CPU are written out; on other devices nothing changes.
-
-    What was installed before is restored, also when an error leaves the context.
-    """
-    if unet.device.type != "cpu":
-        yield
-        return
-    before: dict[str, Any] = dict(unet.attn_processors)
-    plain = (AttnProcessor2_0, PlainProcessor)
-    unet.set_attn_processor({name: WrittenOutProcessor() if type(p) in plain else p for name, p in before.items()})
     try:
         yield
     finally:

@@ -11,11 +11,11 @@ from dfusion.training_report import Tally, require_ratio_one, self_test
 from tests.unit.dfusion.test_training_data import trajectory
 
 ROWS = [Row(0, 1), Row(0, 3), Row(1, 3)]
-"""With `replayed` log-probs of -1, against recorded ones of 0."""
+"""Rows of the two pairs below, whose recorded log-probs are -1."""
 
 
-def pairs(recorded: float = -1.0, on_policy: bool = True) -> list[TrainingPair]:
-    sides = [replace(trajectory(n), log_probs=torch.full((1, 5), recorded)) for n in range(4)]
+def pairs(on_policy: bool = True) -> list[TrainingPair]:
+    sides = [replace(trajectory(n), log_probs=torch.full((1, 5), -1.0)) for n in range(4)]
     return [TrainingPair(sides[0], sides[1], "a"), TrainingPair(sides[2], sides[3], "a", on_policy)]
 
 
@@ -58,8 +58,11 @@ def test_log_probs_must_be_finite(bad: float, on_policy: bool) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_records_that_are_not_finite_are_a_mismatch(bad: float) -> None:
+    """Of one trajectory, beside others that agree."""
+    first, second = pairs()
+    second = replace(second, rejected=replace(second.rejected, log_probs=torch.full((1, 5), bad)))
     with pytest.raises(PolicyMismatchError):
-        self_test(ROWS, pairs(recorded=bad), torch.full((3, 2), -1.0), 1e-3)
+        self_test(ROWS, [first, second], torch.full((3, 2), -1.0), 1e-3)
 
 
 def test_the_tolerance_itself_is_allowed() -> None:
