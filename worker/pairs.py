@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from api.core.queries import results
 from api.core.tables import Artifact, Pair, Sample
+from dfusion.config import FusionConfig
+from dfusion.prompts import Prompt
+from dfusion.thresholds import thresholds_of
 from dfusion.types import Trajectory
 from worker.task import Task
 
@@ -58,3 +61,8 @@ def load_pairs(task: Task, prompts: tuple[int, int] | None = None) -> list[PairS
 def trajectory_of(sample: StoredSample, stored: Mapping[str, Trajectory]) -> Trajectory:
     """The sample's own trajectory, of one sample."""
     return stored[sample.trajectory].select([sample.trajectory_row])
+
+
+def mask_thresholds(prompt: Prompt, reference: Trajectory, config: FusionConfig) -> tuple[float, ...]:
+    """The prompt's own thresholds, or those found from the reference's maps, which fusing and verifying both find."""
+    return thresholds_of(reference, config) if prompt.thresholds is None else prompt.thresholds

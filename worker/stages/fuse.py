@@ -16,7 +16,7 @@ from dfusion.config import FusionConfig
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.types import Trajectory
-from worker.pairs import PairSamples, load_pairs, trajectory_of
+from worker.pairs import PairSamples, load_pairs, mask_thresholds, trajectory_of
 from worker.task import Record, Task, batches
 from worker.trajectories import join
 
@@ -51,16 +51,20 @@ def run(task: Task) -> Record:
 def _fuse(
     task: Task, model: DiffusionModel, part: Sequence[PairSamples], stored: Mapping[str, Trajectory]
 ) -> Trajectory:
-    prompts = task.prompts()
+    prompts, config = task.prompts(), task.spec.fusion or FusionConfig()
+    references = [trajectory_of(pair.reference, stored) for pair in part]
     return fuse(
         model.unet,
         model.scheduler,
         join([trajectory_of(pair.base, stored) for pair in part]),
-        join([trajectory_of(pair.reference, stored) for pair in part]),
+        join(references),
         model.encode_prompts([pair.row.prompt for pair in part]),
         model.encode_prompts([""]),
-        thresholds=[prompts[pair.row.prompt_index].thresholds for pair in part],
-        config=task.spec.fusion or FusionConfig(),
+        thresholds=[
+            mask_thresholds(prompts[pair.row.prompt_index], reference, config)
+            for pair, reference in zip(part, references, strict=True)
+        ],
+        config=config,
         on_step=task.on_step,
     )
 

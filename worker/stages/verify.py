@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -13,8 +13,9 @@ from api.core.queries import jobs, results
 from api.core.tables import Score
 from dfusion.config import FusionConfig
 from dfusion.figures import Side, decide, fusion_mask, mask_image, pair_figures
+from dfusion.prompts import Prompt
 from dfusion.types import Trajectory
-from worker.pairs import PairSamples, StoredSample, load_pairs, trajectory_of
+from worker.pairs import PairSamples, StoredSample, load_pairs, mask_thresholds, trajectory_of
 from worker.scoring import score_images
 from worker.task import Record, Task
 
@@ -63,8 +64,8 @@ def _verdicts(task: Task, pairs: list[PairSamples], scores: dict[str, float]) ->
         stored = task.load_trajectories({side.trajectory for side in sides})
         for pair in members:
             if pair.target is not None:
-                thresholds = prompts[pair.row.prompt_index].thresholds
-                yield _verdict(task, pair, pair.target, scores[pair.target.row.id], thresholds, stored)
+                prompt = prompts[pair.row.prompt_index]
+                yield _verdict(task, pair, pair.target, scores[pair.target.row.id], prompt, stored)
 
 
 def _verdict(
@@ -72,7 +73,7 @@ def _verdict(
     pair: PairSamples,
     fused: StoredSample,
     score: float,
-    thresholds: Sequence[float],
+    prompt: Prompt,
     stored: Mapping[str, Trajectory],
 ) -> _Verdict:
     """Decision, figures and mask image of one fused pair."""
@@ -80,7 +81,8 @@ def _verdict(
     def side(sample: StoredSample, value: float) -> Side:
         return Side(trajectory_of(sample, stored).final[0], task.load_image(sample.image), value)
 
-    mask = fusion_mask(trajectory_of(pair.reference, stored), thresholds, task.spec.fusion or FusionConfig())
+    fused_from, config = trajectory_of(pair.reference, stored), task.spec.fusion or FusionConfig()
+    mask = fusion_mask(fused_from, mask_thresholds(prompt, fused_from, config), config)
     reference, base = side(pair.reference, pair.row.reference_score), side(pair.base, pair.row.base_score)
     target = side(fused, score)
     height, width = target.image.shape[:2]
