@@ -390,7 +390,7 @@ def test_a_loss_that_is_not_finite_is_named(model: DiffusionModel) -> None:
     trainer.step()
     before = weights(model)
     lora_parameters(model.unet).popitem()[1].data.fill_(math.nan)
-    with pytest.raises(NonFiniteError, match=r"update 2 at step_index \d"):
+    with pytest.raises(NonFiniteError, match=r"loss became nan in update 2 at step_index \d"):
         trainer.step()
     assert same(weights(model)[:-1], before[:-1]) and trainer.updates_done == 1
 
