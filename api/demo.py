@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dfusion.shapes.prompts import FUSION
+
 Json = dict[str, Any]
 TERMINAL = {"succeeded", "failed", "cancelled"}
 SPLITS = {"train": "training prompts", "held_out": "held-out prompts"}
@@ -217,7 +219,7 @@ def request_of(arguments: argparse.Namespace) -> Json:
         "rounds": arguments.rounds,
         "samples_per_prompt": 4,
         "seed": arguments.seed,
-        "fusion": {"first_step": 10},
+        "fusion": {"first_step": FUSION.first_step},
         "training": {"learning_rate": 3e-4, "rows_per_update": 64, "inner_epochs": 1},
         "evaluation": {"samples_per_prompt": 1},
         "label": "demo",

@@ -85,17 +85,19 @@ def tiny_xl_unet(seed: int = 0) -> UNet2DConditionModel:
     ).eval()
 
 
+SD_SCHEDULE: dict[str, object] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
 def sd_scheduler(**changes: object) -> DDIMScheduler:
     """Stable Diffusion's schedule as a DDIM scheduler: sigma is positive at the last step."""
-    settings = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    }
-    return DDIMScheduler(**(settings | changes))
+    return DDIMScheduler(**(SD_SCHEDULE | changes))
 
 
 def embeds(batch: int, seed: int = 1) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dfusion.errors import NonFiniteError, ShapeMismatchError
 from dfusion.guidance import predict
 from dfusion.policy import log_probs
 from dfusion.sampling import sample
-from tests.nets import embeds, relative_error, sd_scheduler, tiny_unet
+from tests.nets import SD_SCHEDULE, embeds, relative_error, sd_scheduler, tiny_unet
 
 FIVE = SamplingConfig(num_steps=5)
 PROMPT, NEGATIVE = embeds(2), embeds(1, seed=2)
@@ -35,15 +35,7 @@ def constant_unet() -> UNet2DConditionModel:
 def test_states_are_those_of_diffusers_inverse_scheduler(prediction_type: str) -> None:
     unet, scheduler = tiny_unet(), sd_scheduler(prediction_type=prediction_type)
     found = invert(unet, scheduler, clean_latents(), PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE).trajectory
-    settings = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    }
-    inverse = DDIMInverseScheduler(**settings, prediction_type=prediction_type)
+    inverse = DDIMInverseScheduler(**SD_SCHEDULE, prediction_type=prediction_type)
     inverse.set_timesteps(5)
     x = clean_latents()
     states = [x]
