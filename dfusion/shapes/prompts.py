@@ -20,8 +20,8 @@ from dfusion.config import FusionConfig
 from dfusion.shapes.scenes import COLOURS, PROPS, RELATIONS, SHAPES, TEMPLATES, TEXTURES, Scene, Template
 
 THRESHOLD = 0.02
-"""Mask threshold of every item (Eq. 4). Item words look at their items alone (`denoiser.grounding_loss`): maps are near 1
-on the item and near 0 off it, and this low threshold keeps the item's edge in the mask."""
+"""Mask threshold of every item (Eq. 4). Item words look at their items alone (`denoiser.grounding_loss`): maps are
+near 1 on the item and near 0 off it, and this low threshold keeps the item's edge in the mask."""
 FUSION = FusionConfig(first_step=10)
 """How this world's targets are fused: later than the paper's step 2. Here colours can still be carried then, and the
 background is already the base's."""
