@@ -179,6 +179,14 @@ def union_mask(reference: Trajectory, row: int, thresholds: Sequence[float], con
     return resize_mask(masks.any(0, keepdim=True), (reference.final.shape[-2], reference.final.shape[-1]))[0].float()
 
 
+def _endless_samples(model: DiffusionModel, judge: Judge, template: Template, seed: int) -> Iterator[Sampled]:
+    """16 new samples of each training prompt, over and over."""
+    prompts = prompt_list(template, "train")
+    while True:
+        yield from sample_prompts(model, judge, prompts, 16, seed, items=True)
+        seed += 1000 * len(prompts)
+
+
 def report_fusion(
     model: DiffusionModel, out: Path, pairs: int, seed: int, config: FusionConfig, templates: Sequence[Template]
 ) -> list[str]:
@@ -186,7 +194,7 @@ def report_fusion(
     judge, lines = Judge.load(), []
     for template in templates:
         carried: list[Carried] = []
-        for sampled in sample_prompts(model, judge, prompt_list(template, "train"), 16, seed, items=True):
+        for sampled in _endless_samples(model, judge, template, seed):
             carried += fused_pairs(model, judge, sampled, config)
             if len(carried) >= pairs:
                 break
