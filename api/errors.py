@@ -17,6 +17,7 @@ from api.core.errors import (
     IdempotencyError,
     InvalidRequestError,
     NotFoundError,
+    PreconditionError,
     ServiceError,
     StorageError,
 )
@@ -27,6 +28,7 @@ _STATUS: tuple[tuple[type[ServiceError], HTTPStatus], ...] = (
     (IdempotencyError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (NotFoundError, HTTPStatus.NOT_FOUND),
     (ConflictError, HTTPStatus.CONFLICT),
+    (PreconditionError, HTTPStatus.PRECONDITION_FAILED),
     (StorageError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 _logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from api.core.locks import file_lock
 from api.core.service import Service
 from api.core.settings import Settings
 from api.embedded import WorkerSupervisor
-from api.routes import artifacts, health, jobs, prompt_sets, results, rounds
+from api.routes import artifacts, health, jobs, prompt_sets, results, submissions
 from api.schemas import Problem
 
 
@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
     errors.install(app)
-    for module in (rounds, jobs, results, artifacts, prompt_sets, health):
+    for module in (submissions, jobs, results, artifacts, prompt_sets, health):
         app.include_router(module.router)
     return app
 

@@ -28,7 +28,7 @@ def settings_for(data_dir: Path, pipeline: Path, **changes: Any) -> Settings:
         "torch_threads": 1,
         "batch_size": 4,
         "shard_prompts": 2,
-        "models": {"tiny": pipeline},
+        "models": {"tiny": str(pipeline)},
         "scorers": SCORERS,
         "lease_seconds": 20,
         "heartbeat_seconds": 0.1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from api.core.catalogue import Catalogue
+from api.core.catalogue import BaseModel, Catalogue
 from api.core.storage import FileStore
 from api.core.tables import Artifact
 from dfusion.adapter import detach, load_adapter
@@ -42,13 +42,21 @@ class ModelCache:
         finally:
             self._take_off(model)
 
+    def source(self, name: str) -> str:
+        """Where the base model of that name comes from. Raises ModelNotFoundError."""
+        return self._entry(name).source
+
+    def _entry(self, name: str) -> BaseModel:
+        entry = self._catalogue.models.get(name)
+        if entry is None:
+            raise ModelNotFoundError(f"model: expected one of {sorted(self._catalogue.models)}, got {name!r}")
+        return entry
+
     def _base(self, name: str) -> DiffusionModel:
         if self._model is None or self._name != name:
-            entry = self._catalogue.models.get(name)
-            if entry is None:
-                raise ModelNotFoundError(f"model: expected one of {sorted(self._catalogue.models)}, got {name!r}")
+            entry = self._entry(name)
             self._model = None  # frees its memory before the next is loaded
-            self._model = DiffusionModel.load(entry.folder, self._device)
+            self._model = DiffusionModel.load(entry.source, self._device, entry.dtype)
             self._name, self._adapter = name, None
         return self._model
 

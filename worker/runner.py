@@ -9,7 +9,7 @@ import torch
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from api.core import execution
-from api.core.errors import LeaseLostError, ServiceError, StageCancelledError, StageStoppedError
+from api.core.errors import LeaseLostError, ServiceError, StageCancelledError, StagePausedError, StageStoppedError
 from api.core.execution import Claim, Failure
 from dfusion.errors import DFusionError
 from worker.heartbeat import Heartbeat
@@ -39,6 +39,8 @@ def _attempt(bench: Workbench, claim: Claim, stop: threading.Event) -> None:
         raise
     except StageCancelledError:
         execution.cancelled(bench.uow, claim)
+    except StagePausedError:
+        execution.paused(bench.uow, claim)
     except StageStoppedError:
         execution.give_back(bench.uow, claim)
     except Exception as error:  # the one place that catches all: every failure becomes a state with a code

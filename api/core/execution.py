@@ -12,12 +12,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.core.errors import LeaseLostError, StageCancelledError
-from api.core.planning import plan_round
+from api.core.errors import ConflictError, LeaseLostError, StageCancelledError
+from api.core.planning import Sizes, measured_splits, plan_round
 from api.core.queries import jobs, prompt_sets, stages
+from api.core.queries.stages import Wish
 from api.core.settings import Settings
-from api.core.specs import RoundSpec
-from api.core.states import JobState, StageKind, StageState
+from api.core.specs import JobSpec, RoundSpec, spec_of
+from api.core.states import FINAL_JOB_STATES, JobState, StageKind, StageState
 from api.core.storage import StoredObject
 from api.core.tables import Job, Stage
 from api.core.unit_of_work import UnitOfWork
@@ -38,7 +39,7 @@ class Claim:
     epoch: int
     attempt: int
     checkpoint: StoredObject | None
-    spec: RoundSpec
+    spec: JobSpec
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _as_claim(stage: Stage, job: Job) -> Claim:
         epoch=stage.lease_epoch,
         attempt=stage.attempt,
         checkpoint=checkpoint,
-        spec=RoundSpec.model_validate(job.spec),
+        spec=spec_of(job.kind, job.spec),
     )
 
 
@@ -87,8 +88,8 @@ def _about(stage: Stage) -> dict[str, object]:
     return {"stage": stage.kind, "round": stage.round, "shard": stage.shard, "attempt": stage.attempt}
 
 
-def beat(uow: UnitOfWork, settings: Settings, held: Claim, done: int, total: int) -> bool:
-    """Renew the lease with the progress made; whether a cancel was asked for. Raises LeaseLostError."""
+def beat(uow: UnitOfWork, settings: Settings, held: Claim, done: int, total: int) -> Wish:
+    """Renew the lease with the progress made; what is wished of the stage. Raises LeaseLostError."""
     with uow.writing() as session:
         return stages.beat(session, held.stage_id, held.epoch, settings.lease_seconds, done, total)
 
@@ -120,15 +121,30 @@ def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[S
         jobs.add_event(
             session, job.id, "stage.succeeded", f"{stage.kind} of round {stage.round} done", stage.id, **_about(stage)
         )
-        if held.kind is StageKind.TRAIN and held.round < held.spec.rounds:
-            _plan_next_round(session, settings, job, held)
+        if held.kind is StageKind.TRAIN and isinstance(held.spec, RoundSpec) and held.round < held.spec.rounds:
+            sizes = round_sizes(session, settings, job)
+            stages.add(session, job.id, plan_round(held.spec, held.round + 1, sizes))
+            if job.pause_requested_at is not None:
+                stages.hold(session, job.id)
         _settle(session, job)
 
 
-def _plan_next_round(session: Session, settings: Settings, job: Job, held: Claim) -> None:
-    prompts = prompt_sets.size(session, job.prompt_set_id)
-    held_out = 0 if job.held_out_prompt_set_id is None else prompt_sets.size(session, job.held_out_prompt_set_id)
-    stages.add(session, job.id, plan_round(held.spec, held.round + 1, prompts, held_out, settings.shard_prompts))
+def round_sizes(session: Session, settings: Settings, job: Job) -> Sizes:
+    """How much the spec of a round job means."""
+    if job.prompt_set_id is None:
+        raise ConflictError(f"{job.id} has no prompt set")
+    ids = [set_id for set_id in (job.prompt_set_id, job.held_out_prompt_set_id) if set_id is not None]
+    found = {set_id: prompt_sets.size(session, set_id) for set_id in ids}
+    measured = measured_splits(job.prompt_set_id, job.held_out_prompt_set_id, found)
+    return Sizes(settings.shard_prompts, found[job.prompt_set_id], measured=measured)
+
+
+def paused(uow: UnitOfWork, held: Claim) -> None:
+    """The stage has stopped because a pause was asked for; it goes on from here when its job is resumed."""
+    with uow.writing() as session:
+        job = jobs.lock(session, held.job_id)
+        stages.give_back(session, held.stage_id, held.epoch)
+        _settle(session, job)
 
 
 def cancelled(uow: UnitOfWork, held: Claim) -> None:
@@ -205,17 +221,24 @@ def _lose(session: Session, settings: Settings, lost: list[Stage]) -> int:
 
 
 def _settle(session: Session, job: Job) -> None:
-    """End the job if none of its stages is left."""
-    if stages.count_unfinished(session, job.id) > 0:
+    """Give the job the state that its stages have made it: ended, paused, waiting for people, or none of these."""
+    left = stages.states_left(session, job.id)
+    if not left:
+        state = JobState.SUCCEEDED if job.cancel_requested_at is None else JobState.CANCELLED
+        if jobs.end(session, job.id, state):
+            message = "every stage has succeeded" if state is JobState.SUCCEEDED else "the job is cancelled"
+            jobs.add_event(session, job.id, f"job.{state}", message)
+    elif job.cancel_requested_at is not None or StageState.RUNNING in left:
         return
-    state = JobState.SUCCEEDED if job.cancel_requested_at is None else JobState.CANCELLED
-    if jobs.end(session, job.id, state):
-        jobs.add_event(
-            session,
-            job.id,
-            f"job.{state}",
-            "every stage has succeeded" if state is JobState.SUCCEEDED else "the job is cancelled",
-        )
+    elif job.pause_requested_at is not None:
+        _become(session, job, JobState.PAUSED, "the job is paused")
+    elif stages.waits_for_people(session, job.id):
+        _become(session, job, JobState.WAITING, "the job waits for verdicts on its pairs")
+
+
+def _become(session: Session, job: Job, state: JobState, message: str) -> None:
+    if jobs.become(session, job.id, state):
+        jobs.add_event(session, job.id, f"job.{state}", message)
 
 
 def cancel(session: Session, job_id: str) -> None:
@@ -227,3 +250,38 @@ def cancel(session: Session, job_id: str) -> None:
     jobs.add_event(session, job.id, "job.cancel_requested", "a cancel was asked for")
     stages.call_off(session, job.id)
     _settle(session, jobs.lock(session, job.id))
+
+
+def pause(session: Session, job_id: str) -> None:
+    """Nothing more of the job begins; what runs keeps what it has done and stops within a step. Raises ConflictError
+    for a job that has ended or is being cancelled."""
+    job = jobs.lock(session, job_id)
+    if JobState(job.state) in FINAL_JOB_STATES or job.cancel_requested_at is not None:
+        raise ConflictError(f"{job.id} is {job.state}: only a job that has not ended can be paused")
+    if job.pause_requested_at is not None:
+        return
+    jobs.request_pause(session, job.id)
+    jobs.add_event(session, job.id, "job.pause_requested", "a pause was asked for")
+    stages.hold(session, job.id)
+    _settle(session, jobs.lock(session, job.id))
+
+
+def resume(session: Session, job_id: str) -> None:
+    """Go on with a paused job, or without further verdicts where it waits for them. Raises ConflictError for others."""
+    job = jobs.lock(session, job_id)
+    if job.pause_requested_at is not None and JobState(job.state) not in FINAL_JOB_STATES:
+        jobs.request_resume(session, job.id)
+        jobs.add_event(session, job.id, "job.resumed", "the job goes on")
+        stages.release(session, job.id)
+        _settle(session, jobs.lock(session, job.id))
+    elif job.state == JobState.WAITING:
+        end_review(session, job, "the job goes on with the verdicts that there are")
+    else:
+        raise ConflictError(f"{job.id} is {job.state}: only a job that is paused or waiting can be resumed")
+
+
+def end_review(session: Session, job: Job, message: str) -> None:
+    """The job's review is done; what waited for it may start. The job's row must be locked."""
+    if stages.succeed_reviews(session, job.id):
+        jobs.become(session, job.id, JobState.RUNNING)
+        jobs.add_event(session, job.id, "review.done", message)

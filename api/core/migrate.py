@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import alembic.command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from api.core.errors import UnknownRevisionError
 from api.core.locks import file_lock
@@ -22,7 +24,7 @@ def migrate(engine: Engine, lock: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    with file_lock(lock, _WAIT_SECONDS), engine.connect() as connection:
+    with file_lock(lock, _WAIT_SECONDS), engine.connect() as connection, _loose_tables(connection):
         present = set(MigrationContext.configure(connection).get_current_heads())
         connection.rollback()
         if present - known:
@@ -33,3 +35,18 @@ def migrate(engine: Engine, lock: Path) -> None:
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
         connection.commit()
+
+
+@contextmanager
+def _loose_tables(connection: Connection) -> Iterator[None]:
+    """SQLite changes a table by copying it into a new one of its name; meanwhile nothing may hold on to the old."""
+    raw = connection.connection.driver_connection
+    if connection.dialect.name != "sqlite" or raw is None:
+        yield
+        return
+    raw.execute("PRAGMA foreign_keys=OFF")  # has no effect within a transaction, so it cannot be in the migration
+    try:
+        yield
+    finally:
+        connection.rollback()
+        raw.execute("PRAGMA foreign_keys=ON")

@@ -13,8 +13,22 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from dfusion.config import Precision
+from dfusion.config import Settings as MethodSettings
+from dfusion.rewards.config import ScorerConfig
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+class ModelSetting(MethodSettings):
+    """A base model of this installation."""
+
+    source: str = Field(description="A diffusers folder, a name of decision 010, or owner/name@revision")
+    dtype: Precision = "float32"
+    reward: str | None = Field(None, description="The scorer that trains it unless another is asked for")
+    watch: str | None = Field(None, description="The scorer that watches a training and is never trained on")
+    scorers: tuple[str, ...] = Field((), description="Those that judge its images; the reward if empty")
 
 
 class Settings(BaseSettings):
@@ -32,8 +46,12 @@ class Settings(BaseSettings):
     torch_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 leaves torch's choice")
     batch_size: Count = Field(16, description="Images that go through the U-Net at once")
     shard_prompts: Count = Field(4, description="Prompts whose samples one sampling or fusion stage makes")
-    models: dict[str, Path] = Field({}, description="Further models by name: {name: diffusers folder}")
-    scorers: dict[str, str] = Field({}, description="Further scorers by name: {name: 'module:factory'}")
+    models: dict[str, str | ModelSetting] = Field(
+        {}, description="Further models by name: {name: source}, or {name: {source, dtype, reward, watch, scorers}}"
+    )
+    scorers: dict[str, str | ScorerConfig] = Field(
+        {}, description="Further scorers by name: {name: 'module:attribute'}, or {name: {kind, …}} of decision 009"
+    )
 
     lease_seconds: Seconds = Field(60, description="A stage whose worker is silent for so long is queued again")
     heartbeat_seconds: Seconds = Field(1, description="How often a worker renews its lease and looks for a cancel")

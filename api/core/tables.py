@@ -27,6 +27,7 @@ class Table(DeclarativeBase):
         float: Double(),
         Json: JSON(),
         list[Json]: JSON(),
+        list[float]: JSON(),
     }
 
 
@@ -76,10 +77,14 @@ class Job(Table):
     state: Mapped[str] = mapped_column(index=True)
     label: Mapped[str | None]
     spec: Mapped[Json]
-    prompt_set_id: Mapped[str] = mapped_column(ForeignKey("prompt_sets.id"))
+    prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
     held_out_prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
-    """The model that it starts from."""
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    """The model that it starts from; the first of an evaluation's."""
+    origin_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    """The job that it is a retry of."""
+    result: Mapped[Json | None]
+    """What it found: an evaluation's comparison."""
     rounds: Mapped[int]
     work_total: Mapped[float]
     """Expected work of all stages of all rounds, in U-Net evaluations."""
@@ -87,6 +92,7 @@ class Job(Table):
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
 
@@ -106,6 +112,7 @@ class Stage(Table):
     number: Mapped[int]
     """Running number within the job: the order in which free stages are claimed."""
     kind: Mapped[str]
+    queue: Mapped[str]
     round: Mapped[int]
     shard: Mapped[int]
     params: Mapped[Json]
@@ -123,6 +130,7 @@ class Stage(Table):
     not_before: Mapped[float]
     hinted_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]
     checkpoint_key: Mapped[str | None]
     checkpoint_sha256: Mapped[str | None]
     checkpoint_at: Mapped[float | None]
@@ -218,11 +226,18 @@ class Pair(Table):
     target_score: Mapped[float | None]
     figures: Mapped[Json]
     mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
+    thresholds: Mapped[list[float] | None]
+    """Mask thresholds, one an item; None: found from the reference's maps when it is fused."""
+    verdict: Mapped[str | None]
+    verdict_by: Mapped[str | None]
+    verdict_at: Mapped[float | None]
+    revision: Mapped[int] = mapped_column(default=0)
+    """Counts verdicts, so that two reviewers do not overwrite each other unseen."""
     created_at: Mapped[float]
 
 
 class Metric(Table):
-    """Scores of one round's images together."""
+    """Scores of one round's images of one model together."""
 
     __tablename__ = "metrics"
 
@@ -230,11 +245,37 @@ class Metric(Table):
     round: Mapped[int] = mapped_column(primary_key=True)
     split: Mapped[str] = mapped_column(primary_key=True)
     scorer: Mapped[str] = mapped_column(primary_key=True)
-    version: Mapped[str]
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    version: Mapped[str] = mapped_column(Text)
     count: Mapped[int]
     mean: Mapped[float]
     std: Mapped[float]
+    created_at: Mapped[float]
+
+
+class ModelAlias(Table):
+    """A name that people give a model, such as "champion"; it can move to another."""
+
+    __tablename__ = "model_aliases"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    updated_at: Mapped[float]
+
+
+class Export(Table):
+    """A model's adapter, or a job's pairs, in a form that other programs read."""
+
+    __tablename__ = "exports"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    """The export's own job."""
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
+    of_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    format: Mapped[str]
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"))
+    figures: Mapped[Json]
     created_at: Mapped[float]
 
 

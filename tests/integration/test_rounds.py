@@ -71,6 +71,9 @@ def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> N
 
 def _check_metrics(installation: Installation, job: dict[str, Any]) -> None:
     metrics = installation.get(job["links"]["metrics"])["data"]
+    spread = [(m["round"], m["split"], m["version"]) for m in metrics if m["scorer"] == "diversity"]
+    assert spread == [(1, "rollout", "pixels"), (2, "rollout", "pixels")]
+    metrics = [m for m in metrics if m["scorer"] != "diversity"]
     evaluated = [(m["round"], m["split"], m["count"], m["training_images"]) for m in metrics]
     assert evaluated == [
         (0, "held_out", 40, 0),

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import ColumnElement, case, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
 from api.core.errors import LeaseLostError
 from api.core.ids import IdKind, new_id
 from api.core.planning import PlannedStage
-from api.core.states import StageState
+from api.core.states import FINAL_STAGE_STATES, StageKind, StageState, queue_of
 from api.core.tables import Stage, StageDependency
 
 _NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+_QUEUED_AGAIN = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
+_UNSYNCED = {"synchronize_session": False}
+
+
+class Wish(StrEnum):
+    """What a running stage's job has been asked for."""
+
+    GO_ON = "go_on"
+    PAUSE = "pause"
+    CANCEL = "cancel"
 
 
 def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
@@ -29,11 +40,12 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
                 job_id=job_id,
                 number=first + place,
                 kind=planned.kind,
+                queue=queue_of(planned.kind),
                 round=planned.round,
                 shard=planned.shard,
                 params=planned.params,
                 work=planned.work,
-                state=StageState.QUEUED,
+                state=StageState.WAITING if planned.kind is StageKind.REVIEW else StageState.QUEUED,
                 lease_epoch=0,
                 progress_done=0,
                 progress_total=0,
@@ -51,14 +63,18 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
 
 def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
     """Queued, due, and all that it needs has succeeded."""
+    due = (stage.state == StageState.QUEUED) & (stage.not_before <= now_seconds())
+    return due & _needs_are_met(stage)
+
+
+def _needs_are_met(stage: type[Stage]) -> ColumnElement[bool]:
     needed = aliased(Stage)
     unmet = (
         select(StageDependency.stage_id)
         .join(needed, needed.id == StageDependency.needs_id)
         .where(StageDependency.stage_id == stage.id, needed.state != StageState.SUCCEEDED)
     )
-    due = (stage.state == StageState.QUEUED) & (stage.not_before <= now_seconds())
-    return due & ~exists(unmet.correlate(stage))
+    return ~exists(unmet.correlate(stage))
 
 
 def any_free(session: Session) -> bool:
@@ -89,15 +105,15 @@ def claim(session: Session, owner: str, lease_seconds: float) -> Stage | None:
         )
         .returning(Stage)
     )
-    return session.scalar(query, execution_options={"synchronize_session": False})
+    return session.scalar(query, execution_options=_UNSYNCED)
 
 
 def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
     return Stage.id == stage_id, Stage.lease_epoch == epoch, Stage.state == StageState.RUNNING
 
 
-def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int) -> bool:
-    """Renew the lease with the progress made; whether a cancel was asked for. Raises LeaseLostError."""
+def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int) -> Wish:
+    """Renew the lease with the progress made; what is wished of the stage. Raises LeaseLostError."""
     query = update(Stage).where(*_held(stage_id, epoch))
     query = query.values(
         lease_expires_at=now_seconds() + lease_seconds,
@@ -105,10 +121,12 @@ def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done
         progress_total=total,
         progress_at=now_seconds(),
     )
-    row = session.execute(query.returning(Stage.id, Stage.cancel_requested_at)).first()
+    row = session.execute(query.returning(Stage.cancel_requested_at, Stage.pause_requested_at)).first()
     if row is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
-    return row.cancel_requested_at is not None
+    if row.cancel_requested_at is not None:
+        return Wish.CANCEL
+    return Wish.GO_ON if row.pause_requested_at is None else Wish.PAUSE
 
 
 def require_lease(session: Session, stage_id: str, epoch: int) -> None:
@@ -142,13 +160,13 @@ def requeue(
     session: Session, stage_id: str, epoch: int, pause_seconds: float, code: str | None, message: str | None
 ) -> None:
     """Back to the queue, not to be claimed before the pause is over. Raises LeaseLostError."""
-    values = {"state": StageState.QUEUED, "not_before": now_seconds() + pause_seconds}
+    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds() + pause_seconds}
     _fenced(session, stage_id, epoch, {**values, "error_code": code, "error_message": message, **_NO_LEASE})
 
 
 def give_back(session: Session, stage_id: str, epoch: int) -> None:
     """Back to the queue at once; the attempt does not count, since nothing failed. Raises LeaseLostError."""
-    values = {"state": StageState.QUEUED, "not_before": now_seconds(), "attempt": Stage.attempt - 1}
+    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds(), "attempt": Stage.attempt - 1}
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
 
 
@@ -160,7 +178,7 @@ def count_crash(session: Session, stage_id: str, epoch: int) -> None:
 def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> None:
     """Write to a stage whose lease is held with that epoch. Raises LeaseLostError."""
     query = update(Stage).where(*_held(stage_id, epoch)).values({"lease_epoch": epoch, **values}).returning(Stage.id)
-    if session.execute(query, execution_options={"synchronize_session": False}).first() is None:
+    if session.execute(query, execution_options=_UNSYNCED).first() is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
 
 
@@ -182,19 +200,50 @@ def running_under(session: Session, owner_prefix: str) -> list[Stage]:
 
 
 def call_off(session: Session, job_id: str) -> None:
-    """The job's queued stages are cancelled; its running ones are asked to stop."""
-    of_job = update(Stage).where(Stage.job_id == job_id)
-    options = {"synchronize_session": False}
+    """The job's stages that have not begun are cancelled; its running ones are asked to stop."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
     cancelled = {"state": StageState.CANCELLED, "finished_at": now_seconds()}
-    session.execute(of_job.where(Stage.state == StageState.QUEUED).values(cancelled), execution_options=options)
+    idle = (StageState.QUEUED, StageState.HELD, StageState.WAITING)
+    session.execute(of_job.where(Stage.state.in_(idle)).values(cancelled))
     running = of_job.where(Stage.state == StageState.RUNNING, Stage.cancel_requested_at.is_(None))
-    session.execute(running.values(cancel_requested_at=now_seconds()), execution_options=options)
+    session.execute(running.values(cancel_requested_at=now_seconds()))
 
 
-def count_unfinished(session: Session, job_id: str) -> int:
-    """The job's stages that are queued or running."""
-    query = select(func.count()).select_from(Stage).where(Stage.job_id == job_id)
-    return session.scalar(query.where(Stage.state.in_((StageState.QUEUED, StageState.RUNNING)))) or 0
+def hold(session: Session, job_id: str) -> None:
+    """No further stage of the job is claimed; its running ones are asked to stop."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
+    asked = {"pause_requested_at": now_seconds()}
+    session.execute(of_job.where(Stage.state == StageState.QUEUED).values(state=StageState.HELD, **asked))
+    session.execute(of_job.where(Stage.state.in_((StageState.RUNNING, StageState.WAITING))).values(asked))
+
+
+def release(session: Session, job_id: str) -> None:
+    """The opposite of `hold`."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
+    session.execute(of_job.where(Stage.state == StageState.HELD).values(state=StageState.QUEUED))
+    session.execute(of_job.where(Stage.pause_requested_at.is_not(None)).values(pause_requested_at=None))
+
+
+def waits_for_people(session: Session, job_id: str) -> bool:
+    """Whether a review is due and nothing else of the job can be done meanwhile."""
+    of_job = select(Stage.id).where(Stage.job_id == job_id)
+    due = of_job.where(Stage.state == StageState.WAITING, _needs_are_met(Stage))
+    other = of_job.where(Stage.state == StageState.QUEUED, _needs_are_met(Stage))
+    return session.scalar(due.limit(1)) is not None and session.scalar(other.limit(1)) is None
+
+
+def succeed_reviews(session: Session, job_id: str) -> bool:
+    """The reviews that are due are done; whether there were any."""
+    due = select(Stage.id).where(Stage.job_id == job_id, Stage.state == StageState.WAITING, _needs_are_met(Stage))
+    query = update(Stage).where(Stage.id.in_(list(session.scalars(due)))).returning(Stage.id)
+    values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds()}
+    return session.execute(query.values(values), execution_options=_UNSYNCED).first() is not None
+
+
+def states_left(session: Session, job_id: str) -> set[str]:
+    """The states of the job's stages that have not ended."""
+    query = select(Stage.state).where(Stage.job_id == job_id, Stage.state.not_in(FINAL_STAGE_STATES))
+    return set(session.scalars(query.distinct()))
 
 
 def of_job(session: Session, job_id: str) -> list[Stage]:
