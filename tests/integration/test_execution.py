@@ -287,7 +287,7 @@ def test_a_failed_attempt_of_a_pausing_job_waits_for_its_resume(service: Service
 
 def test_what_has_ended_can_neither_be_paused_nor_resumed(service: Service) -> None:
     job_id = start(service)
-    with pytest.raises(ConflictError, match="running|queued"):
+    with pytest.raises(ConflictError, match="queued"):
         resume_job(service, job_id)
     cancel_job(service, job_id)
     with pytest.raises(ConflictError, match="cancelled"):

@@ -1,6 +1,7 @@
 """Whole rounds on the tiny pipeline, worked on in this process, seen through the API."""
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,49 +9,15 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from safetensors.torch import load
 
+from api.core.queries.stages import Wish
 from api.core.seeds import sample_seed
-from api.core.service import Service, cancel_job
+from api.core.service import cancel_job
 from api.main import create_app
-from tests.service import PROMPTS, round_body, settings_for, work_until_idle
+from tests.installation import Installation
+from tests.service import PROMPTS, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat
 from worker.stages import train
-
-
-class Installation:
-    """A service without its own worker."""
-
-    def __init__(self, client: TestClient) -> None:
-        self.client = client
-        self.service: Service = client.app.state.service  # type: ignore[attr-defined]
-
-    def post(self, **changes: Any) -> str:
-        answer = self.client.post("/rounds", json=round_body(**changes))
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    def run(self, **changes: Any) -> dict[str, Any]:
-        job_id = self.post(**changes)
-        work_until_idle(self.service)
-        return self.get(f"/jobs/{job_id}")
-
-    def get(self, path: str) -> Any:
-        answer = self.client.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def all(self, path: str) -> list[dict[str, Any]]:
-        return list(self.get(f"{path}{'&' if '?' in path else '?'}limit=200")["data"])
-
-    def events(self, job: dict[str, Any]) -> list[str]:
-        return [event["kind"] for event in self.all(job["links"]["events"])]
-
-    def adapter(self, job: dict[str, Any]) -> dict[str, bytes]:
-        """The bytes of the adapter's tensors (safetensors orders a file's metadata at random)."""
-        path = self.get(f"/models/{job['last_model']}")["adapter"]["artifact"]
-        tensors = load(self.client.get(path).content)
-        return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 @pytest.fixture
@@ -198,7 +165,10 @@ def test_a_cancel_stops_a_stage_within_a_step(installation: Installation, monkey
         steps.append(count)
         if len(steps) == 2:
             cancel_job(installation.service, job_id)
-            assert self._cancelled.wait(10)
+            deadline = time.monotonic() + 10
+            while self._wish is not Wish.CANCEL and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert self._wish is Wish.CANCEL
 
     monkeypatch.setattr(Heartbeat, "step", cancel_at_the_second_step)
     work_until_idle(installation.service)
