@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from api.core import execution
+from api.core.execution import Claim
 from api.core.service import Service
 from api.core.settings import Settings
 
@@ -57,8 +59,9 @@ def round_body(**changes: Any) -> dict[str, Any]:
     return body | changes
 
 
-def work_until_idle(service: Service, most: int = 100) -> None:
-    """Run every stage that can be claimed, one after the other, in this process."""
+def work_until_idle(service: Service, most: int = 100, until: Callable[[Claim], bool] = lambda _claim: False) -> None:
+    """Run every stage that can be claimed, one after the other, in this process; the first that `until` holds for is
+    given back and nothing more is done."""
     from worker.runner import run_stage
     from worker.workbench import Workbench
 
@@ -67,5 +70,7 @@ def work_until_idle(service: Service, most: int = 100) -> None:
         claim = execution.claim(service.uow, service.settings, "test")
         if claim is None:
             return
+        if until(claim):
+            return execution.give_back(service.uow, claim)
         run_stage(bench, claim, stop)
     raise AssertionError(f"still work after {most} stages")
