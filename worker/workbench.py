@@ -10,7 +10,7 @@ import torch
 from api.core.catalogue import Catalogue
 from api.core.service import Service
 from api.core.settings import Settings
-from api.core.storage import FileStore
+from api.core.storage import Store
 from api.core.unit_of_work import UnitOfWork
 from dfusion.errors import ModelNotFoundError
 from dfusion.rewards import Scorer, load_scorer
@@ -23,7 +23,7 @@ class Workbench:
 
     settings: Settings
     uow: UnitOfWork
-    store: FileStore
+    store: Store
     catalogue: Catalogue
     device: str
     models: ModelCache
