@@ -17,6 +17,8 @@ import time
 import torch
 
 from api.core import execution
+from api.core.collector import collect
+from api.core.errors import StorageError
 from api.core.service import Service
 from api.core.settings import Settings
 from worker.runner import run_stage
@@ -55,12 +57,15 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
     service = Service.open(settings)
     bench = Workbench.of(service)
     _logger.info("%s is ready", owner)
-    next_sweep = 0.0
+    next_sweep = next_collection = 0.0
     try:
         while not stop.is_set():
             if time.monotonic() >= next_sweep:
                 execution.sweep(service.uow, settings)
                 next_sweep = time.monotonic() + settings.sweep_seconds
+            if time.monotonic() >= next_collection:
+                _collect(service)
+                next_collection = time.monotonic() + settings.collect_seconds
             claim = execution.claim(service.uow, settings, owner)
             if claim is None:
                 stop.wait(settings.poll_seconds)
@@ -68,6 +73,14 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
                 run_stage(bench, claim, stop)
     finally:
         service.close()
+
+
+def _collect(service: Service) -> None:
+    """Tidy the storage up; where it is away, the next collection does it."""
+    try:
+        _logger.info("%s", collect(service.uow, service.store, service.settings))
+    except StorageError as error:
+        _logger.warning("nothing is collected: %s", error)
 
 
 if __name__ == "__main__":

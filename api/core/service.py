@@ -18,7 +18,7 @@ from api.core.queries import jobs, prompt_sets, results, stages
 from api.core.settings import Settings
 from api.core.specs import SPECS, JobSpec, RoundSpec, spec_of
 from api.core.states import JobKind, JobState, Verdict
-from api.core.storage import FileStore
+from api.core.storage import Store, open_store
 from api.core.tables import Job, Pair
 from api.core.unit_of_work import UnitOfWork
 from dfusion.prompts import builtin_lists
@@ -30,7 +30,7 @@ class Service:
 
     settings: Settings
     uow: UnitOfWork
-    store: FileStore
+    store: Store
     catalogue: Catalogue
 
     @classmethod
@@ -43,7 +43,7 @@ class Service:
         with uow.writing() as session:
             prompt_sets.ensure_builtin(session, builtin_lists().values())
             results.ensure_base_models(session, catalogue.models)
-        return cls(settings, uow, FileStore(settings.data_dir / "artifacts"), catalogue)
+        return cls(settings, uow, open_store(settings), catalogue)
 
     def close(self) -> None:
         """Give the database's connections back."""
