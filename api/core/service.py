@@ -13,6 +13,7 @@ from api.core import execution
 from api.core.catalogue import BaseModel, Catalogue
 from api.core.errors import FieldProblem, IdempotencyError, InvalidRequestError
 from api.core.ids import IdKind, kind_of
+from api.core.locks import AdvisoryLock, hold
 from api.core.migrate import migrate
 from api.core.planning import Counts, count, plan_start, total_work
 from api.core.queries import jobs, prompt_sets, results, stages
@@ -20,7 +21,7 @@ from api.core.settings import Settings
 from api.core.specs import RoundSpec
 from api.core.storage import FileStore
 from api.core.tables import Job, Model, PromptSet
-from api.core.unit_of_work import UnitOfWork
+from api.core.unit_of_work import UnitOfWork, repeatable
 from dfusion.prompts import Prompt, builtin_lists
 
 
@@ -41,6 +42,7 @@ class Service:
         catalogue = Catalogue.of(settings)
         migrate(uow.engine, settings.data_dir / "migrate.lock")
         with uow.writing() as session:
+            hold(session, AdvisoryLock.CATALOGUE)
             prompt_sets.ensure_builtin(session, builtin_lists().values())
             results.ensure_base_models(session, catalogue.models)
         return cls(settings, uow, FileStore(settings.data_dir / "artifacts"), catalogue)
@@ -78,11 +80,9 @@ def create_round(service: Service, spec: RoundSpec, key: str | None = None) -> s
     Raises InvalidRequestError, or IdempotencyError where the key came with another request before.
     """
     try:
-        with service.uow.writing() as session:
-            return _create_round(service, session, spec, key)
+        return service.uow.run(lambda session: _create_round(service, session, spec, key), jobs.exists)
     except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
-        with service.uow.writing() as session:
-            return _create_round(service, session, spec, key)
+        return service.uow.run(lambda session: _create_round(service, session, spec, key), jobs.exists)
 
 
 def _create_round(service: Service, session: Session, spec: RoundSpec, key: str | None) -> str:
@@ -119,8 +119,7 @@ def _insert(service: Service, session: Session, checked: _Checked) -> Job:
 
 def cancel_job(service: Service, job_id: str) -> None:
     """Call a job off; one that has ended stays as it is. Raises NotFoundError."""
-    with service.uow.writing() as session:
-        execution.cancel(session, jobs.get(session, job_id).id)
+    service.uow.run(lambda session: execution.cancel(session, jobs.get(session, job_id).id), repeatable)
 
 
 def _check(service: Service, session: Session, spec: RoundSpec) -> _Checked:

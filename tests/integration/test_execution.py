@@ -111,8 +111,8 @@ def test_nothing_is_written_under_an_old_epoch(service: Service) -> None:
         lambda: execution.finish(service.uow, service.settings, old, lambda _s: written.append("row")),
         lambda: execution.beat(service.uow, service.settings, old, 1, 2),
         lambda: execution.fail(service.uow, service.settings, old, Failure("x", "x", False)),
-        lambda: execution.give_back(service.uow, old),
-        lambda: execution.cancelled(service.uow, old),
+        lambda: execution.give_back(service.uow, service.settings, old),
+        lambda: execution.cancelled(service.uow, service.settings, old),
         lambda: execution.note(service.uow, old, "x", "x"),
     ):
         with pytest.raises(LeaseLostError):
@@ -204,7 +204,7 @@ def test_a_cancel_wins_over_an_end_that_comes_later(service: Service) -> None:
     assert execution.beat(service.uow, service.settings, held, 0, 1) is True
     with pytest.raises(StageCancelledError):
         finish(service, held)
-    execution.cancelled(service.uow, held)
+    execution.cancelled(service.uow, service.settings, held)
     assert job_of(service, job_id).state == "cancelled"
     assert claim(service) is None
 
@@ -230,7 +230,7 @@ def test_a_given_back_stage_counts_no_crash_and_no_attempt(service: Service) -> 
     start(service)
     held = take(service)
     for _ in range(3):
-        execution.give_back(service.uow, held)
+        execution.give_back(service.uow, service.settings, held)
         again = take(service)
         assert again.stage_id == held.stage_id
         held = again

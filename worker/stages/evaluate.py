@@ -81,13 +81,15 @@ def _draw(task: Task, model: DiffusionModel, part: Sequence[_Wanted]) -> np.ndar
 
 
 def _sample_row(task: Task, model: Model, one: _Wanted, image: str) -> Sample:
+    claim = task.claim
     return Sample(
         id=new_id(IdKind.SAMPLE),
-        job_id=task.claim.job_id,
-        stage_id=task.claim.stage_id,
-        round=task.claim.round,
+        job_id=claim.job_id,
+        stage_id=claim.stage_id,
+        round=claim.round,
         role=SampleRole.EVALUATION,
         split=one.split,
+        prompt_set_id=claim.prompt_set_id if one.split is Split.TRAIN else claim.held_out_prompt_set_id,
         prompt_index=one.prompt_index,
         prompt=one.prompt,
         number=one.number,

@@ -46,6 +46,7 @@ def _pairs_of_prompt(task: Task, samples: list[Sample], values: dict[str, float]
             stage_id=task.claim.stage_id,
             round=task.claim.round,
             number=first + place,
+            prompt_set_id=samples[one.base].prompt_set_id,
             prompt_index=samples[one.base].prompt_index,
             prompt=samples[one.base].prompt,
             reference_id=samples[one.reference].id,

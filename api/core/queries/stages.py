@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, func, literal_column, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
@@ -39,6 +39,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
                 progress_total=0,
                 attempt=0,
                 crash_count=0,
+                unmet=len(set(planned.needs)),
                 not_before=now_seconds(),
                 created_at=now_seconds(),
             )
@@ -50,15 +51,9 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
 
 
 def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
-    """Queued, due, and all that it needs has succeeded."""
-    needed = aliased(Stage)
-    unmet = (
-        select(StageDependency.stage_id)
-        .join(needed, needed.id == StageDependency.needs_id)
-        .where(StageDependency.stage_id == stage.id, needed.state != StageState.SUCCEEDED)
-    )
-    due = (stage.state == StageState.QUEUED) & (stage.not_before <= now_seconds())
-    return due & ~exists(unmet.correlate(stage))
+    """Queued, due, and all that it needs has succeeded. `unmet = 0` and the state are written as in the index."""
+    ready = and_(stage.state == literal_column(f"'{StageState.QUEUED}'"), stage.unmet == literal_column("0"))
+    return ready & (stage.not_before <= now_seconds())
 
 
 def any_free(session: Session) -> bool:
@@ -66,14 +61,19 @@ def any_free(session: Session) -> bool:
     return session.scalar(select(Stage.id).where(_is_free(Stage)).limit(1)) is not None
 
 
-def claim(session: Session, owner: str, lease_seconds: float) -> Stage | None:
-    """Take the first free stage of the oldest job under a lease with a new epoch; None if there is none."""
-    free = aliased(Stage)
-    chosen = select(free.id).where(_is_free(free)).order_by(free.job_id, free.number).limit(1)
+def first_free(session: Session, most: int) -> list[tuple[str, str]]:
+    """Stages that could be claimed, and their jobs: the first ones of the oldest job. None of them is held."""
+    query = select(Stage.id, Stage.job_id).where(_is_free(Stage)).order_by(Stage.job_id, Stage.number)
+    return [(row.id, row.job_id) for row in session.execute(query.limit(most))]
+
+
+def claim(session: Session, stage_id: str, owner: str, lease_seconds: float) -> Stage | None:
+    """Take the stage under a lease with a new epoch; None if it is not free, or somebody else has it in hand."""
+    mine = aliased(Stage)
+    free = select(mine.id).where(mine.id == stage_id, _is_free(mine)).with_for_update(skip_locked=True)
     query = (
         update(Stage)
-        .where(Stage.id == chosen.with_for_update(skip_locked=True).scalar_subquery())
-        .where(Stage.state == StageState.QUEUED)
+        .where(Stage.id == free.scalar_subquery(), _is_free(Stage))
         .values(
             state=StageState.RUNNING,
             lease_owner=owner,
@@ -127,9 +127,28 @@ def succeed(session: Session, stage_id: str, epoch: int) -> bool:
     values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds(), "progress_done": Stage.progress_total}
     query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
     if session.execute(query.values({**values, **_NO_LEASE}).returning(Stage.id)).first() is not None:
+        _meet(session, stage_id)
         return True
     _fenced(session, stage_id, epoch, {})
     return False
+
+
+def _meet(session: Session, needs_id: str) -> None:
+    """The stages that need this one have one thing less to wait for."""
+    waiting = select(StageDependency.stage_id).where(StageDependency.needs_id == needs_id)
+    query = update(Stage).where(Stage.id.in_(waiting)).values(unmet=Stage.unmet - 1)
+    session.execute(query, execution_options={"synchronize_session": False})
+
+
+def is_held(session: Session, stage_id: str, epoch: int) -> bool:
+    """Whether the stage runs under the lease of that epoch."""
+    return session.scalar(select(Stage.id).where(*_held(stage_id, epoch))) is not None
+
+
+def has_succeeded(session: Session, stage_id: str, epoch: int) -> bool:
+    """Whether the stage has succeeded under the lease of that epoch."""
+    query = select(Stage.id).where(Stage.id == stage_id, Stage.lease_epoch == epoch)
+    return session.scalar(query.where(Stage.state == StageState.SUCCEEDED)) is not None
 
 
 def end(session: Session, stage_id: str, epoch: int, state: StageState, code: str, message: str) -> None:
@@ -152,9 +171,14 @@ def give_back(session: Session, stage_id: str, epoch: int) -> None:
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
 
 
-def count_crash(session: Session, stage_id: str, epoch: int) -> None:
-    """The worker of this attempt was lost. Raises LeaseLostError."""
-    _fenced(session, stage_id, epoch, {"crash_count": Stage.crash_count + 1})
+def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool) -> bool:
+    """The worker of this attempt was lost; False, and nothing done, where the lease is over or still good."""
+    query = update(Stage).where(*_held(stage_id, epoch))
+    if only_expired:  # it may have been renewed since it was looked at
+        query = query.where(Stage.lease_expires_at < now_seconds())
+    query = query.values(crash_count=Stage.crash_count + 1)
+    found = session.execute(query.returning(Stage.id), execution_options={"synchronize_session": False})
+    return found.first() is not None
 
 
 def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> None:
