@@ -6,9 +6,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import make_url
+
 from api.core import execution
+from api.core.migrate import migrate
 from api.core.service import Service
 from api.core.settings import Settings
+from api.core.unit_of_work import make_engine
+from tests.servers import PostgresServer
 
 PROMPTS = [
     {"text": "a red and striped circle", "items": ["circle"], "thresholds": [0.02]},
@@ -69,3 +74,12 @@ def work_until_idle(service: Service, most: int = 100) -> None:
             return
         run_stage(bench, claim, stop)
     raise AssertionError(f"still work after {most} stages")
+
+
+def migrated_template(server: PostgresServer) -> str:
+    """The name of a database of the server that has all tables, to be copied."""
+    url = server.create_database()
+    engine = make_engine(url)
+    migrate(engine, Path("unused"))
+    engine.dispose()
+    return str(make_url(url).database)

@@ -20,8 +20,8 @@ from tests.service import round_body, settings_for
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny"))
+def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", database_url=database_url))
     yield opened
     opened.close()
 
