@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,68 @@ class PostgresServer:
         name = f"test_{secrets.token_hex(8)}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
+
+
+class CuttingProxy:
+    """Stands between a client and a server on 127.0.0.1, and cuts one connection when it is told to.
+
+    `cut_at(part, delivered, answered)` arms it for the next message from a client that holds `part`: the message
+    reaches the server or does not, the server has answered before the cut or has not, and the client hears nothing.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._armed: tuple[bytes, bool, bool] | None = None
+        self.cuts = 0
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def cut_at(self, part: bytes, delivered: bool, answered: bool = True) -> None:
+        """Cut at the next message with `part` in it."""
+        self._armed = (part, delivered, delivered and answered)
+
+    def close(self) -> None:
+        """Accept no more connections."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the listener is closed
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._server_port))
+                threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        with client, server, suppress(OSError):
+            while True:
+                for ready in select.select((client, server), (), ())[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    if ready is client and self._armed is not None and self._armed[0] in data:
+                        self._cut(server, data)
+                        return
+                    (server if ready is client else client).sendall(data)
+
+    def _cut(self, server: socket.socket, data: bytes) -> None:
+        (_, delivered, answered), self._armed = self._armed or (b"", False, False), None
+        self.cuts += 1
+        if delivered:
+            server.sendall(data)
+        if answered:
+            server.recv(1 << 16)
+
+
+@contextmanager
+def cutting_proxy(port: int) -> Iterator[CuttingProxy]:
+    """A proxy of the server at `port`."""
+    proxy = CuttingProxy(port)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
 
 
 @contextmanager

@@ -217,7 +217,9 @@ class UnitOfWork:
         while True:
             try:
                 with self.reading() as session:
-                    if transaction is None or not _is_in_progress(session, transaction):
+                    going_on = transaction is not None and _is_in_progress(session, transaction)
+                if not going_on:
+                    with self.reading() as session:  # a view from after the end, whatever that was
                         return committed(session, result)
             except (DBAPIError, PoolTimeoutError) as error:
                 if not is_passing(error):
@@ -245,6 +247,9 @@ def _transaction_id(session: Session) -> str | None:
 
 
 def _is_in_progress(session: Session, transaction: str) -> bool:
-    """Whether that transaction was still going on when this session's view of the database was taken."""
-    query = text("SELECT CAST(:transaction AS xid8) IN (SELECT pg_snapshot_xip(pg_current_snapshot()))")
+    """Whether that transaction still goes on: until its end it holds a lock on its own number."""
+    query = text(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted "
+        "AND transactionid = xid(CAST(:transaction AS xid8))"
+    )
     return bool(session.scalar(query, {"transaction": transaction}))
