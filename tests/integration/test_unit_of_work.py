@@ -157,9 +157,7 @@ def test_a_lost_reply_is_an_error_where_nobody_can_tell(far: UnitOfWork, proxy: 
     assert names(far) == ["one"]
 
 
-def test_a_commit_that_is_still_going_on_is_waited_for(
-    uow: UnitOfWork, far: UnitOfWork, proxy: CuttingProxy
-) -> None:
+def test_a_commit_that_is_still_going_on_is_waited_for(uow: UnitOfWork, far: UnitOfWork, proxy: CuttingProxy) -> None:
     """A deferred trigger keeps the server busy with the COMMIT whose connection is gone."""
     with uow.writing() as session:
         for statement in SLOW_COMMIT:
