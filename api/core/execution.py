@@ -138,7 +138,7 @@ def note(uow: UnitOfWork, held: Claim, kind: str, message: str, **data: object) 
 def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[Session], None]) -> None:
     """The stage has succeeded: what it made, its state, and what follows from it become visible at once.
 
-    `record` may be called again after a transaction that was not kept. Raises LeaseLostError, or StageCancelledError
+    `record` is called again after a transaction that was not kept. Raises LeaseLostError, or StageCancelledError
     where a cancel came first; nothing is written then.
     """
 

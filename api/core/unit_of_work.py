@@ -189,12 +189,11 @@ class UnitOfWork:
         while True:
             sent: list[tuple[T, str | None]] = []
             try:
-                with Session(self.engine, expire_on_commit=False) as session:
+                with Session(self.engine, expire_on_commit=False) as session, session.begin():
                     result = function(session)
                     session.flush()
                     sent.append((result, _transaction_id(session)))
-                    session.commit()
-                    return result
+                return result
             except (DBAPIError, PoolTimeoutError) as error:
                 if not is_passing(error):
                     raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import inspect, or_, select, update
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
@@ -20,15 +20,24 @@ _MADE = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made}
 
 
 def add_all(session: Session, rows: Iterable[Table]) -> None:
-    """Insert the rows now, so that later ones may refer to them; the jobs that made them count them."""
+    """Insert copies of the rows now, so that later ones may refer to them; the jobs that made them count them.
+
+    Copies, since a session changes what it inserts (times by the database's clock, whether it is there): where the
+    transaction is not kept, the same rows are inserted again by the next.
+    """
     rows = list(rows)
-    session.add_all(rows)
+    session.add_all(_copy(row) for row in rows)
     session.flush()
     counted = [row for row in rows if isinstance(row, (Sample, Pair, Model)) and row.job_id is not None]
     made = Counter((row.job_id, _MADE[type(row)].key) for row in counted)
     for (job_id, name), number in made.items():
         query = update(Job).where(Job.id == job_id).values({name: getattr(Job, name) + number})
         session.execute(query, execution_options={"synchronize_session": False})
+
+
+def _copy(row: Table) -> Table:
+    given = inspect(row).dict
+    return type(row)(**{name: given[name] for name in inspect(type(row)).column_attrs.keys() if name in given})
 
 
 def _parts(ids: Iterable[str]) -> Iterator[list[str]]:
