@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import make_url
+
 from api.core import execution
 from api.core.execution import Claim
+from api.core.migrate import migrate
 from api.core.service import Service
 from api.core.settings import Settings
+from api.core.unit_of_work import make_engine
+from tests.servers import PostgresServer
 
 PROMPTS = [
     {"text": "a red and striped circle", "items": ["circle"], "thresholds": [0.02]},
@@ -71,6 +76,15 @@ def work_until_idle(service: Service, most: int = 100, until: Callable[[Claim], 
         if claim is None:
             return
         if until(claim):
-            return execution.give_back(service.uow, claim)
+            return execution.give_back(service.uow, service.settings, claim)
         run_stage(bench, claim, stop)
     raise AssertionError(f"still work after {most} stages")
+
+
+def migrated_template(server: PostgresServer) -> str:
+    """The name of a database of the server that has all tables, to be copied."""
+    url = server.create_database()
+    engine = make_engine(url)
+    migrate(engine, Path("unused"))
+    engine.dispose()
+    return str(make_url(url).database)
