@@ -17,8 +17,10 @@ import time
 import torch
 
 from api.core import execution
+from api.core.queue import CPU, GPU
 from api.core.service import Service
 from api.core.settings import Settings
+from worker.presence import Presence
 from worker.runner import run_stage
 from worker.workbench import Workbench
 
@@ -56,17 +58,20 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
     bench = Workbench.of(service)
     _logger.info("%s is ready", owner)
     next_sweep = 0.0
+    presence = Presence(settings, owner, (GPU, CPU), lambda: service.uow, lambda: (bench.device, bench.models.loaded))
+    presence.start()
     try:
         while not stop.is_set():
             if time.monotonic() >= next_sweep:
                 execution.sweep(service.uow, settings)
                 next_sweep = time.monotonic() + settings.sweep_seconds
-            claim = execution.claim(service.uow, settings, owner)
+            claim = execution.claim(service.uow, settings, owner, prefer_base=bench.models.loaded)
             if claim is None:
                 stop.wait(settings.poll_seconds)
-            else:
-                run_stage(bench, claim, stop)
+            elif not run_stage(bench, claim, stop):
+                raise SystemExit("the device is not fit for another stage; this process ends")
     finally:
+        presence.stop()
         service.close()
 
 

@@ -6,7 +6,7 @@ The job's row is locked before its stages are ended, so two stages that end at o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ from sqlalchemy.orm import Session
 from api.core.errors import LeaseLostError, StageCancelledError
 from api.core.planning import plan_round
 from api.core.queries import jobs, prompt_sets, stages
+from api.core.queue import queue_of
 from api.core.settings import Settings
 from api.core.specs import RoundSpec
 from api.core.states import JobState, StageKind, StageState
 from api.core.storage import StoredObject
 from api.core.tables import Job, Stage
-from api.core.unit_of_work import UnitOfWork
+from api.core.unit_of_work import UnitOfWork, hint_after_commit
 
 _LONGEST_PAUSE_SECONDS = 300.0
 
@@ -50,13 +51,19 @@ class Failure:
     retryable: bool
 
 
-def claim(uow: UnitOfWork, settings: Settings, owner: str) -> Claim | None:
-    """Take a free stage; None if there is none."""
+def claim(
+    uow: UnitOfWork,
+    settings: Settings,
+    owner: str,
+    queues: Sequence[str] | None = None,
+    prefer_base: str | None = None,
+) -> Claim | None:
+    """Take a free stage of these queues (None: of any), rather one of the base model that is loaded; None if none."""
     with uow.reading() as session:
-        if not stages.any_free(session):
+        if not stages.any_free(session, queues):
             return None
     with uow.writing() as session:
-        stage = stages.claim(session, owner, settings.lease_seconds)
+        stage = stages.claim(session, owner, settings.lease_seconds, queues, prefer_base)
         if stage is None:
             return None
         jobs.start(session, stage.job_id)
@@ -122,6 +129,7 @@ def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[S
         )
         if held.kind is StageKind.TRAIN and held.round < held.spec.rounds:
             _plan_next_round(session, settings, job, held)
+        hint_free(session, job.id)
         _settle(session, job)
 
 
@@ -145,6 +153,7 @@ def give_back(uow: UnitOfWork, held: Claim) -> None:
         jobs.lock(session, held.job_id)
         stages.give_back(session, held.stage_id, held.epoch)
         jobs.add_event(session, held.job_id, "stage.given_back", f"{held.kind} goes back to the queue", held.stage_id)
+        hint_free(session, held.job_id)
 
 
 def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: Failure) -> None:
@@ -171,6 +180,26 @@ def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, e
             jobs.add_event(session, job.id, "job.failed", failure.message, code=failure.code)
     else:
         _settle(session, job)
+
+
+def hint_free(session: Session, job_id: str) -> None:
+    """After the commit, hint the stages of the job that this transaction has made free."""
+    _hint(session, stages.mark_free(session, job_id))
+
+
+def hint_again(uow: UnitOfWork, settings: Settings) -> int:
+    """Hint the free stages whose hint seems to be lost, and those that became free by time alone; how many."""
+    with uow.reading() as session:
+        if not stages.any_unheard(session, settings.rehint_seconds):
+            return 0
+    with uow.writing() as session:
+        unheard = stages.mark_unheard(session, settings.rehint_seconds)
+        _hint(session, unheard)
+        return len(unheard)
+
+
+def _hint(session: Session, free: Sequence[Stage]) -> None:
+    hint_after_commit(session, [(stage.id, queue_of(StageKind(stage.kind))) for stage in free])
 
 
 def sweep(uow: UnitOfWork, settings: Settings) -> int:

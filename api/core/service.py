@@ -16,6 +16,7 @@ from api.core.ids import IdKind, kind_of
 from api.core.migrate import migrate
 from api.core.planning import Counts, count, plan_start, total_work
 from api.core.queries import jobs, prompt_sets, results, stages
+from api.core.queue import Queue
 from api.core.settings import Settings
 from api.core.specs import RoundSpec
 from api.core.storage import FileStore
@@ -34,10 +35,10 @@ class Service:
     catalogue: Catalogue
 
     @classmethod
-    def open(cls, settings: Settings) -> Service:
-        """Open the installation, bringing its database up to date. Raises StartError."""
+    def open(cls, settings: Settings, queue: Queue | None = None) -> Service:
+        """Open the installation, bringing its database up to date; hints go to `queue`. Raises StartError."""
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        uow = UnitOfWork.connect(settings.database)
+        uow = UnitOfWork.connect(settings.database, queue)
         catalogue = Catalogue.of(settings)
         migrate(uow.engine, settings.data_dir / "migrate.lock")
         with uow.writing() as session:
@@ -113,6 +114,7 @@ def _insert(service: Service, session: Session, checked: _Checked) -> Job:
         work_total=total_work(spec, *sizes),
     )
     stages.add(session, job.id, plan_start(spec, *sizes))
+    execution.hint_free(session, job.id)
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
 

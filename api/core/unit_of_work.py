@@ -6,14 +6,17 @@ it waits for its turn at the start and never fails in the middle.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.orm import Session
 
+from api.core.queue import Hint, Queue, SilentQueue
+
 _BUSY_MILLISECONDS = 30_000
+_HINTS = "hints"
 
 
 def make_engine(url: str) -> Engine:
@@ -42,23 +45,33 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
 
-class UnitOfWork:
-    """Transactions on one database."""
+def hint_after_commit(session: Session, hints: Iterable[Hint]) -> None:
+    """Send these hints once the session's transaction is committed; if it never is, they are forgotten."""
+    session.info.setdefault(_HINTS, []).extend(hints)
 
-    def __init__(self, engine: Engine) -> None:
+
+class UnitOfWork:
+    """Transactions on one database, and the hints that follow from them."""
+
+    def __init__(self, engine: Engine, queue: Queue | None = None) -> None:
         self.engine = engine
+        self.queue: Queue = SilentQueue() if queue is None else queue
         self._reader = engine.execution_options(reads_only=True)
 
     @classmethod
-    def connect(cls, url: str) -> UnitOfWork:
-        """A unit of work on the database at `url`."""
-        return cls(make_engine(url))
+    def connect(cls, url: str, queue: Queue | None = None) -> UnitOfWork:
+        """A unit of work on the database at `url`; without a queue its hints go nowhere."""
+        return cls(make_engine(url), queue)
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction: committed when the block ends, rolled back when it raises."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        """A transaction: committed when the block ends, rolled back when it raises. Its hints follow the commit."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            hints = session.info.pop(_HINTS, [])
+        if hints:
+            self.queue.hint(hints)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -68,4 +81,5 @@ class UnitOfWork:
 
     def close(self) -> None:
         """Give all connections back."""
+        self.queue.close()
         self.engine.dispose()

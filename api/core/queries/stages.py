@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import ColumnElement, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
 from api.core.errors import LeaseLostError
 from api.core.ids import IdKind, new_id
 from api.core.planning import PlannedStage
+from api.core.queue import kinds_of
 from api.core.states import StageState
-from api.core.tables import Stage, StageDependency
+from api.core.tables import Job, Model, Stage, StageDependency
 
 _NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+_UNHINTED: Mapping[str, Any] = {"free_at": None, "hinted_at": None}
+_PATIENCE_SECONDS = 30.0
+"""So long a free stage may be passed over by workers that have another model loaded."""
+_MOST_PAUSES = 16
+"""The pause between two hints of a stage grows up to so many times the first."""
 
 
 def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
@@ -61,15 +67,38 @@ def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
     return due & ~exists(unmet.correlate(stage))
 
 
-def any_free(session: Session) -> bool:
-    """Whether a worker could claim something."""
-    return session.scalar(select(Stage.id).where(_is_free(Stage)).limit(1)) is not None
+def _is_claimable(stage: type[Stage], queues: Sequence[str] | None) -> ColumnElement[bool]:
+    free = _is_free(stage)
+    return free if queues is None else free & stage.kind.in_(kinds_of(queues))
 
 
-def claim(session: Session, owner: str, lease_seconds: float) -> Stage | None:
-    """Take the first free stage of the oldest job under a lease with a new epoch; None if there is none."""
+def any_free(session: Session, queues: Sequence[str] | None = None) -> bool:
+    """Whether a worker on these queues (None: on all) could claim something."""
+    return session.scalar(select(Stage.id).where(_is_claimable(Stage, queues)).limit(1)) is not None
+
+
+def _is_put_off(stage: type[Stage], prefer_base: str) -> ColumnElement[int]:
+    """1 for stages of jobs on another base model, 0 for the others; who has waited long is not put off any more."""
+    of_base = select(Job.id).join(Model, Model.id == Job.model_id).where(Model.base == prefer_base)
+    waited = stage.free_at < now_seconds() - _PATIENCE_SECONDS
+    return case((waited | stage.job_id.in_(of_base), 0), else_=1)
+
+
+def claim(
+    session: Session,
+    owner: str,
+    lease_seconds: float,
+    queues: Sequence[str] | None = None,
+    prefer_base: str | None = None,
+) -> Stage | None:
+    """Take the first free stage of the oldest job under a lease with a new epoch; None if there is none.
+
+    `queues` narrows the choice. Jobs on the base model `prefer_base` come first, which spares loading another; a stage
+    of another job that has been free for _PATIENCE_SECONDS takes its turn among them, so none waits for ever.
+    """
     free = aliased(Stage)
-    chosen = select(free.id).where(_is_free(free)).order_by(free.job_id, free.number).limit(1)
+    first = [] if prefer_base is None else [_is_put_off(free, prefer_base)]
+    chosen = select(free.id).where(_is_claimable(free, queues)).order_by(*first, free.job_id, free.number).limit(1)
     query = (
         update(Stage)
         .where(Stage.id == chosen.with_for_update(skip_locked=True).scalar_subquery())
@@ -142,14 +171,45 @@ def requeue(
     session: Session, stage_id: str, epoch: int, pause_seconds: float, code: str | None, message: str | None
 ) -> None:
     """Back to the queue, not to be claimed before the pause is over. Raises LeaseLostError."""
-    values = {"state": StageState.QUEUED, "not_before": now_seconds() + pause_seconds}
+    values = {"state": StageState.QUEUED, "not_before": now_seconds() + pause_seconds, **_UNHINTED}
     _fenced(session, stage_id, epoch, {**values, "error_code": code, "error_message": message, **_NO_LEASE})
 
 
 def give_back(session: Session, stage_id: str, epoch: int) -> None:
     """Back to the queue at once; the attempt does not count, since nothing failed. Raises LeaseLostError."""
-    values = {"state": StageState.QUEUED, "not_before": now_seconds(), "attempt": Stage.attempt - 1}
+    values = {"state": StageState.QUEUED, "not_before": now_seconds(), "attempt": Stage.attempt - 1, **_UNHINTED}
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
+
+
+def mark_free(session: Session, job_id: str) -> list[Stage]:
+    """The stages of the job that are free and were never hinted, which are marked as hinted now."""
+    session.flush()
+    return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), _is_free(Stage))
+
+
+def _is_unheard(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool]:
+    """Free, and never hinted or hinted long ago: each pause is as long as all before it, so they double."""
+    since = now_seconds() - stage.hinted_at
+    grown = or_(since >= stage.hinted_at - stage.free_at, since >= _MOST_PAUSES * pause_seconds)
+    return _is_free(stage) & or_(stage.hinted_at.is_(None), (since >= pause_seconds) & grown)
+
+
+def any_unheard(session: Session, pause_seconds: float) -> bool:
+    """Whether a free stage is to be hinted again."""
+    return session.scalar(select(Stage.id).where(_is_unheard(Stage, pause_seconds)).limit(1)) is not None
+
+
+def mark_unheard(session: Session, pause_seconds: float) -> list[Stage]:
+    """The free stages that are to be hinted again, which are marked as hinted now."""
+    unheard = aliased(Stage)  # rows that another transaction holds are passed over: two orders of locks never meet
+    found = select(unheard.id).where(_is_unheard(unheard, pause_seconds)).with_for_update(skip_locked=True)
+    return _mark(session, Stage.id.in_(found))
+
+
+def _mark(session: Session, *which: ColumnElement[bool]) -> list[Stage]:
+    values = {"hinted_at": now_seconds(), "free_at": func.coalesce(Stage.free_at, now_seconds())}
+    query = update(Stage).where(*which).values(values).returning(Stage)
+    return list(session.scalars(query, execution_options={"synchronize_session": False, "populate_existing": True}))
 
 
 def count_crash(session: Session, stage_id: str, epoch: int) -> None:
