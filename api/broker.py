@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from celery import Celery
+from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from api.core.queue import GPU, Hint, Queue, SilentQueue
@@ -27,7 +28,7 @@ def make_celery(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
-        task_queues=[KombuQueue(name) for name in settings.worker_queues],
+        task_queues=[KombuQueue(name, Exchange(name), name) for name in settings.worker_queues],
         task_default_queue=GPU,
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
@@ -36,6 +37,7 @@ def make_celery(settings: Settings) -> Celery:
         worker_soft_shutdown_timeout=60,
         worker_proc_alive_timeout=60,
         worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # a stage needs no broker
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": 5, "health_check_interval": 25},
