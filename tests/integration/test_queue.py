@@ -19,10 +19,13 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
+from api.core.queries import stages
+from api.core.service import Service
 from api.core.settings import Settings
+from api.core.tables import Stage
 from api.main import create_app
 from tests.servers import RedisServer, redis_server
-from tests.service import round_body, settings_for
+from tests.service import round_body, settings_for, work_until_idle
 from worker.sweeper import sweep_once
 
 PATIENCE_SECONDS = 240
@@ -49,13 +52,13 @@ def client(settings: Settings) -> Iterator[TestClient]:
 
 
 @contextmanager
-def celery_worker(settings: Settings, name: str = "one") -> Iterator[psutil.Popen]:
+def celery_worker(settings: Settings) -> Iterator[psutil.Popen]:
     """A worker process; at the end it is told to stop, and must end by itself."""
     command = [sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker", "-P", "prefork", "-c", "1"]
-    log = settings.data_dir / f"{name}.log"
+    log = settings.data_dir / "worker.log"
     with log.open("ab") as file:
         process = psutil.Popen(
-            [*command, "-n", f"{name}@test", "--without-mingle", "--loglevel", "INFO"],
+            [*command, "-n", "one@test", "--without-mingle", "--loglevel", "INFO"],
             cwd=ROOT,
             env=settings.for_child() | {"PYTHONPATH": str(ROOT)},
             stdout=file,
@@ -129,8 +132,8 @@ def has_torch(process: psutil.Process) -> bool:
 def test_a_round_runs_by_hints_alone(client: TestClient, settings: Settings) -> None:
     """Nobody sweeps. The parent stays small; the child keeps its model from stage to stage."""
     with celery_worker(settings) as parent:
-        job = ended(client, post(client, rounds=2))
-        assert (job["state"], job["error"], job["made"]["models"]) == ("succeeded", None, 2)
+        job = ended(client, post(client))
+        assert (job["state"], job["error"], job["made"]["models"]) == ("succeeded", None, 1)
         (child,) = parent.children()
         assert (has_torch(parent), has_torch(child)) == (False, True)
         until(lambda: get(client, "/workers")["data"][0]["model"] == "tiny")
@@ -142,7 +145,6 @@ def test_a_round_runs_by_hints_alone(client: TestClient, settings: Settings) -> 
         broken = ended(client, post(client, reward="lost-device", evaluation=None))
         assert (broken["state"], broken["error"]["code"]) == ("failed", "internal")
         until(lambda: [row["pid"] for row in get(client, "/workers")["data"]] not in ([child.pid], []))
-        assert ended(client, post(client, evaluation=None))["state"] == "succeeded"
     assert get(client, "/workers")["data"] == []
 
 
@@ -159,9 +161,7 @@ def _log_hand_overs(job: dict[str, Any]) -> None:
 def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings: Settings, redis: RedisServer) -> None:
     """The broker is dead when the job is made, forgets everything while it runs, and gets every hint twice."""
     redis.kill()
-    began = time.monotonic()
     job_id = post(client)
-    assert time.monotonic() - began < PATIENCE_SECONDS
     redis.start()
     queue = client.app.state.service.uow.queue  # type: ignore[attr-defined]
     with celery_worker(settings):
@@ -169,13 +169,13 @@ def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings:
         with sweeping(client):
             until(lambda: "stage.succeeded" in [event["kind"] for event in events(client, job_id)])
             redis.flush()
-            for stage in get(client, f"/jobs/{job_id}")["stages"]:
-                queue.hint([(stage["id"], "gpu")] * 2)
+            queue.hint([(stage["id"], "gpu") for stage in get(client, f"/jobs/{job_id}")["stages"]] * 2)
             job = ended(client, job_id)
         redis.kill()
         redis.start()
         with sweeping(client):
             again = ended(client, post(client, evaluation=None))
+        redis.kill()  # a worker can be stopped without it
     assert (job["state"], again["state"]) == ("succeeded", "succeeded")
     assert {(stage["attempts"], stage["crashes"]) for stage in job["stages"]} == {(1, 0)}
     started = [event["stage"] for event in events(client, job_id) if event["kind"] == "stage.started"]
@@ -183,21 +183,21 @@ def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings:
 
 
 def test_a_stopped_worker_gives_its_training_back_and_another_goes_on(client: TestClient, settings: Settings) -> None:
-    training = {"rows_per_update": 4, "micro_batch": 1, "inner_epochs": 12}
-    with celery_worker(settings, "first") as parent:
+    training = {"rows_per_update": 4, "micro_batch": 1, "inner_epochs": 8}
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    with celery_worker(settings) as parent:
         job_id = post(client, training=training, evaluation=None)
-        until(lambda: (s := trained(client, job_id))["state"] == "running" and s["done"] > s["total"] / 8)
+        until(lambda: training_of(service, job_id).checkpoint_key)
         os.kill(parent.pid, signal.SIGTERM)
         assert parent.wait(PATIENCE_SECONDS) == 0
-        assert trained(client, job_id)["state"] == "queued"
-    with celery_worker(settings, "second"), sweeping(client):
-        job = ended(client, job_id)
-    assert job["state"] == "succeeded"
+    assert (training_of(service, job_id).state, training_of(service, job_id).lease_owner) == ("queued", None)
+    work_until_idle(service)
+    assert get(client, f"/jobs/{job_id}")["state"] == "succeeded"
     kinds = [event["kind"] for event in events(client, job_id)]
     assert (kinds.count("stage.given_back"), kinds.count("training.resumed")) == (1, 1)
-    assert (trained(client, job_id)["attempts"], trained(client, job_id)["crashes"]) == (1, 0)
+    assert (training_of(service, job_id).attempt, training_of(service, job_id).crash_count) == (1, 0)
 
 
-def trained(client: TestClient, job_id: str) -> dict[str, Any]:
-    stages = get(client, f"/jobs/{job_id}")["stages"]
-    return next(stage for stage in stages if stage["kind"] == "train")
+def training_of(service: Service, job_id: str) -> Stage:
+    with service.uow.reading() as session:
+        return next(stage for stage in stages.of_job(session, job_id) if stage.kind == "train")
