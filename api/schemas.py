@@ -13,7 +13,7 @@ from api.core.planning import Counts
 from api.core.progress import progress_of
 from api.core.queries.pages import Page
 from api.core.states import JobKind, JobState, Verdict
-from api.core.tables import Artifact, Event, Export, Job, Metric, Model, Pair, PromptSet, Sample, Score, Stage
+from api.core.tables import Artifact, Event, Export, Job, Metric, Model, Pair, PromptSet, Sample, Score, Stage, Worker
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -662,3 +662,52 @@ class ReadyOut(BaseModel):
     status: str
     database: bool
     worker: bool | None
+
+
+class WorkerStageOut(BaseModel):
+    """What a worker works on."""
+
+    id: str
+    job: str
+    kind: str
+    round: int
+
+
+class WorkerOut(BaseModel):
+    """A worker. `state`: idle, working, or silent where it has not reported for a while."""
+
+    name: str
+    state: str
+    host: str
+    pid: int
+    queues: list[str]
+    device: str
+    model: str | None
+    stage: WorkerStageOut | None
+    started_at: datetime
+    seen_at: datetime
+
+    @classmethod
+    def of(cls, row: Worker, stage: Stage | None, now: float, silent_after_seconds: float) -> WorkerOut:
+        state = "idle" if stage is None else "working"
+        if now - row.seen_at > silent_after_seconds:
+            state = "silent"
+        return cls(
+            name=row.name,
+            state=state,
+            host=row.host,
+            pid=row.pid,
+            queues=row.queues,
+            device=row.device,
+            model=row.model,
+            stage=stage
+            and WorkerStageOut(id=stage.id, job=f"/jobs/{stage.job_id}", kind=stage.kind, round=stage.round),
+            started_at=_time(row.started_at),
+            seen_at=_time(row.seen_at),
+        )
+
+
+class WorkersOut(BaseModel):
+    """All workers."""
+
+    data: list[WorkerOut]

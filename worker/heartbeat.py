@@ -12,6 +12,7 @@ from api.core import execution
 from api.core.errors import LeaseLostError, StageCancelledError, StagePausedError, StageStoppedError
 from api.core.execution import Claim
 from api.core.queries.stages import Wish
+from worker.stop_flag import Stop
 from worker.workbench import Workbench
 
 _logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _logger = logging.getLogger(__name__)
 class Heartbeat:
     """Within its block a thread renews the lease with the progress made; `step` raises when the stage must stop."""
 
-    def __init__(self, bench: Workbench, claim: Claim, stop: threading.Event) -> None:
+    def __init__(self, bench: Workbench, claim: Claim, stop: Stop) -> None:
         self._bench, self._claim, self._stop = bench, claim, stop
         self._over = threading.Event()
         self._lost = threading.Event()

@@ -21,7 +21,9 @@ from api.core.collector import collect
 from api.core.errors import StorageError
 from api.core.service import Service
 from api.core.settings import Settings
+from api.core.states import QueueName
 from api.core.unit_of_work import is_passing
+from worker.presence import Presence
 from worker.runner import run_stage
 from worker.workbench import Workbench
 
@@ -59,6 +61,9 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
     service = Service.open(settings)
     bench = Workbench.of(service)
     _logger.info("%s is ready", owner)
+    queues = tuple(QueueName)
+    presence = Presence(settings, owner, queues, lambda: service.uow, lambda: (bench.device, bench.models.loaded))
+    presence.start()
     turns = _Turns(bench, owner, stop)
     try:
         while not stop.is_set():
@@ -72,6 +77,7 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
             else:
                 stop.wait(0 if found else settings.poll_seconds)
     finally:
+        presence.stop()
         service.close()
 
 
@@ -100,9 +106,9 @@ class _Turns:
         if time.monotonic() >= self._next_collection:
             _collect(self._bench)
             self._next_collection = time.monotonic() + settings.collect_seconds
-        claim = execution.claim(uow, settings, self._owner)
-        if claim is not None:
-            run_stage(self._bench, claim, self._stop)
+        claim = execution.claim(uow, settings, self._owner, prefer_base=self._bench.models.loaded)
+        if claim is not None and not run_stage(self._bench, claim, self._stop):
+            raise SystemExit("the device is not fit for another stage; this process ends")
         return claim is not None
 
 

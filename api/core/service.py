@@ -16,6 +16,7 @@ from api.core.locks import AdvisoryLock, hold
 from api.core.migrate import migrate
 from api.core.planning import Counts, Sizes, count, plan_start, total_work
 from api.core.queries import jobs, prompt_sets, results, stages
+from api.core.queue import Queue
 from api.core.settings import Settings
 from api.core.specs import SPECS, JobSpec, RoundSpec, spec_of
 from api.core.states import JobKind, JobState, Verdict
@@ -35,10 +36,10 @@ class Service:
     catalogue: Catalogue
 
     @classmethod
-    def open(cls, settings: Settings) -> Service:
-        """Open the installation, bringing its database up to date. Raises StartError."""
+    def open(cls, settings: Settings, queue: Queue | None = None) -> Service:
+        """Open the installation, bringing its database up to date; hints go to `queue`. Raises StartError."""
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        uow = UnitOfWork.connect(settings.database)
+        uow = UnitOfWork.connect(settings.database, queue)
         catalogue = Catalogue.of(settings)
         migrate(uow.engine, settings.data_dir / "migrate.lock")
         with uow.writing() as session:
@@ -106,6 +107,7 @@ def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | 
         work_total=total_work(spec, checked.sizes),
     )
     stages.add(session, job.id, plan_start(spec, checked.sizes))
+    execution.hint_free(session, job.id)
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
 

@@ -153,6 +153,8 @@ class Stage(Table):
     unmet: Mapped[int] = mapped_column(server_default="0")
     """How many of the stages that it needs have not succeeded yet."""
     not_before: Mapped[float]
+    free_at: Mapped[float | None]
+    """When it became free, as far as noticed; claims and pauses between hints are measured from it."""
     hinted_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
     pause_requested_at: Mapped[float | None]
@@ -342,6 +344,23 @@ class Event(Table):
     kind: Mapped[str]
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[Json]
+
+
+class Worker(Table):
+    """A worker process, as it last reported. What it works on is in the stages' leases."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """The owner of its leases."""
+    host: Mapped[str]
+    pid: Mapped[int]
+    queues: Mapped[list[str]] = mapped_column(JSON())
+    device: Mapped[str]
+    model: Mapped[str | None]
+    """The base model that it has loaded."""
+    started_at: Mapped[float]
+    seen_at: Mapped[float] = mapped_column(index=True)
 
 
 class IdempotencyKey(Table):
