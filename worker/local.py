@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from api.core import execution
+from api.core import execution, limits, logs
 from api.core.service import Service
 from api.core.settings import Settings
 from worker.runner import run_stage
@@ -27,7 +27,6 @@ _logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Work until stopped."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s worker: %(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", help="this worker's name; its host and process id if not given")
     parser.add_argument("--alone", action="store_true", help="do not stop when standard input closes")
@@ -38,9 +37,12 @@ def main() -> None:
     if not arguments.alone:
         threading.Thread(target=_stop_with_parent, args=(stop,), name="parent-watch", daemon=True).start()
     settings = Settings()
+    logs.configure(settings)
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    work(settings, arguments.name or f"{socket.gethostname()}-{os.getpid()}", stop)
+    name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
+    with logs.about(worker=name):
+        work(settings, name, stop)
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
@@ -61,6 +63,10 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
             if time.monotonic() >= next_sweep:
                 execution.sweep(service.uow, settings)
                 next_sweep = time.monotonic() + settings.sweep_seconds
+            if not limits.has_disk_room(settings):
+                _logger.warning("the disk is nearly full; no work is begun")
+                stop.wait(settings.sweep_seconds)
+                continue
             claim = execution.claim(service.uow, settings, owner)
             if claim is None:
                 stop.wait(settings.poll_seconds)

@@ -8,7 +8,7 @@ import threading
 import torch
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from api.core import execution
+from api.core import execution, logs
 from api.core.errors import LeaseLostError, ServiceError, StageCancelledError, StageStoppedError
 from api.core.execution import Claim, Failure
 from dfusion.errors import DFusionError
@@ -22,11 +22,12 @@ _logger = logging.getLogger(__name__)
 
 def run_stage(bench: Workbench, claim: Claim, stop: threading.Event) -> None:
     """Run the stage to one of its ends. Only what the database itself refuses comes out of here."""
-    _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
-    try:
-        _attempt(bench, claim, stop)
-    except LeaseLostError:
-        _logger.warning("%s went to another worker", claim.stage_id)
+    with logs.about(job_id=claim.job_id, stage_id=claim.stage_id):
+        _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
+        try:
+            _attempt(bench, claim, stop)
+        except LeaseLostError:
+            _logger.warning("%s went to another worker", claim.stage_id)
 
 
 def _attempt(bench: Workbench, claim: Claim, stop: threading.Event) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.core import execution
+from api.core import execution, limits
 from api.core.catalogue import BaseModel, Catalogue
 from api.core.errors import FieldProblem, IdempotencyError, InvalidRequestError
 from api.core.ids import IdKind, kind_of
@@ -72,27 +72,38 @@ def estimate_round(service: Service, spec: RoundSpec) -> Counts:
         return count(checked.spec, len(checked.prompts), checked.held_out_prompts)
 
 
-def create_round(service: Service, spec: RoundSpec, key: str | None = None) -> str:
+def create_round(service: Service, spec: RoundSpec, key: str | None = None, api_key_id: str | None = None) -> str:
     """The id of a new job with its first stages, or of the one that the same request made under the same key.
 
-    Raises InvalidRequestError, or IdempotencyError where the key came with another request before.
+    Raises InvalidRequestError, IdempotencyError where the key came with another request before, or OverloadError.
     """
+    key = _own_key(key, api_key_id)
     try:
         with service.uow.writing() as session:
-            return _create_round(service, session, spec, key)
+            return _create_round(service, session, spec, key, api_key_id)
     except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
         with service.uow.writing() as session:
-            return _create_round(service, session, spec, key)
+            return _create_round(service, session, spec, key, api_key_id)
 
 
-def _create_round(service: Service, session: Session, spec: RoundSpec, key: str | None) -> str:
+def _own_key(key: str | None, api_key_id: str | None) -> str | None:
+    """An Idempotency-Key as it is stored: callers that choose the same do not meet."""
+    if key is None or api_key_id is None:
+        return key
+    return hashlib.sha256(f"{api_key_id} {key}".encode()).hexdigest()
+
+
+def _create_round(service: Service, session: Session, spec: RoundSpec, key: str | None, api_key_id: str | None) -> str:
     fingerprint = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
     known = None if key is None else jobs.by_key(session, key)
     if known is not None:
         if known.fingerprint != fingerprint:
             raise IdempotencyError("this Idempotency-Key came with another request before")
         return known.job_id
-    job = _insert(service, session, _check(service, session, spec))
+    checked = _check(service, session, spec)
+    limits.require_room(session, service.settings, api_key_id)
+    job = _insert(service, session, checked)
+    job.api_key_id = api_key_id
     if key is not None:
         jobs.add_key(session, key, fingerprint, job.id)
     return job.id

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -20,13 +20,34 @@ Count = Annotated[int, Field(ge=1)]
 class Settings(BaseSettings):
     """How this installation runs. What a round does is in its request, not here."""
 
-    model_config = SettingsConfigDict(env_prefix="DFUSION_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DFUSION_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(Path("dfusion-data"), description="Folder of the database, artifacts and locks")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in data_dir")
+    database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in data_dir")
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
     embedded_worker: bool = Field(True, description="Whether the service starts and supervises one worker process")
+
+    auth: bool = Field(False, description="Whether every request needs an API key")
+    bootstrap_admin_key: SecretStr = Field(
+        SecretStr(""), description="A first key, with the scope admin: dfk_ and 32 or more letters and digits"
+    )
+    allow_open: bool = Field(
+        False, description="Serve other machines without keys: whoever reaches the port may do all"
+    )
+    metrics_open: bool = Field(False, description="Whether /metrics needs no key")
+    requests_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0, description="Requests of one key, or of one address without a key; 0: as many as come"
+    )
+    max_queued_jobs: Count = Field(1000, description="Jobs that may wait for their start; more are refused for now")
+    max_queued_jobs_per_key: Count = Field(100, description="Those of one key")
+    min_free_disk_mb: Annotated[int, Field(ge=0)] = Field(
+        500, description="With less room on data_dir's disk no work is taken on or begun"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or JSON objects")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="From which level on")
 
     device: str = Field("auto", description="Where the models run: cpu, cuda, cuda:1 …; auto: cuda if there is one")
     torch_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 leaves torch's choice")
@@ -55,8 +76,9 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'dfusion.db'}"
 
     def for_child(self) -> dict[str, str]:
-        """The environment of a child process: this one's, with these settings."""
-        values = self.model_dump(mode="json")
+        """The environment of a child process: this one's, with these settings, without the key that it has no use for."""
+        secrets = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
+        values = self.model_dump(mode="json") | secrets | {"bootstrap_admin_key": ""}
         return dict(os.environ) | {
             f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
             for name, value in values.items()

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Response, status
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
+from api.access import needs
 from api.core.queries import jobs, prompt_sets, results, stages
 from api.core.queries.pages import Page
 from api.core.service import Service, cancel_job
@@ -22,7 +23,7 @@ from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, Metrics
 RETRY_AFTER_SECONDS = 2
 _LOOK_SECONDS = 0.2
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("read")])
 
 
 class JobFilters(PageParameters):
@@ -68,7 +69,7 @@ def _read(service: Service, job_id: str) -> JobDetail:
         return JobDetail.detailed(job, stages.of_job(session, job_id), jobs.now(session), made, last)
 
 
-@router.post("/{job_id}/cancel", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/{job_id}/cancel", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
 def cancel(job_id: str, service: ServiceDep) -> JobDetail:
     """Call a job off. It stops within a step; one that has ended stays as it is."""
     cancel_job(service, job_id)

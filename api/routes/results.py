@@ -7,13 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
+from api.access import needs
 from api.core.ids import IdKind, expect
 from api.core.queries import results
 from api.core.states import SampleRole
 from api.deps import PageParameters, ServiceDep
 from api.schemas import ListOut, ModelDetail, ModelOut, PairOut, SampleDetail, SampleOut
 
-router = APIRouter()
+router = APIRouter(dependencies=[needs("read")])
 
 
 class SampleFilters(PageParameters):

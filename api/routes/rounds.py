@@ -6,14 +6,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response, status
 
+from api.access import needs
 from api.core.queries import jobs, results, stages
 from api.core.service import create_round, estimate_round
 from api.core.specs import RoundSpec
-from api.deps import Parameters, ServiceDep
+from api.deps import CallerDep, Parameters, ServiceDep
 from api.routes.jobs import RETRY_AFTER_SECONDS
 from api.schemas import EstimateOut, JobDetail
 
-router = APIRouter(tags=["rounds"])
+router = APIRouter(tags=["rounds"], dependencies=[needs("submit")])
 
 
 class RoundParameters(Parameters):
@@ -30,6 +31,7 @@ class RoundParameters(Parameters):
 def start_rounds(
     spec: RoundSpec,
     service: ServiceDep,
+    caller: CallerDep,
     response: Response,
     parameters: Annotated[RoundParameters, Query()],
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")] = None,
@@ -38,7 +40,7 @@ def start_rounds(
     if parameters.dry_run:
         response.status_code = status.HTTP_200_OK
         return EstimateOut.of(spec, estimate_round(service, spec))
-    job_id = create_round(service, spec, idempotency_key)
+    job_id = create_round(service, spec, idempotency_key, caller.key_id)
     response.headers["Location"] = f"/jobs/{job_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     with service.uow.reading() as session:

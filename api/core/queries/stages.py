@@ -49,7 +49,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
     session.flush()
 
 
-def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
+def is_free(stage: type[Stage]) -> ColumnElement[bool]:
     """Queued, due, and all that it needs has succeeded."""
     needed = aliased(Stage)
     unmet = (
@@ -63,13 +63,13 @@ def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
 
 def any_free(session: Session) -> bool:
     """Whether a worker could claim something."""
-    return session.scalar(select(Stage.id).where(_is_free(Stage)).limit(1)) is not None
+    return session.scalar(select(Stage.id).where(is_free(Stage)).limit(1)) is not None
 
 
 def claim(session: Session, owner: str, lease_seconds: float) -> Stage | None:
     """Take the first free stage of the oldest job under a lease with a new epoch; None if there is none."""
     free = aliased(Stage)
-    chosen = select(free.id).where(_is_free(free)).order_by(free.job_id, free.number).limit(1)
+    chosen = select(free.id).where(is_free(free)).order_by(free.job_id, free.number).limit(1)
     query = (
         update(Stage)
         .where(Stage.id == chosen.with_for_update(skip_locked=True).scalar_subquery())
