@@ -85,8 +85,17 @@ class _Formatter(logging.Formatter):
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
         """What the record is about, and its own data (`extra={"data": …}`)."""
         data: Mapping[str, Any] = getattr(record, "data", {})
-        found = {**_about.get(), **data}
-        return {name: self.clean(value) if isinstance(value, str) else value for name, value in found.items()}
+        return {name: self._plain(value) for name, value in {**_about.get(), **data}.items()}
+
+    def _plain(self, value: object) -> Any:
+        """`value` as JSON can have it, clean."""
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        if isinstance(value, Mapping):
+            return {self.clean(str(name)): self._plain(inner) for name, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._plain(inner) for inner in value]
+        return self.clean(str(value))
 
     def trace(self, record: logging.LogRecord) -> str:
         """The record's traceback; empty if it has none."""
@@ -119,7 +128,7 @@ class JsonFormatter(_Formatter):
         }
         if trace := self.trace(record):
             content["traceback"] = trace
-        return json.dumps(content, default=lambda value: self.clean(str(value)))
+        return json.dumps(content)
 
 
 def _time(record: logging.LogRecord) -> str:

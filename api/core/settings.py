@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'dfusion.db'}"
 
     def for_child(self) -> dict[str, str]:
-        """The environment of a child process: this one's, with these settings, without the key that it has no use for."""
+        """The environment of a child process: this one's, with these settings, but not the key."""
         secrets = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
         values = self.model_dump(mode="json") | secrets | {"bootstrap_admin_key": ""}
         return dict(os.environ) | {
