@@ -35,7 +35,7 @@ class StageTimes:
     at_most: tuple[int, ...]
 
 
-def _counts(session: Session, query: Select[Any], names: Iterable[str]) -> dict[str, int]:
+def _counts(session: Session, query: Select[Any, int], names: Iterable[str]) -> dict[str, int]:
     """A query of names and counts; 0 for each of `names` that it does not find."""
     return {str(name): 0 for name in names} | {str(name): count for name, count in session.execute(query)}
 
