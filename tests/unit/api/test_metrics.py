@@ -1,5 +1,6 @@
 """GET /metrics: figures of requests by this process, and of work by the database."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from api.core.tables import Stage
 from api.main import create_app
 from tests.service import round_body, settings_for
 
+ROOT = Path(__file__).parents[3]
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -151,6 +153,15 @@ def test_stage_times_are_sorted_into_buckets(client: TestClient, service: Servic
     }
     assert sample == {"0.5": 0, "2.0": 0, "10.0": 0, "60.0": 1, "300.0": 1, "1800.0": 1, "7200.0": 1, "+Inf": 2}
     assert of(found, "dfusion_stage_seconds_sum", kind="sample") == 10_060
+
+
+def test_the_manual_names_every_figure(client: TestClient) -> None:
+    client.get("/jobs")
+    manual = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    names = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+    named = set(re.findall(r"`(dfusion_[a-z_]+)", manual))
+    assert {name for name in names if not name.endswith("_created")} == named
 
 
 def test_free_disk_is_told(client: TestClient) -> None:
