@@ -8,16 +8,18 @@ from typing import Any
 
 import httpx
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from api.core.clock import now_seconds
+from api.core.collector import collect
 from api.core.ids import IdKind, new_id
-from api.core.queries import stages
+from api.core.queries import jobs, stages
 from api.core.service import Service, create_round
 from api.core.specs import RoundSpec
 from api.core.tables import Artifact
 from api.main import create_app
 from tests.servers import S3Server, s3_server
-from tests.service import round_body, settings_for
+from tests.service import round_body, settings_for, work_until_idle
 
 DATA = b"\x89PNG and so on"
 
@@ -89,3 +91,17 @@ def test_storage_that_is_away_is_said_so(tmp_path: Path) -> None:
     assert (answer.status_code, answer.json()["code"]) == (503, "storage")
     assert "retry-after" in answer.headers
     assert "127.0.0.1" not in answer.text
+
+
+def test_a_whole_round_on_an_s3_server(s3: S3Server, tmp_path: Path, pipeline: Path) -> None:
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    service = Service.open(settings_for(tmp_path, pipeline, checkpoint_seconds=1e-6, **s3.settings(bucket)))
+    job_id = create_round(service, RoundSpec.model_validate(round_body()))
+    work_until_idle(service)
+    with service.uow.reading() as session:
+        job = jobs.get(session, job_id)
+        named = set(session.scalars(select(Artifact.key)))
+    assert (job.state, job.error_message) == ("succeeded", None)
+    collect(service.uow, service.store, service.settings)
+    assert {found.key for found in service.store.objects()} == named
+    service.close()
