@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, literal_column, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
@@ -51,9 +51,8 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
 
 
 def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
-    """Queued, due, and all that it needs has succeeded. `unmet = 0` and the state are written as in the index."""
-    ready = and_(stage.state == literal_column(f"'{StageState.QUEUED}'"), stage.unmet == literal_column("0"))
-    return ready & (stage.not_before <= now_seconds())
+    """Queued, due, and all that it needs has succeeded."""
+    return and_(stage.state == StageState.QUEUED, stage.unmet == 0, stage.not_before <= now_seconds())
 
 
 def any_free(session: Session) -> bool:
