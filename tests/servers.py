@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 
 _START_SECONDS = 120
@@ -205,6 +206,7 @@ class S3Server:
 
     folder: Path
     port: int
+    control_port: int = 0
     access_key: str = "test-access-key"
     secret_key: str = "test-secret-key"
 
@@ -222,15 +224,21 @@ class S3Server:
             "s3_secure": False,
         }
 
+    def look_again(self) -> None:
+        """Make it see what was changed in its folder behind its back."""
+        httpx.post(f"http://127.0.0.1:{self.control_port}/vfs/forget").raise_for_status()
+
 
 @contextmanager
 def s3_server(folder: Path, port: int | None = None) -> Iterator[S3Server]:
-    """`rclone serve s3` over `folder`, which is read anew at each request; killed at the end."""
-    server = S3Server(folder, port or free_port())
+    """`rclone serve s3` over `folder`; killed at the end."""
+    server = S3Server(folder, port or free_port(), free_port())
     rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or "rclone"
     keys = f"{server.access_key},{server.secret_key}"
     command = [rclone, "serve", "s3", "--config", "", "--addr", server.endpoint, "--auth-key", keys]
-    with subprocess.Popen([*command, "--dir-cache-time", "0s", str(folder)], stderr=subprocess.DEVNULL) as process:
+    # Not --dir-cache-time 0s, which would need no control: with it rclone can go in circles for minutes.
+    control = ["--rc", "--rc-no-auth", "--rc-addr", f"127.0.0.1:{server.control_port}"]
+    with subprocess.Popen([*command, *control, str(folder)], stderr=subprocess.DEVNULL) as process:
         try:
             _wait_for(server.port, process)
             yield server

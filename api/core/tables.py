@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Text,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -139,14 +127,8 @@ class Stage(Table):
     __table_args__ = (
         UniqueConstraint("job_id", "round", "kind", "shard"),
         UniqueConstraint("job_id", "number"),
-        Index("ix_stages_state_not_before", "state", "not_before"),
-        Index(
-            "ix_stages_free",
-            "job_id",
-            "number",
-            sqlite_where=text("state = 'queued' AND unmet = 0"),
-            postgresql_where=text("state = 'queued' AND unmet = 0"),
-        ),
+        Index(None, "state", "lease_expires_at"),
+        Index(None, "state", "unmet", "job_id", "number"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
@@ -68,9 +68,8 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
 
 
 def is_free(stage: type[Stage]) -> ColumnElement[bool]:
-    """Queued, due, and all that it needs has succeeded. `unmet = 0` and the state are written as in the index."""
-    ready = and_(stage.state == literal_column(f"'{StageState.QUEUED}'"), stage.unmet == literal_column("0"))
-    return ready & (stage.not_before <= now_seconds())
+    """Queued, due, and all that it needs has succeeded."""
+    return and_(stage.state == StageState.QUEUED, stage.unmet == 0, stage.not_before <= now_seconds())
 
 
 def _is_claimable(stage: type[Stage], queues: Sequence[str] | None) -> ColumnElement[bool]:
