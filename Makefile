@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix bench clean
+.PHONY: help demo serve stack test check fix bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the
 
 serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until Ctrl-C
 	$(BIN)/python -m api
+
+stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two workers, until Ctrl-C
+	$(BIN)/python -m api.stack
 
 test: check ## all checks, then all tests
 	$(BIN)/pytest

@@ -21,6 +21,7 @@ ServiceError
   StartError                the service may not start
     AlreadyRunningError     another service has the data folder
     UnknownRevisionError    the database was made by another version
+    ProgramError            a program of the local stack cannot be run
 """
 
 from __future__ import annotations
@@ -178,3 +179,7 @@ class AlreadyRunningError(StartError):
 
 class UnknownRevisionError(StartError):
     """The database was made by another version of the service."""
+
+
+class ProgramError(StartError):
+    """A program of the local stack (`api.stack`) cannot be run."""
