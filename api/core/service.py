@@ -128,14 +128,17 @@ def resume_job(service: Service, job_id: str) -> None:
         execution.resume(session, jobs.get(session, job_id).id)
 
 
-def retry_job(service: Service, job_id: str) -> str:
-    """The id of a new job with the request of one that failed or was cancelled. Raises NotFoundError, ConflictError."""
+def retry_job(service: Service, job_id: str, key: str | None = None) -> str:
+    """The id of a new job with the request of one that failed or was cancelled, or of the one made under the same key.
+
+    Raises NotFoundError, ConflictError, IdempotencyError.
+    """
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)
         if job.state not in (JobState.FAILED, JobState.CANCELLED):
             raise ConflictError(f"{job.id} is {job.state}: only a job that failed or was cancelled can be tried again")
         spec = job_spec(job)
-    return create_job(service, spec, origin_id=job_id)
+    return create_job(service, spec, key, origin_id=job_id)
 
 
 def job_spec(job: Job) -> JobSpec:

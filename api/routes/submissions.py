@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response, status
+from fastapi import APIRouter, Depends, Query, Response, status
 
 from api.core.estimates import estimate_of
 from api.core.service import Service, create_job, estimate_job
@@ -17,7 +17,7 @@ from api.core.specs import (
     SamplingJobSpec,
     TrainingJobSpec,
 )
-from api.deps import Parameters, ServiceDep
+from api.deps import IdempotencyKey, Parameters, ServiceDep
 from api.routes.jobs import RETRY_AFTER_SECONDS, read_job
 from api.schemas import EstimateOut, JobDetail
 
@@ -36,7 +36,7 @@ class Submission:
         service: ServiceDep,
         response: Response,
         parameters: Annotated[SubmissionParameters, Query()],
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> None:
         self._service: Service = service
         self._response, self._dry_run, self._key = response, parameters.dry_run, idempotency_key
