@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from api.core.catalogue import BaseModel, Catalogue
-from api.core.storage import FileStore
+from api.core.storage import Store
 from api.core.tables import Artifact
 from dfusion.adapter import detach, load_adapter
 from dfusion.errors import ModelNotFoundError
@@ -16,7 +16,7 @@ from dfusion.models import DiffusionModel
 class ModelCache:
     """The last base model that was asked for, with the adapter that is on it."""
 
-    def __init__(self, catalogue: Catalogue, store: FileStore, device: str) -> None:
+    def __init__(self, catalogue: Catalogue, store: Store, device: str) -> None:
         self._catalogue, self._store, self._device = catalogue, store, device
         self._name: str | None = None
         self._model: DiffusionModel | None = None

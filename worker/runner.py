@@ -38,11 +38,11 @@ def _attempt(bench: Workbench, claim: Claim, stop: threading.Event) -> None:
     except LeaseLostError:
         raise
     except StageCancelledError:
-        execution.cancelled(bench.uow, claim)
+        execution.cancelled(bench.uow, bench.settings, claim)
     except StagePausedError:
-        execution.paused(bench.uow, claim)
+        execution.paused(bench.uow, bench.settings, claim)
     except StageStoppedError:
-        execution.give_back(bench.uow, claim)
+        execution.give_back(bench.uow, bench.settings, claim)
     except Exception as error:  # the one place that catches all: every failure becomes a state with a code
         _logger.exception("%s failed", claim.stage_id)
         execution.fail(bench.uow, bench.settings, claim, failure_of(error))

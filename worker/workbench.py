@@ -10,7 +10,7 @@ from api.core.catalogue import Catalogue
 from api.core.service import Service
 from api.core.settings import Settings
 from api.core.specs import ScorerRef
-from api.core.storage import FileStore
+from api.core.storage import Store
 from api.core.unit_of_work import UnitOfWork
 from dfusion.rewards import Scorer, load_scorer
 from worker.model_cache import ModelCache
@@ -22,7 +22,7 @@ class Workbench:
 
     settings: Settings
     uow: UnitOfWork
-    store: FileStore
+    store: Store
     catalogue: Catalogue
     device: str
     models: ModelCache

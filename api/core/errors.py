@@ -11,6 +11,7 @@ ServiceError
     StageCancelledError     a cancel was asked for
     StagePausedError        a pause was asked for
     StageStoppedError       this worker is asked to stop
+  OutcomeUnknownError       the database went away at a commit, and nobody knows whether it took place
   StorageError              an artifact could not be written or read
     StorageCorruptError     an artifact's bytes are not those that were stored
   StartError                the service may not start
@@ -107,6 +108,13 @@ class StageStoppedError(StageError):
     """This worker is asked to stop; the stage goes back to the queue."""
 
     code = "stopped"
+
+
+class OutcomeUnknownError(ServiceError):
+    """The database went away at a commit, and nobody knows whether it took place."""
+
+    code = "outcome_unknown"
+    retryable = True
 
 
 class StorageError(ServiceError):

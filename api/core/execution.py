@@ -1,18 +1,20 @@
 """What workers do to stages: claim, renew, finish, fail, give back. Every write carries the lease's epoch.
 
-The job's row is locked before its stages are ended, so two stages that end at once see each other.
+The job's row is locked before its stages, always: two stages that end at once see each other, and no two transactions
+wait for each other. Ends of stages are tried again for as long as the lease may be valid. Where the reply to a commit
+was lost, the stage's epoch tells what became of it: nobody else writes under it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.core.errors import ConflictError, LeaseLostError, StageCancelledError
+from api.core.errors import ConflictError, StageCancelledError
 from api.core.planning import Sizes, measured_splits, plan_round
 from api.core.queries import jobs, prompt_sets, stages
 from api.core.queries.stages import Wish
@@ -21,9 +23,12 @@ from api.core.specs import JobSpec, RoundSpec, spec_of
 from api.core.states import FINAL_JOB_STATES, JobState, StageKind, StageState
 from api.core.storage import StoredObject
 from api.core.tables import Job, Stage
-from api.core.unit_of_work import UnitOfWork
+from api.core.unit_of_work import UnitOfWork, repeatable
 
 _LONGEST_PAUSE_SECONDS = 300.0
+_CANDIDATES = 8
+"""How many free stages a worker looks at before it looks anew: others claim at the same time."""
+_LOOKS = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Claim:
     epoch: int
     attempt: int
     checkpoint: StoredObject | None
+    prompt_set_id: str | None
     spec: JobSpec
 
 
@@ -56,14 +62,28 @@ def claim(uow: UnitOfWork, settings: Settings, owner: str) -> Claim | None:
     with uow.reading() as session:
         if not stages.any_free(session):
             return None
-    with uow.writing() as session:
-        stage = stages.claim(session, owner, settings.lease_seconds)
-        if stage is None:
-            return None
-        jobs.start(session, stage.job_id)
-        message = f"{stage.kind} of round {stage.round} started, attempt {stage.attempt}"
-        jobs.add_event(session, stage.job_id, "stage.started", message, stage.id, **_about(stage), worker=owner)
-        return _as_claim(stage, jobs.get(session, stage.job_id))
+    return uow.run(lambda session: _claim(session, settings, owner), _is_claimed)
+
+
+def _claim(session: Session, settings: Settings, owner: str) -> Claim | None:
+    for stage_id, job_id in _candidates(session):
+        jobs.start(session, job_id)
+        stage = stages.claim(session, stage_id, owner, settings.lease_seconds)
+        if stage is not None:
+            message = f"{stage.kind} of round {stage.round} started, attempt {stage.attempt}"
+            jobs.add_event(session, job_id, "stage.started", message, stage_id, **_about(stage), worker=owner)
+            return _as_claim(stage, jobs.get(session, job_id))
+    return None
+
+
+def _candidates(session: Session) -> Iterator[tuple[str, str]]:
+    """Free stages and their jobs; looked for again where others were faster, but not for ever."""
+    for _ in range(_LOOKS):
+        yield from stages.first_free(session, _CANDIDATES)
+
+
+def _is_claimed(session: Session, taken: Claim | None) -> bool:
+    return taken is None or stages.is_held(session, taken.stage_id, taken.epoch)
 
 
 def _as_claim(stage: Stage, job: Job) -> Claim:
@@ -80,6 +100,7 @@ def _as_claim(stage: Stage, job: Job) -> Claim:
         epoch=stage.lease_epoch,
         attempt=stage.attempt,
         checkpoint=checkpoint,
+        prompt_set_id=job.prompt_set_id,
         spec=spec_of(job.kind, job.spec),
     )
 
@@ -96,23 +117,31 @@ def beat(uow: UnitOfWork, settings: Settings, held: Claim, done: int, total: int
 
 def checkpoint(uow: UnitOfWork, held: Claim, stored: StoredObject) -> None:
     """Remember a checkpoint to go on from. Raises LeaseLostError."""
-    with uow.writing() as session:
+
+    def save(session: Session) -> None:
         stages.save_checkpoint(session, held.stage_id, held.epoch, stored.key, stored.sha256)
+
+    uow.run(save, repeatable)
 
 
 def note(uow: UnitOfWork, held: Claim, kind: str, message: str, **data: object) -> None:
     """Write into the job's log, if the lease is still held."""
-    with uow.writing() as session:
+
+    def write(session: Session) -> int:
         stages.require_lease(session, held.stage_id, held.epoch)
-        jobs.add_event(session, held.job_id, kind, message, held.stage_id, **data)
+        return jobs.add_event(session, held.job_id, kind, message, held.stage_id, **data)
+
+    uow.run(write, jobs.has_event)
 
 
 def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[Session], None]) -> None:
     """The stage has succeeded: what it made, its state, and what follows from it become visible at once.
 
-    Raises LeaseLostError, or StageCancelledError where a cancel came first; nothing is written then.
+    `record` is called again after a transaction that was not kept. Raises LeaseLostError, or StageCancelledError
+    where a cancel came first; nothing is written then.
     """
-    with uow.writing() as session:
+
+    def end(session: Session) -> None:
         job = jobs.lock(session, held.job_id)
         if not stages.succeed(session, held.stage_id, held.epoch):
             raise StageCancelledError("a cancel was asked for before the stage ended")
@@ -128,6 +157,20 @@ def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[S
                 stages.hold(session, job.id)
         _settle(session, job)
 
+    def is_ended(session: Session, _result: None) -> bool:
+        return stages.has_succeeded(session, held.stage_id, held.epoch)
+
+    uow.run(end, is_ended, settings.lease_seconds)
+
+
+def _release(uow: UnitOfWork, settings: Settings, held: Claim, release: Callable[[Session, Job], None]) -> None:
+    """End the lease without success, as `release` does."""
+
+    def is_over(session: Session, _result: None) -> bool:
+        return not stages.is_held(session, held.stage_id, held.epoch)
+
+    uow.run(lambda session: release(session, jobs.lock(session, held.job_id)), is_over, settings.lease_seconds)
+
 
 def round_sizes(session: Session, settings: Settings, job: Job) -> Sizes:
     """How much the spec of a round job means."""
@@ -139,35 +182,43 @@ def round_sizes(session: Session, settings: Settings, job: Job) -> Sizes:
     return Sizes(settings.shard_prompts, found[job.prompt_set_id], measured=measured)
 
 
-def paused(uow: UnitOfWork, held: Claim) -> None:
+def paused(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
     """The stage has stopped because a pause was asked for; it goes on from here when its job is resumed."""
-    with uow.writing() as session:
-        job = jobs.lock(session, held.job_id)
+
+    def release(session: Session, job: Job) -> None:
         stages.give_back(session, held.stage_id, held.epoch)
         _settle(session, job)
 
+    _release(uow, settings, held, release)
 
-def cancelled(uow: UnitOfWork, held: Claim) -> None:
+
+def cancelled(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
     """The stage has stopped because a cancel was asked for."""
-    with uow.writing() as session:
-        job = jobs.lock(session, held.job_id)
+
+    def release(session: Session, job: Job) -> None:
         stages.end(session, held.stage_id, held.epoch, StageState.CANCELLED, "cancelled", "a cancel was asked for")
         _settle(session, job)
 
+    _release(uow, settings, held, release)
 
-def give_back(uow: UnitOfWork, held: Claim) -> None:
+
+def give_back(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
     """This worker stops; another may go on at once."""
-    with uow.writing() as session:
-        jobs.lock(session, held.job_id)
+
+    def release(session: Session, job: Job) -> None:
         stages.give_back(session, held.stage_id, held.epoch)
-        jobs.add_event(session, held.job_id, "stage.given_back", f"{held.kind} goes back to the queue", held.stage_id)
+        jobs.add_event(session, job.id, "stage.given_back", f"{held.kind} goes back to the queue", held.stage_id)
+
+    _release(uow, settings, held, release)
 
 
 def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: Failure) -> None:
     """The attempt failed: tried again later where that may help, otherwise the job fails."""
-    with uow.writing() as session:
-        job = jobs.lock(session, held.job_id)
+
+    def release(session: Session, job: Job) -> None:
         _end_attempt(session, settings, job, stages.get(session, held.stage_id), held.epoch, failure)
+
+    _release(uow, settings, held, release)
 
 
 def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, epoch: int, failure: Failure) -> None:
@@ -192,32 +243,34 @@ def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, e
 def sweep(uow: UnitOfWork, settings: Settings) -> int:
     """Queue the stages again whose workers went silent; how many there were."""
     with uow.reading() as session:
-        if not stages.expired(session):
-            return 0
-    with uow.writing() as session:
-        return _lose(session, settings, stages.expired(session))
+        lost = stages.expired(session)
+    return sum(_lose(uow, settings, stage, only_expired=True) for stage in lost)
 
 
 def lose_workers(uow: UnitOfWork, settings: Settings, owner_prefix: str) -> int:
     """The workers whose names begin so are known to be dead: their stages go back to the queue now."""
-    with uow.writing() as session:
-        return _lose(session, settings, stages.running_under(session, owner_prefix))
+    with uow.reading() as session:
+        lost = stages.running_under(session, owner_prefix)
+    return sum(_lose(uow, settings, stage, only_expired=False) for stage in lost)
 
 
-def _lose(session: Session, settings: Settings, lost: list[Stage]) -> int:
-    count = 0
-    for stage in lost:
-        job = jobs.lock(session, stage.job_id)
-        try:
-            stages.count_crash(session, stage.id, stage.lease_epoch)
-        except LeaseLostError:
-            continue
-        stage = stages.get(session, stage.id)
+def _lose(uow: UnitOfWork, settings: Settings, lost: Stage, only_expired: bool) -> bool:
+    """Queue one stage again, unless its lease was renewed or ended meanwhile; whether it was."""
+
+    def release(session: Session) -> bool:
+        job = jobs.lock(session, lost.job_id)
+        if not stages.count_crash(session, lost.id, lost.lease_epoch, only_expired):
+            return False
+        stage = stages.get(session, lost.id)
         message = f"the worker of {stage.kind} was lost ({stage.crash_count} of at most {settings.max_crashes} times)"
         retryable = stage.crash_count < settings.max_crashes
         _end_attempt(session, settings, job, stage, stage.lease_epoch, Failure("worker_lost", message, retryable))
-        count += 1
-    return count
+        return True
+
+    def is_over(session: Session, counted: bool) -> bool:
+        return not (counted and stages.is_held(session, lost.id, lost.lease_epoch))
+
+    return uow.run(release, is_over)
 
 
 def _settle(session: Session, job: Job) -> None:

@@ -12,15 +12,16 @@ from api.core import execution
 from api.core.catalogue import Catalogue
 from api.core.checking import Checked, check
 from api.core.errors import ConflictError, IdempotencyError, PreconditionError
+from api.core.locks import AdvisoryLock, hold
 from api.core.migrate import migrate
 from api.core.planning import Counts, Sizes, count, plan_start, total_work
 from api.core.queries import jobs, prompt_sets, results, stages
 from api.core.settings import Settings
 from api.core.specs import SPECS, JobSpec, RoundSpec, spec_of
 from api.core.states import JobKind, JobState, Verdict
-from api.core.storage import FileStore
+from api.core.storage import Store, open_store
 from api.core.tables import Job, Pair
-from api.core.unit_of_work import UnitOfWork
+from api.core.unit_of_work import UnitOfWork, repeatable
 from dfusion.prompts import builtin_lists
 
 
@@ -30,7 +31,7 @@ class Service:
 
     settings: Settings
     uow: UnitOfWork
-    store: FileStore
+    store: Store
     catalogue: Catalogue
 
     @classmethod
@@ -41,9 +42,10 @@ class Service:
         catalogue = Catalogue.of(settings)
         migrate(uow.engine, settings.data_dir / "migrate.lock")
         with uow.writing() as session:
+            hold(session, AdvisoryLock.CATALOGUE)
             prompt_sets.ensure_builtin(session, builtin_lists().values())
             results.ensure_base_models(session, catalogue.models)
-        return cls(settings, uow, FileStore(settings.data_dir / "artifacts"), catalogue)
+        return cls(settings, uow, open_store(settings), catalogue)
 
     def close(self) -> None:
         """Give the database's connections back."""
@@ -63,11 +65,9 @@ def create_job(service: Service, spec: JobSpec, key: str | None = None, origin_i
     Raises InvalidRequestError, or IdempotencyError where the key came with another request before.
     """
     try:
-        with service.uow.writing() as session:
-            return _create(service, session, spec, key, origin_id)
+        return service.uow.run(lambda session: _create(service, session, spec, key, origin_id), jobs.exists)
     except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
-        with service.uow.writing() as session:
-            return _create(service, session, spec, key, origin_id)
+        return service.uow.run(lambda session: _create(service, session, spec, key, origin_id), jobs.exists)
 
 
 def _create(service: Service, session: Session, spec: JobSpec, key: str | None, origin_id: str | None) -> str:
@@ -112,14 +112,12 @@ def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | 
 
 def cancel_job(service: Service, job_id: str) -> None:
     """Call a job off; one that has ended stays as it is. Raises NotFoundError."""
-    with service.uow.writing() as session:
-        execution.cancel(session, jobs.get(session, job_id).id)
+    service.uow.run(lambda session: execution.cancel(session, jobs.get(session, job_id).id), repeatable)
 
 
 def pause_job(service: Service, job_id: str) -> None:
     """Let nothing more of a job begin until it is resumed. Raises NotFoundError, ConflictError."""
-    with service.uow.writing() as session:
-        execution.pause(session, jobs.get(session, job_id).id)
+    service.uow.run(lambda session: execution.pause(session, jobs.get(session, job_id).id), repeatable)
 
 
 def resume_job(service: Service, job_id: str) -> None:

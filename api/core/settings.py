@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dfusion.config import Precision
@@ -67,14 +67,31 @@ class Settings(BaseSettings):
     max_body_bytes: Count = Field(1 << 20, description="Largest request body")
     max_images_per_round: Count = Field(100_000, description="Largest number of samples that one round may ask for")
 
+    s3_endpoint: str = Field("", description="S3 server, host:port or URL; empty: artifacts are files in data_dir")
+    s3_region: str = Field("us-east-1", description="The S3 bucket's region; signatures name it")
+    s3_bucket: str = Field("dfusion", description="S3 bucket, this installation's own; made if it is missing")
+    s3_access_key: SecretStr = Field(SecretStr(""), description="Access key of the S3 server")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the S3 server")
+    s3_secure: bool = Field(True, description="Whether S3 endpoints without http:// or https:// are spoken to by TLS")
+    s3_public_endpoint: str = Field("", description="S3 server as clients reach it; empty: the service hands bytes on")
+    presign_seconds: int = Field(600, ge=1, le=604_800, description="How long a link to that endpoint is good")
+    s3_cache_bytes: int = Field(4 << 30, ge=0, description="Size of a worker's local copies of S3 objects; 0: none")
+
+    collect_seconds: Seconds = Field(3600, description="How often what no row names is removed from the storage")
+    collect_after_seconds: Seconds = Field(86_400, description="How old it must be: nobody is writing it any more")
+    keep_trajectories: Literal["all", "pairs", "none"] = Field(
+        "all", description="Trajectories kept after a job has ended: all, those of samples in pairs (by file), none"
+    )
+
     @property
     def database(self) -> str:
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'dfusion.db'}"
 
     def for_child(self) -> dict[str, str]:
-        """The environment of a child process: this one's, with these settings."""
-        values = self.model_dump(mode="json")
+        """The environment of a child process: this one's, with these settings, secrets included."""
+        secrets = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
+        values = self.model_dump(mode="json") | secrets
         return dict(os.environ) | {
             f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
             for name, value in values.items()

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -88,6 +100,10 @@ class Job(Table):
     rounds: Mapped[int]
     work_total: Mapped[float]
     """Expected work of all stages of all rounds, in U-Net evaluations."""
+    samples_made: Mapped[int] = mapped_column(server_default="0")
+    pairs_made: Mapped[int] = mapped_column(server_default="0")
+    models_made: Mapped[int] = mapped_column(server_default="0")
+    """Counted as they are made: counting a million rows takes too long."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
@@ -105,6 +121,13 @@ class Stage(Table):
         UniqueConstraint("job_id", "round", "kind", "shard"),
         UniqueConstraint("job_id", "number"),
         Index("ix_stages_state_not_before", "state", "not_before"),
+        Index(
+            "ix_stages_free",
+            "job_id",
+            "number",
+            sqlite_where=text("state = 'queued' AND unmet = 0"),
+            postgresql_where=text("state = 'queued' AND unmet = 0"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -127,6 +150,8 @@ class Stage(Table):
     progress_at: Mapped[float | None]
     attempt: Mapped[int]
     crash_count: Mapped[int]
+    unmet: Mapped[int] = mapped_column(server_default="0")
+    """How many of the stages that it needs have not succeeded yet."""
     not_before: Mapped[float]
     hinted_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
@@ -168,10 +193,22 @@ class Artifact(Table):
 
 
 class Sample(Table):
-    """An image with the trajectory that made it (row `trajectory_row` of a stored Trajectory)."""
+    """An image with the trajectory that made it (row `trajectory_row` of a stored Trajectory).
+
+    Each way of listing samples has an index that ends with the id, in whose order a list's pages follow.
+    """
 
     __tablename__ = "samples"
-    __table_args__ = (Index("ix_samples_job_id_round_role", "job_id", "round", "role"),)
+    __table_args__ = (
+        Index(None, "job_id", "id"),
+        Index(None, "job_id", "role", "id"),
+        Index(None, "job_id", "round", "id"),
+        Index(None, "job_id", "round", "role", "id"),
+        Index(None, "prompt_set_id", "id"),
+        Index(None, "prompt_set_id", "role", "id"),
+        Index(None, "role", "id"),
+        Index(None, "round", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
@@ -179,6 +216,8 @@ class Sample(Table):
     round: Mapped[int]
     role: Mapped[str]
     split: Mapped[str]
+    prompt_set_id: Mapped[str | None]
+    """The set that the prompt is of, beside the job's own record of it: lists are filtered by it."""
     prompt_index: Mapped[int]
     prompt: Mapped[str] = mapped_column(Text)
     number: Mapped[int]
@@ -206,13 +245,23 @@ class Pair(Table):
     """A reference, a base and the target fused from them. `adopted` is None until the target is verified."""
 
     __tablename__ = "pairs"
-    __table_args__ = (UniqueConstraint("job_id", "round", "number"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "round", "number"),
+        Index(None, "job_id", "id"),
+        Index(None, "job_id", "round", "id"),
+        Index(None, "job_id", "adopted", "id"),
+        Index(None, "prompt_set_id", "id"),
+        Index(None, "round", "id"),
+        Index(None, "adopted", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
     round: Mapped[int]
     number: Mapped[int]
+    prompt_set_id: Mapped[str | None]
+    """As in samples."""
     prompt_index: Mapped[int]
     prompt: Mapped[str] = mapped_column(Text)
     reference_id: Mapped[str] = mapped_column(ForeignKey("samples.id"), index=True)

@@ -6,9 +6,10 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response, status
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from api.core.queries import results
+from api.core.tables import Artifact
 from api.deps import ServiceDep
 from api.errors import problem
 
@@ -24,18 +25,16 @@ def get_artifact(
     if_none_match: Annotated[str | None, Header()] = None,
     if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """An artifact's bytes. Its ETag is their SHA-256; they never change."""
+    """An artifact's bytes, or where they are for a while. Its ETag is their SHA-256; they never change."""
     with service.uow.reading() as session:
         row = results.get_artifact(session, artifact_id)
-    etag = f'"{row.sha256}"'
-    headers = {
-        "ETag": etag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=31536000, immutable",
-        "X-Content-Type-Options": "nosniff",
-    }
+    headers = _headers(row)
+    etag = headers["ETag"]
     if if_none_match is not None and _matches(if_none_match, etag):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    elsewhere = service.store.public_url(row.key, row.media_type)
+    if elsewhere is not None:
+        return RedirectResponse(elsewhere, status.HTTP_307_TEMPORARY_REDIRECT, {"Cache-Control": "no-store"})
     start, stop, code = 0, row.size_bytes, status.HTTP_200_OK
     asked = _RANGE.fullmatch(range_header.strip()) if range_header and if_range in (None, etag) else None
     if asked and (asked[1] or asked[2]):
@@ -48,6 +47,23 @@ def get_artifact(
         code = status.HTTP_206_PARTIAL_CONTENT
     headers["Content-Length"] = str(stop - start)
     return StreamingResponse(service.store.read(row.key, start, stop), code, headers, media_type=row.media_type)
+
+
+@router.head("/artifacts/{artifact_id}", response_class=Response)
+def head_artifact(artifact_id: str, service: ServiceDep) -> Response:
+    """What GET would say of the artifact, without its bytes and never by a redirect."""
+    with service.uow.reading() as session:
+        row = results.get_artifact(session, artifact_id)
+    return Response(headers=_headers(row) | {"Content-Length": str(row.size_bytes)}, media_type=row.media_type)
+
+
+def _headers(row: Artifact) -> dict[str, str]:
+    return {
+        "ETag": f'"{row.sha256}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
 
 
 def _matches(header: str, etag: str) -> bool:

@@ -40,6 +40,7 @@ class SampleFilters(PageParameters):
     job: str | None = None
     role: SampleRole | None = None
     round: int | None = Field(None, ge=0, le=1_000_000)
+    prompt_set: str | None = Field(None, description="The id of a prompt set")
 
 
 class PairFilters(PageParameters):
@@ -49,6 +50,7 @@ class PairFilters(PageParameters):
     round: int | None = Field(None, ge=0, le=1_000_000)
     adopted: bool | None = None
     judged: bool | None = Field(None, description="Whether a person has given a verdict")
+    prompt_set: str | None = Field(None, description="The id of a prompt set")
 
 
 class ModelFilters(PageParameters):
@@ -61,12 +63,16 @@ def _job_id(text: str | None) -> str | None:
     return None if text is None else expect(IdKind.JOB, text)
 
 
+def _set_id(text: str | None) -> str | None:
+    return None if text is None else expect(IdKind.PROMPT_SET, text)
+
+
 @router.get("/samples", tags=["samples"])
 def list_samples(service: ServiceDep, filters: Annotated[SampleFilters, Query()]) -> ListOut[SampleOut]:
     """Samples, oldest first."""
     with service.uow.reading() as session:
-        job_id = _job_id(filters.job)
-        page = results.sample_page(session, filters.limit, filters.cursor, job_id, filters.role, filters.round)
+        job_id, set_id = _job_id(filters.job), _set_id(filters.prompt_set)
+        page = results.sample_page(session, filters.limit, filters.cursor, job_id, filters.role, filters.round, set_id)
         scores = results.scores(session, [row.id for row in page.rows])
         return ListOut[SampleOut].of(page, lambda row: SampleOut.of(row, scores[row.id]))
 
@@ -85,9 +91,16 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
 def list_pairs(service: ServiceDep, filters: Annotated[PairFilters, Query()]) -> ListOut[PairOut]:
     """Pairs, oldest first."""
     with service.uow.reading() as session:
-        job_id = _job_id(filters.job)
+        job_id, set_id = _job_id(filters.job), _set_id(filters.prompt_set)
         page = results.pair_page(
-            session, filters.limit, filters.cursor, job_id, filters.round, filters.adopted, filters.judged
+            session,
+            filters.limit,
+            filters.cursor,
+            job_id,
+            filters.round,
+            filters.adopted,
+            judged=filters.judged,
+            prompt_set_id=set_id,
         )
         samples = results.samples(session, results.sides_of(page.rows))
         return ListOut[PairOut].of(page, lambda row: PairOut.of(row, samples))

@@ -21,8 +21,8 @@ from tests.service import round_body, settings_for
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny"))
+def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", database_url=database_url))
     yield opened
     opened.close()
 
@@ -112,8 +112,8 @@ def test_nothing_is_written_under_an_old_epoch(service: Service) -> None:
         lambda: execution.finish(service.uow, service.settings, old, lambda _s: written.append("row")),
         lambda: execution.beat(service.uow, service.settings, old, 1, 2),
         lambda: execution.fail(service.uow, service.settings, old, Failure("x", "x", False)),
-        lambda: execution.give_back(service.uow, old),
-        lambda: execution.cancelled(service.uow, old),
+        lambda: execution.give_back(service.uow, service.settings, old),
+        lambda: execution.cancelled(service.uow, service.settings, old),
         lambda: execution.note(service.uow, old, "x", "x"),
     ):
         with pytest.raises(LeaseLostError):
@@ -205,7 +205,7 @@ def test_a_cancel_wins_over_an_end_that_comes_later(service: Service) -> None:
     assert execution.beat(service.uow, service.settings, held, 0, 1) is Wish.CANCEL
     with pytest.raises(StageCancelledError):
         finish(service, held)
-    execution.cancelled(service.uow, held)
+    execution.cancelled(service.uow, service.settings, held)
     assert job_of(service, job_id).state == "cancelled"
     assert claim(service) is None
 
@@ -231,7 +231,7 @@ def test_a_given_back_stage_counts_no_crash_and_no_attempt(service: Service) -> 
     start(service)
     held = take(service)
     for _ in range(3):
-        execution.give_back(service.uow, held)
+        execution.give_back(service.uow, service.settings, held)
         again = take(service)
         assert again.stage_id == held.stage_id
         held = again
@@ -255,7 +255,7 @@ def test_a_paused_job_stops_and_goes_on(service: Service) -> None:
     pause_job(service, job_id)
     assert job_of(service, job_id).state == "pausing"
     assert execution.beat(service.uow, service.settings, held, 0, 1) is Wish.PAUSE
-    execution.paused(service.uow, held)
+    execution.paused(service.uow, service.settings, held)
     assert (job_of(service, job_id).state, claim(service)) == ("paused", None)
     resume_job(service, job_id)
     assert job_of(service, job_id).state == "running"

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from api.main import create_app
 from tests.installation import Installation
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle
+from worker.stages import train
 
 STEPS = {"num_steps": 4}
 FUSION = {"first_step": 1, "last_step": 3}
@@ -301,3 +302,32 @@ def test_samples_of_different_prompts_are_no_pair(installation: Installation, sa
     assert installation.client.post("/fusions", json=late).status_code == 422
     steps = {"sampling": sampled["id"], "fusion": {"first_step": 7}, "reward": "brightness"}
     assert installation.client.post("/fusions", json=steps).json()["errors"][0]["pointer"] == "/fusion/first_step"
+
+
+def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
+    tmp_path: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[list[Any]] = []
+
+    class Recording(train.Trainer):
+        def __init__(self, model: Any, examples: Any, *rest: Any) -> None:
+            learned.append(list(examples))
+            super().__init__(model, examples, *rest)
+
+    monkeypatch.setattr(train, "Trainer", Recording)
+    training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
+    settings = settings_for(tmp_path / "data", pipeline)
+    with TestClient(create_app(settings)) as client:
+        job_id = Installation(client).post(rounds=2, fusion=None, training=training, evaluation=None)
+        work_until_idle(client.app.state.service, until=lambda held: held.round == 2)  # type: ignore[attr-defined]
+    with TestClient(create_app(settings)) as client:  # another process would see no more
+        again = Installation(client)
+        work_until_idle(again.service)
+        samples = again.all(f"/samples?job={job_id}")
+    scores = {(s["prompt"], s["round"], s["number"]): s["scores"][0]["value"] for s in samples}
+    expected = []
+    for prompt in (p["text"] for p in PROMPTS):
+        history = [scores[prompt, r, n] for r in (1, 2) for n in range(4)]
+        mean, std = statistics.fmean(history), statistics.pstdev(history)
+        expected += [(scores[prompt, 2, n] - mean) / std for n in range(4)]
+    assert [one.advantage for one in learned[1]] == pytest.approx(expected)

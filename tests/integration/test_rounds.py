@@ -19,13 +19,18 @@ from tests.service import PROMPTS, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat
 from worker.stages import train
 
+on_both_databases = pytest.mark.parametrize("installation", ["sqlite", "postgresql"], indirect=True)
+
 
 @pytest.fixture
-def installation(tmp_path: Path, pipeline: Path) -> Iterator[Installation]:
-    with TestClient(create_app(settings_for(tmp_path / "data", pipeline, checkpoint_seconds=1e-6))) as client:
+def installation(tmp_path: Path, pipeline: Path, request: pytest.FixtureRequest) -> Iterator[Installation]:
+    url = request.getfixturevalue("postgres_url") if getattr(request, "param", "sqlite") == "postgresql" else ""
+    settings = settings_for(tmp_path / "data", pipeline, checkpoint_seconds=1e-6, database_url=url)
+    with TestClient(create_app(settings)) as client:
         yield Installation(client)
 
 
+@on_both_databases
 def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> None:
     job = installation.run(rounds=2, held_out_prompt_set="shapes-attribute-test")
     assert (job["state"], job["error"], job["progress"]["percent"]) == ("succeeded", None, 100.0)
@@ -34,6 +39,22 @@ def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> N
     _check_metrics(installation, job)
     _check_pairs(installation, job)
     _check_models(installation, job)
+    _check_filters(installation, job)
+
+
+def _check_filters(installation: Installation, job: dict[str, Any]) -> None:
+    def count(path: str) -> int:
+        return len(installation.all(path))
+
+    trained_on, held_out = job["prompt_set"], job["held_out_prompt_set"]
+    assert count(f"/samples?prompt_set={held_out}") == 3 * 40
+    assert count(f"/samples?prompt_set={trained_on}") == 2 * 18 + 3 * 3
+    assert (
+        count(f"/samples?prompt_set={trained_on}&role=target&round=2") == count(f"/pairs?prompt_set={trained_on}") / 2
+    )
+    assert count(f"/samples?job={job['id']}&round=1&role=target") == 6
+    adopted = [pair["id"] for pair in installation.all(job["links"]["pairs"]) if pair["adopted"]]
+    assert [pair["id"] for pair in installation.all("/pairs?adopted=true")] == adopted
 
 
 def _check_metrics(installation: Installation, job: dict[str, Any]) -> None:
@@ -94,6 +115,7 @@ def _check_models(installation: Installation, job: dict[str, Any]) -> None:
     assert len(log["updates"]) == second["figures"]["updates"] > 0
 
 
+@on_both_databases
 def test_the_same_seed_gives_the_same_model(installation: Installation) -> None:
     first, again, other = installation.run(), installation.run(), installation.run(seed=8)
     assert installation.adapter(first) == installation.adapter(again) != installation.adapter(other)

@@ -102,13 +102,15 @@ def _draw(task: Task, how: Measuring, model: DiffusionModel, part: Sequence[_Wan
 
 
 def _sample_row(task: Task, model: Model, one: _Wanted, image: str) -> Sample:
+    claim = task.claim
     return Sample(
         id=new_id(IdKind.SAMPLE),
-        job_id=task.claim.job_id,
-        stage_id=task.claim.stage_id,
-        round=task.claim.round,
+        job_id=claim.job_id,
+        stage_id=claim.stage_id,
+        round=claim.round,
         role=SampleRole.EVALUATION,
-        split=task.claim.params["split"],
+        split=claim.params["split"],
+        prompt_set_id=claim.params["set"],
         prompt_index=one.prompt_index,
         prompt=one.prompt,
         number=one.number,

@@ -78,6 +78,7 @@ def _target(task: Task, pair: Pair, base: Sample, file: str, place: int, image: 
         round=task.claim.round,
         role=SampleRole.TARGET,
         split=Split.TRAIN,
+        prompt_set_id=pair.prompt_set_id,
         prompt_index=pair.prompt_index,
         prompt=pair.prompt,
         number=base.number,

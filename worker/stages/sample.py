@@ -55,6 +55,7 @@ def run(task: Task) -> Record:
             round=task.claim.round,
             role=SampleRole.PLAIN,
             split=Split.TRAIN,
+            prompt_set_id=task.claim.prompt_set_id,
             prompt_index=one.prompt_index,
             prompt=one.prompt.text,
             number=one.number,

@@ -97,6 +97,7 @@ def _pair(
         stage_id=task.claim.stage_id,
         round=task.claim.round,
         number=number,
+        prompt_set_id=base.prompt_set_id,
         prompt_index=base.prompt_index,
         prompt=base.prompt,
         reference_id=reference.id,

@@ -56,10 +56,19 @@ def get(session: Session, job_id: str) -> Job:
     return job
 
 
+def exists(session: Session, job_id: str) -> bool:
+    """Whether there is such a job."""
+    return session.get(Job, job_id) is not None
+
+
 def lock(session: Session, job_id: str) -> Job:
-    """The job as it is now, held until the transaction ends: state changes of one job happen one after the other."""
-    query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
-    return session.scalars(query).one()
+    """The job as it is now, held until the transaction ends: state changes of one job happen one after the other.
+
+    Always before its stages, never after one, so that no two transactions wait for each other. Rows that refer to
+    the job can be inserted meanwhile (key_share).
+    """
+    query = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
+    return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
 def page(
@@ -82,7 +91,7 @@ def page(
 
 
 def start(session: Session, job_id: str) -> None:
-    """A queued job runs from now on."""
+    """A queued job runs from now on; one that is not queued is not waited for."""
     query = update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED)
     session.execute(query.values(state=JobState.RUNNING, started_at=now_seconds()))
 
@@ -125,9 +134,17 @@ def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:
 
 def add_event(
     session: Session, job_id: str, kind: str, message: str, stage_id: str | None = None, **data: object
-) -> None:
-    """Write into the job's log."""
-    session.add(Event(job_id=job_id, stage_id=stage_id, at=now_seconds(), kind=kind, message=message, data=data))
+) -> int:
+    """Write into the job's log; the number of the event."""
+    event = Event(job_id=job_id, stage_id=stage_id, at=now_seconds(), kind=kind, message=message, data=data)
+    session.add(event)
+    session.flush()
+    return event.id
+
+
+def has_event(session: Session, number: int) -> bool:
+    """Whether the log has that event."""
+    return session.get(Event, number) is not None
 
 
 def events(session: Session, job_id: str, limit: int, cursor: str | None) -> Page[Event]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, inspect, or_, select, update
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
@@ -15,12 +16,28 @@ from api.core.states import SampleRole, Verdict
 from api.core.tables import Artifact, Export, Job, Metric, Model, ModelAlias, Pair, Sample, Score, Table
 
 _MOST_IDS = 1000
+_MADE = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made}
 
 
 def add_all(session: Session, rows: Iterable[Table]) -> None:
-    """Insert the rows now, so that later ones may refer to them."""
-    session.add_all(rows)
+    """Insert copies of the rows now, so that later ones may refer to them; the jobs that made them count them.
+
+    Copies, since a session changes what it inserts (times by the database's clock, whether it is there): where the
+    transaction is not kept, the same rows are inserted again by the next.
+    """
+    rows = list(rows)
+    session.add_all(_copy(row) for row in rows)
     session.flush()
+    counted = [row for row in rows if isinstance(row, (Sample, Pair, Model)) and row.job_id is not None]
+    made = Counter((row.job_id, _MADE[type(row)].key) for row in counted)
+    for (job_id, name), number in made.items():
+        query = update(Job).where(Job.id == job_id).values({name: getattr(Job, name) + number})
+        session.execute(query, execution_options={"synchronize_session": False})
+
+
+def _copy(row: Table) -> Table:
+    given = inspect(row).dict
+    return type(row)(**{name: given[name] for name in inspect(type(row)).column_attrs.keys() if name in given})
 
 
 def _parts(ids: Iterable[str]) -> Iterator[list[str]]:
@@ -82,6 +99,7 @@ def sample_page(
     job_id: str | None = None,
     role: str | None = None,
     round_number: int | None = None,
+    prompt_set_id: str | None = None,
 ) -> Page[Sample]:
     """Samples, oldest first."""
     query = select(Sample)
@@ -91,6 +109,8 @@ def sample_page(
         query = query.where(Sample.role == role)
     if round_number is not None:
         query = query.where(Sample.round == round_number)
+    if prompt_set_id is not None:
+        query = query.where(Sample.prompt_set_id == prompt_set_id)
     return fetch_page(session, query, Sample.id, limit, cursor)
 
 
@@ -148,6 +168,7 @@ def pair_page(
     round_number: int | None = None,
     adopted: bool | None = None,
     judged: bool | None = None,
+    prompt_set_id: str | None = None,
 ) -> Page[Pair]:
     """Pairs, oldest first."""
     query = select(Pair)
@@ -156,9 +177,11 @@ def pair_page(
     if round_number is not None:
         query = query.where(Pair.round == round_number)
     if adopted is not None:
-        query = query.where(Pair.adopted.is_(adopted))
+        query = query.where(Pair.adopted == adopted)
     if judged is not None:
         query = query.where(Pair.verdict.is_not(None) if judged else Pair.verdict.is_(None))
+    if prompt_set_id is not None:
+        query = query.where(Pair.prompt_set_id == prompt_set_id)
     return fetch_page(session, query, Pair.id, limit, cursor)
 
 
@@ -322,10 +345,8 @@ def metrics(session: Session, job_id: str) -> list[Metric]:
 
 def counts(session: Session, job_id: str) -> dict[str, int]:
     """How many samples, pairs and models the job has made."""
-    return {
-        table.__tablename__: session.scalar(select(func.count()).select_from(table).where(column == job_id)) or 0
-        for table, column in ((Sample, Sample.job_id), (Pair, Pair.job_id), (Model, Model.job_id))
-    }
+    row = session.execute(select(*_MADE.values()).where(Job.id == job_id)).one()
+    return {table.__tablename__: number for table, number in zip(_MADE, row, strict=True)}
 
 
 def last_model(session: Session, job_id: str) -> Model | None:

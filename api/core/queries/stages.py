@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, case, func, literal_column, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
@@ -51,6 +51,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
                 progress_total=0,
                 attempt=0,
                 crash_count=0,
+                unmet=len(set(planned.needs)),
                 not_before=now_seconds(),
                 created_at=now_seconds(),
             )
@@ -62,19 +63,9 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
 
 
 def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
-    """Queued, due, and all that it needs has succeeded."""
-    due = (stage.state == StageState.QUEUED) & (stage.not_before <= now_seconds())
-    return due & _needs_are_met(stage)
-
-
-def _needs_are_met(stage: type[Stage]) -> ColumnElement[bool]:
-    needed = aliased(Stage)
-    unmet = (
-        select(StageDependency.stage_id)
-        .join(needed, needed.id == StageDependency.needs_id)
-        .where(StageDependency.stage_id == stage.id, needed.state != StageState.SUCCEEDED)
-    )
-    return ~exists(unmet.correlate(stage))
+    """Queued, due, and all that it needs has succeeded. `unmet = 0` and the state are written as in the index."""
+    ready = and_(stage.state == literal_column(f"'{StageState.QUEUED}'"), stage.unmet == literal_column("0"))
+    return ready & (stage.not_before <= now_seconds())
 
 
 def any_free(session: Session) -> bool:
@@ -82,14 +73,19 @@ def any_free(session: Session) -> bool:
     return session.scalar(select(Stage.id).where(_is_free(Stage)).limit(1)) is not None
 
 
-def claim(session: Session, owner: str, lease_seconds: float) -> Stage | None:
-    """Take the first free stage of the oldest job under a lease with a new epoch; None if there is none."""
-    free = aliased(Stage)
-    chosen = select(free.id).where(_is_free(free)).order_by(free.job_id, free.number).limit(1)
+def first_free(session: Session, most: int) -> list[tuple[str, str]]:
+    """Stages that could be claimed, and their jobs: the first ones of the oldest job. None of them is held."""
+    query = select(Stage.id, Stage.job_id).where(_is_free(Stage)).order_by(Stage.job_id, Stage.number)
+    return [(row.id, row.job_id) for row in session.execute(query.limit(most))]
+
+
+def claim(session: Session, stage_id: str, owner: str, lease_seconds: float) -> Stage | None:
+    """Take the stage under a lease with a new epoch; None if it is not free, or somebody else has it in hand."""
+    mine = aliased(Stage)
+    free = select(mine.id).where(mine.id == stage_id, _is_free(mine)).with_for_update(skip_locked=True)
     query = (
         update(Stage)
-        .where(Stage.id == chosen.with_for_update(skip_locked=True).scalar_subquery())
-        .where(Stage.state == StageState.QUEUED)
+        .where(Stage.id == free.scalar_subquery(), _is_free(Stage))
         .values(
             state=StageState.RUNNING,
             lease_owner=owner,
@@ -145,9 +141,28 @@ def succeed(session: Session, stage_id: str, epoch: int) -> bool:
     values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds(), "progress_done": Stage.progress_total}
     query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
     if session.execute(query.values({**values, **_NO_LEASE}).returning(Stage.id)).first() is not None:
+        _meet(session, stage_id)
         return True
     _fenced(session, stage_id, epoch, {})
     return False
+
+
+def _meet(session: Session, needs_id: str) -> None:
+    """The stages that need this one have one thing less to wait for."""
+    waiting = select(StageDependency.stage_id).where(StageDependency.needs_id == needs_id)
+    query = update(Stage).where(Stage.id.in_(waiting)).values(unmet=Stage.unmet - 1)
+    session.execute(query, execution_options=_UNSYNCED)
+
+
+def is_held(session: Session, stage_id: str, epoch: int) -> bool:
+    """Whether the stage runs under the lease of that epoch."""
+    return session.scalar(select(Stage.id).where(*_held(stage_id, epoch))) is not None
+
+
+def has_succeeded(session: Session, stage_id: str, epoch: int) -> bool:
+    """Whether the stage has succeeded under the lease of that epoch."""
+    query = select(Stage.id).where(Stage.id == stage_id, Stage.lease_epoch == epoch)
+    return session.scalar(query.where(Stage.state == StageState.SUCCEEDED)) is not None
 
 
 def end(session: Session, stage_id: str, epoch: int, state: StageState, code: str, message: str) -> None:
@@ -170,9 +185,14 @@ def give_back(session: Session, stage_id: str, epoch: int) -> None:
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
 
 
-def count_crash(session: Session, stage_id: str, epoch: int) -> None:
-    """The worker of this attempt was lost. Raises LeaseLostError."""
-    _fenced(session, stage_id, epoch, {"crash_count": Stage.crash_count + 1})
+def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool) -> bool:
+    """The worker of this attempt was lost; False, and nothing done, where the lease is over or still good."""
+    query = update(Stage).where(*_held(stage_id, epoch))
+    if only_expired:  # it may have been renewed since it was looked at
+        query = query.where(Stage.lease_expires_at < now_seconds())
+    query = query.values(crash_count=Stage.crash_count + 1)
+    found = session.execute(query.returning(Stage.id), execution_options=_UNSYNCED)
+    return found.first() is not None
 
 
 def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> None:
@@ -226,18 +246,20 @@ def release(session: Session, job_id: str) -> None:
 
 def waits_for_people(session: Session, job_id: str) -> bool:
     """Whether a review is due and nothing else of the job can be done meanwhile."""
-    of_job = select(Stage.id).where(Stage.job_id == job_id)
-    due = of_job.where(Stage.state == StageState.WAITING, _needs_are_met(Stage))
-    other = of_job.where(Stage.state == StageState.QUEUED, _needs_are_met(Stage))
+    of_job = select(Stage.id).where(Stage.job_id == job_id, Stage.unmet == 0)
+    due = of_job.where(Stage.state == StageState.WAITING)
+    other = of_job.where(Stage.state == StageState.QUEUED)
     return session.scalar(due.limit(1)) is not None and session.scalar(other.limit(1)) is None
 
 
 def succeed_reviews(session: Session, job_id: str) -> bool:
     """The reviews that are due are done; whether there were any."""
-    due = select(Stage.id).where(Stage.job_id == job_id, Stage.state == StageState.WAITING, _needs_are_met(Stage))
-    query = update(Stage).where(Stage.id.in_(list(session.scalars(due)))).returning(Stage.id)
+    query = update(Stage).where(Stage.job_id == job_id, Stage.state == StageState.WAITING, Stage.unmet == 0)
     values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds()}
-    return session.execute(query.values(values), execution_options=_UNSYNCED).first() is not None
+    done = session.scalars(query.values(values).returning(Stage.id), execution_options=_UNSYNCED).all()
+    for stage_id in done:
+        _meet(session, stage_id)
+    return bool(done)
 
 
 def states_left(session: Session, job_id: str) -> set[str]:

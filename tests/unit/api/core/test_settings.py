@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[4]
 
 def test_the_example_names_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines = (ROOT / ".env.example").read_text("utf-8").splitlines()
-    settings = [line.removeprefix("# ") for line in lines if re.match(r"# DFUSION_[A-Z_]+=", line)]
+    settings = [line.removeprefix("# ") for line in lines if re.match(r"# DFUSION_[A-Z0-9_]+=", line)]
     assert [line.split("=")[0] for line in settings] == [f"DFUSION_{name.upper()}" for name in Settings.model_fields]
     (tmp_path / ".env").write_text("\n".join(settings), "utf-8")
     monkeypatch.chdir(tmp_path)
@@ -29,3 +29,14 @@ def test_a_wrong_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFUSION_LEASE_SECONDS", "0")
     with pytest.raises(ValidationError, match="greater than 0"):
         Settings()
+
+
+def test_secrets_reach_a_child_but_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Settings(s3_access_key="the-access-key", s3_secret_key="the-secret-key")  # type: ignore[arg-type]
+    for shown in (repr(given), str(given), given.model_dump_json()):
+        assert "the-access-key" not in shown
+        assert "the-secret-key" not in shown
+    for name, value in given.for_child().items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == given
+    assert Settings().s3_secret_key.get_secret_value() == "the-secret-key"

@@ -1,50 +1,22 @@
-"""Where artifacts' bytes are: a folder of files whose keys the server builds.
+"""Objects as files in a folder.
 
-A file appears under its key whole or not at all: written under a temporary name, synced, read back and compared,
-then renamed. Clients never send a key or a path.
+A file is written under a temporary name, synced, read back and compared, then renamed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from api.core.errors import StorageCorruptError, StorageError
-
-_CHUNK_BYTES = 1 << 20
-_PART = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
-
-
-@dataclass(frozen=True)
-class StoredObject:
-    """An object in the store: its key, the SHA-256 of its bytes and their number."""
-
-    key: str
-    sha256: str
-    size_bytes: int
-
-
-def object_key(job_id: str, stage_id: str, slot: str, sha256: str) -> str:
-    """`jobs/{job}/{stage}/{slot}/{sha256}`. Raises StorageError for a part that is no plain name."""
-    parts = (job_id, stage_id, slot, sha256)
-    for part in parts:
-        if not _PART.fullmatch(part) or ".." in part:
-            raise StorageError(f"not a name for a part of a key: {part!r}")
-    return "/".join(("jobs", *parts))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from api.core.storage.base import CHUNK_BYTES, ROOT, FoundObject, StoredObject, file_sha256, object_key
+from api.core.storage.scratch import remove_dead, scratch_folder
 
 
 class FileStore:
@@ -54,14 +26,9 @@ class FileStore:
         self._root = root.absolute()
         self._root.mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self) -> AbstractContextManager[Path]:
         """A folder for unfinished files, on the store's own disk; removed at the end."""
-        folder = Path(tempfile.mkdtemp(prefix=".scratch-", dir=self._root))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return scratch_folder(self._root)
 
     def put(self, job_id: str, stage_id: str, slot: str, source: Path) -> StoredObject:
         """Store a copy of the file `source`. Raises StorageError; storing the same bytes again is the same object."""
@@ -80,7 +47,7 @@ class FileStore:
         part = Path(name)
         try:
             with os.fdopen(handle, "wb") as to, source.open("rb") as source_file:
-                shutil.copyfileobj(source_file, to, _CHUNK_BYTES)
+                shutil.copyfileobj(source_file, to, CHUNK_BYTES)
                 to.flush()
                 os.fsync(to.fileno())
             if file_sha256(part) != sha256:
@@ -117,6 +84,25 @@ class FileStore:
         except OSError as error:
             raise StorageError(f"cannot remove {key}: {error}") from error
 
+    def objects(self) -> Iterator[FoundObject]:
+        """All files, those of unfinished copies too."""
+        for folder, _, names in os.walk(self._root / ROOT):
+            for name in names:
+                path = Path(folder, name)
+                try:
+                    age = time.time() - path.stat().st_mtime
+                except FileNotFoundError:  # renamed or removed just now
+                    continue
+                yield FoundObject(path.relative_to(self._root).as_posix(), age)
+
+    def remove_dead_scratch(self, older_than_seconds: float) -> int:
+        """Remove scratch folders that old whose processes are gone; how many there were."""
+        return remove_dead(self._root, older_than_seconds)
+
+    def public_url(self, key: str, media_type: str) -> str | None:  # noqa: ARG002 - as every store
+        """None: files have no address of their own."""
+        return None
+
     def _path(self, key: str) -> Path:
         """The file of `key`; raises StorageError for one that leads out of the folder."""
         path = (self._root / key).resolve()
@@ -130,7 +116,7 @@ def _pieces(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
         opened.seek(start)
         left = stop - start
         while left > 0:
-            piece = opened.read(min(left, _CHUNK_BYTES))
+            piece = opened.read(min(left, CHUNK_BYTES))
             if not piece:
                 return
             left -= len(piece)

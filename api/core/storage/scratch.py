@@ -1,0 +1,45 @@
+"""Local folders for unfinished files. Their process holds a lock, so that a dead one's can be told and removed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from api.core.errors import AlreadyRunningError
+from api.core.locks import file_lock
+
+_PREFIX = ".scratch-"
+_LOCK = "lock"
+
+
+@contextmanager
+def scratch_folder(root: Path) -> Iterator[Path]:
+    """An empty folder under `root`; removed at the end."""
+    outer = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    try:
+        with file_lock(outer / _LOCK):
+            folder = outer / "files"
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def remove_dead(root: Path, older_than_seconds: float) -> int:
+    """Remove the folders under `root` that old which no process holds; how many there were."""
+    count = 0
+    for folder in root.glob(f"{_PREFIX}*"):
+        try:
+            if time.time() - folder.stat().st_mtime < older_than_seconds:
+                continue
+            with file_lock(folder / _LOCK):
+                pass
+        except (FileNotFoundError, AlreadyRunningError):  # it was removed just now, or is in use
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        count += 1
+    return count
