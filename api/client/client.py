@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
@@ -15,7 +16,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from api.client import sse
-from api.client.downloads import download
+from api.client.downloads import download, fetch
 from api.client.errors import ApiError, NotFoundError, TooManyRequestsError, UnavailableError, UnreachableError
 from api.client.transport import Backoff, OnRetry, Transport
 from api.core.specs import (
@@ -377,8 +378,13 @@ class Client:
 
         The file appears when all bytes are there and their SHA-256 is the service's; otherwise DownloadError.
         """
-        path = artifact if artifact.startswith("/") else f"/artifacts/{_part(artifact)}"
-        return download(self._transport, path, Path(file), self._retries)
+        return download(self._transport, _artifact_path(artifact), Path(file), self._retries)
+
+    def read(self, artifact: str) -> bytes:
+        """An artifact's bytes; as `download`, for those that are small."""
+        found = BytesIO()
+        fetch(self._transport, _artifact_path(artifact), found, self._retries)
+        return found.getvalue()
 
     def download_model(self, model: str, file: str | Path, *, format: AdapterFormat = "diffusers") -> str:
         """Write a model's adapter to a file. Raises ConflictError if it is not exported in that format yet."""
@@ -480,6 +486,10 @@ def _read(model: type[M], answer: bytes | str) -> M:
     except ValidationError as error:
         detail = f"the service's answer is no {model.__name__}: is it of this client's version?"
         raise ApiError(detail, code="unexpected_answer") from error
+
+
+def _artifact_path(artifact: str) -> str:
+    return artifact if artifact.startswith("/") else f"/artifacts/{_part(artifact)}"
 
 
 def _part(text: str) -> str:

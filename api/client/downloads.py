@@ -8,10 +8,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from io import BufferedRandom
+from io import BufferedRandom, BytesIO
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
 
 import httpx
 
@@ -29,11 +28,16 @@ def download(transport: Transport, path: str, file: Path, tries: int) -> str:
     breaks is taken up again where it broke. Raises ApiError, OSError.
     """
     with _appearing(file) as part:
-        expected = _fetch(transport, path, part, tries) or _told(transport, path)
-        part.seek(0)
-        found = hashlib.file_digest(part, "sha256").hexdigest()
-        if expected != found:
-            raise DownloadError(f"{path}: expected bytes of SHA-256 {expected or 'unknown'}, got {found}")
+        return fetch(transport, path, part, tries)
+
+
+def fetch(transport: Transport, path: str, to: BufferedRandom | BytesIO, tries: int) -> str:
+    """Fill `to`, which is empty, with the artifact at `path`; the SHA-256 of its bytes. Raises ApiError."""
+    expected = _fill(transport, path, to, tries) or _told(transport, path)
+    to.seek(0)
+    found = hashlib.file_digest(to, "sha256").hexdigest()
+    if expected != found:
+        raise DownloadError(f"{path}: expected bytes of SHA-256 {expected or 'unknown'}, got {found}")
     return found
 
 
@@ -49,7 +53,7 @@ def _appearing(file: Path) -> Iterator[BufferedRandom]:
         part.unlink(missing_ok=True)
 
 
-def _fetch(transport: Transport, path: str, to: BinaryIO, tries: int) -> str | None:
+def _fill(transport: Transport, path: str, to: BufferedRandom | BytesIO, tries: int) -> str | None:
     """Fill `to`; the SHA-256 that the answer's ETag names, None if it names none (storage has ETags of its own)."""
     for attempt in count():
         have = to.tell()

@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 
 from api.client.errors import UnauthorizedError, UnreachableError, error_of
+from api.core.errors import OutcomeUnknownError
 
 PASSING = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""Answers that say "not now": nothing was done, and the same request may be sent again."""
+"""Answers that say "not now"."""
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _CONNECT_SECONDS = 10.0
@@ -110,7 +111,8 @@ class Transport:
                 if answer.status_code in also or answer.status_code < HTTPStatus.BAD_REQUEST:
                     return answer
                 problem = error_of(answer)
-                if attempt >= self._retries or answer.status_code not in PASSING:
+                unknown = problem.code == OutcomeUnknownError.code and not repeatable
+                if unknown or attempt >= self._retries or answer.status_code not in PASSING:
                     raise problem
                 self.again(problem.detail, attempt, answer.headers.get("retry-after"))
         raise AssertionError("count() does not end")
