@@ -21,7 +21,6 @@ from api.client import ApiError, Client, UnauthorizedError, UnreachableError
 from api.core.catalogue import Catalogue
 from api.core.settings import Settings
 from api.schemas import CheckOut, CheckState
-from dfusion.sources import HUB_MODELS
 
 _LITTLE_BYTES = 5_000_000_000
 _TORCH_SECONDS = 120
@@ -158,6 +157,8 @@ def torch_check(python: str) -> CheckOut:
 
 def _model(name: str, source: str) -> CheckOut:
     """Whether a worker on this machine would find the model's files."""
+    from dfusion.sources import HUB_MODELS  # only here: the hub's client takes longer to import than all others
+
     what = f"here: model {name}"
     if Path(source).is_dir():
         if (Path(source) / "model_index.json").is_file():

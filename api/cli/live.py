@@ -18,7 +18,8 @@ from api.client import Client
 from api.core.states import JobKind, JobState, StageState
 from api.schemas import JobDetail, MetricOut
 
-SPLITS = {"train": "training prompts", "held_out": "held-out prompts", "rollout": "round's samples"}
+SPLITS = {"train": "training", "held_out": "held out", "rollout": "samples"}
+"""Which images a score is over, in few letters."""
 _TO_BE_TRIED = frozenset({StageState.QUEUED, StageState.RUNNING})
 _LOOK_SECONDS = 1.0
 _TELL_SECONDS = 5.0
@@ -26,12 +27,12 @@ _TELL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Change:
-    """A scorer's mean over a split: of the first round that has one, and of the latest."""
+    """A scorer's mean over a split in the latest round, and since the first; None where there is only one."""
 
     split: str
     scorer: str
-    first: float
     latest: float
+    change: float | None
 
 
 def changes(metrics: Sequence[MetricOut]) -> list[Change]:
@@ -40,7 +41,7 @@ def changes(metrics: Sequence[MetricOut]) -> list[Change]:
     for metric in metrics:
         by_round.setdefault((metric.split, metric.scorer), {})[metric.round] = metric.mean
     return [
-        Change(split, scorer, means[min(means)], means[max(means)])
+        Change(split, scorer, means[max(means)], means[max(means)] - means[min(means)] if len(means) > 1 else None)
         for (split, scorer), means in sorted(by_round.items(), key=lambda item: (list(SPLITS).index(item[0][0]), item))
         if split in SPLITS
     ]
@@ -116,7 +117,11 @@ def _scores(rows: Sequence[Change]) -> Table:
     for heading in ("scores", "", "latest", "change"):
         table.add_column(heading, justify="left" if heading in ("scores", "") else "right", overflow="fold")
     for row in rows:
-        change = row.latest - row.first
-        style = "green" if change > 0 else "red" if change < 0 else "dim"
-        table.add_row(SPLITS[row.split], escape(row.scorer), figure(row.latest), Text(f"{change:+.4f}", style=style))
+        table.add_row(SPLITS[row.split], escape(row.scorer), figure(row.latest), _signed(row.change))
     return table
+
+
+def _signed(change: float | None) -> Text:
+    if change is None:
+        return Text()
+    return Text(f"{change:+.4f}", style="green" if change > 0 else "red" if change < 0 else "dim")

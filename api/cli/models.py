@@ -54,11 +54,8 @@ def lineage(ctx: typer.Context, model: ModelName) -> None:
     session: Session = ctx.obj
     with session.client() as client:
         found = client.lineage(model)
-    headings = ("model", "base", "round>", "job", "seed>", "prompts")
-    rows = (
-        (one.model, one.base, _or_blank(one.round), one.job or "", _or_blank(one.seed), one.prompt_set or "")
-        for one in found.data
-    )
+    headings = ("model", "base", "round>", "seed>", "job")
+    rows = ((one.model, one.base, _or_blank(one.round), _or_blank(one.seed), one.job or "") for one in found.data)
     session.answer(found, lambda: listing(headings, rows))
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from api.cli.jobs import followed, job_sheet
 from api.cli.options import Follow, Key, Limit, OfJob, gather
-from api.cli.screens import figure, listing, moment, sheet
+from api.cli.screens import figure, listing, moment, sheet, yes_or_no
 from api.cli.session import Session
 from api.schemas import PairOut
 
@@ -48,11 +48,7 @@ def list_pairs(
 def _row(pair: PairOut) -> tuple[Any, ...]:
     scores = (pair.base.score, pair.reference.score, pair.target.score if pair.target else None)
     verdict = pair.verdict.prefer if pair.verdict else "-"
-    return pair.id, pair.round, *map(figure, scores), _yes_or_no(pair.adopted), verdict, pair.prompt
-
-
-def _yes_or_no(adopted: bool | None) -> str:
-    return "-" if adopted is None else "yes" if adopted else "no"
+    return pair.id, pair.round, *map(figure, scores), yes_or_no(pair.adopted), verdict, pair.prompt
 
 
 @app.command()
@@ -117,7 +113,7 @@ def _sheet(pair: PairOut) -> RenderableType:
         "job": f"{pair.job}, round {pair.round}",
         "prompt": pair.prompt,
         "scorer": pair.scorer,
-        "adopted": _yes_or_no(pair.adopted) + (f" ({pair.why})" if pair.why else ""),
+        "adopted": yes_or_no(pair.adopted) + (f" ({pair.why})" if pair.why else ""),
         "verdict": said,
         "revision": pair.revision,
         "thresholds": None if pair.thresholds is None else ", ".join(map(str, pair.thresholds)),

@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from api.cli.options import Limit, OfJob, gather
-from api.cli.screens import figure, listing, moment, sheet
+from api.cli.screens import figure, listing, moment, sheet, yes_or_no
 from api.cli.session import Session
 from api.core.states import SampleRole
-from api.schemas import SampleDetail, SampleOut
+from api.schemas import PairOut, SampleDetail, SampleOut
 
 app = typer.Typer(no_args_is_help=True, help="Samples: list, show, save.")
 Role = Annotated[SampleRole | None, typer.Option(help="Only those of this role")]
@@ -98,8 +98,11 @@ def _sheet(sample: SampleDetail) -> RenderableType:
     }
     parts: list[RenderableType] = [sheet(fields)]
     if sample.pairs:
-        rows = (
-            (pair.id, pair.base.id, pair.reference.id, pair.target.id if pair.target else "-") for pair in sample.pairs
-        )
-        parts += [Text(), listing(("pair", "base", "reference", "target"), rows)]
+        rows = ((pair.id, _role_in(pair, sample.id), yes_or_no(pair.adopted)) for pair in sample.pairs)
+        parts += [Text(), listing(("pair", "role", "adopted"), rows)]
     return Group(*parts)
+
+
+def _role_in(pair: PairOut, sample_id: str) -> str:
+    sides = {"base": pair.base, "reference": pair.reference, "target": pair.target}
+    return next(role for role, side in sides.items() if side is not None and side.id == sample_id)

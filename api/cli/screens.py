@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
+
+from api.core.ids import kind_of
 
 STYLES = {
     "succeeded": "green",
@@ -43,6 +46,11 @@ def figure(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def yes_or_no(value: bool | None) -> str:
+    """A dash where it is not known yet."""
+    return "-" if value is None else "yes" if value else "no"
+
+
 def size(count: float | None) -> str:
     """Bytes in the unit that fits."""
     if count is None:
@@ -61,15 +69,15 @@ def state(text: str) -> str:
 
 
 def listing(headings: Sequence[str], rows: Iterable[Sequence[Any]], more: bool = False) -> Table:
-    """A list. Its first column, the id, is never shortened; a heading that ends in `>` is that of numbers."""
+    """A list. Ids are not broken, others give way to them; a heading that ends in `>` is that of numbers."""
+    cells = [[cell if isinstance(cell, _Styled) else escape(str(cell)) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, caption="there are more: --limit" if more else None, caption_justify="left")
     for place, heading in enumerate(headings):
-        is_number = heading.endswith(">")
-        table.add_column(
-            heading.rstrip(">"), no_wrap=place == 0, overflow="fold", justify="right" if is_number else "left"
-        )
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, _Styled) else escape(str(cell)) for cell in row))
+        whole = place == 0 or any(kind_of(row[place]) for row in cells)
+        justify: JustifyMethod = "right" if heading.endswith(">") else "left"
+        table.add_column(heading.rstrip(">"), no_wrap=whole, overflow="fold", justify=justify)
+    for row in cells:
+        table.add_row(*row)
     return table
 
 

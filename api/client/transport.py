@@ -17,7 +17,6 @@ from api.core.errors import OutcomeUnknownError
 
 PASSING = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """Answers that say "not now"."""
-_HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _CONNECT_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.25
@@ -64,6 +63,8 @@ class Transport:
             if not (api_key.isascii() and api_key.isprintable()):
                 raise UnauthorizedError("expected an API key of ASCII characters", code="unauthorized")
             headers["Authorization"] = f"Bearer {api_key}"
+        if not self.base_url.startswith(("http://", "https://")):
+            raise UnreachableError(f"expected an address like http://127.0.0.1:8000, got {base_url!r}")
         try:
             self._http = httpx.Client(base_url=self.base_url, headers=headers, trust_env=trust_env)
         except (httpx.InvalidURL, ValueError) as error:
@@ -104,7 +105,7 @@ class Transport:
                 answer = self._http.send(request)
             except httpx.TransportError as error:
                 lost = not (repeatable or isinstance(error, _NOT_SENT))
-                if lost or attempt >= self._retries or isinstance(error, _HOPELESS):
+                if lost or attempt >= self._retries:
                     raise self.unreachable(error) from error
                 self.again(f"no answer from {self.base_url} ({_why(error)})", attempt)
             else:
