@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from api.core.errors import (
@@ -17,9 +19,12 @@ from api.core.errors import (
     IdempotencyError,
     InvalidRequestError,
     NotFoundError,
+    OutcomeUnknownError,
+    PreconditionError,
     ServiceError,
     StorageError,
 )
+from api.core.unit_of_work import is_passing
 
 MEDIA_TYPE = "application/problem+json"
 _STATUS: tuple[tuple[type[ServiceError], HTTPStatus], ...] = (
@@ -27,8 +32,11 @@ _STATUS: tuple[tuple[type[ServiceError], HTTPStatus], ...] = (
     (IdempotencyError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (NotFoundError, HTTPStatus.NOT_FOUND),
     (ConflictError, HTTPStatus.CONFLICT),
+    (PreconditionError, HTTPStatus.PRECONDITION_FAILED),
     (StorageError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (OutcomeUnknownError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
+_RETRY_AFTER_SECONDS = 5
 _logger = logging.getLogger(__name__)
 
 
@@ -56,6 +64,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    for kind in (DBAPIError, PoolTimeoutError):
+        app.add_exception_handler(kind, _database_error)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -64,9 +74,21 @@ def _service_error(_request: Request, error: Exception) -> Response:
         raise error
     status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
     problems = error.problems if isinstance(error, InvalidRequestError) else ()
-    headers = {"Retry-After": "5"} if status is HTTPStatus.SERVICE_UNAVAILABLE else None
+    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)} if status is HTTPStatus.SERVICE_UNAVAILABLE else None
     fields = [{"pointer": p.pointer, "message": p.message} for p in problems]
     return problem(status, error.code, str(error), fields, headers)
+
+
+def _database_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, DataError):  # what the checks of a request let through, such as a text with a NUL in it
+        detail = "the request holds a value that the database cannot store"
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail)
+    if not is_passing(error):
+        return _unexpected(request, error)
+    _logger.warning("the database is away: %s", type(error).__name__)
+    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
+    detail = "the database cannot be reached just now; try again"
+    return problem(HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail, headers=headers)
 
 
 def _validation_error(_request: Request, error: Exception) -> Response:

@@ -10,11 +10,12 @@ from fastapi import FastAPI
 
 from api import errors
 from api.body import BodyGuard
+from api.broker import open_queue
 from api.core.locks import file_lock
 from api.core.service import Service
 from api.core.settings import Settings
 from api.embedded import WorkerSupervisor
-from api.routes import artifacts, health, jobs, prompt_sets, results, rounds
+from api.routes import artifacts, health, jobs, prompt_sets, results, submissions, workers
 from api.schemas import Problem
 
 
@@ -27,10 +28,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         with ExitStack() as stack:
             if settings.database.startswith("sqlite"):
                 stack.enter_context(file_lock(settings.data_dir / "service.lock"))
-            service = Service.open(settings)
+            service = Service.open(settings, open_queue(settings))
             stack.callback(service.close)
             app.state.service, app.state.supervisor = service, None
-            if settings.embedded_worker:
+            if settings.embedded_worker and not settings.broker:
                 app.state.supervisor = WorkerSupervisor(service)
                 app.state.supervisor.start()
                 stack.callback(app.state.supervisor.stop)
@@ -47,7 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
     errors.install(app)
-    for module in (rounds, jobs, results, artifacts, prompt_sets, health):
+    for module in (submissions, jobs, results, artifacts, prompt_sets, workers, health):
         app.include_router(module.router)
     return app
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
+from api.core.estimates import Estimate
 from api.core.planning import Counts
 from api.core.progress import progress_of
 from api.core.queries.pages import Page
-from api.core.specs import RoundSpec
-from api.core.states import JobState
-from api.core.tables import Artifact, Event, Job, Metric, Model, Pair, PromptSet, Sample, Score, Stage
+from api.core.states import JobKind, JobState, Verdict
+from api.core.tables import Artifact, Event, Export, Job, Metric, Model, Pair, PromptSet, Sample, Score, Stage, Worker
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -86,9 +86,11 @@ class StageOut(BaseModel):
 
     id: str
     kind: str
+    queue: str
     round: int
     shard: int
     state: str
+    worker: str | None
     done: int
     total: int
     attempts: int
@@ -102,9 +104,11 @@ class StageOut(BaseModel):
         return cls(
             id=row.id,
             kind=row.kind,
+            queue=row.queue,
             round=row.round,
             shard=row.shard,
             state=row.state,
+            worker=row.lease_owner,
             done=row.progress_done,
             total=row.progress_total,
             attempts=row.attempt,
@@ -119,13 +123,14 @@ class JobOut(BaseModel):
     """A job in a list."""
 
     id: str
-    kind: str
+    kind: JobKind
     state: JobState
     label: str | None
     rounds: int
-    model: str
-    prompt_set: str
+    model: str | None
+    prompt_set: str | None
     held_out_prompt_set: str | None
+    origin: str | None
     progress: ProgressOut
     attempts: int
     error: JobErrorOut | None
@@ -140,12 +145,13 @@ class JobOut(BaseModel):
 
 
 class JobDetail(JobOut):
-    """A job with its checked request, its stages and what it has made so far."""
+    """A job with its checked request, its stages, what it has made so far, and what it found (an evaluation)."""
 
-    spec: RoundSpec
+    spec: dict[str, Any]
     stages: list[StageOut]
     made: dict[str, int]
     last_model: str | None
+    result: dict[str, Any] | None
 
     @classmethod
     def detailed(
@@ -153,10 +159,11 @@ class JobDetail(JobOut):
     ) -> JobDetail:
         return cls(
             **_job_fields(job, stages, now),
-            spec=RoundSpec.model_validate(job.spec),
+            spec=job.spec,
             stages=[StageOut.of(stage) for stage in stages],
             made=dict(made),
             last_model=last_model.id if last_model else None,
+            result=job.result,
         )
 
 
@@ -171,6 +178,7 @@ def _job_fields(job: Job, stages: Sequence[Stage], now: float) -> dict[str, Any]
         "model": job.model_id,
         "prompt_set": job.prompt_set_id,
         "held_out_prompt_set": job.held_out_prompt_set_id,
+        "origin": job.origin_id,
         "progress": ProgressOut(**progress.__dict__),
         "attempts": max((stage.attempt for stage in stages), default=0),
         "error": _error(job.error_code, job.error_message),
@@ -180,11 +188,14 @@ def _job_fields(job: Job, stages: Sequence[Stage], now: float) -> dict[str, Any]
         "links": {
             "self": f"/jobs/{job.id}",
             "events": f"/jobs/{job.id}/events",
+            "logs": f"/jobs/{job.id}/logs",
             "metrics": f"/jobs/{job.id}/metrics",
             "samples": f"/samples?job={job.id}",
             "pairs": f"/pairs?job={job.id}",
             "models": f"/models?job={job.id}",
             "cancel": f"/jobs/{job.id}/cancel",
+            "pause": f"/jobs/{job.id}/pause",
+            "resume": f"/jobs/{job.id}/resume",
         },
     }
 
@@ -213,22 +224,19 @@ class UnetCounts(BaseModel):
 
 
 class EstimateOut(BaseModel):
-    """What a job would take; nothing was made."""
+    """What a job would take; nothing was made. `seconds` (on one worker) and `storage_bytes` are judged by this
+    installation's own past jobs, null where there are none."""
 
     dry_run: bool
-    rounds: int
-    prompts: int
-    held_out_prompts: int
     images: ImageCounts
     unet_evaluations: UnetCounts
+    seconds: float | None
+    storage_bytes: int | None
 
     @classmethod
-    def of(cls, spec: RoundSpec, counts: Counts) -> EstimateOut:
+    def of(cls, counts: Counts, estimate: Estimate) -> EstimateOut:
         return cls(
             dry_run=True,
-            rounds=spec.rounds,
-            prompts=counts.prompts,
-            held_out_prompts=counts.held_out_prompts,
             images=ImageCounts(
                 sampled=counts.sampled,
                 fused_at_most=counts.fused_at_most,
@@ -242,6 +250,8 @@ class EstimateOut(BaseModel):
                 evaluation=counts.evaluation,
                 total_at_most=counts.unet_evaluations,
             ),
+            seconds=estimate.seconds,
+            storage_bytes=estimate.storage_bytes,
         )
 
 
@@ -371,8 +381,32 @@ class SideOut(BaseModel):
     href: str
 
 
+class VerdictIn(BaseModel):
+    """A person's word on a pair; `prefer` null takes it back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prefer: Verdict | None
+    reviewer: str | None = Field(None, min_length=1, max_length=100)
+
+
+class VerdictOut(BaseModel):
+    """What a person said of a pair."""
+
+    prefer: Verdict
+    reviewer: str | None
+    at: datetime
+
+    @classmethod
+    def of(cls, row: Pair) -> VerdictOut | None:
+        if row.verdict is None or row.verdict_at is None:
+            return None
+        return cls(prefer=Verdict(row.verdict), reviewer=row.verdict_by, at=_time(row.verdict_at))
+
+
 class PairOut(BaseModel):
-    """Base, reference and target side by side. `adopted` is null until the target is verified."""
+    """Base, reference and target side by side. `adopted` is null until the target is verified; `revision` counts
+    verdicts and is the pair's ETag."""
 
     id: str
     job: str
@@ -382,7 +416,10 @@ class PairOut(BaseModel):
     prompt_index: int
     adopted: bool | None
     why: str | None
+    verdict: VerdictOut | None
+    revision: int
     scorer: str
+    thresholds: list[float] | None
     reference: SideOut
     base: SideOut
     target: SideOut | None
@@ -402,7 +439,10 @@ class PairOut(BaseModel):
             prompt_index=row.prompt_index,
             adopted=row.adopted,
             why=row.why,
+            verdict=VerdictOut.of(row),
+            revision=row.revision,
             scorer=row.scorer,
+            thresholds=row.thresholds,
             reference=_side(samples[row.reference_id], row.reference_score),
             base=_side(samples[row.base_id], row.base_score),
             target=None if row.target_id is None else _side(samples[row.target_id], row.target_score),
@@ -448,27 +488,106 @@ class ModelOut(BaseModel):
     job: str | None
     round: int | None
     adapter: AdapterOut | None
+    aliases: list[str]
     figures: dict[str, Any]
     created_at: datetime
     links: Links
 
     @classmethod
-    def of(cls, row: Model, adapter: Artifact | None) -> ModelOut:
-        return cls(**_model_fields(row, adapter))
+    def of(cls, row: Model, adapter: Artifact | None, aliases: Sequence[str]) -> ModelOut:
+        return cls(**_model_fields(row, adapter, aliases))
+
+
+class ExportOut(BaseModel):
+    """A model's adapter, or a job's pairs, in a form that other programs read. `figures` say how it was checked."""
+
+    id: str
+    model: str | None
+    job: str | None
+    format: str
+    artifact: str
+    figures: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: Export) -> ExportOut:
+        return cls(
+            id=row.id,
+            model=row.model_id,
+            job=row.of_job_id,
+            format=row.format,
+            artifact=f"/artifacts/{row.artifact_id}",
+            figures=row.figures,
+            created_at=_time(row.created_at),
+        )
 
 
 class ModelDetail(ModelOut):
-    """A model with its lineage: itself, what it was trained from, and so on to the base model."""
+    """A model with its lineage (itself, what it was trained from, and so on to the base model) and its exports."""
 
     lineage: list[str]
+    exports: list[ExportOut]
 
     @classmethod
-    def detailed(cls, row: Model, adapter: Artifact | None, lineage: Sequence[Model]) -> ModelDetail:
-        return cls(**_model_fields(row, adapter), lineage=[model.id for model in lineage])
+    def detailed(
+        cls,
+        row: Model,
+        adapter: Artifact | None,
+        aliases: Sequence[str],
+        lineage: Sequence[Model],
+        exports: Sequence[Export],
+    ) -> ModelDetail:
+        return cls(
+            **_model_fields(row, adapter, aliases),
+            lineage=[model.id for model in lineage],
+            exports=[ExportOut.of(export) for export in exports],
+        )
 
 
-def _model_fields(row: Model, adapter: Artifact | None) -> dict[str, Any]:
-    links = {"self": f"/models/{row.id}"}
+class AncestorOut(BaseModel):
+    """A model of a lineage, with what it was trained by: job, seed and prompts."""
+
+    model: str
+    name: str | None
+    base: str
+    round: int | None
+    job: str | None
+    seed: int | None
+    prompt_set: str | None
+    pairs: str | None
+    figures: dict[str, Any]
+
+    @classmethod
+    def of(cls, row: Model, job: Job | None) -> AncestorOut:
+        return cls(
+            model=row.id,
+            name=row.name,
+            base=row.base,
+            round=row.round,
+            job=row.job_id,
+            seed=job.spec.get("seed") if job else None,
+            prompt_set=job.prompt_set_id if job else None,
+            pairs=f"/pairs?job={row.job_id}&round={row.round}" if row.job_id else None,
+            figures=row.figures,
+        )
+
+
+class LineageOut(BaseModel):
+    """A model and what it came from, down to the base model."""
+
+    data: list[AncestorOut]
+
+
+class AliasIn(BaseModel):
+    """The model that a name shall mean."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(max_length=100)
+
+
+def _model_fields(row: Model, adapter: Artifact | None, aliases: Sequence[str]) -> dict[str, Any]:
+    links = {"self": f"/models/{row.id}", "lineage": f"/models/{row.id}/lineage"}
     if row.job_id is not None:
         links["job"] = f"/jobs/{row.job_id}"
     if row.parent_id is not None:
@@ -484,6 +603,7 @@ def _model_fields(row: Model, adapter: Artifact | None) -> dict[str, Any]:
         "job": row.job_id,
         "round": row.round,
         "adapter": file,
+        "aliases": list(aliases),
         "figures": row.figures,
         "created_at": _time(row.created_at),
         "links": links,
@@ -542,3 +662,52 @@ class ReadyOut(BaseModel):
     status: str
     database: bool
     worker: bool | None
+
+
+class WorkerStageOut(BaseModel):
+    """What a worker works on."""
+
+    id: str
+    job: str
+    kind: str
+    round: int
+
+
+class WorkerOut(BaseModel):
+    """A worker. `state`: idle, working, or silent where it has not reported for a while."""
+
+    name: str
+    state: str
+    host: str
+    pid: int
+    queues: list[str]
+    device: str
+    model: str | None
+    stage: WorkerStageOut | None
+    started_at: datetime
+    seen_at: datetime
+
+    @classmethod
+    def of(cls, row: Worker, stage: Stage | None, now: float, silent_after_seconds: float) -> WorkerOut:
+        state = "idle" if stage is None else "working"
+        if now - row.seen_at > silent_after_seconds:
+            state = "silent"
+        return cls(
+            name=row.name,
+            state=state,
+            host=row.host,
+            pid=row.pid,
+            queues=row.queues,
+            device=row.device,
+            model=row.model,
+            stage=stage
+            and WorkerStageOut(id=stage.id, job=f"/jobs/{stage.job_id}", kind=stage.kind, round=stage.round),
+            started_at=_time(row.started_at),
+            seen_at=_time(row.seen_at),
+        )
+
+
+class WorkersOut(BaseModel):
+    """All workers."""
+
+    data: list[WorkerOut]

@@ -21,9 +21,10 @@ from dfusion.types import Trajectory
 class TrainingPair:
     """A preferred and a rejected trajectory of one prompt, each of one sample, for dpo.
 
-    on_policy  whether the policy that is about to be trained drew the preferred trajectory. A fused target and an
-               inverted trajectory are not its own: the log-probs recorded with them are another network's or none.
-               It drew the rejected one.
+    on_policy           whether the policy that is about to be trained drew the preferred trajectory. A fused target and
+                        an inverted trajectory are not its own: the log-probs recorded with them are another network's
+                        or none
+    rejected_on_policy  the same for the rejected one, which people may have found a target to be
 
     Raises ShapeMismatchError, InvalidInputError, and NonFiniteError for latents that are NaN or infinite.
     """
@@ -32,6 +33,7 @@ class TrainingPair:
     rejected: Trajectory
     prompt: str
     on_policy: bool = True
+    rejected_on_policy: bool = True
 
     def __post_init__(self) -> None:
         _check_one("preferred", self.preferred)
@@ -51,7 +53,7 @@ class TrainingPair:
     @property
     def drawn(self) -> tuple[bool, ...]:
         """For each side, whether the policy drew it."""
-        return self.on_policy, True
+        return self.on_policy, self.rejected_on_policy
 
     @property
     def advantage(self) -> float:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import make_url
+
 from api.core import execution
+from api.core.execution import Claim
+from api.core.migrate import migrate
 from api.core.service import Service
 from api.core.settings import Settings
+from api.core.unit_of_work import make_engine
+from tests.servers import PostgresServer
 
 PROMPTS = [
     {"text": "a red and striped circle", "items": ["circle"], "thresholds": [0.02]},
     {"text": "the red circle above the blue square", "items": ["circle", "square"], "thresholds": [0.02, 0.03]},
     {"text": "a blue and dotted star", "items": ["star"], "thresholds": [0.03]},
 ]
-SCORERS = {"brightness": "tests.scorers:Brightness", "constant": "tests.scorers:Constant"}
+SCORERS = {
+    "brightness": "tests.scorers:Brightness",
+    "constant": "tests.scorers:Constant",
+    "lost-device": "tests.scorers:LostDevice",
+}
 
 
 def settings_for(data_dir: Path, pipeline: Path, **changes: Any) -> Settings:
@@ -28,7 +39,7 @@ def settings_for(data_dir: Path, pipeline: Path, **changes: Any) -> Settings:
         "torch_threads": 1,
         "batch_size": 4,
         "shard_prompts": 2,
-        "models": {"tiny": pipeline},
+        "models": {"tiny": str(pipeline)},
         "scorers": SCORERS,
         "lease_seconds": 20,
         "heartbeat_seconds": 0.1,
@@ -57,8 +68,9 @@ def round_body(**changes: Any) -> dict[str, Any]:
     return body | changes
 
 
-def work_until_idle(service: Service, most: int = 100) -> None:
-    """Run every stage that can be claimed, one after the other, in this process."""
+def work_until_idle(service: Service, most: int = 100, until: Callable[[Claim], bool] = lambda _claim: False) -> None:
+    """Run every stage that can be claimed, one after the other, in this process; the first that `until` holds for is
+    given back and nothing more is done."""
     from worker.runner import run_stage
     from worker.workbench import Workbench
 
@@ -67,5 +79,16 @@ def work_until_idle(service: Service, most: int = 100) -> None:
         claim = execution.claim(service.uow, service.settings, "test")
         if claim is None:
             return
+        if until(claim):
+            return execution.give_back(service.uow, service.settings, claim)
         run_stage(bench, claim, stop)
     raise AssertionError(f"still work after {most} stages")
+
+
+def migrated_template(server: PostgresServer) -> str:
+    """The name of a database of the server that has all tables, to be copied."""
+    url = server.create_database()
+    engine = make_engine(url)
+    migrate(engine, Path("unused"))
+    engine.dispose()
+    return str(make_url(url).database)

@@ -9,8 +9,10 @@ from types import TracebackType
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.core import execution
-from api.core.errors import LeaseLostError, StageCancelledError, StageStoppedError
+from api.core.errors import LeaseLostError, StageCancelledError, StagePausedError, StageStoppedError
 from api.core.execution import Claim
+from api.core.queries.stages import Wish
+from worker.stop_flag import Stop
 from worker.workbench import Workbench
 
 _logger = logging.getLogger(__name__)
@@ -19,11 +21,11 @@ _logger = logging.getLogger(__name__)
 class Heartbeat:
     """Within its block a thread renews the lease with the progress made; `step` raises when the stage must stop."""
 
-    def __init__(self, bench: Workbench, claim: Claim, stop: threading.Event) -> None:
+    def __init__(self, bench: Workbench, claim: Claim, stop: Stop) -> None:
         self._bench, self._claim, self._stop = bench, claim, stop
         self._over = threading.Event()
         self._lost = threading.Event()
-        self._cancelled = threading.Event()
+        self._wish = Wish.GO_ON
         self._done, self._total = 0, 0
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -40,7 +42,7 @@ class Heartbeat:
         self._total = total
 
     def step(self, count: int = 1) -> None:
-        """Some steps are done. Raises LeaseLostError, StageCancelledError or StageStoppedError."""
+        """Some steps are done. Raises LeaseLostError, StageCancelledError, StagePausedError or StageStoppedError."""
         self.check()
         self._done += count
 
@@ -53,8 +55,10 @@ class Heartbeat:
         """Whether the stage may go on; raises as `step` does."""
         if self._lost.is_set():
             raise LeaseLostError(f"the lease on {self._claim.stage_id} is lost")
-        if self._cancelled.is_set():
+        if self._wish is Wish.CANCEL:
             raise StageCancelledError("a cancel was asked for")
+        if self._wish is Wish.PAUSE:
+            raise StagePausedError("a pause was asked for")
         if self._stop.is_set():
             raise StageStoppedError("this worker is asked to stop")
 
@@ -62,8 +66,7 @@ class Heartbeat:
         settings = self._bench.settings
         while not self._over.wait(settings.heartbeat_seconds):
             try:
-                if execution.beat(self._bench.uow, settings, self._claim, self._done, self._total):
-                    self._cancelled.set()
+                self._wish = execution.beat(self._bench.uow, settings, self._claim, self._done, self._total)
             except LeaseLostError:
                 self._lost.set()
                 return

@@ -21,9 +21,13 @@ from api.core.collector import collect
 from api.core.errors import StorageError
 from api.core.service import Service
 from api.core.settings import Settings
+from api.core.states import QueueName
+from api.core.unit_of_work import is_passing
+from worker.presence import Presence
 from worker.runner import run_stage
 from worker.workbench import Workbench
 
+_AWAY_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -57,30 +61,55 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
     service = Service.open(settings)
     bench = Workbench.of(service)
     _logger.info("%s is ready", owner)
-    next_sweep = next_collection = 0.0
+    queues = tuple(QueueName)
+    presence = Presence(settings, owner, queues, lambda: service.uow, lambda: (bench.device, bench.models.loaded))
+    presence.start()
+    turns = _Turns(bench, owner, stop)
     try:
         while not stop.is_set():
-            if time.monotonic() >= next_sweep:
-                execution.sweep(service.uow, settings)
-                next_sweep = time.monotonic() + settings.sweep_seconds
-            if time.monotonic() >= next_collection:
-                _collect(service)
-                next_collection = time.monotonic() + settings.collect_seconds
-            claim = execution.claim(service.uow, settings, owner)
-            if claim is None:
-                stop.wait(settings.poll_seconds)
+            try:
+                found = turns.take()
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+                _logger.warning("the database is away, the worker waits for it: %s", type(error).__name__)
+                stop.wait(_AWAY_SECONDS)
             else:
-                run_stage(bench, claim, stop)
+                stop.wait(0 if found else settings.poll_seconds)
     finally:
+        presence.stop()
         service.close()
 
 
-def _collect(service: Service) -> None:
+def _collect(bench: Workbench) -> None:
     """Tidy the storage up; where it is away, the next collection does it."""
     try:
-        _logger.info("%s", collect(service.uow, service.store, service.settings))
+        _logger.info("%s", collect(bench.uow, bench.store, bench.settings))
     except StorageError as error:
         _logger.warning("nothing is collected: %s", error)
+
+
+class _Turns:
+    """What the worker does in turn: a look for lost workers and a collection when they are due, a stage if there is
+    one."""
+
+    def __init__(self, bench: Workbench, owner: str, stop: threading.Event) -> None:
+        self._bench, self._owner, self._stop = bench, owner, stop
+        self._next_sweep = self._next_collection = 0.0
+
+    def take(self) -> bool:
+        """Take a turn; whether there was a stage."""
+        uow, settings = self._bench.uow, self._bench.settings
+        if time.monotonic() >= self._next_sweep:
+            execution.sweep(uow, settings)
+            self._next_sweep = time.monotonic() + settings.sweep_seconds
+        if time.monotonic() >= self._next_collection:
+            _collect(self._bench)
+            self._next_collection = time.monotonic() + settings.collect_seconds
+        claim = execution.claim(uow, settings, self._owner, prefer_base=self._bench.models.loaded)
+        if claim is not None and not run_stage(self._bench, claim, self._stop):
+            raise SystemExit("the device is not fit for another stage; this process ends")
+        return claim is not None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from api.core.catalogue import Catalogue
+from api.core.catalogue import BaseModel, Catalogue
 from api.core.storage import Store
 from api.core.tables import Artifact
 from dfusion.adapter import detach, load_adapter
@@ -21,6 +21,11 @@ class ModelCache:
         self._name: str | None = None
         self._model: DiffusionModel | None = None
         self._adapter: str | None = None
+
+    @property
+    def loaded(self) -> str | None:
+        """The name of the base model that is loaded."""
+        return None if self._model is None else self._name
 
     def with_adapter(self, base: str, adapter: Artifact | None) -> DiffusionModel:
         """The base model with the adapter (or none) on its U-Net, for sampling. Raises ModelNotFoundError."""
@@ -42,13 +47,21 @@ class ModelCache:
         finally:
             self._take_off(model)
 
+    def source(self, name: str) -> str:
+        """Where the base model of that name comes from. Raises ModelNotFoundError."""
+        return self._entry(name).source
+
+    def _entry(self, name: str) -> BaseModel:
+        entry = self._catalogue.models.get(name)
+        if entry is None:
+            raise ModelNotFoundError(f"model: expected one of {sorted(self._catalogue.models)}, got {name!r}")
+        return entry
+
     def _base(self, name: str) -> DiffusionModel:
         if self._model is None or self._name != name:
-            entry = self._catalogue.models.get(name)
-            if entry is None:
-                raise ModelNotFoundError(f"model: expected one of {sorted(self._catalogue.models)}, got {name!r}")
+            entry = self._entry(name)
             self._model = None  # frees its memory before the next is loaded
-            self._model = DiffusionModel.load(entry.folder, self._device)
+            self._model = DiffusionModel.load(entry.source, self._device, entry.dtype)
             self._name, self._adapter = name, None
         return self._model
 

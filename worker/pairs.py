@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from api.core.queries import results
+from api.core.specs import FusionJobSpec, RoundSpec
 from api.core.tables import Artifact, Pair, Sample
 from dfusion.config import FusionConfig
-from dfusion.prompts import Prompt
 from dfusion.thresholds import thresholds_of
 from dfusion.types import Trajectory
 from worker.task import Task
@@ -34,19 +34,21 @@ class PairSamples:
     target: StoredSample | None
 
 
-def load_pairs(task: Task, prompts: tuple[int, int] | None = None) -> list[PairSamples]:
-    """The round's pairs in order, of all prompts or of a range of them."""
+def load_pairs(task: Task) -> list[PairSamples]:
+    """The round's pairs in order: all of them, or the shard's where the stage is one."""
+    spans = {of: task.span(of) for of in ("prompts", "pairs") if of in task.claim.params}
     with task.reading() as session:
-        rows = results.round_pairs(session, task.claim.job_id, task.claim.round, prompts)
-        samples = results.samples(session, results.sides_of(rows))
-        images = results.artifacts(session, [sample.image_artifact_id for sample in samples.values()])
-    stored = {
-        sample.id: StoredSample(
-            sample, sample.trajectory_artifact_id, sample.trajectory_row, images[sample.image_artifact_id]
+        rows = results.round_pairs(
+            session, task.claim.job_id, task.claim.round, spans.get("prompts"), spans.get("pairs")
         )
-        for sample in samples.values()
-        if sample.trajectory_artifact_id is not None and sample.trajectory_row is not None
-    }
+    return with_samples(task, rows)
+
+
+def with_samples(task: Task, rows: Sequence[Pair]) -> list[PairSamples]:
+    """These pairs with their samples."""
+    with task.reading() as session:
+        samples = results.samples(session, results.sides_of(rows))
+    stored = stored_samples(task, samples.values())
     return [
         PairSamples(
             row,
@@ -58,11 +60,29 @@ def load_pairs(task: Task, prompts: tuple[int, int] | None = None) -> list[PairS
     ]
 
 
+def stored_samples(task: Task, samples: Collection[Sample]) -> dict[str, StoredSample]:
+    """Those of the samples whose trajectories are kept, by id."""
+    with task.reading() as session:
+        images = results.artifacts(session, [sample.image_artifact_id for sample in samples])
+    return {
+        sample.id: StoredSample(
+            sample, sample.trajectory_artifact_id, sample.trajectory_row, images[sample.image_artifact_id]
+        )
+        for sample in samples
+        if sample.trajectory_artifact_id is not None and sample.trajectory_row is not None
+    }
+
+
 def trajectory_of(sample: StoredSample, stored: Mapping[str, Trajectory]) -> Trajectory:
     """The sample's own trajectory, of one sample."""
     return stored[sample.trajectory].select([sample.trajectory_row])
 
 
-def mask_thresholds(prompt: Prompt, reference: Trajectory, config: FusionConfig) -> tuple[float, ...]:
-    """The prompt's own thresholds, or those found from the reference's maps, which fusing and verifying both find."""
-    return thresholds_of(reference, config) if prompt.thresholds is None else prompt.thresholds
+def mask_thresholds(pair: Pair, reference: Trajectory, config: FusionConfig) -> tuple[float, ...]:
+    """The pair's own thresholds, or those found from the reference's maps, which fusing and verifying both find."""
+    return thresholds_of(reference, config) if pair.thresholds is None else tuple(pair.thresholds)
+
+
+def fusion_of(task: Task) -> FusionConfig:
+    """How the job's targets are fused."""
+    return task.spec_as(RoundSpec, FusionJobSpec).fusion or FusionConfig()

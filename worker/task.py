@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
+from api.core.errors import ConflictError
 from api.core.execution import Claim
 from api.core.ids import IdKind, new_id
 from api.core.queries import jobs, prompt_sets, results
-from api.core.specs import RoundSpec
+from api.core.specs import JobSpec
 from api.core.tables import Artifact, Model
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt
@@ -30,6 +31,8 @@ from worker.heartbeat import Heartbeat
 from worker.workbench import Workbench
 
 T = TypeVar("T")
+S = TypeVar("S")
+S2 = TypeVar("S2")
 Record = Callable[[Session], None]
 
 PNG = "image/png"
@@ -54,13 +57,21 @@ class Task:
     """Stored by this attempt; their rows are written by `record_artifacts`."""
 
     @property
-    def spec(self) -> RoundSpec:
+    def spec(self) -> JobSpec:
         return self.claim.spec
 
-    @property
-    def reward(self) -> str:
-        """The name of the scorer that is trained against; the service has filled it in."""
-        return self.claim.spec.reward or ""
+    @overload
+    def spec_as(self, first: type[S]) -> S: ...
+
+    @overload
+    def spec_as(self, first: type[S], second: type[S2]) -> S | S2: ...
+
+    def spec_as(self, first: type[Any], second: type[Any] | None = None) -> Any:
+        """The job's spec, which must be of one of these kinds. Raises ConflictError."""
+        spec = self.claim.spec
+        if isinstance(spec, (first, second or first)):
+            return spec
+        raise ConflictError(f"a {self.claim.kind} stage does not belong to a {type(spec).__name__}")
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -68,28 +79,32 @@ class Task:
         with self.bench.uow.reading() as session:
             yield session
 
-    def prompts(self) -> tuple[Prompt, ...]:
-        """The prompts that the job trains on."""
+    def prompts(self, set_id: str | None = None) -> tuple[Prompt, ...]:
+        """The prompts of a set; the job's own if none is named."""
         with self.reading() as session:
-            return _prompts(session, jobs.get(session, self.claim.job_id).prompt_set_id)
+            row = prompt_sets.by_id(session, set_id or jobs.get(session, self.claim.job_id).prompt_set_id or "")
+            return () if row is None else prompt_sets.prompts_of(row)
 
-    def held_out_prompts(self) -> tuple[Prompt, ...]:
-        """The prompts that the job only measures on."""
-        with self.reading() as session:
-            set_id = jobs.get(session, self.claim.job_id).held_out_prompt_set_id
-            return () if set_id is None else _prompts(session, set_id)
-
-    def prompt_range(self) -> tuple[int, int]:
-        """The shard: prompts from the first up to, not including, the second."""
-        start, stop = self.claim.params["prompts"]
+    def span(self, of: str) -> tuple[int, int]:
+        """The shard: `of` ("prompts" or "pairs") from the first up to, not including, the second."""
+        start, stop = self.claim.params[of]
         return int(start), int(stop)
+
+    def model(self, model_id: str) -> tuple[Model, Artifact | None]:
+        """A model and its adapter."""
+        with self.reading() as session:
+            row = results.get_model(session, model_id)
+            return row, self._adapter_of(session, row)
 
     def model_before(self, round_number: int) -> tuple[Model, Artifact | None]:
         """The model that a round of the job samples from, and its adapter."""
         with self.reading() as session:
             row = results.model_before(session, jobs.get(session, self.claim.job_id), round_number)
-            adapter = row.adapter_artifact_id
-            return row, None if adapter is None else results.get_artifact(session, adapter)
+            return row, self._adapter_of(session, row)
+
+    def _adapter_of(self, session: Session, row: Model) -> Artifact | None:
+        adapter = row.adapter_artifact_id
+        return None if adapter is None else results.get_artifact(session, adapter)
 
     def load_model(self, row: Model, adapter: Artifact | None) -> DiffusionModel:
         """That model, ready to sample."""
@@ -146,11 +161,11 @@ class Task:
         with self.bench.store.borrow(row.key, row.sha256) as path, Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
 
+    def read_bytes(self, row: Artifact) -> bytes:
+        """A stored file's bytes."""
+        with self.bench.store.borrow(row.key, row.sha256) as path:
+            return path.read_bytes()
+
     def record_artifacts(self, session: Session) -> None:
         """Write the rows of what was stored."""
         results.add_all(session, self.artifacts)
-
-
-def _prompts(session: Session, set_id: str) -> tuple[Prompt, ...]:
-    row = prompt_sets.by_id(session, set_id)
-    return () if row is None else prompt_sets.prompts_of(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 
 import torch
@@ -10,9 +9,9 @@ import torch
 from api.core.catalogue import Catalogue
 from api.core.service import Service
 from api.core.settings import Settings
+from api.core.specs import ScorerRef
 from api.core.storage import Store
 from api.core.unit_of_work import UnitOfWork
-from dfusion.errors import ModelNotFoundError
 from dfusion.rewards import Scorer, load_scorer
 from worker.model_cache import ModelCache
 
@@ -38,19 +37,9 @@ class Workbench:
         models = ModelCache(service.catalogue, service.store, device)
         return cls(service.settings, service.uow, service.store, service.catalogue, device, models)
 
-    def scorer(self, name: str) -> Scorer:
-        """The scorer of that name. Raises ModelNotFoundError."""
-        if name not in self._scorers:
-            plugin = self.catalogue.plugins.get(name)
-            self._scorers[name] = load_scorer(name, self.device) if plugin is None else _load_plugin(name, plugin)
-        return self._scorers[name]
-
-
-def _load_plugin(name: str, where: str) -> Scorer:
-    """A scorer that the settings add, from 'module:factory'."""
-    module, _, factory = where.partition(":")
-    try:
-        scorer: Scorer = getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError) as error:
-        raise ModelNotFoundError(f"scorer {name!r}: expected 'module:factory', got {where!r}: {error}") from error
-    return scorer
+    def scorer(self, scorer: ScorerRef) -> Scorer:
+        """The scorer of that name, or that weighted sum. Raises ModelNotFoundError."""
+        key = scorer if isinstance(scorer, str) else scorer.model_dump_json()
+        if key not in self._scorers:
+            self._scorers[key] = load_scorer(scorer, self.device, installed=self.catalogue.installed)
+        return self._scorers[key]

@@ -4,11 +4,14 @@ ServiceError
   InvalidRequestError       the request is well-formed but asks for something that cannot be
   NotFoundError             there is nothing of that id
   ConflictError             what was asked does not fit the present state
+  PreconditionError         what was to be changed has changed since it was read
   IdempotencyError          the key was used with another request
   StageError                a stage cannot go on
     LeaseLostError          another worker has the stage, or it is over
     StageCancelledError     a cancel was asked for
+    StagePausedError        a pause was asked for
     StageStoppedError       this worker is asked to stop
+  OutcomeUnknownError       the database went away at a commit, and nobody knows whether it took place
   StorageError              an artifact could not be written or read
     StorageCorruptError     an artifact's bytes are not those that were stored
   StartError                the service may not start
@@ -65,6 +68,12 @@ class ConflictError(ServiceError):
     code = "conflict"
 
 
+class PreconditionError(ServiceError):
+    """What was to be changed has changed since it was read (If-Match)."""
+
+    code = "changed_meanwhile"
+
+
 class IdempotencyError(ServiceError):
     """The Idempotency-Key was used with another request before."""
 
@@ -89,10 +98,23 @@ class StageCancelledError(StageError):
     code = "cancelled"
 
 
+class StagePausedError(StageError):
+    """A pause was asked for; the stage is held until its job is resumed."""
+
+    code = "paused"
+
+
 class StageStoppedError(StageError):
     """This worker is asked to stop; the stage goes back to the queue."""
 
     code = "stopped"
+
+
+class OutcomeUnknownError(ServiceError):
+    """The database went away at a commit, and nobody knows whether it took place."""
+
+    code = "outcome_unknown"
+    retryable = True
 
 
 class StorageError(ServiceError):

@@ -24,6 +24,7 @@ class IdKind(StrEnum):
     MODEL = "mdl"
     ARTIFACT = "art"
     PROMPT_SET = "set"
+    EXPORT = "exp"
 
 
 NAMES = {
@@ -34,6 +35,7 @@ NAMES = {
     IdKind.MODEL: "a model",
     IdKind.ARTIFACT: "an artifact",
     IdKind.PROMPT_SET: "a prompt set",
+    IdKind.EXPORT: "an export",
 }
 _PATTERN = re.compile(rf"({'|'.join(IdKind)})_[{_ALPHABET}]{{26}}")
 

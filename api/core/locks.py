@@ -1,4 +1,4 @@
-"""Exclusive locks on files, freed by the operating system when their process ends."""
+"""Exclusive locks on files, freed by the operating system when their process ends; and the database's own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import IO
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from api.core.errors import AlreadyRunningError
 
@@ -29,6 +33,19 @@ else:
         except BlockingIOError:
             return False
         return True
+
+
+class AdvisoryLock(IntEnum):
+    """What PostgreSQL's advisory locks are for, by their numbers (the letters "df", then a running number)."""
+
+    MIGRATION = 0x6466_0001
+    CATALOGUE = 0x6466_0002
+
+
+def hold(session: Session, lock: AdvisoryLock) -> None:
+    """Hold the database's lock until the transaction ends; SQLite has only one writer anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock.value})
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From a spec to stages: what a round consists of, what waits for what, and how much work each stage is.
+"""From a spec to stages: what a job consists of, what waits for what, and how much work each stage is.
 
 The stages of a round are planned together; the next round is planned in the transaction that ends a round's
 training, so a later decision (people's verdicts, an early stop) can come between two rounds.
@@ -6,16 +6,59 @@ training, so a later decision (people's verdicts, an early stop) can come betwee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import floor
+from math import ceil, floor
 from typing import Any
 
-from api.core.specs import RoundSpec
-from api.core.states import StageKind
+from api.core.specs import (
+    EvaluationJobSpec,
+    ExportJobSpec,
+    FusionJobSpec,
+    JobSpec,
+    RoundSpec,
+    SamplingJobSpec,
+    TrainingJobSpec,
+)
+from api.core.states import Split, StageKind
+from dfusion.config import FusionConfig, PairingConfig, SamplingConfig, TrainingConfig
 
 _BACKWARD_WORK = 3
 """A training row's forward and backward pass against a forward pass alone."""
+_EVALUATED_TOGETHER = 64
+"""Images that one evaluation stage makes at least: fewer are not worth a stage of their own."""
+
+
+@dataclass(frozen=True)
+class PromptsToMeasure:
+    """A prompt set that models are measured on: what its metrics are called, its id and its number of prompts."""
+
+    split: str
+    set_id: str
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a spec means here.
+
+    prompts        that are sampled or fused        samples_per_prompt  of the sampling that a fusion pairs
+    pairs          named ones, or those there are   sampling            how the samples behind them were made
+    models         ids of those measured            measured            on what
+    shard_prompts  prompts of one sampling or fusion stage
+    """
+
+    shard_prompts: int
+    prompts: int = 0
+    samples_per_prompt: int = 0
+    pairs: int = 0
+    sampling: SamplingConfig = SamplingConfig()
+    models: tuple[str, ...] = ()
+    measured: tuple[PromptsToMeasure, ...] = ()
+
+    @property
+    def measured_prompts(self) -> int:
+        return sum(one.prompts for one in self.measured)
 
 
 @dataclass(frozen=True)
@@ -32,20 +75,18 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Counts:
-    """Images and U-Net evaluations (one row through the U-Net is one; guidance takes two) of some rounds.
+    """Images and U-Net evaluations (one row through the U-Net is one; guidance takes two) of a job.
 
     Fused targets and training rows are upper bounds: a pair needs two samples with different scores.
     """
 
-    prompts: int
-    held_out_prompts: int
-    sampled: int
-    fused_at_most: int
-    evaluated: int
-    sampling: int
-    fusion_at_most: int
-    training_at_most: int
-    evaluation: int
+    sampled: int = 0
+    fused_at_most: int = 0
+    evaluated: int = 0
+    sampling: int = 0
+    fusion_at_most: int = 0
+    training_at_most: int = 0
+    evaluation: int = 0
 
     @property
     def images(self) -> int:
@@ -56,11 +97,11 @@ class Counts:
         return self.sampling + self.fusion_at_most + self.training_at_most + self.evaluation
 
 
-def pairs_at_most(spec: RoundSpec) -> int:
+def pairs_at_most(pairing: PairingConfig, samples_per_prompt: int) -> int:
     """An upper bound on the pairs of one prompt in one round."""
-    references = max(1, floor(spec.pairing.reference_share * spec.samples_per_prompt))
-    bases = max(1, floor(spec.pairing.base_share * spec.samples_per_prompt))
-    return min(references * spec.pairing.reference_uses, bases)
+    references = max(1, floor(pairing.reference_share * samples_per_prompt))
+    bases = max(1, floor(pairing.base_share * samples_per_prompt))
+    return min(references * pairing.reference_uses, bases)
 
 
 def evaluated_rounds(spec: RoundSpec) -> tuple[int, ...]:
@@ -70,125 +111,227 @@ def evaluated_rounds(spec: RoundSpec) -> tuple[int, ...]:
     return tuple(range(spec.rounds + 1)) if spec.evaluation.every_round else (0, spec.rounds)
 
 
-def count(spec: RoundSpec, prompts: int, held_out_prompts: int) -> Counts:
+def count(spec: JobSpec, sizes: Sizes) -> Counts:
     """What the whole job takes."""
-    pairs = pairs_at_most(spec) * prompts
+    match spec:
+        case RoundSpec():
+            return _count_rounds(spec, sizes)
+        case SamplingJobSpec():
+            images = sizes.prompts * spec.samples_per_prompt
+            return Counts(sampled=images, sampling=images * _sampling_rows(spec.sampling))
+        case FusionJobSpec():
+            pairs = _fusion_pairs(spec, sizes)
+            return Counts(fused_at_most=pairs, fusion_at_most=pairs * _fusion_rows(spec.fusion, sizes.sampling))
+        case TrainingJobSpec():
+            rows = _rows_per_pair(spec.training, sizes.sampling) * (1 + spec.training.inner_epochs)
+            return Counts(training_at_most=sizes.pairs * rows)
+        case EvaluationJobSpec():
+            images = len(sizes.models) * sizes.measured_prompts * spec.samples_per_prompt
+            return Counts(evaluated=images, evaluation=images * _sampling_rows(spec.sampling))
+        case ExportJobSpec():
+            return Counts()
+
+
+def _count_rounds(spec: RoundSpec, sizes: Sizes) -> Counts:
+    pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt) * sizes.prompts * spec.rounds
     per_evaluation = 0 if spec.evaluation is None else spec.evaluation.samples_per_prompt
-    evaluated = (prompts + held_out_prompts) * per_evaluation * len(evaluated_rounds(spec))
-    sampled = prompts * spec.samples_per_prompt * spec.rounds
+    evaluated = sizes.measured_prompts * per_evaluation * len(evaluated_rounds(spec))
+    sampled = sizes.prompts * spec.samples_per_prompt * spec.rounds
     return Counts(
-        prompts=prompts,
-        held_out_prompts=held_out_prompts,
         sampled=sampled,
-        fused_at_most=0 if spec.fusion is None else pairs * spec.rounds,
+        fused_at_most=0 if spec.fusion is None else pairs,
         evaluated=evaluated,
-        sampling=sampled * _sampling_rows(spec),
-        fusion_at_most=pairs * spec.rounds * _fusion_rows(spec),
-        training_at_most=pairs * spec.rounds * _training_rows(spec, 1 + spec.training.inner_epochs),
-        evaluation=evaluated * _sampling_rows(spec),
+        sampling=sampled * _sampling_rows(spec.sampling),
+        fusion_at_most=0 if spec.fusion is None else pairs * _fusion_rows(spec.fusion, spec.sampling),
+        training_at_most=spec.rounds * _training_rows(spec, sizes.prompts, 1 + spec.training.inner_epochs),
+        evaluation=evaluated * _sampling_rows(spec.sampling),
     )
 
 
-def plan_start(spec: RoundSpec, prompts: int, held_out_prompts: int, shard_prompts: int) -> list[PlannedStage]:
-    """The job's first stages: measuring the model that it starts from, and round 1."""
-    plan = [_evaluation(spec, 0, prompts, held_out_prompts)] if evaluated_rounds(spec) else []
-    return _appended(plan, plan_round(spec, 1, prompts, held_out_prompts, shard_prompts))
+def plan_start(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:
+    """The job's first stages: all of them, but for rounds only those up to the first round's end."""
+    match spec:
+        case RoundSpec():
+            first = _evaluation(spec, 0, sizes) if evaluated_rounds(spec) else []
+            return _joined(first, plan_round(spec, 1, sizes))
+        case SamplingJobSpec():
+            plan = _sample_shards(sizes, 0, spec.samples_per_prompt * _sampling_rows(spec.sampling))
+            images = sizes.prompts * spec.samples_per_prompt
+            return [*plan, PlannedStage(StageKind.SCORE, 0, images, needs=_all(plan))]
+        case FusionJobSpec():
+            return _plan_fusion(spec, sizes)
+        case TrainingJobSpec():
+            passes = 1 + _BACKWARD_WORK * spec.training.inner_epochs
+            work = sizes.pairs * _rows_per_pair(spec.training, sizes.sampling) * passes
+            return [PlannedStage(StageKind.TRAIN, 1, work)]
+        case EvaluationJobSpec():
+            return _plan_evaluation(spec, sizes)
+        case ExportJobSpec():
+            return [PlannedStage(StageKind.EXPORT, 0, 1)]
 
 
-def plan_round(
-    spec: RoundSpec, round_number: int, prompts: int, held_out_prompts: int, shard_prompts: int
-) -> list[PlannedStage]:
-    """The stages of one round: sample shards, score, select, fuse shards, verify, train, evaluate."""
-    shards = list(_shards(prompts, shard_prompts))
-    pairs = pairs_at_most(spec)
-    plan = [
-        PlannedStage(
-            StageKind.SAMPLE,
-            round_number,
-            (stop - start) * spec.samples_per_prompt * _sampling_rows(spec),
-            shard,
-            {"prompts": [start, stop]},
-        )
-        for shard, (start, stop) in enumerate(shards)
-    ]
-    plan.append(PlannedStage(StageKind.SCORE, round_number, prompts * spec.samples_per_prompt, needs=_all(plan)))
-    plan.append(PlannedStage(StageKind.SELECT, round_number, 1, needs=(len(plan) - 1,)))
+def plan_round(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[PlannedStage]:
+    """The stages of one round: sample shards, score, select, fuse shards, verify, (review,) train, evaluate."""
+    pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt)
+    plan = _sample_shards(sizes, round_number, spec.samples_per_prompt * _sampling_rows(spec.sampling))
+    images = sizes.prompts * spec.samples_per_prompt
+    plan.append(PlannedStage(StageKind.SCORE, round_number, images, needs=_all(plan)))
+    plan.append(PlannedStage(StageKind.SELECT, round_number, 1, needs=_last(plan)))
     select = len(plan) - 1
     if spec.fusion is not None:
-        plan += [
-            PlannedStage(
-                StageKind.FUSE,
-                round_number,
-                (stop - start) * pairs * _fusion_rows(spec),
-                shard,
-                {"prompts": [start, stop]},
-                (select,),
-            )
-            for shard, (start, stop) in enumerate(shards)
-        ]
+        plan += _fuse_shards(sizes, round_number, pairs * _fusion_rows(spec.fusion, spec.sampling), (select,))
     needs = tuple(range(select, len(plan)))
-    plan.append(PlannedStage(StageKind.VERIFY, round_number, prompts * pairs, needs=needs))
-    work = prompts * pairs * _training_rows(spec, 1 + _BACKWARD_WORK * spec.training.inner_epochs)
-    plan.append(PlannedStage(StageKind.TRAIN, round_number, work, needs=(len(plan) - 1,)))
+    plan.append(PlannedStage(StageKind.VERIFY, round_number, sizes.prompts * pairs, needs=needs))
+    if spec.review:
+        plan.append(PlannedStage(StageKind.REVIEW, round_number, 1, needs=_last(plan)))
+    work = _training_rows(spec, sizes.prompts, 1 + _BACKWARD_WORK * spec.training.inner_epochs)
+    plan.append(PlannedStage(StageKind.TRAIN, round_number, work, needs=_last(plan)))
     if round_number in evaluated_rounds(spec):
-        evaluation = _evaluation(spec, round_number, prompts, held_out_prompts, needs=(len(plan) - 1,))
-        plan.append(evaluation)
+        plan = _joined(plan, _evaluation(spec, round_number, sizes), _last(plan))
     return plan
 
 
-def total_work(spec: RoundSpec, prompts: int, held_out_prompts: int, shard_prompts: int) -> float:
+def total_work(spec: JobSpec, sizes: Sizes) -> float:
     """The work of all stages of all rounds."""
-    start = sum(stage.work for stage in plan_start(spec, prompts, held_out_prompts, shard_prompts))
-    later = sum(
-        stage.work
-        for number in range(2, spec.rounds + 1)
-        for stage in plan_round(spec, number, prompts, held_out_prompts, shard_prompts)
+    work = sum(stage.work for stage in plan_start(spec, sizes))
+    if isinstance(spec, RoundSpec):
+        later = (plan_round(spec, number, sizes) for number in range(2, spec.rounds + 1))
+        work += sum(stage.work for plan in later for stage in plan)
+    return work
+
+
+def _plan_fusion(spec: FusionJobSpec, sizes: Sizes) -> list[PlannedStage]:
+    pairs = _fusion_pairs(spec, sizes)
+    plan = [PlannedStage(StageKind.SCORE, 0, max(1, pairs)), PlannedStage(StageKind.SELECT, 0, 1, needs=(0,))]
+    rows = _fusion_rows(spec.fusion, sizes.sampling)
+    if spec.sampling is not None:
+        plan += _fuse_shards(sizes, 0, pairs_at_most(spec.pairing, sizes.samples_per_prompt) * rows, (1,))
+    else:
+        size = sizes.shard_prompts * 4
+        plan += [
+            PlannedStage(StageKind.FUSE, 0, (stop - start) * rows, shard, {"pairs": [start, stop]}, (1,))
+            for shard, (start, stop) in enumerate(_shards(sizes.pairs, size))
+        ]
+    return [*plan, PlannedStage(StageKind.VERIFY, 0, max(1, pairs), needs=tuple(range(1, len(plan))))]
+
+
+def _fusion_pairs(spec: FusionJobSpec, sizes: Sizes) -> int:
+    if spec.sampling is None:
+        return sizes.pairs
+    return sizes.prompts * pairs_at_most(spec.pairing, sizes.samples_per_prompt)
+
+
+def _plan_evaluation(spec: EvaluationJobSpec, sizes: Sizes) -> list[PlannedStage]:
+    work = spec.samples_per_prompt * _sampling_rows(spec.sampling)
+    shards = (
+        (params | {"model": model}, count)
+        for model in sizes.models
+        for params, count in _evaluation_shards(sizes, spec.samples_per_prompt)
     )
-    return start + later
+    plan = [
+        PlannedStage(StageKind.EVALUATE, 0, prompts * work, shard, params)
+        for shard, (params, prompts) in enumerate(shards)
+    ]
+    return [*plan, PlannedStage(StageKind.COMPARE, 0, 1, needs=_all(plan))]
 
 
-def _evaluation(
-    spec: RoundSpec, round_number: int, prompts: int, held_out_prompts: int, needs: tuple[int, ...] = ()
-) -> PlannedStage:
-    images = (prompts + held_out_prompts) * (spec.evaluation.samples_per_prompt if spec.evaluation else 0)
-    return PlannedStage(StageKind.EVALUATE, round_number, images * _sampling_rows(spec), needs=needs)
+def _evaluation(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[PlannedStage]:
+    """Measuring the model after a round: shards that make and score images, and what they add up to."""
+    samples = spec.evaluation.samples_per_prompt if spec.evaluation else 0
+    plan = [
+        PlannedStage(StageKind.EVALUATE, round_number, prompts * samples * _sampling_rows(spec.sampling), shard, params)
+        for shard, (params, prompts) in enumerate(_evaluation_shards(sizes, samples))
+    ]
+    return [*plan, PlannedStage(StageKind.COMPARE, round_number, 1, needs=_all(plan))]
 
 
-def _appended(first: list[PlannedStage], second: list[PlannedStage]) -> list[PlannedStage]:
+def _evaluation_shards(sizes: Sizes, samples_per_prompt: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """What a shard measures on, and its number of prompts."""
+    size = max(sizes.shard_prompts, ceil(_EVALUATED_TOGETHER / max(1, samples_per_prompt)))
+    for one in sizes.measured:
+        for start, stop in _shards(one.prompts, size):
+            yield {"split": one.split, "set": one.set_id, "prompts": [start, stop]}, stop - start
+
+
+def _sample_shards(sizes: Sizes, round_number: int, work_per_prompt: int) -> list[PlannedStage]:
+    return _prompt_shards(StageKind.SAMPLE, sizes, round_number, work_per_prompt, ())
+
+
+def _fuse_shards(sizes: Sizes, round_number: int, work_per_prompt: int, needs: tuple[int, ...]) -> list[PlannedStage]:
+    return _prompt_shards(StageKind.FUSE, sizes, round_number, work_per_prompt, needs)
+
+
+def _prompt_shards(
+    kind: StageKind, sizes: Sizes, round_number: int, work_per_prompt: int, needs: tuple[int, ...]
+) -> list[PlannedStage]:
+    return [
+        PlannedStage(kind, round_number, (stop - start) * work_per_prompt, shard, {"prompts": [start, stop]}, needs)
+        for shard, (start, stop) in enumerate(_shards(sizes.prompts, sizes.shard_prompts))
+    ]
+
+
+def _joined(
+    first: list[PlannedStage], second: Iterable[PlannedStage], needs: tuple[int, ...] = ()
+) -> list[PlannedStage]:
+    """Both plans as one; the stages of the second that need nothing need `needs` of the first."""
+    offset = len(first)
     moved = [
-        PlannedStage(s.kind, s.round, s.work, s.shard, s.params, tuple(n + len(first) for n in s.needs)) for s in second
+        PlannedStage(s.kind, s.round, s.work, s.shard, s.params, tuple(n + offset for n in s.needs) or needs)
+        for s in second
     ]
     return first + moved
 
 
-def _shards(prompts: int, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of prompt indices, `size` each."""
-    for start in range(0, prompts, size):
-        yield start, min(start + size, prompts)
+def _shards(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges, `size` each."""
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
 
 
 def _all(plan: list[PlannedStage]) -> tuple[int, ...]:
     return tuple(range(len(plan)))
 
 
-def _guidance_rows(spec: RoundSpec) -> int:
-    return 1 if spec.sampling.guidance_scale == 1 else 2
+def _last(plan: list[PlannedStage]) -> tuple[int, ...]:
+    return (len(plan) - 1,)
 
 
-def _sampling_rows(spec: RoundSpec) -> int:
+def _guidance_rows(sampling: SamplingConfig) -> int:
+    return 1 if sampling.guidance_scale == 1 else 2
+
+
+def _sampling_rows(sampling: SamplingConfig) -> int:
     """U-Net evaluations of one image."""
-    return spec.sampling.num_steps * _guidance_rows(spec)
+    return sampling.num_steps * _guidance_rows(sampling)
 
 
-def _fusion_rows(spec: RoundSpec) -> int:
-    """U-Net evaluations of one target: itself and its reference in the fused steps, itself after them."""
-    if spec.fusion is None:
-        return 0
-    steps = spec.sampling.num_steps
-    fused = min(spec.fusion.last_step + 1, steps) - spec.fusion.first_step
-    return (2 * fused + max(0, steps - spec.fusion.last_step - 1)) * _guidance_rows(spec)
+def _fusion_rows(fusion: FusionConfig, sampling: SamplingConfig) -> int:
+    """U-Net evaluations of one target: itself and its reference in the fused steps, itself after them; an inversion
+    takes two more a step."""
+    steps = sampling.num_steps
+    fused = min(fusion.last_step + 1, steps) - fusion.first_step
+    inversion = 2 * steps if fusion.trajectory == "ddim_inversion" else 0
+    return (2 * fused + max(0, steps - fusion.last_step - 1) + inversion) * _guidance_rows(sampling)
 
 
-def _training_rows(spec: RoundSpec, passes: int) -> int:
-    """U-Net evaluations that one pair takes in training: both trajectories at every step, `passes` times."""
-    return 2 * spec.sampling.num_steps * _guidance_rows(spec) * passes
+def _rows_per_pair(training: TrainingConfig, sampling: SamplingConfig) -> int:
+    """U-Net evaluations that one pair takes in one pass: both trajectories at every step that is trained on."""
+    return max(1, round(2 * sampling.num_steps * training.timestep_fraction)) * _guidance_rows(sampling)
+
+
+def _training_rows(spec: RoundSpec, prompts: int, passes: int) -> int:
+    """U-Net evaluations of one round's training: pairs, or all samples where ddpo and dpok learn without fusion."""
+    pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt) * prompts
+    if spec.training.algorithm != "dpo" and spec.fusion is None:
+        pairs = ceil(prompts * spec.samples_per_prompt / 2)
+    return pairs * _rows_per_pair(spec.training, spec.sampling) * passes
+
+
+def measured_splits(
+    prompt_set_id: str, held_out_id: str | None, sizes: Mapping[str, int]
+) -> tuple[PromptsToMeasure, ...]:
+    """What the models of a round job are measured on: the training prompts, and the held-out ones if there are any."""
+    train = PromptsToMeasure(Split.TRAIN, prompt_set_id, sizes[prompt_set_id])
+    if held_out_id is None:
+        return (train,)
+    return train, PromptsToMeasure(Split.HELD_OUT, held_out_id, sizes[held_out_id])

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.core import execution
-from api.core.catalogue import BaseModel, Catalogue
-from api.core.errors import FieldProblem, IdempotencyError, InvalidRequestError
-from api.core.ids import IdKind, kind_of
+from api.core.catalogue import Catalogue
+from api.core.checking import Checked, check
+from api.core.errors import ConflictError, IdempotencyError, PreconditionError
+from api.core.locks import AdvisoryLock, hold
 from api.core.migrate import migrate
-from api.core.planning import Counts, count, plan_start, total_work
+from api.core.planning import Counts, Sizes, count, plan_start, total_work
 from api.core.queries import jobs, prompt_sets, results, stages
+from api.core.queue import Queue
 from api.core.settings import Settings
-from api.core.specs import RoundSpec
+from api.core.specs import SPECS, JobSpec, RoundSpec, spec_of
+from api.core.states import JobKind, JobState, Verdict
 from api.core.storage import Store, open_store
-from api.core.tables import Job, Model, PromptSet
-from api.core.unit_of_work import UnitOfWork
-from dfusion.prompts import Prompt, builtin_lists
+from api.core.tables import Job, Pair
+from api.core.unit_of_work import UnitOfWork, repeatable
+from dfusion.prompts import builtin_lists
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,14 @@ class Service:
     catalogue: Catalogue
 
     @classmethod
-    def open(cls, settings: Settings) -> Service:
-        """Open the installation, bringing its database up to date. Raises StartError."""
+    def open(cls, settings: Settings, queue: Queue | None = None) -> Service:
+        """Open the installation, bringing its database up to date; hints go to `queue`. Raises StartError."""
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        uow = UnitOfWork.connect(settings.database)
+        uow = UnitOfWork.connect(settings.database, queue)
         catalogue = Catalogue.of(settings)
         migrate(uow.engine, settings.data_dir / "migrate.lock")
         with uow.writing() as session:
+            hold(session, AdvisoryLock.CATALOGUE)
             prompt_sets.ensure_builtin(session, builtin_lists().values())
             results.ensure_base_models(session, catalogue.models)
         return cls(settings, uow, open_store(settings), catalogue)
@@ -50,141 +53,121 @@ class Service:
         self.uow.close()
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """A spec with its defaults filled in, and what it names."""
-
-    spec: RoundSpec
-    model: Model
-    prompts: Sequence[Prompt]
-    prompt_set: PromptSet | None
-    held_out_set: PromptSet | None
-
-    @property
-    def held_out_prompts(self) -> int:
-        return 0 if self.held_out_set is None else len(self.held_out_set.prompts)
-
-
-def estimate_round(service: Service, spec: RoundSpec) -> Counts:
-    """What the job would take. Raises InvalidRequestError as `create_round` does; makes nothing."""
+def estimate_job(service: Service, spec: JobSpec) -> tuple[Counts, Sizes]:
+    """What the job would take. Raises InvalidRequestError as `create_job` does; makes nothing."""
     with service.uow.reading() as session:
-        checked = _check(service, session, spec)
-        return count(checked.spec, len(checked.prompts), checked.held_out_prompts)
+        checked = check(service.catalogue, service.settings, session, spec)
+        return count(checked.spec, checked.sizes), checked.sizes
 
 
-def create_round(service: Service, spec: RoundSpec, key: str | None = None) -> str:
+def create_job(service: Service, spec: JobSpec, key: str | None = None, origin_id: str | None = None) -> str:
     """The id of a new job with its first stages, or of the one that the same request made under the same key.
 
     Raises InvalidRequestError, or IdempotencyError where the key came with another request before.
     """
     try:
-        with service.uow.writing() as session:
-            return _create_round(service, session, spec, key)
+        return service.uow.run(lambda session: _create(service, session, spec, key, origin_id), jobs.exists)
     except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
-        with service.uow.writing() as session:
-            return _create_round(service, session, spec, key)
+        return service.uow.run(lambda session: _create(service, session, spec, key, origin_id), jobs.exists)
 
 
-def _create_round(service: Service, session: Session, spec: RoundSpec, key: str | None) -> str:
-    fingerprint = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+def _create(service: Service, session: Session, spec: JobSpec, key: str | None, origin_id: str | None) -> str:
+    kind = _kind_of(spec)
+    fingerprint = hashlib.sha256(f"{kind} {spec.model_dump_json()}".encode()).hexdigest()
     known = None if key is None else jobs.by_key(session, key)
     if known is not None:
         if known.fingerprint != fingerprint:
             raise IdempotencyError("this Idempotency-Key came with another request before")
         return known.job_id
-    job = _insert(service, session, _check(service, session, spec))
+    checked = check(service.catalogue, service.settings, session, spec)
+    job = _insert(session, kind, checked, origin_id)
     if key is not None:
         jobs.add_key(session, key, fingerprint, job.id)
     return job.id
 
 
-def _insert(service: Service, session: Session, checked: _Checked) -> Job:
-    spec, shard_prompts = checked.spec, service.settings.shard_prompts
-    sizes = (len(checked.prompts), checked.held_out_prompts, shard_prompts)
-    prompt_set = checked.prompt_set or prompt_sets.add(session, checked.prompts)
+def _kind_of(spec: JobSpec) -> JobKind:
+    return next(kind for kind, model in SPECS.items() if type(spec) is model)
+
+
+def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | None) -> Job:
+    spec = checked.spec
+    if checked.new_set is not None:
+        results.add_all(session, [checked.new_set])
     job = jobs.add(
         session,
+        kind=kind,
         spec=spec.model_dump(mode="json"),
         label=spec.label,
-        rounds=spec.rounds,
-        model_id=checked.model.id,
-        prompt_set_id=prompt_set.id,
+        rounds=spec.rounds if isinstance(spec, RoundSpec) else 0,
+        model_id=checked.model.id if checked.model else None,
+        prompt_set_id=checked.prompt_set.id if checked.prompt_set else None,
         held_out_prompt_set_id=checked.held_out_set.id if checked.held_out_set else None,
-        work_total=total_work(spec, *sizes),
+        origin_id=origin_id,
+        work_total=total_work(spec, checked.sizes),
     )
-    stages.add(session, job.id, plan_start(spec, *sizes))
+    stages.add(session, job.id, plan_start(spec, checked.sizes))
+    execution.hint_free(session, job.id)
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
 
 
 def cancel_job(service: Service, job_id: str) -> None:
     """Call a job off; one that has ended stays as it is. Raises NotFoundError."""
+    service.uow.run(lambda session: execution.cancel(session, jobs.get(session, job_id).id), repeatable)
+
+
+def pause_job(service: Service, job_id: str) -> None:
+    """Let nothing more of a job begin until it is resumed. Raises NotFoundError, ConflictError."""
+    service.uow.run(lambda session: execution.pause(session, jobs.get(session, job_id).id), repeatable)
+
+
+def resume_job(service: Service, job_id: str) -> None:
+    """Go on with a job that is paused or waits for verdicts. Raises NotFoundError, ConflictError."""
     with service.uow.writing() as session:
-        execution.cancel(session, jobs.get(session, job_id).id)
+        execution.resume(session, jobs.get(session, job_id).id)
 
 
-def _check(service: Service, session: Session, spec: RoundSpec) -> _Checked:
-    """The spec against what there is. Raises InvalidRequestError with all that is wrong."""
-    problems: list[FieldProblem] = []
-    codes: list[str] = []
-
-    def wrong(pointer: str, message: str, code: str) -> None:
-        problems.append(FieldProblem(pointer, message))
-        codes.append(code)
-
-    model, base = _find_model(service, session, spec.model)
-    if model is None or base is None:
-        names = ", ".join(sorted(service.catalogue.models))
-        wrong("/model", f"unknown model {spec.model!r}; expected one of {names}, or a model's id", "unknown_model")
-    found = {
-        pointer: _find_prompt_set(session, name)
-        for pointer, name in (("/prompt_set", spec.prompt_set), ("/held_out_prompt_set", spec.held_out_prompt_set))
-        if name is not None
-    }
-    for pointer, row in found.items():
-        if row is None:
-            wrong(pointer, "unknown prompt set; GET /prompt-sets lists those there are", "unknown_prompt_set")
-    filled = _with_scorers(spec, base)
-    for pointer, name in _named_scorers(filled):
-        if name not in service.catalogue.scorers:
-            names = ", ".join(sorted(service.catalogue.scorers))
-            got = f"unknown scorer {name!r}" if name else "the model has no scorer of its own"
-            wrong(pointer, f"{got}; expected one of {names}", "unknown_scorer")
-    row = found.get("/prompt_set")
-    prompts = spec.prompts or (prompt_sets.prompts_of(row) if row else ())
-    most = service.settings.max_images_per_round
-    if len(prompts) * spec.samples_per_prompt > most:
-        wrong("/samples_per_prompt", f"more than {most} images a round", "too_many_images")
-    if problems or model is None:
-        raise InvalidRequestError("; ".join(p.message for p in problems), *problems, code=codes[0])
-    return _Checked(filled, model, prompts, row, found.get("/held_out_prompt_set"))
+def retry_job(service: Service, job_id: str) -> str:
+    """The id of a new job with the request of one that failed or was cancelled. Raises NotFoundError, ConflictError."""
+    with service.uow.reading() as session:
+        job = jobs.get(session, job_id)
+        if job.state not in (JobState.FAILED, JobState.CANCELLED):
+            raise ConflictError(f"{job.id} is {job.state}: only a job that failed or was cancelled can be tried again")
+        spec = job_spec(job)
+    return create_job(service, spec, origin_id=job_id)
 
 
-def _find_model(service: Service, session: Session, name: str) -> tuple[Model | None, BaseModel | None]:
-    if kind_of(name) is IdKind.MODEL:
-        row = session.get(Model, name)
-    else:
-        row = results.base_model(session, name)
-    return row, service.catalogue.models.get(row.base) if row else None
+def job_spec(job: Job) -> JobSpec:
+    """The request that the job was made from."""
+    return spec_of(job.kind, job.spec)
 
 
-def _find_prompt_set(session: Session, name: str) -> PromptSet | None:
-    is_id = kind_of(name) is IdKind.PROMPT_SET
-    return prompt_sets.by_id(session, name) if is_id else prompt_sets.latest(session, name)
+def give_verdict(
+    service: Service, pair_id: str, verdict: Verdict | None, reviewer: str | None, revision: int | None
+) -> Pair:
+    """A person's word on a pair (None takes it back); the review that waits for the last one is done with it.
+
+    `revision` is the one that the person saw. Raises NotFoundError, ConflictError where the pair has no target yet,
+    PreconditionError where somebody else was faster.
+    """
+    with service.uow.writing() as session:
+        pair = results.get_pair(session, pair_id)
+        job = jobs.lock(session, pair.job_id)
+        pair = results.lock_pair(session, pair_id)
+        if pair.adopted is None:
+            raise ConflictError(f"{pair.id} is still being made: there is nothing to judge yet")
+        if revision is not None and revision != pair.revision:
+            raise PreconditionError(f"{pair.id} is at revision {pair.revision}, not {revision}: look at it again")
+        results.set_verdict(session, pair, verdict, reviewer)
+        if job.state == JobState.WAITING and not results.pairs_without_verdict(session, job.id):
+            execution.end_review(session, job, "every pair has a verdict")
+        return pair
 
 
-def _with_scorers(spec: RoundSpec, base: BaseModel | None) -> RoundSpec:
-    """The spec with reward and scorers named; where nobody says which, they stay open."""
-    reward = spec.reward or (base.reward if base else None)
-    evaluation = spec.evaluation
-    if evaluation is not None and evaluation.scorers is None:
-        scorers = (base.scorers if base else ()) or ((reward,) if reward else None)
-        evaluation = evaluation.model_copy(update={"scorers": scorers})
-    return spec.model_copy(update={"reward": reward, "evaluation": evaluation})
-
-
-def _named_scorers(spec: RoundSpec) -> list[tuple[str, str]]:
-    named = [("/reward", spec.reward or "")]
-    if spec.evaluation is not None:
-        named += [(f"/evaluation/scorers/{i}", name) for i, name in enumerate(spec.evaluation.scorers or ())]
-    return named
+def set_alias(service: Service, name: str, model_id: str) -> None:
+    """Call a model by that name from now on. Raises NotFoundError, ConflictError for a base model's own name."""
+    with service.uow.writing() as session:
+        if name in service.catalogue.models:
+            raise ConflictError(f"{name!r} is the name of a base model")
+        results.set_alias(session, name, results.get_model(session, model_id).id)

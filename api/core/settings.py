@@ -13,8 +13,22 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from dfusion.config import Precision
+from dfusion.config import Settings as MethodSettings
+from dfusion.rewards.config import ScorerConfig
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+class ModelSetting(MethodSettings):
+    """A base model of this installation."""
+
+    source: str = Field(description="A diffusers folder, a name of decision 010, or owner/name@revision")
+    dtype: Precision = "float32"
+    reward: str | None = Field(None, description="The scorer that trains it unless another is asked for")
+    watch: str | None = Field(None, description="The scorer that watches a training and is never trained on")
+    scorers: tuple[str, ...] = Field((), description="Those that judge its images; the reward if empty")
 
 
 class Settings(BaseSettings):
@@ -26,19 +40,42 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in data_dir")
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
-    embedded_worker: bool = Field(True, description="Whether the service starts and supervises one worker process")
+    broker_url: SecretStr = Field(
+        SecretStr(""), description="URL of the Redis that carries hints to Celery workers; empty: workers poll"
+    )
+    embedded_worker: bool = Field(
+        True, description="Whether the service starts and supervises one worker process (never with a broker)"
+    )
+    worker_queues: tuple[str, ...] = Field(
+        ("gpu", "cpu"), min_length=1, description="Queues of a Celery worker that is started without -Q"
+    )
+    worker_max_memory_mb: int = Field(
+        0, ge=0, description="A Celery worker's child that has grown past it is replaced after its stage; 0: never"
+    )
+    worker_stop_seconds: Seconds = Field(
+        60, description="A Celery worker that is told to stop ends its child after so long"
+    )
+    presence_seconds: Seconds = Field(5, description="How often a worker says that it is there")
+    health_file: str = Field("", description="File that a worker or sweeper touches while it is well; empty: none")
 
     device: str = Field("auto", description="Where the models run: cpu, cuda, cuda:1 …; auto: cuda if there is one")
     torch_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 leaves torch's choice")
     batch_size: Count = Field(16, description="Images that go through the U-Net at once")
     shard_prompts: Count = Field(4, description="Prompts whose samples one sampling or fusion stage makes")
-    models: dict[str, Path] = Field({}, description="Further models by name: {name: diffusers folder}")
-    scorers: dict[str, str] = Field({}, description="Further scorers by name: {name: 'module:factory'}")
+    models: dict[str, str | ModelSetting] = Field(
+        {}, description="Further models by name: {name: source}, or {name: {source, dtype, reward, watch, scorers}}"
+    )
+    scorers: dict[str, str | ScorerConfig] = Field(
+        {}, description="Further scorers by name: {name: 'module:attribute'}, or {name: {kind, …}} of decision 009"
+    )
 
     lease_seconds: Seconds = Field(60, description="A stage whose worker is silent for so long is queued again")
     heartbeat_seconds: Seconds = Field(1, description="How often a worker renews its lease and looks for a cancel")
     poll_seconds: Seconds = Field(0.2, description="How often an idle worker looks for work")
-    sweep_seconds: Seconds = Field(10, description="How often expired leases are looked for")
+    sweep_seconds: Seconds = Field(10, description="How often expired leases and lost hints are looked for")
+    rehint_seconds: Seconds = Field(
+        60, description="A free stage that nobody takes is hinted again after so long; then after twice as long"
+    )
     checkpoint_seconds: Seconds = Field(60, description="How often a training writes a checkpoint")
     shutdown_seconds: Seconds = Field(20, description="How long a stopping service waits for its worker")
     restart_seconds: Seconds = Field(0.5, description="First pause before a dead worker is restarted; it doubles")
@@ -70,11 +107,16 @@ class Settings(BaseSettings):
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'dfusion.db'}"
 
+    @property
+    def broker(self) -> str:
+        """The broker's URL, empty in embedded mode. It may hold a password."""
+        return self.broker_url.get_secret_value()
+
     def for_child(self) -> dict[str, str]:
         """The environment of a child process: this one's, with these settings, secrets included."""
         secrets = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
-        values = self.model_dump(mode="json") | secrets
+        values = self.model_dump(mode="json") | secrets | {"broker_url": self.broker}
         return dict(os.environ) | {
-            f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
+            f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, (dict, list)) else str(value)
             for name, value in values.items()
         }

@@ -10,6 +10,9 @@ class JobState(StrEnum):
 
     queued       none of its stages has started
     running      at least one stage has started
+    waiting      nothing is left to do but people's review
+    pausing      a pause was asked for; a stage is still to notice
+    paused       nothing of it runs, nothing will until it is resumed
     cancelling   a cancel was asked for; a stage is still to notice
     succeeded    every stage of every round has succeeded
     failed       a stage has failed for good; the rest was called off
@@ -18,6 +21,9 @@ class JobState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    WAITING = "waiting"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -32,31 +38,74 @@ FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANC
 
 
 class StageState(StrEnum):
-    """Where a stage is: queued (also while it waits for others), running under a lease, or at an end."""
+    """Where a stage is.
+
+    queued    to be claimed as soon as what it needs has succeeded
+    held      not to be claimed until its job is resumed
+    waiting   for people; no worker does it
+    running   under a lease
+    """
 
     QUEUED = "queued"
+    HELD = "held"
+    WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
+FINAL_STAGE_STATES = frozenset({StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED})
+
+
 class JobKind(StrEnum):
     """What a job does."""
 
     ROUND = "round"
+    SAMPLING = "sampling"
+    FUSION = "fusion"
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    EXPORT = "export"
 
 
 class StageKind(StrEnum):
-    """What a stage does; worker.stages has a module for each."""
+    """What a stage does; worker.stages has a module for each but `review`, which people do."""
 
     SAMPLE = "sample"
     SCORE = "score"
     SELECT = "select"
     FUSE = "fuse"
     VERIFY = "verify"
+    REVIEW = "review"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    COMPARE = "compare"
+    EXPORT = "export"
+
+
+class QueueName(StrEnum):
+    """Which workers a stage is for: those with a model loaded, or any."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+
+
+_ON_CPU = frozenset({StageKind.SELECT, StageKind.REVIEW, StageKind.COMPARE})
+
+
+def queue_of(kind: StageKind) -> QueueName:
+    """The queue of a stage: choosing and counting need no model."""
+    return QueueName.CPU if kind in _ON_CPU else QueueName.GPU
+
+
+class Verdict(StrEnum):
+    """What a person says of a pair: which side is better, that they tie, or that neither is good."""
+
+    TARGET = "target"
+    BASE = "base"
+    TIE = "tie"
+    REJECT = "reject"
 
 
 class SampleRole(StrEnum):

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -27,6 +39,7 @@ class Table(DeclarativeBase):
         float: Double(),
         Json: JSON(),
         list[Json]: JSON(),
+        list[float]: JSON(),
     }
 
 
@@ -76,17 +89,26 @@ class Job(Table):
     state: Mapped[str] = mapped_column(index=True)
     label: Mapped[str | None]
     spec: Mapped[Json]
-    prompt_set_id: Mapped[str] = mapped_column(ForeignKey("prompt_sets.id"))
+    prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
     held_out_prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
-    """The model that it starts from."""
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    """The model that it starts from; the first of an evaluation's."""
+    origin_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    """The job that it is a retry of."""
+    result: Mapped[Json | None]
+    """What it found: an evaluation's comparison."""
     rounds: Mapped[int]
     work_total: Mapped[float]
     """Expected work of all stages of all rounds, in U-Net evaluations."""
+    samples_made: Mapped[int] = mapped_column(server_default="0")
+    pairs_made: Mapped[int] = mapped_column(server_default="0")
+    models_made: Mapped[int] = mapped_column(server_default="0")
+    """Counted as they are made: counting a million rows takes too long."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
 
@@ -99,6 +121,13 @@ class Stage(Table):
         UniqueConstraint("job_id", "round", "kind", "shard"),
         UniqueConstraint("job_id", "number"),
         Index("ix_stages_state_not_before", "state", "not_before"),
+        Index(
+            "ix_stages_free",
+            "job_id",
+            "number",
+            sqlite_where=text("state = 'queued' AND unmet = 0"),
+            postgresql_where=text("state = 'queued' AND unmet = 0"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -106,6 +135,7 @@ class Stage(Table):
     number: Mapped[int]
     """Running number within the job: the order in which free stages are claimed."""
     kind: Mapped[str]
+    queue: Mapped[str]
     round: Mapped[int]
     shard: Mapped[int]
     params: Mapped[Json]
@@ -120,9 +150,14 @@ class Stage(Table):
     progress_at: Mapped[float | None]
     attempt: Mapped[int]
     crash_count: Mapped[int]
+    unmet: Mapped[int] = mapped_column(server_default="0")
+    """How many of the stages that it needs have not succeeded yet."""
     not_before: Mapped[float]
+    free_at: Mapped[float | None]
+    """When it became free, as far as noticed; claims and pauses between hints are measured from it."""
     hinted_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]
     checkpoint_key: Mapped[str | None]
     checkpoint_sha256: Mapped[str | None]
     checkpoint_at: Mapped[float | None]
@@ -160,10 +195,22 @@ class Artifact(Table):
 
 
 class Sample(Table):
-    """An image with the trajectory that made it (row `trajectory_row` of a stored Trajectory)."""
+    """An image with the trajectory that made it (row `trajectory_row` of a stored Trajectory).
+
+    Each way of listing samples has an index that ends with the id, in whose order a list's pages follow.
+    """
 
     __tablename__ = "samples"
-    __table_args__ = (Index("ix_samples_job_id_round_role", "job_id", "round", "role"),)
+    __table_args__ = (
+        Index(None, "job_id", "id"),
+        Index(None, "job_id", "role", "id"),
+        Index(None, "job_id", "round", "id"),
+        Index(None, "job_id", "round", "role", "id"),
+        Index(None, "prompt_set_id", "id"),
+        Index(None, "prompt_set_id", "role", "id"),
+        Index(None, "role", "id"),
+        Index(None, "round", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
@@ -171,6 +218,8 @@ class Sample(Table):
     round: Mapped[int]
     role: Mapped[str]
     split: Mapped[str]
+    prompt_set_id: Mapped[str | None]
+    """The set that the prompt is of, beside the job's own record of it: lists are filtered by it."""
     prompt_index: Mapped[int]
     prompt: Mapped[str] = mapped_column(Text)
     number: Mapped[int]
@@ -198,13 +247,23 @@ class Pair(Table):
     """A reference, a base and the target fused from them. `adopted` is None until the target is verified."""
 
     __tablename__ = "pairs"
-    __table_args__ = (UniqueConstraint("job_id", "round", "number"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "round", "number"),
+        Index(None, "job_id", "id"),
+        Index(None, "job_id", "round", "id"),
+        Index(None, "job_id", "adopted", "id"),
+        Index(None, "prompt_set_id", "id"),
+        Index(None, "round", "id"),
+        Index(None, "adopted", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
     round: Mapped[int]
     number: Mapped[int]
+    prompt_set_id: Mapped[str | None]
+    """As in samples."""
     prompt_index: Mapped[int]
     prompt: Mapped[str] = mapped_column(Text)
     reference_id: Mapped[str] = mapped_column(ForeignKey("samples.id"), index=True)
@@ -218,11 +277,18 @@ class Pair(Table):
     target_score: Mapped[float | None]
     figures: Mapped[Json]
     mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
+    thresholds: Mapped[list[float] | None]
+    """Mask thresholds, one an item; None: found from the reference's maps when it is fused."""
+    verdict: Mapped[str | None]
+    verdict_by: Mapped[str | None]
+    verdict_at: Mapped[float | None]
+    revision: Mapped[int] = mapped_column(default=0)
+    """Counts verdicts, so that two reviewers do not overwrite each other unseen."""
     created_at: Mapped[float]
 
 
 class Metric(Table):
-    """Scores of one round's images together."""
+    """Scores of one round's images of one model together."""
 
     __tablename__ = "metrics"
 
@@ -230,11 +296,37 @@ class Metric(Table):
     round: Mapped[int] = mapped_column(primary_key=True)
     split: Mapped[str] = mapped_column(primary_key=True)
     scorer: Mapped[str] = mapped_column(primary_key=True)
-    version: Mapped[str]
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    version: Mapped[str] = mapped_column(Text)
     count: Mapped[int]
     mean: Mapped[float]
     std: Mapped[float]
+    created_at: Mapped[float]
+
+
+class ModelAlias(Table):
+    """A name that people give a model, such as "champion"; it can move to another."""
+
+    __tablename__ = "model_aliases"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    updated_at: Mapped[float]
+
+
+class Export(Table):
+    """A model's adapter, or a job's pairs, in a form that other programs read."""
+
+    __tablename__ = "exports"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    """The export's own job."""
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
+    of_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    format: Mapped[str]
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"))
+    figures: Mapped[Json]
     created_at: Mapped[float]
 
 
@@ -252,6 +344,23 @@ class Event(Table):
     kind: Mapped[str]
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[Json]
+
+
+class Worker(Table):
+    """A worker process, as it last reported. What it works on is in the stages' leases."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """The owner of its leases."""
+    host: Mapped[str]
+    pid: Mapped[int]
+    queues: Mapped[list[str]] = mapped_column(JSON())
+    device: Mapped[str]
+    model: Mapped[str | None]
+    """The base model that it has loaded."""
+    started_at: Mapped[float]
+    seen_at: Mapped[float] = mapped_column(index=True)
 
 
 class IdempotencyKey(Table):

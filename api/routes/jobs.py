@@ -1,47 +1,76 @@
-"""Jobs: what was asked for, how far it is, what happened, and how to call it off."""
+"""Jobs: what was asked for, how far it is, what happened, and how to pause, resume, call off or repeat it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import PlainTextResponse
+from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import Field
 
+from api.core.errors import InvalidRequestError
 from api.core.queries import jobs, prompt_sets, results, stages
-from api.core.queries.pages import Page
-from api.core.service import Service, cancel_job
+from api.core.queries.pages import Page, encode_cursor
+from api.core.service import Service, cancel_job, job_spec, pause_job, resume_job, retry_job
 from api.core.specs import RoundSpec
-from api.core.states import JobState
-from api.core.tables import Job
+from api.core.states import JobKind, JobState
+from api.core.tables import Event, Job
 from api.deps import PageParameters, Parameters, ServiceDep
 from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut
 
 RETRY_AFTER_SECONDS = 2
 _LOOK_SECONDS = 0.2
+_KEEP_ALIVE_SECONDS = 15.0
+_EVENTS_AT_ONCE = 200
+T = TypeVar("T")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
 class JobFilters(PageParameters):
-    """Which jobs."""
+    """Which jobs; `parent` is the job that they are retries of."""
 
     state: JobState | None = None
+    kind: JobKind | None = None
+    prompt_set: str | None = Field(None, max_length=100)
+    parent: str | None = Field(None, max_length=100)
+
+
+Wait = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
 
 
 class WaitParameters(Parameters):
     """`wait`: answer when the job has ended, or after that many seconds."""
 
-    wait: float = Field(0, ge=0, le=60, allow_inf_nan=False)
+    wait: Wait = 0
+
+
+class EventParameters(PageParameters):
+    """`wait`: answer when there is an event after the cursor, or after that many seconds."""
+
+    wait: Wait = 0
 
 
 @router.get("")
 def list_jobs(service: ServiceDep, filters: Annotated[JobFilters, Query()]) -> ListOut[JobOut]:
     """Jobs, newest first."""
     with service.uow.reading() as session:
-        page: Page[Job] = jobs.page(session, filters.limit, filters.cursor, filters.state)
+        set_id = filters.prompt_set
+        named = prompt_sets.latest(session, set_id) if set_id else None
+        page: Page[Job] = jobs.page(
+            session,
+            filters.limit,
+            filters.cursor,
+            state=filters.state,
+            kind=filters.kind,
+            prompt_set_id=named.id if named else set_id,
+            origin_id=filters.parent,
+        )
         of_jobs, now = stages.of_jobs(session, [job.id for job in page.rows]), jobs.now(session)
         return ListOut[JobOut].of(page, lambda job: JobOut.of(job, of_jobs[job.id], now))
 
@@ -51,17 +80,26 @@ async def get_job(
     job_id: str, service: ServiceDep, response: Response, parameters: Annotated[WaitParameters, Query()]
 ) -> JobDetail:
     """A job, at once or when it has ended."""
-    until = time.monotonic() + parameters.wait
-    job = await run_in_threadpool(_read, service, job_id)
-    while not job.state.is_final and time.monotonic() < until:
-        await asyncio.sleep(min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
-        job = await run_in_threadpool(_read, service, job_id)
+    job = await _until(
+        parameters.wait, lambda: run_in_threadpool(read_job, service, job_id), lambda job: job.state.is_final
+    )
     if not job.state.is_final:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return job
 
 
-def _read(service: Service, job_id: str) -> JobDetail:
+async def _until(wait_seconds: float, read: Callable[[], Awaitable[T]], enough: Callable[[T], bool]) -> T:
+    """What `read` gives as soon as it is enough, or when the time is up."""
+    until = time.monotonic() + wait_seconds
+    found = await read()
+    while not enough(found) and time.monotonic() < until:
+        await asyncio.sleep(min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
+        found = await read()
+    return found
+
+
+def read_job(service: Service, job_id: str) -> JobDetail:
+    """The job as it is now. Raises NotFoundError."""
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)
         made, last = results.counts(session, job_id), results.last_model(session, job_id)
@@ -72,22 +110,123 @@ def _read(service: Service, job_id: str) -> JobDetail:
 def cancel(job_id: str, service: ServiceDep) -> JobDetail:
     """Call a job off. It stops within a step; one that has ended stays as it is."""
     cancel_job(service, job_id)
-    return _read(service, job_id)
+    return read_job(service, job_id)
 
 
-@router.get("/{job_id}/events")
-def list_events(job_id: str, service: ServiceDep, page: Annotated[PageParameters, Query()]) -> ListOut[EventOut]:
-    """What happened to a job, in order."""
+@router.post("/{job_id}/pause", status_code=status.HTTP_202_ACCEPTED)
+def pause(job_id: str, service: ServiceDep) -> JobDetail:
+    """Stop a job within a step; a training keeps what it has learned. 409 for one that has ended."""
+    pause_job(service, job_id)
+    return read_job(service, job_id)
+
+
+@router.post("/{job_id}/resume", status_code=status.HTTP_202_ACCEPTED)
+def resume(job_id: str, service: ServiceDep) -> JobDetail:
+    """Go on with a paused job; one that waits for verdicts goes on without those that are missing."""
+    resume_job(service, job_id)
+    return read_job(service, job_id)
+
+
+@router.post("/{job_id}/retry", status_code=status.HTTP_202_ACCEPTED)
+def retry(job_id: str, service: ServiceDep, response: Response) -> JobDetail:
+    """Ask again for what failed or was cancelled: a new job that names its origin."""
+    new_id = retry_job(service, job_id)
+    response.headers["Location"] = f"/jobs/{new_id}"
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return read_job(service, new_id)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_model=ListOut[EventOut],
+    responses={200: {"content": {"text/event-stream": {}}, "description": "Events; a stream of them where asked for"}},
+)
+async def list_events(
+    job_id: str,
+    service: ServiceDep,
+    page: Annotated[EventParameters, Query()],
+    accept: Annotated[str, Header()] = "*/*",
+    last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+) -> ListOut[EventOut] | Response:
+    """What happened to a job, in order. With `Accept: text/event-stream` they come as they happen, until the job has
+    ended; `Last-Event-ID` goes on after that one."""
+    await run_in_threadpool(_require_job, service, job_id)
+    if "text/event-stream" in accept:
+        after = 0 if last_event_id is None else _event_number(last_event_id)
+        return EventSourceResponse(_stream(service, job_id, after))
+
+    def read() -> Page[Event]:
+        with service.uow.reading() as session:
+            return jobs.events(session, job_id, page.limit, page.cursor)
+
+    found = await _until(page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows))
+    return ListOut[EventOut].of(found, EventOut.of)
+
+
+def _require_job(service: Service, job_id: str) -> None:
     with service.uow.reading() as session:
         jobs.get(session, job_id)
-        return ListOut[EventOut].of(jobs.events(session, job_id, page.limit, page.cursor), EventOut.of)
+
+
+def _event_number(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) >= 1 << 63:
+        raise InvalidRequestError.at("/last-event-id", f"expected the id of an event, got {text!r}", "invalid_cursor")
+    return int(text)
+
+
+async def _stream(service: Service, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Events as they happen; the last one is named `end`, so that a browser does not connect again for nothing."""
+
+    def read() -> tuple[list[EventOut], bool]:
+        with service.uow.reading() as session:
+            ended = JobState(jobs.get(session, job_id).state).is_final
+            rows = jobs.events(session, job_id, _EVENTS_AT_ONCE, encode_cursor(str(after))).rows
+            return [EventOut.of(row) for row in rows], ended
+
+    said = time.monotonic()
+    while True:
+        events, ended = await run_in_threadpool(read)
+        for event in events:
+            after = event.id
+            yield format_sse_event(data_str=event.model_dump_json(), event=event.kind, id=str(event.id))
+        if ended and len(events) < _EVENTS_AT_ONCE:
+            yield format_sse_event(data_str="{}", event="end")
+            return
+        if events:
+            said = time.monotonic()
+        elif time.monotonic() - said > _KEEP_ALIVE_SECONDS:
+            said = time.monotonic()
+            yield format_sse_event(comment="still here")
+        if not events:
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+@router.get("/{job_id}/logs", response_class=PlainTextResponse)
+def get_logs(job_id: str, service: ServiceDep) -> PlainTextResponse:
+    """The job's log as text, a line an event."""
+    lines: list[str] = []
+    with service.uow.reading() as session:
+        jobs.get(session, job_id)
+        cursor: str | None = None
+        while True:
+            page = jobs.events(session, job_id, _EVENTS_AT_ONCE, cursor)
+            for event in (EventOut.of(row) for row in page.rows):
+                about = " ".join(f"{name}={value}" for name, value in event.data.items())
+                lines.append(
+                    f"{event.at.isoformat(timespec='milliseconds')} {event.kind}: {event.message} {about}".rstrip()
+                )
+            cursor = page.next_cursor
+            if cursor is None:
+                return PlainTextResponse("\n".join(lines) + "\n")
 
 
 @router.get("/{job_id}/metrics")
 def get_metrics(job_id: str, service: ServiceDep) -> MetricsOut:
-    """Mean scores by round, split and scorer. Round 0 is the model that the job started from."""
+    """Mean scores by round, split, scorer and model. Round 0 is the model that a round job started from."""
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)
-        spec = RoundSpec.model_validate(job.spec)
-        images = prompt_sets.size(session, job.prompt_set_id) * spec.samples_per_prompt
+        spec = job_spec(job)
+        images = 0
+        if isinstance(spec, RoundSpec) and job.prompt_set_id is not None:
+            images = prompt_sets.size(session, job.prompt_set_id) * spec.samples_per_prompt
         return MetricsOut(data=[MetricOut.of(row, images) for row in results.metrics(session, job_id)])

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Path, Query, Response, status
+from fastapi.responses import RedirectResponse
 from pydantic import Field
+from sqlalchemy.orm import Session
 
+from api.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from api.core.ids import IdKind, expect
-from api.core.queries import results
+from api.core.queries import jobs, results
+from api.core.service import Service, give_verdict, set_alias
 from api.core.states import SampleRole
-from api.deps import PageParameters, ServiceDep
-from api.schemas import ListOut, ModelDetail, ModelOut, PairOut, SampleDetail, SampleOut
+from api.core.tables import Model
+from api.deps import PageParameters, Parameters, ServiceDep
+from api.schemas import (
+    AliasIn,
+    AncestorOut,
+    ExportOut,
+    LineageOut,
+    ListOut,
+    ModelDetail,
+    ModelOut,
+    PairOut,
+    SampleDetail,
+    SampleOut,
+    VerdictIn,
+)
 
 router = APIRouter()
 
@@ -22,6 +40,7 @@ class SampleFilters(PageParameters):
     job: str | None = None
     role: SampleRole | None = None
     round: int | None = Field(None, ge=0, le=1_000_000)
+    prompt_set: str | None = Field(None, description="The id of a prompt set")
 
 
 class PairFilters(PageParameters):
@@ -30,6 +49,8 @@ class PairFilters(PageParameters):
     job: str | None = None
     round: int | None = Field(None, ge=0, le=1_000_000)
     adopted: bool | None = None
+    judged: bool | None = Field(None, description="Whether a person has given a verdict")
+    prompt_set: str | None = Field(None, description="The id of a prompt set")
 
 
 class ModelFilters(PageParameters):
@@ -42,12 +63,16 @@ def _job_id(text: str | None) -> str | None:
     return None if text is None else expect(IdKind.JOB, text)
 
 
+def _set_id(text: str | None) -> str | None:
+    return None if text is None else expect(IdKind.PROMPT_SET, text)
+
+
 @router.get("/samples", tags=["samples"])
 def list_samples(service: ServiceDep, filters: Annotated[SampleFilters, Query()]) -> ListOut[SampleOut]:
     """Samples, oldest first."""
     with service.uow.reading() as session:
-        job_id = _job_id(filters.job)
-        page = results.sample_page(session, filters.limit, filters.cursor, job_id, filters.role, filters.round)
+        job_id, set_id = _job_id(filters.job), _set_id(filters.prompt_set)
+        page = results.sample_page(session, filters.limit, filters.cursor, job_id, filters.role, filters.round, set_id)
         scores = results.scores(session, [row.id for row in page.rows])
         return ListOut[SampleOut].of(page, lambda row: SampleOut.of(row, scores[row.id]))
 
@@ -66,18 +91,55 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
 def list_pairs(service: ServiceDep, filters: Annotated[PairFilters, Query()]) -> ListOut[PairOut]:
     """Pairs, oldest first."""
     with service.uow.reading() as session:
-        job_id = _job_id(filters.job)
-        page = results.pair_page(session, filters.limit, filters.cursor, job_id, filters.round, filters.adopted)
+        job_id, set_id = _job_id(filters.job), _set_id(filters.prompt_set)
+        page = results.pair_page(
+            session,
+            filters.limit,
+            filters.cursor,
+            job_id,
+            filters.round,
+            filters.adopted,
+            judged=filters.judged,
+            prompt_set_id=set_id,
+        )
         samples = results.samples(session, results.sides_of(page.rows))
         return ListOut[PairOut].of(page, lambda row: PairOut.of(row, samples))
 
 
 @router.get("/pairs/{pair_id}", tags=["pairs"])
-def get_pair(pair_id: str, service: ServiceDep) -> PairOut:
-    """A pair."""
+def get_pair(pair_id: str, service: ServiceDep, response: Response) -> PairOut:
+    """A pair. Its ETag is its revision."""
+    found = _read_pair(service, pair_id)
+    response.headers["ETag"] = f'"{found.revision}"'
+    return found
+
+
+def _read_pair(service: Service, pair_id: str) -> PairOut:
     with service.uow.reading() as session:
         row = results.get_pair(session, pair_id)
         return PairOut.of(row, results.samples(session, results.sides_of([row])))
+
+
+@router.put("/pairs/{pair_id}/verdict", tags=["pairs"])
+def put_verdict(
+    pair_id: str,
+    verdict: VerdictIn,
+    service: ServiceDep,
+    response: Response,
+    if_match: Annotated[str | None, Header(max_length=30)] = None,
+) -> PairOut:
+    """Say which side of a pair is better, that they tie, or that neither is good. `If-Match` with the pair's ETag
+    keeps two reviewers from overwriting each other unseen (412). A review that waits for the last verdict goes on."""
+    revision = None if if_match is None or if_match.strip() == "*" else _revision(if_match)
+    give_verdict(service, pair_id, verdict.prefer, verdict.reviewer, revision)
+    return get_pair(pair_id, service, response)
+
+
+def _revision(if_match: str) -> int:
+    found = re.fullmatch(r'(?:W/)?"?(\d{1,18})"?', if_match.strip())
+    if found is None:
+        raise InvalidRequestError.at("/if-match", f"expected a pair's ETag, got {if_match!r}", "invalid_parameter")
+    return int(found[1])
 
 
 @router.get("/models", tags=["models"])
@@ -86,13 +148,90 @@ def list_models(service: ServiceDep, filters: Annotated[ModelFilters, Query()]) 
     with service.uow.reading() as session:
         page = results.model_page(session, filters.limit, filters.cursor, _job_id(filters.job))
         files = results.artifacts(session, [row.adapter_artifact_id for row in page.rows if row.adapter_artifact_id])
-        return ListOut[ModelOut].of(page, lambda row: ModelOut.of(row, files.get(row.adapter_artifact_id or "")))
+        names = results.aliases(session, [row.id for row in page.rows])
+        return ListOut[ModelOut].of(
+            page, lambda row: ModelOut.of(row, files.get(row.adapter_artifact_id or ""), names[row.id])
+        )
 
 
-@router.get("/models/{model_id}", tags=["models"])
-def get_model(model_id: str, service: ServiceDep) -> ModelDetail:
-    """A model, with its lineage."""
+@router.get("/models/{model}", tags=["models"])
+def get_model(model: str, service: ServiceDep) -> ModelDetail:
+    """A model by its id, its name or an alias, with its lineage and exports."""
     with service.uow.reading() as session:
-        row = results.get_model(session, model_id)
+        row = _model(session, model)
         adapter = results.get_artifact(session, row.adapter_artifact_id) if row.adapter_artifact_id else None
-        return ModelDetail.detailed(row, adapter, results.lineage(session, row))
+        names = results.aliases(session, [row.id])[row.id]
+        return ModelDetail.detailed(
+            row, adapter, names, results.lineage(session, row), results.exports(session, row.id)
+        )
+
+
+def _model(session: Session, name: str) -> Model:
+    return results.find_model(session, name) or results.get_model(session, name)
+
+
+@router.get("/models/{model}/lineage", tags=["models"])
+def get_lineage(model: str, service: ServiceDep) -> LineageOut:
+    """Where a model came from, down to the base model: for each its job, round, seed, prompts and pairs."""
+    with service.uow.reading() as session:
+        line = results.lineage(session, _model(session, model))
+        made_by = {row.job_id: jobs.get(session, row.job_id) for row in line if row.job_id}
+        return LineageOut(data=[AncestorOut.of(row, made_by.get(row.job_id or "")) for row in line])
+
+
+class DownloadParameters(Parameters):
+    """In which form."""
+
+    format: Literal["diffusers", "kohya", "merged"] = "diffusers"
+
+
+@router.get("/models/{model}/download", tags=["models"], status_code=status.HTTP_307_TEMPORARY_REDIRECT)
+def download_model(
+    model: str, service: ServiceDep, parameters: Annotated[DownloadParameters, Query()]
+) -> RedirectResponse:
+    """The adapter's file. As diffusers loads it it is there at once; other forms must be exported first (409)."""
+    with service.uow.reading() as session:
+        row = _model(session, model)
+        if row.adapter_artifact_id is None:
+            raise NotFoundError(f"{row.id} is a base model: it has no adapter")
+        artifact: str | None = row.adapter_artifact_id if parameters.format == "diffusers" else None
+        if artifact is None:
+            made = [one for one in results.exports(session, row.id) if one.format == parameters.format]
+            artifact = made[0].artifact_id if made else None
+        if artifact is None:
+            body = f'{{"model": "{row.id}", "format": "{parameters.format}"}}'
+            raise ConflictError(f"{row.id} is not exported as {parameters.format} yet: POST /exports {body}")
+        return RedirectResponse(f"/artifacts/{artifact}", status.HTTP_307_TEMPORARY_REDIRECT)
+
+
+ALIAS = r"^[a-z][a-z0-9-]{0,63}$"
+Alias = Annotated[str, Path(pattern=ALIAS)]
+
+
+@router.put("/aliases/{name}", tags=["models"])
+def put_alias(name: Alias, alias: AliasIn, service: ServiceDep) -> ModelDetail:
+    """Let a name, such as "champion", mean a model; it can move to another."""
+    set_alias(service, name, alias.model)
+    return get_model(alias.model, service)
+
+
+@router.delete("/aliases/{name}", tags=["models"], status_code=status.HTTP_204_NO_CONTENT)
+def delete_alias(name: Alias, service: ServiceDep) -> None:
+    """Let a name mean nothing any more."""
+    with service.uow.writing() as session:
+        if not results.remove_alias(session, name):
+            raise NotFoundError(f"there is no alias {name!r}")
+
+
+class ExportFilters(Parameters):
+    """Of which job's pairs."""
+
+    job: str
+
+
+@router.get("/exports", tags=["models"])
+def list_exports(service: ServiceDep, filters: Annotated[ExportFilters, Query()]) -> ListOut[ExportOut]:
+    """The data sets that were made of a job's pairs, newest first."""
+    with service.uow.reading() as session:
+        rows = results.exports(session, of_job_id=expect(IdKind.JOB, filters.job))
+        return ListOut[ExportOut](data=[ExportOut.of(row) for row in rows], has_more=False, next_cursor=None)

@@ -39,12 +39,13 @@ def load_scorer(
     scorer: str | ScorerConfig,
     device: str = "cpu",
     *,
-    installed: Mapping[str, ScorerConfig] = MappingProxyType({}),
+    installed: Mapping[str, ScorerConfig | str] = MappingProxyType({}),
     verdicts: Mapping[str, float] | None = None,
 ) -> Scorer:
     """The scorer of that name, or that those settings describe.
 
-    installed  the installation's own scorers by name; they come before the built-in ones of `dfusion.catalogue`
+    installed  the installation's own scorers by name, as settings or as 'module:attribute'; they come before the
+               built-in ones of `dfusion.catalogue`
     verdicts   people's verdicts for a verdict scorer, by `dfusion.rewards.verdicts.image_key`
 
     Raises ModelNotFoundError if there is none of that name or its files are missing, InvalidInputError for weighted
@@ -57,7 +58,7 @@ class _Loader:
     """Loads scorers by name or settings; `within` are the names on the way to the one that is loaded."""
 
     def __init__(
-        self, device: str, installed: Mapping[str, ScorerConfig], verdicts: Mapping[str, float] | None
+        self, device: str, installed: Mapping[str, ScorerConfig | str], verdicts: Mapping[str, float] | None
     ) -> None:
         self._device, self._installed, self._verdicts = device, installed, verdicts
 
@@ -68,7 +69,12 @@ class _Loader:
         if name in within:
             raise InvalidInputError(f"scorer {name!r}: expected no sum that contains itself, got {(*within, name)}")
         if name in self._installed:
-            return self._made(self._installed[name], name, (*within, name))
+            found = self._installed[name]
+            if isinstance(found, str):
+                from dfusion.rewards.plugins import load_attribute
+
+                return load_attribute(found)
+            return self._made(found, name, (*within, name))
         if name not in _BUILT_IN:
             raise ModelNotFoundError(f"scorer: expected one of {sorted({*SCORERS, *self._installed})}, got {name!r}")
         return _BUILT_IN[name](name, self._device)

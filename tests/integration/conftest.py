@@ -1,6 +1,6 @@
-"""One thread: the nets are so small that more only get in each other's way."""
+"""One thread: the nets are so small that more only get in each other's way. One PostgreSQL server for all tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,8 @@ import torch
 
 from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or peft)
 from tests.nets import tiny_pipeline
-from tests.servers import S3Server, s3_server
+from tests.servers import PostgresServer, S3Server, postgres_server, s3_server
+from tests.service import migrated_template
 
 torch.set_num_threads(1)
 
@@ -26,3 +27,32 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 server; each test takes a bucket of its own."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that all tests share, each with a database of its own."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def new_postgres_database(postgres: PostgresServer) -> Callable[[], str]:
+    """Makes PostgreSQL databases with all tables; gives their URLs."""
+    template = migrated_template(postgres)
+    return lambda: postgres.create_database(template)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The settings' database_url of a fresh database, of each kind in turn; or of the kind that the test names."""
+    if request.param == "sqlite":
+        return ""
+    make: Callable[[], str] = request.getfixturevalue("new_postgres_database")
+    return make()
+
+
+@pytest.fixture
+def postgres_url(new_postgres_database: Callable[[], str]) -> str:
+    """The URL of a fresh PostgreSQL database with all tables."""
+    return new_postgres_database()

@@ -9,25 +9,26 @@ import pytest
 from sqlalchemy.orm import Session
 
 from api.core import execution
-from api.core.errors import AlreadyRunningError, LeaseLostError, StageCancelledError
+from api.core.errors import AlreadyRunningError, ConflictError, LeaseLostError, StageCancelledError
 from api.core.execution import Claim, Failure
 from api.core.locks import file_lock
 from api.core.queries import jobs, stages
-from api.core.service import Service, cancel_job, create_round
+from api.core.queries.stages import Wish
+from api.core.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
 from api.core.specs import RoundSpec
 from api.core.tables import Job, Stage
 from tests.service import round_body, settings_for
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny"))
+def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", database_url=database_url))
     yield opened
     opened.close()
 
 
 def start(service: Service, **changes: Any) -> str:
-    return create_round(service, RoundSpec.model_validate(round_body(**changes)))
+    return create_job(service, RoundSpec.model_validate(round_body(**changes)))
 
 
 def claim(service: Service, owner: str = "w") -> Claim | None:
@@ -78,7 +79,7 @@ def test_a_job_succeeds_with_its_last_stage_and_rounds_follow_each_other(service
         done.append((held.round, held.kind.value))
         finish(service, held)
     assert [kind for number, kind in done if number == 2] == [kind for number, kind in done if number == 1]
-    assert done[-1] == (2, "evaluate")
+    assert done[-1] == (2, "compare")
     assert job_of(service, job_id).state == "succeeded"
 
 
@@ -111,8 +112,8 @@ def test_nothing_is_written_under_an_old_epoch(service: Service) -> None:
         lambda: execution.finish(service.uow, service.settings, old, lambda _s: written.append("row")),
         lambda: execution.beat(service.uow, service.settings, old, 1, 2),
         lambda: execution.fail(service.uow, service.settings, old, Failure("x", "x", False)),
-        lambda: execution.give_back(service.uow, old),
-        lambda: execution.cancelled(service.uow, old),
+        lambda: execution.give_back(service.uow, service.settings, old),
+        lambda: execution.cancelled(service.uow, service.settings, old),
         lambda: execution.note(service.uow, old, "x", "x"),
     ):
         with pytest.raises(LeaseLostError):
@@ -201,10 +202,10 @@ def test_a_cancel_wins_over_an_end_that_comes_later(service: Service) -> None:
     held = take(service)
     cancel_job(service, job_id)
     assert job_of(service, job_id).state == "cancelling"
-    assert execution.beat(service.uow, service.settings, held, 0, 1) is True
+    assert execution.beat(service.uow, service.settings, held, 0, 1) is Wish.CANCEL
     with pytest.raises(StageCancelledError):
         finish(service, held)
-    execution.cancelled(service.uow, held)
+    execution.cancelled(service.uow, service.settings, held)
     assert job_of(service, job_id).state == "cancelled"
     assert claim(service) is None
 
@@ -230,7 +231,7 @@ def test_a_given_back_stage_counts_no_crash_and_no_attempt(service: Service) -> 
     start(service)
     held = take(service)
     for _ in range(3):
-        execution.give_back(service.uow, held)
+        execution.give_back(service.uow, service.settings, held)
         again = take(service)
         assert again.stage_id == held.stage_id
         held = again
@@ -246,3 +247,57 @@ def test_one_service_has_the_data_folder(tmp_path: Path) -> None:
         pass
     with file_lock(tmp_path / "lock"):
         pass
+
+
+def test_a_paused_job_stops_and_goes_on(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    pause_job(service, job_id)
+    assert job_of(service, job_id).state == "pausing"
+    assert execution.beat(service.uow, service.settings, held, 0, 1) is Wish.PAUSE
+    execution.paused(service.uow, service.settings, held)
+    assert (job_of(service, job_id).state, claim(service)) == ("paused", None)
+    resume_job(service, job_id)
+    assert job_of(service, job_id).state == "running"
+    again = take(service)
+    assert (again.stage_id, again.attempt) == (held.stage_id, 1)
+
+
+def test_a_stage_that_ends_while_its_job_is_pausing_is_not_lost(service: Service) -> None:
+    job_id = start(service, rounds=2, evaluation=None)
+    while (held := take(service)).kind != "train":
+        finish(service, held)
+    pause_job(service, job_id)
+    finish(service, held)  # plans round 2
+    assert (job_of(service, job_id).state, claim(service)) == ("paused", None)
+    resume_job(service, job_id)
+    assert (take(service).round, job_of(service, job_id).state) == (2, "running")
+
+
+def test_a_failed_attempt_of_a_pausing_job_waits_for_its_resume(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    pause_job(service, job_id)
+    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    assert claim(service) is None
+    resume_job(service, job_id)
+    with service.uow.reading() as session:
+        assert stages.get(session, held.stage_id).state == "queued"
+
+
+def test_what_has_ended_can_neither_be_paused_nor_resumed(service: Service) -> None:
+    job_id = start(service)
+    with pytest.raises(ConflictError, match="queued"):
+        resume_job(service, job_id)
+    cancel_job(service, job_id)
+    with pytest.raises(ConflictError, match="cancelled"):
+        pause_job(service, job_id)
+
+
+def test_a_retry_is_a_new_job_that_names_its_origin(service: Service) -> None:
+    job_id = start(service, seed=11)
+    with pytest.raises(ConflictError, match="queued"):
+        retry_job(service, job_id)
+    cancel_job(service, job_id)
+    again = job_of(service, retry_job(service, job_id))
+    assert (again.origin_id, again.state, again.spec) == (job_id, "queued", job_of(service, job_id).spec)

@@ -1,6 +1,7 @@
 """Whole rounds on the tiny pipeline, worked on in this process, seen through the API."""
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,57 +9,28 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from safetensors.torch import load
 
+from api.core.queries.stages import Wish
 from api.core.seeds import sample_seed
-from api.core.service import Service, cancel_job
+from api.core.service import cancel_job
 from api.main import create_app
-from tests.service import PROMPTS, round_body, settings_for, work_until_idle
+from tests.installation import Installation
+from tests.service import PROMPTS, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat
 from worker.stages import train
 
-
-class Installation:
-    """A service without its own worker."""
-
-    def __init__(self, client: TestClient) -> None:
-        self.client = client
-        self.service: Service = client.app.state.service  # type: ignore[attr-defined]
-
-    def post(self, **changes: Any) -> str:
-        answer = self.client.post("/rounds", json=round_body(**changes))
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    def run(self, **changes: Any) -> dict[str, Any]:
-        job_id = self.post(**changes)
-        work_until_idle(self.service)
-        return self.get(f"/jobs/{job_id}")
-
-    def get(self, path: str) -> Any:
-        answer = self.client.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def all(self, path: str) -> list[dict[str, Any]]:
-        return list(self.get(f"{path}{'&' if '?' in path else '?'}limit=200")["data"])
-
-    def events(self, job: dict[str, Any]) -> list[str]:
-        return [event["kind"] for event in self.all(job["links"]["events"])]
-
-    def adapter(self, job: dict[str, Any]) -> dict[str, bytes]:
-        """The bytes of the adapter's tensors (safetensors orders a file's metadata at random)."""
-        path = self.get(f"/models/{job['last_model']}")["adapter"]["artifact"]
-        tensors = load(self.client.get(path).content)
-        return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+on_both_databases = pytest.mark.parametrize("installation", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture
-def installation(tmp_path: Path, pipeline: Path) -> Iterator[Installation]:
-    with TestClient(create_app(settings_for(tmp_path / "data", pipeline, checkpoint_seconds=1e-6))) as client:
+def installation(tmp_path: Path, pipeline: Path, request: pytest.FixtureRequest) -> Iterator[Installation]:
+    url = request.getfixturevalue("postgres_url") if getattr(request, "param", "sqlite") == "postgresql" else ""
+    settings = settings_for(tmp_path / "data", pipeline, checkpoint_seconds=1e-6, database_url=url)
+    with TestClient(create_app(settings)) as client:
         yield Installation(client)
 
 
+@on_both_databases
 def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> None:
     job = installation.run(rounds=2, held_out_prompt_set="shapes-attribute-test")
     assert (job["state"], job["error"], job["progress"]["percent"]) == ("succeeded", None, 100.0)
@@ -67,10 +39,29 @@ def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> N
     _check_metrics(installation, job)
     _check_pairs(installation, job)
     _check_models(installation, job)
+    _check_filters(installation, job)
+
+
+def _check_filters(installation: Installation, job: dict[str, Any]) -> None:
+    def count(path: str) -> int:
+        return len(installation.all(path))
+
+    trained_on, held_out = job["prompt_set"], job["held_out_prompt_set"]
+    assert count(f"/samples?prompt_set={held_out}") == 3 * 40
+    assert count(f"/samples?prompt_set={trained_on}") == 2 * 18 + 3 * 3
+    assert (
+        count(f"/samples?prompt_set={trained_on}&role=target&round=2") == count(f"/pairs?prompt_set={trained_on}") / 2
+    )
+    assert count(f"/samples?job={job['id']}&round=1&role=target") == 6
+    adopted = [pair["id"] for pair in installation.all(job["links"]["pairs"]) if pair["adopted"]]
+    assert [pair["id"] for pair in installation.all("/pairs?adopted=true")] == adopted
 
 
 def _check_metrics(installation: Installation, job: dict[str, Any]) -> None:
     metrics = installation.get(job["links"]["metrics"])["data"]
+    spread = [(m["round"], m["split"], m["version"]) for m in metrics if m["scorer"] == "diversity"]
+    assert spread == [(1, "rollout", "pixels"), (2, "rollout", "pixels")]
+    metrics = [m for m in metrics if m["scorer"] != "diversity"]
     evaluated = [(m["round"], m["split"], m["count"], m["training_images"]) for m in metrics]
     assert evaluated == [
         (0, "held_out", 40, 0),
@@ -124,6 +115,7 @@ def _check_models(installation: Installation, job: dict[str, Any]) -> None:
     assert len(log["updates"]) == second["figures"]["updates"] > 0
 
 
+@on_both_databases
 def test_the_same_seed_gives_the_same_model(installation: Installation) -> None:
     first, again, other = installation.run(), installation.run(), installation.run(seed=8)
     assert installation.adapter(first) == installation.adapter(again) != installation.adapter(other)
@@ -195,7 +187,10 @@ def test_a_cancel_stops_a_stage_within_a_step(installation: Installation, monkey
         steps.append(count)
         if len(steps) == 2:
             cancel_job(installation.service, job_id)
-            assert self._cancelled.wait(10)
+            deadline = time.monotonic() + 10
+            while self._wish is not Wish.CANCEL and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert self._wish is Wish.CANCEL
 
     monkeypatch.setattr(Heartbeat, "step", cancel_at_the_second_step)
     work_until_idle(installation.service)

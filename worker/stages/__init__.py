@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from api.core.states import StageKind
-from worker.stages import evaluate, fuse, sample, score, select, train, verify
+from worker.stages import compare, evaluate, export, fuse, sample, score, select, train, verify
 from worker.task import Record, Task
 
 HANDLERS: Mapping[StageKind, Callable[[Task], Record]] = {
@@ -16,4 +16,6 @@ HANDLERS: Mapping[StageKind, Callable[[Task], Record]] = {
     StageKind.VERIFY: verify.run,
     StageKind.TRAIN: train.run,
     StageKind.EVALUATE: evaluate.run,
+    StageKind.COMPARE: compare.run,
+    StageKind.EXPORT: export.run,
 }

@@ -1,8 +1,7 @@
-"""Evaluate: a model's scores on training and held-out prompts, from the same seeds every round."""
+"""Evaluate: a shard of the images that a model is measured by, from the same seeds every round, and their scores."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,12 +9,14 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
+from api.core.errors import ConflictError
 from api.core.ids import IdKind, new_id
 from api.core.queries import results
 from api.core.seeds import evaluation_seed
-from api.core.specs import EvaluationSpec
-from api.core.states import SampleRole, Split
-from api.core.tables import Metric, Model, Sample, Score
+from api.core.specs import EvaluationJobSpec, EvaluationSpec, RoundSpec, ScorerRef
+from api.core.states import SampleRole
+from api.core.tables import Model, Sample, Score
+from dfusion.config import SamplingConfig
 from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
 from worker.scoring import score_pixels
@@ -23,10 +24,31 @@ from worker.task import Record, Task, batches
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """How the job's models are measured."""
+
+    samples_per_prompt: int
+    scorers: Sequence[ScorerRef]
+    seed: int
+    sampling: SamplingConfig
+
+    @classmethod
+    def of(cls, task: Task) -> Measuring:
+        """As the job's spec says. Raises ConflictError for a kind of job that measures nothing."""
+        match task.spec:
+            case EvaluationJobSpec() as spec:
+                return cls(spec.samples_per_prompt, spec.scorers or (), spec.seed, spec.sampling)
+            case RoundSpec(evaluation=evaluation, reward=reward, sampling=sampling):
+                own = evaluation or EvaluationSpec()
+                return cls(own.samples_per_prompt, own.scorers or (reward or "",), own.seed, sampling)
+            case spec:
+                raise ConflictError(f"nothing is measured for a {type(spec).__name__}")
+
+
+@dataclass(frozen=True)
 class _Wanted:
     """An image to be made and scored."""
 
-    split: Split
     prompt_index: int
     prompt: str
     number: int
@@ -34,60 +56,61 @@ class _Wanted:
 
 
 def run(task: Task) -> Record:
-    """Samples, scores and metrics of the model after this round (0: before the first)."""
-    spec = task.spec.evaluation or EvaluationSpec()
-    wanted = _wanted(task, spec)
-    row, adapter = task.model_before(task.claim.round + 1)
+    """Samples and scores of the shard's model (for rounds, that after the round; 0: before the first)."""
+    how, params = Measuring.of(task), task.claim.params
+    wanted = _wanted(task, how)
+    row, adapter = task.model(params["model"]) if "model" in params else task.model_before(task.claim.round + 1)
     model = task.load_model(row, adapter)
     parts = list(batches(wanted, task.bench.settings.batch_size))
-    task.heartbeat.plan(len(parts) * task.spec.sampling.num_steps)
-    images = np.concatenate([_draw(task, model, part) for part in parts])
+    task.heartbeat.plan(len(parts) * how.sampling.num_steps)
+    images = np.concatenate([_draw(task, how, model, part) for part in parts])
     samples = [
         _sample_row(task, row, one, task.store_image(f"image-{place:06d}", pixels))
         for place, (one, pixels) in enumerate(zip(wanted, images, strict=True))
     ]
-    scores = _scores(task, spec, samples, images)
-    metrics = _metrics(task, row, samples, scores)
+    scores = _scores(task, how, samples, images)
 
     def record(session: Session) -> None:
         task.record_artifacts(session)
         results.add_all(session, samples)
-        results.add_all(session, [*scores, *metrics])
+        results.add_all(session, scores)
 
     return record
 
 
-def _wanted(task: Task, spec: EvaluationSpec) -> list[_Wanted]:
-    splits = ((Split.TRAIN, task.prompts()), (Split.HELD_OUT, task.held_out_prompts()))
+def _wanted(task: Task, how: Measuring) -> list[_Wanted]:
+    params, (start, stop) = task.claim.params, task.span("prompts")
+    prompts = task.prompts(params["set"])
     return [
-        _Wanted(split, i, prompt.text, n, evaluation_seed(spec.seed, split, i, prompt.text, n))
-        for split, prompts in splits
-        for i, prompt in enumerate(prompts)
-        for n in range(spec.samples_per_prompt)
+        _Wanted(i, prompts[i].text, n, evaluation_seed(how.seed, params["split"], i, prompts[i].text, n))
+        for i in range(start, stop)
+        for n in range(how.samples_per_prompt)
     ]
 
 
-def _draw(task: Task, model: DiffusionModel, part: Sequence[_Wanted]) -> np.ndarray:
+def _draw(task: Task, how: Measuring, model: DiffusionModel, part: Sequence[_Wanted]) -> np.ndarray:
     trajectory = sample(
         model.unet,
         model.scheduler,
         model.encode_prompts([one.prompt for one in part]),
         model.encode_prompts([""]),
         [one.seed for one in part],
-        config=task.spec.sampling,
+        config=how.sampling,
         on_step=task.on_step,
     )
     return model.decode(trajectory.final)
 
 
 def _sample_row(task: Task, model: Model, one: _Wanted, image: str) -> Sample:
+    claim = task.claim
     return Sample(
         id=new_id(IdKind.SAMPLE),
-        job_id=task.claim.job_id,
-        stage_id=task.claim.stage_id,
-        round=task.claim.round,
+        job_id=claim.job_id,
+        stage_id=claim.stage_id,
+        round=claim.round,
         role=SampleRole.EVALUATION,
-        split=one.split,
+        split=claim.params["split"],
+        prompt_set_id=claim.params["set"],
         prompt_index=one.prompt_index,
         prompt=one.prompt,
         number=one.number,
@@ -98,37 +121,14 @@ def _sample_row(task: Task, model: Model, one: _Wanted, image: str) -> Sample:
     )
 
 
-def _scores(task: Task, spec: EvaluationSpec, samples: list[Sample], images: np.ndarray) -> list[Score]:
-    found = []
-    for name in dict.fromkeys(spec.scorers or (task.reward,)):
-        scorer = task.bench.scorer(name)
+def _scores(task: Task, how: Measuring, samples: list[Sample], images: np.ndarray) -> list[Score]:
+    found: dict[tuple[str, str], Score] = {}
+    for ref in how.scorers:
+        scorer = task.bench.scorer(ref)
         for part in batches(range(len(samples)), task.bench.settings.batch_size):
             task.heartbeat.check()
             values = score_pixels(scorer, images[list(part)], [samples[i].prompt for i in part])
-            found += [
-                Score(sample_id=samples[i].id, scorer=scorer.name, version=scorer.version, value=value)
-                for i, value in zip(part, values, strict=True)
-            ]
-    return found
-
-
-def _metrics(task: Task, model: Model, samples: list[Sample], scores: list[Score]) -> list[Metric]:
-    split_of = {sample.id: sample.split for sample in samples}
-    groups: dict[tuple[str, str, str], list[float]] = {}
-    for score in scores:
-        groups.setdefault((split_of[score.sample_id], score.scorer, score.version), []).append(score.value)
-    return [
-        Metric(
-            job_id=task.claim.job_id,
-            round=task.claim.round,
-            split=split,
-            scorer=scorer,
-            version=version,
-            model_id=model.id,
-            count=len(values),
-            mean=statistics.fmean(values),
-            std=statistics.pstdev(values),
-            created_at=now_seconds(),
-        )
-        for (split, scorer, version), values in groups.items()
-    ]
+            for i, value in zip(part, values, strict=True):
+                row = Score(sample_id=samples[i].id, scorer=scorer.name, version=scorer.version, value=value)
+                found[row.sample_id, row.scorer] = row
+    return list(found.values())

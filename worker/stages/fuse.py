@@ -12,26 +12,28 @@ from api.core.ids import IdKind, new_id
 from api.core.queries import results
 from api.core.states import SampleRole, Split
 from api.core.tables import Pair, Sample
-from dfusion.config import FusionConfig
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.types import Trajectory
-from worker.pairs import PairSamples, load_pairs, mask_thresholds, trajectory_of
+from worker.pairs import PairSamples, fusion_of, load_pairs, mask_thresholds, trajectory_of
 from worker.task import Record, Task, batches
 from worker.trajectories import join
 
 
 def run(task: Task) -> Record:
-    """A target for each pair of the shard's prompts."""
-    pairs = load_pairs(task, task.prompt_range())
+    """A target for each pair of the shard, by the model that its base was sampled from."""
+    pairs = load_pairs(task)
     if not pairs:
         return lambda _session: None
-    row, adapter = task.model_before(task.claim.round)
-    model = task.load_model(row, adapter)
+    model = task.load_model(*task.model(pairs[0].base.row.model_id))
     stored = task.load_trajectories({s.trajectory for pair in pairs for s in (pair.base, pair.reference)})
     parts = list(batches(pairs, task.bench.settings.batch_size))
-    task.heartbeat.plan(len(parts) * task.spec.sampling.num_steps)
-    targets = [_fuse(task, model, part, stored) for part in parts]
+    config = fusion_of(task)
+    steps = next(iter(stored.values())).config.num_steps * (2 if config.trajectory == "ddim_inversion" else 1)
+    task.heartbeat.plan(len(parts) * steps)
+    thresholds = [mask_thresholds(pair.row, trajectory_of(pair.reference, stored), config) for pair in pairs]
+    limits = batches(thresholds, task.bench.settings.batch_size)
+    targets = [_fuse(task, model, part, of_part, stored) for part, of_part in zip(parts, limits, strict=True)]
     images = np.concatenate([model.decode(target.final) for target in targets])
     file = task.store_trajectory("trajectories", join(targets))
     rows = [
@@ -42,29 +44,28 @@ def run(task: Task) -> Record:
     def record(session: Session) -> None:
         task.record_artifacts(session)
         results.add_all(session, rows)
-        for pair, target in zip(pairs, rows, strict=True):
-            results.update_pair(session, pair.row.id, {"target_id": target.id})
+        for pair, target, limits in zip(pairs, rows, thresholds, strict=True):
+            results.update_pair(session, pair.row.id, {"target_id": target.id, "thresholds": list(limits)})
 
     return record
 
 
 def _fuse(
-    task: Task, model: DiffusionModel, part: Sequence[PairSamples], stored: Mapping[str, Trajectory]
+    task: Task,
+    model: DiffusionModel,
+    part: Sequence[PairSamples],
+    thresholds: Sequence[Sequence[float]],
+    stored: Mapping[str, Trajectory],
 ) -> Trajectory:
-    prompts, config = task.prompts(), task.spec.fusion or FusionConfig()
-    references = [trajectory_of(pair.reference, stored) for pair in part]
     return fuse(
         model.unet,
         model.scheduler,
         join([trajectory_of(pair.base, stored) for pair in part]),
-        join(references),
+        join([trajectory_of(pair.reference, stored) for pair in part]),
         model.encode_prompts([pair.row.prompt for pair in part]),
         model.encode_prompts([""]),
-        thresholds=[
-            mask_thresholds(prompts[pair.row.prompt_index], reference, config)
-            for pair, reference in zip(part, references, strict=True)
-        ],
-        config=config,
+        thresholds=thresholds,
+        config=fusion_of(task),
         on_step=task.on_step,
     )
 
@@ -77,6 +78,7 @@ def _target(task: Task, pair: Pair, base: Sample, file: str, place: int, image: 
         round=task.claim.round,
         role=SampleRole.TARGET,
         split=Split.TRAIN,
+        prompt_set_id=pair.prompt_set_id,
         prompt_index=pair.prompt_index,
         prompt=pair.prompt,
         number=base.number,

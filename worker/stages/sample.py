@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from api.core.clock import now_seconds
 from api.core.ids import IdKind, new_id
 from api.core.queries import results
 from api.core.seeds import sample_seed
+from api.core.specs import RoundSpec, SamplingJobSpec
 from api.core.states import SampleRole, Split
 from api.core.tables import Sample
 from dfusion.models import DiffusionModel
@@ -33,15 +35,16 @@ class _Wanted:
 
 
 def run(task: Task) -> Record:
-    """Trajectories (with item maps where the round fuses) and images of the shard's prompts."""
-    wanted = _wanted(task)
+    """Trajectories (with item maps where they may be fused) and images of the shard's prompts."""
+    spec = task.spec_as(RoundSpec, SamplingJobSpec)
+    wanted = _wanted(task, spec)
     row, adapter = task.model_before(task.claim.round)
     model = task.load_model(row, adapter)
     parts = list(batches(wanted, task.bench.settings.batch_size))
-    task.heartbeat.plan(len(parts) * task.spec.sampling.num_steps)
+    task.heartbeat.plan(len(parts) * spec.sampling.num_steps)
     trajectories, images = [], []
     for part in parts:
-        trajectories.append(_sample(task, model, part))
+        trajectories.append(_sample(task, spec, model, part))
         images.append(model.decode(trajectories[-1].final))
     file = task.store_trajectory("trajectories", join(trajectories))
     rows = [
@@ -52,6 +55,7 @@ def run(task: Task) -> Record:
             round=task.claim.round,
             role=SampleRole.PLAIN,
             split=Split.TRAIN,
+            prompt_set_id=task.claim.prompt_set_id,
             prompt_index=one.prompt_index,
             prompt=one.prompt.text,
             number=one.number,
@@ -72,9 +76,9 @@ def run(task: Task) -> Record:
     return record
 
 
-def _wanted(task: Task) -> list[_Wanted]:
-    start, stop = task.prompt_range()
-    prompts, spec = task.prompts(), task.spec
+def _wanted(task: Task, spec: RoundSpec | SamplingJobSpec) -> list[_Wanted]:
+    start, stop = task.span("prompts")
+    prompts = task.prompts()
     return [
         _Wanted(i, prompts[i], n, sample_seed(spec.seed, task.claim.round, i, prompts[i].text, n))
         for i in range(start, stop)
@@ -82,9 +86,11 @@ def _wanted(task: Task) -> list[_Wanted]:
     ]
 
 
-def _sample(task: Task, model: DiffusionModel, part: Sequence[_Wanted]) -> Trajectory:
-    fusion = task.spec.fusion
-    items = None if fusion is None else [model.item_tokens(one.prompt.text, one.prompt.items) for one in part]
+def _sample(
+    task: Task, spec: RoundSpec | SamplingJobSpec, model: DiffusionModel, part: Sequence[_Wanted]
+) -> Trajectory:
+    source = _mask_source(spec)
+    items = None if source is None else [model.item_tokens(one.prompt.text, one.prompt.items) for one in part]
     return sample(
         model.unet,
         model.scheduler,
@@ -92,7 +98,14 @@ def _sample(task: Task, model: DiffusionModel, part: Sequence[_Wanted]) -> Traje
         model.encode_prompts([""]),
         [one.seed for one in part],
         items=items,
-        config=task.spec.sampling,
+        config=spec.sampling,
         on_step=task.on_step,
-        mask_source="first_up" if fusion is None else fusion.mask_source,
+        mask_source=source or "first_up",
     )
+
+
+def _mask_source(spec: RoundSpec | SamplingJobSpec) -> Literal["first_up", "resolution"] | None:
+    """Where item maps are recorded; None where nothing will be fused."""
+    if isinstance(spec, SamplingJobSpec):
+        return spec.mask_source
+    return None if spec.fusion is None else spec.fusion.mask_source

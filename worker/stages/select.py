@@ -1,76 +1,111 @@
-"""Select: references and bases, prompt by prompt."""
+"""Select: references and bases, prompt by prompt, or as a fusion names them."""
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
+from api.core.errors import ConflictError
 from api.core.ids import IdKind, new_id
-from api.core.queries import jobs, results
-from api.core.states import SampleRole, Split
-from api.core.tables import Metric, Pair, Sample
+from api.core.queries import jobs, prompt_sets, results
+from api.core.specs import FusionJobSpec, RoundSpec
+from api.core.states import SampleRole
+from api.core.tables import Pair, Sample
+from dfusion.config import PairingConfig
 from dfusion.pairing import choose_pairs
+from dfusion.prompts import Prompt
+from worker.sources import samples_to_fuse, sides_to_fuse
 from worker.task import Record, Task
+
+_Sides = tuple[Sample, Sample]
+_Thresholds = Mapping[str, tuple[float, ...] | None]
 
 
 def run(task: Task) -> Record:
-    """The round's pairs, the roles of their samples, and the round's mean reward."""
-    claim, scorer = task.claim, task.bench.scorer(task.reward)
-    with task.reading() as session:
-        found = results.round_images(session, claim.job_id, claim.round, [SampleRole.PLAIN])
-        values = results.round_scores(session, claim.job_id, claim.round, scorer.name)
-    samples = [sample for sample, _ in found]
-    pairs: list[Pair] = []
-    for _, group in groupby(samples, key=lambda sample: sample.prompt_index):
-        pairs += _pairs_of_prompt(task, list(group), values, first=len(pairs))
-    metric = _reward_metric(task, samples, [values[sample.id] for sample in samples])
+    """The pairs, and the roles of their samples."""
+    match task.spec:
+        case RoundSpec() as spec:
+            scorer = task.bench.scorer(spec.reward or "").name
+            with task.reading() as session:
+                found = results.round_images(session, task.claim.job_id, task.claim.round, [SampleRole.PLAIN])
+                samples = [sample for sample, _ in found]
+                scores = results.round_scores(session, task.claim.job_id, task.claim.round, scorer)
+            sides = _choose(samples, scores, spec.pairing)
+            thresholds: _Thresholds = {prompt.text: prompt.thresholds for prompt in task.prompts()}
+        case FusionJobSpec() as spec:
+            scorer = task.bench.scorer(spec.reward or "").name
+            with task.reading() as session:
+                samples = samples_to_fuse(session, spec)
+                scores = _scores_by(session, samples, scorer)
+                named = spec.sampling is None
+                sides = sides_to_fuse(session, spec) if named else _choose(samples, scores, spec.pairing)
+                thresholds = _thresholds(session, samples, spec)
+        case other:
+            raise ConflictError(f"nothing is paired for a {type(other).__name__}")
+    pairs = [_pair(task, number, *one, scorer, scores, thresholds) for number, one in enumerate(sides)]
 
     def record(session: Session) -> None:
-        results.add_all(session, [*pairs, metric])
-        results.mark_paired(session, claim.job_id, claim.round)
+        results.add_all(session, pairs)
+        results.mark_paired(session, task.claim.job_id, task.claim.round)
         message = f"{len(pairs)} pairs from {len(samples)} samples"
-        jobs.add_event(session, claim.job_id, "round.paired", message, claim.stage_id, round=claim.round)
+        jobs.add_event(session, task.claim.job_id, "round.paired", message, task.claim.stage_id, round=task.claim.round)
 
     return record
 
 
-def _pairs_of_prompt(task: Task, samples: list[Sample], values: dict[str, float], first: int) -> list[Pair]:
-    chosen = choose_pairs([values[sample.id] for sample in samples], task.spec.pairing)
-    return [
-        Pair(
-            id=new_id(IdKind.PAIR),
-            job_id=task.claim.job_id,
-            stage_id=task.claim.stage_id,
-            round=task.claim.round,
-            number=first + place,
-            prompt_index=samples[one.base].prompt_index,
-            prompt=samples[one.base].prompt,
-            reference_id=samples[one.reference].id,
-            base_id=samples[one.base].id,
-            scorer=task.reward,
-            reference_score=values[samples[one.reference].id],
-            base_score=values[samples[one.base].id],
-            figures={},
-            created_at=now_seconds(),
-        )
-        for place, one in enumerate(chosen)
-    ]
+def _choose(samples: Iterable[Sample], scores: Mapping[str, float], pairing: PairingConfig) -> list[_Sides]:
+    sides = []
+    for _, group in groupby(samples, key=lambda sample: sample.prompt_index):
+        members = list(group)
+        chosen = choose_pairs([scores[sample.id] for sample in members], pairing)
+        sides += [(members[one.reference], members[one.base]) for one in chosen]
+    return sides
 
 
-def _reward_metric(task: Task, samples: list[Sample], values: list[float]) -> Metric:
-    scorer = task.bench.scorer(task.reward)
-    return Metric(
+def _scores_by(session: Session, samples: Iterable[Sample], scorer: str) -> dict[str, float]:
+    found = results.scores(session, [sample.id for sample in samples])
+    return {sample_id: row.value for sample_id, rows in found.items() for row in rows if row.scorer == scorer}
+
+
+def _thresholds(session: Session, samples: Iterable[Sample], spec: FusionJobSpec) -> _Thresholds:
+    """By prompt: the spec's own, or those of the prompt sets that the samples were made on."""
+    found: dict[str, tuple[float, ...] | None] = {}
+    for job_id in {sample.job_id for sample in samples}:
+        set_id = jobs.get(session, job_id).prompt_set_id
+        row = None if set_id is None else prompt_sets.by_id(session, set_id)
+        prompts: tuple[Prompt, ...] = () if row is None else prompt_sets.prompts_of(row)
+        found |= {prompt.text: spec.thresholds or prompt.thresholds for prompt in prompts}
+    return found
+
+
+def _pair(
+    task: Task,
+    number: int,
+    reference: Sample,
+    base: Sample,
+    scorer: str,
+    scores: Mapping[str, float],
+    thresholds: _Thresholds,
+) -> Pair:
+    own = thresholds.get(base.prompt)
+    return Pair(
+        id=new_id(IdKind.PAIR),
         job_id=task.claim.job_id,
+        stage_id=task.claim.stage_id,
         round=task.claim.round,
-        split=Split.ROLLOUT,
-        scorer=scorer.name,
-        version=scorer.version,
-        model_id=samples[0].model_id,
-        count=len(values),
-        mean=statistics.fmean(values),
-        std=statistics.pstdev(values),
+        number=number,
+        prompt_set_id=base.prompt_set_id,
+        prompt_index=base.prompt_index,
+        prompt=base.prompt,
+        reference_id=reference.id,
+        base_id=base.id,
+        scorer=scorer,
+        reference_score=scores[reference.id],
+        base_score=scores[base.id],
+        thresholds=None if own is None else list(own),
+        figures={},
         created_at=now_seconds(),
     )

@@ -1,4 +1,4 @@
-"""Train: DPO on the round's pairs (Eq. 6), with checkpoints; the adapter becomes a new model."""
+"""Train: DPO, DDPO or DPOK (Eq. 6, 8, 9), with checkpoints; the adapter becomes a new model."""
 
 from __future__ import annotations
 
@@ -11,42 +11,44 @@ from sqlalchemy.orm import Session
 
 from api.core import execution
 from api.core.clock import now_seconds
-from api.core.errors import StorageError
+from api.core.errors import StagePausedError, StageStoppedError, StorageError
 from api.core.ids import IdKind, new_id
 from api.core.queries import jobs, results
 from api.core.seeds import training_seed
+from api.core.specs import RoundSpec, TrainingJobSpec
 from api.core.storage import StoredObject
 from api.core.tables import Model
 from dfusion.adapter import attach_lora, save_adapter
+from dfusion.config import TrainingConfig
 from dfusion.errors import CheckpointError
 from dfusion.training import STATE_FILE, Trainer
-from dfusion.training_data import TrainingPair
 from dfusion.training_report import SelfTest, UpdateReport
-from worker.pairs import PairSamples, load_pairs, trajectory_of
+from worker.examples import Lesson, lesson
 from worker.task import SAFETENSORS, Record, Task
 
 JSON = "application/json"
 
 
 def run(task: Task) -> Record:
-    """The model after this round; a round without pairs leaves the model as it is."""
-    pairs = load_pairs(task)
-    if not pairs:
-        return lambda session: _note_no_pairs(session, task)
+    """The model after this round, or of a training alone; without anything to learn from there is no new model."""
+    spec = task.spec_as(RoundSpec, TrainingJobSpec)
     parent, adapter = task.model_before(task.claim.round)
-    seed = training_seed(task.spec.seed, task.claim.round)
+    learned = lesson(task, spec.training, parent)
+    if not learned.examples:
+        return lambda session: _note_nothing_to_learn(session, task)
+    seed = training_seed(spec.seed, task.claim.round)
     with task.bench.models.for_training(parent.base, adapter) as model:
         if adapter is None:
-            attach_lora(model.unet, task.spec.training.lora, seed)
-        trainer = Trainer(model, _training_pairs(task, pairs), task.spec.training, seed)
+            attach_lora(model.unet, spec.training.lora, seed)
+        trainer = Trainer(model, learned.examples, spec.training, seed)
         checkpoints = _Checkpoints(task, trainer)
         checkpoints.resume()
-        tested, reports = _train(task, trainer, checkpoints)
+        tested, reports = _train(task, spec.training, trainer, checkpoints)
         path = task.scratch / "adapter.safetensors"
         # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
         save_adapter(model.unet, path, {"base": parent.base, "round": str(task.claim.round)})
         file = task.store("adapter", path, SAFETENSORS)
-    figures = _figures(pairs, reports, _store_log(task, tested, reports))
+    figures = _figures(learned, reports, _store_log(task, tested, reports))
     row = Model(
         id=new_id(IdKind.MODEL),
         base=parent.base,
@@ -66,34 +68,29 @@ def run(task: Task) -> Record:
     return record
 
 
-def _note_no_pairs(session: Session, task: Task) -> None:
-    message = f"round {task.claim.round} has no pairs (equal scores everywhere): nothing was trained"
+def _note_nothing_to_learn(session: Session, task: Task) -> None:
+    message = (
+        f"round {task.claim.round} has no pairs (equal scores, or no verdict for either side): nothing was trained"
+    )
     jobs.add_event(session, task.claim.job_id, "round.without_pairs", message, task.claim.stage_id)
 
 
-def _training_pairs(task: Task, pairs: list[PairSamples]) -> list[TrainingPair]:
-    """Preferred: the target where it was adopted, else the reference; rejected: the base."""
-    sides = [side for pair in pairs for side in (pair.reference, pair.base, pair.target) if side]
-    stored = task.load_trajectories({side.trajectory for side in sides})
-    found = []
-    for pair in pairs:
-        adopted = pair.target is not None and bool(pair.row.adopted)
-        preferred = pair.target if adopted and pair.target else pair.reference
-        sides_of_pair = trajectory_of(preferred, stored), trajectory_of(pair.base, stored)
-        found.append(TrainingPair(*sides_of_pair, pair.row.prompt, on_policy=not adopted))
-    return found
-
-
-def _train(task: Task, trainer: Trainer, checkpoints: _Checkpoints) -> tuple[SelfTest, list[UpdateReport]]:
+def _train(
+    task: Task, config: TrainingConfig, trainer: Trainer, checkpoints: _Checkpoints
+) -> tuple[SelfTest, list[UpdateReport]]:
     """All updates that are left. Progress counts rows: once for log pref, then once an inner epoch."""
     rows = trainer.rows_total
-    task.heartbeat.plan(rows * (1 + task.spec.training.inner_epochs))
-    tested = trainer.prepare(task.heartbeat.at)
+    task.heartbeat.plan(rows * (1 + config.inner_epochs))
     reports: list[UpdateReport] = []
-    while trainer.updates_done < trainer.updates_total:
-        before = rows + rows * task.spec.training.inner_epochs * trainer.updates_done // trainer.updates_total
-        reports.append(trainer.step(lambda done, before=before: task.heartbeat.at(before + done)))  # type: ignore[misc]
-        checkpoints.save_if_due()
+    try:
+        tested = trainer.prepare(task.heartbeat.at)
+        while trainer.updates_done < trainer.updates_total:
+            before = rows + rows * config.inner_epochs * trainer.updates_done // trainer.updates_total
+            reports.append(trainer.step(lambda done, before=before: task.heartbeat.at(before + done)))  # type: ignore[misc]
+            checkpoints.save_if_due()
+    except (StagePausedError, StageStoppedError):  # raised between micro-batches: the last update is whole
+        checkpoints.save()
+        raise
     return tested, reports
 
 
@@ -123,11 +120,17 @@ class _Checkpoints:
         execution.note(bench.uow, claim, "training.resumed", message)
 
     def save_if_due(self) -> None:
-        """Store a checkpoint if the last is old; the one before it is removed."""
-        task = self._task
+        """Store a checkpoint if the last is old."""
         finished = self._trainer.updates_done == self._trainer.updates_total
-        if finished or time.monotonic() - self._saved_at < task.bench.settings.checkpoint_seconds:
+        due = time.monotonic() - self._saved_at >= self._task.bench.settings.checkpoint_seconds
+        if due and not finished:
+            self.save()
+
+    def save(self) -> None:
+        """Store a checkpoint, unless nothing was learned yet; the one before it is removed."""
+        if self._trainer.updates_done == 0:
             return
+        task = self._task
         self._trainer.save(task.scratch)
         stored = task.bench.store.put(task.claim.job_id, task.claim.stage_id, "checkpoint", task.scratch / STATE_FILE)
         execution.checkpoint(task.bench.uow, task.claim, stored)
@@ -144,12 +147,13 @@ def _store_log(task: Task, tested: SelfTest, reports: list[UpdateReport]) -> str
     return task.store("updates", path, JSON)
 
 
-def _figures(pairs: list[PairSamples], reports: list[UpdateReport], log: str) -> dict[str, Any]:
+def _figures(learned: Lesson, reports: list[UpdateReport], log: str) -> dict[str, Any]:
     """`updates` links the report of each update (those of this attempt, where a lost worker's training went on)."""
     last = reports[-1] if reports else None
     return {
-        "pairs": len(pairs),
-        "adopted": sum(bool(pair.row.adopted) for pair in pairs),
+        "examples": len(learned.examples),
+        "pairs": learned.pairs,
+        "adopted": learned.adopted,
         "updates": last.update if last else 0,
         "first_loss": reports[0].loss if reports else None,
         "last_loss": last.loss if last else None,

@@ -10,12 +10,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from api.core.queries import jobs, results
+from api.core.specs import FusionJobSpec, RoundSpec
 from api.core.tables import Score
-from dfusion.config import FusionConfig
 from dfusion.figures import Side, decide, fusion_mask, mask_image, pair_figures
-from dfusion.prompts import Prompt
 from dfusion.types import Trajectory
-from worker.pairs import PairSamples, StoredSample, load_pairs, mask_thresholds, trajectory_of
+from worker.pairs import PairSamples, StoredSample, fusion_of, load_pairs, mask_thresholds, trajectory_of
 from worker.scoring import score_images
 from worker.task import Record, Task
 
@@ -33,9 +32,9 @@ def run(task: Task) -> Record:
     pairs = load_pairs(task)
     fused = [pair for pair in pairs if pair.target is not None]
     targets = [pair.target for pair in fused if pair.target is not None]
-    scorer = task.bench.scorer(task.reward)
-    values = score_images(task, scorer, [t.image for t in targets], [t.row.prompt for t in targets])
-    scores = {target.row.id: value for target, value in zip(targets, values, strict=True)}
+    scorer = task.bench.scorer(task.spec_as(RoundSpec, FusionJobSpec).reward or "")
+    scored = score_images(task, [scorer], [t.image for t in targets], [t.row.prompt for t in targets])
+    scores = {target.row.id: value for target, value in zip(targets, scored.values[0], strict=True)}
     rows = [Score(sample_id=i, scorer=scorer.name, version=scorer.version, value=v) for i, v in scores.items()]
     verdicts = [*_verdicts(task, fused, scores), *(_naive(pair) for pair in pairs if pair.target is None)]
 
@@ -57,15 +56,13 @@ def _naive(pair: PairSamples) -> _Verdict:
 
 def _verdicts(task: Task, pairs: list[PairSamples], scores: dict[str, float]) -> Iterator[_Verdict]:
     """Trajectories are loaded file by file: all of a round's need not fit into memory."""
-    prompts = task.prompts()
     for _, group in groupby(pairs, key=lambda pair: pair.target.trajectory if pair.target else ""):
         members = list(group)
         sides = [side for pair in members for side in (pair.reference, pair.base, pair.target) if side]
         stored = task.load_trajectories({side.trajectory for side in sides})
         for pair in members:
             if pair.target is not None:
-                prompt = prompts[pair.row.prompt_index]
-                yield _verdict(task, pair, pair.target, scores[pair.target.row.id], prompt, stored)
+                yield _verdict(task, pair, pair.target, scores[pair.target.row.id], stored)
 
 
 def _verdict(
@@ -73,7 +70,6 @@ def _verdict(
     pair: PairSamples,
     fused: StoredSample,
     score: float,
-    prompt: Prompt,
     stored: Mapping[str, Trajectory],
 ) -> _Verdict:
     """Decision, figures and mask image of one fused pair."""
@@ -81,13 +77,13 @@ def _verdict(
     def side(sample: StoredSample, value: float) -> Side:
         return Side(trajectory_of(sample, stored).final[0], task.load_image(sample.image), value)
 
-    fused_from, config = trajectory_of(pair.reference, stored), task.spec.fusion or FusionConfig()
-    mask = fusion_mask(fused_from, mask_thresholds(prompt, fused_from, config), config)
+    fused_from, config = trajectory_of(pair.reference, stored), fusion_of(task)
+    mask = fusion_mask(fused_from, mask_thresholds(pair.row, fused_from, config), config)
     reference, base = side(pair.reference, pair.row.reference_score), side(pair.base, pair.row.base_score)
     target = side(fused, score)
     height, width = target.image.shape[:2]
     image = task.store_image(f"mask-{pair.row.number:06d}", mask_image(mask, height, width))
-    decision = decide(target.score, base.score, reference.score, task.spec.pairing)
+    decision = decide(target.score, base.score, reference.score, task.spec_as(RoundSpec, FusionJobSpec).pairing)
     figures = asdict(pair_figures(reference, base, target, mask))
     found = {**asdict(decision), "target_score": target.score, "figures": figures, "mask_artifact_id": image}
     return _Verdict(pair.row.id, found)

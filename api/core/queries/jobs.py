@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
@@ -18,18 +18,20 @@ from api.core.tables import Event, IdempotencyKey, Job
 def add(
     session: Session,
     *,
+    kind: JobKind,
     spec: dict[str, Any],
     label: str | None,
     rounds: int,
-    model_id: str,
-    prompt_set_id: str,
+    model_id: str | None,
+    prompt_set_id: str | None,
     held_out_prompt_set_id: str | None,
+    origin_id: str | None,
     work_total: float,
 ) -> Job:
-    """A new queued round job."""
+    """A new queued job."""
     job = Job(
         id=new_id(IdKind.JOB),
-        kind=JobKind.ROUND,
+        kind=kind,
         state=JobState.QUEUED,
         label=label,
         spec=spec,
@@ -37,6 +39,7 @@ def add(
         model_id=model_id,
         prompt_set_id=prompt_set_id,
         held_out_prompt_set_id=held_out_prompt_set_id,
+        origin_id=origin_id,
         work_total=work_total,
         created_at=now_seconds(),
     )
@@ -53,22 +56,42 @@ def get(session: Session, job_id: str) -> Job:
     return job
 
 
+def exists(session: Session, job_id: str) -> bool:
+    """Whether there is such a job."""
+    return session.get(Job, job_id) is not None
+
+
 def lock(session: Session, job_id: str) -> Job:
-    """The job as it is now, held until the transaction ends: state changes of one job happen one after the other."""
-    query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
-    return session.scalars(query).one()
+    """The job as it is now, held until the transaction ends: state changes of one job happen one after the other.
+
+    Always before its stages, never after one, so that no two transactions wait for each other. Rows that refer to
+    the job can be inserted meanwhile (key_share).
+    """
+    query = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
+    return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
-def page(session: Session, limit: int, cursor: str | None, state: str | None = None) -> Page[Job]:
+def page(
+    session: Session,
+    limit: int,
+    cursor: str | None,
+    *,
+    state: str | None = None,
+    kind: str | None = None,
+    prompt_set_id: str | None = None,
+    origin_id: str | None = None,
+) -> Page[Job]:
     """Jobs, newest first."""
     query = select(Job)
-    if state is not None:
-        query = query.where(Job.state == state)
+    filters = {Job.state: state, Job.kind: kind, Job.prompt_set_id: prompt_set_id, Job.origin_id: origin_id}
+    for column, wanted in filters.items():
+        if wanted is not None:
+            query = query.where(column == wanted)
     return fetch_page(session, query, Job.id, limit, cursor, newest_first=True)
 
 
 def start(session: Session, job_id: str) -> None:
-    """A queued job runs from now on."""
+    """A queued job runs from now on; one that is not queued is not waited for."""
     query = update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED)
     session.execute(query.values(state=JobState.RUNNING, started_at=now_seconds()))
 
@@ -86,11 +109,42 @@ def request_cancel(session: Session, job_id: str) -> None:
     session.execute(query.values(state=JobState.CANCELLING, cancel_requested_at=now_seconds()))
 
 
+def become(session: Session, job_id: str, state: JobState) -> bool:
+    """The job has that state from now on, unless it has it or has ended; whether it changed."""
+    query = update(Job).where(Job.id == job_id, Job.state.not_in((*FINAL_JOB_STATES, state))).returning(Job.id)
+    return session.execute(query.values(state=state)).first() is not None
+
+
+def request_pause(session: Session, job_id: str) -> None:
+    """The job is pausing from now on."""
+    query = update(Job).where(Job.id == job_id)
+    session.execute(query.values(state=JobState.PAUSING, pause_requested_at=now_seconds()))
+
+
+def request_resume(session: Session, job_id: str) -> None:
+    """The job goes on where it was."""
+    state = case((Job.started_at.is_(None), JobState.QUEUED), else_=JobState.RUNNING)
+    session.execute(update(Job).where(Job.id == job_id).values(state=state, pause_requested_at=None))
+
+
+def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:
+    """What the job found."""
+    session.execute(update(Job).where(Job.id == job_id).values(result=result))
+
+
 def add_event(
     session: Session, job_id: str, kind: str, message: str, stage_id: str | None = None, **data: object
-) -> None:
-    """Write into the job's log."""
-    session.add(Event(job_id=job_id, stage_id=stage_id, at=now_seconds(), kind=kind, message=message, data=data))
+) -> int:
+    """Write into the job's log; the number of the event."""
+    event = Event(job_id=job_id, stage_id=stage_id, at=now_seconds(), kind=kind, message=message, data=data)
+    session.add(event)
+    session.flush()
+    return event.id
+
+
+def has_event(session: Session, number: int) -> bool:
+    """Whether the log has that event."""
+    return session.get(Event, number) is not None
 
 
 def events(session: Session, job_id: str, limit: int, cursor: str | None) -> Page[Event]:

@@ -33,17 +33,16 @@ def page(session: Session, limit: int, cursor: str | None) -> Page[PromptSet]:
     return fetch_page(session, query, PromptSet.id, limit, cursor)
 
 
-def add(
-    session: Session,
+def unsaved(
     prompts: Sequence[Prompt],
     name: str | None = None,
     description: str = "",
     builtin: bool = False,
     version: int = 1,
 ) -> PromptSet:
-    """A new set; without a name it belongs to the job that it came with."""
+    """A new set that is not in the database yet; without a name it belongs to the job that it came with."""
     content = [prompt.model_dump(mode="json") for prompt in prompts]
-    row = PromptSet(
+    return PromptSet(
         id=new_id(IdKind.PROMPT_SET),
         name=name,
         version=version,
@@ -53,6 +52,10 @@ def add(
         sha256=_sha256(content),
         created_at=now_seconds(),
     )
+
+
+def add(session: Session, row: PromptSet) -> PromptSet:
+    """Insert a set."""
     session.add(row)
     session.flush()
     return row
@@ -63,9 +66,9 @@ def ensure_builtin(session: Session, lists: Iterable[PromptList]) -> None:
     for item in lists:
         known = latest(session, item.name)
         if known is None:
-            add(session, item.prompts, item.name, item.description, builtin=True)
+            add(session, unsaved(item.prompts, item.name, item.description, builtin=True))
         elif known.builtin and known.sha256 != _sha256([prompt.model_dump(mode="json") for prompt in item.prompts]):
-            add(session, item.prompts, item.name, item.description, builtin=True, version=known.version + 1)
+            add(session, unsaved(item.prompts, item.name, item.description, True, known.version + 1))
 
 
 def size(session: Session, set_id: str) -> int:

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, case, func, literal_column, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
 from api.core.errors import LeaseLostError
 from api.core.ids import IdKind, new_id
 from api.core.planning import PlannedStage
-from api.core.states import StageState
-from api.core.tables import Stage, StageDependency
+from api.core.states import FINAL_STAGE_STATES, StageKind, StageState, queue_of
+from api.core.tables import Job, Model, Stage, StageDependency
 
 _NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+_UNHINTED: Mapping[str, Any] = {"free_at": None, "hinted_at": None}
+_PATIENCE_SECONDS = 30.0
+"""So long a free stage may be passed over by workers that have another model loaded."""
+_MOST_PAUSES = 16
+"""The pause between two hints of a stage grows up to so many times the first."""
+_QUEUED_AGAIN = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
+_UNSYNCED = {"synchronize_session": False}
+
+
+class Wish(StrEnum):
+    """What a running stage's job has been asked for."""
+
+    GO_ON = "go_on"
+    PAUSE = "pause"
+    CANCEL = "cancel"
 
 
 def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
@@ -29,16 +45,18 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
                 job_id=job_id,
                 number=first + place,
                 kind=planned.kind,
+                queue=queue_of(planned.kind),
                 round=planned.round,
                 shard=planned.shard,
                 params=planned.params,
                 work=planned.work,
-                state=StageState.QUEUED,
+                state=StageState.WAITING if planned.kind is StageKind.REVIEW else StageState.QUEUED,
                 lease_epoch=0,
                 progress_done=0,
                 progress_total=0,
                 attempt=0,
                 crash_count=0,
+                unmet=len(set(planned.needs)),
                 not_before=now_seconds(),
                 created_at=now_seconds(),
             )
@@ -50,30 +68,50 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
 
 
 def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
-    """Queued, due, and all that it needs has succeeded."""
-    needed = aliased(Stage)
-    unmet = (
-        select(StageDependency.stage_id)
-        .join(needed, needed.id == StageDependency.needs_id)
-        .where(StageDependency.stage_id == stage.id, needed.state != StageState.SUCCEEDED)
-    )
-    due = (stage.state == StageState.QUEUED) & (stage.not_before <= now_seconds())
-    return due & ~exists(unmet.correlate(stage))
+    """Queued, due, and all that it needs has succeeded. `unmet = 0` and the state are written as in the index."""
+    ready = and_(stage.state == literal_column(f"'{StageState.QUEUED}'"), stage.unmet == literal_column("0"))
+    return ready & (stage.not_before <= now_seconds())
 
 
-def any_free(session: Session) -> bool:
-    """Whether a worker could claim something."""
-    return session.scalar(select(Stage.id).where(_is_free(Stage)).limit(1)) is not None
+def _is_claimable(stage: type[Stage], queues: Sequence[str] | None) -> ColumnElement[bool]:
+    free = _is_free(stage)
+    return free if queues is None else free & stage.queue.in_(queues)
 
 
-def claim(session: Session, owner: str, lease_seconds: float) -> Stage | None:
-    """Take the first free stage of the oldest job under a lease with a new epoch; None if there is none."""
-    free = aliased(Stage)
-    chosen = select(free.id).where(_is_free(free)).order_by(free.job_id, free.number).limit(1)
+def any_free(session: Session, queues: Sequence[str] | None = None) -> bool:
+    """Whether a worker on these queues (None: on all) could claim something."""
+    return session.scalar(select(Stage.id).where(_is_claimable(Stage, queues)).limit(1)) is not None
+
+
+def first_free(
+    session: Session, most: int, queues: Sequence[str] | None = None, prefer_base: str | None = None
+) -> list[tuple[str, str]]:
+    """Stages that could be claimed, and their jobs: the first ones of the oldest job. None of them is held.
+
+    `queues` narrows the choice. Jobs on the base model `prefer_base` come first, which spares loading another; a stage
+    of another job that has been free for _PATIENCE_SECONDS takes its turn among them, so none waits for ever.
+    """
+    first = [] if prefer_base is None else [_is_put_off(Stage, prefer_base)]
+    query = select(Stage.id, Stage.job_id).where(_is_claimable(Stage, queues))
+    return [
+        (row.id, row.job_id) for row in session.execute(query.order_by(*first, Stage.job_id, Stage.number).limit(most))
+    ]
+
+
+def _is_put_off(stage: type[Stage], prefer_base: str) -> ColumnElement[int]:
+    """1 for stages of jobs on another base model, 0 for the others; who has waited long is not put off any more."""
+    of_base = select(Job.id).join(Model, Model.id == Job.model_id).where(Model.base == prefer_base)
+    waited = stage.free_at < now_seconds() - _PATIENCE_SECONDS
+    return case((waited | stage.job_id.in_(of_base), 0), else_=1)
+
+
+def claim(session: Session, stage_id: str, owner: str, lease_seconds: float) -> Stage | None:
+    """Take the stage under a lease with a new epoch; None if it is not free, or somebody else has it in hand."""
+    mine = aliased(Stage)
+    free = select(mine.id).where(mine.id == stage_id, _is_free(mine)).with_for_update(skip_locked=True)
     query = (
         update(Stage)
-        .where(Stage.id == chosen.with_for_update(skip_locked=True).scalar_subquery())
-        .where(Stage.state == StageState.QUEUED)
+        .where(Stage.id == free.scalar_subquery(), _is_free(Stage))
         .values(
             state=StageState.RUNNING,
             lease_owner=owner,
@@ -89,15 +127,15 @@ def claim(session: Session, owner: str, lease_seconds: float) -> Stage | None:
         )
         .returning(Stage)
     )
-    return session.scalar(query, execution_options={"synchronize_session": False})
+    return session.scalar(query, execution_options=_UNSYNCED)
 
 
 def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
     return Stage.id == stage_id, Stage.lease_epoch == epoch, Stage.state == StageState.RUNNING
 
 
-def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int) -> bool:
-    """Renew the lease with the progress made; whether a cancel was asked for. Raises LeaseLostError."""
+def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int) -> Wish:
+    """Renew the lease with the progress made; what is wished of the stage. Raises LeaseLostError."""
     query = update(Stage).where(*_held(stage_id, epoch))
     query = query.values(
         lease_expires_at=now_seconds() + lease_seconds,
@@ -105,10 +143,12 @@ def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done
         progress_total=total,
         progress_at=now_seconds(),
     )
-    row = session.execute(query.returning(Stage.id, Stage.cancel_requested_at)).first()
+    row = session.execute(query.returning(Stage.cancel_requested_at, Stage.pause_requested_at)).first()
     if row is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
-    return row.cancel_requested_at is not None
+    if row.cancel_requested_at is not None:
+        return Wish.CANCEL
+    return Wish.GO_ON if row.pause_requested_at is None else Wish.PAUSE
 
 
 def require_lease(session: Session, stage_id: str, epoch: int) -> None:
@@ -127,9 +167,28 @@ def succeed(session: Session, stage_id: str, epoch: int) -> bool:
     values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds(), "progress_done": Stage.progress_total}
     query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
     if session.execute(query.values({**values, **_NO_LEASE}).returning(Stage.id)).first() is not None:
+        _meet(session, stage_id)
         return True
     _fenced(session, stage_id, epoch, {})
     return False
+
+
+def _meet(session: Session, needs_id: str) -> None:
+    """The stages that need this one have one thing less to wait for."""
+    waiting = select(StageDependency.stage_id).where(StageDependency.needs_id == needs_id)
+    query = update(Stage).where(Stage.id.in_(waiting)).values(unmet=Stage.unmet - 1)
+    session.execute(query, execution_options=_UNSYNCED)
+
+
+def is_held(session: Session, stage_id: str, epoch: int) -> bool:
+    """Whether the stage runs under the lease of that epoch."""
+    return session.scalar(select(Stage.id).where(*_held(stage_id, epoch))) is not None
+
+
+def has_succeeded(session: Session, stage_id: str, epoch: int) -> bool:
+    """Whether the stage has succeeded under the lease of that epoch."""
+    query = select(Stage.id).where(Stage.id == stage_id, Stage.lease_epoch == epoch)
+    return session.scalar(query.where(Stage.state == StageState.SUCCEEDED)) is not None
 
 
 def end(session: Session, stage_id: str, epoch: int, state: StageState, code: str, message: str) -> None:
@@ -142,25 +201,61 @@ def requeue(
     session: Session, stage_id: str, epoch: int, pause_seconds: float, code: str | None, message: str | None
 ) -> None:
     """Back to the queue, not to be claimed before the pause is over. Raises LeaseLostError."""
-    values = {"state": StageState.QUEUED, "not_before": now_seconds() + pause_seconds}
+    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds() + pause_seconds, **_UNHINTED}
     _fenced(session, stage_id, epoch, {**values, "error_code": code, "error_message": message, **_NO_LEASE})
 
 
 def give_back(session: Session, stage_id: str, epoch: int) -> None:
     """Back to the queue at once; the attempt does not count, since nothing failed. Raises LeaseLostError."""
-    values = {"state": StageState.QUEUED, "not_before": now_seconds(), "attempt": Stage.attempt - 1}
+    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds(), "attempt": Stage.attempt - 1, **_UNHINTED}
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
 
 
-def count_crash(session: Session, stage_id: str, epoch: int) -> None:
-    """The worker of this attempt was lost. Raises LeaseLostError."""
-    _fenced(session, stage_id, epoch, {"crash_count": Stage.crash_count + 1})
+def mark_free(session: Session, job_id: str) -> list[Stage]:
+    """The stages of the job that are free and were never hinted, which are marked as hinted now."""
+    session.flush()
+    return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), _is_free(Stage))
+
+
+def _is_unheard(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool]:
+    """Free, and never hinted or hinted long ago: each pause is as long as all before it, so they double."""
+    since = now_seconds() - stage.hinted_at
+    grown = or_(since >= stage.hinted_at - stage.free_at, since >= _MOST_PAUSES * pause_seconds)
+    return _is_free(stage) & or_(stage.hinted_at.is_(None), (since >= pause_seconds) & grown)
+
+
+def any_unheard(session: Session, pause_seconds: float) -> bool:
+    """Whether a free stage is to be hinted again."""
+    return session.scalar(select(Stage.id).where(_is_unheard(Stage, pause_seconds)).limit(1)) is not None
+
+
+def mark_unheard(session: Session, pause_seconds: float) -> list[Stage]:
+    """The free stages that are to be hinted again, which are marked as hinted now."""
+    unheard = aliased(Stage)  # rows that another transaction holds are passed over: two orders of locks never meet
+    found = select(unheard.id).where(_is_unheard(unheard, pause_seconds)).with_for_update(skip_locked=True)
+    return _mark(session, Stage.id.in_(found))
+
+
+def _mark(session: Session, *which: ColumnElement[bool]) -> list[Stage]:
+    values = {"hinted_at": now_seconds(), "free_at": func.coalesce(Stage.free_at, now_seconds())}
+    query = update(Stage).where(*which).values(values).returning(Stage)
+    return list(session.scalars(query, execution_options=_UNSYNCED | {"populate_existing": True}))
+
+
+def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool) -> bool:
+    """The worker of this attempt was lost; False, and nothing done, where the lease is over or still good."""
+    query = update(Stage).where(*_held(stage_id, epoch))
+    if only_expired:  # it may have been renewed since it was looked at
+        query = query.where(Stage.lease_expires_at < now_seconds())
+    query = query.values(crash_count=Stage.crash_count + 1)
+    found = session.execute(query.returning(Stage.id), execution_options=_UNSYNCED)
+    return found.first() is not None
 
 
 def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> None:
     """Write to a stage whose lease is held with that epoch. Raises LeaseLostError."""
     query = update(Stage).where(*_held(stage_id, epoch)).values({"lease_epoch": epoch, **values}).returning(Stage.id)
-    if session.execute(query, execution_options={"synchronize_session": False}).first() is None:
+    if session.execute(query, execution_options=_UNSYNCED).first() is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
 
 
@@ -182,19 +277,52 @@ def running_under(session: Session, owner_prefix: str) -> list[Stage]:
 
 
 def call_off(session: Session, job_id: str) -> None:
-    """The job's queued stages are cancelled; its running ones are asked to stop."""
-    of_job = update(Stage).where(Stage.job_id == job_id)
-    options = {"synchronize_session": False}
+    """The job's stages that have not begun are cancelled; its running ones are asked to stop."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
     cancelled = {"state": StageState.CANCELLED, "finished_at": now_seconds()}
-    session.execute(of_job.where(Stage.state == StageState.QUEUED).values(cancelled), execution_options=options)
+    idle = (StageState.QUEUED, StageState.HELD, StageState.WAITING)
+    session.execute(of_job.where(Stage.state.in_(idle)).values(cancelled))
     running = of_job.where(Stage.state == StageState.RUNNING, Stage.cancel_requested_at.is_(None))
-    session.execute(running.values(cancel_requested_at=now_seconds()), execution_options=options)
+    session.execute(running.values(cancel_requested_at=now_seconds()))
 
 
-def count_unfinished(session: Session, job_id: str) -> int:
-    """The job's stages that are queued or running."""
-    query = select(func.count()).select_from(Stage).where(Stage.job_id == job_id)
-    return session.scalar(query.where(Stage.state.in_((StageState.QUEUED, StageState.RUNNING)))) or 0
+def hold(session: Session, job_id: str) -> None:
+    """No further stage of the job is claimed; its running ones are asked to stop."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
+    asked = {"pause_requested_at": now_seconds()}
+    session.execute(of_job.where(Stage.state == StageState.QUEUED).values(state=StageState.HELD, **asked))
+    session.execute(of_job.where(Stage.state.in_((StageState.RUNNING, StageState.WAITING))).values(asked))
+
+
+def release(session: Session, job_id: str) -> None:
+    """The opposite of `hold`."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
+    session.execute(of_job.where(Stage.state == StageState.HELD).values(state=StageState.QUEUED))
+    session.execute(of_job.where(Stage.pause_requested_at.is_not(None)).values(pause_requested_at=None))
+
+
+def waits_for_people(session: Session, job_id: str) -> bool:
+    """Whether a review is due and nothing else of the job can be done meanwhile."""
+    of_job = select(Stage.id).where(Stage.job_id == job_id, Stage.unmet == 0)
+    due = of_job.where(Stage.state == StageState.WAITING)
+    other = of_job.where(Stage.state == StageState.QUEUED)
+    return session.scalar(due.limit(1)) is not None and session.scalar(other.limit(1)) is None
+
+
+def succeed_reviews(session: Session, job_id: str) -> bool:
+    """The reviews that are due are done; whether there were any."""
+    query = update(Stage).where(Stage.job_id == job_id, Stage.state == StageState.WAITING, Stage.unmet == 0)
+    values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds()}
+    done = session.scalars(query.values(values).returning(Stage.id), execution_options=_UNSYNCED).all()
+    for stage_id in done:
+        _meet(session, stage_id)
+    return bool(done)
+
+
+def states_left(session: Session, job_id: str) -> set[str]:
+    """The states of the job's stages that have not ended."""
+    query = select(Stage.state).where(Stage.job_id == job_id, Stage.state.not_in(FINAL_STAGE_STATES))
+    return set(session.scalars(query.distinct()))
 
 
 def of_job(session: Session, job_id: str) -> list[Stage]:

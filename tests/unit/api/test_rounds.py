@@ -22,9 +22,9 @@ def test_a_round_is_accepted_with_its_location(client: TestClient) -> None:
         "percent": 0.0,
         "eta_seconds": None,
     }
-    # 3 prompts in shards of 2: evaluate (round 0), 2 x sample, score, select, 2 x fuse, verify, train, evaluate
+    # 3 prompts in shards of 2: measuring before and after, 2 x sample, score, select, 2 x fuse, verify, train
     kinds = [stage["kind"] for stage in job["stages"]]
-    expected = "evaluate sample sample score select fuse fuse verify train evaluate".split()
+    expected = "evaluate compare sample sample score select fuse fuse verify train evaluate compare".split()
     assert kinds == expected
     assert client.get(answer.headers["location"]).json() == job
     assert [one["id"] for one in client.get("/jobs").json()["data"]] == [job["id"]]

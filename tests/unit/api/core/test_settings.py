@@ -19,7 +19,7 @@ def test_the_example_names_every_setting_with_its_default(monkeypatch: pytest.Mo
 
 
 def test_a_child_has_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    given = Settings(data_dir=tmp_path, models={"tiny": tmp_path}, lease_seconds=7.5, embedded_worker=False)
+    given = Settings(data_dir=tmp_path, models={"tiny": str(tmp_path)}, lease_seconds=7.5, embedded_worker=False)
     for name, value in given.for_child().items():
         monkeypatch.setenv(name, value)
     assert Settings() == given

@@ -1,0 +1,217 @@
+"""How quick lists and claims are with a million samples: `python -m benchmarks.service_data [--url URL] [--explain]`.
+
+Fills a fresh PostgreSQL database (a server of its own unless `--url` names one) with jobs of 25,000 samples and 6,250
+pairs each, and asks the application for pages from the middle of each list; then adds 10,000 stages that wait for
+others and claims. Prints the median and the 99th percentile of each, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+from sqlalchemy import Connection, event
+
+from api.core import execution
+from api.core.planning import PlannedStage
+from api.core.queries import stages
+from api.core.queries.pages import encode_cursor
+from api.core.service import Service, create_round
+from api.core.settings import Settings
+from api.core.specs import RoundSpec
+from api.core.states import StageKind
+from api.main import create_app
+from dfusion.prompts import Prompt
+from tests.servers import postgres_server
+
+_JOBS = 40
+_SAMPLES_PER_JOB = 25_000
+_PAIRS_PER_JOB = 6_250
+_ROUNDS = 10
+_WAITING_STAGES = 10_000
+_CALLS = 200
+
+_FILL = (
+    "SET session_replication_role = replica",  # no foreign keys while it is filled
+    "INSERT INTO prompt_sets SELECT 'set_' || lpad(n::text, 26, '0'), 'set-' || n, 1, '', false, '[]', '', 0 "
+    "FROM generate_series(1, 4) n",
+    "INSERT INTO models (id, name, base, figures, created_at) "
+    "VALUES ('mdl_' || lpad('1', 26, '0'), 'filled', 'filled', '{{}}', 0)",
+    "INSERT INTO jobs (id, kind, state, spec, prompt_set_id, model_id, rounds, work_total, samples_made, pairs_made, "
+    "models_made, created_at, started_at) "
+    "SELECT 'job_' || lpad(n::text, 26, '0'), 'round', 'running', "
+    "'{{\"prompt_set\": \"set-1\"}}', 'set_' || lpad((1 + n % 4)::text, 26, '0'), 'mdl_' || lpad('1', 26, '0'), "
+    "{rounds}, 1, {samples}, {pairs}, 0, n, n FROM generate_series(1, {jobs}) n",
+    "INSERT INTO stages (id, job_id, number, kind, round, shard, params, work, state, lease_epoch, progress_done, "
+    "progress_total, attempt, crash_count, not_before, created_at) "
+    "SELECT 'stg_' || lpad(n::text, 26, '0'), 'job_' || lpad(n::text, 26, '0'), 1, 'sample', 1, 0, '{{}}', 1, "
+    "'succeeded', 1, 0, 0, 1, 0, 0, 0 FROM generate_series(1, {jobs}) n",
+    "INSERT INTO artifacts SELECT 'art_' || lpad(n::text, 26, '0'), 'job_' || lpad(j::text, 26, '0'), "
+    "'stg_' || lpad(j::text, 26, '0'), 'image-' || n, 'jobs/' || n, md5(n::text), 100000, 'image/png', n "
+    "FROM generate_series(1, {jobs}) j, LATERAL generate_series((j - 1) * {samples} + 1, j * {samples}) n",
+    "INSERT INTO samples (id, job_id, stage_id, round, role, split, prompt_set_id, prompt_index, prompt, number, seed, "
+    "model_id, image_artifact_id, created_at) "
+    "SELECT 'smp_' || lpad(n::text, 26, '0'), 'job_' || lpad(j::text, 26, '0'), 'stg_' || lpad(j::text, 26, '0'), "
+    "1 + (n - 1) % {samples} * {rounds} / {samples}, (ARRAY['plain', 'base', 'reference', 'target', 'plain', "
+    "'evaluation', 'plain', 'plain'])[1 + n % 8], 'train', 'set_' || lpad((1 + j % 4)::text, 26, '0'), n % 40, "
+    "'the red circle above the blue square, number ' || n % 40, n % 16, n, 'mdl_' || lpad('1', 26, '0'), "
+    "'art_' || lpad(n::text, 26, '0'), n "
+    "FROM generate_series(1, {jobs}) j, LATERAL generate_series((j - 1) * {samples} + 1, j * {samples}) n",
+    "INSERT INTO scores SELECT 'smp_' || lpad(n::text, 26, '0'), 'reward', '1', random() "
+    "FROM generate_series(1, {jobs} * {samples}) n",
+    "INSERT INTO scores SELECT 'smp_' || lpad((5 * n)::text, 26, '0'), 'second', '1', random() "
+    "FROM generate_series(1, {jobs} * {samples} / 5) n",
+    "INSERT INTO pairs (id, job_id, stage_id, round, number, prompt_set_id, prompt_index, prompt, reference_id, "
+    "base_id, target_id, adopted, scorer, reference_score, base_score, target_score, figures, created_at) "
+    "SELECT 'pair_' || lpad(n::text, 26, '0'), 'job_' || lpad(j::text, 26, '0'), 'stg_' || lpad(j::text, 26, '0'), "
+    "1 + (n - 1) % {pairs} * {rounds} / {pairs}, n, 'set_' || lpad((1 + j % 4)::text, 26, '0'), n % 40, "
+    "'the red circle above the blue square', 'smp_' || lpad((4 * n - 1)::text, 26, '0'), "
+    "'smp_' || lpad((4 * n - 2)::text, 26, '0'), 'smp_' || lpad((4 * n)::text, 26, '0'), n % 3 > 0, 'reward', 1, 0, "
+    "0.5, '{{\"mask_cover\": 0.25}}', n "
+    "FROM generate_series(1, {jobs}) j, LATERAL generate_series((j - 1) * {pairs} + 1, j * {pairs}) n",
+)
+
+
+def main() -> None:
+    """Fill, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", help="an empty PostgreSQL database, to be filled; a server of its own if not given")
+    parser.add_argument("--sqlite", action="store_true", help="claims only, on SQLite")
+    parser.add_argument("--jobs", type=int, default=_JOBS, help=f"jobs of {_SAMPLES_PER_JOB} samples")
+    parser.add_argument("--explain", action="store_true", help="the plans of the pages' first queries, too")
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = arguments.url or ""
+        if not url and not arguments.sqlite:
+            url = stack.enter_context(postgres_server()).create_database()
+        settings = Settings(_env_file=None, data_dir=folder, database_url=url, embedded_worker=False)  # type: ignore[call-arg]
+        app = create_app(settings)
+        client = stack.enter_context(TestClient(app))
+        service: Service = app.state.service
+        if not arguments.sqlite:
+            _fill(service, arguments.jobs)
+            _measure_pages(service, client, arguments.jobs, arguments.explain)
+        _measure_claims(service)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _fill(service: Service, jobs: int) -> None:
+    sizes = {
+        "jobs": jobs,
+        "samples": _SAMPLES_PER_JOB,
+        "pairs": _PAIRS_PER_JOB,
+        "rounds": _ROUNDS,
+    }
+    started = time.monotonic()
+    with service.uow.engine.connect() as connection:
+        connection.detach()
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        for statement in _FILL:
+            connection.exec_driver_sql(statement.format(**sizes).replace("%", "%%"))
+        connection.commit()
+    with service.uow.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.detach()
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql("VACUUM ANALYZE")
+    _say(f"filled in {time.monotonic() - started:.0f} s")
+
+
+def _measure_pages(service: Service, client: TestClient, jobs: int, explain: bool) -> None:
+    middle = jobs // 2 or 1
+    job, prompt_set = f"job_{middle:026d}", f"set_{1 + middle % 4:026d}"
+    sample = encode_cursor(f"smp_{(middle - 1) * _SAMPLES_PER_JOB + 500:026d}")
+    pair = encode_cursor(f"pair_{(middle - 1) * _PAIRS_PER_JOB + 100:026d}")
+    one_job, one_set = f"job={job}", f"prompt_set={prompt_set}"
+    more_of_job = ("role=target", "round=7", "round=7&role=base")
+    of_everything = ["role=target", "round=7", "round=999", one_set, f"{one_set}&role=target"]
+    filters = {
+        "/samples": ["", one_job, *(f"{one_job}&{more}" for more in more_of_job), *of_everything],
+        "/pairs": ["", one_job, f"{one_job}&round=7", f"{one_job}&adopted=false", "adopted=true", "round=7", one_set],
+    }
+    for path, queries in filters.items():
+        for query in queries:
+            for cursor in ("", f"cursor={sample if path == '/samples' else pair}"):
+                asked = "&".join(part for part in (query, cursor) if part)
+                _measure(f"{path}?{query}{' (middle)' if cursor else ''}", lambda a=f"{path}?{asked}": _get(client, a))  # type: ignore[misc]
+                if explain:
+                    _explain(service, client, f"{path}?{asked}")
+    _measure(f"/jobs/{job}", lambda: _get(client, f"/jobs/{job}"))
+    _measure("/jobs", lambda: _get(client, "/jobs"))
+    _measure("/samples/{id}", lambda: _get(client, f"/samples/smp_{4:026d}"))
+
+
+def _get(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    if answer.status_code != 200:
+        raise RuntimeError(f"{path}: {answer.text}")
+
+
+def _measure(name: str, call: Callable[[], object], calls: int = _CALLS) -> None:
+    call()
+    seconds = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    found = statistics.quantiles(seconds, n=100)
+    _say(f"{1000 * found[49]:8.1f} {1000 * found[98]:8.1f}  {name}")
+
+
+def _explain(service: Service, client: TestClient, path: str) -> None:
+    """The plan of the page's own query."""
+    with _statements(service) as seen:
+        _get(client, path)
+    statement, parameters = next((s, p) for s, p in seen if "FROM samples" in s or "FROM pairs" in s)
+    with service.uow.engine.connect() as connection:
+        for row in connection.exec_driver_sql(f"EXPLAIN (ANALYZE, COSTS OFF) {statement}", parameters):  # type: ignore[arg-type]
+            _say(f"    {row[0]}")
+
+
+@contextmanager
+def _statements(service: Service) -> Iterator[list[tuple[str, object]]]:
+    seen: list[tuple[str, object]] = []
+
+    def note(_connection: Connection, _cursor: object, statement: str, parameters: object, *_rest: object) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(service.uow.engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(service.uow.engine, "before_cursor_execute", note)
+
+
+def _measure_claims(service: Service) -> None:
+    spec = RoundSpec(prompts=(Prompt(text="a cat", items=("cat",), thresholds=(0.5,)),))
+    job_id = create_round(service, spec)
+    _add_stages(service, job_id, 1, _WAITING_STAGES)
+    while execution.claim(service.uow, service.settings, "w") is not None:
+        pass
+    waiting = f"{_WAITING_STAGES} stages wait"
+    _measure(f"claim: nothing is free, {waiting}", lambda: execution.claim(service.uow, service.settings, "w"))
+    _add_stages(service, job_id, 2 * _CALLS, 0)
+    _measure(f"claim: a stage, {waiting}", lambda: execution.claim(service.uow, service.settings, "w"))
+
+
+def _add_stages(service: Service, job_id: str, free: int, waiting: int) -> None:
+    """Stages that can be claimed, then some that wait for the first of them."""
+    plan = [PlannedStage(StageKind.FUSE, 1 + free, 1, shard) for shard in range(free)]
+    plan += [PlannedStage(StageKind.VERIFY, 1 + free, 1, shard, needs=(0,)) for shard in range(waiting)]
+    with service.uow.writing() as session:
+        stages.add(session, job_id, plan)
+
+
+if __name__ == "__main__":
+    main()

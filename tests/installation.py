@@ -1,0 +1,56 @@
+"""A service without a worker of its own, seen through its API; stages are run within the test's process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.testclient import TestClient
+from safetensors.torch import load
+
+from api.core.service import Service
+from tests.service import round_body, work_until_idle
+
+
+class Installation:
+    """A service without its own worker."""
+
+    def __init__(self, client: TestClient) -> None:
+        self.client = client
+        self.service: Service = client.app.state.service  # type: ignore[attr-defined]
+
+    def post(self, **changes: Any) -> str:
+        """The id of a new round job."""
+        return self.ask("/rounds", round_body(**changes))
+
+    def ask(self, path: str, body: dict[str, Any]) -> str:
+        """The id of the job that was asked for."""
+        answer = self.client.post(path, json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def run(self, **changes: Any) -> dict[str, Any]:
+        """A round job, worked on until there is nothing more to do."""
+        return self.done("/rounds", round_body(**changes))
+
+    def done(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The job that was asked for, worked on until there is nothing more to do."""
+        job_id = self.ask(path, body)
+        work_until_idle(self.service)
+        return dict(self.get(f"/jobs/{job_id}"))
+
+    def get(self, path: str) -> Any:
+        answer = self.client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def all(self, path: str) -> list[dict[str, Any]]:
+        return list(self.get(f"{path}{'&' if '?' in path else '?'}limit=200")["data"])
+
+    def events(self, job: dict[str, Any]) -> list[str]:
+        return [event["kind"] for event in self.all(job["links"]["events"])]
+
+    def adapter(self, job: dict[str, Any]) -> dict[str, bytes]:
+        """The bytes of the adapter's tensors (safetensors orders a file's metadata at random)."""
+        path = self.get(f"/models/{job['last_model']}")["adapter"]["artifact"]
+        tensors = load(self.client.get(path).content)
+        return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}

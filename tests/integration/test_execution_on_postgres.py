@@ -1,0 +1,302 @@
+"""Claims and ends of stages where transactions run side by side, connections break and the database goes away."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import make_url, text
+from sqlalchemy.orm import Session
+
+from api.core import execution
+from api.core.clock import now_seconds
+from api.core.execution import Failure
+from api.core.ids import IdKind, new_id
+from api.core.queries import jobs, results, stages
+from api.core.service import Service, cancel_job, create_job
+from api.core.specs import RoundSpec
+from api.core.tables import Artifact, Sample, Table
+from api.main import create_app
+from tests.servers import CuttingProxy, PostgresServer, cutting_proxy, postgres_server
+from tests.service import migrated_template, round_body, settings_for
+from worker.local import work
+
+COMMIT = b"COMMIT\0"
+
+
+def opened(folder: Path, url: str, **changes: Any) -> Service:
+    return Service.open(settings_for(folder / "data", folder / "tiny", database_url=url, **changes))
+
+
+@pytest.fixture
+def service(tmp_path: Path, postgres_url: str) -> Iterator[Service]:
+    found = opened(tmp_path, postgres_url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def proxy(postgres: PostgresServer) -> Iterator[CuttingProxy]:
+    with cutting_proxy(postgres.port) as found:
+        yield found
+
+
+@pytest.fixture
+def far(tmp_path: Path, postgres_url: str, proxy: CuttingProxy) -> Iterator[Service]:
+    """The installation of `service`, its database behind the proxy."""
+    url = make_url(postgres_url).set(port=proxy.port).render_as_string(hide_password=False)
+    found = opened(tmp_path, url)
+    yield found
+    found.close()
+
+
+def start(service: Service, **changes: Any) -> str:
+    return create_job(service, RoundSpec.model_validate(round_body(**changes)))
+
+
+def take(service: Service, owner: str = "w") -> execution.Claim:
+    found = execution.claim(service.uow, service.settings, owner)
+    assert found is not None
+    return found
+
+
+def kinds(service: Service, job_id: str) -> list[str]:
+    with service.uow.reading() as session:
+        return [event.kind for event in jobs.events(session, job_id, 100, None).rows]
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def waiting_for_locks(postgres: PostgresServer) -> int:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'dfusion'"
+    return int(postgres.execute(query)[0][0])
+
+
+def test_a_stage_that_somebody_claims_just_now_is_passed_over(service: Service) -> None:
+    start(service)
+    with service.uow.writing() as session:
+        first, _ = stages.first_free(session, 1)[0]
+        assert stages.claim(session, first, "slow", 60) is not None
+        held = take(service)  # neither waits for the other's transaction nor takes its stage
+        assert held.stage_id != first
+    with service.uow.writing() as session:
+        assert stages.claim(session, first, "late", 60) is None
+
+
+def test_a_claim_and_a_cancel_at_once_do_not_wait_for_each_other(service: Service, postgres: PostgresServer) -> None:
+    """A claim that took the stage before the job would meet the cancel's: a deadlock."""
+    job_id = start(service)
+    found: list[object] = []
+    worker = threading.Thread(target=lambda: found.append(execution.claim(service.uow, service.settings, "w")))
+    with service.uow.writing() as session:
+        jobs.lock(session, job_id)
+        worker.start()
+        until(lambda: waiting_for_locks(postgres) == 1)
+        execution.cancel(session, job_id)
+    worker.join()
+    assert found == [None]
+    assert deadlocks(service) == 0
+    assert kinds(service, job_id)[-1] == "job.cancelled"
+
+
+def deadlocks(service: Service) -> int:
+    with service.uow.reading() as session:
+        query = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        return int(session.scalars(query).one())
+
+
+def test_rows_of_a_job_can_be_written_while_it_is_locked(service: Service) -> None:
+    start(service)
+    held = take(service)
+    with service.uow.writing() as session:
+        jobs.lock(session, held.job_id)
+        session.execute(text("SET LOCAL lock_timeout = 0"))
+        execution.note(service.uow, held, "noted", "the lock does not keep a log entry out")
+    assert "noted" in kinds(service, held.job_id)
+
+
+def test_workers_and_cancels_at_once_end_every_job(service: Service) -> None:
+    job_ids = [start(service, seed=seed) for seed in range(6)]
+    stop = threading.Event()
+
+    def do_work(name: str) -> None:
+        while not stop.is_set():
+            held = execution.claim(service.uow, service.settings, name)
+            if held is None:
+                time.sleep(0.01)
+                continue
+            try:
+                execution.finish(service.uow, service.settings, held, lambda _session: None)
+            except execution.StageCancelledError:
+                execution.cancelled(service.uow, service.settings, held)
+
+    workers = [threading.Thread(target=do_work, args=(f"w{n}",)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for job_id in job_ids[::2]:
+        cancel_job(service, job_id)
+
+    def states() -> list[str]:
+        with service.uow.reading() as session:
+            return [jobs.get(session, job_id).state for job_id in job_ids]
+
+    until(lambda: all(state in ("succeeded", "cancelled") for state in states()))
+    stop.set()
+    for worker in workers:
+        worker.join()
+    assert states()[1::2] == ["succeeded"] * 3
+    assert deadlocks(service) == 0
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+def test_lost_replies_claim_once_and_finish_once(
+    service: Service, far: Service, proxy: CuttingProxy, delivered: bool
+) -> None:
+    job_id = start(service)
+    proxy.cut_at(COMMIT, delivered)
+    held = take(far)
+    assert (held.attempt, held.epoch) == (1, 1)
+    proxy.cut_at(COMMIT, delivered)
+    execution.finish(far.uow, far.settings, held, add_rows(*rows_of_a_sample(service, held)))
+    assert proxy.cuts == 2
+    assert kinds(service, job_id) == ["job.created", "stage.started", "stage.succeeded"]
+    with service.uow.reading() as session:
+        assert results.counts(session, job_id)["samples"] == 1
+
+
+def rows_of_a_sample(service: Service, held: execution.Claim) -> tuple[Artifact, Sample]:
+    with service.uow.reading() as session:
+        model_id = jobs.get(session, held.job_id).model_id
+    file = Artifact(
+        id=new_id(IdKind.ARTIFACT),
+        job_id=held.job_id,
+        stage_id=held.stage_id,
+        slot="image",
+        key=f"jobs/{held.stage_id}",
+        sha256="",
+        size_bytes=1,
+        media_type="image/png",
+        created_at=now_seconds(),
+    )
+    sample = Sample(
+        id=new_id(IdKind.SAMPLE),
+        job_id=held.job_id,
+        stage_id=held.stage_id,
+        round=1,
+        role="plain",
+        split="train",
+        prompt_index=0,
+        prompt="p",
+        number=0,
+        seed=0,
+        model_id=model_id,
+        image_artifact_id=file.id,
+        created_at=now_seconds(),
+    )
+    return file, sample
+
+
+def add_rows(*rows: Table) -> Callable[[Session], None]:
+    def record(session: Session) -> None:
+        for row in rows:
+            results.add_all(session, [row])
+
+    return record
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+def test_lost_replies_make_one_job_and_fail_a_stage_once(
+    service: Service, far: Service, proxy: CuttingProxy, delivered: bool
+) -> None:
+    proxy.cut_at(COMMIT, delivered)
+    job_id = start(far)
+    held = take(service)
+    proxy.cut_at(COMMIT, delivered)
+    execution.fail(far.uow, far.settings, held, Failure("storage", "away", retryable=True))
+    assert proxy.cuts == 2
+    assert kinds(service, job_id) == ["job.created", "stage.started", "stage.retried"]
+    with service.uow.reading() as session:
+        assert [job.id for job in jobs.page(session, 10, None).rows] == [job_id]
+
+
+def test_rows_made_before_a_lost_transaction_are_written_by_the_next(service: Service) -> None:
+    """A stage makes its rows once; the transaction that writes them may have to run twice."""
+    job_id = start(service)
+    held = take(service)
+    file, sample = rows_of_a_sample(service, held)
+    tries: list[None] = []
+
+    def record(session: Session) -> None:
+        add_rows(file, sample)(session)
+        tries.append(None)
+        if len(tries) == 1:
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    execution.finish(service.uow, service.settings, held, record)
+    assert len(tries) == 2
+    with service.uow.reading() as session:
+        samples = results.sample_page(session, 10, None, job_id).rows
+        made = results.counts(session, job_id)["samples"]
+    assert ([row.id for row in samples], made) == ([sample.id], 1)
+    assert samples[0].created_at > 1_700_000_000
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+def test_a_finished_stage_outlives_an_absence_of_the_database(tmp_path: Path, own_server: PostgresServer) -> None:
+    service = opened(tmp_path, own_server.create_database(migrated_template(own_server)))
+    job_id = start(service)
+    held = take(service)
+    record = add_rows(*rows_of_a_sample(service, held))
+    own_server.stop()
+    back = threading.Timer(1.0, own_server.start)
+    back.start()
+    execution.finish(service.uow, service.settings, held, record)
+    back.join()
+    assert kinds(service, job_id)[-1] == "stage.succeeded"
+    service.close()
+
+
+def test_a_worker_goes_on_when_the_database_is_back(tmp_path: Path, pipeline: Path, own_server: PostgresServer) -> None:
+    url = own_server.create_database(migrated_template(own_server))
+    settings = settings_for(tmp_path / "data", pipeline, database_url=url)
+    stop = threading.Event()
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        worker = threading.Thread(target=work, args=(settings, "w", stop))
+        worker.start()
+        try:
+            job = client.post("/rounds", json=round_body()).json()
+            until(lambda: client.get(f"/jobs/{job['id']}").json()["made"]["samples"] > 0)
+            own_server.stop()
+            answer = client.get("/readyz")
+            assert (answer.status_code, answer.json()["database"]) == (503, False)
+            answer = client.get(f"/jobs/{job['id']}")
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+            assert int(answer.headers["retry-after"]) > 0
+            own_server.start()
+            until(lambda: client.get(f"/jobs/{job['id']}").json()["state"] not in ("queued", "running"))
+            job = client.get(f"/jobs/{job['id']}").json()
+        finally:
+            stop.set()
+            worker.join(60)
+    assert (job["state"], job["made"]) == ("succeeded", {"samples": 24, "pairs": 6, "models": 1})
+    assert max(stage["crashes"] for stage in job["stages"]) == 0
+
+
+def test_text_that_the_database_cannot_hold_is_the_clients_mistake(tmp_path: Path, postgres_url: str) -> None:
+    settings = settings_for(tmp_path / "data", tmp_path / "tiny", database_url=postgres_url)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        answer = client.get("/prompt-sets/a%00b")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")

@@ -1,0 +1,333 @@
+"""Every kind of job on the tiny pipeline, worked on in this process, seen through the API."""
+
+import io
+import math
+import statistics
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from diffusers import StableDiffusionPipeline
+from fastapi.testclient import TestClient
+
+from api.main import create_app
+from tests.installation import Installation
+from tests.service import PROMPTS, round_body, settings_for, work_until_idle
+from worker.stages import train
+
+STEPS = {"num_steps": 4}
+FUSION = {"first_step": 1, "last_step": 3}
+TRAINING = {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1}
+EVERY_TARGET = {"adoption_threshold": 0}
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[Installation]:
+    data = tmp_path_factory.mktemp("kinds")
+    with TestClient(create_app(settings_for(data, pipeline))) as client:
+        yield Installation(client)
+
+
+@pytest.fixture(scope="module")
+def sampled(installation: Installation) -> dict[str, Any]:
+    body = {"model": "tiny", "prompts": PROMPTS, "samples_per_prompt": 4, "seed": 3, "sampling": STEPS}
+    return installation.done("/samplings", body | {"scorers": ["brightness", "constant"]})
+
+
+@pytest.fixture(scope="module")
+def fused(installation: Installation, sampled: dict[str, Any]) -> dict[str, Any]:
+    body = {"sampling": sampled["id"], "fusion": FUSION, "reward": "brightness", "pairing": EVERY_TARGET}
+    return installation.done("/fusions", body)
+
+
+@pytest.fixture(scope="module")
+def trained(installation: Installation, fused: dict[str, Any]) -> dict[str, Any]:
+    return installation.done("/trainings", {"jobs": [fused["id"]], "training": TRAINING, "seed": 5})
+
+
+def test_a_sampling_makes_scored_samples_and_their_figures(installation: Installation, sampled: dict[str, Any]) -> None:
+    assert (sampled["state"], sampled["made"]) == ("succeeded", {"samples": 12, "pairs": 0, "models": 0})
+    samples = installation.all(f"/samples?job={sampled['id']}")
+    assert {tuple(sorted(s["scorer"] for s in sample["scores"])) for sample in samples} == {("brightness", "constant")}
+    metrics = {m["scorer"]: m for m in installation.get(f"/jobs/{sampled['id']}/metrics")["data"]}
+    bright = [s["value"] for sample in samples for s in sample["scores"] if s["scorer"] == "brightness"]
+    assert metrics["brightness"]["mean"] == pytest.approx(statistics.fmean(bright))
+    assert metrics["diversity"]["mean"] > 0
+
+
+def test_a_sampling_is_paired_best_against_worst(installation: Installation, fused: dict[str, Any]) -> None:
+    assert (fused["state"], fused["made"]["pairs"]) == ("succeeded", 6)
+    pairs = installation.all(f"/pairs?job={fused['id']}")
+    assert all(pair["reference"]["score"] > pair["base"]["score"] for pair in pairs)
+    assert all(pair["target"] and pair["adopted"] for pair in pairs)
+    assert {tuple(pair["thresholds"]) for pair in pairs} == {tuple(p["thresholds"]) for p in PROMPTS}
+
+
+def test_a_pair_is_fused_again_from_its_stored_trajectories(installation: Installation, fused: dict[str, Any]) -> None:
+    pair = next(p for p in installation.all(f"/pairs?job={fused['id']}") if p["target"])
+    same = installation.done("/fusions", {"pair": pair["id"], "fusion": FUSION, "reward": "brightness"})
+    other = installation.done(
+        "/fusions", {"pair": pair["id"], "fusion": {"first_step": 2, "last_step": 2}, "reward": "brightness"}
+    )
+    [again], [different] = (installation.all(f"/pairs?job={job['id']}") for job in (same, other))
+    picture = installation.client.get(pair["target"]["image"]).content
+    assert installation.client.get(again["target"]["image"]).content == picture
+    assert again["base"]["id"] == different["base"]["id"] == pair["base"]["id"]
+    assert again["target"]["score"] == pair["target"]["score"] != different["target"]["score"]
+
+
+def test_named_pairs_are_scored_by_a_scorer_that_had_not_seen_them(
+    installation: Installation, sampled: dict[str, Any]
+) -> None:
+    one, two = installation.all(f"/samples?job={sampled['id']}")[:2]
+    weighted = {"kind": "weighted", "parts": [{"scorer": "brightness", "weight": -2}]}
+    body = {"pairs": [{"reference": one["id"], "base": two["id"]}], "fusion": FUSION, "reward": weighted}
+    job = installation.done("/fusions", body | {"thresholds": [0.5]})
+    [pair] = installation.all(f"/pairs?job={job['id']}")
+    bright = {s["scorer"]: s["value"] for s in one["scores"]}["brightness"]
+    assert (pair["reference"]["score"], pair["thresholds"]) == (pytest.approx(-2 * bright), [0.5])
+
+
+@pytest.mark.parametrize("changes", [{"trajectory": "ddim_inversion"}, {"control": "masactrl"}])
+def test_the_papers_ablations_are_settings_of_a_fusion(
+    installation: Installation, fused: dict[str, Any], changes: dict[str, str]
+) -> None:
+    pair = installation.all(f"/pairs?job={fused['id']}")[0]
+    job = installation.done("/fusions", {"pair": pair["id"], "fusion": FUSION | changes, "reward": "brightness"})
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    assert job["stages"][2]["done"] == job["stages"][2]["total"] == (8 if "trajectory" in changes else 4)
+
+
+def test_stored_pairs_are_trained_on_alone(installation: Installation, trained: dict[str, Any]) -> None:
+    assert (trained["state"], trained["made"]["models"]) == ("succeeded", 1)
+    model = installation.get(f"/models/{trained['last_model']}")
+    assert (model["figures"]["pairs"], model["figures"]["examples"], model["base"]) == (6, 6, "tiny")
+    [child, base] = installation.get(f"/models/{model['id']}/lineage")["data"]
+    assert (child["seed"], child["job"], base["name"]) == (5, trained["id"], "tiny")
+
+
+def test_verdicts_decide_which_side_is_better(installation: Installation, fused: dict[str, Any]) -> None:
+    pairs = installation.all(f"/pairs?job={fused['id']}")
+    body = {"pairs": [p["id"] for p in pairs], "prefer": "verdicts", "training": TRAINING}
+    assert installation.client.post("/trainings", json=body).json()["code"] == "no_pairs"
+    for pair, verdict in zip(pairs, ["target", "base", "tie", "reject"], strict=False):
+        answer = installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict, "reviewer": "ann"})
+        assert (answer.status_code, answer.json()["verdict"]["prefer"]) == (200, verdict)
+    job = installation.done("/trainings", body)
+    assert installation.get(f"/models/{job['last_model']}")["figures"]["examples"] == 2  # a tie teaches nothing
+    assert len(installation.all(f"/pairs?job={fused['id']}&judged=true")) == 4
+    reversed_alone = installation.done("/trainings", body | {"pairs": [pairs[1]["id"]]})
+    straight = installation.done("/trainings", {"pairs": [pairs[1]["id"]], "training": TRAINING})
+    assert installation.adapter(reversed_alone) != installation.adapter(straight)
+
+
+def test_a_verdict_on_what_has_changed_is_refused(installation: Installation, fused: dict[str, Any]) -> None:
+    path = installation.all(f"/pairs?job={fused['id']}")[5]["links"]["self"]
+    etag = installation.client.get(path).headers["etag"]
+    put = lambda body, **headers: installation.client.put(f"{path}/verdict", json=body, headers=headers)  # noqa: E731
+    assert put({"prefer": "tie"}, **{"If-Match": etag}).status_code == 200
+    late = put({"prefer": "base"}, **{"If-Match": etag})
+    assert (late.status_code, late.json()["code"]) == (412, "changed_meanwhile")
+    assert put({"prefer": None}).json()["verdict"] is None
+    assert put({"prefer": "me"}).status_code == put({}).status_code == 422
+    assert put({"prefer": "tie"}, **{"If-Match": "x"}).status_code == 422
+
+
+def test_models_are_compared_on_the_same_images(installation: Installation, trained: dict[str, Any]) -> None:
+    body = {"models": ["tiny", trained["last_model"]], "prompts": PROMPTS, "samples_per_prompt": 2, "sampling": STEPS}
+    job = installation.done("/evaluations", body | {"scorers": ["brightness"], "resamples": 200})
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    samples = installation.all(f"/samples?job={job['id']}")
+    base_id = installation.get("/models/tiny")["id"]
+    by_model = {
+        model: {(s["prompt_index"], s["seed"]): s["scores"][0]["value"] for s in samples if s["model"] == model}
+        for model in (base_id, trained["last_model"])
+    }
+    assert by_model[base_id].keys() == by_model[trained["last_model"]].keys()
+    found = job["result"]["splits"]["prompts"]
+    means = {row["model"]: row["mean"] for row in found["models"]}
+    assert means == {model: pytest.approx(statistics.fmean(values.values())) for model, values in by_model.items()}
+    [compared] = found["compared_with_the_first"]
+    assert compared["baseline"] == base_id
+    assert compared["difference"]["mean"] == pytest.approx(means[trained["last_model"]] - means[base_id])
+    low, high = compared["difference"]["interval"]
+    assert low <= compared["difference"]["mean"] <= high
+    assert len(installation.get(f"/jobs/{job['id']}/metrics")["data"]) == 2
+
+
+def test_an_adapter_is_exported_in_every_form(
+    installation: Installation, trained: dict[str, Any], pipeline: Path, tmp_path: Path
+) -> None:
+    model = trained["last_model"]
+    early = installation.client.get(f"/models/{model}/download?format=kohya", follow_redirects=False)
+    assert (early.status_code, early.json()["code"]) == (409, "conflict")
+    for form in ("diffusers", "kohya", "merged"):
+        job = installation.done("/exports", {"model": model, "format": form})
+        assert (job["state"], job["error"]) == ("succeeded", None)
+        answer = installation.client.get(f"/models/{model}/download?format={form}")
+        assert answer.status_code == 200
+        (tmp_path / f"{form}.bin").write_bytes(answer.content)
+    exports = installation.get(f"/models/{model}")["exports"]
+    assert all(one["figures"]["difference"] <= 1 / 255 for one in exports)
+    assert {one["format"] for one in exports} == {"diffusers", "kohya", "merged"}
+    stock = StableDiffusionPipeline.from_pretrained(str(pipeline), safety_checker=None)
+    (tmp_path / "kohya.safetensors").write_bytes((tmp_path / "kohya.bin").read_bytes())
+    stock.load_lora_weights(str(tmp_path), weight_name="kohya.safetensors")
+    assert stock.get_active_adapters()
+    with zipfile.ZipFile(tmp_path / "merged.bin") as packed:
+        assert "model_index.json" in packed.namelist()
+
+
+def test_pairs_become_a_data_set(installation: Installation, fused: dict[str, Any]) -> None:
+    job = installation.done("/exports", {"job": fused["id"], "format": "parquet"})
+    [export] = installation.get(f"/exports?job={fused['id']}")["data"]
+    assert (export["figures"], job["state"]) == ({"pairs": 6}, "succeeded")
+    table = pyarrow.parquet.read_table(io.BytesIO(installation.client.get(export["artifact"]).content))
+    pairs = installation.all(f"/pairs?job={fused['id']}")
+    assert table["pair_id"].to_pylist() == [pair["id"] for pair in pairs]
+    assert table["jpg_0"][0].as_py() == installation.client.get(pairs[0]["target"]["image"]).content
+    assert table["label_0"].to_pylist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("fusion", [None, FUSION])
+@pytest.mark.parametrize("algorithm", ["ddpo", "dpok"])
+def test_policy_gradients_learn_from_samples_and_their_whole_history(
+    installation: Installation, algorithm: str, fusion: dict[str, int] | None
+) -> None:
+    training = TRAINING | {"algorithm": algorithm, "clip_range": 0.1}
+    job = installation.done("/rounds", round_body(fusion=fusion, training=training, rounds=2, evaluation=None))
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    second, first = installation.all(f"/models?job={job['id']}")
+    assert first["figures"]["examples"] == second["figures"]["examples"] == 12
+    assert math.isfinite(second["figures"]["last_loss"])
+
+
+def test_a_model_can_have_a_name(installation: Installation, trained: dict[str, Any]) -> None:
+    put = installation.client.put("/aliases/champion", json={"model": trained["last_model"]})
+    assert (put.status_code, put.json()["aliases"]) == (200, ["champion"])
+    assert installation.get("/models/champion")["id"] == trained["last_model"]
+    job = installation.done("/samplings", {"model": "champion", "prompts": PROMPTS[:1], "sampling": STEPS})
+    assert job["model"] == trained["last_model"]
+    assert installation.client.put("/aliases/tiny", json={"model": trained["last_model"]}).status_code == 409
+    assert installation.client.delete("/aliases/champion").status_code == 204
+    assert installation.client.get("/models/champion").status_code == 404
+
+
+def test_a_round_waits_for_people_where_it_is_asked_to(installation: Installation) -> None:
+    job_id = installation.post(review=True, evaluation=None)
+    work_until_idle(installation.service)
+    assert installation.get(f"/jobs/{job_id}")["state"] == "waiting"
+    pairs = installation.all(f"/pairs?job={job_id}")
+    for pair in pairs:
+        assert installation.get(f"/jobs/{job_id}")["state"] == "waiting"
+        installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": "target"})
+    assert installation.get(f"/jobs/{job_id}")["state"] == "running"
+    work_until_idle(installation.service)
+    assert installation.get(f"/jobs/{job_id}")["state"] == "succeeded"
+
+
+def test_a_review_can_be_ended_early(installation: Installation) -> None:
+    job_id = installation.post(review=True, evaluation=None)
+    work_until_idle(installation.service)
+    assert installation.client.post(f"/jobs/{job_id}/resume").status_code == 202
+    work_until_idle(installation.service)
+    assert installation.get(f"/jobs/{job_id}")["state"] == "succeeded"
+
+
+def test_presets_fill_in_what_is_not_said(installation: Installation) -> None:
+    body = round_body(preset="released_code", fusion={"first_step": 1})
+    spec = installation.client.post("/rounds", json=body).json()["spec"]
+    assert (spec["fusion"]["merge"], spec["fusion"]["mask_source"], spec["fusion"]["first_step"]) == (
+        "or",
+        "resolution",
+        1,
+    )
+    assert (spec["pairing"]["dealing"], spec["pairing"]["adoption_threshold"]) == ("rank_order", 0)
+
+
+@pytest.mark.usefixtures("sampled")
+def test_an_estimate_knows_what_past_jobs_took(installation: Installation) -> None:
+    body = {"model": "tiny", "prompts": PROMPTS, "samples_per_prompt": 8, "sampling": STEPS, "scorers": ["brightness"]}
+    found = installation.client.post("/samplings?dry_run=true", json=body).json()
+    assert found["images"]["sampled"] == 24
+    assert found["unet_evaluations"]["sampling"] == 24 * 4 * 2
+    assert found["seconds"] > 0 and found["storage_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "pointer"),
+    [
+        ("/fusions", {}, "invalid_request", ""),
+        ("/fusions", {"pair": "pair_x"}, "unknown_pair", "/pair"),
+        ("/fusions", {"pairs": [{"reference": "a", "base": "b"}]}, "unknown_sample", "/pairs/0/reference"),
+        ("/fusions", {"sampling": "job_x"}, "unknown_job", "/sampling"),
+        ("/trainings", {"pairs": ["x"], "jobs": ["y"]}, "invalid_request", ""),
+        ("/trainings", {"pairs": []}, "invalid_request", "/pairs"),
+        ("/trainings", {"jobs": ["job_x"]}, "unknown_job", "/jobs/0"),
+        ("/evaluations", {"models": [], "prompt_sets": ["paper-position-test"]}, "invalid_request", "/models"),
+        ("/evaluations", {"models": ["who"], "prompt_sets": ["shapes-position-test"]}, "unknown_model", "/models/0"),
+        ("/evaluations", {"models": ["shapes"], "prompt_sets": ["what"]}, "unknown_prompt_set", "/prompt_sets/0"),
+        ("/evaluations", {"models": ["shapes", "shapes"], "prompts": PROMPTS}, "invalid_request", ""),
+        ("/exports", {"model": "shapes", "format": "parquet"}, "invalid_request", ""),
+        ("/exports", {"model": "shapes", "format": "kohya"}, "no_adapter", "/model"),
+        ("/exports", {"job": "job_x", "format": "parquet"}, "unknown_job", "/job"),
+        ("/samplings", {"prompts": PROMPTS, "scorers": ["nobody"]}, "unknown_scorer", "/scorers/0"),
+        (
+            "/samplings",
+            {"prompts": PROMPTS, "scorers": [{"kind": "http", "url": "http://127.0.0.1"}]},
+            "invalid_request",
+            "/scorers/0",
+        ),
+    ],
+)
+def test_bad_requests_are_named_and_leave_nothing(
+    installation: Installation, path: str, body: dict[str, Any], code: str, pointer: str
+) -> None:
+    before = len(installation.all("/jobs"))
+    answer = installation.client.post(path, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
+    assert any(error["pointer"].startswith(pointer) for error in answer.json()["errors"])
+    assert len(installation.all("/jobs")) == before
+
+
+def test_samples_of_different_prompts_are_no_pair(installation: Installation, sampled: dict[str, Any]) -> None:
+    samples = installation.all(f"/samples?job={sampled['id']}")
+    body = {"pairs": [{"reference": samples[0]["id"], "base": samples[-1]["id"]}], "fusion": FUSION}
+    answer = installation.client.post("/fusions", json=body | {"reward": "brightness"}).json()
+    assert (answer["code"], answer["errors"][0]["pointer"]) == ("prompts_differ", "/pairs/0")
+    late = {"pair": "pair_x", "sampling": sampled["id"]}
+    assert installation.client.post("/fusions", json=late).status_code == 422
+    steps = {"sampling": sampled["id"], "fusion": {"first_step": 7}, "reward": "brightness"}
+    assert installation.client.post("/fusions", json=steps).json()["errors"][0]["pointer"] == "/fusion/first_step"
+
+
+def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
+    tmp_path: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[list[Any]] = []
+
+    class Recording(train.Trainer):
+        def __init__(self, model: Any, examples: Any, *rest: Any) -> None:
+            learned.append(list(examples))
+            super().__init__(model, examples, *rest)
+
+    monkeypatch.setattr(train, "Trainer", Recording)
+    training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
+    settings = settings_for(tmp_path / "data", pipeline)
+    with TestClient(create_app(settings)) as client:
+        job_id = Installation(client).post(rounds=2, fusion=None, training=training, evaluation=None)
+        work_until_idle(client.app.state.service, until=lambda held: held.round == 2)  # type: ignore[attr-defined]
+    with TestClient(create_app(settings)) as client:  # another process would see no more
+        again = Installation(client)
+        work_until_idle(again.service)
+        samples = again.all(f"/samples?job={job_id}")
+    scores = {(s["prompt"], s["round"], s["number"]): s["scores"][0]["value"] for s in samples}
+    expected = []
+    for prompt in (p["text"] for p in PROMPTS):
+        history = [scores[prompt, r, n] for r in (1, 2) for n in range(4)]
+        mean, std = statistics.fmean(history), statistics.pstdev(history)
+        expected += [(scores[prompt, 2, n] - mean) / std for n in range(4)]
+    assert [one.advantage for one in learned[1]] == pytest.approx(expected)

@@ -1,0 +1,135 @@
+"""What a training learns from: pairs with a better side for dpo, samples with advantages for ddpo and dpok."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from api.core.queries import results
+from api.core.specs import RoundSpec, TrainingJobSpec
+from api.core.states import SampleRole, Verdict
+from api.core.tables import Model
+from dfusion.advantages import RewardHistory
+from dfusion.config import TrainingConfig
+from dfusion.training_data import Example, TrainingPair, TrainingSample
+from dfusion.types import Trajectory
+from worker.pairs import PairSamples, StoredSample, load_pairs, stored_samples, trajectory_of, with_samples
+from worker.sources import pairs_to_train_on
+from worker.task import Task
+
+_LAST_ROUND = 1 << 62
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Examples, the pairs behind them, and what became of the pairs."""
+
+    examples: list[Example]
+    pairs: int
+    adopted: int
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a pair with its score by the pair's scorer."""
+
+    sample: StoredSample
+    score: float
+
+
+def lesson(task: Task, config: TrainingConfig, parent: Model) -> Lesson:
+    """All that the task's training is to learn from, to be trained on `parent`."""
+    spec = task.spec_as(RoundSpec, TrainingJobSpec)
+    if isinstance(spec, RoundSpec) and spec.fusion is None and config.algorithm != "dpo":
+        samples = _plain_samples(task, config, spec, parent)
+        return Lesson(list(samples), 0, 0)
+    if isinstance(spec, RoundSpec):
+        pairs = load_pairs(task)
+    else:
+        with task.reading() as session:
+            rows = pairs_to_train_on(session, spec)
+        pairs = with_samples(task, rows)
+    decided = [(pair, *sides) for pair in pairs if (sides := _sides(pair, spec)) is not None]
+    stored = task.load_trajectories({s.sample.trajectory for _, *sides in decided for s in sides})
+    if config.algorithm == "dpo":
+        examples: Iterable[Example] = (_pair(pair, better, worse, stored, parent) for pair, better, worse in decided)
+    else:
+        examples = _pair_samples(task, decided, stored, config, parent)
+    return Lesson(list(examples), len(pairs), sum(bool(pair.row.adopted) for pair in pairs))
+
+
+def _sides(pair: PairSamples, spec: RoundSpec | TrainingJobSpec) -> tuple[_Side, _Side] | None:
+    """The better and the worse side: as people said, where the job asks them and they did, or by Eq. 7: the target
+    where it was adopted, else the reference, over the base. None where people see no better one."""
+    row = pair.row
+    base = _Side(pair.base, row.base_score)
+    target = _Side(pair.target, row.target_score) if pair.target and row.target_score is not None else None
+    asks = spec.review if isinstance(spec, RoundSpec) else spec.prefer == "verdicts"
+    if asks and row.verdict is not None:
+        better = target or _Side(pair.reference, row.reference_score)
+        if row.verdict == Verdict.TARGET:
+            return better, base
+        return (base, better) if row.verdict == Verdict.BASE else None
+    if row.adopted and target is not None:
+        return target, base
+    return _Side(pair.reference, row.reference_score), base
+
+
+def _pair(
+    pair: PairSamples, better: _Side, worse: _Side, stored: Mapping[str, Trajectory], parent: Model
+) -> TrainingPair:
+    return TrainingPair(
+        trajectory_of(better.sample, stored),
+        trajectory_of(worse.sample, stored),
+        pair.row.prompt,
+        _drawn_by(better.sample, parent),
+        _drawn_by(worse.sample, parent),
+    )
+
+
+def _drawn_by(sample: StoredSample, parent: Model) -> bool:
+    return sample.row.role != SampleRole.TARGET and sample.row.model_id == parent.id
+
+
+def _pair_samples(
+    task: Task,
+    decided: Sequence[tuple[PairSamples, _Side, _Side]],
+    stored: Mapping[str, Trajectory],
+    config: TrainingConfig,
+    parent: Model,
+) -> Iterable[TrainingSample]:
+    """Both sides of each pair, measured against all that the scorer gave the prompt's own samples so far."""
+    jobs = {pair.base.row.job_id for pair, *_ in decided}
+    histories: dict[str, RewardHistory] = {}
+    for pair, better, worse in decided:
+        row = pair.row
+        if row.scorer not in histories:
+            histories[row.scorer] = _history(task, jobs, row.scorer)
+        scores = [better.score, worse.score]
+        advantages = histories[row.scorer].advantages(row.prompt, scores, config.advantage_clip)
+        for side, advantage in zip((better, worse), advantages, strict=True):
+            trajectory = trajectory_of(side.sample, stored)
+            yield TrainingSample(trajectory, row.prompt, advantage, _drawn_by(side.sample, parent))
+
+
+def _plain_samples(task: Task, config: TrainingConfig, spec: RoundSpec, parent: Model) -> Iterable[TrainingSample]:
+    """The round's own samples (naive ddpo and dpok)."""
+    scorer = task.bench.scorer(spec.reward or "").name
+    with task.reading() as session:
+        roles = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
+        rows = [row for row, _ in results.round_images(session, task.claim.job_id, task.claim.round, roles)]
+        scores = results.round_scores(session, task.claim.job_id, task.claim.round, scorer)
+    found = stored_samples(task, rows)
+    stored = task.load_trajectories({sample.trajectory for sample in found.values()})
+    history = _history(task, {task.claim.job_id}, scorer)
+    for row in rows:
+        advantage = history.advantages(row.prompt, [scores[row.id]], config.advantage_clip)[0]
+        sample = found[row.id]
+        yield TrainingSample(trajectory_of(sample, stored), row.prompt, advantage, _drawn_by(sample, parent))
+
+
+def _history(task: Task, jobs: Iterable[str], scorer: str) -> RewardHistory:
+    """Every score of this and all earlier rounds. It is read from the database, so a restart loses nothing of it."""
+    up_to = task.claim.round if isinstance(task.spec, RoundSpec) else _LAST_ROUND
+    with task.reading() as session:
+        return RewardHistory().extended(results.score_history(session, jobs, scorer, up_to))

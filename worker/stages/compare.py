@@ -1,0 +1,100 @@
+"""Compare: what the evaluation's shards add up to, and, between models, which is better and how sure that is."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from api.core.clock import now_seconds
+from api.core.queries import jobs, results
+from api.core.specs import EvaluationJobSpec
+from api.core.states import SampleRole
+from api.core.tables import Metric, Sample, Score
+from dfusion.evaluation import Bootstrap, ScoreRow, ScoreTable, Summary, compare, summarise
+from worker.task import Record, Task
+
+
+def run(task: Task) -> Record:
+    """Metrics by model, split and scorer; for an evaluation the comparison, too."""
+    with task.reading() as session:
+        samples = results.samples_of_job(session, task.claim.job_id, task.claim.round, SampleRole.EVALUATION)
+        scores = results.scores(session, [sample.id for sample in samples])
+    metrics = list(_metrics(task, samples, scores))
+    spec = task.spec
+    result = _comparison(spec, samples, scores) if isinstance(spec, EvaluationJobSpec) else None
+
+    def record(session: Session) -> None:
+        results.add_all(session, metrics)
+        if result is not None:
+            jobs.set_result(session, task.claim.job_id, result)
+
+    return record
+
+
+def _metrics(task: Task, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]) -> Iterator[Metric]:
+    groups: dict[tuple[str, str, str, str], list[float]] = {}
+    for sample in samples:
+        for score in scores[sample.id]:
+            key = (sample.model_id, sample.split, score.scorer, score.version)
+            groups.setdefault(key, []).append(score.value)
+    for (model, split, scorer, version), values in groups.items():
+        yield Metric(
+            job_id=task.claim.job_id,
+            round=task.claim.round,
+            split=split,
+            scorer=scorer,
+            version=version,
+            model_id=model,
+            count=len(values),
+            mean=statistics.fmean(values),
+            std=statistics.pstdev(values),
+            created_at=now_seconds(),
+        )
+
+
+def _comparison(
+    spec: EvaluationJobSpec, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]
+) -> dict[str, Any]:
+    """By split: every model by every scorer with its interval, and every model against the first, image by image."""
+    bootstrap = Bootstrap(spec.confidence, spec.resamples, seed=0)
+    splits = dict.fromkeys(sample.split for sample in samples)
+    return {
+        "confidence": spec.confidence,
+        "splits": {
+            split: _of_split([sample for sample in samples if sample.split == split], scores, bootstrap)
+            for split in splits
+        },
+    }
+
+
+def _of_split(samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Prompts are told apart by their place, too: a list may hold one twice."""
+    table = ScoreTable.from_rows(
+        ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)
+        for sample in sorted(samples, key=lambda s: (s.prompt_index, s.number))
+        for score in scores[sample.id]
+    )
+    first, *others = sorted(table.models, key=lambda model: [s.model_id for s in samples].index(model))
+    comparisons = (compare(table, other, first, scorer, bootstrap) for other in others for scorer in table.scorers)
+    return {
+        "models": [_summary(summary) for summary in summarise(table, bootstrap)],
+        "compared_with_the_first": [
+            asdict(one) | {"chance_by_prompt": one.prompts.chance, "chance_by_image": one.images.chance}
+            for one in comparisons
+        ],
+    }
+
+
+def _summary(summary: Summary) -> dict[str, Any]:
+    return {
+        "model": summary.model,
+        "scorer": summary.scorer,
+        **asdict(summary.overall),
+        "prompts": [
+            {"prompt": prompt.partition(": ")[2], **asdict(estimate)} for prompt, estimate in summary.prompts.items()
+        ],
+    }

@@ -1,0 +1,108 @@
+"""Export: an adapter for other programs, loaded again and checked by its image, or a job's pairs as a data set."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from api.core.clock import now_seconds
+from api.core.errors import ConflictError
+from api.core.ids import IdKind, new_id
+from api.core.queries import jobs, results
+from api.core.specs import ExportJobSpec
+from api.core.tables import Export
+from dfusion.export import export_adapter
+from dfusion.preference_data import PreferencePair, write_preferences
+from worker.pairs import PairSamples, with_samples
+from worker.task import SAFETENSORS, Record, Task
+
+_PARQUET = "application/vnd.apache.parquet"
+_ZIP = "application/zip"
+
+
+def run(task: Task) -> Record:
+    """The export's file; done only when it was read again."""
+    spec = task.spec_as(ExportJobSpec)
+    file, figures = _pairs(task, spec.job) if spec.job else _adapter(task, spec)
+    with task.reading() as session:
+        model_id = jobs.get(session, task.claim.job_id).model_id
+    row = Export(
+        id=new_id(IdKind.EXPORT),
+        job_id=task.claim.job_id,
+        model_id=None if spec.job else model_id,
+        of_job_id=spec.job,
+        format=spec.format,
+        artifact_id=file,
+        figures=figures,
+        created_at=now_seconds(),
+    )
+
+    def record(session: Session) -> None:
+        task.record_artifacts(session)
+        results.add_all(session, [row])
+
+    return record
+
+
+def _adapter(task: Task, spec: ExportJobSpec) -> tuple[str, dict[str, Any]]:
+    row, adapter = task.model_before(0)
+    if adapter is None or spec.format == "parquet":
+        raise ConflictError(f"{row.id} has no adapter to export as {spec.format}")
+    source = task.bench.models.source(row.base)
+    out = task.scratch / ("merged" if spec.format == "merged" else f"{spec.format}.safetensors")
+    with task.bench.store.borrow(adapter.key, adapter.sha256) as file:
+        report = export_adapter(source, file, out, spec.format, device=task.bench.device)
+    if spec.format != "merged":
+        return task.store("export", out, SAFETENSORS), asdict(report)
+    packed = Path(shutil.make_archive(str(out), "zip", out))
+    shutil.rmtree(out)
+    return task.store("export", packed, _ZIP), asdict(report)
+
+
+def _pairs(task: Task, job_id: str) -> tuple[str, dict[str, Any]]:
+    with task.reading() as session:
+        rows = results.job_pairs(session, job_id)
+    pairs = with_samples(task, rows)
+    task.heartbeat.plan(len(pairs))
+    out = task.scratch / "pairs.parquet"
+    count = write_preferences(out, _preferences(task, pairs))
+    return task.store("export", out, _PARQUET), {"pairs": count}
+
+
+def _preferences(task: Task, pairs: list[PairSamples]) -> Iterator[PreferencePair]:
+    """The side that trains (Eq. 7) over the base."""
+    for pair in pairs:
+        row = pair.row
+        adopted = bool(row.adopted) and pair.target is not None
+        better = pair.target if adopted and pair.target is not None else pair.reference
+        score = row.target_score if adopted and row.target_score is not None else row.reference_score
+        yield PreferencePair(
+            pair_id=row.id,
+            caption=row.prompt,
+            images=(task.read_bytes(better.image), task.read_bytes(pair.base.image)),
+            roles=("target" if adopted else "reference", "base"),
+            seeds=(better.row.seed, pair.base.row.seed),
+            scores=(score, row.base_score),
+            scorer=row.scorer,
+            round=row.round,
+            adopted=None if pair.target is None else adopted,
+            mask_cover=row.figures.get("mask_cover"),
+            figures=_flat(row.figures),
+        )
+        task.heartbeat.step()
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested figures by joined names; those that are None are left out."""
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}_")
+        elif isinstance(value, int | float):
+            found[prefix + name] = float(value)
+    return found
