@@ -16,9 +16,11 @@ from typing import Any
 
 from celery import bootsteps
 from celery.platforms import EX_OK
+from celery.signals import setup_logging
 from celery.worker import state
 
 from api.broker import make_celery
+from api.core import logs
 from api.core.settings import Settings
 from worker.stop_flag import StopFlag
 
@@ -26,6 +28,12 @@ settings = Settings()
 app = make_celery(settings)
 app.conf.include = ["worker.tasks"]
 stop = StopFlag()
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _log(**_: Any) -> None:
+    """The service's own form of log lines in place of Celery's."""
+    logs.configure(settings)
 
 
 class SoftStop(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from api.broker import open_queue
-from api.core import execution
+from api.core import execution, limits
 from api.core.service import Service
 from api.core.settings import Settings
 from worker.presence import Presence
@@ -16,6 +17,8 @@ from worker.stop_flag import Stop
 
 if TYPE_CHECKING:
     from worker.workbench import Workbench
+
+_logger = logging.getLogger(__name__)
 
 
 class Child:
@@ -64,6 +67,9 @@ class Child:
         """
         if self._stop.is_set():
             self.service.uow.queue.hint([(stage_id, queue_name)])
+            return True
+        if not limits.has_disk_room(self._settings):
+            _logger.warning("the disk is nearly full; no work is begun")  # the sweeper hints again later
             return True
         bench = self.bench  # before the claim: importing torch takes seconds, in which no lease would be renewed
         loaded = bench.models.loaded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextvars import copy_context
 from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,7 +28,7 @@ class Heartbeat:
         self._lost = threading.Event()
         self._wish = Wish.GO_ON
         self._done, self._total = 0, 0
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()

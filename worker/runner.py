@@ -7,7 +7,7 @@ import logging
 import torch
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from api.core import execution
+from api.core import execution, logs
 from api.core.errors import LeaseLostError, ServiceError, StageCancelledError, StagePausedError, StageStoppedError
 from api.core.execution import Claim, Failure
 from dfusion.errors import DFusionError
@@ -25,12 +25,13 @@ def run_stage(bench: Workbench, claim: Claim, stop: Stop) -> bool:
 
     Only what the database itself refuses comes out of here.
     """
-    _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
-    try:
-        return _attempt(bench, claim, stop)
-    except LeaseLostError:
-        _logger.warning("%s went to another worker", claim.stage_id)
-        return True
+    with logs.about(job_id=claim.job_id, stage_id=claim.stage_id):
+        _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
+        try:
+            return _attempt(bench, claim, stop)
+        except LeaseLostError:
+            _logger.warning("%s went to another worker", claim.stage_id)
+            return True
 
 
 def _attempt(bench: Workbench, claim: Claim, stop: Stop) -> bool:

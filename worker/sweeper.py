@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.broker import open_queue
-from api.core import execution
+from api.core import execution, logs
 from api.core.errors import AlreadyRunningError
 from api.core.locks import file_lock
 from api.core.queries import workers
@@ -27,11 +27,11 @@ _logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Sweep until stopped."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s sweeper: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     settings = Settings()
+    logs.configure(settings)
     service = Service.open(settings, open_queue(settings))
     try:
         while not stop.is_set():

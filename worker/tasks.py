@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from typing import Any
 
@@ -30,10 +29,7 @@ def run_stage(self: StageTask, stage_id: str) -> None:
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _begin(sender: str, **_: Any) -> None:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # sent to the whole group, too; the parent tells the child by the flag
-    logging.getLogger("worker").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the group, too; the parent tells the child by the flag
     run_stage.child = Child(settings, sender, tuple(app.amqp.queues.consume_from), stop)
     run_stage.child.begin()
 

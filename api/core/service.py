@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.core import execution
+from api.core import execution, limits
 from api.core.catalogue import Catalogue
 from api.core.checking import Checked, check
 from api.core.errors import ConflictError, IdempotencyError, PreconditionError
@@ -60,18 +60,35 @@ def estimate_job(service: Service, spec: JobSpec) -> tuple[Counts, Sizes]:
         return count(checked.spec, checked.sizes), checked.sizes
 
 
-def create_job(service: Service, spec: JobSpec, key: str | None = None, origin_id: str | None = None) -> str:
+def create_job(
+    service: Service, spec: JobSpec, key: str | None = None, api_key_id: str | None = None, origin_id: str | None = None
+) -> str:
     """The id of a new job with its first stages, or of the one that the same request made under the same key.
 
-    Raises InvalidRequestError, or IdempotencyError where the key came with another request before.
+    Raises InvalidRequestError, IdempotencyError where the key came with another request before, or OverloadError.
     """
+    key = _own_key(key, api_key_id)
     try:
-        return service.uow.run(lambda session: _create(service, session, spec, key, origin_id), jobs.exists)
+        return service.uow.run(lambda session: _create(service, session, spec, key, api_key_id, origin_id), jobs.exists)
     except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
-        return service.uow.run(lambda session: _create(service, session, spec, key, origin_id), jobs.exists)
+        return service.uow.run(lambda session: _create(service, session, spec, key, api_key_id, origin_id), jobs.exists)
 
 
-def _create(service: Service, session: Session, spec: JobSpec, key: str | None, origin_id: str | None) -> str:
+def _own_key(key: str | None, api_key_id: str | None) -> str | None:
+    """An Idempotency-Key as it is stored: callers that choose the same do not meet."""
+    if key is None or api_key_id is None:
+        return key
+    return hashlib.sha256(f"{api_key_id} {key}".encode()).hexdigest()
+
+
+def _create(
+    service: Service,
+    session: Session,
+    spec: JobSpec,
+    key: str | None,
+    api_key_id: str | None,
+    origin_id: str | None,
+) -> str:
     kind = _kind_of(spec)
     fingerprint = hashlib.sha256(f"{kind} {spec.model_dump_json()}".encode()).hexdigest()
     known = None if key is None else jobs.by_key(session, key)
@@ -80,7 +97,9 @@ def _create(service: Service, session: Session, spec: JobSpec, key: str | None, 
             raise IdempotencyError("this Idempotency-Key came with another request before")
         return known.job_id
     checked = check(service.catalogue, service.settings, session, spec)
+    limits.require_room(session, service.settings, api_key_id)
     job = _insert(session, kind, checked, origin_id)
+    job.api_key_id = api_key_id
     if key is not None:
         jobs.add_key(session, key, fingerprint, job.id)
     return job.id
@@ -128,14 +147,14 @@ def resume_job(service: Service, job_id: str) -> None:
         execution.resume(session, jobs.get(session, job_id).id)
 
 
-def retry_job(service: Service, job_id: str) -> str:
+def retry_job(service: Service, job_id: str, api_key_id: str | None = None) -> str:
     """The id of a new job with the request of one that failed or was cancelled. Raises NotFoundError, ConflictError."""
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)
         if job.state not in (JobState.FAILED, JobState.CANCELLED):
             raise ConflictError(f"{job.id} is {job.state}: only a job that failed or was cancelled can be tried again")
         spec = job_spec(job)
-    return create_job(service, spec, origin_id=job_id)
+    return create_job(service, spec, api_key_id=api_key_id, origin_id=job_id)
 
 
 def job_spec(job: Job) -> JobSpec:

@@ -34,10 +34,12 @@ class ModelSetting(MethodSettings):
 class Settings(BaseSettings):
     """How this installation runs. What a round does is in its request, not here."""
 
-    model_config = SettingsConfigDict(env_prefix="DFUSION_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DFUSION_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(Path("dfusion-data"), description="Folder of the database, artifacts and locks")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in data_dir")
+    database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in data_dir")
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
     broker_url: SecretStr = Field(
@@ -57,6 +59,25 @@ class Settings(BaseSettings):
     )
     presence_seconds: Seconds = Field(5, description="How often a worker says that it is there")
     health_file: str = Field("", description="File that a worker or sweeper touches while it is well; empty: none")
+
+    auth: bool = Field(False, description="Whether every request needs an API key")
+    bootstrap_admin_key: SecretStr = Field(
+        SecretStr(""), description="A first key, with the scope admin: dfk_ and 32 or more letters and digits"
+    )
+    allow_open: bool = Field(
+        False, description="Serve other machines without keys: whoever reaches the port may do all"
+    )
+    metrics_open: bool = Field(False, description="Whether /metrics needs no key")
+    requests_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0, description="Requests of one key, or of one address without a key; 0: as many as come"
+    )
+    max_queued_jobs: Count = Field(1000, description="Jobs that may wait for their start; more are refused for now")
+    max_queued_jobs_per_key: Count = Field(100, description="Those of one key")
+    min_free_disk_mb: Annotated[int, Field(ge=0)] = Field(
+        500, description="With less room on data_dir's disk no work is taken on or begun"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or JSON objects")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="From which level on")
 
     device: str = Field("auto", description="Where the models run: cpu, cuda, cuda:1 …; auto: cuda if there is one")
     torch_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 leaves torch's choice")
@@ -113,9 +134,9 @@ class Settings(BaseSettings):
         return self.broker_url.get_secret_value()
 
     def for_child(self) -> dict[str, str]:
-        """The environment of a child process: this one's, with these settings, secrets included."""
+        """The environment of a child process: this one's, with these settings, secrets included, but not the key."""
         secrets = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
-        values = self.model_dump(mode="json") | secrets | {"broker_url": self.broker}
+        values = self.model_dump(mode="json") | secrets | {"broker_url": self.broker, "bootstrap_admin_key": ""}
         return dict(os.environ) | {
             f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, (dict, list)) else str(value)
             for name, value in values.items()

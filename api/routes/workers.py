@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from api.access import needs
 from api.core.queries import jobs, workers
 from api.deps import ServiceDep
 from api.schemas import WorkerOut, WorkersOut
 
-router = APIRouter(tags=["workers"])
+router = APIRouter(tags=["workers"], dependencies=[needs("read")])
 
 
 @router.get("/workers")

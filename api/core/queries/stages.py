@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
@@ -67,14 +67,13 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
     session.flush()
 
 
-def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
-    """Queued, due, and all that it needs has succeeded. `unmet = 0` and the state are written as in the index."""
-    ready = and_(stage.state == literal_column(f"'{StageState.QUEUED}'"), stage.unmet == literal_column("0"))
-    return ready & (stage.not_before <= now_seconds())
+def is_free(stage: type[Stage]) -> ColumnElement[bool]:
+    """Queued, due, and all that it needs has succeeded."""
+    return and_(stage.state == StageState.QUEUED, stage.unmet == 0, stage.not_before <= now_seconds())
 
 
 def _is_claimable(stage: type[Stage], queues: Sequence[str] | None) -> ColumnElement[bool]:
-    free = _is_free(stage)
+    free = is_free(stage)
     return free if queues is None else free & stage.queue.in_(queues)
 
 
@@ -108,10 +107,10 @@ def _is_put_off(stage: type[Stage], prefer_base: str) -> ColumnElement[int]:
 def claim(session: Session, stage_id: str, owner: str, lease_seconds: float) -> Stage | None:
     """Take the stage under a lease with a new epoch; None if it is not free, or somebody else has it in hand."""
     mine = aliased(Stage)
-    free = select(mine.id).where(mine.id == stage_id, _is_free(mine)).with_for_update(skip_locked=True)
+    free = select(mine.id).where(mine.id == stage_id, is_free(mine)).with_for_update(skip_locked=True)
     query = (
         update(Stage)
-        .where(Stage.id == free.scalar_subquery(), _is_free(Stage))
+        .where(Stage.id == free.scalar_subquery(), is_free(Stage))
         .values(
             state=StageState.RUNNING,
             lease_owner=owner,
@@ -214,14 +213,14 @@ def give_back(session: Session, stage_id: str, epoch: int) -> None:
 def mark_free(session: Session, job_id: str) -> list[Stage]:
     """The stages of the job that are free and were never hinted, which are marked as hinted now."""
     session.flush()
-    return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), _is_free(Stage))
+    return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), is_free(Stage))
 
 
 def _is_unheard(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool]:
     """Free, and never hinted or hinted long ago: each pause is as long as all before it, so they double."""
     since = now_seconds() - stage.hinted_at
     grown = or_(since >= stage.hinted_at - stage.free_at, since >= _MOST_PAUSES * pause_seconds)
-    return _is_free(stage) & or_(stage.hinted_at.is_(None), (since >= pause_seconds) & grown)
+    return is_free(stage) & or_(stage.hinted_at.is_(None), (since >= pause_seconds) & grown)
 
 
 def any_unheard(session: Session, pause_seconds: float) -> bool:
