@@ -77,14 +77,15 @@ class Installation:
         return {key for key in named if key is not None}
 
 
-@pytest.fixture(params=["files", "s3"])
+@pytest.fixture(params=["files and sqlite", "s3 and postgresql"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
     data_dir, server, changes = tmp_path / "data", None, {}
     folder = data_dir / "artifacts"
-    if request.param == "s3":
+    if request.param == "s3 and postgresql":
         server = request.getfixturevalue("s3")
         changes = server.settings(f"bucket-{secrets.token_hex(4)}")
         folder = server.folder / changes["s3_bucket"]
+        changes["database_url"] = request.getfixturevalue("postgres_url")
     service = Service.open(settings_for(data_dir, tmp_path / "tiny", **changes))
     yield Installation(service, folder, server)
     service.close()
