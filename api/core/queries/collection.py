@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy import Select, delete, select, union, update
 from sqlalchemy.orm import Session
 
-from api.core.states import FINAL_JOB_STATES, FINAL_STAGE_STATES
+from api.core.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, JobKind
 from api.core.tables import Artifact, Job, Pair, Sample, Stage
 
 _UNSYNCHRONISED = {"synchronize_session": False}
@@ -38,8 +38,12 @@ def forget_checkpoints(session: Session, limit: int) -> list[str]:
 def forget_trajectories(session: Session, keep_pairs: bool, limit: int) -> list[str]:
     """The keys of so many files of trajectories of ended jobs, whose artifacts are gone and whose samples name none.
 
-    With `keep_pairs`, files with a sample in a pair stay whole.
+    With `keep_pairs`, files with a sample in a pair stay whole. None goes while a job waits or runs that may work on
+    stored trajectories of others.
     """
+    using = select(Job.id).where(Job.kind.in_((JobKind.FUSION, JobKind.TRAINING)), Job.state.not_in(FINAL_JOB_STATES))
+    if session.scalar(using.limit(1)) is not None:
+        return []
     ended = select(Job.id).where(Job.state.in_(FINAL_JOB_STATES))
     query = select(Artifact.id, Artifact.key).where(Artifact.job_id.in_(ended), Artifact.id.in_(_trajectories()))
     if keep_pairs:
