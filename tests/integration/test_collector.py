@@ -190,6 +190,17 @@ def test_trajectories_of_ended_jobs_go_if_nobody_wants_them(place: Installation)
     assert place.collect(keep_trajectories="none") == NOTHING
 
 
+def test_trajectories_stay_while_a_job_may_work_on_them(place: Installation) -> None:
+    job_id, _, _, _ = two_shards(place)
+    cancel_job(place.service, job_id)
+    waiting = place.start()
+    with place.service.uow.writing() as session:
+        jobs.get(session, waiting).kind = "training"
+    assert place.collect(keep_trajectories="none").trajectories == 0
+    cancel_job(place.service, waiting)
+    assert place.collect(keep_trajectories="none").trajectories == 2
+
+
 def test_a_file_stays_whole_if_one_of_its_samples_is_in_a_pair(place: Installation) -> None:
     job_id, first, second, files = two_shards(place)
     cancel_job(place.service, job_id)
