@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from api.client import sse
 from api.client.downloads import download, fetch
 from api.client.errors import ApiError, NotFoundError, TooManyRequestsError, UnavailableError, UnreachableError
 from api.client.transport import Backoff, OnRetry, Transport
+from api.core.keys import KeyScope
 from api.core.specs import (
     EvaluationJobSpec,
     ExportJobSpec,
@@ -29,6 +31,8 @@ from api.core.specs import (
 )
 from api.core.states import JobKind, JobState, SampleRole, Verdict
 from api.schemas import (
+    ApiKeyMade,
+    ApiKeyOut,
     EstimateOut,
     EventOut,
     ExportOut,
@@ -46,6 +50,7 @@ from api.schemas import (
     ReadyOut,
     SampleDetail,
     SampleOut,
+    WorkersOut,
 )
 
 T = TypeVar("T")
@@ -455,6 +460,34 @@ class Client:
         """The service's version."""
         document = self._transport.request("GET", "/openapi.json").json()
         return str(document["info"]["version"])
+
+    def workers(self) -> WorkersOut:
+        """The workers that were seen within a day, and what they do."""
+        return self._get("/workers", WorkersOut)
+
+    def prometheus(self) -> str:
+        """Figures of the service in Prometheus' text format."""
+        return self._transport.request("GET", "/metrics", headers={"Accept": "text/plain"}).text
+
+    def make_api_key(
+        self, name: str, scopes: Sequence[KeyScope | str], *, expires_at: datetime | None = None
+    ) -> ApiKeyMade:
+        """Make an API key. The answer is the only place where it is ever shown."""
+        body = {"name": name, "scopes": list(scopes), "expires_at": expires_at and expires_at.isoformat()}
+        answer = self._transport.request("POST", "/api-keys", json=body, repeatable=False)
+        return _read(ApiKeyMade, answer.content)
+
+    def api_keys(self) -> Iterator[ApiKeyOut]:
+        """API keys, newest first, revoked and expired ones too."""
+        return _all(lambda cursor: self.api_keys_page(_MOST, cursor))
+
+    def api_keys_page(self, limit: int = 50, cursor: str | None = None) -> ListOut[ApiKeyOut]:
+        """A page of them."""
+        return self._get("/api-keys", ListOut[ApiKeyOut], limit=limit, cursor=cursor)
+
+    def revoke_api_key(self, key_id: str) -> None:
+        """Revoke an API key; one that is revoked stays so."""
+        self._transport.request("DELETE", f"/api-keys/{_part(key_id)}")
 
     def _get(self, path: str, model: type[M], *, wait_seconds: float = 0, **params: Any) -> M:
         if wait_seconds:

@@ -6,13 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from api.access import needs
 from api.core.errors import NotFoundError
 from api.core.ids import IdKind, expect
 from api.core.queries import prompt_sets
 from api.deps import PageParameters, ServiceDep
 from api.schemas import ListOut, PromptSetDetail, PromptSetOut
 
-router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"])
+router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"], dependencies=[needs("read")])
 
 
 @router.get("")

@@ -31,16 +31,6 @@ from tests.proxy import proxy
 from tests.service import round_body
 from tests.unit.api.conftest import Live
 
-OTHERS = {
-    "get /metrics",
-    "get /workers",
-    "get /api-keys",
-    "post /api-keys",
-    "delete /api-keys/{key_id}",
-    "post /prompt-sets",
-}
-"""Routes that are not there everywhere yet; those of operators (keys, figures for Prometheus) are for curl."""
-
 
 def cut_after(*lengths: int) -> Callable[[bytes], bytes]:
     """A flaw that lets so many bytes of the first connections pass, and all of the later ones."""
@@ -81,6 +71,14 @@ def test_there_is_a_method_for_everything_that_the_api_does(live: Live, tmp_path
         client.remove_alias("champion")
         assert (client.health().status, client.ready().status) == ("ok", "ok")
         assert client.version()
+        assert client.workers().data == []
+        assert "dfusion_jobs" in client.prometheus()
+        key = client.make_api_key("ann", ["review"])
+        client.revoke_api_key(key.id)
+        assert [(one.id, one.active) for one in client.api_keys()] == [(key.id, False)]
+        if "post" in client._transport.request("GET", "/openapi.json").json()["paths"]["/prompt-sets"]:
+            assert client.add_prompt_set("pets", [{"text": "a cat", "items": ["cat"]}], description="one").size == 1
+            assert client.add_prompt_text("pets", "a [cat] on a [sofa]\n").version == 2
         new = [
             client.start_round(round_body()),
             client.start_sampling({"model": "tiny", "prompt_set": job.prompt_set}),
@@ -101,7 +99,7 @@ def test_there_is_a_method_for_everything_that_the_api_does(live: Live, tmp_path
         with pytest.raises(ApiError):
             client._transport.request("HEAD", pairs[0].base.image + "x")
         paths = client._transport.request("GET", "/openapi.json").json()["paths"]
-    routes = {f"{method} {path}" for path, methods in paths.items() for method in methods} - OTHERS
+    routes = {f"{method} {path}" for path, methods in paths.items() for method in methods}
     seen = set(live.busy.seen)
     assert {route for route in routes if not any(matches(route, one) for one in seen)} == set()
 
@@ -267,7 +265,7 @@ def test_follow_gives_up_when_nothing_comes_for_too_long(live: Live) -> None:
         pytest.raises(UnreachableError),
     ):
         list(client.follow(live.done_job, patience_seconds=0.2))
-    assert len(pauses) > 1
+    assert pauses
     with live.client() as client, pytest.raises(NotFoundError):
         list(client.follow("job_" + "0" * 26))
 
