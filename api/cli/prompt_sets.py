@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Group, RenderableType
@@ -77,10 +77,8 @@ def _added(
             raise typer.BadParameter(f"{file}: expected a list of prompts, or an object with one, `prompts`")
         whole: list[Any] = [{"text": one} if isinstance(one, str) else one for one in listed]
         return client.add_prompt_set(name, whole, description=description or described)
-    if description is not None:
-        raise typer.BadParameter("a description goes with --prompt or a .json file", param_hint="--description")
-    media_type = "text/csv" if file.suffix == ".csv" else "text/plain"
-    return client.add_prompt_text(name, read_text(file), media_type=media_type)  # type: ignore[arg-type]
+    media_type: Literal["text/csv", "text/plain"] = "text/csv" if file.suffix == ".csv" else "text/plain"
+    return client.add_prompt_text(name, read_text(file), media_type=media_type, description=description)
 
 
 def _screen(found: PromptSetDetail) -> RenderableType:

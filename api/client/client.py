@@ -433,6 +433,7 @@ class Client:
         text: str,
         *,
         media_type: Literal["text/plain", "text/csv"] = "text/plain",
+        description: str | None = None,
         idempotency_key: str | None = None,
     ) -> PromptSetDetail:
         """A new prompt set from text: a prompt a line, items in brackets, "a [cat] eating a [sandwich]"; or CSV."""
@@ -440,7 +441,7 @@ class Client:
             "/prompt-sets",
             PromptSetDetail,
             idempotency_key,
-            params={"name": name},
+            params={"name": name, "description": description},
             content=text.encode("utf-8"),
             headers={"Content-Type": f"{media_type}; charset=utf-8"},
         )
