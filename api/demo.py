@@ -178,7 +178,7 @@ def request_of(arguments: argparse.Namespace) -> Json:
             "micro_batch": 16,
             "log_gradient_norms": False,
         },
-        "evaluation": {"samples_per_prompt": 2},
+        "evaluation": {"samples_per_prompt": 1},
         "label": "demo",
     }
 
