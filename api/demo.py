@@ -10,6 +10,7 @@ import argparse
 import base64
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -224,6 +225,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=8, help="pairs on the contact sheet")
     parser.add_argument("--out", type=Path, default=Path("demo-output"))
     console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the service is stopped, too
     try:
         run(parser.parse_args(), console)
     except (DemoError, ApiError) as error:
