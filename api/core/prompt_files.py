@@ -164,7 +164,8 @@ def from_released(
     """What the released code's `prompt_file`, `item_idx_file` and `mask_thr_file` hold.
 
     An index is that of a word: the files are made so, also where CLIP has several tokens for a word before it. Without
-    indices the items are found in the prompts, and there can be no thresholds; entries for other prompts are left out. Raises InvalidRequestError.
+    indices the items are found in the prompts, and there can be no thresholds; entries for other prompts are left out.
+    Raises InvalidRequestError.
     """
     problems: list[FieldProblem] = []
     entries = []
