@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uvicorn
 
+from api.core import logs
+from api.core.errors import StartError
 from api.core.settings import Settings
 from api.main import create_app
 
@@ -11,7 +13,12 @@ from api.main import create_app
 def main() -> None:
     """Serve until stopped."""
     settings = Settings()
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port)
+    logs.configure(settings)
+    try:
+        app = create_app(settings)
+    except StartError as error:
+        raise SystemExit(f"cannot start: {error}") from error
+    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False)
 
 
 if __name__ == "__main__":

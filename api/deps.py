@@ -1,4 +1,4 @@
-"""What routes are given: the service, and a list's limit and cursor."""
+"""What routes are given: the service, the caller, and a list's limit and cursor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.core.keys import Caller
 from api.core.service import Service
 
 
@@ -15,6 +16,13 @@ def _service(request: Request) -> Service:
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
+
+
+def _caller(request: Request) -> Caller:
+    return cast(Caller, request.state.caller)
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 class Parameters(BaseModel):

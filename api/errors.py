@@ -16,10 +16,13 @@ from starlette.exceptions import HTTPException
 
 from api.core.errors import (
     ConflictError,
+    ForbiddenError,
     IdempotencyError,
     InvalidRequestError,
+    LowDiskError,
     NotFoundError,
     OutcomeUnknownError,
+    OverloadError,
     PreconditionError,
     ServiceError,
     StorageError,
@@ -36,6 +39,9 @@ _STATUS: tuple[tuple[type[ServiceError], HTTPStatus], ...] = (
     (PreconditionError, HTTPStatus.PRECONDITION_FAILED),
     (StorageError, HTTPStatus.SERVICE_UNAVAILABLE),
     (OutcomeUnknownError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (ForbiddenError, HTTPStatus.FORBIDDEN),
+    (LowDiskError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (OverloadError, HTTPStatus.TOO_MANY_REQUESTS),
 )
 _RETRY_AFTER_SECONDS = 5
 _logger = logging.getLogger(__name__)
@@ -75,9 +81,16 @@ def _service_error(_request: Request, error: Exception) -> Response:
         raise error
     status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
     problems = error.problems if isinstance(error, InvalidRequestError) else ()
-    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)} if status is HTTPStatus.SERVICE_UNAVAILABLE else None
     fields = [{"pointer": p.pointer, "message": p.message} for p in problems]
-    return problem(status, error.code, str(error), fields, headers)
+    return problem(status, error.code, str(error), fields, _headers(error, status))
+
+
+def _headers(error: ServiceError, status: HTTPStatus) -> dict[str, str]:
+    if isinstance(error, ForbiddenError):
+        return {"WWW-Authenticate": f'Bearer realm="dfusion", error="insufficient_scope", scope="{error.scope}"'}
+    if isinstance(error, OverloadError):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    return {"Retry-After": str(_RETRY_AFTER_SECONDS)} if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
 
 
 def _database_error(request: Request, error: Exception) -> Response:

@@ -5,49 +5,99 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
-from api import errors
+from api import access, errors
 from api.body import BodyGuard
+from api.broker import open_queue
+from api.core import keys
 from api.core.locks import file_lock
 from api.core.service import Service
 from api.core.settings import Settings
 from api.embedded import WorkerSupervisor
-from api.routes import artifacts, health, jobs, prompt_sets, results, submissions
+from api.metrics import HttpMetrics, InstallationMetrics
+from api.observe import Observed
+from api.routes import (
+    api_keys,
+    artifacts,
+    docs,
+    health,
+    jobs,
+    metrics,
+    prompt_sets,
+    results,
+    submissions,
+    workers,
+)
 from api.schemas import Problem
 
 
+class Application(FastAPI):
+    """FastAPI, observed from outside of everything else, with an OpenAPI document that says which keys it takes."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self.state.metrics = HttpMetrics()
+        self._asks_for_keys = settings.auth
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Observed(super().build_middleware_stack(), self.state.metrics)
+
+    def openapi(self) -> dict[str, Any]:
+        is_new = self.openapi_schema is None
+        schema = super().openapi()
+        if is_new and self._asks_for_keys:
+            access.describe_security(self, schema)
+        return schema
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application; the settings come from the environment unless they are given."""
+    """The application; the settings come from the environment unless they are given.
+
+    Raises StartError for settings that would let everyone in. Its start raises StartError, too.
+    """
     settings = settings or Settings()
+    access.require_closed_or_local(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        access.require_scopes(app)
         with ExitStack() as stack:
             if settings.database.startswith("sqlite"):
                 stack.enter_context(file_lock(settings.data_dir / "service.lock"))
-            service = Service.open(settings)
+            service = Service.open(settings, open_queue(settings))
             stack.callback(service.close)
+            keys.prepare(service.uow, settings)
             app.state.service, app.state.supervisor = service, None
-            if settings.embedded_worker:
+            figures = InstallationMetrics(service)
+            app.state.metrics.registry.register(figures)
+            stack.callback(app.state.metrics.registry.unregister, figures)
+            if settings.embedded_worker and not settings.broker:
                 app.state.supervisor = WorkerSupervisor(service)
                 app.state.supervisor.start()
                 stack.callback(app.state.supervisor.stop)
             yield
 
     problem = {"model": Problem, "content": {errors.MEDIA_TYPE: {}}}
-    app = FastAPI(
+    app = Application(
+        settings,
         title="D-Fusion",
         version=_version(),
         description="Online preference training of text-to-image diffusion models on visually consistent pairs.",
         lifespan=lifespan,
         responses={"4XX": problem, "5XX": problem},
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
+    app.add_middleware(access.Guard, settings=settings)
     errors.install(app)
-    for module in (submissions, jobs, results, artifacts, prompt_sets, health):
+    parts = (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, health, metrics, docs)
+    for module in parts:
         app.include_router(module.router)
     return app
 

@@ -6,14 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.core.estimates import Estimate
+from api.core.keys import KeyScope
 from api.core.planning import Counts
 from api.core.progress import progress_of
 from api.core.queries.pages import Page
 from api.core.states import JobKind, JobState, Verdict
-from api.core.tables import Artifact, Event, Export, Job, Metric, Model, Pair, PromptSet, Sample, Score, Stage
+from api.core.tables import (
+    ApiKey,
+    Artifact,
+    Event,
+    Export,
+    Job,
+    Metric,
+    Model,
+    Pair,
+    PromptSet,
+    Sample,
+    Score,
+    Stage,
+    Worker,
+)
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -662,3 +677,106 @@ class ReadyOut(BaseModel):
     status: str
     database: bool
     worker: bool | None
+
+
+class WorkerStageOut(BaseModel):
+    """What a worker works on."""
+
+    id: str
+    job: str
+    kind: str
+    round: int
+
+
+class WorkerOut(BaseModel):
+    """A worker. `state`: idle, working, or silent where it has not reported for a while."""
+
+    name: str
+    state: str
+    host: str
+    pid: int
+    queues: list[str]
+    device: str
+    model: str | None
+    stage: WorkerStageOut | None
+    started_at: datetime
+    seen_at: datetime
+
+    @classmethod
+    def of(cls, row: Worker, stage: Stage | None, now: float, silent_after_seconds: float) -> WorkerOut:
+        state = "idle" if stage is None else "working"
+        if now - row.seen_at > silent_after_seconds:
+            state = "silent"
+        return cls(
+            name=row.name,
+            state=state,
+            host=row.host,
+            pid=row.pid,
+            queues=row.queues,
+            device=row.device,
+            model=row.model,
+            stage=stage
+            and WorkerStageOut(id=stage.id, job=f"/jobs/{stage.job_id}", kind=stage.kind, round=stage.round),
+            started_at=_time(row.started_at),
+            seen_at=_time(row.seen_at),
+        )
+
+
+class WorkersOut(BaseModel):
+    """All workers."""
+
+    data: list[WorkerOut]
+
+
+class ApiKeyIn(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, description="Whose key, or what for")
+    scopes: list[KeyScope] = Field(
+        min_length=1, max_length=4, description="submit and review include read; admin includes all"
+    )
+    expires_at: AwareDatetime | None = Field(None, description="With a time zone; never if not given")
+
+
+class ApiKeyOut(BaseModel):
+    """A key, without itself. `last_used_at` is some minutes coarse."""
+
+    id: str
+    name: str
+    prefix: str
+    scopes: list[KeyScope]
+    active: bool
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, row: ApiKey, now: float) -> ApiKeyOut:
+        return cls(**_api_key_fields(row, now))
+
+
+class ApiKeyMade(ApiKeyOut):
+    """A key that was just made, with itself: it is not shown again."""
+
+    key: str
+
+    @classmethod
+    def made(cls, row: ApiKey, now: float, token: str) -> ApiKeyMade:
+        return cls(**_api_key_fields(row, now), key=token)
+
+
+def _api_key_fields(row: ApiKey, now: float) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "prefix": row.prefix,
+        "scopes": row.scopes,
+        "active": row.revoked_at is None and (row.expires_at is None or row.expires_at > now),
+        "created_at": _time(row.created_at),
+        "last_used_at": _maybe_time(row.last_used_at),
+        "expires_at": _maybe_time(row.expires_at),
+        "revoked_at": _maybe_time(row.revoked_at),
+    }

@@ -17,13 +17,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 
 from api.core import execution
 from api.core.planning import PlannedStage
 from api.core.queries import stages
 from api.core.queries.pages import encode_cursor
-from api.core.service import Service, create_round
+from api.core.service import Service, create_job
 from api.core.settings import Settings
 from api.core.specs import RoundSpec
 from api.core.states import StageKind
@@ -33,10 +33,9 @@ from tests.servers import postgres_server
 
 _JOBS = 40
 _SAMPLES_PER_JOB = 25_000
-_PAIRS_PER_JOB = 6_250
 _ROUNDS = 10
 _WAITING_STAGES = 10_000
-_CALLS = 200
+_CALLS = 100
 
 _FILL = (
     "SET session_replication_role = replica",  # no foreign keys while it is filled
@@ -97,7 +96,9 @@ def main() -> None:
         client = stack.enter_context(TestClient(app))
         service: Service = app.state.service
         if not arguments.sqlite:
-            _fill(service, arguments.jobs)
+            started = time.monotonic()
+            fill(service.uow.engine, arguments.jobs, _SAMPLES_PER_JOB)
+            _say(f"filled in {time.monotonic() - started:.0f} s")
             _measure_pages(service, client, arguments.jobs, arguments.explain)
         _measure_claims(service)
 
@@ -107,32 +108,26 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _fill(service: Service, jobs: int) -> None:
-    sizes = {
-        "jobs": jobs,
-        "samples": _SAMPLES_PER_JOB,
-        "pairs": _PAIRS_PER_JOB,
-        "rounds": _ROUNDS,
-    }
-    started = time.monotonic()
-    with service.uow.engine.connect() as connection:
-        connection.detach()
+def fill(engine: Engine, jobs: int, samples_per_job: int) -> None:
+    """Fill an empty PostgreSQL database: a pair for four samples, a score for each, a second score for every fifth."""
+    sizes = {"jobs": jobs, "samples": samples_per_job, "pairs": samples_per_job // 4, "rounds": _ROUNDS}
+    with engine.connect() as connection:
+        connection.detach()  # its settings go with it
         connection.exec_driver_sql("SET statement_timeout = 0")
         for statement in _FILL:
             connection.exec_driver_sql(statement.format(**sizes).replace("%", "%%"))
         connection.commit()
-    with service.uow.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         connection.detach()
         connection.exec_driver_sql("SET statement_timeout = 0")
         connection.exec_driver_sql("VACUUM ANALYZE")
-    _say(f"filled in {time.monotonic() - started:.0f} s")
 
 
 def _measure_pages(service: Service, client: TestClient, jobs: int, explain: bool) -> None:
     middle = jobs // 2 or 1
     job, prompt_set = f"job_{middle:026d}", f"set_{1 + middle % 4:026d}"
     sample = encode_cursor(f"smp_{(middle - 1) * _SAMPLES_PER_JOB + 500:026d}")
-    pair = encode_cursor(f"pair_{(middle - 1) * _PAIRS_PER_JOB + 100:026d}")
+    pair = encode_cursor(f"pair_{(middle - 1) * _SAMPLES_PER_JOB // 4 + 100:026d}")
     one_job, one_set = f"job={job}", f"prompt_set={prompt_set}"
     more_of_job = ("role=target", "round=7", "round=7&role=base")
     of_everything = ["role=target", "round=7", "round=999", one_set, f"{one_set}&role=target"]
@@ -195,7 +190,7 @@ def _statements(service: Service) -> Iterator[list[tuple[str, object]]]:
 
 def _measure_claims(service: Service) -> None:
     spec = RoundSpec(prompts=(Prompt(text="a cat", items=("cat",), thresholds=(0.5,)),))
-    job_id = create_round(service, spec)
+    job_id = create_job(service, spec)
     _add_stages(service, job_id, 1, _WAITING_STAGES)
     while execution.claim(service.uow, service.settings, "w") is not None:
         pass

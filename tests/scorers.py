@@ -18,6 +18,16 @@ class Brightness:
         return [float(image.mean()) / 255 for image in images]
 
 
+class LostDevice:
+    """Fails as torch does when the GPU has failed under it."""
+
+    name = "lost-device"
+    version = "1"
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        raise RuntimeError(f"CUDA error: an illegal memory access was encountered, {len(images)} of {len(prompts)}")
+
+
 class Constant:
     """The same for all images: no pair can be made."""
 

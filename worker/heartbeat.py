@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextvars import copy_context
 from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -12,6 +13,7 @@ from api.core import execution
 from api.core.errors import LeaseLostError, StageCancelledError, StagePausedError, StageStoppedError
 from api.core.execution import Claim
 from api.core.queries.stages import Wish
+from worker.stop_flag import Stop
 from worker.workbench import Workbench
 
 _logger = logging.getLogger(__name__)
@@ -20,13 +22,13 @@ _logger = logging.getLogger(__name__)
 class Heartbeat:
     """Within its block a thread renews the lease with the progress made; `step` raises when the stage must stop."""
 
-    def __init__(self, bench: Workbench, claim: Claim, stop: threading.Event) -> None:
+    def __init__(self, bench: Workbench, claim: Claim, stop: Stop) -> None:
         self._bench, self._claim, self._stop = bench, claim, stop
         self._over = threading.Event()
         self._lost = threading.Event()
         self._wish = Wish.GO_ON
         self._done, self._total = 0, 0
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()

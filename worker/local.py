@@ -16,12 +16,14 @@ import time
 
 import torch
 
-from api.core import execution
+from api.core import execution, limits, logs
 from api.core.collector import collect
 from api.core.errors import StorageError
 from api.core.service import Service
 from api.core.settings import Settings
+from api.core.states import QueueName
 from api.core.unit_of_work import is_passing
+from worker.presence import Presence
 from worker.runner import run_stage
 from worker.workbench import Workbench
 
@@ -31,7 +33,6 @@ _logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Work until stopped."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s worker: %(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", help="this worker's name; its host and process id if not given")
     parser.add_argument("--alone", action="store_true", help="do not stop when standard input closes")
@@ -42,9 +43,12 @@ def main() -> None:
     if not arguments.alone:
         threading.Thread(target=_stop_with_parent, args=(stop,), name="parent-watch", daemon=True).start()
     settings = Settings()
+    logs.configure(settings)
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    work(settings, arguments.name or f"{socket.gethostname()}-{os.getpid()}", stop)
+    name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
+    with logs.about(worker=name):
+        work(settings, name, stop)
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
@@ -59,6 +63,9 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
     service = Service.open(settings)
     bench = Workbench.of(service)
     _logger.info("%s is ready", owner)
+    queues = tuple(QueueName)
+    presence = Presence(settings, owner, queues, lambda: service.uow, lambda: (bench.device, bench.models.loaded))
+    presence.start()
     turns = _Turns(bench, owner, stop)
     try:
         while not stop.is_set():
@@ -72,6 +79,7 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
             else:
                 stop.wait(0 if found else settings.poll_seconds)
     finally:
+        presence.stop()
         service.close()
 
 
@@ -100,9 +108,13 @@ class _Turns:
         if time.monotonic() >= self._next_collection:
             _collect(self._bench)
             self._next_collection = time.monotonic() + settings.collect_seconds
-        claim = execution.claim(uow, settings, self._owner)
-        if claim is not None:
-            run_stage(self._bench, claim, self._stop)
+        if not limits.has_disk_room(settings):
+            _logger.warning("the disk is nearly full; no work is begun")
+            self._stop.wait(settings.sweep_seconds)
+            return False
+        claim = execution.claim(uow, settings, self._owner, prefer_base=self._bench.models.loaded)
+        if claim is not None and not run_stage(self._bench, claim, self._stop):
+            raise SystemExit("the device is not fit for another stage; this process ends")
         return claim is not None
 
 

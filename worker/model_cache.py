@@ -22,6 +22,11 @@ class ModelCache:
         self._model: DiffusionModel | None = None
         self._adapter: str | None = None
 
+    @property
+    def loaded(self) -> str | None:
+        """The name of the base model that is loaded."""
+        return None if self._model is None else self._name
+
     def with_adapter(self, base: str, adapter: Artifact | None) -> DiffusionModel:
         """The base model with the adapter (or none) on its U-Net, for sampling. Raises ModelNotFoundError."""
         model = self._base(base)

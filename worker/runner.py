@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import logging
-import threading
 
 import torch
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from api.core import execution
+from api.core import execution, logs
 from api.core.errors import LeaseLostError, ServiceError, StageCancelledError, StagePausedError, StageStoppedError
 from api.core.execution import Claim, Failure
 from dfusion.errors import DFusionError
 from worker.heartbeat import Heartbeat
 from worker.stages import HANDLERS
+from worker.stop_flag import Stop
 from worker.task import Task
 from worker.workbench import Workbench
 
 _logger = logging.getLogger(__name__)
 
 
-def run_stage(bench: Workbench, claim: Claim, stop: threading.Event) -> None:
-    """Run the stage to one of its ends. Only what the database itself refuses comes out of here."""
-    _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
-    try:
-        _attempt(bench, claim, stop)
-    except LeaseLostError:
-        _logger.warning("%s went to another worker", claim.stage_id)
+def run_stage(bench: Workbench, claim: Claim, stop: Stop) -> bool:
+    """Run the stage to one of its ends; whether this process is still fit for another one.
+
+    Only what the database itself refuses comes out of here.
+    """
+    with logs.about(job_id=claim.job_id, stage_id=claim.stage_id):
+        _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
+        try:
+            return _attempt(bench, claim, stop)
+        except LeaseLostError:
+            _logger.warning("%s went to another worker", claim.stage_id)
+            return True
 
 
-def _attempt(bench: Workbench, claim: Claim, stop: threading.Event) -> None:
+def _attempt(bench: Workbench, claim: Claim, stop: Stop) -> bool:
     try:
         with bench.store.scratch() as scratch:
             with Heartbeat(bench, claim, stop) as heartbeat:
@@ -46,6 +51,13 @@ def _attempt(bench: Workbench, claim: Claim, stop: threading.Event) -> None:
     except Exception as error:  # the one place that catches all: every failure becomes a state with a code
         _logger.exception("%s failed", claim.stage_id)
         execution.fail(bench.uow, bench.settings, claim, failure_of(error))
+        return not spoils_the_device(error)
+    return True
+
+
+def spoils_the_device(error: Exception) -> bool:
+    """Whether CUDA may be unusable in this process from now on (or its memory in pieces)."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, torch.AcceleratorError)) or "CUDA error" in str(error)
 
 
 def failure_of(error: Exception) -> Failure:

@@ -28,7 +28,7 @@ from api.core.specs import (
 )
 from api.core.states import JobKind, JobState, SampleRole, Verdict
 from api.core.tables import Job, Model, Pair, PromptSet, Sample
-from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.config import FusionConfig, LoraConfig, SamplingConfig, TrainingConfig
 from dfusion.errors import LayerNotFoundError
 from dfusion.rewards.config import WeightedScorerConfig
 
@@ -102,6 +102,7 @@ class _Checker:
             scorers = self._scorers("/evaluation/scorers", evaluation.scorers, base, reward)
             evaluation = evaluation.model_copy(update={"scorers": scorers})
         self._limit_images(prompt_set, spec.samples_per_prompt)
+        self._adapter_is_kept(model, spec.training)
         if prompt_set is None or model is None:
             return None
         filled = spec.model_copy(update={"reward": reward, "watch": watch, "evaluation": evaluation})
@@ -224,6 +225,7 @@ class _Checker:
             model = self._one_model("/pairs", [samples[pair.base_id] for pair in pairs])
         sampled = {samples[pair.base_id].job_id for pair in pairs} | {samples[p.reference_id].job_id for p in pairs}
         configs = {_sampling_of(jobs.get(self._session, job_id)) for job_id in sampled}
+        self._adapter_is_kept(model, spec.training)
         if len(configs) > 1:
             self.wrong("/pairs", "expected samples made with the same steps, guidance and eta", "invalid_request")
         return Checked(spec, Sizes(self._settings.shard_prompts, pairs=len(pairs), sampling=configs.pop()), model)
@@ -280,6 +282,12 @@ class _Checker:
         if model is not None and model.adapter_artifact_id is None:
             self.wrong("/model", f"{spec.model} is a base model: it has no adapter to export", "no_adapter")
         return Checked(spec, Sizes(self._settings.shard_prompts), model)
+
+    def _adapter_is_kept(self, model: Model | None, training: TrainingConfig) -> None:
+        """A training that goes on from an adapter has that adapter's rank and alpha, whatever is asked for."""
+        if model is not None and model.adapter_artifact_id is not None and training.lora != LoraConfig():
+            message = f"{model.id} has an adapter, whose rank and alpha are kept: leave lora out"
+            self.wrong("/training/lora", message, "adapter_is_kept")
 
     def _found(self, pointer: str, get: Callable[[], T], code: str) -> T | None:
         try:

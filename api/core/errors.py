@@ -5,7 +5,11 @@ ServiceError
   NotFoundError             there is nothing of that id
   ConflictError             what was asked does not fit the present state
   PreconditionError         what was to be changed has changed since it was read
+  ForbiddenError            the caller's key has not the scope that it takes
   IdempotencyError          the key was used with another request
+  OverloadError             not now: try again later
+    TooManyJobsError        as many jobs are queued as may be
+    LowDiskError            the disk has too little room to begin work
   StageError                a stage cannot go on
     LeaseLostError          another worker has the stage, or it is over
     StageCancelledError     a cancel was asked for
@@ -78,6 +82,37 @@ class PreconditionError(ServiceError):
     """What was to be changed has changed since it was read (If-Match)."""
 
     code = "changed_meanwhile"
+
+
+class ForbiddenError(ServiceError):
+    """The caller's key has not the scope that it takes."""
+
+    code = "forbidden"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this takes a key with the scope {scope}")
+        self.scope = scope
+
+
+class OverloadError(ServiceError):
+    """Not now: try again in `retry_after_seconds`."""
+
+    code = "overload"
+    retryable = True
+    retry_after_seconds = 30
+
+
+class TooManyJobsError(OverloadError):
+    """As many jobs are queued as may be."""
+
+    code = "too_many_jobs"
+
+
+class LowDiskError(OverloadError):
+    """The disk has too little room to begin work."""
+
+    code = "low_disk"
+    retry_after_seconds = 60
 
 
 class IdempotencyError(ServiceError):

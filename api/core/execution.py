@@ -8,7 +8,7 @@ was lost, the stage's epoch tells what became of it: nobody else writes under it
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from api.core.specs import JobSpec, RoundSpec, spec_of
 from api.core.states import FINAL_JOB_STATES, JobState, StageKind, StageState
 from api.core.storage import StoredObject
 from api.core.tables import Job, Stage
-from api.core.unit_of_work import UnitOfWork, repeatable
+from api.core.unit_of_work import UnitOfWork, hint_after_commit, repeatable
 
 _LONGEST_PAUSE_SECONDS = 300.0
 _CANDIDATES = 8
@@ -57,16 +57,24 @@ class Failure:
     retryable: bool
 
 
-def claim(uow: UnitOfWork, settings: Settings, owner: str) -> Claim | None:
-    """Take a free stage; None if there is none."""
+def claim(
+    uow: UnitOfWork,
+    settings: Settings,
+    owner: str,
+    queues: Sequence[str] | None = None,
+    prefer_base: str | None = None,
+) -> Claim | None:
+    """Take a free stage of these queues (None: of any), rather one of the base model that is loaded; None if none."""
     with uow.reading() as session:
-        if not stages.any_free(session):
+        if not stages.any_free(session, queues):
             return None
-    return uow.run(lambda session: _claim(session, settings, owner), _is_claimed)
+    return uow.run(lambda session: _claim(session, settings, owner, queues, prefer_base), _is_claimed)
 
 
-def _claim(session: Session, settings: Settings, owner: str) -> Claim | None:
-    for stage_id, job_id in _candidates(session):
+def _claim(
+    session: Session, settings: Settings, owner: str, queues: Sequence[str] | None, prefer_base: str | None
+) -> Claim | None:
+    for stage_id, job_id in _candidates(session, queues, prefer_base):
         jobs.start(session, job_id)
         stage = stages.claim(session, stage_id, owner, settings.lease_seconds)
         if stage is not None:
@@ -76,10 +84,10 @@ def _claim(session: Session, settings: Settings, owner: str) -> Claim | None:
     return None
 
 
-def _candidates(session: Session) -> Iterator[tuple[str, str]]:
+def _candidates(session: Session, queues: Sequence[str] | None, prefer_base: str | None) -> Iterator[tuple[str, str]]:
     """Free stages and their jobs; looked for again where others were faster, but not for ever."""
     for _ in range(_LOOKS):
-        yield from stages.first_free(session, _CANDIDATES)
+        yield from stages.first_free(session, _CANDIDATES, queues, prefer_base)
 
 
 def _is_claimed(session: Session, taken: Claim | None) -> bool:
@@ -155,6 +163,7 @@ def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[S
             stages.add(session, job.id, plan_round(held.spec, held.round + 1, sizes))
             if job.pause_requested_at is not None:
                 stages.hold(session, job.id)
+        hint_free(session, job.id)
         _settle(session, job)
 
     def is_ended(session: Session, _result: None) -> bool:
@@ -208,6 +217,7 @@ def give_back(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
     def release(session: Session, job: Job) -> None:
         stages.give_back(session, held.stage_id, held.epoch)
         jobs.add_event(session, job.id, "stage.given_back", f"{held.kind} goes back to the queue", held.stage_id)
+        hint_free(session, job.id)
 
     _release(uow, settings, held, release)
 
@@ -238,6 +248,29 @@ def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, e
             jobs.add_event(session, job.id, "job.failed", failure.message, code=failure.code)
     else:
         _settle(session, job)
+
+
+def hint_free(session: Session, job_id: str) -> None:
+    """After the commit, hint the stages of the job that this transaction has made free."""
+    _hint(session, stages.mark_free(session, job_id))
+
+
+def hint_again(uow: UnitOfWork, settings: Settings) -> int:
+    """Hint the free stages whose hint seems to be lost, and those that became free by time alone; how many."""
+    with uow.reading() as session:
+        if not stages.any_unheard(session, settings.rehint_seconds):
+            return 0
+
+    def hint(session: Session) -> int:
+        unheard = stages.mark_unheard(session, settings.rehint_seconds)
+        _hint(session, unheard)
+        return len(unheard)
+
+    return uow.run(hint, repeatable)
+
+
+def _hint(session: Session, free: Sequence[Stage]) -> None:
+    hint_after_commit(session, [(stage.id, stage.queue) for stage in free])
 
 
 def sweep(uow: UnitOfWork, settings: Settings) -> int:
@@ -326,6 +359,7 @@ def resume(session: Session, job_id: str) -> None:
         jobs.request_resume(session, job.id)
         jobs.add_event(session, job.id, "job.resumed", "the job goes on")
         stages.release(session, job.id)
+        hint_free(session, job.id)
         _settle(session, jobs.lock(session, job.id))
     elif job.state == JobState.WAITING:
         end_review(session, job, "the job goes on with the verdicts that there are")
@@ -338,3 +372,4 @@ def end_review(session: Session, job: Job, message: str) -> None:
     if stages.succeed_reviews(session, job.id):
         jobs.become(session, job.id, JobState.RUNNING)
         jobs.add_event(session, job.id, "review.done", message)
+        hint_free(session, job.id)

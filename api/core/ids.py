@@ -25,6 +25,7 @@ class IdKind(StrEnum):
     ARTIFACT = "art"
     PROMPT_SET = "set"
     EXPORT = "exp"
+    API_KEY = "key"
 
 
 NAMES = {
@@ -36,6 +37,7 @@ NAMES = {
     IdKind.ARTIFACT: "an artifact",
     IdKind.PROMPT_SET: "a prompt set",
     IdKind.EXPORT: "an export",
+    IdKind.API_KEY: "an API key",
 }
 _PATTERN = re.compile(rf"({'|'.join(IdKind)})_[{_ALPHABET}]{{26}}")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.core import execution
+from api.core import execution, limits
 from api.core.catalogue import Catalogue
 from api.core.checking import Checked, check
 from api.core.errors import ConflictError, IdempotencyError, PreconditionError
@@ -17,6 +17,7 @@ from api.core.locks import AdvisoryLock, hold
 from api.core.migrate import migrate
 from api.core.planning import Counts, Sizes, count, plan_start, total_work
 from api.core.queries import jobs, prompt_sets, results, stages
+from api.core.queue import Queue
 from api.core.settings import Settings
 from api.core.specs import SPECS, JobSpec, RoundSpec, spec_of
 from api.core.states import JobKind, JobState, Verdict
@@ -36,10 +37,10 @@ class Service:
     catalogue: Catalogue
 
     @classmethod
-    def open(cls, settings: Settings) -> Service:
-        """Open the installation, bringing its database up to date. Raises StartError."""
+    def open(cls, settings: Settings, queue: Queue | None = None) -> Service:
+        """Open the installation, bringing its database up to date; hints go to `queue`. Raises StartError."""
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        uow = UnitOfWork.connect(settings.database)
+        uow = UnitOfWork.connect(settings.database, queue)
         catalogue = Catalogue.of(settings)
         migrate(uow.engine, settings.data_dir / "migrate.lock")
         with uow.writing() as session:
@@ -60,18 +61,35 @@ def estimate_job(service: Service, spec: JobSpec) -> tuple[Counts, Sizes]:
         return count(checked.spec, checked.sizes), checked.sizes
 
 
-def create_job(service: Service, spec: JobSpec, key: str | None = None, origin_id: str | None = None) -> str:
+def create_job(
+    service: Service, spec: JobSpec, key: str | None = None, api_key_id: str | None = None, origin_id: str | None = None
+) -> str:
     """The id of a new job with its first stages, or of the one that the same request made under the same key.
 
-    Raises InvalidRequestError, or IdempotencyError where the key came with another request before.
+    Raises InvalidRequestError, IdempotencyError where the key came with another request before, or OverloadError.
     """
+    key = _own_key(key, api_key_id)
     try:
-        return service.uow.run(lambda session: _create(service, session, spec, key, origin_id), jobs.exists)
+        return service.uow.run(lambda session: _create(service, session, spec, key, api_key_id, origin_id), jobs.exists)
     except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
-        return service.uow.run(lambda session: _create(service, session, spec, key, origin_id), jobs.exists)
+        return service.uow.run(lambda session: _create(service, session, spec, key, api_key_id, origin_id), jobs.exists)
 
 
-def _create(service: Service, session: Session, spec: JobSpec, key: str | None, origin_id: str | None) -> str:
+def _own_key(key: str | None, api_key_id: str | None) -> str | None:
+    """An Idempotency-Key as it is stored: callers that choose the same do not meet."""
+    if key is None or api_key_id is None:
+        return key
+    return hashlib.sha256(f"{api_key_id} {key}".encode()).hexdigest()
+
+
+def _create(
+    service: Service,
+    session: Session,
+    spec: JobSpec,
+    key: str | None,
+    api_key_id: str | None,
+    origin_id: str | None,
+) -> str:
     kind = _kind_of(spec)
     fingerprint = hashlib.sha256(f"{kind} {spec.model_dump_json()}".encode()).hexdigest()
     known = None if key is None else jobs.by_key(session, key)
@@ -80,7 +98,9 @@ def _create(service: Service, session: Session, spec: JobSpec, key: str | None, 
             raise IdempotencyError("this Idempotency-Key came with another request before")
         return known.job_id
     checked = check(service.catalogue, service.settings, session, spec)
+    limits.require_room(session, service.settings, api_key_id)
     job = _insert(session, kind, checked, origin_id)
+    job.api_key_id = api_key_id
     if key is not None:
         jobs.add_key(session, key, fingerprint, job.id)
     return job.id
@@ -107,6 +127,7 @@ def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | 
         work_total=total_work(spec, checked.sizes),
     )
     stages.add(session, job.id, plan_start(spec, checked.sizes))
+    execution.hint_free(session, job.id)
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
 
@@ -153,14 +174,14 @@ def resume_job(service: Service, job_id: str) -> None:
         execution.resume(session, jobs.get(session, job_id).id)
 
 
-def retry_job(service: Service, job_id: str) -> str:
+def retry_job(service: Service, job_id: str, api_key_id: str | None = None) -> str:
     """The id of a new job with the request of one that failed or was cancelled. Raises NotFoundError, ConflictError."""
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)
         if job.state not in (JobState.FAILED, JobState.CANCELLED):
             raise ConflictError(f"{job.id} is {job.state}: only a job that failed or was cancelled can be tried again")
         spec = job_spec(job)
-    return create_job(service, spec, origin_id=job_id)
+    return create_job(service, spec, api_key_id=api_key_id, origin_id=job_id)
 
 
 def job_spec(job: Job) -> JobSpec:

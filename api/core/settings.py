@@ -34,13 +34,50 @@ class ModelSetting(MethodSettings):
 class Settings(BaseSettings):
     """How this installation runs. What a round does is in its request, not here."""
 
-    model_config = SettingsConfigDict(env_prefix="DFUSION_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DFUSION_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(Path("dfusion-data"), description="Folder of the database, artifacts and locks")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in data_dir")
+    database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in data_dir")
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
-    embedded_worker: bool = Field(True, description="Whether the service starts and supervises one worker process")
+    broker_url: SecretStr = Field(
+        SecretStr(""), description="URL of the Redis that carries hints to Celery workers; empty: workers poll"
+    )
+    embedded_worker: bool = Field(
+        True, description="Whether the service starts and supervises one worker process (never with a broker)"
+    )
+    worker_queues: tuple[str, ...] = Field(
+        ("gpu", "cpu"), min_length=1, description="Queues of a Celery worker that is started without -Q"
+    )
+    worker_max_memory_mb: int = Field(
+        0, ge=0, description="A Celery worker's child that has grown past it is replaced after its stage; 0: never"
+    )
+    worker_stop_seconds: Seconds = Field(
+        60, description="A Celery worker that is told to stop ends its child after so long"
+    )
+    presence_seconds: Seconds = Field(5, description="How often a worker says that it is there")
+    health_file: str = Field("", description="File that a worker or sweeper touches while it is well; empty: none")
+
+    auth: bool = Field(False, description="Whether every request needs an API key")
+    bootstrap_admin_key: SecretStr = Field(
+        SecretStr(""), description="A first key, with the scope admin: dfk_ and 32 or more letters and digits"
+    )
+    allow_open: bool = Field(
+        False, description="Serve other machines without keys: whoever reaches the port may do all"
+    )
+    metrics_open: bool = Field(False, description="Whether /metrics needs no key")
+    requests_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0, description="Requests of one key, or of one address without a key; 0: as many as come"
+    )
+    max_queued_jobs: Count = Field(1000, description="Jobs that may wait for their start; more are refused for now")
+    max_queued_jobs_per_key: Count = Field(100, description="Those of one key")
+    min_free_disk_mb: Annotated[int, Field(ge=0)] = Field(
+        500, description="With less room on data_dir's disk no work is taken on or begun"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or JSON objects")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="From which level on")
 
     device: str = Field("auto", description="Where the models run: cpu, cuda, cuda:1 …; auto: cuda if there is one")
     torch_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 leaves torch's choice")
@@ -56,7 +93,10 @@ class Settings(BaseSettings):
     lease_seconds: Seconds = Field(60, description="A stage whose worker is silent for so long is queued again")
     heartbeat_seconds: Seconds = Field(1, description="How often a worker renews its lease and looks for a cancel")
     poll_seconds: Seconds = Field(0.2, description="How often an idle worker looks for work")
-    sweep_seconds: Seconds = Field(10, description="How often expired leases are looked for")
+    sweep_seconds: Seconds = Field(10, description="How often expired leases and lost hints are looked for")
+    rehint_seconds: Seconds = Field(
+        60, description="A free stage that nobody takes is hinted again after so long; then after twice as long"
+    )
     checkpoint_seconds: Seconds = Field(60, description="How often a training writes a checkpoint")
     shutdown_seconds: Seconds = Field(20, description="How long a stopping service waits for its worker")
     restart_seconds: Seconds = Field(0.5, description="First pause before a dead worker is restarted; it doubles")
@@ -88,11 +128,16 @@ class Settings(BaseSettings):
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'dfusion.db'}"
 
+    @property
+    def broker(self) -> str:
+        """The broker's URL, empty in embedded mode. It may hold a password."""
+        return self.broker_url.get_secret_value()
+
     def for_child(self) -> dict[str, str]:
-        """The environment of a child process: this one's, with these settings, secrets included."""
+        """The environment of a child process: this one's, with these settings, secrets included, but not the key."""
         secrets = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
-        values = self.model_dump(mode="json") | secrets
+        values = self.model_dump(mode="json") | secrets | {"broker_url": self.broker, "bootstrap_admin_key": ""}
         return dict(os.environ) | {
-            f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
+            f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, (dict, list)) else str(value)
             for name, value in values.items()
         }

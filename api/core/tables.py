@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Text,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -79,6 +67,23 @@ class Model(Table):
     created_at: Mapped[float]
 
 
+class ApiKey(Table):
+    """A key to the API. Of the key itself only the first characters and the SHA-256 are kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(index=True)
+    sha256: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[float]
+    last_used_at: Mapped[float | None]
+    """Noted every few minutes, not at each use."""
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+
 class Job(Table):
     """What a client asked for. `spec` is the checked request with its defaults filled in."""
 
@@ -111,6 +116,8 @@ class Job(Table):
     pause_requested_at: Mapped[float | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
+    api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    """Whose key made it; None where no keys are asked for."""
 
 
 class Stage(Table):
@@ -120,14 +127,8 @@ class Stage(Table):
     __table_args__ = (
         UniqueConstraint("job_id", "round", "kind", "shard"),
         UniqueConstraint("job_id", "number"),
-        Index("ix_stages_state_not_before", "state", "not_before"),
-        Index(
-            "ix_stages_free",
-            "job_id",
-            "number",
-            sqlite_where=text("state = 'queued' AND unmet = 0"),
-            postgresql_where=text("state = 'queued' AND unmet = 0"),
-        ),
+        Index(None, "state", "lease_expires_at"),
+        Index(None, "state", "unmet", "job_id", "number"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -153,6 +154,8 @@ class Stage(Table):
     unmet: Mapped[int] = mapped_column(server_default="0")
     """How many of the stages that it needs have not succeeded yet."""
     not_before: Mapped[float]
+    free_at: Mapped[float | None]
+    """When it became free, as far as noticed; claims and pauses between hints are measured from it."""
     hinted_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
     pause_requested_at: Mapped[float | None]
@@ -208,6 +211,7 @@ class Sample(Table):
         Index(None, "prompt_set_id", "role", "id"),
         Index(None, "role", "id"),
         Index(None, "round", "id"),
+        Index(None, "trajectory_artifact_id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -339,9 +343,26 @@ class Event(Table):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id"))
     at: Mapped[float]
-    kind: Mapped[str]
+    kind: Mapped[str] = mapped_column(index=True)
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[Json]
+
+
+class Worker(Table):
+    """A worker process, as it last reported. What it works on is in the stages' leases."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """The owner of its leases."""
+    host: Mapped[str]
+    pid: Mapped[int]
+    queues: Mapped[list[str]] = mapped_column(JSON())
+    device: Mapped[str]
+    model: Mapped[str | None]
+    """The base model that it has loaded."""
+    started_at: Mapped[float]
+    seen_at: Mapped[float] = mapped_column(index=True)
 
 
 class IdempotencyKey(Table):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from api.core.errors import OutcomeUnknownError
+from api.core.queue import Hint, Queue, SilentQueue
 
 T = TypeVar("T")
 
@@ -52,6 +53,8 @@ _ROLLED_BACK = frozenset({"40001", "40P01", "55P03"})
 """Serialization failure, deadlock, a lock not had in time."""
 _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "53300"})
 """The server stops, has crashed, starts, has closed an idle connection or transaction, has too many."""
+
+_HINTS = "hints"
 
 
 def make_engine(url: str) -> Engine:
@@ -146,25 +149,33 @@ class _Patience:
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
 
 
-class UnitOfWork:
-    """Transactions on one database."""
+def hint_after_commit(session: Session, hints: Iterable[Hint]) -> None:
+    """Send these hints once the session's transaction is committed; if it never is, they are forgotten."""
+    session.info.setdefault(_HINTS, []).extend(hints)
 
-    def __init__(self, engine: Engine) -> None:
+
+class UnitOfWork:
+    """Transactions on one database, and the hints that follow from them."""
+
+    def __init__(self, engine: Engine, queue: Queue | None = None) -> None:
         self.engine = engine
+        self.queue: Queue = SilentQueue() if queue is None else queue
         self._reader = engine.execution_options(reads_only=True)
         if engine.dialect.name == "postgresql":
             self._reader = self._reader.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @classmethod
-    def connect(cls, url: str) -> UnitOfWork:
-        """A unit of work on the database at `url`."""
-        return cls(make_engine(url))
+    def connect(cls, url: str, queue: Queue | None = None) -> UnitOfWork:
+        """A unit of work on the database at `url`; without a queue its hints go nowhere."""
+        return cls(make_engine(url), queue)
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction: committed when the block ends, rolled back when it raises."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        """A transaction: committed when the block ends, rolled back when it raises. Its hints follow the commit."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            self._send_hints(session)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -189,10 +200,12 @@ class UnitOfWork:
         while True:
             sent: list[tuple[T, str | None]] = []
             try:
-                with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                    result = function(session)
-                    session.flush()
-                    sent.append((result, _transaction_id(session)))
+                with Session(self.engine, expire_on_commit=False) as session:
+                    with session.begin():
+                        result = function(session)
+                        session.flush()
+                        sent.append((result, _transaction_id(session)))
+                    self._send_hints(session)
                 return result
             except (DBAPIError, PoolTimeoutError) as error:
                 if not is_passing(error):
@@ -202,6 +215,12 @@ class UnitOfWork:
                     if self._is_committed(result, transaction, committed, patience):
                         return result
                 patience.wait(error)
+
+    def _send_hints(self, session: Session) -> None:
+        """After a commit; hints of one whose reply was lost are left to the sweeper."""
+        hints = session.info.pop(_HINTS, [])
+        if hints:
+            self.queue.hint(hints)
 
     def _is_committed(
         self,
@@ -227,6 +246,7 @@ class UnitOfWork:
 
     def close(self) -> None:
         """Give all connections back."""
+        self.queue.close()
         self.engine.dispose()
 
 

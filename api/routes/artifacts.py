@@ -8,12 +8,13 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Response, status
 from fastapi.responses import RedirectResponse, StreamingResponse
 
+from api.access import needs
 from api.core.queries import results
 from api.core.tables import Artifact
 from api.deps import ServiceDep
 from api.errors import problem
 
-router = APIRouter(tags=["artifacts"])
+router = APIRouter(tags=["artifacts"], dependencies=[needs("read")])
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 

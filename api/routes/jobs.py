@@ -13,6 +13,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import Field
 
+from api.access import needs
 from api.core.errors import InvalidRequestError
 from api.core.queries import jobs, prompt_sets, results, stages
 from api.core.queries.pages import Page, encode_cursor
@@ -20,7 +21,7 @@ from api.core.service import Service, cancel_job, job_spec, pause_job, resume_jo
 from api.core.specs import RoundSpec
 from api.core.states import JobKind, JobState
 from api.core.tables import Event, Job
-from api.deps import PageParameters, Parameters, ServiceDep
+from api.deps import CallerDep, PageParameters, Parameters, ServiceDep
 from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut
 
 RETRY_AFTER_SECONDS = 2
@@ -29,7 +30,7 @@ _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 200
 T = TypeVar("T")
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("read")])
 
 
 class JobFilters(PageParameters):
@@ -106,31 +107,31 @@ def read_job(service: Service, job_id: str) -> JobDetail:
         return JobDetail.detailed(job, stages.of_job(session, job_id), jobs.now(session), made, last)
 
 
-@router.post("/{job_id}/cancel", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/{job_id}/cancel", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
 def cancel(job_id: str, service: ServiceDep) -> JobDetail:
     """Call a job off. It stops within a step; one that has ended stays as it is."""
     cancel_job(service, job_id)
     return read_job(service, job_id)
 
 
-@router.post("/{job_id}/pause", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/{job_id}/pause", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
 def pause(job_id: str, service: ServiceDep) -> JobDetail:
     """Stop a job within a step; a training keeps what it has learned. 409 for one that has ended."""
     pause_job(service, job_id)
     return read_job(service, job_id)
 
 
-@router.post("/{job_id}/resume", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/{job_id}/resume", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
 def resume(job_id: str, service: ServiceDep) -> JobDetail:
     """Go on with a paused job; one that waits for verdicts goes on without those that are missing."""
     resume_job(service, job_id)
     return read_job(service, job_id)
 
 
-@router.post("/{job_id}/retry", status_code=status.HTTP_202_ACCEPTED)
-def retry(job_id: str, service: ServiceDep, response: Response) -> JobDetail:
+@router.post("/{job_id}/retry", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
+def retry(job_id: str, service: ServiceDep, caller: CallerDep, response: Response) -> JobDetail:
     """Ask again for what failed or was cancelled: a new job that names its origin."""
-    new_id = retry_job(service, job_id)
+    new_id = retry_job(service, job_id, caller.key_id)
     response.headers["Location"] = f"/jobs/{new_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return read_job(service, new_id)

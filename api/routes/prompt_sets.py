@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response, status
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from api.access import needs
 from api.body import media_type
 from api.core.errors import NotFoundError
 from api.core.ids import IdKind, expect
@@ -21,7 +22,7 @@ from api.examples import PROMPT_SET_CSV, PROMPT_SET_LINES, PROMPT_SETS
 from api.schemas import ListOut, PromptSetDetail, PromptSetOut
 from dfusion.prompts import Prompt
 
-router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"])
+router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"], dependencies=[needs("read")])
 _TEXTS = {"text/plain": from_lines, "text/csv": from_csv}
 
 
@@ -63,6 +64,7 @@ def _request_body() -> dict[str, Any]:
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
+    dependencies=[needs("submit")],
     responses={status.HTTP_200_OK: {"model": PromptSetDetail, "description": "It is there with the same prompts"}},
     openapi_extra={"requestBody": _request_body()},
 )

@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import Field
 from sqlalchemy.orm import Session
 
+from api.access import needs
 from api.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from api.core.ids import IdKind, expect
 from api.core.queries import jobs, results
@@ -31,7 +32,7 @@ from api.schemas import (
     VerdictIn,
 )
 
-router = APIRouter()
+router = APIRouter(dependencies=[needs("read")])
 
 
 class SampleFilters(PageParameters):
@@ -120,7 +121,7 @@ def _read_pair(service: Service, pair_id: str) -> PairOut:
         return PairOut.of(row, results.samples(session, results.sides_of([row])))
 
 
-@router.put("/pairs/{pair_id}/verdict", tags=["pairs"])
+@router.put("/pairs/{pair_id}/verdict", tags=["pairs"], dependencies=[needs("review")])
 def put_verdict(
     pair_id: str,
     verdict: VerdictIn,
@@ -208,14 +209,16 @@ ALIAS = r"^[a-z][a-z0-9-]{0,63}$"
 Alias = Annotated[str, Path(pattern=ALIAS)]
 
 
-@router.put("/aliases/{name}", tags=["models"])
+@router.put("/aliases/{name}", tags=["models"], dependencies=[needs("submit")])
 def put_alias(name: Alias, alias: AliasIn, service: ServiceDep) -> ModelDetail:
     """Let a name, such as "champion", mean a model; it can move to another."""
     set_alias(service, name, alias.model)
     return get_model(alias.model, service)
 
 
-@router.delete("/aliases/{name}", tags=["models"], status_code=status.HTTP_204_NO_CONTENT)
+@router.delete(
+    "/aliases/{name}", tags=["models"], status_code=status.HTTP_204_NO_CONTENT, dependencies=[needs("submit")]
+)
 def delete_alias(name: Alias, service: ServiceDep) -> None:
     """Let a name mean nothing any more."""
     with service.uow.writing() as session:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Response, status
 
+from api.access import needs
 from api.core.estimates import estimate_of
 from api.core.service import Service, create_job, estimate_job
 from api.core.specs import (
@@ -17,7 +18,7 @@ from api.core.specs import (
     SamplingJobSpec,
     TrainingJobSpec,
 )
-from api.deps import Parameters, ServiceDep
+from api.deps import CallerDep, Parameters, ServiceDep
 from api.routes.jobs import RETRY_AFTER_SECONDS, read_job
 from api.schemas import EstimateOut, JobDetail
 
@@ -34,11 +35,13 @@ class Submission:
     def __init__(
         self,
         service: ServiceDep,
+        caller: CallerDep,
         response: Response,
         parameters: Annotated[SubmissionParameters, Query()],
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")] = None,
     ) -> None:
         self._service: Service = service
+        self._api_key_id = caller.key_id
         self._response, self._dry_run, self._key = response, parameters.dry_run, idempotency_key
 
     def answer(self, spec: JobSpec) -> JobDetail | EstimateOut:
@@ -48,7 +51,7 @@ class Submission:
             counts, sizes = estimate_job(self._service, spec)
             with self._service.uow.reading() as session:
                 return EstimateOut.of(counts, estimate_of(session, spec, sizes))
-        job_id = create_job(self._service, spec, self._key)
+        job_id = create_job(self._service, spec, self._key, self._api_key_id)
         self._response.headers["Location"] = f"/jobs/{job_id}"
         self._response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
         return read_job(self._service, job_id)
@@ -57,6 +60,7 @@ class Submission:
 SubmissionDep = Annotated[Submission, Depends()]
 router = APIRouter(
     tags=["submissions"],
+    dependencies=[needs("submit")],
     responses={status.HTTP_200_OK: {"model": EstimateOut, "description": "Dry run"}},
 )
 

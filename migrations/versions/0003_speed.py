@@ -31,7 +31,7 @@ _PAIR_PAGES = (
 _PAGES = [
     (table, columns) for table, pages in (("samples", _SAMPLE_PAGES), ("pairs", _PAIR_PAGES)) for columns in pages
 ]
-_FREE = sa.text("state = 'queued' AND unmet = 0")
+_FREE = "ix_stages_state_unmet_job_id_number"
 _MADE = ("samples", "pairs", "models")
 
 _UNMET = """
@@ -47,7 +47,9 @@ _HELD_OUT_SET_OF_JOB = "(SELECT jobs.held_out_prompt_set_id FROM jobs WHERE jobs
 def upgrade() -> None:
     op.add_column("stages", sa.Column("unmet", sa.BigInteger(), nullable=False, server_default="0"))
     op.execute(_UNMET)
-    op.create_index("ix_stages_free", "stages", ["job_id", "number"], sqlite_where=_FREE, postgresql_where=_FREE)
+    op.create_index(_FREE, "stages", ["state", "unmet", "job_id", "number"])
+    op.drop_index("ix_stages_state_not_before", "stages")
+    op.create_index("ix_stages_state_lease_expires_at", "stages", ["state", "lease_expires_at"])
     for table in _MADE:
         op.add_column("jobs", sa.Column(f"{table}_made", sa.BigInteger(), nullable=False, server_default="0"))
         op.execute(f"UPDATE jobs SET {table}_made = (SELECT count(*) FROM {table} WHERE {table}.job_id = jobs.id)")
@@ -68,5 +70,7 @@ def downgrade() -> None:
         op.drop_column(table, "prompt_set_id")
     for table in _MADE:
         op.drop_column("jobs", f"{table}_made")
-    op.drop_index("ix_stages_free", "stages")
+    op.drop_index("ix_stages_state_lease_expires_at", "stages")
+    op.create_index("ix_stages_state_not_before", "stages", ["state", "not_before"])
+    op.drop_index(_FREE, "stages")
     op.drop_column("stages", "unmet")

@@ -16,7 +16,7 @@ from api.core.clock import now_seconds
 from api.core.execution import Failure
 from api.core.ids import IdKind, new_id
 from api.core.queries import jobs, results, stages
-from api.core.service import Service, cancel_job, create_round
+from api.core.service import Service, cancel_job, create_job
 from api.core.specs import RoundSpec
 from api.core.tables import Artifact, Sample, Table
 from api.main import create_app
@@ -54,7 +54,7 @@ def far(tmp_path: Path, postgres_url: str, proxy: CuttingProxy) -> Iterator[Serv
 
 
 def start(service: Service, **changes: Any) -> str:
-    return create_round(service, RoundSpec.model_validate(round_body(**changes)))
+    return create_job(service, RoundSpec.model_validate(round_body(**changes)))
 
 
 def take(service: Service, owner: str = "w") -> execution.Claim:

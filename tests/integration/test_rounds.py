@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from fastapi.testclient import TestClient
@@ -53,8 +54,23 @@ def _check_filters(installation: Installation, job: dict[str, Any]) -> None:
         count(f"/samples?prompt_set={trained_on}&role=target&round=2") == count(f"/pairs?prompt_set={trained_on}") / 2
     )
     assert count(f"/samples?job={job['id']}&round=1&role=target") == 6
+    everything = installation.all("/samples")
+    for filters in ("role=target", f"job={job['id']}&round=2", f"prompt_set={held_out}&round=1&role=evaluation"):
+        wanted = {name: int(value) if name == "round" else value for name, value in parse_qsl(filters)}
+        wanted.pop("prompt_set", None)
+        split = ("held_out",) if "prompt_set" in filters else ("train", "held_out")
+        expected = [s["id"] for s in everything if wanted.items() <= s.items() and s["split"] in split]
+        assert [s["id"] for s in _pages(installation, f"/samples?{filters}&limit=5")] == expected != []
     adopted = [pair["id"] for pair in installation.all(job["links"]["pairs"]) if pair["adopted"]]
     assert [pair["id"] for pair in installation.all("/pairs?adopted=true")] == adopted
+
+
+def _pages(installation: Installation, path: str) -> Iterator[dict[str, Any]]:
+    cursor = ""
+    while cursor is not None:
+        page = installation.get(f"{path}{cursor and f'&cursor={cursor}'}")
+        yield from page["data"]
+        cursor = page["next_cursor"]
 
 
 def _check_metrics(installation: Installation, job: dict[str, Any]) -> None:

@@ -34,6 +34,12 @@ class Place:
 
     store: Store
     folder: Path
+    server: S3Server | None = None
+
+    def changed(self) -> None:
+        """Files in the folder were changed: see them."""
+        if self.server is not None:
+            self.server.look_again()
 
     def put(self, data: bytes = HELLO, slot: str = "image") -> StoredObject:
         with self.store.scratch() as scratch:
@@ -52,7 +58,7 @@ class Place:
 def on_s3(server: S3Server, data_dir: Path, **changes: Any) -> Place:
     bucket = f"bucket-{secrets.token_hex(4)}"
     settings = settings_for(data_dir, data_dir, **(server.settings(bucket) | changes))
-    return Place(open_store(settings), server.folder / settings.s3_bucket)
+    return Place(open_store(settings), server.folder / settings.s3_bucket, server)
 
 
 @pytest.fixture(params=["files", "s3", "s3 without copies"])
@@ -107,6 +113,7 @@ def test_what_is_not_there_is_worth_another_try(place: Place) -> None:
 def test_other_bytes_are_noticed_and_mended_by_storing_them_again(place: Place, damage: bytes) -> None:
     stored = place.put()
     (place.folder / stored.key).write_bytes(damage)
+    place.changed()
     with pytest.raises(StorageCorruptError, match=f"expected SHA-256 {SHA_OF_HELLO}") as caught:
         place.fetch(stored)
     assert not caught.value.retryable
@@ -126,6 +133,7 @@ def test_objects_are_listed_with_their_age(place: Place) -> None:
     old, fresh = place.put(), place.put(b"fresh")
     hour_ago = time.time() - 3600
     os.utime(place.folder / old.key, (hour_ago, hour_ago))
+    place.changed()
     ages = {found.key: found.age_seconds for found in place.store.objects()}
     assert set(ages) == {old.key, fresh.key}
     assert ages[old.key] - ages[fresh.key] > 1800  # an hour, less what the test took
@@ -137,6 +145,7 @@ def test_every_object_of_many_is_listed(place: Place) -> None:
     names = [f"{number:064x}" for number in range(1100)]  # an S3 server lists 1,000 at a time
     for name in names:
         (folder / name).write_bytes(b"")
+    place.changed()
     assert place.keys() == sorted([KEY_OF_HELLO, *(f"jobs/job_1/stg_1/image/{name}" for name in names)])
 
 
@@ -178,6 +187,7 @@ def test_a_missing_bucket_is_made_by_whoever_is_first(s3: S3Server, tmp_path: Pa
         thread.join()
     assert len({place.put().key for place in places}) == 1
     shutil.rmtree(s3.folder / "shared-bucket")
+    s3.look_again()
     assert len(places) == 6
     assert places[0].fetch(places[1].put()) == HELLO  # it is made again
 

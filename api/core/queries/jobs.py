@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import case, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
@@ -88,6 +88,14 @@ def page(
         if wanted is not None:
             query = query.where(column == wanted)
     return fetch_page(session, query, Job.id, limit, cursor, newest_first=True)
+
+
+def count_queued(session: Session, api_key_id: str | None = None) -> int:
+    """Jobs of which nothing has begun: all of them, or one key's."""
+    query = select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)
+    if api_key_id is not None:
+        query = query.where(Job.api_key_id == api_key_id)
+    return session.scalar(query) or 0
 
 
 def start(session: Session, job_id: str) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Select
+from sqlalchemy import ColumnElement, Select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.core.errors import InvalidRequestError
 
 T = TypeVar("T")
+Filters = Mapping[InstrumentedAttribute[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,54 @@ def fetch_page(
     limit: int,
     cursor: str | None,
     newest_first: bool = False,
+    equal: Filters | None = None,
 ) -> Page[T]:
-    """The page after `cursor`, in order of `key` (unique; ids, which sort by age, or an event's number)."""
-    if cursor is not None:
-        query = query.where(_beyond(key, cursor, newest_first))
-    rows = list(session.scalars(query.order_by(key.desc() if newest_first else key).limit(limit + 1)))
+    """The page after `cursor`, in order of `key` (unique; ids, which sort by age, or an event's number).
+
+    `equal` are columns and what they must be (None: anything). Those of the table's best index are written as bounds
+    of a range in the index's order. Written as equalities, which is the same, PostgreSQL may go through all rows in
+    order of `key` instead, since it does not know that what it looks for was made late.
+    """
+    given = {column: value for column, value in (equal or {}).items() if value is not None}
+    scope = _scope(key, given)
+    query = query.where(*(column == value for column, value in given.items() if column not in scope))
+    last = None if cursor is None else _last(key, cursor)
+    query = query.where(*_range({column: given[column] for column in scope}, key, last, newest_first))
+    order = [column.desc() if newest_first else column for column in (*scope, key)]
+    rows = list(session.scalars(query.order_by(*order).limit(limit + 1)))
     more = len(rows) > limit
     rows = rows[:limit]
     return Page(rows, encode_cursor(str(getattr(rows[-1], key.key))) if more else None)
 
 
-def _beyond(key: InstrumentedAttribute[Any], cursor: str, newest_first: bool) -> ColumnElement[bool]:
+def _scope(key: InstrumentedAttribute[Any], given: Filters) -> list[InstrumentedAttribute[Any]]:
+    """The columns before the key in the index that serves most of the filters."""
+    by_name = {column.key: column for column in given}
+    names = ([column.name for column in index.columns] for index in key.class_.__table__.indexes)
+    served = [found[:-1] for found in names if found[-1] == key.key and by_name.keys() >= set(found[:-1])]
+    return [by_name[name] for name in max(sorted(served), key=len, default=[])]
+
+
+def _range(
+    scope: Filters, key: InstrumentedAttribute[Any], last: object | None, newest_first: bool
+) -> list[ColumnElement[bool]]:
+    """Bounds of the rows that are equal in `scope` and whose key is beyond `last`."""
+    columns, values = list(scope), list(scope.values())
+    bounds: list[ColumnElement[bool]] = []
+    if last is not None:
+        place, beyond = tuple_(*columns, key), tuple_(*values, last)
+        bounds.append(place < beyond if newest_first else place > beyond)
+    if columns:
+        place, wanted = tuple_(*columns), tuple_(*values)
+        if last is None or newest_first:
+            bounds.append(place >= wanted)
+        if last is None or not newest_first:
+            bounds.append(place <= wanted)
+    return bounds
+
+
+def _last(key: InstrumentedAttribute[Any], cursor: str) -> Any:
+    """The key of the last row before the page."""
     convert: Callable[[str], Any] = key.type.python_type
     try:
         last = convert(decode_cursor(cursor))
@@ -49,8 +87,7 @@ def _beyond(key: InstrumentedAttribute[Any], cursor: str, newest_first: bool) ->
             raise ValueError("not a row's number")
     except (ValueError, binascii.Error) as error:
         raise InvalidRequestError.at("/cursor", "expected next_cursor of an earlier page", "invalid_cursor") from error
-    beyond: ColumnElement[bool] = key < last if newest_first else key > last
-    return beyond
+    return last
 
 
 def encode_cursor(last: str) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from api.core.clock import now_seconds
 from api.core.errors import NotFoundError
 from api.core.ids import IdKind, expect, kind_of, new_id
-from api.core.queries.pages import Page, fetch_page
+from api.core.queries.pages import Filters, Page, fetch_page
 from api.core.states import SampleRole, Verdict
 from api.core.tables import Artifact, Export, Job, Metric, Model, ModelAlias, Pair, Sample, Score, Table
 
@@ -102,16 +102,13 @@ def sample_page(
     prompt_set_id: str | None = None,
 ) -> Page[Sample]:
     """Samples, oldest first."""
-    query = select(Sample)
-    if job_id is not None:
-        query = query.where(Sample.job_id == job_id)
-    if role is not None:
-        query = query.where(Sample.role == role)
-    if round_number is not None:
-        query = query.where(Sample.round == round_number)
-    if prompt_set_id is not None:
-        query = query.where(Sample.prompt_set_id == prompt_set_id)
-    return fetch_page(session, query, Sample.id, limit, cursor)
+    equal: Filters = {
+        Sample.job_id: job_id,
+        Sample.prompt_set_id: prompt_set_id,
+        Sample.round: round_number,
+        Sample.role: role,
+    }
+    return fetch_page(session, select(Sample), Sample.id, limit, cursor, equal=equal)
 
 
 def score_history(session: Session, job_ids: Iterable[str], scorer: str, up_to_round: int) -> dict[str, list[float]]:
@@ -172,17 +169,15 @@ def pair_page(
 ) -> Page[Pair]:
     """Pairs, oldest first."""
     query = select(Pair)
-    if job_id is not None:
-        query = query.where(Pair.job_id == job_id)
-    if round_number is not None:
-        query = query.where(Pair.round == round_number)
-    if adopted is not None:
-        query = query.where(Pair.adopted == adopted)
     if judged is not None:
         query = query.where(Pair.verdict.is_not(None) if judged else Pair.verdict.is_(None))
-    if prompt_set_id is not None:
-        query = query.where(Pair.prompt_set_id == prompt_set_id)
-    return fetch_page(session, query, Pair.id, limit, cursor)
+    equal: Filters = {
+        Pair.job_id: job_id,
+        Pair.prompt_set_id: prompt_set_id,
+        Pair.round: round_number,
+        Pair.adopted: adopted,
+    }
+    return fetch_page(session, query, Pair.id, limit, cursor, equal=equal)
 
 
 def pairs_with(session: Session, sample_id: str) -> list[Pair]:

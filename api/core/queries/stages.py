@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal_column, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
@@ -14,9 +14,14 @@ from api.core.errors import LeaseLostError
 from api.core.ids import IdKind, new_id
 from api.core.planning import PlannedStage
 from api.core.states import FINAL_STAGE_STATES, StageKind, StageState, queue_of
-from api.core.tables import Stage, StageDependency
+from api.core.tables import Job, Model, Stage, StageDependency
 
 _NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+_UNHINTED: Mapping[str, Any] = {"free_at": None, "hinted_at": None}
+_PATIENCE_SECONDS = 30.0
+"""So long a free stage may be passed over by workers that have another model loaded."""
+_MOST_PAUSES = 16
+"""The pause between two hints of a stage grows up to so many times the first."""
 _QUEUED_AGAIN = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
 _UNSYNCED = {"synchronize_session": False}
 
@@ -62,30 +67,51 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
     session.flush()
 
 
-def _is_free(stage: type[Stage]) -> ColumnElement[bool]:
-    """Queued, due, and all that it needs has succeeded. `unmet = 0` and the state are written as in the index."""
-    ready = and_(stage.state == literal_column(f"'{StageState.QUEUED}'"), stage.unmet == literal_column("0"))
-    return ready & (stage.not_before <= now_seconds())
+def is_free(stage: type[Stage]) -> ColumnElement[bool]:
+    """Queued, due, and all that it needs has succeeded."""
+    return and_(stage.state == StageState.QUEUED, stage.unmet == 0, stage.not_before <= now_seconds())
 
 
-def any_free(session: Session) -> bool:
-    """Whether a worker could claim something."""
-    return session.scalar(select(Stage.id).where(_is_free(Stage)).limit(1)) is not None
+def _is_claimable(stage: type[Stage], queues: Sequence[str] | None) -> ColumnElement[bool]:
+    free = is_free(stage)
+    return free if queues is None else free & stage.queue.in_(queues)
 
 
-def first_free(session: Session, most: int) -> list[tuple[str, str]]:
-    """Stages that could be claimed, and their jobs: the first ones of the oldest job. None of them is held."""
-    query = select(Stage.id, Stage.job_id).where(_is_free(Stage)).order_by(Stage.job_id, Stage.number)
-    return [(row.id, row.job_id) for row in session.execute(query.limit(most))]
+def any_free(session: Session, queues: Sequence[str] | None = None) -> bool:
+    """Whether a worker on these queues (None: on all) could claim something."""
+    return session.scalar(select(Stage.id).where(_is_claimable(Stage, queues)).limit(1)) is not None
+
+
+def first_free(
+    session: Session, most: int, queues: Sequence[str] | None = None, prefer_base: str | None = None
+) -> list[tuple[str, str]]:
+    """Stages that could be claimed, and their jobs: the first ones of the oldest job. None of them is held.
+
+    `queues` narrows the choice. Jobs on the base model `prefer_base` come first, which spares loading another; a stage
+    of another job that has been free for _PATIENCE_SECONDS takes its turn among them, so none waits for ever.
+    """
+    first = [] if prefer_base is None else [_is_put_off(Stage, prefer_base)]
+    query = select(Stage.id, Stage.job_id).where(_is_claimable(Stage, queues))
+    return [
+        (row.id, row.job_id) for row in session.execute(query.order_by(*first, Stage.job_id, Stage.number).limit(most))
+    ]
+
+
+def _is_put_off(stage: type[Stage], prefer_base: str) -> ColumnElement[int]:
+    """1 for stages of jobs on another base model, 0 for the others; who has waited long is not put off any more."""
+    of_base = select(Job.id).join(Model, Model.id == Job.model_id).where(Model.base == prefer_base)
+    free_at = func.coalesce(stage.free_at, stage.not_before)  # nobody marks a stage that only its pause held back
+    waited = free_at < now_seconds() - _PATIENCE_SECONDS
+    return case((waited | stage.job_id.in_(of_base), 0), else_=1)
 
 
 def claim(session: Session, stage_id: str, owner: str, lease_seconds: float) -> Stage | None:
     """Take the stage under a lease with a new epoch; None if it is not free, or somebody else has it in hand."""
     mine = aliased(Stage)
-    free = select(mine.id).where(mine.id == stage_id, _is_free(mine)).with_for_update(skip_locked=True)
+    free = select(mine.id).where(mine.id == stage_id, is_free(mine)).with_for_update(skip_locked=True)
     query = (
         update(Stage)
-        .where(Stage.id == free.scalar_subquery(), _is_free(Stage))
+        .where(Stage.id == free.scalar_subquery(), is_free(Stage))
         .values(
             state=StageState.RUNNING,
             lease_owner=owner,
@@ -175,14 +201,45 @@ def requeue(
     session: Session, stage_id: str, epoch: int, pause_seconds: float, code: str | None, message: str | None
 ) -> None:
     """Back to the queue, not to be claimed before the pause is over. Raises LeaseLostError."""
-    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds() + pause_seconds}
+    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds() + pause_seconds, **_UNHINTED}
     _fenced(session, stage_id, epoch, {**values, "error_code": code, "error_message": message, **_NO_LEASE})
 
 
 def give_back(session: Session, stage_id: str, epoch: int) -> None:
     """Back to the queue at once; the attempt does not count, since nothing failed. Raises LeaseLostError."""
-    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds(), "attempt": Stage.attempt - 1}
+    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds(), "attempt": Stage.attempt - 1, **_UNHINTED}
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
+
+
+def mark_free(session: Session, job_id: str) -> list[Stage]:
+    """The stages of the job that are free and were never hinted, which are marked as hinted now."""
+    session.flush()
+    return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), is_free(Stage))
+
+
+def _is_unheard(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool]:
+    """Free, and never hinted or hinted long ago: each pause is as long as all before it, so they double."""
+    since = now_seconds() - stage.hinted_at
+    grown = or_(since >= stage.hinted_at - stage.free_at, since >= _MOST_PAUSES * pause_seconds)
+    return is_free(stage) & or_(stage.hinted_at.is_(None), (since >= pause_seconds) & grown)
+
+
+def any_unheard(session: Session, pause_seconds: float) -> bool:
+    """Whether a free stage is to be hinted again."""
+    return session.scalar(select(Stage.id).where(_is_unheard(Stage, pause_seconds)).limit(1)) is not None
+
+
+def mark_unheard(session: Session, pause_seconds: float) -> list[Stage]:
+    """The free stages that are to be hinted again, which are marked as hinted now."""
+    unheard = aliased(Stage)  # rows that another transaction holds are passed over: two orders of locks never meet
+    found = select(unheard.id).where(_is_unheard(unheard, pause_seconds)).with_for_update(skip_locked=True)
+    return _mark(session, Stage.id.in_(found))
+
+
+def _mark(session: Session, *which: ColumnElement[bool]) -> list[Stage]:
+    values = {"hinted_at": now_seconds(), "free_at": func.coalesce(Stage.free_at, now_seconds())}
+    query = update(Stage).where(*which).values(values).returning(Stage)
+    return list(session.scalars(query, execution_options=_UNSYNCED | {"populate_existing": True}))
 
 
 def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool) -> bool:

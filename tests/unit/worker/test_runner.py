@@ -4,7 +4,7 @@ from sqlalchemy.exc import OperationalError
 
 from api.core.errors import StorageCorruptError, StorageError
 from dfusion.errors import NonFiniteError, ShapeMismatchError
-from worker.runner import failure_of
+from worker.runner import failure_of, spoils_the_device
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,16 @@ def test_every_error_has_a_code(error: Exception, code: str, retryable: bool) ->
     found = failure_of(error)
     assert (found.code, found.retryable) == (code, retryable)
     assert "secret" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("error", "spoiled"),
+    [
+        (torch.cuda.OutOfMemoryError("no"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("shape"), False),
+        (StorageError("away"), False),
+    ],
+)
+def test_a_process_whose_cuda_has_failed_is_not_used_again(error: Exception, spoiled: bool) -> None:
+    assert spoils_the_device(error) is spoiled

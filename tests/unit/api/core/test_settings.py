@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from api.core.settings import Settings
 
@@ -23,6 +23,19 @@ def test_a_child_has_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path
     for name, value in given.for_child().items():
         monkeypatch.setenv(name, value)
     assert Settings() == given
+
+
+class MoreSettings(Settings):
+    """With a secret that a worker needs."""
+
+    storage_secret: SecretStr = SecretStr("")
+
+
+def test_a_child_is_given_secrets_but_not_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFUSION_BOOTSTRAP_ADMIN_KEY", "dfk_inherited")
+    given = MoreSettings(bootstrap_admin_key=SecretStr("dfk_given"), storage_secret=SecretStr("opens the store"))
+    child = given.for_child()
+    assert (child["DFUSION_STORAGE_SECRET"], child["DFUSION_BOOTSTRAP_ADMIN_KEY"]) == ("opens the store", "")
 
 
 def test_a_wrong_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

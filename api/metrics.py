@@ -1,0 +1,112 @@
+"""Figures for Prometheus. Those of requests are of this process; those of work are read from the database when asked,
+so that they do not depend on who did it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPMethod
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from api.core.limits import free_disk_bytes
+from api.core.queries import figures
+from api.core.service import Service
+
+_METHODS = frozenset(HTTPMethod)
+_REQUEST_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
+
+
+class HttpMetrics:
+    """Counts and times of requests, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "dfusion_http_requests", "Requests answered", ("method", "route", "status"), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "dfusion_http_request_seconds",
+            "Time to the end of the answer; long polls and event streams wait on purpose",
+            ("method", "route"),
+            registry=self.registry,
+            buckets=_REQUEST_BUCKETS,
+        )
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        """A request was answered. `route` is its template, never the path: that would be a series for each id."""
+        method = method if method in _METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+
+class InstallationMetrics:
+    """A collector that asks the database. While that is away it says so and is silent about the rest."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, from one view of the database."""
+        try:
+            with self._service.uow.reading() as session:
+                families = [family for read in FAMILIES for family in read(session)]
+        except SQLAlchemyError:
+            families = []
+        yield GaugeMetricFamily("dfusion_database_up", "Whether the database answers", float(bool(families)))
+        free = free_disk_bytes(self._service.settings.data_dir)
+        yield GaugeMetricFamily("dfusion_free_disk_bytes", "Room on the data folder's disk", free)
+        yield from families
+
+
+def _jobs(session: Session) -> Iterator[Metric]:
+    family = GaugeMetricFamily("dfusion_jobs", "Jobs by state", labels=("state",))
+    for state, count in figures.jobs_by_state(session).items():
+        family.add_metric((state,), count)
+    yield family
+
+
+def _queue(session: Session) -> Iterator[Metric]:
+    stages = GaugeMetricFamily("dfusion_stages", "Stages that are not at an end", labels=("state", "kind"))
+    for (state, kind), count in figures.unfinished_stages(session).items():
+        stages.add_metric((state, kind), count)
+    yield stages
+    ready = GaugeMetricFamily("dfusion_stages_ready", "Queued stages that a worker could begin", labels=("kind",))
+    for kind, count in figures.ready_stages(session).items():
+        ready.add_metric((kind,), count)
+    yield ready
+    age = figures.oldest_ready_seconds(session)
+    yield GaugeMetricFamily("dfusion_oldest_ready_stage_seconds", "How long the first of them has waited", age)
+
+
+def _workers(session: Session) -> Iterator[Metric]:
+    leases = figures.leases(session)
+    yield GaugeMetricFamily("dfusion_workers_busy", "Workers that hold a stage", leases.workers)
+    yield GaugeMetricFamily("dfusion_leases_expired", "Running stages whose worker is silent", leases.expired)
+    failed = figures.failed_attempts(session)
+    attempts = CounterMetricFamily("dfusion_failed_attempts", "Attempts at a stage that failed", labels=("code",))
+    for code, count in failed.items():
+        attempts.add_metric((code,), count)
+    yield attempts
+    lost = failed.get("worker_lost", 0)
+    yield CounterMetricFamily("dfusion_lease_losses", "Stages whose worker was lost", lost)
+
+
+def _made(session: Session) -> Iterator[Metric]:
+    images = CounterMetricFamily("dfusion_images", "Images made, by what they are for", labels=("role",))
+    for role, count in figures.images_by_role(session).items():
+        images.add_metric((role,), count)
+    yield images
+    seconds = HistogramMetricFamily("dfusion_stage_seconds", "Time of successful stages", labels=("kind",))
+    for kind, times in figures.stage_seconds(session).items():
+        buckets = [
+            (str(limit), float(count)) for limit, count in zip(figures.STAGE_BUCKETS, times.at_most, strict=True)
+        ]
+        seconds.add_metric((kind,), [*buckets, ("+Inf", float(times.count))], times.total)
+    yield seconds
+
+
+FAMILIES: tuple[Callable[[Session], Iterable[Metric]], ...] = (_jobs, _queue, _workers, _made)
+"""What is read at each scrape; what workers write about themselves (GPU memory, images a second) is added here."""

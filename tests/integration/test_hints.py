@@ -1,0 +1,236 @@
+"""Which stages are hinted and claimed when, on a real database; the queue only remembers."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from api.core import execution
+from api.core.clock import now_seconds
+from api.core.execution import Claim, Failure
+from api.core.locks import file_lock
+from api.core.queries import stages, workers
+from api.core.queue import Hint
+from api.core.service import Service, create_job
+from api.core.specs import RoundSpec
+from api.core.tables import Stage, Worker
+from tests.service import round_body, settings_for
+from worker.sweeper import sweep_once
+
+
+class Memory:
+    """A queue that remembers its hints."""
+
+    def __init__(self) -> None:
+        self.hints: list[Hint] = []
+
+    def hint(self, stages: Sequence[Hint]) -> None:
+        self.hints += stages
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def queue() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def service(tmp_path: Path, queue: Memory) -> Iterator[Service]:
+    models = {"tiny": tmp_path / "tiny", "other": tmp_path / "other"}
+    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", models=models), queue)
+    yield opened
+    opened.close()
+
+
+def start(service: Service, **changes: Any) -> str:
+    return create_job(service, RoundSpec.model_validate(round_body(**changes)))
+
+
+def claim(service: Service, **choice: Any) -> Claim | None:
+    return execution.claim(service.uow, service.settings, "w", **choice)
+
+
+def take(service: Service, **choice: Any) -> Claim:
+    found = claim(service, **choice)
+    assert found is not None
+    return found
+
+
+def finish(service: Service, held: Claim) -> None:
+    execution.finish(service.uow, service.settings, held, lambda _session: None)
+
+
+def told(service: Service, queue: Memory) -> list[tuple[str, str]]:
+    """Kind and queue of the stages hinted since it was asked last."""
+    with service.uow.reading() as session:
+        found = [(stages.get(session, stage_id).kind, name) for stage_id, name in queue.hints]
+    queue.hints.clear()
+    return sorted(found)
+
+
+def set_back(service: Service, **seconds: float) -> None:
+    """As if these times of all stages had been so long ago."""
+    with service.uow.writing() as session:
+        session.execute(update(Stage).values({name: now_seconds() - ago for name, ago in seconds.items()}))
+
+
+def test_what_becomes_free_is_hinted_once_and_after_the_commit(service: Service, queue: Memory) -> None:
+    start(service)
+    assert told(service, queue) == [("evaluate", "gpu"), ("sample", "gpu"), ("sample", "gpu")]
+    _evaluate, first, second = (take(service) for _ in range(3))
+    finish(service, first)
+    assert told(service, queue) == []
+    finish(service, second)
+    assert told(service, queue) == [("score", "gpu")]
+    score = take(service)
+    finish(service, score)
+    assert told(service, queue) == [("select", "cpu")]
+    select_ = take(service)
+
+    def fail(_session: object) -> None:
+        raise RuntimeError("not committed")
+
+    with pytest.raises(RuntimeError):
+        execution.finish(service.uow, service.settings, select_, fail)
+    assert told(service, queue) == []
+    finish(service, select_)
+    assert told(service, queue) == [("fuse", "gpu"), ("fuse", "gpu")]
+
+
+def test_the_next_round_is_hinted(service: Service, queue: Memory) -> None:
+    start(service, rounds=2, evaluation=None)
+    while (held := take(service)).kind != "train":
+        finish(service, held)
+    queue.hints.clear()
+    finish(service, held)
+    assert told(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
+
+
+def test_a_stage_that_goes_back_is_hinted_again(service: Service, queue: Memory) -> None:
+    start(service)
+    held = take(service)
+    queue.hints.clear()
+    execution.give_back(service.uow, held)
+    assert told(service, queue) == [(held.kind, "gpu")]
+
+
+def test_a_stage_that_waits_for_its_next_attempt_is_hinted_when_it_is_due(service: Service, queue: Memory) -> None:
+    start(service)
+    held = take(service)
+    queue.hints.clear()
+    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    assert told(service, queue) == []
+    with service.uow.writing() as session:
+        stages.get(session, held.stage_id).not_before = 0.0
+    assert execution.hint_again(service.uow, service.settings) == 1
+    assert told(service, queue) == [(held.kind, "gpu")]
+
+
+@pytest.mark.parametrize(
+    ("free_seconds_ago", "hinted_seconds_ago", "due"),
+    [
+        (59, 59, False),  # hinted when it became free: 60 s
+        (61, 61, True),
+        (110, 50, False),  # hinted again at 60 s: again 60 s
+        (121, 61, True),
+        (230, 110, False),  # at 120 s: 120 s
+        (241, 121, True),
+        (100_000, 950, False),  # at most 16 times 60 s
+        (100_000, 970, True),
+    ],
+)
+def test_pauses_between_hints_double(
+    service: Service, queue: Memory, free_seconds_ago: float, hinted_seconds_ago: float, due: bool
+) -> None:
+    start(service, evaluation=None)
+    queue.hints.clear()
+    set_back(service, free_at=free_seconds_ago, hinted_at=hinted_seconds_ago)
+    again = execution.hint_again(service.uow, service.settings)
+    assert again == (2 if due else 0)  # the two samplings; what waits for them is not free
+    assert told(service, queue) == [("sample", "gpu")] * again
+    assert execution.hint_again(service.uow, service.settings) == 0
+
+
+def test_a_worker_takes_only_from_its_queues(service: Service) -> None:
+    start(service, evaluation=None)
+    assert claim(service, queues=("cpu",)) is None
+    for _ in range(3):
+        finish(service, take(service, queues=("gpu",)))
+    assert claim(service, queues=("gpu",)) is None
+    assert take(service, queues=("cpu",)).kind == "select"
+
+
+def test_the_loaded_model_comes_first_but_none_waits_for_ever(service: Service) -> None:
+    first, second = start(service, evaluation=None), start(service, evaluation=None, model="other")
+    assert take(service).job_id == first
+    assert take(service, prefer_base="other").job_id == second
+    set_back(service, free_at=31)
+    assert take(service, prefer_base="other").job_id == first
+    assert take(service, prefer_base="a third").job_id == second
+
+
+def test_a_stage_that_waited_for_its_next_attempt_is_not_put_off_for_ever(service: Service) -> None:
+    first, _ = start(service, evaluation=None), start(service, evaluation=None, model="other")
+    held = take(service)
+    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    set_back(service, not_before=31)
+    assert take(service, prefer_base="other").job_id == first
+
+
+def test_one_sweeper_sweeps_at_a_time(service: Service, queue: Memory) -> None:
+    start(service, evaluation=None)
+    set_back(service, free_at=61, hinted_at=61)
+    queue.hints.clear()
+    with file_lock(service.settings.data_dir / "sweeper.lock"):
+        assert sweep_once(service) is False
+    assert queue.hints == []
+    assert sweep_once(service) is True
+    assert len(queue.hints) == 2
+
+
+def test_the_sweeper_frees_what_a_silent_worker_held(service: Service) -> None:
+    start(service)
+    held = take(service)
+    with service.uow.writing() as session:
+        stages.get(session, held.stage_id).lease_expires_at = 0.0
+    sweep_once(service)
+    with service.uow.reading() as session:
+        assert (stages.get(session, held.stage_id).state, stages.get(session, held.stage_id).crash_count) == (
+            "queued",
+            1,
+        )
+
+
+def report(service: Service, name: str, pid: int) -> None:
+    with service.uow.writing() as session:
+        workers.report(session, name=name, host="h", pid=pid, queues=["gpu"], device="cpu", model=None)
+
+
+def test_a_worker_is_one_row_that_a_new_process_takes_over(service: Service) -> None:
+    report(service, "one", 1)
+    with service.uow.writing() as session:
+        session.execute(update(Worker).values(started_at=5.0, seen_at=5.0))
+    report(service, "one", 1)
+    with service.uow.reading() as session:
+        (row,) = workers.all_workers(session)
+        assert row.started_at == 5.0
+        assert row.seen_at > 5.0
+    report(service, "one", 2)
+    with service.uow.reading() as session:
+        (row,) = workers.all_workers(session)
+        assert (row.pid, row.started_at > 5.0) == (2, True)
+
+
+def test_a_worker_that_was_not_seen_for_a_day_is_forgotten(service: Service) -> None:
+    report(service, "old", 1)
+    report(service, "new", 2)
+    for name, ago in (("old", 86_401), ("new", 86_399 - 60)):
+        with service.uow.writing() as session:
+            session.execute(update(Worker).where(Worker.name == name).values(seen_at=now_seconds() - ago))
+    sweep_once(service)
+    with service.uow.reading() as session:
+        assert list(session.scalars(select(Worker.name))) == ["new"]

@@ -1,0 +1,118 @@
+"""Each way of listing results, and a claim, is served by one index: nothing is sorted, no row is read in vain."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session
+
+from api.core.migrate import migrate
+from api.core.planning import PlannedStage
+from api.core.queries import results, stages
+from api.core.queries.pages import encode_cursor
+from api.core.states import StageKind
+from api.core.unit_of_work import UnitOfWork
+from benchmarks.service_data import fill
+
+Query = Callable[[Session], object]
+JOB, SET = f"job_{3:026d}", f"set_{2:026d}"
+CURSOR = encode_cursor(f"smp_{500:026d}")
+SAMPLES: tuple[dict[str, Any], ...] = (
+    {},
+    {"job_id": JOB},
+    {"job_id": JOB, "role": "target"},
+    {"job_id": JOB, "round_number": 7},
+    {"job_id": JOB, "round_number": 7, "role": "target"},
+    {"prompt_set_id": SET},
+    {"prompt_set_id": SET, "role": "target"},
+    {"role": "target"},
+    {"round_number": 7},
+)
+PAIRS: tuple[dict[str, Any], ...] = (
+    {},
+    {"job_id": JOB},
+    {"job_id": JOB, "round_number": 7},
+    {"job_id": JOB, "adopted": True},
+    {"prompt_set_id": SET},
+    {"round_number": 7},
+    {"adopted": False},
+)
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
+    seen: list[tuple[str, Any]] = []
+
+    def note(_connection: Connection, _cursor: object, statement: str, parameters: object, *_rest: object) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def plan_of(uow: UnitOfWork, query: Query) -> str:
+    """How PostgreSQL goes about the query, as it does where tables are too large to be read whole."""
+    with statements(uow.engine) as seen, uow.reading() as session:
+        query(session)
+    statement, parameters = seen[-1]
+    with uow.engine.connect() as connection:
+        for setting in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):
+            connection.exec_driver_sql(f"SET LOCAL {setting} = off")
+        rows = connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {statement}", parameters).scalars()
+        return "\n".join(rows)
+
+
+@pytest.fixture(scope="module")
+def uow(new_postgres_database: Callable[[], str]) -> Iterator[UnitOfWork]:
+    """Jobs of some samples and pairs, and a thousand stages that wait for another."""
+    opened = UnitOfWork.connect(new_postgres_database())
+    fill(opened.engine, 8, 500)
+    with opened.writing() as session:
+        first = [PlannedStage(StageKind.SELECT, 1, 1)]
+        waiting = [PlannedStage(StageKind.FUSE, 1, 1, shard, needs=(0,)) for shard in range(1000)]
+        stages.add(session, JOB, first + waiting)
+    with opened.engine.begin() as connection:
+        connection.exec_driver_sql("ANALYZE stages")
+    yield opened
+    opened.close()
+
+
+def assert_one_index(plan: str) -> None:
+    assert "Index Scan" in plan, plan
+    for waste in ("Sort", "Filter", "Seq Scan"):
+        assert waste not in plan, plan
+
+
+def test_pages_of_samples_and_pairs(uow: UnitOfWork) -> None:
+    for cursor in (None, CURSOR):
+        for sample_filters in SAMPLES:
+            assert_one_index(plan_of(uow, lambda s, f=sample_filters, c=cursor: results.sample_page(s, 50, c, **f)))  # type: ignore[misc]
+        for pair_filters in PAIRS:
+            assert_one_index(plan_of(uow, lambda s, f=pair_filters, c=cursor: results.pair_page(s, 50, c, **f)))  # type: ignore[misc]
+
+
+def test_claims_on_postgresql(uow: UnitOfWork) -> None:
+    for query in (stages.any_free, lambda session: stages.first_free(session, 8)):
+        plan = plan_of(uow, query)
+        assert "Index Scan using ix_stages_state_unmet_job_id_number" in plan
+        assert "Sort" not in plan
+
+
+def test_claims_on_sqlite(tmp_path: Any) -> None:
+    uow = UnitOfWork.connect(f"sqlite:///{tmp_path / 'dfusion.db'}")
+    migrate(uow.engine, tmp_path / "lock")
+    with statements(uow.engine) as seen, uow.reading() as session:
+        stages.any_free(session)
+        stages.first_free(session, 8)
+    for statement, parameters in seen:
+        if not statement.startswith("SELECT"):
+            continue
+        with uow.engine.connect() as connection:
+            steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            assert [step[3] for step in steps] == [
+                "SEARCH stages USING INDEX ix_stages_state_unmet_job_id_number (state=? AND unmet=?)"
+            ]
+    uow.close()

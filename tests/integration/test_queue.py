@@ -1,0 +1,203 @@
+"""Hints through a real Redis to real Celery workers, on SQLite. Workers do not poll: without a hint nothing runs."""
+
+import itertools
+import logging
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+
+from api.core.queries import stages
+from api.core.service import Service
+from api.core.settings import Settings
+from api.core.tables import Stage
+from api.main import create_app
+from tests.servers import RedisServer, redis_server
+from tests.service import round_body, settings_for, work_until_idle
+from worker.sweeper import sweep_once
+
+PATIENCE_SECONDS = 240
+ROOT = Path(__file__).parents[2]
+_logger = logging.getLogger(__name__)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(tmp_path: Path, pipeline: Path, redis: RedisServer) -> Settings:
+    changes = {"broker_url": redis.url, "rehint_seconds": 0.2, "presence_seconds": 0.1, "checkpoint_seconds": 1e-6}
+    return settings_for(tmp_path / "data", pipeline, **changes)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings)) as opened:
+        yield opened
+
+
+@contextmanager
+def celery_worker(settings: Settings) -> Iterator[psutil.Popen]:
+    """A worker process; at the end it is told to stop, and must end by itself."""
+    command = [sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker", "-P", "prefork", "-c", "1"]
+    log = settings.data_dir / "worker.log"
+    with log.open("ab") as file:
+        process = psutil.Popen(
+            [*command, "-n", "one@test", "--without-mingle", "--loglevel", "INFO"],
+            cwd=ROOT,
+            env=settings.for_child() | {"PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+        if process.is_running():
+            process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
+    finally:
+        if process.is_running():
+            process.kill()
+            process.wait()
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def post(client: TestClient, **changes: Any) -> str:
+    answer = client.post("/rounds", json=round_body(**changes))
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def get(client: TestClient, path: str) -> Any:
+    answer = client.get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ended(client: TestClient, job_id: str) -> dict[str, Any]:
+    job: dict[str, Any] = until(
+        lambda: (found := get(client, f"/jobs/{job_id}"))["state"] in ("succeeded", "failed") and found
+    )
+    return job
+
+
+def events(client: TestClient, job_id: str) -> list[dict[str, Any]]:
+    return list(get(client, f"/jobs/{job_id}/events?limit=200")["data"])
+
+
+@contextmanager
+def sweeping(client: TestClient) -> Iterator[None]:
+    """Sweeps again and again within the block."""
+    over = threading.Event()
+
+    def sweep() -> None:
+        while not over.wait(0.1):
+            sweep_once(client.app.state.service)  # type: ignore[attr-defined]
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def has_torch(process: psutil.Process) -> bool:
+    return any("libtorch" in region.path for region in process.memory_maps())
+
+
+def test_a_round_runs_by_hints_alone(client: TestClient, settings: Settings) -> None:
+    """Nobody sweeps. The parent stays small; the child keeps its model from stage to stage."""
+    with celery_worker(settings) as parent:
+        job = ended(client, post(client))
+        assert (job["state"], job["error"], job["made"]["models"]) == ("succeeded", None, 1)
+        (child,) = parent.children()
+        assert (has_torch(parent), has_torch(child)) == (False, True)
+        until(lambda: get(client, "/workers")["data"][0]["model"] == "tiny")
+        (worker,) = get(client, "/workers")["data"]
+        assert (worker["name"], worker["pid"], worker["device"]) == ("one@test", child.pid, "cpu")
+        assert (worker["state"], sorted(worker["queues"])) == ("idle", ["cpu", "gpu"])
+        assert {e["data"]["worker"] for e in events(client, job["id"]) if e["kind"] == "stage.started"} == {"one@test"}
+        _log_hand_overs(job)
+        broken = ended(client, post(client, reward="lost-device", evaluation=None))
+        assert (broken["state"], broken["error"]["code"]) == ("failed", "internal")
+        until(lambda: [row["pid"] for row in get(client, "/workers")["data"]] not in ([child.pid], []))
+    assert get(client, "/workers")["data"] == []
+
+
+def _log_hand_overs(job: dict[str, Any]) -> None:
+    """From one stage's end to the next one's start; `pytest --log-cli-level=INFO` shows it. Aimed at: < 300 ms."""
+    times = sorted((stage["started_at"], stage["finished_at"]) for stage in job["stages"])
+    seconds = [
+        (datetime.fromisoformat(start) - datetime.fromisoformat(end)).total_seconds()
+        for (_, end), (start, _) in itertools.pairwise(times)
+    ]
+    _logger.info("hand-over: median %.0f ms, longest %.0f ms", 1e3 * statistics.median(seconds), 1e3 * max(seconds))
+
+
+def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings: Settings, redis: RedisServer) -> None:
+    """The broker is dead when the job is made, forgets everything while it runs, and gets every hint twice."""
+    redis.kill()
+    job_id = post(client)
+    redis.start()
+    queue = client.app.state.service.uow.queue  # type: ignore[attr-defined]
+    with celery_worker(settings):
+        assert {stage["state"] for stage in get(client, f"/jobs/{job_id}")["stages"]} == {"queued"}
+        with sweeping(client):
+            until(lambda: "stage.succeeded" in [event["kind"] for event in events(client, job_id)])
+            redis.flush()
+            queue.hint([(stage["id"], "gpu") for stage in get(client, f"/jobs/{job_id}")["stages"]] * 2)
+            job = ended(client, job_id)
+        redis.kill()
+        redis.start()
+        with sweeping(client):
+            again = ended(client, post(client, evaluation=None))
+        redis.kill()  # a worker can be stopped without it
+    assert (job["state"], again["state"]) == ("succeeded", "succeeded")
+    assert {(stage["attempts"], stage["crashes"]) for stage in job["stages"]} == {(1, 0)}
+    started = [event["stage"] for event in events(client, job_id) if event["kind"] == "stage.started"]
+    assert len(started) == len(set(started)) == len(job["stages"])
+
+
+def test_a_stopped_worker_gives_its_training_back_and_another_goes_on(client: TestClient, settings: Settings) -> None:
+    training = {"rows_per_update": 4, "micro_batch": 1, "inner_epochs": 8}
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    with celery_worker(settings) as parent:
+        job_id = post(client, training=training, evaluation=None)
+        until(lambda: training_of(service, job_id).checkpoint_key)
+        os.kill(parent.pid, signal.SIGTERM)
+        assert parent.wait(PATIENCE_SECONDS) == 0
+    assert (training_of(service, job_id).state, training_of(service, job_id).lease_owner) == ("queued", None)
+    work_until_idle(service)
+    assert get(client, f"/jobs/{job_id}")["state"] == "succeeded"
+    kinds = [event["kind"] for event in events(client, job_id)]
+    assert (kinds.count("stage.given_back"), kinds.count("training.resumed")) == (1, 1)
+    assert (training_of(service, job_id).attempt, training_of(service, job_id).crash_count) == (1, 0)
+
+
+def training_of(service: Service, job_id: str) -> Stage:
+    with service.uow.reading() as session:
+        return next(stage for stage in stages.of_job(session, job_id) if stage.kind == "train")

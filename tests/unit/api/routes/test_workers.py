@@ -1,0 +1,38 @@
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+from sqlalchemy import update
+
+from api.core import execution
+from api.core.clock import now_seconds
+from api.core.queries import workers
+from api.core.service import create_job
+from api.core.specs import RoundSpec
+from api.core.tables import Worker
+from api.main import create_app
+from tests.service import round_body, settings_for
+
+
+def test_workers_are_listed_with_what_they_do(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "data", tmp_path / "tiny", presence_seconds=5)
+    with TestClient(create_app(settings)) as client:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        job_id = create_job(service, RoundSpec.model_validate(round_body(evaluation=None)))
+        with service.uow.writing() as session:
+            for name in ("busy", "gone", "idle"):
+                workers.report(session, name=name, host="h", pid=7, queues=["gpu"], device="cuda", model="tiny")
+            silent = update(Worker).where(Worker.name == "gone").values(seen_at=now_seconds() - 16)
+            session.execute(silent)
+        held = execution.claim(service.uow, settings, "busy")
+        assert held is not None
+        found = client.get("/workers").json()["data"]
+    assert [(row["name"], row["state"]) for row in found] == [("busy", "working"), ("gone", "silent"), ("idle", "idle")]
+    assert found[0]["stage"] == {"id": held.stage_id, "job": f"/jobs/{job_id}", "kind": "sample", "round": 1}
+    assert {key: found[2][key] for key in ("host", "pid", "queues", "device", "model", "stage")} == {
+        "host": "h",
+        "pid": 7,
+        "queues": ["gpu"],
+        "device": "cuda",
+        "model": "tiny",
+        "stage": None,
+    }

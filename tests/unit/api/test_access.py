@@ -1,0 +1,309 @@
+"""Nobody gets in without a key, and no key does more than its scopes say: shown over every route of the application."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from sqlalchemy.exc import OperationalError
+
+from api.access import needs
+from api.core.errors import StartError
+from api.core.ids import IdKind, new_id
+from api.core.keys import token_hash
+from api.core.queries import api_keys, jobs
+from api.core.service import Service
+from api.main import create_app
+from tests.service import round_body, settings_for
+
+ADMIN = "dfk_" + "a1" * 20
+ALL_SCOPES = {"read", "submit", "review", "admin"}
+OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs"}
+
+
+def application(folder: Path, **changes: Any) -> FastAPI:
+    values = {"auth": True, "bootstrap_admin_key": SecretStr(ADMIN)} | changes
+    return create_app(settings_for(folder / "data", folder / "tiny", **values))
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The application with keys; one for all tests, since they only add keys."""
+    with TestClient(application(tmp_path_factory.mktemp("guarded")), raise_server_exceptions=False) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The application without keys."""
+    with TestClient(application(tmp_path_factory.mktemp("local"), auth=False)) as opened:
+        yield opened
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def make_key(client: TestClient, *scopes: str, **more: Any) -> dict[str, Any]:
+    answer = client.post("/api-keys", json={"name": "test", "scopes": scopes, **more}, headers=bearer(ADMIN))
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def routes(client: TestClient) -> list[tuple[str, str]]:
+    """Every method and path of the application, with something in the place of ids."""
+    found = []
+    for context in iter_route_contexts(client.app.routes):  # type: ignore[attr-defined]
+        path = re.sub(r"\{[^}]*\}", "x", context.path or "")
+        found += [(method, path) for method in sorted(context.methods or ()) if method != "HEAD"]
+    return found
+
+
+def test_without_a_key_every_route_but_the_open_ones_answers_401(guarded: TestClient) -> None:
+    open_ones = set()
+    for method, path in routes(guarded):
+        answer = guarded.request(method, path)
+        if answer.status_code == 401:
+            assert answer.headers["www-authenticate"] == 'Bearer realm="dfusion"'
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["code"] == "unauthorized"
+        else:
+            assert answer.status_code == 200
+            open_ones.add(path)
+    assert open_ones == OPEN
+    assert len(routes(guarded)) > 20
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/jobs/", "//healthz", "/healthz/", "/healthz%2f..%2fjobs", "/"])
+def test_paths_that_lead_nowhere_are_closed_too(guarded: TestClient, path: str) -> None:
+    assert guarded.get(f"http://testserver{path}").status_code == 401
+
+
+def _least_scope(method: str, path: str) -> str:
+    """What a route takes, by hand: everything is for readers but what is listed."""
+    if path.startswith("/api-keys"):
+        return "admin"
+    if method != "GET":
+        return "submit"
+    return "read"
+
+
+@pytest.mark.parametrize("held", [{"read"}, {"submit"}, {"review"}, {"admin"}, {"submit", "review"}])
+def test_each_key_does_what_its_scopes_say_and_no_more(guarded: TestClient, held: set[str]) -> None:
+    may = ALL_SCOPES if "admin" in held else held | {"read"}
+    key = make_key(guarded, *held)["key"]
+    for method, path in routes(guarded):
+        answer = guarded.request(method, path, headers=bearer(key))
+        if path in OPEN or _least_scope(method, path) in may:
+            assert answer.status_code not in (401, 403), (method, path, answer.text)
+        else:
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), (method, path)
+            assert "insufficient_scope" in answer.headers["www-authenticate"]
+
+
+def test_a_forbidden_request_is_not_looked_at_further(guarded: TestClient) -> None:
+    key = make_key(guarded, "read")["key"]
+    assert guarded.post("/rounds", json={"surprise": 1}, headers=bearer(key)).status_code == 403
+
+
+def test_a_route_without_a_scope_keeps_the_service_from_starting(tmp_path: Path) -> None:
+    app = application(tmp_path)
+    router = APIRouter(prefix="/new")
+    router.add_api_route("/forgotten", lambda: None)
+    app.include_router(router)
+    with pytest.raises(StartError, match="/new/forgotten"), TestClient(app):
+        pass
+
+
+def test_a_mounted_application_keeps_the_service_from_starting(tmp_path: Path) -> None:
+    app = application(tmp_path)
+    app.mount("/elsewhere", FastAPI())
+    with pytest.raises(StartError, match="/elsewhere"), TestClient(app):
+        pass
+
+
+def test_scopes_of_a_router_and_of_its_route_both_count(tmp_path: Path) -> None:
+    app = application(tmp_path)
+    router = APIRouter(prefix="/new", dependencies=[needs("read")])
+    router.add_api_route("/thing", lambda: 1, methods=["PUT"], dependencies=[needs("review")])
+    app.include_router(router)
+    with TestClient(app) as client:
+        answers = {
+            scope: client.put("/new/thing", headers=bearer(make_key(client, scope)["key"])) for scope in ALL_SCOPES
+        }
+    codes = {scope: answer.status_code for scope, answer in answers.items()}
+    assert codes == {"read": 403, "submit": 403, "review": 200, "admin": 200}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b" ",
+        b"Bearer",
+        b"Bearer ",
+        b"Bearer  ",
+        b"bearer",
+        ADMIN.encode(),
+        b"Basic " + ADMIN.encode(),
+        b"Basic YTpi",
+        b"Bearer " + ADMIN.encode() + b" x",
+        b"Bearer " + ADMIN.encode() + b",",
+        b"Bearer " + ADMIN.encode()[:-1],
+        b"Bearer " + ADMIN.encode() + b"1",
+        b"Bearer " + ADMIN.upper().encode(),
+        b"Bearer dfk_",
+        b"Bearer dfk_" + b"x" * 100_000,
+        b"Bearer \xff\xfe",
+        b"Bearer dfk_\xc3\xa9" + b"1" * 40,
+        b"Bearer\t" + ADMIN.encode(),
+        b"Bearer=" + ADMIN.encode(),
+        b"Bearer " + token_hash(ADMIN).encode(),
+        b"Bearer ' OR 1=1 --",
+        b"Bearer %",
+        b'Digest username="x"',
+    ],
+)
+def test_a_malformed_or_unknown_key_is_401(guarded: TestClient, header: bytes) -> None:
+    answer = guarded.get("/jobs", headers={b"Authorization": header})
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"] == 'Bearer realm="dfusion", error="invalid_token"'
+    assert ADMIN not in answer.text
+
+
+def test_two_keys_at_once_are_401(guarded: TestClient) -> None:
+    headers = [("Authorization", f"Bearer {ADMIN}"), ("Authorization", f"Bearer {ADMIN}")]
+    assert guarded.get("/jobs", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER   "])
+def test_the_scheme_is_read_in_any_case(guarded: TestClient, scheme: str) -> None:
+    assert guarded.get("/jobs", headers={"Authorization": scheme + ADMIN}).status_code == 200
+
+
+def test_a_body_is_not_read_for_somebody_unknown(guarded: TestClient) -> None:
+    answer = guarded.post("/rounds", content=b" " * ((1 << 20) + 1), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 401
+
+
+def test_jobs_name_the_key_that_made_them_and_keys_do_not_share_idempotency_keys(guarded: TestClient) -> None:
+    first, second = make_key(guarded, "submit"), make_key(guarded, "submit")
+    same = {"Idempotency-Key": "one"}
+    made = [
+        guarded.post("/rounds", json=round_body(seed=seed), headers=bearer(key["key"]) | same).json()["id"]
+        for key, seed in ((first, 1), (second, 2), (first, 1))
+    ]
+    assert made[0] == made[2] != made[1]
+    service = guarded.app.state.service  # type: ignore[attr-defined]
+    assert isinstance(service, Service)
+    with service.uow.reading() as session:
+        assert [jobs.get(session, job).api_key_id for job in made[:2]] == [first["id"], second["id"]]
+
+
+def test_the_database_being_away_is_503_and_not_401(guarded: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> None:
+        raise OperationalError("select", {}, Exception("away"))
+
+    monkeypatch.setattr(api_keys, "candidates", away)
+    answer = guarded.get("/jobs", headers=bearer(ADMIN))
+    assert (answer.status_code, answer.json()["code"]) == (503, "database")
+    assert answer.headers["retry-after"] == "5"
+
+
+def test_openapi_says_which_key_each_operation_takes(guarded: TestClient, local: TestClient) -> None:
+    schema = guarded.get("/openapi.json").json()
+    assert schema["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
+    wanted = {
+        (method.upper(), re.sub(r"\{[^}]*\}", "x", path)): operation.get("security")
+        for path, operations in schema["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert wanted["GET", "/jobs"] == [{"apiKey": ["read"]}]
+    assert wanted["POST", "/jobs/x/cancel"] == [{"apiKey": ["read", "submit"]}]
+    assert wanted["DELETE", "/api-keys/x"] == [{"apiKey": ["admin"]}]
+    assert {path for (_, path), security in wanted.items() if security is None} == {"/healthz", "/readyz"}
+    assert "securitySchemes" not in local.get("/openapi.json").json()["components"]
+
+
+def test_without_keys_everyone_on_this_machine_may_do_everything(local: TestClient) -> None:
+    for method, path in routes(local):
+        answer = local.request(method, path, headers=bearer("nonsense"))
+        assert answer.status_code not in (401, 403), (method, path, answer.text)
+
+
+@pytest.mark.parametrize(
+    ("headers", "let_in"),
+    [
+        ({}, True),
+        ({"Host": "localhost:8000"}, True),
+        ({"Host": "127.0.0.1:8000"}, True),
+        ({"Host": "[::1]:8000"}, True),
+        ({"Host": "app.localhost"}, True),
+        ({"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000"}, True),
+        ({"Host": "evil.example"}, False),
+        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, False),
+        ({"Host": "192.168.0.7:8000"}, False),
+        ({"Host": "localhost."}, False),
+        ({"Host": "[::1"}, False),
+        ({"Host": "127.0.0.1:8000", "Origin": "https://evil.example"}, False),
+        ({"Host": "127.0.0.1:8000", "Origin": "null"}, False),
+        ({"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:9000"}, False),
+    ],
+)
+def test_without_keys_other_sites_in_a_browser_stay_out(
+    local: TestClient, headers: dict[str, str], let_in: bool
+) -> None:
+    answer = local.get("/jobs", headers=headers)
+    assert answer.status_code == (200 if let_in else 403)
+    assert let_in or answer.json()["code"] == "not_local"
+
+
+def test_without_keys_an_address_of_the_network_stays_shut(tmp_path: Path) -> None:
+    app = create_app(settings_for(tmp_path / "data", tmp_path / "tiny"))
+    with TestClient(app, base_url="http://192.168.0.7:8000", headers={"Host": "localhost"}) as client:
+        assert client.get("/jobs").json()["code"] == "not_local"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "", "example.org"])
+def test_a_service_without_keys_does_not_start_where_others_could_reach_it(tmp_path: Path, host: str) -> None:
+    settings = settings_for(tmp_path / "data", tmp_path / "tiny", host=host)
+    with pytest.raises(StartError, match="DFUSION_AUTH"):
+        create_app(settings)
+    create_app(settings.model_copy(update={"allow_open": True}))
+    create_app(settings.model_copy(update={"auth": True}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_alone_needs_no_keys(tmp_path: Path, host: str) -> None:
+    create_app(settings_for(tmp_path / "data", tmp_path / "tiny", host=host))
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_metrics_take_a_key_unless_they_are_open(tmp_path: Path, is_open: bool) -> None:
+    with TestClient(application(tmp_path, metrics_open=is_open)) as client:
+        assert client.get("/metrics").status_code == (200 if is_open else 401)
+        assert client.get("/metrics", headers=bearer(make_key(client, "review")["key"])).status_code == 200
+
+
+def test_every_route_is_one_that_can_say_what_it_takes(guarded: TestClient) -> None:
+    kinds = {
+        type(context.original_route)
+        for context in iter_route_contexts(guarded.app.routes)  # type: ignore[attr-defined]
+        if context.path not in OPEN
+    }
+    assert kinds == {APIRoute}
+
+
+def test_an_unknown_scope_is_refused_where_it_is_written() -> None:
+    with pytest.raises(ValueError, match="reed"):
+        needs("reed")
+
+
+def test_an_id_of_another_kind_is_no_key(guarded: TestClient) -> None:
+    answer = guarded.delete(f"/api-keys/{new_id(IdKind.JOB)}", headers=bearer(ADMIN))
+    assert answer.status_code == 404

@@ -1,0 +1,181 @@
+"""Keys from their making to their end."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from sqlalchemy import update
+
+from api.core.errors import StartError
+from api.core.service import Service
+from api.core.tables import ApiKey
+from api.main import create_app
+from tests.service import settings_for
+
+ADMIN = "dfk_" + "a1" * 20
+OTHER = "dfk_" + "b2" * 20
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def app_client(folder: Path, key: str = ADMIN, auth: bool = True) -> TestClient:
+    settings = settings_for(folder / "data", folder / "tiny", auth=auth, bootstrap_admin_key=SecretStr(key))
+    return TestClient(create_app(settings), headers=bearer(key) if key else {})
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Iterator[TestClient]:
+    """A client with the settings' key."""
+    with app_client(tmp_path) as opened:
+        yield opened
+
+
+def service_of(client: TestClient) -> Service:
+    found = client.app.state.service  # type: ignore[attr-defined]
+    assert isinstance(found, Service)
+    return found
+
+
+def make(client: TestClient, **changes: Any) -> Any:
+    return client.post("/api-keys", json={"name": "ann", "scopes": ["submit"]} | changes)
+
+
+def works(client: TestClient, key: str) -> bool:
+    status = client.get("/jobs", headers=bearer(key)).status_code
+    assert status in (200, 401)
+    return status == 200
+
+
+def test_a_key_is_shown_once_and_only_its_hash_is_kept(admin: TestClient, tmp_path: Path) -> None:
+    answer = make(admin)
+    assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
+    made = answer.json()
+    key = made.pop("key")
+    assert key.startswith("dfk_")
+    assert len(key) == 4 + 51  # 38 bytes in base64: 12 characters are shown, 43 (256 bits) are not
+    assert made["prefix"] == key[:12]
+    assert (made["name"], made["scopes"], made["active"], made["last_used_at"]) == ("ann", ["submit"], True, None)
+    assert works(admin, key)
+    listed = admin.get("/api-keys").json()["data"]
+    assert [one["name"] for one in listed] == ["ann", "bootstrap"]
+    assert {name: value for name, value in listed[0].items() if name != "last_used_at"} == {
+        name: value for name, value in made.items() if name != "last_used_at"
+    }
+    files = b"".join(path.read_bytes() for path in (tmp_path / "data").glob("dfusion.db*"))
+    assert key.encode() not in files
+    assert key[:12].encode() in files
+
+
+def test_keys_differ(admin: TestClient) -> None:
+    made = [make(admin).json() for _ in range(5)]
+    assert len({one["key"] for one in made}) == len({one["id"] for one in made}) == 5
+
+
+def test_a_revoked_key_opens_nothing_and_stays_in_the_list(admin: TestClient) -> None:
+    made = make(admin).json()
+    assert works(admin, made["key"])
+    for _ in range(2):
+        answer = admin.delete(f"/api-keys/{made['id']}")
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert not works(admin, made["key"])
+    listed = admin.get("/api-keys").json()["data"][0]
+    assert (listed["id"], listed["active"]) == (made["id"], False)
+    assert listed["revoked_at"] is not None
+
+
+def test_a_key_ends_at_its_time(admin: TestClient) -> None:
+    made = make(admin, expires_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat()).json()
+    assert works(admin, made["key"])
+    with service_of(admin).uow.writing() as session:
+        session.execute(update(ApiKey).where(ApiKey.id == made["id"]).values(expires_at=1.0))
+    assert not works(admin, made["key"])
+    assert admin.get("/api-keys").json()["data"][0]["active"] is False
+
+
+def test_the_last_use_is_noted_and_not_at_each_use(admin: TestClient) -> None:
+    made = make(admin).json()
+    works(admin, made["key"])
+    noted = admin.get("/api-keys").json()["data"][0]["last_used_at"]
+    assert noted is not None
+    works(admin, made["key"])
+    assert admin.get("/api-keys").json()["data"][0]["last_used_at"] == noted
+    with service_of(admin).uow.writing() as session:
+        session.execute(update(ApiKey).where(ApiKey.id == made["id"]).values(last_used_at=1.0))
+    works(admin, made["key"])
+    assert admin.get("/api-keys").json()["data"][0]["last_used_at"] >= noted
+
+
+def test_the_same_prefix_is_not_the_same_key(admin: TestClient) -> None:
+    made = make(admin).json()
+    twin = ADMIN[:12] + "c3" * 20
+    with service_of(admin).uow.writing() as session:
+        session.execute(update(ApiKey).where(ApiKey.id == made["id"]).values(prefix=ADMIN[:12]))
+    assert works(admin, ADMIN)
+    assert works(admin, made["key"]) is False  # found by its own prefix alone
+    assert works(admin, twin) is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"name": ""}, "/name"),
+        ({"name": "x" * 101}, "/name"),
+        ({"name": "bootstrap"}, "/name"),
+        ({"scopes": []}, "/scopes"),
+        ({"scopes": ["everything"]}, "/scopes/0"),
+        ({"scopes": ["read"] * 5}, "/scopes"),
+        ({"expires_at": "2001-01-01T00:00:00Z"}, "/expires_at"),
+        ({"expires_at": "2999-01-01T00:00:00"}, "/expires_at"),
+        ({"expires_at": "soon"}, "/expires_at"),
+        ({"expires_at": -1e300}, "/expires_at"),
+        ({"key": "dfk_mine"}, "/key"),
+    ],
+)
+def test_keys_that_cannot_be_are_named(admin: TestClient, changes: dict[str, Any], pointer: str) -> None:
+    answer = make(admin, **changes)
+    assert answer.status_code == 422
+    assert pointer in [error["pointer"] for error in answer.json()["errors"]]
+    assert len(admin.get("/api-keys").json()["data"]) == 1
+
+
+def test_the_last_admin_cannot_lock_everyone_out(admin: TestClient) -> None:
+    first = admin.get("/api-keys").json()["data"][0]["id"]
+    assert (admin.delete(f"/api-keys/{first}")).status_code == 409
+    second = make(admin, scopes=["admin"]).json()
+    assert admin.delete(f"/api-keys/{first}").status_code == 204
+    answer = admin.delete(f"/api-keys/{second['id']}", headers=bearer(second["key"]))
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+
+
+def test_without_keys_they_can_be_made_beforehand(tmp_path: Path) -> None:
+    with app_client(tmp_path, key="", auth=False) as client:
+        made = make(client, scopes=["admin"]).json()
+    with app_client(tmp_path, key="") as client:
+        assert not works(client, "dfk_" + "x" * 40)
+        assert works(client, made["key"])
+
+
+def test_a_new_key_in_the_settings_replaces_the_one_before(tmp_path: Path) -> None:
+    with app_client(tmp_path) as client:
+        made = make(client, scopes=["admin"]).json()
+    with app_client(tmp_path) as client:
+        assert works(client, ADMIN)
+        assert len(client.get("/api-keys").json()["data"]) == 2
+    with app_client(tmp_path, OTHER) as client:
+        assert (works(client, ADMIN), works(client, OTHER), works(client, made["key"])) == (False, True, True)
+    with app_client(tmp_path, ADMIN) as client:  # what was revoked stays so
+        assert (works(client, ADMIN), works(client, OTHER), works(client, made["key"])) == (False, False, True)
+
+
+@pytest.mark.parametrize("key", ["", "secret", "dfk_short", ADMIN + " x", "dfk_" + "é" * 40])
+def test_a_service_that_nobody_could_enter_does_not_start(tmp_path: Path, key: str) -> None:
+    settings = settings_for(tmp_path / "data", tmp_path / "tiny", auth=True, bootstrap_admin_key=SecretStr(key))
+    with pytest.raises(StartError, match="DFUSION_BOOTSTRAP_ADMIN_KEY") as raised, TestClient(create_app(settings)):
+        pass
+    assert not key or key not in str(raised.value)

@@ -1,0 +1,180 @@
+"""GET /metrics: figures of requests by this process, and of work by the database."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
+
+from api.core import execution
+from api.core.execution import Claim, Failure
+from api.core.queries import figures
+from api.core.service import Service
+from api.core.tables import Stage
+from api.main import create_app
+from tests.service import round_body, settings_for
+
+ROOT = Path(__file__).parents[3]
+Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """The application; a stage is tried twice."""
+    settings = settings_for(tmp_path / "data", tmp_path / "tiny", max_attempts=2, retry_seconds=1e-6)
+    with TestClient(create_app(settings)) as opened:
+        yield opened
+
+
+def scrape(client: TestClient) -> Figures:
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def of(found: Figures, name: str, **labels: str) -> float:
+    return found[name, frozenset(labels.items())]
+
+
+def take(service: Service, owner: str = "w") -> Claim:
+    held = execution.claim(service.uow, service.settings, owner)
+    assert held is not None
+    return held
+
+
+def test_requests_are_counted_by_template_and_never_by_path(client: TestClient) -> None:
+    for path in ("/jobs", "/jobs", "/jobs/one", "/jobs/two", "/nowhere", "/no/where", "/wp-login.php"):
+        client.get(path)
+    client.request("BREW", "/jobs")
+    found = scrape(client)
+    assert of(found, "dfusion_http_requests_total", method="GET", route="/jobs", status="200") == 2
+    assert of(found, "dfusion_http_requests_total", method="GET", route="/jobs/{job_id}", status="404") == 2
+    assert of(found, "dfusion_http_requests_total", method="GET", route="none", status="404") == 3
+    assert of(found, "dfusion_http_request_seconds_count", method="GET", route="/jobs/{job_id}") == 2
+    methods = {dict(labels).get("method") for name, labels in found if name == "dfusion_http_requests_total"}
+    assert methods == {"GET", "other"}
+
+
+def test_two_applications_do_not_share_figures(client: TestClient, tmp_path: Path) -> None:
+    client.get("/jobs")
+    with TestClient(create_app(settings_for(tmp_path / "other", tmp_path / "tiny"))) as other:
+        assert not [labels for name, labels in scrape(other) if name == "dfusion_http_requests_total"]
+
+
+def test_an_application_that_starts_again_still_has_its_figures(tmp_path: Path) -> None:
+    app = create_app(settings_for(tmp_path / "data", tmp_path / "tiny"))
+    for _ in range(2):
+        with TestClient(app) as client:
+            assert of(scrape(client), "dfusion_database_up") == 1
+
+
+def test_the_queue_is_seen_as_it_is(client: TestClient, service: Service) -> None:
+    empty = scrape(client)
+    assert of(empty, "dfusion_jobs", state="queued") == 0
+    assert of(empty, "dfusion_stages", state="queued", kind="sample") == 0
+    assert of(empty, "dfusion_oldest_ready_stage_seconds") == 0
+    for seed in (1, 2):
+        client.post("/rounds", json=round_body(seed=seed))
+    found = scrape(client)
+    assert of(found, "dfusion_jobs", state="queued") == 2
+    # each: evaluate before, 2 x sample, score, select, 2 x fuse, verify, train, evaluate after
+    assert of(found, "dfusion_stages", state="queued", kind="sample") == 4
+    assert of(found, "dfusion_stages", state="queued", kind="evaluate") == 4
+    assert of(found, "dfusion_stages_ready", kind="evaluate") == 2
+    assert of(found, "dfusion_stages_ready", kind="score") == 0
+    take(service, "first")
+    take(service, "first")
+    take(service, "second")
+    found = scrape(client)
+    assert of(found, "dfusion_jobs", state="running") == 1
+    assert of(found, "dfusion_stages", state="running", kind="sample") == 2
+    assert of(found, "dfusion_stages", state="running", kind="evaluate") == 1
+    assert of(found, "dfusion_stages_ready", kind="evaluate") == 1
+    assert of(found, "dfusion_workers_busy") == 2
+    assert of(found, "dfusion_leases_expired") == 0
+
+
+def test_a_stage_waits_from_when_nothing_stood_in_its_way(client: TestClient, service: Service) -> None:
+    client.post("/rounds", json=round_body(evaluation=None))
+    held = [take(service), take(service)]
+    with service.uow.writing() as session:
+        session.execute(update(Stage).values(not_before=Stage.not_before - 5000))
+    for one in held:
+        execution.finish(service.uow, service.settings, one, lambda _: None)
+    with service.uow.writing() as session:  # the last sampling ended 1,000 seconds ago, the other one long before
+        for seconds, one in zip((3000, 1000), held, strict=True):
+            ended = update(Stage).where(Stage.id == one.stage_id)
+            session.execute(ended.values(finished_at=Stage.finished_at - seconds))
+    assert 1000 <= of(scrape(client), "dfusion_oldest_ready_stage_seconds") < 1100
+
+
+def test_lost_workers_and_failed_attempts_are_counted(client: TestClient, service: Service) -> None:
+    client.post("/rounds", json=round_body())
+    take(service)
+    with service.uow.writing() as session:
+        session.execute(update(Stage).where(Stage.state == "running").values(lease_expires_at=1.0))
+    assert of(scrape(client), "dfusion_leases_expired") == 1
+    execution.sweep(service.uow, service.settings)
+    found = scrape(client)
+    assert (of(found, "dfusion_leases_expired"), of(found, "dfusion_lease_losses_total")) == (0, 1)
+    held = take(service)
+    execution.fail(service.uow, service.settings, held, Failure("storage", "away", True))
+    found = scrape(client)
+    assert of(found, "dfusion_failed_attempts_total", code="worker_lost") == 1
+    assert of(found, "dfusion_failed_attempts_total", code="storage") == 1
+    assert of(found, "dfusion_jobs", state="failed") == 1
+
+
+def test_stage_times_are_sorted_into_buckets(client: TestClient, service: Service) -> None:
+    client.post("/rounds", json=round_body())
+    for seconds in (1.0, 60.0, 10_000.0):  # evaluate, then both samples
+        held = take(service)
+        execution.finish(service.uow, service.settings, held, lambda _: None)
+        with service.uow.writing() as session:
+            ended = update(Stage).where(Stage.id == held.stage_id)
+            session.execute(ended.values(started_at=1000.0, finished_at=1000.0 + seconds))
+    found = scrape(client)
+    assert of(found, "dfusion_stage_seconds_count", kind="evaluate") == 1
+    assert of(found, "dfusion_stage_seconds_bucket", kind="evaluate", le="0.5") == 0
+    assert of(found, "dfusion_stage_seconds_bucket", kind="evaluate", le="2.0") == 1
+    sample = {
+        le: of(found, "dfusion_stage_seconds_bucket", kind="sample", le=le)
+        for le in (*map(str, figures.STAGE_BUCKETS), "+Inf")
+    }
+    assert sample == {"0.5": 0, "2.0": 0, "10.0": 0, "60.0": 1, "300.0": 1, "1800.0": 1, "7200.0": 1, "+Inf": 2}
+    assert of(found, "dfusion_stage_seconds_sum", kind="sample") == 10_060
+
+
+def test_the_manual_names_every_figure(client: TestClient) -> None:
+    client.get("/jobs")
+    manual = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    names = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+    named = set(re.findall(r"`(dfusion_[a-z_]+)", manual))
+    assert {name for name in names if not name.endswith("_created")} == named
+
+
+def test_free_disk_is_told(client: TestClient) -> None:
+    assert of(scrape(client), "dfusion_free_disk_bytes") > 0
+
+
+def test_figures_say_when_the_database_is_away(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> None:
+        raise OperationalError("select", {}, Exception("away"))
+
+    client.get("/jobs")
+    monkeypatch.setattr(figures, "leases", away)
+    found = scrape(client)
+    assert of(found, "dfusion_database_up") == 0
+    assert of(found, "dfusion_http_requests_total", method="GET", route="/jobs", status="200") == 1
+    assert not [name for name, _ in found if name.startswith("dfusion_jobs")]

@@ -1,0 +1,13 @@
+"""What the parent of a Celery worker, and the sweeper, import."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["worker.tasks", "worker.sweeper", "worker.health"])
+def test_only_the_child_imports_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'fastapi'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,45 @@
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from api.core.queries import workers
+from api.core.service import Service
+from tests.service import settings_for
+from worker.health import is_well
+from worker.presence import Presence
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_worker_is_seen_until_it_ends_and_its_database_may_be_away_at_first(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, tmp_path, presence_seconds=0.01, health_file=str(tmp_path / "alive"))
+    assert not is_well(settings)
+    service = Service.open(settings)
+    failures = iter([OSError("not yet")])
+
+    def uow() -> object:
+        for error in failures:
+            raise error
+        return service.uow
+
+    presence = Presence(settings, "one", ("gpu",), uow, lambda: ("cpu", "tiny"))  # type: ignore[arg-type]
+
+    def rows() -> list[tuple[str, int, str | None]]:
+        with service.uow.reading() as session:
+            return [(row.name, row.pid, row.model) for row in workers.all_workers(session)]
+
+    presence.start()
+    until(lambda: rows() == [("one", os.getpid(), "tiny")])
+    assert is_well(settings)
+    presence.stop()
+    assert rows() == []
+    long_ago = time.time() - 3600
+    os.utime(settings.health_file, (long_ago, long_ago))
+    assert not is_well(settings)
+    service.close()

@@ -1,0 +1,64 @@
+"""The deployed worker: `celery -A worker.celery_app worker -P prefork -c 1 -Q gpu`, one for each GPU.
+
+The parent takes hints from the broker and never imports torch; its only child runs stages (worker.child). SIGTERM,
+SIGINT and SIGQUIT stop the worker softly: the stage in work is given back with its last checkpoint. Celery's own soft
+shutdown only sleeps and then kills the child, which never learns of it (docs/decisions/013-queue.md).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from celery import bootsteps
+from celery.platforms import EX_OK
+from celery.signals import setup_logging
+from celery.worker import state
+
+from api.broker import make_celery
+from api.core import logs
+from api.core.settings import Settings
+from worker.stop_flag import StopFlag
+
+settings = Settings()
+app = make_celery(settings)
+app.conf.include = ["worker.tasks"]
+stop = StopFlag()
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _log(**_: Any) -> None:
+    """The service's own form of log lines in place of Celery's."""
+    logs.configure(settings)
+
+
+class SoftStop(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Puts its own handlers in the place of Celery's, which are set before any step starts."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, worker: Any) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, partial(_stop, worker))
+
+
+def _stop(worker: Any, _number: int, _frame: FrameType | None) -> None:
+    """Ask the child to stop and let Celery wait for it (its warm shutdown); a second signal does not wait."""
+    wait_seconds = 0.0 if stop.is_set() else settings.worker_stop_seconds
+    stop.set()
+    state.should_stop = EX_OK
+    timer = threading.Timer(wait_seconds, _end_children, [worker])
+    timer.daemon = True
+    timer.start()
+
+
+def _end_children(worker: Any) -> None:
+    for pid in worker.pool.info["processes"] if worker.pool else ():
+        os.kill(pid, signal.SIGKILL)
+
+
+app.steps["worker"].add(SoftStop)

@@ -1,0 +1,85 @@
+"""A Celery worker's child process: what it keeps between stages. torch is imported with its first stage, not before."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from api.broker import open_queue
+from api.core import execution, limits
+from api.core.service import Service
+from api.core.settings import Settings
+from worker.presence import Presence
+from worker.stop_flag import Stop
+
+if TYPE_CHECKING:
+    from worker.workbench import Workbench
+
+_logger = logging.getLogger(__name__)
+
+
+class Child:
+    """An installation opened in this process, with the models that stay loaded."""
+
+    def __init__(self, settings: Settings, name: str, queues: Sequence[str], stop: Stop) -> None:
+        self._settings, self._name, self._queues, self._stop = settings, name, tuple(queues), stop
+        self._opening = threading.Lock()
+        self._service: Service | None = None
+        self._presence = Presence(settings, name, self._queues, lambda: self.service.uow, self._about)
+
+    def begin(self) -> None:
+        """Report this worker from now on."""
+        self._presence.start()
+
+    def end(self) -> None:
+        """Take this worker's report back."""
+        self._presence.stop()
+        if self._service is not None:
+            self._service.close()
+
+    @property
+    def service(self) -> Service:
+        """The installation, opened when it is first needed. Raises StartError or what the database raises."""
+        with self._opening:
+            if self._service is None:
+                self._service = Service.open(self._settings, open_queue(self._settings))
+            return self._service
+
+    @cached_property
+    def bench(self) -> Workbench:
+        """The workbench, with the models that are loaded so far."""
+        import torch
+
+        from worker.workbench import Workbench
+
+        if self._settings.torch_threads:
+            torch.set_num_threads(self._settings.torch_threads)
+        return Workbench.of(self.service)
+
+    def take_hint(self, stage_id: str, queue_name: str) -> bool:
+        """Run a free stage of this worker's queues, if there is one; whether this process is fit for another.
+
+        The hinted stage itself need not be the one: a hint says that there is work. A worker that is stopping passes
+        the hint on.
+        """
+        if self._stop.is_set():
+            self.service.uow.queue.hint([(stage_id, queue_name)])
+            return True
+        if not limits.has_disk_room(self._settings):
+            _logger.warning("the disk is nearly full; no work is begun")  # the sweeper hints again later
+            return True
+        bench = self.bench  # before the claim: importing torch takes seconds, in which no lease would be renewed
+        loaded = bench.models.loaded
+        claim = execution.claim(self.service.uow, self._settings, self._name, self._queues, loaded)
+        if claim is None:
+            return True
+        from worker.runner import run_stage
+
+        return run_stage(bench, claim, self._stop)
+
+    def _about(self) -> tuple[str, str | None]:
+        bench = self.__dict__.get("bench")
+        return (self._settings.device, None) if bench is None else (bench.device, bench.models.loaded)

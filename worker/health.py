@@ -1,0 +1,25 @@
+"""`python -m worker.health`: exit code 0 if the health file was renewed lately. For containers; needs no broker."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from api.core.settings import Settings
+
+_MISSED = 6
+
+
+def is_well(settings: Settings) -> bool:
+    """Whether the worker or sweeper whose file it is has renewed it lately."""
+    often = max(settings.presence_seconds, settings.sweep_seconds)
+    try:
+        age_seconds = time.time() - Path(settings.health_file).stat().st_mtime
+    except OSError:
+        return False
+    return age_seconds < _MISSED * often
+
+
+if __name__ == "__main__":
+    sys.exit(0 if is_well(Settings()) else 1)

@@ -1,0 +1,39 @@
+"""The one task: a hint has come."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from celery import Task
+from celery.signals import worker_process_init, worker_process_shutdown
+
+from api.broker import RUN_STAGE
+from worker.celery_app import app, settings, stop
+from worker.child import Child
+
+
+class StageTask(Task):  # type: ignore[misc]
+    """A task of one child process."""
+
+    child: Child
+    """Made when the process starts; kept until it ends."""
+
+
+@app.task(name=RUN_STAGE, base=StageTask, bind=True)  # type: ignore[untyped-decorator]
+def run_stage(self: StageTask, stage_id: str) -> None:
+    """Run a free stage, if there is one. Raises SystemExit where the process is to be replaced."""
+    if not self.child.take_hint(stage_id, self.request.delivery_info["routing_key"]):
+        raise SystemExit(1)
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def _begin(sender: str, **_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the group, too; the parent tells the child by the flag
+    run_stage.child = Child(settings, sender, tuple(app.amqp.queues.consume_from), stop)
+    run_stage.child.begin()
+
+
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator]
+def _end(**_: Any) -> None:
+    run_stage.child.end()
