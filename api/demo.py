@@ -10,6 +10,7 @@ import argparse
 import base64
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,17 +21,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from api.cli.live import follow_job
+from api.client import ApiError, Client
+from api.core.states import JobState
+from api.schemas import JobDetail
 from dfusion.shapes.prompts import FUSION
 
 Json = dict[str, Any]
-TERMINAL = {"succeeded", "failed", "cancelled"}
 SPLITS = {"train": "training prompts", "held_out": "held-out prompts"}
 PICTURE = 128
 """Side of a picture on the contact sheet, pixels."""
@@ -48,7 +50,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def service(data_dir: Path, log: Path) -> Iterator[httpx.Client]:
+def service(data_dir: Path, log: Path) -> Iterator[Client]:
     """The embedded service as a subprocess, and a client for it; stopped at the end whatever happens."""
     port = free_port()
     own = {
@@ -62,9 +64,9 @@ def service(data_dir: Path, log: Path) -> Iterator[httpx.Client]:
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", "api"], env=environment, stdout=output, stderr=output)
         try:
-            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
-            wait_until_ready(client, process, log)
-            yield client
+            with Client(f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+                wait_until_ready(client, process, log)
+                yield client
         finally:
             process.terminate()
             try:
@@ -73,62 +75,19 @@ def service(data_dir: Path, log: Path) -> Iterator[httpx.Client]:
                 process.kill()
 
 
-def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
-    """Ask `/readyz` until it answers 200; DemoError if the service ends or the time is up."""
+def wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+    """Ask until the service is ready; DemoError if it ends or the time is up."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise DemoError(f"the service ended with exit code {process.returncode}; its log is {log}")
         try:
-            if client.get("/readyz").status_code == httpx.codes.OK:
+            if client.ready().status == "ok":
                 return
-        except httpx.TransportError:
+        except ApiError:
             pass
         time.sleep(0.2)
     raise DemoError(f"the service was not ready within {seconds:.0f} seconds; its log is {log}")
-
-
-def get(client: httpx.Client, path: str, **parameters: Any) -> Json:
-    """GET and decode; DemoError with the problem's own words if it is not 2xx."""
-    answer = client.get(path, params=parameters)
-    if not answer.is_success:
-        raise DemoError(f"GET {path} answered {answer.status_code}: {answer.text}")
-    decoded: Json = answer.json()
-    return decoded
-
-
-def clock(seconds: float | None) -> str:
-    """Minutes and seconds, or a dash where nothing is known yet."""
-    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def follow(client: httpx.Client, job_id: str, console: Console) -> Json:
-    """Show the job's progress until it ends; a bar on a terminal, a line a stage elsewhere. Returns the job."""
-    columns = (
-        TextColumn("round {task.fields[round]}"),
-        TextColumn("[bold]{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[percent]:>3.0f} % of all, left {task.fields[left]}"),
-        TimeElapsedColumn(),
-    )
-    shown = ""
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("waiting", total=None, round="-", left="-:--", percent=0.0)
-        while True:
-            job = get(client, f"/jobs/{job_id}")
-            progress = job["progress"]
-            stage, left = progress["stage"] or job["state"], clock(progress["eta_seconds"])
-            number = "-" if progress["round"] is None else progress["round"]
-            fields = {"round": number, "left": left, "percent": progress["percent"]}
-            bar.update(task, description=stage, completed=progress["done"], total=progress["total"] or None, **fields)
-            line = f"round {number}  {stage}"
-            if not console.is_terminal and line != shown:
-                console.print(f"{line:<20} {progress['percent']:3.0f} % of all, left {left}", highlight=False)
-                shown = line
-            if job["state"] in TERMINAL:
-                return job
-            time.sleep(0.5)
 
 
 def before_and_after(metrics: list[Json]) -> list[tuple[str, str, float, float]]:
@@ -151,25 +110,15 @@ def show_table(console: Console, rows: list[tuple[str, str, float, float]], roun
     console.print(table)
 
 
-def picture(client: httpx.Client, artifact_path: str) -> Image.Image:
+def picture(client: Client, artifact_path: str) -> Image.Image:
     """An image artifact, brought to the contact sheet's size."""
-    answer = client.get(artifact_path, follow_redirects=True)
-    if not answer.is_success:
-        raise DemoError(f"GET {artifact_path} answered {answer.status_code}")
-    return Image.open(io.BytesIO(answer.content)).convert("RGB").resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
+    image = Image.open(io.BytesIO(client.read(artifact_path))).convert("RGB")
+    return image.resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
 
 
-def triptychs(client: httpx.Client, job_id: str, count: int) -> list[Json]:
+def triptychs(client: Client, job_id: str, count: int) -> list[Json]:
     """The job's adopted pairs with the largest gain of the target over its base: pictures, prompt and scores."""
-    pairs: list[Json] = []
-    cursor = None
-    while True:
-        page = get(client, "/pairs", job=job_id, limit=200, **({"cursor": cursor} if cursor else {}))
-        pairs += page["data"]
-        cursor = page["next_cursor"]
-        if not page["has_more"]:
-            break
-    adopted = [p for p in pairs if p["adopted"]]
+    adopted = [pair.model_dump(mode="json") for pair in client.pairs(job=job_id, adopted=True)]
     adopted.sort(key=lambda p: p["target"]["score"] - p["base"]["score"], reverse=True)
     chosen = []
     for pair in adopted[:count]:
@@ -220,7 +169,16 @@ def request_of(arguments: argparse.Namespace) -> Json:
         "samples_per_prompt": 4,
         "seed": arguments.seed,
         "fusion": {"first_step": FUSION.first_step},
-        "training": {"learning_rate": 3e-4, "rows_per_update": 64, "inner_epochs": 1},
+        # Few and large updates: a row's gradient is mostly noise, and many small steps of AdamW lead astray. Beta 20
+        # on mean log-probs lets the loss level off (docs/decisions/015-demo.md).
+        "training": {
+            "learning_rate": 1e-3,
+            "rows_per_update": 128,
+            "inner_epochs": 1,
+            "beta": 20,
+            "micro_batch": 16,
+            "log_gradient_norms": False,
+        },
         "evaluation": {"samples_per_prompt": 1},
         "label": "demo",
     }
@@ -234,39 +192,26 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     with service(data, out / "service.log") as client:
         body = request_of(arguments)
         console.print(f"POST {client.base_url}/rounds", body)
-        answer = client.post("/rounds", json=body)
-        if answer.status_code != httpx.codes.ACCEPTED:
-            raise DemoError(f"POST /rounds answered {answer.status_code}: {answer.text}")
-        job = follow(client, answer.headers["location"].rsplit("/", 1)[-1], console)
-        if job["state"] != "succeeded":
-            raise DemoError(f"the job ended as {job['state']}: {job['error']}")
-        rows = before_and_after(get(client, f"/jobs/{job['id']}/metrics")["data"])
+        job = follow_job(client, client.start_round(body).id, console)
+        if job.state is not JobState.SUCCEEDED or job.last_model is None:
+            raise DemoError(f"the job ended as {job.state}: {job.error.message if job.error else None}")
+        rows = before_and_after([metric.model_dump() for metric in client.metrics(job.id).data])
         show_table(console, rows, arguments.rounds)
-        chosen = triptychs(client, job["id"], arguments.pairs)
+        chosen = triptychs(client, job.id, arguments.pairs)
         contact_sheet(chosen).save(out / "pairs.png")
-        (out / "report.html").write_text(html_report(rows, chosen, job), encoding="utf-8")
-        save_adapter(client, job, out / "adapter.safetensors")
+        (out / "report.html").write_text(html_report(rows, chosen, {"id": job.id}), encoding="utf-8")
+        client.download_model(job.last_model, out / "adapter.safetensors")
         tell(console, job, chosen, out, data)
 
 
-def save_adapter(client: httpx.Client, job: Json, file: Path) -> None:
-    """Download the last round's adapter."""
-    model = get(client, f"/models/{job['last_model']}")
-    path = model["adapter"]["artifact"]
-    answer = client.get(path, follow_redirects=True)
-    if not answer.is_success:
-        raise DemoError(f"GET {path} answered {answer.status_code}")
-    file.write_bytes(answer.content)
-
-
-def tell(console: Console, job: Json, chosen: list[Json], out: Path, data: Path) -> None:
+def tell(console: Console, job: JobDetail, chosen: list[Json], out: Path, data: Path) -> None:
     """Where things are and how to look further."""
     console.print(f"contact sheet  {out / 'pairs.png'}\nHTML report    {out / 'report.html'}", highlight=False)
     console.print(f"adapter        {out / 'adapter.safetensors'}", highlight=False)
     console.print(f"\nTo look further: DFUSION_DATA_DIR={data} make serve, and then", highlight=False)
-    paths = [f"/jobs/{job['id']}", f"/jobs/{job['id']}/metrics", f"/pairs?job={job['id']}"]
+    paths = [f"/jobs/{job.id}", f"/jobs/{job.id}/metrics", f"/pairs?job={job.id}"]
     paths += [f"/samples/{row['pair']['target']['id']}" for row in chosen[:1]]
-    paths.append(f"/models/{job['last_model']}")
+    paths.append(f"/models/{job.last_model}")
     for path in paths:
         console.print(f"    curl -s 'http://127.0.0.1:8000{path}'", highlight=False, soft_wrap=True)
 
@@ -275,14 +220,15 @@ def main() -> int:
     """Command line. Exit code 0 if a table came out, 1 if not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", default="attribute", choices=["behaviour", "attribute", "position"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=8, help="pairs on the contact sheet")
     parser.add_argument("--out", type=Path, default=Path("demo-output"))
     console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the service is stopped, too
     try:
         run(parser.parse_args(), console)
-    except (DemoError, httpx.HTTPError) as error:
+    except (DemoError, ApiError) as error:
         Console(stderr=True).print(f"demo: {error}", style="red")
         return 1
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -671,12 +671,25 @@ class HealthOut(BaseModel):
     status: str
 
 
+CheckState = Literal["ok", "warning", "wrong"]
+
+
+class CheckOut(BaseModel):
+    """Something that was looked at. `detail` says what was found and, unless it is ok, how to mend it."""
+
+    name: str
+    state: CheckState
+    detail: str
+
+
 class ReadyOut(BaseModel):
-    """Whether the service can work: its database answers, and its worker (embedded mode) is alive."""
+    """Whether the service can work: its database answers, and its worker (embedded mode) is alive; and what else it
+    found when it looked."""
 
     status: str
     database: bool
     worker: bool | None
+    checks: list[CheckOut]
 
 
 class WorkerStageOut(BaseModel):

@@ -23,7 +23,7 @@ from api.core import execution
 from api.core.planning import PlannedStage
 from api.core.queries import stages
 from api.core.queries.pages import encode_cursor
-from api.core.service import Service, create_round
+from api.core.service import Service, create_job
 from api.core.settings import Settings
 from api.core.specs import RoundSpec
 from api.core.states import StageKind
@@ -190,7 +190,7 @@ def _statements(service: Service) -> Iterator[list[tuple[str, object]]]:
 
 def _measure_claims(service: Service) -> None:
     spec = RoundSpec(prompts=(Prompt(text="a cat", items=("cat",), thresholds=(0.5,)),))
-    job_id = create_round(service, spec)
+    job_id = create_job(service, spec)
     _add_stages(service, job_id, 1, _WAITING_STAGES)
     while execution.claim(service.uow, service.settings, "w") is not None:
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -13,7 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.broker import open_queue
 from api.core import execution, logs
-from api.core.errors import AlreadyRunningError
+from api.core.collector import collect
+from api.core.errors import AlreadyRunningError, ServiceError
 from api.core.locks import file_lock
 from api.core.queries import workers
 from api.core.service import Service
@@ -32,12 +34,14 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     settings = Settings()
     logs.configure(settings)
-    service = Service.open(settings, open_queue(settings))
+    service, next_collection = Service.open(settings, open_queue(settings)), 0.0
     try:
         while not stop.is_set():
             try:
-                sweep_once(service)
-            except SQLAlchemyError as error:
+                if sweep_once(service) and time.monotonic() >= next_collection:
+                    next_collection = time.monotonic() + settings.collect_seconds
+                    _logger.info("%s", collect(service.uow, service.store, settings))
+            except (SQLAlchemyError, ServiceError) as error:
                 _logger.warning("no sweep: %s", type(error).__name__)
             touch(settings)
             stop.wait(settings.sweep_seconds)

@@ -26,6 +26,7 @@ ServiceError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -35,6 +36,11 @@ class FieldProblem:
 
     pointer: str
     message: str
+
+
+def json_pointer(parts: Iterable[object]) -> str:
+    """The JSON pointer (RFC 6901) of a place in a document."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 class ServiceError(Exception):

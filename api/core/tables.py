@@ -211,6 +211,7 @@ class Sample(Table):
         Index(None, "prompt_set_id", "role", "id"),
         Index(None, "role", "id"),
         Index(None, "round", "id"),
+        Index(None, "trajectory_artifact_id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -21,7 +21,7 @@ from api.core.service import Service, cancel_job, job_spec, pause_job, resume_jo
 from api.core.specs import RoundSpec
 from api.core.states import JobKind, JobState
 from api.core.tables import Event, Job
-from api.deps import CallerDep, PageParameters, Parameters, ServiceDep
+from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, ServiceDep
 from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut
 
 RETRY_AFTER_SECONDS = 2
@@ -129,9 +129,11 @@ def resume(job_id: str, service: ServiceDep) -> JobDetail:
 
 
 @router.post("/{job_id}/retry", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
-def retry(job_id: str, service: ServiceDep, caller: CallerDep, response: Response) -> JobDetail:
+def retry(
+    job_id: str, service: ServiceDep, caller: CallerDep, response: Response, idempotency_key: IdempotencyKey = None
+) -> JobDetail:
     """Ask again for what failed or was cancelled: a new job that names its origin."""
-    new_id = retry_job(service, job_id, caller.key_id)
+    new_id = retry_job(service, job_id, idempotency_key, caller.key_id)
     response.headers["Location"] = f"/jobs/{new_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return read_job(service, new_id)

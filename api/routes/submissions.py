@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response, status
+from fastapi import APIRouter, Depends, Query, Response, status
 
 from api.access import needs
 from api.core.estimates import estimate_of
@@ -18,7 +18,7 @@ from api.core.specs import (
     SamplingJobSpec,
     TrainingJobSpec,
 )
-from api.deps import CallerDep, Parameters, ServiceDep
+from api.deps import CallerDep, IdempotencyKey, Parameters, ServiceDep
 from api.routes.jobs import RETRY_AFTER_SECONDS, read_job
 from api.schemas import EstimateOut, JobDetail
 
@@ -38,7 +38,7 @@ class Submission:
         caller: CallerDep,
         response: Response,
         parameters: Annotated[SubmissionParameters, Query()],
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> None:
         self._service: Service = service
         self._api_key_id = caller.key_id

@@ -14,7 +14,7 @@ from api.core.clock import now_seconds
 from api.core.collector import collect
 from api.core.ids import IdKind, new_id
 from api.core.queries import jobs, stages
-from api.core.service import Service, create_round
+from api.core.service import Service, create_job
 from api.core.specs import RoundSpec
 from api.core.tables import Artifact
 from api.main import create_app
@@ -34,7 +34,7 @@ def serving(server: S3Server, folder: Path, **changes: Any) -> Iterator[tuple[Te
 
 
 def add_artifact(service: Service) -> str:
-    job_id = create_round(service, RoundSpec.model_validate(round_body()))
+    job_id = create_job(service, RoundSpec.model_validate(round_body()))
     with service.store.scratch() as scratch:
         (scratch / "image").write_bytes(DATA)
         with service.uow.writing() as session:
@@ -96,7 +96,7 @@ def test_storage_that_is_away_is_said_so(tmp_path: Path) -> None:
 def test_a_whole_round_on_an_s3_server(s3: S3Server, tmp_path: Path, pipeline: Path) -> None:
     bucket = f"bucket-{secrets.token_hex(4)}"
     service = Service.open(settings_for(tmp_path, pipeline, checkpoint_seconds=1e-6, **s3.settings(bucket)))
-    job_id = create_round(service, RoundSpec.model_validate(round_body()))
+    job_id = create_job(service, RoundSpec.model_validate(round_body()))
     work_until_idle(service)
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)

@@ -18,7 +18,7 @@ from api.core.collector import Collected, collect
 from api.core.execution import Claim
 from api.core.ids import IdKind, new_id
 from api.core.queries import jobs, stages
-from api.core.service import Service, cancel_job, create_round
+from api.core.service import Service, cancel_job, create_job
 from api.core.specs import RoundSpec
 from api.core.storage import StoredObject
 from api.core.tables import Artifact, Pair, Sample, Stage
@@ -43,7 +43,7 @@ class Installation:
         return collect(self.service.uow, self.service.store, settings)
 
     def start(self) -> str:
-        return create_round(self.service, RoundSpec.model_validate(round_body(evaluation=None)))
+        return create_job(self.service, RoundSpec.model_validate(round_body(evaluation=None)))
 
     def claim(self) -> Claim:
         held = execution.claim(self.service.uow, self.service.settings, "w")
@@ -77,14 +77,15 @@ class Installation:
         return {key for key in named if key is not None}
 
 
-@pytest.fixture(params=["files", "s3"])
+@pytest.fixture(params=["files and sqlite", "s3 and postgresql"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
     data_dir, server, changes = tmp_path / "data", None, {}
     folder = data_dir / "artifacts"
-    if request.param == "s3":
+    if request.param == "s3 and postgresql":
         server = request.getfixturevalue("s3")
         changes = server.settings(f"bucket-{secrets.token_hex(4)}")
         folder = server.folder / changes["s3_bucket"]
+        changes["database_url"] = request.getfixturevalue("postgres_url")
     service = Service.open(settings_for(data_dir, tmp_path / "tiny", **changes))
     yield Installation(service, folder, server)
     service.close()
@@ -189,6 +190,17 @@ def test_trajectories_of_ended_jobs_go_if_nobody_wants_them(place: Installation)
     assert place.collect(keep_trajectories="none") == NOTHING
 
 
+def test_trajectories_stay_while_a_job_may_work_on_them(place: Installation) -> None:
+    job_id, _, _, _ = two_shards(place)
+    cancel_job(place.service, job_id)
+    waiting = place.start()
+    with place.service.uow.writing() as session:
+        jobs.get(session, waiting).kind = "training"
+    assert place.collect(keep_trajectories="none").trajectories == 0
+    cancel_job(place.service, waiting)
+    assert place.collect(keep_trajectories="none").trajectories == 2
+
+
 def test_a_file_stays_whole_if_one_of_its_samples_is_in_a_pair(place: Installation) -> None:
     job_id, first, second, files = two_shards(place)
     cancel_job(place.service, job_id)
@@ -250,7 +262,7 @@ def test_more_than_a_page_of_each(place: Installation, monkeypatch: pytest.Monke
 
 def test_workers_that_write_meanwhile_lose_nothing(place: Installation) -> None:
     for seed in range(2):
-        create_round(place.service, RoundSpec.model_validate(round_body(evaluation=None, seed=seed)))
+        create_job(place.service, RoundSpec.model_validate(round_body(evaluation=None, seed=seed)))
     over = threading.Event()
 
     def collect_all_the_time() -> None:

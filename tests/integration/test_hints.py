@@ -173,6 +173,14 @@ def test_the_loaded_model_comes_first_but_none_waits_for_ever(service: Service) 
     assert take(service, prefer_base="a third").job_id == second
 
 
+def test_a_stage_that_waited_for_its_next_attempt_is_not_put_off_for_ever(service: Service) -> None:
+    first, _ = start(service, evaluation=None), start(service, evaluation=None, model="other")
+    held = take(service)
+    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    set_back(service, not_before=31)
+    assert take(service, prefer_base="other").job_id == first
+
+
 def test_one_sweeper_sweeps_at_a_time(service: Service, queue: Memory) -> None:
     start(service, evaluation=None)
     set_back(service, free_at=61, hinted_at=61)

@@ -205,6 +205,12 @@ def test_policy_gradients_learn_from_samples_and_their_whole_history(
     assert math.isfinite(second["figures"]["last_loss"])
 
 
+def test_the_adapter_that_a_training_goes_on_from_is_kept(installation: Installation, trained: dict[str, Any]) -> None:
+    body = round_body(model=trained["last_model"], training=TRAINING | {"lora": {"rank": 8}})
+    answer = installation.client.post("/rounds", json=body).json()
+    assert (answer["code"], answer["errors"][0]["pointer"]) == ("adapter_is_kept", "/training/lora")
+
+
 def test_a_model_can_have_a_name(installation: Installation, trained: dict[str, Any]) -> None:
     put = installation.client.put("/aliases/champion", json={"model": trained["last_model"]})
     assert (put.status_code, put.json()["aliases"]) == (200, ["champion"])

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from sqlalchemy import Select, delete, select, union, update
 from sqlalchemy.orm import Session
 
-from api.core.states import FINAL_JOB_STATES, StageState
+from api.core.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, JobKind
 from api.core.tables import Artifact, Job, Pair, Sample, Stage
 
-_ENDED = (StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED)
 _UNSYNCHRONISED = {"synchronize_session": False}
 
 
@@ -21,7 +20,7 @@ def unnamed(session: Session, stages: Mapping[str, str]) -> set[str]:
     of unknown stages are not ours to judge: the database may be the wrong one, or older than they are.
     """
     ids = set(stages.values())
-    ended = set(session.scalars(select(Stage.id).where(Stage.id.in_(ids), Stage.state.in_(_ENDED))))
+    ended = set(session.scalars(select(Stage.id).where(Stage.id.in_(ids), Stage.state.in_(FINAL_STAGE_STATES))))
     named = set(session.scalars(select(Artifact.key).where(Artifact.key.in_(stages.keys()))))
     named |= set(session.scalars(select(Stage.checkpoint_key).where(Stage.id.in_(ids))))
     return {key for key, stage_id in stages.items() if stage_id in ended} - named
@@ -29,7 +28,7 @@ def unnamed(session: Session, stages: Mapping[str, str]) -> set[str]:
 
 def forget_checkpoints(session: Session, limit: int) -> list[str]:
     """The keys of so many checkpoints of ended stages, which name them no more."""
-    query = select(Stage).where(Stage.state.in_(_ENDED), Stage.checkpoint_key.is_not(None)).limit(limit)
+    query = select(Stage).where(Stage.state.in_(FINAL_STAGE_STATES), Stage.checkpoint_key.is_not(None)).limit(limit)
     found = {stage.id: stage.checkpoint_key for stage in session.scalars(query)}
     clear = update(Stage).where(Stage.id.in_(found)).values(checkpoint_key=None, checkpoint_sha256=None)
     session.execute(clear, execution_options=_UNSYNCHRONISED)
@@ -39,8 +38,12 @@ def forget_checkpoints(session: Session, limit: int) -> list[str]:
 def forget_trajectories(session: Session, keep_pairs: bool, limit: int) -> list[str]:
     """The keys of so many files of trajectories of ended jobs, whose artifacts are gone and whose samples name none.
 
-    With `keep_pairs`, files with a sample in a pair stay whole.
+    With `keep_pairs`, files with a sample in a pair stay whole. None goes while a job waits or runs that may work on
+    stored trajectories of others.
     """
+    using = select(Job.id).where(Job.kind.in_((JobKind.FUSION, JobKind.TRAINING)), Job.state.not_in(FINAL_JOB_STATES))
+    if session.scalar(using.limit(1)) is not None:
+        return []
     ended = select(Job.id).where(Job.state.in_(FINAL_JOB_STATES))
     query = select(Artifact.id, Artifact.key).where(Artifact.job_id.in_(ended), Artifact.id.in_(_trajectories()))
     if keep_pairs:

@@ -100,7 +100,8 @@ def first_free(
 def _is_put_off(stage: type[Stage], prefer_base: str) -> ColumnElement[int]:
     """1 for stages of jobs on another base model, 0 for the others; who has waited long is not put off any more."""
     of_base = select(Job.id).join(Model, Model.id == Job.model_id).where(Model.base == prefer_base)
-    waited = stage.free_at < now_seconds() - _PATIENCE_SECONDS
+    free_at = func.coalesce(stage.free_at, stage.not_before)  # nobody marks a stage that only its pause held back
+    waited = free_at < now_seconds() - _PATIENCE_SECONDS
     return case((waited | stage.job_id.in_(of_base), 0), else_=1)
 
 

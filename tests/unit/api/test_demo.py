@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from api.demo import before_and_after, clock, contact_sheet, html_report
+from api.demo import before_and_after, contact_sheet, html_report
 
 
 def metric(round_number, split, scorer, mean):
@@ -27,10 +27,6 @@ PAIR = {
 
 def test_before_is_the_first_round_and_after_the_last():
     assert before_and_after(METRICS) == [("train", "clip", 0.2, 0.5), ("held_out", "clip", 0.3, 0.25)]
-
-
-def test_clock():
-    assert [clock(None), clock(0), clock(61.9)] == ["-:--", "0:00", "1:01"]
 
 
 def test_sheet_shows_every_picture_where_its_heading_says():

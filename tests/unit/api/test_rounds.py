@@ -109,5 +109,7 @@ def test_inline_prompts_are_no_named_set(client: TestClient) -> None:
 
 def test_health(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"status": "ok", "database": True, "worker": None}
+    ready = client.get("/readyz").json()
+    assert ready == {"status": "ok", "database": True, "worker": None, "checks": ready["checks"]}
+    assert {check["name"]: check["state"] for check in ready["checks"]} == {"database": "ok", "worker": "warning"}
     assert "/rounds" in client.get("/openapi.json").json()["paths"]

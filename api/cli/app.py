@@ -1,0 +1,59 @@
+"""The application: the root's options, and all commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from api.cli import doctor, jobs, models, pairs, prompt_sets, samples, submissions
+from api.cli.root import RootGroup
+from api.cli.session import Session
+from api.client.client import DEFAULT_URL
+
+app = typer.Typer(
+    name="dfusion",
+    cls=RootGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    url: Annotated[str, typer.Option(envvar="DFUSION_URL", help="Where the service is")] = DEFAULT_URL,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="DFUSION_API_KEY", help="API key, if the service asks for one")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Answer with the API's JSON, and nothing else on standard output")
+    ] = False,
+) -> None:
+    """D-Fusion: online preference training of text-to-image diffusion models on visually consistent pairs.
+
+    A command line for the service's REST API. These options may stand anywhere on the line.
+
+    Exit codes: 0; 1 an error; 2 a wrong command line; 3 a job that was followed failed or was cancelled.
+
+    Examples:
+      dfusion doctor
+      dfusion round start --prompt-set shapes-attribute-train --rounds 3 --follow
+      dfusion jobs list --json
+    """
+    ctx.obj = Session(url, api_key, as_json)
+
+
+app.add_typer(submissions.rounds, name="round")
+app.command("sample")(submissions.sample)
+app.command("fuse")(submissions.fuse)
+app.command("train")(submissions.train)
+app.command("evaluate")(submissions.evaluate)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(pairs.app, name="pairs")
+app.add_typer(samples.app, name="samples")
+app.add_typer(models.app, name="models")
+app.add_typer(prompt_sets.app, name="prompt-sets")
+app.command("doctor")(doctor.doctor)

@@ -1,0 +1,33 @@
+"""The lines of docs/curl.md, run by a shell against the service as `make serve` starts it."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.deployment import EMBEDDED, ROOT, deployment
+
+PAGE = (ROOT / "docs" / "curl.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_every_line_of_the_page_works(tmp_path: Path, pipeline: Path) -> None:
+    with deployment(EMBEDDED, tmp_path, pipeline) as made:
+        script = "set -euo pipefail\n" + "\n".join(BLOCKS).replace(
+            "http://127.0.0.1:8000", f"http://127.0.0.1:{made.settings.port}"
+        )
+        environment = {**os.environ, "no_proxy": "*"}
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+        )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "event: stage.started" in done.stdout
+    assert '"compared_with_the_first"' in done.stdout or re.search(r"^-?\d+\.\d+(e-\d+)?$", done.stdout, re.MULTILINE)
+    assert (tmp_path / "target.png").read_bytes().startswith(b"\x89PNG")
+    assert load_file(tmp_path / "adapter.safetensors")
+    assert all(name.startswith("lora_unet_") for name in load_file(tmp_path / "lora-for-comfyui.safetensors"))

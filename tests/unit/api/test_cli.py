@@ -1,0 +1,361 @@
+"""The command line against the real application on a real port."""
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console, RenderableType
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from api.cli import app
+from api.cli.bodies import body_of, value_of
+from api.cli.doctor import torch_check
+from api.cli.live import changes, screen
+from api.cli.root import hoisted
+from api.cli.screens import clock, listing, size
+from api.schemas import CheckOut, JobDetail, MetricOut
+from tests.service import PROMPTS, round_body
+from tests.unit.api.conftest import Live
+
+Run = Callable[..., Result]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def run(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a line of the command line against `live`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("DFUSION_URL", live.url)
+
+    def invoke(*words: str, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(app, list(words), input=stdin)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return invoke
+
+
+def of_api(live: Live, path: str, **params: Any) -> Any:
+    return httpx.get(f"{live.url}{path}", params=params, trust_env=False).json()
+
+
+def queued(live: Live) -> str:
+    with live.client() as client:
+        return client.start_round(round_body()).id
+
+
+def test_json_is_what_the_api_answers(live: Live, run: Run) -> None:
+    job = live.done_job
+    pair, sample = (of_api(live, path, job=job)["data"][0]["id"] for path in ("/pairs", "/samples"))
+    model = of_api(live, f"/jobs/{job}")["last_model"]
+    looks = [
+        ("jobs list --limit 20", "/jobs", {"limit": 20}),
+        ("jobs list --state succeeded --kind round", "/jobs", {"limit": 20, "state": "succeeded", "kind": "round"}),
+        (f"jobs show {job}", f"/jobs/{job}", {}),
+        (f"jobs metrics {job}", f"/jobs/{job}/metrics", {}),
+        (f"jobs logs {job}", f"/jobs/{job}/events", {"limit": 200}),
+        (f"pairs list --job {job} --round 1", "/pairs", {"job": job, "round": 1, "limit": 20}),
+        ("pairs list --not-adopted --judged --limit 1", "/pairs", {"adopted": False, "judged": True, "limit": 1}),
+        (f"pairs show {pair}", f"/pairs/{pair}", {}),
+        (f"samples list --job {job} --role base", "/samples", {"job": job, "role": "base", "limit": 20}),
+        (f"samples show {sample}", f"/samples/{sample}", {}),
+        ("models list", "/models", {"limit": 20}),
+        (f"models show {model}", f"/models/{model}", {}),
+        (f"models lineage {model}", f"/models/{model}/lineage", {}),
+        ("prompt-sets list", "/prompt-sets", {"limit": 50}),
+        ("prompt-sets show paper-position-train", "/prompt-sets/paper-position-train", {}),
+    ]
+    for line, path, params in looks:
+        result = run(*line.split(), "--json")
+        assert (result.exit_code, json.loads(result.stdout)) == (0, of_api(live, path, **params)), line
+        assert run(*line.split()).exit_code == 0, line
+    followed = run("--json", "jobs", "follow", job)
+    assert json.loads(followed.stdout) == of_api(live, f"/jobs/{job}")
+    assert "stage.succeeded" in followed.stderr
+
+
+def test_json_of_what_changes_things(live: Live, run: Run, tmp_path: Path) -> None:
+    job = live.done_job
+    model = of_api(live, f"/jobs/{job}")["last_model"]
+    pair = of_api(live, "/pairs", job=job)["data"][1]["id"]
+
+    def answered(line: str) -> Any:
+        result = run(*shlex.split(line), "--json")
+        assert (result.exit_code, result.stderr) == (0, ""), result.stderr
+        return json.loads(result.stdout)
+
+    assert answered(f"pairs verdict {pair} target --reviewer ann")["verdict"]["prefer"] == "target"
+    assert answered(f"pairs verdict {pair} none")["verdict"] is None
+    assert answered(f"models alias best {model}")["aliases"] == ["best"]
+    assert answered("models alias best --remove") is None
+    saved = answered(f"samples save --job {job} --role reference --to images")["data"]
+    assert {Path(one["file"]).read_bytes()[:4] for one in saved} == {b"\x89PNG"}
+    file = answered(f"models download {model} out/adapter.safetensors")
+    assert (tmp_path / "out" / "adapter.safetensors").stat().st_size > 0 and len(file["sha256"]) == 64
+    made = [
+        answered("sample --model tiny --prompt 'a red [circle]' --samples-per-prompt 2 --steps 3"),
+        answered(f"fuse --pair {pair} --first-step 2 --set reward=brightness"),
+        answered(f"train --job {job} --learning-rate 1e-3 --set training.lora.rank=2"),
+        answered(f"evaluate tiny {model} --prompt 'a red circle' --scorer constant"),
+        answered(f"models export {model}"),
+        answered(f"pairs export {job}"),
+    ]
+    assert [one["kind"] for one in made] == ["sampling", "fusion", "training", "evaluation", "export", "export"]
+    assert made[0]["spec"]["sampling"]["num_steps"] == 3
+    assert made[1]["spec"]["fusion"]["first_step"] == 2
+    assert (made[2]["spec"]["training"]["learning_rate"], made[2]["spec"]["training"]["lora"]["rank"]) == (1e-3, 2)
+    assert answered(f"jobs pause {made[0]['id']}")["state"] == "paused"
+    assert answered(f"jobs resume {made[0]['id']}")["state"] == "queued"
+    for one in made:
+        assert answered(f"jobs cancel {one['id']}")["state"] == "cancelled"
+    again = answered(f"jobs retry {made[0]['id']}")
+    assert again["origin"] == made[0]["id"]
+    answered(f"jobs cancel {again['id']}")
+
+
+def test_a_round_from_start_to_end(live: Live, run: Run, tmp_path: Path) -> None:
+    body = round_body(seed=11, prompts=PROMPTS[:1], samples_per_prompt=2, evaluation=None)
+    (tmp_path / "round.json").write_text(json.dumps(body))
+    line = ("round", "start", "--spec", "round.json", "--rounds", "2", "--set", "training.beta=0.5", "--label", "[b]")
+    dry = run(*line, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["images"]["sampled"] == 4  # 1 prompt, 2 samples, 2 rounds
+    with live.working():
+        result = run(*line, "--follow")
+    assert result.exit_code == 0, result.output
+    assert "job.succeeded" in result.stdout and "train of round 2 done" in result.stdout
+    job = of_api(live, "/jobs")["data"][0]
+    spec = of_api(live, f"/jobs/{job['id']}")["spec"]
+    assert (spec["rounds"], spec["training"]["beta"], spec["label"], spec["seed"]) == (2, 0.5, "[b]", 11)
+
+
+def test_exit_codes(live: Live, run: Run) -> None:
+    job = queued(live)
+    assert run("jobs", "cancel", job).exit_code == 0
+    ended = run("jobs", "follow", job)
+    assert (ended.exit_code, "cancelled" in ended.stdout) == (3, True)
+    assert json.loads(run("jobs", "follow", job, "--json").stdout)["state"] == "cancelled"
+    missing = run("jobs", "show", "job_" + "0" * 26)
+    assert (missing.exit_code, missing.stdout) == (1, "") and "dfusion:" in missing.stderr
+    for wrong in (
+        "jobs shwo",
+        "jobs list --state done",
+        "round start --set beta",
+        "round start --spec nowhere.json",
+        "round start --set training=1 --set training.beta=1",
+        "fuse --base smp_1",
+        "prompt-sets add x",
+        "samples save",
+        "models alias x",
+    ):
+        assert run(*wrong.split()).exit_code == 2, wrong
+
+
+def test_what_the_service_refuses(run: Run) -> None:
+    line = ("round", "start", "--prompt", "a red circle", "--rounds", "0", "--set", "training.beta=-1")
+    shown = run(*line)
+    assert (shown.exit_code, shown.stdout) == (1, "")
+    assert "/rounds: " in shown.stderr and "/training/beta: " in shown.stderr
+    problem = json.loads(run(*line, "--json").stderr)
+    assert {error["pointer"] for error in problem["errors"]} == {"/rounds", "/training/beta"}
+
+
+def test_nobody_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.cli.session._RETRIES", 0)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        url = f"127.0.0.1:{held.getsockname()[1]}"
+        shown = run("jobs", "list", "--url", url)
+        assert shown.exit_code == 1 and "python -m api" in shown.stderr and url in shown.stderr
+        problem = run("--url", url, "--json", "jobs", "list")
+        assert (problem.exit_code, problem.stdout) == (1, "")
+        assert json.loads(problem.stderr)["code"] == "unreachable"
+        monkeypatch.setattr("api.cli.doctor.torch_check", quick_torch_check)
+        looked = run("doctor", "--url", url, "--json")
+        checks = {check["name"]: check["state"] for check in json.loads(looked.stdout)["data"]}
+        assert (looked.exit_code, checks["service"]) == (1, "wrong")
+
+
+def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFUSION_MODELS", json.dumps({"gone": str(tmp_path / "gone"), "hub": "sd-1.5"}))
+    looked = run("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(looked.stdout)["data"]}
+    states = {name: check["state"] for name, check in checks.items()}
+    expected = ["service", "service: database", "access", "files", "here: model shapes"]
+    assert {name: states[name] for name in expected} == dict.fromkeys(expected, "ok")
+    assert (states["here: model gone"], states["here: model hub"]) == ("wrong", "ok")
+    assert states["service: worker"] == "warning"
+    assert "DFUSION_MODELS" in checks["here: model gone"]["detail"]
+    assert {"here: disk", "here: torch"} <= states.keys()
+    assert looked.exit_code == 1
+    monkeypatch.setattr("api.cli.doctor.torch_check", quick_torch_check)
+    monkeypatch.setenv("DFUSION_MODELS", "{}")
+    assert run("doctor").exit_code == 0
+    monkeypatch.setenv("DFUSION_PORT", "many")
+    assert "DFUSION_PORT" in run("doctor").stdout
+
+
+def quick_torch_check(_python: str) -> CheckOut:
+    """To import torch takes seconds; once is enough."""
+    return CheckOut(name="here: torch", state="ok", detail="")
+
+
+def test_torch_that_is_missing_or_broken(tmp_path: Path) -> None:
+    bare = script(tmp_path / "bare", f'exec {sys.executable} -I -S "$@"')
+    assert torch_check(bare).state == "ok" and "not installed" in torch_check(bare).detail
+    broken = script(tmp_path / "broken", "echo 'ImportError: libcudart' >&2; exit 1")
+    assert torch_check(broken).state == "wrong" and "libcudart" in torch_check(broken).detail
+    assert torch_check(str(tmp_path / "nowhere")).state == "warning"
+
+
+def script(file: Path, line: str) -> str:
+    file.write_text(f"#!/bin/sh\n{line}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_options_of_the_root_may_stand_anywhere() -> None:
+    assert hoisted("jobs list --url x --json --api-key=k".split()) == "--url x --json --api-key=k jobs list".split()
+    assert hoisted(["a", "--", "--json"]) == ["a", "--", "--json"]
+    assert hoisted(["a", "--url"]) == ["--url", "a"]
+
+
+def test_bodies(tmp_path: Path) -> None:
+    assert [value_of(text) for text in ("0.5", "null", "[3, 4]", "dpo")] == [0.5, None, [3, 4], "dpo"]
+    (tmp_path / "a.json").write_text('{"seed": 1, "training": {"beta": 1, "lora": {"rank": 8}}}')
+    options = {"seed": 2, "label": None, "training.algorithm": "dpo"}
+    assert body_of(tmp_path / "a.json", options, ["training.beta=0.5", "label=a=b"]) == {
+        "seed": 2,
+        "label": "a=b",
+        "training": {"beta": 0.5, "lora": {"rank": 8}, "algorithm": "dpo"},
+    }
+
+
+def test_figures() -> None:
+    assert [clock(None), clock(0), clock(61.9), clock(3723)] == ["-:--", "0:00", "1:01", "1:02:03"]
+    assert [size(None), size(999), size(1500), size(2.5e9), size(3e12)] == ["-", "999 B", "1.5 KB", "2.5 GB", "3.0 TB"]
+
+
+def metric(number: int, split: str, mean: float) -> MetricOut:
+    return MetricOut(
+        round=number,
+        split=split,
+        scorer="clip",
+        version="1",
+        model="mdl_1",
+        training_images=0,
+        count=1,
+        mean=mean,
+        std=0,
+    )
+
+
+def test_the_screen_fits_a_narrow_terminal(live: Live) -> None:
+    with live.client() as client:
+        done = client.job(live.done_job)
+    progress = done.progress.model_copy(
+        update={"stage": "sample", "done": 3, "total": 9, "percent": 42.0, "eta_seconds": 3723.0, "round": 1}
+    )
+    job = JobDetail.model_validate(
+        done.model_dump() | {"state": "running", "rounds": 3, "label": "[red]no markup", "progress": progress}
+    )
+    metrics = [metric(0, "train", 0.2), metric(2, "train", 0.5), metric(1, "rollout", 0.1)]
+    assert [(one.latest, one.change) for one in changes(metrics)] == [(0.5, 0.3), (0.1, None)]
+    lines = drawn(screen(job, metrics), 46)
+    assert lines[0] == f"round {job.id} running"
+    assert lines[1] == "[red]no markup"
+    assert lines[2].endswith(" 42 %")
+    assert lines[3] == "round 1 of 3  sample 3/9  1:02:03 left"
+    assert [line.split() for line in lines[5:7]] == [
+        ["training", "clip", "0.5000", "+0.3000"],
+        ["samples", "clip", "0.1000"],
+    ]
+    assert max(map(len, lines)) <= 46
+
+
+def test_ids_stay_whole_where_there_is_little_room() -> None:
+    name = "job_" + "0" * 26
+    lines = drawn(listing(("round>", "job", "prompt"), [(1, name, "[red]a very long prompt " * 5)]), 60)
+    assert name in lines[1] and "[red]a very" in lines[1]
+
+
+def drawn(what: RenderableType, width: int) -> list[str]:
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(what)
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    command = command or get_command(app)
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield path, command
+    for name, one in (inner or {}).items():
+        yield from commands(one, (*path, name))
+
+
+COMMANDS = dict(commands())
+
+
+def check_line(line: str) -> tuple[str, ...]:
+    """The command that a line of the documentation calls; it must take what is on it."""
+    words = hoisted(shlex.split(line, comments=True)[1:])
+    while words[0].startswith("--"):
+        del words[: 1 if words[0] == "--json" else 2]
+    found = next(path for path in COMMANDS if tuple(words[: len(path)]) == path)
+    context = COMMANDS[found].make_context("dfusion", words[len(found) :], resilient_parsing=False)
+    assert context.params is not None
+    return found
+
+
+def test_every_line_of_the_documentation_is_a_command() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    dfusion ")]
+    readme = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
+    shown = [line.strip() for line in readme.splitlines() if line.startswith("    dfusion ")]
+    assert shown
+    assert {check_line(line) for line in lines} == COMMANDS.keys()
+    for line in shown:
+        check_line(line)
+
+
+def test_every_example_in_the_help_is_a_command() -> None:
+    count = 0
+    for path, command in COMMANDS.items():
+        text = command.help.replace("\\\n", " ").replace("\\[", "[").replace("Example: ", "\n")
+        for line in (one.strip() for one in text.splitlines()):
+            if line.startswith("dfusion "):
+                check_line(line)
+                count += 1
+        assert command.help, path
+    assert count > 15
+
+
+def test_the_command_line_starts_without_torch_or_the_hub() -> None:
+    code = "import sys, api.cli; print(sorted({'torch', 'diffusers', 'huggingface_hub', 'worker'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_prompts_have_their_own_words(live: Live, run: Run) -> None:
+    paths = of_api(live, "/openapi.json")["paths"]
+    if "post" not in paths["/prompt-sets"]:
+        pytest.skip("prompt sets cannot be added yet")
+    Path("pets.json").write_text(json.dumps({"description": "three", "prompts": PROMPTS}))
+    Path("pets.txt").write_text("a [cat] on a [sofa]\n")
+    assert json.loads(run("prompt-sets", "add", "shapes-of-mine", "pets.json", "--json").stdout)["size"] == 3
+    assert json.loads(run("prompt-sets", "add", "pets", "pets.txt", "--json").stdout)["prompts"][0]["items"] == [
+        "cat",
+        "sofa",
+    ]
+    added = run("prompt-sets", "add", "pets", "--prompt", "a [dog] on a [sofa]", "--json")
+    assert json.loads(added.stdout)["version"] == 2

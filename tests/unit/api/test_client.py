@@ -1,0 +1,322 @@
+"""The Python client against the real application on a real port."""
+
+import hashlib
+import re
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+import api.client.client as client_module
+from api.client import (
+    ApiError,
+    Client,
+    ConflictError,
+    DownloadError,
+    InvalidError,
+    NotFoundError,
+    PreconditionError,
+    TooManyRequestsError,
+    UnauthorizedError,
+    UnavailableError,
+    UnreachableError,
+)
+from api.client.transport import Backoff
+from api.core.specs import RoundSpec
+from api.core.states import JobKind
+from tests.proxy import proxy
+from tests.service import round_body
+from tests.unit.api.conftest import Live
+
+
+def cut_after(*lengths: int) -> Callable[[bytes], bytes]:
+    """A flaw that lets so many bytes of the first connections pass, and all of the later ones."""
+    left = list(lengths)
+
+    def flaw(piece: bytes) -> bytes:
+        if left and len(piece) > left[0]:
+            return piece[: left.pop(0)]
+        if left:
+            left[0] -= len(piece)
+        return piece
+
+    return flaw
+
+
+def test_there_is_a_method_for_everything_that_the_api_does(live: Live, tmp_path: Path) -> None:
+    live.busy.seen.clear()
+    with live.client() as client:
+        job = client.job(live.done_job)
+        assert client.wait(job.id).state == "succeeded"
+        assert [one.id for one in client.jobs(kind=JobKind.ROUND, state="succeeded")] == [job.id]
+        assert len(list(client.samples(job=job.id))) == job.made["samples"] == 24
+        pairs = list(client.pairs(job=job.id))
+        assert len(pairs) == job.made["pairs"] == 6
+        assert client.pair(pairs[0].id) == pairs[0]
+        assert client.sample(pairs[0].base.id).pairs == [pairs[0]]
+        assert client.set_verdict(pairs[0].id, "tie", reviewer="ann").revision == pairs[0].revision + 1
+        assert client.metrics(job.id).data
+        assert client.logs(job.id).count("\n") == len(list(client.events(job.id))) > 10
+        assert client.prompt_set("paper-behaviour-train").name in {one.name for one in client.prompt_sets()}
+        last = job.last_model or ""
+        assert last in {model.id for model in client.models(job=job.id)}
+        assert client.set_alias("champion", last).aliases == ["champion"]
+        assert client.model("champion").id == client.lineage(last).data[0].model == last
+        digest = client.download_model("champion", tmp_path / "adapter")
+        adapter = client.model(last).adapter
+        assert adapter is not None and digest == adapter.sha256
+        client.remove_alias("champion")
+        assert (client.health().status, client.ready().status) == ("ok", "ok")
+        assert client.version()
+        assert client.workers().data == []
+        assert "dfusion_jobs" in client.prometheus()
+        key = client.make_api_key("ann", ["review"])
+        client.revoke_api_key(key.id)
+        assert [(one.id, one.active) for one in client.api_keys()] == [(key.id, False)]
+        if "post" in client._transport.request("GET", "/openapi.json").json()["paths"]["/prompt-sets"]:
+            assert client.add_prompt_set("pets", [{"text": "a cat", "items": ["cat"]}], description="one").size == 1
+            assert client.add_prompt_text("pets", "a [cat] on a [sofa]\n").version == 2
+        new = [
+            client.start_round(round_body()),
+            client.start_sampling({"model": "tiny", "prompt_set": job.prompt_set}),
+            client.start_fusion({"pair": pairs[0].id, "reward": "brightness"}),
+            client.start_training({"jobs": [job.id]}),
+            client.start_evaluation({"models": ["tiny"], "prompt_sets": [job.prompt_set], "scorers": ["constant"]}),
+            client.start_export({"job": job.id, "format": "parquet"}),
+        ]
+        assert [one.kind for one in new] == list(JobKind)
+        assert client.pause(new[0].id).state == "paused"
+        assert client.resume(new[0].id).state == "queued"
+        for one in new:
+            assert client.cancel(one.id).state == "cancelled"
+        again = client.retry(new[1].id)
+        assert (again.origin, client.cancel(again.id).state) == (new[1].id, "cancelled")
+        assert client.exports(job.id).data == []
+        client.read(pairs[0].base.image)
+        with pytest.raises(ApiError):
+            client._transport.request("HEAD", pairs[0].base.image + "x")
+        paths = client._transport.request("GET", "/openapi.json").json()["paths"]
+    routes = {f"{method} {path}" for path, methods in paths.items() for method in methods}
+    seen = set(live.busy.seen)
+    assert {route for route in routes if not any(matches(route, one) for one in seen)} == set()
+
+
+def matches(route: str, request: str) -> bool:
+    pattern = re.sub(r"\{\w+\}", "[^/]+", route)
+    return re.fullmatch(pattern, request, re.IGNORECASE) is not None
+
+
+def test_lists_go_over_all_pages(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    with live.client() as client:
+        whole = list(client.samples(job=live.done_job, role="base"))
+        events = list(client.events(live.done_job))
+        monkeypatch.setattr(client_module, "_MOST", 2)
+        live.busy.seen.clear()
+        assert list(client.samples(job=live.done_job, role="base")) == whole
+        assert len(live.busy.seen) == -(-len(whole) // 2) > 1
+        assert list(client.events(live.done_job)) == events
+
+
+def test_specs_are_sent_as_they_were_set(live: Live) -> None:
+    with live.client() as client:
+        spec = RoundSpec.model_validate(round_body(fusion=None, preset="released_code"))
+        job = client.start_round(spec)
+        client.cancel(job.id)
+        assert RoundSpec.model_validate(job.spec) == spec
+        estimate = client.estimate(JobKind.ROUND, spec)
+        assert (estimate.images.sampled, estimate.images.fused_at_most) == (12, 0)
+
+
+def test_a_lost_reply_makes_no_second_job(live: Live) -> None:
+    with live.client() as client:
+        before = {job.id for job in client.jobs()}
+        with proxy(live.port, answers=cut_after(20)) as port, live.client(port, pauses := []) as cut:
+            job = cut.start_round(round_body(seed=8))
+        assert len(pauses) == 1
+        assert {one.id for one in client.jobs()} - before == {job.id}
+        client.cancel(job.id)
+        with proxy(live.port, answers=cut_after(20)) as port, live.client(port) as cut:
+            again = cut.retry(job.id)
+        assert {one.id for one in client.jobs()} - before == {job.id, again.id}
+        client.cancel(again.id)
+
+
+def test_a_key_of_ones_own(live: Live) -> None:
+    with live.client() as client:
+        job = client.start_round(round_body(seed=9), idempotency_key="mine")
+        assert client.start_round(round_body(seed=9), idempotency_key="mine").id == job.id
+        client.cancel(job.id)
+        with pytest.raises(InvalidError) as caught:
+            client.start_round(round_body(seed=10), idempotency_key="mine")
+    assert (caught.value.status, caught.value.code) == (422, "idempotency_key_reused")
+
+
+def test_what_cannot_be_done_twice_is_not_sent_twice(live: Live) -> None:
+    with live.client() as client:
+        job = client.pause(client.start_round(round_body()).id)
+        with (
+            proxy(live.port, answers=cut_after(20)) as port,
+            live.client(port) as cut,
+            pytest.raises(UnreachableError),
+        ):
+            cut.resume(job.id)
+        assert client.job(job.id).state == "queued"
+        client.cancel(job.id)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_not_now_is_asked_again_after_as_long_as_the_service_says(live: Live, status: int) -> None:
+    with live.client(pauses=(pauses := [])) as client:
+        live.busy.times, live.busy.status = 2, status  # type: ignore[assignment]
+        assert client.jobs_page(1).data
+        assert pauses == [7, 7]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(429, TooManyRequestsError), (503, UnavailableError)])
+def test_not_now_for_too_long_is_an_error(live: Live, status: int, kind: type[ApiError]) -> None:
+    with live.client(pauses=(pauses := [])) as client:
+        live.busy.times, live.busy.status = 5, status  # type: ignore[assignment]
+        with pytest.raises(kind, match="come back later") as caught:
+            client.jobs_page(1)
+    assert (live.busy.times, len(pauses), caught.value.code) == (0, 4, "too_many_jobs")
+
+
+def test_pauses_double_and_end() -> None:
+    seconds = [Backoff().seconds(attempt) for attempt in range(40)]
+    longest = [min(0.25 * 2**attempt, 30) for attempt in range(40)]
+    assert all(most / 2 <= pause <= most for pause, most in zip(seconds, longest, strict=True))
+    assert [Backoff().seconds(0, asked) for asked in ("7", " 0 ", "3600")] == [7, 0, 30]
+    assert Backoff().seconds(0, "Wed, 21 Oct 2026 07:28:00 GMT") <= 0.25
+
+
+def test_errors_say_what_is_wrong(live: Live) -> None:
+    with live.client() as client:
+        with pytest.raises(InvalidError) as wrong:
+            client.start_round(round_body(rounds=0, training={"beta": -1}))
+        assert {error.pointer for error in wrong.value.errors} == {"/rounds", "/training/beta"}
+        with pytest.raises(NotFoundError, match="no id"):
+            client.job("nothing")
+        with pytest.raises(ConflictError) as conflict:
+            client.retry(live.done_job)
+        assert (conflict.value.status, conflict.value.code) == (409, "conflict")
+        pair = next(client.pairs(job=live.done_job))
+        with pytest.raises(PreconditionError):
+            client.set_verdict(pair.id, "base", revision=pair.revision + 1)
+
+
+def test_nobody_there(live: Live) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        with live.client(held.getsockname()[1], pauses := []) as client, pytest.raises(UnreachableError) as caught:
+            client.start_round(round_body())
+    assert (len(pauses), caught.value.status, caught.value.code) == (4, None, "unreachable")
+
+
+def test_addresses_and_keys_that_cannot_be() -> None:
+    for url in ("localhost:1", "ftp://127.0.0.1", "127.0.0.1:1"):
+        with pytest.raises(UnreachableError), Client(url, backoff=Backoff(never)) as client:
+            client.health()
+    with pytest.raises(UnauthorizedError):
+        Client(api_key="dfk_\n")
+
+
+def never(seconds: float) -> None:
+    raise AssertionError(f"a pause of {seconds} seconds")
+
+
+def test_the_key_is_sent(live: Live) -> None:
+    seen: list[bytes] = []
+    with proxy(live.port, requests=lambda piece: seen.append(piece) or piece) as port:  # type: ignore[func-returns-value]
+        with Client(f"http://127.0.0.1:{port}/", "dfk_1", trust_env=False) as client:
+            client.health()
+    assert b"Authorization: Bearer dfk_1\r\n" in b"".join(seen)
+
+
+def test_follow_yields_each_event_once_though_the_stream_is_cut(live: Live) -> None:
+    with live.client() as client:
+        whole = list(client.events(live.done_job))
+        stream = httpx.get(f"{live.url}/jobs/{live.done_job}/events", headers={"Accept": "text/event-stream"}).text
+        for cuts in ((700, 900), (len(stream) // 2,), (150,)):
+            with proxy(live.port, answers=cut_after(*cuts)) as port, live.client(port, pauses := []) as cut:
+                assert list(cut.follow(live.done_job)) == whole
+            assert len(pauses) == len(cuts)
+        assert list(client.follow(live.done_job, last_event_id=whole[3].id)) == whole[4:]
+
+
+def test_follow_hears_what_happens_while_it_listens(live: Live) -> None:
+    with live.client() as client:
+        job = client.start_sampling({"model": "tiny", "prompts": [{"text": "a red circle"}]})
+        events = client.follow(job.id)
+        kinds = [next(events).kind]
+        calling_off = threading.Timer(0.2, client.cancel, [job.id])
+        calling_off.start()
+        kinds += [event.kind for event in events]
+        calling_off.join()
+    assert (kinds[0], kinds[-1]) == ("job.created", "job.cancelled")
+
+
+def test_follow_gives_up_when_nothing_comes_for_too_long(live: Live) -> None:
+    with (
+        proxy(live.port, answers=lambda piece: piece[:0]) as port,
+        live.client(port, pauses := []) as client,
+        pytest.raises(UnreachableError),
+    ):
+        list(client.follow(live.done_job, patience_seconds=0.2))
+    assert pauses
+    with live.client() as client, pytest.raises(NotFoundError):
+        list(client.follow("job_" + "0" * 26))
+
+
+def test_a_download_that_is_cut_goes_on_where_it_broke(live: Live, tmp_path: Path) -> None:
+    live.busy.seen.clear()
+    with live.client() as client:
+        artifact = trajectory(client, live)
+        whole = client.read(artifact)
+        asked: list[bytes] = []
+        with (
+            proxy(
+                live.port,
+                requests=lambda piece: asked.append(piece) or piece,  # type: ignore[func-returns-value]
+                answers=cut_after(len(whole) // 2),
+            ) as port,
+            live.client(port) as cut,
+        ):
+            digest = cut.download(artifact, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == whole
+    assert digest == hashlib.sha256(whole).hexdigest()
+    resumed = re.search(rb"Range: bytes=(\d+)-", b"".join(asked))
+    assert resumed is not None and 0 < int(resumed[1]) < len(whole)
+
+
+def test_spoilt_bytes_leave_what_was_there(live: Live, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("before")
+    with live.client() as client:
+        artifact = trajectory(client, live)
+        inside = client.read(artifact)[-40:]
+    spoilt = bytes(byte ^ 1 for byte in inside)
+    with (
+        proxy(live.port, answers=lambda piece: piece.replace(inside, spoilt)) as port,
+        live.client(port) as client,
+        pytest.raises(DownloadError, match="SHA-256"),
+    ):
+        client.download(artifact, tmp_path / "file")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def trajectory(client: Client, live: Live) -> str:
+    found = next(client.samples(job=live.done_job, role="base")).trajectory
+    assert found is not None
+    return found.artifact
+
+
+def test_an_answer_of_something_else_is_an_error(live: Live) -> None:
+    with (
+        proxy(live.port, answers=lambda piece: piece.replace(b'"status"', b'"stat_s"')) as port,
+        live.client(port) as client,
+        pytest.raises(ApiError, match="HealthOut"),
+    ):
+        client.health()
