@@ -113,8 +113,8 @@ class Deployment:
 
     def start_worker(self, name: str) -> None:
         """Start a Celery worker."""
-        options = ("-P", "prefork", "-c", "1", "-n", name, "--without-mingle", "--loglevel", "INFO")
-        self.run(name, "-m", "celery", "-A", "worker.celery_app", "worker", *options)
+        options = ("-P", "prefork", "-c", "1", "-n", name, "--without-mingle", "--without-gossip")
+        self.run(name, "-m", "celery", "-A", "worker.celery_app", "worker", *options, "--loglevel", "INFO")
 
     def run(self, name: str, *arguments: str, settings: Settings | None = None, **environment: str) -> None:
         """Start a Python program of the installation under this name."""
