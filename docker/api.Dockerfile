@@ -1,0 +1,27 @@
+# The API, the migration and the sweeper: no torch.
+#   docker build -f docker/api.Dockerfile -t dfusion-api .
+FROM python:3.11.13-slim-bookworm AS build
+RUN python -m venv /opt/dfusion
+ENV PATH=/opt/dfusion/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY pyproject.toml constraints.txt ./
+RUN pip install --upgrade "pip>=25.1"
+RUN pip install --constraint constraints.txt --group api
+COPY . .
+RUN pip install --no-deps .
+
+FROM python:3.11.13-slim-bookworm
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="D-Fusion API" \
+      org.opencontainers.image.description="REST API, migration and sweeper of D-Fusion" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+RUN useradd --system --uid 10001 --home-dir /var/lib/dfusion --create-home --shell /usr/sbin/nologin dfusion
+COPY --from=build /opt/dfusion /opt/dfusion
+ENV PATH=/opt/dfusion/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DFUSION_DATA_DIR=/var/lib/dfusion
+USER 10001:10001
+WORKDIR /var/lib/dfusion
+EXPOSE 8000
+CMD ["python", "-m", "api"]

@@ -1,0 +1,170 @@
+"""What docker-compose.yml runs, with its own commands and environments, as processes: no Docker engine is needed.
+
+Names of hosts and paths within containers are replaced by what is here; images, users and networks are not tried.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from api.stack.program import free_port
+from api.stack.servers import RedisServer, S3Server
+from tests import compose
+from tests.acceptance.test_service import PATIENCE_SECONDS, ROOT, ended, until
+from tests.compose import SECRETS
+from tests.servers import PostgresServer, postgres_server
+from tests.service import SCORERS, round_body
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[tuple[PostgresServer, RedisServer, S3Server]]:
+    with ExitStack() as stack:
+        postgres = stack.enter_context(postgres_server())
+        name, password = "dfusion", SECRETS["POSTGRES_PASSWORD"]
+        postgres.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+        postgres.execute(f"CREATE DATABASE {name} OWNER {name}")
+        for part in ("redis", "s3"):
+            (tmp_path / part).mkdir()
+        redis = RedisServer(tmp_path / "redis", password=SECRETS["REDIS_PASSWORD"])
+        s3 = S3Server(
+            tmp_path / "s3", access_key=SECRETS["DFUSION_S3_ACCESS_KEY"], secret_key=SECRETS["DFUSION_S3_SECRET_KEY"]
+        )
+        for server in (redis, s3):
+            stack.callback(server.stop)
+            server.start()
+        yield postgres, redis, s3
+
+
+class Containers:
+    """The file's services as processes of this machine."""
+
+    def __init__(self, folder: Path, variables: dict[str, str], places: dict[str, str]) -> None:
+        self._services = compose.interpolated(variables)["services"]
+        self._folder, self._variables, self._places = folder, variables, places
+        self.processes: dict[str, psutil.Popen] = {}
+
+    def log(self, name: str) -> str:
+        return (self._folder / f"{name}.log").read_text("utf-8")
+
+    def _here(self, name: str, text: str) -> str:
+        for there, here in self._places.items():
+            text = text.replace(there, here)
+        return text.replace("/tmp/health", str(self._folder / f"{name}.health"))
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Its env_file, then its environment, as Compose orders them."""
+        service = self._services[name]
+        assert service["env_file"] == [{"path": ".env", "required": False}]
+        given = self._variables | {key: self._here(name, value) for key, value in service["environment"].items()}
+        return {key: value for key, value in os.environ.items() if not key.startswith("DFUSION_")} | given
+
+    def _command(self, command: list[str]) -> list[str]:
+        program = {"python": [sys.executable], "celery": [sys.executable, "-m", "celery"]}
+        return [*program[command[0]], *command[1:]]
+
+    def start(self, name: str) -> psutil.Popen:
+        """Run the service's command."""
+        command = self._command(self._services[name]["command"])
+        with (self._folder / f"{name}.log").open("wb") as log:
+            self.processes[name] = psutil.Popen(
+                command, env=self.environment(name), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            )
+        return self.processes[name]
+
+    def is_healthy(self, name: str) -> bool:
+        """Run the service's health check."""
+        assert self.processes[name].poll() is None, self.log(name)
+        kind, *command = self._services[name]["healthcheck"]["test"]
+        assert kind == "CMD"
+        command = [self._here(name, part) for part in self._command(command)]
+        return subprocess.run(command, env=self.environment(name), cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
+
+    def stop(self) -> dict[str, int | None]:
+        """SIGTERM to all; exit codes. None for one that took longer than its grace period."""
+        codes: dict[str, int | None] = {}
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        for name, process in self.processes.items():
+            grace = int(self._services[name]["stop_grace_period"].removesuffix("s"))
+            try:
+                codes[name] = process.wait(max(0.1, told + grace - time.monotonic()))
+            except psutil.TimeoutExpired:
+                codes[name] = None
+        return codes
+
+
+@contextmanager
+def containers(
+    folder: Path, pipeline: Path, servers: tuple[PostgresServer, RedisServer, S3Server]
+) -> Iterator[Containers]:
+    postgres, redis, s3 = servers
+    port = free_port()
+    variables = SECRETS | {
+        "DFUSION_S3_PUBLIC_ENDPOINT": f"http://{s3.endpoint}",
+        "DFUSION_MODELS": json.dumps({"tiny": str(pipeline)}),
+        "DFUSION_SCORERS": json.dumps(SCORERS),
+        "DFUSION_TORCH_THREADS": "1",
+        "DFUSION_MIN_FREE_DISK_MB": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    places = {
+        "@postgres:5432": f"@127.0.0.1:{postgres.port}",
+        "@redis:6379": f"@127.0.0.1:{redis.port}",
+        "http://minio:9000": f"http://{s3.endpoint}",
+        "127.0.0.1:8000": f"127.0.0.1:{port}",
+        "/var/lib/dfusion": str(folder / "work"),
+        "0.0.0.0": "127.0.0.1",
+    }
+    made = Containers(folder, variables, places)
+    made._services["api"]["environment"]["DFUSION_PORT"] = str(port)
+    try:
+        yield made
+    finally:
+        for process in made.processes.values():
+            for one in (*process.children(recursive=True), process) if process.is_running() else ():
+                one.kill()
+            process.wait()
+
+
+def test_a_round_through_what_compose_runs(
+    tmp_path: Path, pipeline: Path, servers: tuple[PostgresServer, RedisServer, S3Server]
+) -> None:
+    with containers(tmp_path, pipeline, servers) as made:
+        assert made.start("migrate").wait(PATIENCE_SECONDS) == 0, made.log("migrate")
+        del made.processes["migrate"]
+        for name in ("api", "sweeper", "worker-cpu"):
+            made.start(name)
+        for name in made.processes:
+            until(lambda name=name: made.is_healthy(name))
+        port = made.environment("api")["DFUSION_PORT"]
+        key = {"Authorization": f"Bearer {SECRETS['DFUSION_BOOTSTRAP_ADMIN_KEY']}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=70) as stranger:
+            assert stranger.post("/rounds", json=round_body()).status_code == 401
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=70, headers=key) as client:
+            answer = client.post("/rounds", json=round_body())
+            assert answer.status_code == 202, answer.text
+            job = ended(client, answer.json()["id"])
+            assert (job["state"], job["error"], job["made"]["models"]) == ("succeeded", None, 1)
+            sample: dict[str, Any] = client.get(job["links"]["samples"]).json()["data"][0]
+            link = client.get(sample["image"])
+        assert link.status_code == 307
+        assert link.headers["location"].startswith(f"http://{servers[2].endpoint}/dfusion/")
+        image = httpx.get(link.headers["location"])  # with no key: the link is enough
+        assert (image.status_code, image.content[:8]) == (200, b"\x89PNG\r\n\x1a\n")
+        assert made.stop() == {"api": 0, "sweeper": 0, "worker-cpu": 0}
+        written = "".join(made.log(name) for name in made.processes)
+        assert [name for name, secret in SECRETS.items() if secret in written] == []
+        assert not re.search("Traceback", written)

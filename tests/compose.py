@@ -1,0 +1,54 @@
+"""docker-compose.yml as Docker Compose would read it: merged and with its variables filled in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?:(?P<operator>:[-?])(?P<word>[^}]*))?\})")
+SECRETS = {
+    "POSTGRES_PASSWORD": "a-postgres-password",
+    "REDIS_PASSWORD": "a-redis-password",
+    "DFUSION_S3_ACCESS_KEY": "an-s3-access-key",
+    "DFUSION_S3_SECRET_KEY": "an-s3-secret-key",
+    "DFUSION_BOOTSTRAP_ADMIN_KEY": "dfk_" + "a1" * 20,
+}
+"""What .env must give."""
+
+
+class MissingVariableError(Exception):
+    """A variable that must be set is not."""
+
+
+def raw() -> dict[str, Any]:
+    """The file, merged, with its variables as they are written."""
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
+    return loaded
+
+
+def interpolated(variables: Mapping[str, str]) -> dict[str, Any]:
+    """The file with its variables filled in. Raises MissingVariableError."""
+    filled: dict[str, Any] = _fill(raw(), variables)
+    return filled
+
+
+def _fill(value: Any, variables: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _fill(inner, variables) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_fill(inner, variables) for inner in value]
+    return _VARIABLE.sub(lambda found: _value(found, variables), value) if isinstance(value, str) else value
+
+
+def _value(found: re.Match[str], variables: Mapping[str, str]) -> str:
+    if found["dollar"]:
+        return "$"
+    given = variables.get(found["name"], "")
+    if not given and found["operator"] == ":?":
+        raise MissingVariableError(f"{found['name']}: {found['word']}")
+    return given or (found["word"] if found["operator"] == ":-" else "")

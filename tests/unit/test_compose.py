@@ -1,0 +1,158 @@
+"""docker-compose.yml is valid, and what it runs has no more rights than it needs."""
+
+import json
+import re
+from importlib import resources
+from typing import Any
+
+import jsonschema
+import pytest
+
+from api.core.settings import Settings
+from tests import compose
+from tests.compose import ROOT, SECRETS, MissingVariableError
+
+RAW = compose.raw()["services"]
+FILLED = compose.interpolated(SECRETS)["services"]
+ONE_SHOT = {"minio-folder", "migrate"}
+OURS = {"migrate", "api", "sweeper", "worker-cpu", "worker-gpu"}
+SECONDS = re.compile(r"(\d+)s")
+
+every_service = pytest.mark.parametrize("name", FILLED)
+
+
+def seconds(text: str) -> int:
+    found = SECONDS.fullmatch(text)
+    assert found is not None, text
+    return int(found[1])
+
+
+def test_it_follows_the_compose_specification() -> None:
+    pytest.importorskip("check_jsonschema", reason="it brings the Compose Specification's schema")
+    file = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    validator = jsonschema.Draft7Validator(json.loads(file.read_text("utf-8")))
+    for content in (compose.raw(), compose.interpolated(SECRETS)):
+        assert [error.message for error in validator.iter_errors(content)] == []
+        content["services"]["api"]["no_such_thing"] = 1
+        assert not validator.is_valid(content)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_it_does_not_start_without_a_secret(name: str) -> None:
+    with pytest.raises(MissingVariableError, match=f"{name}: set it in .env"):
+        compose.interpolated({other: value for other, value in SECRETS.items() if other != name})
+
+
+def test_no_secret_is_written_in_it() -> None:
+    for name, service in RAW.items():
+        for key, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|_KEY|ROOT_USER|AUTH$", key) and key != "DFUSION_AUTH" and value:
+                assert re.fullmatch(r"\$\{\w+:\?set it in \.env\}", value), (name, key)
+        for url in re.findall(r"://[^@\s\"]*@", json.dumps(service)):
+            assert re.fullmatch(r"://\w*:\$\{\w+:\?set it in \.env\}@", url), (name, url)
+
+
+@every_service
+def test_a_service_has_few_rights_and_bounds(name: str) -> None:
+    service = FILLED[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["logging"]["options"]["max-size"]
+    assert not {"privileged", "pid", "ipc", "devices"} & set(service)
+    assert not [volume for volume in service.get("volumes", ()) if volume.startswith(("/", "."))]
+    if name == "minio-folder":  # gives a folder to MinIO's user, sees no network, and ends
+        assert (service["user"], service["cap_add"], service["network_mode"]) == ("0:0", ["CHOWN"], "none")
+    else:
+        assert "cap_add" not in service
+        assert service["user"] not in ("root", "0", "0:0")
+
+
+@every_service
+def test_a_service_is_watched_or_ends_by_itself(name: str) -> None:
+    service = FILLED[name]
+    if name in ONE_SHOT:
+        assert service["restart"] == "no"
+    else:
+        assert (service["restart"], bool(service["healthcheck"]["test"])) == ("unless-stopped", True)
+        assert service["deploy"]["resources"]["limits"]["memory"]
+        assert service["stop_grace_period"] if name != "redis" else True
+    for needed, how in service.get("depends_on", {}).items():
+        expected = "service_completed_successfully" if needed in ONE_SHOT else "service_healthy"
+        assert how == {"condition": expected}
+
+
+@every_service
+def test_images_are_pinned(name: str) -> None:
+    image = FILLED[name]["image"]
+    assert re.search(r":(RELEASE\.\d{4}-\d\d-\d\dT[\d-]+Z|\d+\.\d+(\.\d+)?(-\w+)?)$", image), image
+    assert ("build" in FILLED[name]) == (name in OURS)
+
+
+def test_dockerfiles_pin_their_base_and_run_as_the_same_user() -> None:
+    for file in ("api.Dockerfile", "worker.Dockerfile"):
+        text = (ROOT / "docker" / file).read_text("utf-8")
+        assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"python:3.11.13-slim-bookworm"}
+        user = re.findall(r"^USER (\S+)$", text, re.MULTILINE)
+        assert user == ["10001:10001"] == list({FILLED[name]["user"] for name in OURS})
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_settings_are_known(name: str) -> None:
+    known = {f"DFUSION_{field.upper()}" for field in Settings.model_fields}
+    assert {key for key in FILLED[name]["environment"] if not key.startswith("DFUSION_")} == set()
+    assert set(FILLED[name]["environment"]) <= known
+
+
+def test_what_is_published_is_for_this_machine_alone_unless_told_otherwise() -> None:
+    ports = {name: service["ports"] for name, service in FILLED.items() if "ports" in service}
+    assert ports == {"api": ["127.0.0.1:8000:8000"], "minio": ["127.0.0.1:9000:9000"]}
+    assert FILLED["api"]["environment"]["DFUSION_AUTH"] == "true"
+
+
+def test_only_the_api_is_given_the_first_key() -> None:
+    key = SECRETS["DFUSION_BOOTSTRAP_ADMIN_KEY"]
+    holders = [name for name in OURS if FILLED[name]["environment"]["DFUSION_BOOTSTRAP_ADMIN_KEY"] == key]
+    assert holders == ["api"]
+
+
+def test_time_to_stop_is_longer_than_what_a_stop_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    settings = Settings(_env_file=None)  # type: ignore[call-arg]
+    for name in ("worker-cpu", "worker-gpu"):
+        assert seconds(FILLED[name]["stop_grace_period"]) > settings.worker_stop_seconds
+    assert seconds(FILLED["api"]["stop_grace_period"]) > settings.shutdown_seconds
+
+
+def test_a_gpu_is_reserved_for_the_profile_gpu_alone() -> None:
+    gpu = [name for name, service in FILLED.items() if service.get("profiles") == ["gpu"]]
+    devices: list[Any] = [
+        name for name, service in FILLED.items() if "reservations" in service.get("deploy", {}).get("resources", {})
+    ]
+    assert gpu == devices == ["worker-gpu"]
+    reserved = FILLED["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert reserved == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
+def test_queues_are_served_on_a_laptop_and_may_be_split() -> None:
+    split = compose.interpolated({**SECRETS, "CPU_WORKER_QUEUES": '["cpu"]'})["services"]
+    queues = [services["worker-cpu"]["environment"]["DFUSION_WORKER_QUEUES"] for services in (FILLED, split)]
+    assert [json.loads(one) for one in queues] == [["gpu", "cpu"], ["cpu"]]
+
+
+def test_the_example_names_every_variable() -> None:
+    used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text("utf-8")))
+    example = (ROOT / ".env.example").read_text("utf-8")
+    assert {name for name in used if not re.search(rf"^(# )?{name}=", example, re.MULTILINE)} == set()
+
+
+def test_the_groups_of_the_images_are_the_packages_dependencies() -> None:
+    """Together all of them, but for what only the demo and the command line need."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    api, worker = (set(project["dependency-groups"][name]) for name in ("api", "worker"))
+    assert set(project["project"]["dependencies"]) - (api | worker) == {"rich>=14", "typer>=0.15"}
+    assert (api | worker) <= set(project["project"]["dependencies"])
+    assert not {line for line in api if re.match("torch|diffusers|transformers|peft|open_clip", line)}
