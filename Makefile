@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix bench clean
+.PHONY: help demo serve stack test test-faults check fix bench bench-service clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,8 +19,14 @@ demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the
 serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until Ctrl-C
 	$(BIN)/python -m api
 
+stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two workers, until Ctrl-C
+	$(BIN)/python -m api.stack
+
 test: check ## all checks, then all tests
 	$(BIN)/pytest
+
+test-faults: $(VENV)/.ready ## the tests of faults alone, with more of them (takes its time)
+	DFUSION_FAULT_KILLS=25 $(BIN)/pytest tests/acceptance/test_faults.py
 
 check: $(VENV)/.ready ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -34,6 +40,9 @@ fix: $(VENV)/.ready ## format and mend what a linter can mend
 
 bench: $(VENV)/.ready ## time and U-Net evaluations of fusion, beside the plain way
 	$(BIN)/python -m benchmarks.fusion
+
+bench-service: $(VENV)/.ready ## the service's own times in both modes, beside its aims
+	$(BIN)/python -m benchmarks.service
 
 clean: ## remove the environment and caches (keeps data)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

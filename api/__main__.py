@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import signal
+import sys
+
 import uvicorn
 
 from api.core import logs
@@ -18,7 +22,17 @@ def main() -> None:
         app = create_app(settings)
     except StartError as error:
         raise SystemExit(f"cannot start: {error}") from error
-    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False)
+    # uvicorn raises the signal that ended it once more; being told to stop is no failure
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,28 @@
-"""Bodies before anything reads them: counted while they stream in, and strict JSON (no NaN, no doubled names)."""
+"""Bodies before anything reads them: counted while they stream in, and strict JSON (no NaN, no doubled names).
+
+Where a route takes text, too, it is UTF-8.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from email.message import Message
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
 
 from api.errors import problem
+
+TEXT_TYPES: Mapping[tuple[str, str], frozenset[str]] = MappingProxyType(
+    {("POST", "/prompt-sets"): frozenset({"text/plain", "text/csv"})}
+)
+"""By method and path, the media types that a body may have beside JSON."""
 
 
 class BodyGuard:
@@ -29,16 +42,10 @@ class BodyGuard:
             return
         if body is None:
             detail = f"expected a body of at most {self._max_bytes} bytes"
-            response = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", detail)
-        elif body and not _is_json(request):
-            detail = "expected Content-Type: application/json"
-            response = problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
-        elif body and (wrong := _what_is_wrong(body)):
-            response = problem(HTTPStatus.BAD_REQUEST, "malformed_json", wrong)
+            refusal: Response | None = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", detail)
         else:
-            await self._app(scope, _replay(body, receive), send)
-            return
-        await response(scope, receive, send)
+            refusal = _refusal(request, body) if body else None
+        await (refusal or self._app)(scope, receive if body is None else _replay(body, receive), send)
 
     async def _read(self, request: Request) -> bytes | None:
         """The body; None if it is too long."""
@@ -53,15 +60,42 @@ class BodyGuard:
         return bytes(body)
 
 
-def _is_json(request: Request) -> bool:
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    return media_type == "application/json"
+def _refusal(request: Request, body: bytes) -> Response | None:
+    """The answer to a body that its route cannot read."""
+    sent = media_type(request)
+    texts = TEXT_TYPES.get((request.method, request.url.path), frozenset())
+    if sent in texts:
+        wrong = _what_is_wrong_with_text(request, body)
+        return problem(HTTPStatus.BAD_REQUEST, "malformed_text", wrong) if wrong else None
+    if sent != "application/json":
+        expected = " or ".join(("application/json", *sorted(texts)))
+        detail = f"expected Content-Type: {expected}"
+        return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    wrong = _what_is_wrong(body)
+    return problem(HTTPStatus.BAD_REQUEST, "malformed_json", wrong) if wrong else None
+
+
+def media_type(request: Request) -> str:
+    """The Content-Type without its parameters; "" if there is none."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def _what_is_wrong_with_text(request: Request, body: bytes) -> str | None:
+    """Why `body` is not text in UTF-8, None if it is."""
+    message = Message()
+    message["content-type"] = request.headers.get("content-type", "")
+    if message.get_content_charset("utf-8") not in ("utf-8", "us-ascii"):
+        return "expected charset=utf-8"
+    try:
+        return "expected text without NUL characters" if "\0" in body.decode("utf-8") else None
+    except UnicodeError:
+        return "expected text in UTF-8"
 
 
 def _what_is_wrong(body: bytes) -> str | None:
     """Why `body` is not JSON in UTF-8, None if it is."""
     try:
-        parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_no_doubles)
+        parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_no_doubles)
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be stored
         holds_nul = _holds_nul(parsed)
     except UnicodeError:
@@ -88,9 +122,9 @@ def _holds_nul(value: Any) -> bool:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """`receive` as it was before the body was read."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: list[AsgiMessage] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replayed() -> Message:
+    async def replayed() -> AsgiMessage:
         return messages.pop() if messages else await receive()
 
     return replayed

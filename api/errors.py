@@ -26,6 +26,7 @@ from api.core.errors import (
     PreconditionError,
     ServiceError,
     StorageError,
+    json_pointer,
 )
 from api.core.unit_of_work import is_passing
 
@@ -108,18 +109,13 @@ def _validation_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     found = _without_echoes(error.errors())
-    fields = [{"pointer": _pointer(e["loc"][1:]), "message": _message(e)} for e in found]
+    fields = [{"pointer": json_pointer(e["loc"][1:]), "message": _message(e)} for e in found]
     places = {str(e["loc"][0]) for e in found}
     code = "invalid_request" if places == {"body"} else "invalid_parameter"
     if any(_is_empty_set(e) for e in found):
         code = "empty_prompt_set"
     detail = "; ".join(f"{f['pointer'] or '/'}: {f['message']}" for f in fields[:5])
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail, fields)
-
-
-def _pointer(location: Iterable[object]) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
 def _without_echoes(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -32,7 +32,7 @@ from dfusion.prompts import Prompt
 from tests.servers import postgres_server
 
 _JOBS = 40
-_SAMPLES_PER_JOB = 25_000
+SAMPLES_PER_JOB = 25_000
 _ROUNDS = 10
 _WAITING_STAGES = 10_000
 _CALLS = 100
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", help="an empty PostgreSQL database, to be filled; a server of its own if not given")
     parser.add_argument("--sqlite", action="store_true", help="claims only, on SQLite")
-    parser.add_argument("--jobs", type=int, default=_JOBS, help=f"jobs of {_SAMPLES_PER_JOB} samples")
+    parser.add_argument("--jobs", type=int, default=_JOBS, help=f"jobs of {SAMPLES_PER_JOB} samples")
     parser.add_argument("--explain", action="store_true", help="the plans of the pages' first queries, too")
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -97,9 +97,9 @@ def main() -> None:
         service: Service = app.state.service
         if not arguments.sqlite:
             started = time.monotonic()
-            fill(service.uow.engine, arguments.jobs, _SAMPLES_PER_JOB)
+            fill(service.uow.engine, arguments.jobs, SAMPLES_PER_JOB)
             _say(f"filled in {time.monotonic() - started:.0f} s")
-            _measure_pages(service, client, arguments.jobs, arguments.explain)
+            measure_pages(service, client, arguments.jobs, arguments.explain)
         _measure_claims(service)
 
 
@@ -123,11 +123,13 @@ def fill(engine: Engine, jobs: int, samples_per_job: int) -> None:
         connection.exec_driver_sql("VACUUM ANALYZE")
 
 
-def _measure_pages(service: Service, client: TestClient, jobs: int, explain: bool) -> None:
+def measure_pages(service: Service, client: TestClient, jobs: int, explain: bool = False) -> list[float]:
+    """Pages of a filled database; the median of each in milliseconds."""
+    medians = []
     middle = jobs // 2 or 1
     job, prompt_set = f"job_{middle:026d}", f"set_{1 + middle % 4:026d}"
-    sample = encode_cursor(f"smp_{(middle - 1) * _SAMPLES_PER_JOB + 500:026d}")
-    pair = encode_cursor(f"pair_{(middle - 1) * _SAMPLES_PER_JOB // 4 + 100:026d}")
+    sample = encode_cursor(f"smp_{(middle - 1) * SAMPLES_PER_JOB + 500:026d}")
+    pair = encode_cursor(f"pair_{(middle - 1) * SAMPLES_PER_JOB // 4 + 100:026d}")
     one_job, one_set = f"job={job}", f"prompt_set={prompt_set}"
     more_of_job = ("role=target", "round=7", "round=7&role=base")
     of_everything = ["role=target", "round=7", "round=999", one_set, f"{one_set}&role=target"]
@@ -139,12 +141,13 @@ def _measure_pages(service: Service, client: TestClient, jobs: int, explain: boo
         for query in queries:
             for cursor in ("", f"cursor={sample if path == '/samples' else pair}"):
                 asked = "&".join(part for part in (query, cursor) if part)
-                _measure(f"{path}?{query}{' (middle)' if cursor else ''}", lambda a=f"{path}?{asked}": _get(client, a))  # type: ignore[misc]
+                name = f"{path}?{query}{' (middle)' if cursor else ''}"
+                medians.append(_measure(name, lambda a=f"{path}?{asked}": _get(client, a)))  # type: ignore[misc]
                 if explain:
                     _explain(service, client, f"{path}?{asked}")
-    _measure(f"/jobs/{job}", lambda: _get(client, f"/jobs/{job}"))
-    _measure("/jobs", lambda: _get(client, "/jobs"))
-    _measure("/samples/{id}", lambda: _get(client, f"/samples/smp_{4:026d}"))
+    for path in (f"/jobs/{job}", "/jobs", f"/samples/smp_{4:026d}"):
+        medians.append(_measure(path, lambda a=path: _get(client, a)))  # type: ignore[misc]
+    return medians
 
 
 def _get(client: TestClient, path: str) -> None:
@@ -153,7 +156,8 @@ def _get(client: TestClient, path: str) -> None:
         raise RuntimeError(f"{path}: {answer.text}")
 
 
-def _measure(name: str, call: Callable[[], object], calls: int = _CALLS) -> None:
+def _measure(name: str, call: Callable[[], object], calls: int = _CALLS) -> float:
+    """Prints the median and the 99th percentile; the median."""
     call()
     seconds = []
     for _ in range(calls):
@@ -162,6 +166,7 @@ def _measure(name: str, call: Callable[[], object], calls: int = _CALLS) -> None
         seconds.append(time.perf_counter() - started)
     found = statistics.quantiles(seconds, n=100)
     _say(f"{1000 * found[49]:8.1f} {1000 * found[98]:8.1f}  {name}")
+    return 1000 * found[49]
 
 
 def _explain(service: Service, client: TestClient, path: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 
 from dfusion.errors import ModelNotFoundError
 
@@ -100,6 +100,22 @@ def locate(model: Path | str) -> Located:
         names = ", ".join(HUB_MODELS)
         raise ModelNotFoundError(f'model: expected a folder, one of {names}, or "owner/name@revision", got {model!r}')
     return Located(_fetch(model, HubModel((Mirror(repository, revision),))))
+
+
+def find_local(model: Path | str) -> Path | None:
+    """The folder of `model` as `locate` finds it, if its files are on this machine; None if not. Fetches nothing."""
+    if isinstance(model, str) and model in HUB_MODELS:
+        mirrors = HUB_MODELS[model].mirrors
+    elif isinstance(model, Path) or Path(model).is_dir():
+        return Path(model) if Path(model).is_dir() else None
+    else:
+        repository, _, revision = model.partition("@")
+        mirrors = (Mirror(repository, revision),) if repository.count("/") == 1 and revision else ()
+    for mirror in mirrors:
+        found = try_to_load_from_cache(mirror.repository, "model_index.json", revision=mirror.revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
 
 
 def _fetch(name: str, model: HubModel) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,8 @@ from api.core.tables import Artifact
 from dfusion.adapter import detach, load_adapter
 from dfusion.errors import ModelNotFoundError
 from dfusion.models import DiffusionModel
+
+_logger = logging.getLogger(__name__)
 
 
 class ModelCache:
@@ -63,6 +66,7 @@ class ModelCache:
             self._model = None  # frees its memory before the next is loaded
             self._model = DiffusionModel.load(entry.source, self._device, entry.dtype)
             self._name, self._adapter = name, None
+            _logger.info("the model %s is loaded", name)
         return self._model
 
     def _put_on(self, model: DiffusionModel, adapter: Artifact) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from api.core.settings import ModelSetting, Settings
 from dfusion.catalogue import MODELS, SCORERS
 from dfusion.config import Precision
+from dfusion.facts import PipelineFacts, read_facts
 from dfusion.rewards.config import ScorerConfig
+from dfusion.sources import find_local
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Catalogue:
     models: Mapping[str, BaseModel]
     scorers: frozenset[str]
     installed: Mapping[str, str | ScorerConfig]
+    _facts: dict[str, PipelineFacts] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings) -> Catalogue:
@@ -47,6 +50,15 @@ class Catalogue:
         }
         added = {name: _added(name, setting) for name, setting in settings.models.items()}
         return cls({**own, **added}, frozenset(SCORERS) | frozenset(settings.scorers), settings.scorers)
+
+    def facts(self, name: str) -> PipelineFacts | None:
+        """What a base model's files say of it; None while they are not on this machine. They are read once."""
+        if name not in self._facts:
+            folder = find_local(self.models[name].source)
+            if folder is None:
+                return None
+            self._facts[name] = read_facts(folder)
+        return self._facts[name]
 
 
 def _added(name: str, setting: str | ModelSetting) -> BaseModel:

@@ -28,7 +28,8 @@ from api.core.specs import (
 )
 from api.core.states import JobKind, JobState, SampleRole, Verdict
 from api.core.tables import Job, Model, Pair, PromptSet, Sample
-from dfusion.config import LoraConfig, SamplingConfig, TrainingConfig
+from dfusion.config import FusionConfig, LoraConfig, SamplingConfig, TrainingConfig
+from dfusion.errors import LayerNotFoundError
 from dfusion.rewards.config import WeightedScorerConfig
 
 T = TypeVar("T")
@@ -88,6 +89,9 @@ class _Checker:
         model, base = self._model("/model", spec.model)
         prompt_set, new_set = self._prompts(spec)
         held_out = self._prompt_set("/held_out_prompt_set", spec.held_out_prompt_set)
+        self._fits_prompts("/prompts" if spec.prompts else "/prompt_set", base, prompt_set)
+        self._fits_prompts("/held_out_prompt_set", base, held_out)
+        self._fits_layers(base, spec.fusion)
         reward = spec.reward or (base.reward if base else None)
         watch = spec.watch or (base.watch if base else None)
         self._scorer("/reward", reward or "", "the model has no reward of its own")
@@ -112,6 +116,7 @@ class _Checker:
     def sampling(self, spec: SamplingJobSpec) -> Checked | None:
         model, base = self._model("/model", spec.model)
         prompt_set, new_set = self._prompts(spec)
+        self._fits_prompts("/prompts" if spec.prompts else "/prompt_set", base, prompt_set)
         scorers = self._scorers("/scorers", spec.scorers, base, base.reward if base else None)
         self._limit_images(prompt_set, spec.samples_per_prompt)
         if prompt_set is None or model is None:
@@ -128,6 +133,7 @@ class _Checker:
         job, bases, pairs = named
         model = self._one_model("/pairs", bases)
         base = self._catalogue.models.get(model.base) if model else None
+        self._fits_layers(base, spec.fusion)
         reward = spec.reward or (base.reward if base else None)
         self._scorer("/reward", reward or "", "the model has no reward of its own")
         sampling = _sampling_of(job)
@@ -245,6 +251,10 @@ class _Checker:
             self.wrong("/models", "expected different models, got one under two names", "invalid_request")
         sets = [self._prompt_set(f"/prompt_sets/{n}", name) for n, name in enumerate(spec.prompt_sets or ())]
         new_set = prompt_sets.unsaved(spec.prompts) if spec.prompts else None
+        for base in {base.name: base for _, base in found if base}.values():
+            self._fits_prompts("/prompts", base, new_set)
+            for n, row in enumerate(sets):
+                self._fits_prompts(f"/prompt_sets/{n}", base, row)
         usual: tuple[str, ...] = tuple(
             dict.fromkeys(s for _, base in found if base for s in (base.scorers or (base.reward,)) if s)
         )
@@ -317,6 +327,31 @@ class _Checker:
         if row is None:
             self.wrong(pointer, "unknown prompt set; GET /prompt-sets lists those there are", "unknown_prompt_set")
         return row
+
+    def _fits_prompts(self, pointer: str, base: BaseModel | None, prompt_set: PromptSet | None) -> None:
+        """Whether the model's tokenizer takes the prompts; nothing is said while its files are not here."""
+        facts = self._catalogue.facts(base.name) if base else None
+        if base is None or facts is None or facts.prompt_length is None or prompt_set is None:
+            return
+        most = facts.prompt_length.most
+        for n, prompt in enumerate(prompt_set.prompts):
+            count = facts.prompt_length.of(prompt["text"])
+            if count > most and pointer == "/prompts":
+                message = f"{base.name} takes prompts of at most {most} tokens, got {count}"
+                self.wrong(f"{pointer}/{n}/text", message, "prompt_too_long")
+            elif count > most:
+                message = f"{base.name} takes prompts of at most {most} tokens, prompt {n} of the set has {count}"
+                self.wrong(pointer, message, "prompt_too_long")
+
+    def _fits_layers(self, base: BaseModel | None, fusion: FusionConfig | None) -> None:
+        """Whether the model's U-Net has the layers."""
+        facts = self._catalogue.facts(base.name) if base else None
+        if facts is None or fusion is None:
+            return
+        try:
+            facts.require_layers(fusion)
+        except LayerNotFoundError as error:
+            self.wrong("/fusion/layers", str(error), "unknown_layer")
 
     def _scorers(
         self, pointer: str, given: Sequence[ScorerRef] | None, base: BaseModel | None, reward: ScorerRef | None

@@ -21,10 +21,12 @@ ServiceError
   StartError                the service may not start
     AlreadyRunningError     another service has the data folder
     UnknownRevisionError    the database was made by another version
+    ProgramError            a program of the local stack cannot be run
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -34,6 +36,11 @@ class FieldProblem:
 
     pointer: str
     message: str
+
+
+def json_pointer(parts: Iterable[object]) -> str:
+    """The JSON pointer (RFC 6901) of a place in a document."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 class ServiceError(Exception):
@@ -178,3 +185,7 @@ class AlreadyRunningError(StartError):
 
 class UnknownRevisionError(StartError):
     """The database was made by another version of the service."""
+
+
+class ProgramError(StartError):
+    """A program of the local stack (`api.stack`) cannot be run."""

@@ -49,8 +49,11 @@ def hold(session: Session, lock: AdvisoryLock) -> None:
 
 
 @contextmanager
-def file_lock(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the lock of the file at `path`. Raises AlreadyRunningError if another process has it for that long."""
+def file_lock(path: Path, wait_seconds: float = 0.0) -> Iterator[IO[bytes]]:
+    """Hold the lock of the file at `path`. Raises AlreadyRunningError if another process has it for that long.
+
+    Processes that inherit the file hold the lock, too, until they end.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
     with path.open("ab") as file:
@@ -58,4 +61,4 @@ def file_lock(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
             if time.monotonic() >= deadline:
                 raise AlreadyRunningError(f"another process holds {path}")
             time.sleep(0.05)
-        yield
+        yield file

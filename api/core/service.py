@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
@@ -21,9 +22,9 @@ from api.core.settings import Settings
 from api.core.specs import SPECS, JobSpec, RoundSpec, spec_of
 from api.core.states import JobKind, JobState, Verdict
 from api.core.storage import Store, open_store
-from api.core.tables import Job, Pair
+from api.core.tables import Job, Pair, PromptSet
 from api.core.unit_of_work import UnitOfWork, repeatable
-from dfusion.prompts import builtin_lists
+from dfusion.prompts import Prompt, builtin_lists
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,32 @@ def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | 
     execution.hint_free(session, job.id)
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
+
+
+def save_prompt_set(service: Service, name: str, description: str, prompts: Sequence[Prompt]) -> tuple[PromptSet, bool]:
+    """The newest version of the set of that name, and whether it was made now, because the prompts are others.
+
+    The same prompts again make nothing: the description stays, too. Raises ConflictError for a built-in list's name.
+    """
+
+    def save(session: Session) -> tuple[PromptSet, bool]:
+        known = prompt_sets.latest(session, name)
+        if known is not None and known.builtin:
+            raise ConflictError(f"{name!r} is the name of a list that comes with D-Fusion; choose another")
+        if known is not None and prompt_sets.holds(known, prompts):
+            return known, False
+        version = known.version + 1 if known else 1
+        row = prompt_sets.add(session, prompt_sets.unsaved(prompts, name, description, version=version))
+        session.refresh(row)  # the database gave it its time
+        return row, True
+
+    def saved(session: Session, found: tuple[PromptSet, bool]) -> bool:
+        return prompt_sets.by_id(session, found[0].id) is not None
+
+    try:
+        return service.uow.run(save, saved)
+    except IntegrityError:  # another made that version at the same moment, on a database that writes in parallel
+        return service.uow.run(save, saved)
 
 
 def cancel_job(service: Service, job_id: str) -> None:

@@ -30,7 +30,7 @@ class Prompt(Settings):
 
     text: str = Field(min_length=1, max_length=500)
     items: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), min_length=1, description="Words of the text; marked there or found if not given"
+        (), min_length=1, max_length=64, description="Words of the text; marked there or found if not given"
     )
     thresholds: tuple[Threshold, ...] | None = Field(None, description="One an item; found from samples if not given")
 

@@ -123,6 +123,11 @@ def _role(low: str, following: str, second: str, article: bool, begun: bool) -> 
     return "modifier" if adverb or any(character.isdigit() for character in low) else "noun"
 
 
+def names_no_thing(word: str) -> bool:
+    """Whether the word is an article, a preposition, a verb of the lists or the like: nothing that can be an item."""
+    return _closes(word.casefold())
+
+
 def _closes(low: str) -> bool:
     """Whether no noun phrase goes on past this word."""
     return low in _DETERMINERS or low in _CONNECTIVES or low in _VERBS or not low[0].isalnum()

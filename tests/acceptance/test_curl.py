@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.acceptance.test_service import ROOT, running
+from tests.deployment import EMBEDDED, ROOT, deployment
 
 PAGE = (ROOT / "docs" / "curl.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
@@ -17,8 +17,10 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTAL
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 def test_every_line_of_the_page_works(tmp_path: Path, pipeline: Path) -> None:
-    with running(tmp_path / "data", pipeline) as (client, _):
-        script = "set -euo pipefail\n" + "\n".join(BLOCKS).replace("http://127.0.0.1:8000", str(client.base_url))
+    with deployment(EMBEDDED, tmp_path, pipeline) as made:
+        script = "set -euo pipefail\n" + "\n".join(BLOCKS).replace(
+            "http://127.0.0.1:8000", f"http://127.0.0.1:{made.settings.port}"
+        )
         environment = {**os.environ, "no_proxy": "*"}
         done = subprocess.run(
             ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900

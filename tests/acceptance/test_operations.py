@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.test_service import PATIENCE_SECONDS, ROOT, free_port
+from tests.deployment import PATIENCE_SECONDS, ROOT
+from tests.servers import free_port
 from tests.service import settings_for
 
 ADMIN = "dfk_" + "a1" * 20

@@ -1,165 +1,319 @@
-"""The service as its users start it: `python -m api`, with its worker, followed over HTTP."""
+"""The service in both modes, each as its own processes, seen over HTTP: what its users do with it."""
 
-import json
-import os
+import hashlib
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
+from fastapi.testclient import TestClient
 
-from tests.service import round_body, settings_for
+from api.main import create_app
+from tests import invariants
+from tests.deployment import DEPLOYED, EMBEDDED, PATIENCE_SECONDS, ROOT, WORKERS, Deployment, deployment, until
+from tests.installation import Installation
+from tests.servers import free_port
+from tests.service import PROMPTS, round_body, settings_for
 
-PATIENCE_SECONDS = 300
-"""How long nothing may change: a machine that is busy with something else starts a worker in minutes."""
-ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def running(data_dir: Path, pipeline: Path, **changes: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-    """The service as a process; a client of it once it is ready."""
-    port = free_port()
-    defaults = {"embedded_worker": True, "port": port, "lease_seconds": PATIENCE_SECONDS}
-    settings = settings_for(data_dir, pipeline, **(defaults | changes))
-    environment = settings.for_child() | {"PYTHONPATH": str(ROOT)}
-    with (
-        subprocess.Popen([sys.executable, "-m", "api"], cwd=data_dir.parent, env=environment) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=70) as client,
-    ):
-        try:
-            until(lambda: is_ready(client, process))
-            yield client, process
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_SECONDS)
+STEPS = {"num_steps": 4}
+TRAINING = {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1}
+SAMPLING: dict[str, Any] = {
+    "model": "tiny",
+    "prompts": [
+        {"text": f"a red and striped circle, number {n}", "items": ["circle"], "thresholds": [0.02]} for n in range(16)
+    ],
+    "samples_per_prompt": 4,
+    "seed": 3,
+    "sampling": {"num_steps": 12},
+    "scorers": ["brightness"],
+}
+"""Eight shards, so that two workers have something to share."""
 
 
-def is_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "the service ended"
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
+@pytest.fixture(scope="module")
+def round_job(installed: Deployment) -> dict[str, Any]:
+    return installed.done("/rounds", round_body())
 
 
-def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
+@pytest.fixture(scope="module")
+def sampled(installed: Deployment, round_job: dict[str, Any]) -> dict[str, Any]:
+    assert round_job["state"] == "succeeded"
+    _warm_up(installed)
+    return installed.done("/samplings", SAMPLING)
 
 
-def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """The job once it has ended, by long polls."""
-    before, deadline = None, 0.0
-    while True:
-        job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()
-        if job["state"] in ("succeeded", "failed", "cancelled"):
-            return job
-        now = [(stage["state"], stage["done"]) for stage in job["stages"]]
-        if now != before:
-            before, deadline = now, time.monotonic() + PATIENCE_SECONDS
-        assert time.monotonic() < deadline, "the job stands still"
+@pytest.fixture(scope="module")
+def fused(installed: Deployment, sampled: dict[str, Any]) -> dict[str, Any]:
+    fusion = {"first_step": 1, "last_step": 11}
+    body = {"sampling": sampled["id"], "fusion": fusion, "reward": "brightness"}
+    return installed.done("/fusions", body)
 
 
-def worker_of(service: subprocess.Popen[bytes]) -> psutil.Process | None:
-    children = psutil.Process(service.pid).children()
-    return next((child for child in children if "worker.local" in " ".join(child.cmdline())), None)
+@pytest.fixture(scope="module")
+def trained(installed: Deployment, fused: dict[str, Any]) -> dict[str, Any]:
+    return installed.done("/trainings", {"jobs": [fused["id"]], "training": TRAINING, "seed": 5})
 
 
-def test_a_round_from_request_to_review(tmp_path: Path, pipeline: Path) -> None:
-    with running(tmp_path / "data", pipeline) as (client, process):
-        answer = client.post("/rounds", json=round_body())
-        assert answer.status_code == 202
-        job = ended(client, answer.headers["location"].removeprefix("/jobs/"))
-        assert (job["state"], job["error"]) == ("succeeded", None)
-        assert job["made"] == {"samples": 24, "pairs": 6, "models": 1}
-        for name in ("events", "metrics", "samples", "pairs", "models"):
-            assert client.get(job["links"][name]).json()["data"]
-        worker = worker_of(process)
-        assert worker is not None
-        second = subprocess.run(
-            [sys.executable, "-m", "api"],
-            cwd=tmp_path,
-            env=settings_for(tmp_path / "data", pipeline, port=free_port()).for_child() | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
+def _warm_up(installed: Deployment) -> None:
+    """Give small jobs until every worker has loaded the model."""
+    body = SAMPLING | {"sampling": STEPS, "samples_per_prompt": 1, "seed": 1}
+    for _ in range(20):
+        installed.done("/samplings", body)
+        if {worker["model"] for worker in installed.get("/workers")["data"]} == {"tiny"}:
+            return
+    raise AssertionError("a worker stays idle")
+
+
+def test_a_round_is_followed_as_it_happens(installed: Deployment) -> None:
+    """By server-sent events, from the start and from the middle, and by a long poll."""
+    with installed.client() as client:
+        job_id = installed.accept(client.post("/rounds", json=round_body(seed=11)))
+        seen = list(_stream(client, job_id))
+        job = client.get(f"/jobs/{job_id}", params={"wait": 60}).json()
+        rest = list(_stream(client, job_id, after=seen[4][0]))
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    assert job["made"] == {"samples": 24, "pairs": 6, "models": 1}
+    assert job["progress"]["percent"] == 100
+    assert rest == seen[5:]
+    listed = installed.all(job["links"]["events"])
+    assert [(str(event["id"]), event["kind"]) for event in listed] == seen
+    assert (seen[0][1], seen[-1][1]) == ("job.created", "job.succeeded")
+    for name in ("events", "metrics", "samples", "pairs", "models"):
+        assert installed.get(job["links"][name])["data"]
+    with installed.client() as client:
+        assert "job.succeeded" in client.get(f"/jobs/{job_id}/logs").text
+
+
+def _stream(client: httpx.Client, job_id: str, after: str | None = None) -> Iterator[tuple[str, str]]:
+    """Ids and kinds of the events as they come, up to the stream's end."""
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        fields: dict[str, str] = {}
+        for line in answer.iter_lines():
+            if line:
+                name, _, value = line.partition(":")
+                fields[name] = value.strip()
+            elif fields.get("event") == "end":
+                return
+            elif "id" in fields:
+                yield fields["id"], fields["event"]
+                fields = {}
+
+
+def test_a_sampling_is_the_same_in_every_mode(
+    installed: Deployment, sampled: dict[str, Any], expected: list[tuple[Any, ...]]
+) -> None:
+    assert sampled["made"]["samples"] == 64
+    assert sum(stage["kind"] == "sample" for stage in sampled["stages"]) == 8
+    with installed.client() as client:
+        assert _samples(client, sampled["id"]) == expected
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> list[tuple[Any, ...]]:
+    """What one worker makes of SAMPLING, alone, without any server."""
+    with TestClient(create_app(settings_for(tmp_path_factory.mktemp("alone"), pipeline))) as client:
+        return _samples(client, Installation(client).done("/samplings", SAMPLING)["id"])
+
+
+def _samples(client: httpx.Client, job_id: str) -> list[tuple[Any, ...]]:
+    """Prompt, number, seed, scores and the image's SHA-256 of each sample."""
+    found = [
+        (
+            one["prompt_index"],
+            one["number"],
+            one["seed"],
+            [(score["scorer"], score["value"]) for score in one["scores"]],
+            hashlib.sha256(client.get(one["image"]).content).hexdigest(),
         )
-        assert second.returncode != 0
-        assert "another process holds" in second.stderr
-    worker.wait(PATIENCE_SECONDS)  # the worker ends with its service
+        for one in client.get("/samples", params={"job": job_id, "limit": 200}).json()["data"]
+    ]
+    return sorted(found)
 
 
-def test_a_worker_killed_in_the_middle_of_a_stage_is_replaced(tmp_path: Path, pipeline: Path) -> None:
-    with running(tmp_path / "data", pipeline) as (client, process):
-        body = round_body(samples_per_prompt=8, sampling={"num_steps": 40}, fusion={"first_step": 2, "last_step": 39})
-        job_id = client.post("/rounds", json=body).json()["id"]
-
-        def in_the_middle() -> bool:
-            progress = client.get(f"/jobs/{job_id}").json()["progress"]
-            return progress["stage"] == "sample" and progress["done"] > 0
-
-        until(in_the_middle)
-        worker = worker_of(process)
-        assert worker is not None
-        worker.send_signal(signal.SIGKILL)
-        job = ended(client, job_id)
-        assert job["state"] == "succeeded"
-        assert max(stage["crashes"] for stage in job["stages"]) == 1
-        assert job["made"] == {"samples": 6 + 24 + 12, "pairs": 12, "models": 1}
-        replaced = worker_of(process)
-        assert replaced is not None and replaced.pid != worker.pid
-
-
-def test_a_killed_service_takes_its_worker_along_and_the_next_goes_on(tmp_path: Path, pipeline: Path) -> None:
-    with running(tmp_path / "data", pipeline) as (client, process):
-        job_id = client.post("/rounds", json=round_body(samples_per_prompt=8)).json()["id"]
-        until(lambda: client.get(f"/jobs/{job_id}").json()["state"] == "running")
-        worker = worker_of(process)
-        assert worker is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE_SECONDS)
-        worker.wait(PATIENCE_SECONDS)
-    with running(tmp_path / "data", pipeline) as (client, _):
-        assert ended(client, job_id)["state"] == "succeeded"
+def test_two_workers_share_a_sampling_and_load_the_model_once(installed: Deployment, sampled: dict[str, Any]) -> None:
+    """In deployed mode. The embedded worker is alone, and loads it once as well."""
+    owners = {
+        event["stage"]: event["data"]["worker"]
+        for event in installed.all(sampled["links"]["events"])
+        if event["kind"] == "stage.started"
+    }
+    shards = [
+        (owners[one["id"]], one["started_at"], one["finished_at"])
+        for one in sampled["stages"]
+        if one["kind"] == "sample"
+    ]
+    at_once = [
+        (one, two)
+        for one, start, end in shards
+        for two, other_start, other_end in shards
+        if one < two and start < other_end and other_start < end
+    ]
+    workers = WORKERS if installed.mode == DEPLOYED else ("api",)
+    assert len({owner for owner, *_ in shards}) == len(workers)
+    assert bool(at_once) == (installed.mode == DEPLOYED)
+    loads = [installed.log(name).read_text("utf-8").count("the model tiny is loaded") for name in workers]
+    assert loads == [1] * len(workers)
 
 
-def test_a_cancelled_job_stops_while_it_runs(tmp_path: Path, pipeline: Path) -> None:
-    with running(tmp_path / "data", pipeline) as (client, _):
-        body = round_body(samples_per_prompt=64, sampling={"num_steps": 50}, evaluation=None)
-        job_id = client.post("/rounds", json=body).json()["id"]
-        until(lambda: client.get(f"/jobs/{job_id}").json()["progress"]["done"] > 0)
+def test_stored_samples_are_fused_and_trained_on(installed: Deployment, trained: dict[str, Any]) -> None:
+    assert trained["made"]["models"] == 1
+    model = installed.get(f"/models/{trained['last_model']}")
+    assert [one["name"] for one in installed.get(f"/models/{model['id']}/lineage")["data"]] == [None, "tiny"]
+
+
+def test_models_are_compared(installed: Deployment, trained: dict[str, Any]) -> None:
+    body = {"models": ["tiny", trained["last_model"]], "prompts": PROMPTS, "samples_per_prompt": 2, "sampling": STEPS}
+    job = installed.done("/evaluations", body | {"scorers": ["brightness"], "resamples": 100})
+    [compared] = job["result"]["splits"]["prompts"]["compared_with_the_first"]
+    low, high = compared["difference"]["interval"]
+    assert low <= compared["difference"]["mean"] <= high
+
+
+def test_an_adapter_is_exported_and_downloaded(installed: Deployment, trained: dict[str, Any]) -> None:
+    installed.done("/exports", {"model": trained["last_model"], "format": "kohya"})
+    with installed.client() as client:
+        for form in ("kohya", "diffusers"):
+            answer = client.get(f"/models/{trained['last_model']}/download?format={form}", follow_redirects=True)
+            assert answer.status_code == 200
+            assert int.from_bytes(answer.content[:8], "little") < len(answer.content)  # safetensors: the header's size
+
+
+LONG = {"model": "tiny", "prompts": PROMPTS, "samples_per_prompt": 8, "sampling": {"num_steps": 60}}
+
+
+def test_a_job_is_paused_and_goes_on(installed: Deployment) -> None:
+    job_id = installed.post("/samplings", LONG)
+    until(lambda: installed.get(f"/jobs/{job_id}")["progress"]["done"] > 0)
+    with installed.client() as client:
+        assert client.post(f"/jobs/{job_id}/pause").status_code == 202
+        until(lambda: installed.get(f"/jobs/{job_id}")["state"] == "paused")
+        assert installed.running(job_id, "sample") is None
+        assert client.post(f"/jobs/{job_id}/resume").status_code == 202
+    job = installed.ended(job_id)
+    assert (job["state"], job["made"]["samples"]) == ("succeeded", 24)
+
+
+def test_a_cancelled_job_stops_while_it_runs_and_is_tried_again(installed: Deployment) -> None:
+    job_id = installed.post("/samplings", LONG | {"samples_per_prompt": 64})
+    until(lambda: installed.get(f"/jobs/{job_id}")["progress"]["done"] > 0)
+    with installed.client() as client:
         assert client.post(f"/jobs/{job_id}/cancel").json()["state"] in ("cancelling", "cancelled")
-        job = ended(client, job_id)
+        job = installed.ended(job_id)
         assert (job["state"], job["made"]["samples"]) == ("cancelled", 0)
+        again = installed.accept(client.post(f"/jobs/{job_id}/retry"))
+        assert again != job_id
+        assert [one["id"] for one in installed.all(f"/jobs?parent={job_id}")] == [again]
+        client.post(f"/jobs/{again}/cancel")
+    assert installed.ended(again)["state"] == "cancelled"
 
 
-def test_the_openapi_document_is_json_and_names_every_route(tmp_path: Path, pipeline: Path) -> None:
-    with running(tmp_path / "data", pipeline, embedded_worker=False) as (client, _):
-        paths = json.loads(client.get("/openapi.json").text)["paths"]
+def test_a_review_waits_for_verdicts(installed: Deployment) -> None:
+    job_id = installed.post("/rounds", round_body(review=True, evaluation=None))
+    until(lambda: installed.get(f"/jobs/{job_id}")["state"] == "waiting")
+    with installed.client() as client:
+        for pair in installed.all(f"/pairs?job={job_id}"):
+            etag = client.get(pair["links"]["self"]).headers["etag"]
+            put = lambda prefer, tag=etag, path=pair["links"]["self"]: client.put(  # noqa: E731
+                f"{path}/verdict", json={"prefer": prefer}, headers={"If-Match": tag}
+            )
+            assert (put("target").status_code, put("base").status_code) == (200, 412)
+    assert installed.ended(job_id)["state"] == "succeeded"
+
+
+def test_an_artifact_is_read_whole_in_part_and_not_again(installed: Deployment, round_job: dict[str, Any]) -> None:
+    path = installed.get(f"/models/{round_job['last_model']}")["adapter"]["artifact"]
+    with installed.client() as client:
+        whole = client.get(path)
+        etag = whole.headers["etag"]
+        assert etag == f'"{hashlib.sha256(whole.content).hexdigest()}"'
+        part = client.get(path, headers={"Range": "bytes=8-107"})
+        assert (part.status_code, part.content) == (206, whole.content[8:108])
+        assert part.headers["content-range"] == f"bytes 8-107/{len(whole.content)}"
+        assert client.get(path, headers={"Range": "bytes=-5"}).content == whole.content[-5:]
+        assert client.get(path, headers={"Range": f"bytes={len(whole.content)}-"}).status_code == 416
+        assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
+        head = client.head(path)
+        assert (head.headers["etag"], int(head.headers["content-length"])) == (etag, len(whole.content))
+
+
+def test_a_presigned_link_leads_to_the_bytes_by_another_host_name(
+    installed: Deployment, round_job: dict[str, Any]
+) -> None:
+    """A second front of the same installation, for clients that know the S3 server as localhost."""
+    if installed.servers is None:
+        pytest.skip("files have no address of their own")
+    path = installed.get(f"/models/{round_job['last_model']}")["adapter"]["artifact"]
+    port, public = free_port(), f"http://localhost:{installed.servers.s3.port}"
+    installed.start_api("second-front", port=port, s3_public_endpoint=public)
+    with installed.client() as client, installed.client(port) as other, httpx.Client(trust_env=False) as anyone:
+        answer = other.get(path)
+        assert answer.status_code == 307
+        link = answer.headers["location"]
+        assert link.startswith(f"{public}/")
+        assert anyone.get(link).content == client.get(path).content
+        assert anyone.get(link.partition("?")[0]).status_code == 403
+    installed.process["second-front"].terminate()
+    assert installed.process["second-front"].wait(PATIENCE_SECONDS) in (0, -signal.SIGTERM)
+
+
+def test_a_request_with_a_key_makes_one_job(installed: Deployment) -> None:
+    body = SAMPLING | {"prompts": PROMPTS[:1], "sampling": STEPS}
+    key = {"Idempotency-Key": "once"}
+    job_id = installed.post("/samplings", body, **key)
+    assert installed.post("/samplings", body, **key) == job_id
+    with installed.client() as client:
+        assert client.post("/samplings", json=body | {"seed": 4}, headers=key).status_code == 422
+    assert installed.ended(job_id)["state"] == "succeeded"
+
+
+def test_an_operator_sees_who_works_and_how_it_goes(installed: Deployment, round_job: dict[str, Any]) -> None:
+    assert round_job["state"] == "succeeded"
+    workers = installed.get("/workers")["data"]
+    assert len(workers) == (2 if installed.mode == DEPLOYED else 1)
+    assert {(one["device"], one["model"]) for one in workers} == {("cpu", "tiny")}
+    assert installed.get("/readyz")["status"] == "ok"
+    with installed.client() as client:
+        figures = client.get("/metrics").text
+        paths = client.get("/openapi.json").json()["paths"]
+    assert 'dfusion_jobs{state="succeeded"}' in figures
     assert {"/rounds", "/jobs/{job_id}", "/samples/{sample_id}", "/pairs", "/artifacts/{artifact_id}"} <= set(paths)
+    anyone = httpx.get(f"http://127.0.0.1:{installed.settings.port}/jobs", trust_env=False)
+    assert anyone.status_code == (401 if installed.mode == DEPLOYED else 200)
 
 
-@pytest.fixture(autouse=True)
-def _quiet_services(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Keep the services' logs out of the test report; no process may have broken down."""
-    yield
-    log = capfd.readouterr().err
+def test_only_one_service_has_a_data_folder(installed: Deployment) -> None:
+    """Embedded services; deployed ones share their database."""
+    if installed.mode == DEPLOYED:
+        pytest.skip("several fronts are meant to be there")
+    second = subprocess.run(
+        [sys.executable, "-m", "api"],
+        cwd=installed.folder,
+        env=installed.settings.model_copy(update={"port": free_port()}).for_child() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert second.returncode != 0
+    assert "another process holds" in second.stderr
+
+
+def test_what_is_left_in_the_end_is_in_order(installed: Deployment) -> None:
+    """After all the tests above, with what other jobs they made."""
+    for job_id in installed.accepted:
+        assert installed.ended(job_id)["state"] in ("succeeded", "cancelled")
+    log = installed.logs()
+    invariants.check(installed.service, installed.accepted, log, installed.secrets)
     assert "Fatal Python error" not in log
     assert "Traceback" not in log
+
+
+def test_an_embedded_worker_ends_with_its_service(tmp_path: Path, pipeline: Path) -> None:
+    with deployment(EMBEDDED, tmp_path, pipeline) as made:
+        worker = until(made.embedded_worker)
+        made.process["api"].kill()
+        worker.wait(PATIENCE_SECONDS)

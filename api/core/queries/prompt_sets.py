@@ -61,13 +61,18 @@ def add(session: Session, row: PromptSet) -> PromptSet:
     return row
 
 
+def holds(row: PromptSet, prompts: Sequence[Prompt]) -> bool:
+    """Whether these are the set's prompts."""
+    return row.sha256 == _sha256([prompt.model_dump(mode="json") for prompt in prompts])
+
+
 def ensure_builtin(session: Session, lists: Iterable[PromptList]) -> None:
     """Add the built-in lists that are not there yet, or whose prompts have changed (as a new version)."""
     for item in lists:
         known = latest(session, item.name)
         if known is None:
             add(session, unsaved(item.prompts, item.name, item.description, builtin=True))
-        elif known.builtin and known.sha256 != _sha256([prompt.model_dump(mode="json") for prompt in item.prompts]):
+        elif known.builtin and not holds(known, item.prompts):
             add(session, unsaved(item.prompts, item.name, item.description, True, known.version + 1))
 
 

@@ -88,6 +88,8 @@ def _least_scope(method: str, path: str) -> str:
     """What a route takes, by hand: everything is for readers but what is listed."""
     if path.startswith("/api-keys"):
         return "admin"
+    if path.endswith("/verdict"):
+        return "review"
     if method != "GET":
         return "submit"
     return "read"

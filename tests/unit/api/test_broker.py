@@ -42,17 +42,17 @@ def test_without_a_broker_nothing_is_sent(tmp_path: Path) -> None:
 
 
 def test_a_broker_that_is_away_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    queue = open_queue(settings(tmp_path, broker_url=f"redis://:secret@127.0.0.1:{free_port()}/0"))
+    queue = open_queue(settings(tmp_path, broker_url=f"redis://:open-sesame@127.0.0.1:{free_port()}/0"))
     assert isinstance(queue, CeleryQueue)
     with caplog.at_level(logging.WARNING):
         queue.hint([("stg_1", "gpu"), ("stg_2", "cpu")])
         queue._waiting.put(None)
         queue._thread.join(60)
     assert ["stg_1" in caplog.messages[0], "stg_2" in caplog.messages[1], len(caplog.messages)] == [True, True, 2]
-    assert "secret" not in caplog.text
+    assert "open-sesame" not in caplog.text
 
 
 def test_the_brokers_password_reaches_a_child_but_no_text(tmp_path: Path) -> None:
-    given = settings(tmp_path, broker_url="redis://:secret@127.0.0.1:1/0")
-    assert "secret" not in repr(given)
-    assert given.for_child()["DFUSION_BROKER_URL"] == "redis://:secret@127.0.0.1:1/0"
+    given = settings(tmp_path, broker_url="redis://:open-sesame@127.0.0.1:1/0")
+    assert "open-sesame" not in repr(given)
+    assert given.for_child()["DFUSION_BROKER_URL"] == "redis://:open-sesame@127.0.0.1:1/0"

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from dfusion import sources
 from dfusion.errors import ModelNotFoundError
-from dfusion.sources import HUB_MODELS, UNET_WEIGHTS, HubModel, Mirror, locate
+from dfusion.sources import HUB_MODELS, UNET_WEIGHTS, HubModel, Mirror, find_local, locate
 
 Hub = Callable[[dict[str, bytes]], list[tuple[str, str]]]
 
@@ -91,3 +92,17 @@ def test_the_table_imports_no_torch() -> None:
     code = "import sys, dfusion.sources; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_model_is_found_locally_only_where_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    second = HUB_MODELS["sd-1.5"].mirrors[1]  # as the hub's client lays out its cache
+    snapshots = tmp_path / "hub" / f"models--{second.repository.replace('/', '--')}" / "snapshots"
+    snapshot = snapshots / second.revision
+    assert find_local("sd-1.5") is None
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    assert find_local("sd-1.5") == find_local(f"{second.repository}@{second.revision}") == snapshot
+    assert find_local(str(snapshot)) == find_local(snapshot) == snapshot
+    for other in ("sd-2.1", f"{second.repository}@{'0' * 40}", second.repository, "nowhere", tmp_path / "nowhere"):
+        assert find_local(other) is None

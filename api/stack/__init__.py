@@ -1,0 +1,1 @@
+"""Deployed mode on one machine, without Docker: `python -m api.stack`, or `make stack`."""

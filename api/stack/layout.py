@@ -1,0 +1,150 @@
+"""The parts of the local stack: which servers and programs, with which settings, in which folders."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from pydantic import SecretStr
+
+from api.core.errors import ProgramError
+from api.core.settings import Settings
+from api.stack.program import Program, answers
+from api.stack.secrets import Secrets
+from api.stack.servers import PostgresServer, RedisServer, S3Server, Server
+
+_BUCKET = "dfusion"
+_DATABASE = "dfusion"
+_BESIDE_STOP_SECONDS = 15.0
+"""A worker that has given its stage back still closes its connections."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of 127.0.0.1; 0: any free one, another at each start."""
+
+    api: int = 8000
+    postgres: int = 0
+    redis: int = 0
+    s3: int = 0
+
+
+class Layout:
+    """The servers of a stack, and the programs that use them. Raises ProgramError for a port that is taken."""
+
+    def __init__(self, settings: Settings, folder: Path, ports: Ports, workers: int) -> None:
+        self.folder = folder.absolute()
+        for name in ("postgres", "redis", "s3", "logs", "run", "service"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        _require_free(ports)
+        secrets = Secrets.of(self.folder)
+        self.postgres = PostgresServer(self.folder / "postgres", ports.postgres, password=secrets.postgres_password)
+        self.redis = RedisServer(self.folder / "redis", ports.redis, password=secrets.redis_password)
+        self.s3 = S3Server(
+            self.folder / "s3",
+            ports.s3,
+            access_key=secrets.s3_access_key,
+            secret_key=secrets.s3_secret_key,
+            objects=self.folder / "s3" / "objects",
+        )
+        self._workers = workers
+        self._key = settings.bootstrap_admin_key
+        self.settings = self._settings(settings, ports.api)
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        """What the service needs."""
+        return (self.postgres, self.redis, self.s3)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all parts."""
+        return [*(server.name for server in self.servers), "sweeper", *self._worker_names, "api", "stack"]
+
+    @property
+    def logs(self) -> Path:
+        """The folder of all parts' logs."""
+        return self.folder / "logs"
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        return f"http://127.0.0.1:{self.settings.port}"
+
+    def migrate(self) -> Program:
+        """Brings the database up to date, and ends."""
+        return self._program("migrate", "api.core.migrate")
+
+    def workers(self) -> Sequence[Program]:
+        """The sweeper and the workers."""
+        celery = ("celery", "-A", "worker.celery_app", "worker", "-P", "prefork", "-c", "1")
+        quiet = ("--without-gossip", "--without-mingle", "--loglevel", self.settings.log_level)
+        workers = [self._program(name, *celery, "-n", f"{name}@%h", *quiet) for name in self._worker_names]
+        return [self._program("sweeper", "worker.sweeper"), *workers]
+
+    def api(self) -> Program:
+        """The API."""
+        environment = {"DFUSION_BOOTSTRAP_ADMIN_KEY": self._key.get_secret_value()}
+        return Program(
+            "api",
+            (sys.executable, "-m", "api"),
+            self._api_is_ready,
+            Path.cwd(),
+            self.settings.for_child() | environment,
+            stop_seconds=self.settings.shutdown_seconds + _BESIDE_STOP_SECONDS,
+        )
+
+    @property
+    def _worker_names(self) -> Sequence[str]:
+        return [f"worker{number}" for number in range(1, self._workers + 1)]
+
+    def _settings(self, settings: Settings, port: int) -> Settings:
+        """The given settings, on this stack's servers. Workers share the cores unless a number of threads is set."""
+        threads = settings.torch_threads or max(1, (os.cpu_count() or 1) // max(1, self._workers))
+        own = {
+            "data_dir": self.folder / "service",
+            "database_url": self.postgres.url(_DATABASE),
+            "broker_url": SecretStr(self.redis.url),
+            "embedded_worker": False,
+            "host": "127.0.0.1",
+            "port": port,
+            "log_format": "text",
+            "torch_threads": threads,
+        }
+        s3 = self.s3.settings(_BUCKET)
+        keys = {name: SecretStr(s3[name]) for name in ("s3_access_key", "s3_secret_key")}
+        return settings.model_copy(update=own | s3 | keys)
+
+    def ensure_database(self) -> None:
+        """Make the service's database; the PostgreSQL server must run."""
+        self.postgres.ensure_database(_DATABASE)
+
+    def _program(self, name: str, module: str, *arguments: str) -> Program:
+        """A module of ours; it works once it touches its health file."""
+        health = self.folder / "run" / f"{name}.health"
+        health.unlink(missing_ok=True)
+        environment = self.settings.for_child() | {"DFUSION_HEALTH_FILE": str(health)}
+        return Program(
+            name,
+            (sys.executable, "-m", module, *arguments),
+            health.exists,
+            Path.cwd(),
+            environment,
+            stop_seconds=self.settings.worker_stop_seconds + _BESIDE_STOP_SECONDS,
+        )
+
+    def _api_is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+
+def _require_free(ports: Ports) -> None:
+    for name, port in vars(ports).items():
+        if port and answers(port):
+            raise ProgramError(f"port {port} is in use: choose another by --{name}-port, or 0 for a free one")

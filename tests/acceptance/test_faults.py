@@ -1,0 +1,296 @@
+"""Faults under real processes: what was promised is done, once, and as if nothing had happened.
+
+Each test prints its seed. DFUSION_FAULT_SEED repeats one; DFUSION_FAULT_KILLS makes more of them.
+"""
+
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.core.tables import Artifact, Event, Model, Sample, Stage
+from api.main import create_app
+from tests import invariants
+from tests.deployment import DEPLOYED, EMBEDDED, PATIENCE_SECONDS, Deployment, until
+from tests.installation import Installation
+from tests.service import PROMPTS, round_body, settings_for
+
+KILLS = int(os.environ.get("DFUSION_FAULT_KILLS", "5"))
+SETTINGS = {
+    "lease_seconds": 3,
+    "heartbeat_seconds": 0.2,
+    "sweep_seconds": 0.3,
+    "checkpoint_seconds": 0.05,
+    "max_crashes": 1000,
+    "max_attempts": 1000,
+    "retry_seconds": 0.05,
+}
+ROUND = round_body(
+    samples_per_prompt=8,
+    sampling={"num_steps": 16},
+    fusion={"first_step": 1, "last_step": 15},
+    training={"rows_per_update": 16, "micro_batch": 8, "inner_epochs": 1},
+    evaluation=None,
+)
+PAIRS = 12
+"""Three prompts; of eight samples a quarter are references, used twice."""
+SMALL = round_body(prompts=PROMPTS[:1], sampling={"num_steps": 2}, fusion=None, evaluation=None)
+KINDS = ("sample", "fuse", "train")
+BUSY = ("sample", "score", "select", "fuse", "verify", "train")
+
+
+@pytest.fixture
+def dice(request: pytest.FixtureRequest) -> random.Random:
+    """Chance, from a seed that is printed."""
+    seed = int(os.environ.get("DFUSION_FAULT_SEED") or time.time_ns() % 1_000_000)
+    sys.stdout.write(f"{request.node.name}: DFUSION_FAULT_SEED={seed}\n")
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> str:
+    """The SHA-256 of the adapter of ROUND, made in this process without any fault."""
+    with TestClient(create_app(settings_for(tmp_path_factory.mktemp("undisturbed"), pipeline))) as client:
+        alone = Installation(client)
+        job = alone.done("/rounds", ROUND)
+        assert (job["state"], job["made"]["pairs"]) == ("succeeded", PAIRS)
+        return invariants.adapter_sha256(alone.service, job["id"])
+
+
+@pytest.fixture(autouse=True)
+def _in_order(installed: Deployment) -> Iterator[None]:
+    """After each test the invariants hold."""
+    yield
+    for job_id in installed.accepted:
+        assert installed.ended(job_id)["state"] == "succeeded"
+    invariants.check(installed.service, installed.accepted, installed.logs(), installed.secrets)
+
+
+def require_as_undisturbed(installed: Deployment, job_id: str, adapter: str) -> None:
+    """The round has succeeded with all its pairs (I3) and the very adapter (I5)."""
+    job = installed.ended(job_id)
+    assert (job["state"], job["error"]) == ("succeeded", None), installed.logs()[-20_000:]
+    invariants.expect_pairs(installed.service, job_id, PAIRS)
+    assert invariants.adapter_sha256(installed.service, job_id) == adapter
+
+
+def test_workers_are_killed_again_and_again(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
+    """In sampling, fusing and training; deployed also with the parent of the process that works."""
+    job_id = installed.post("/rounds", ROUND)
+    seen: set[tuple[str, int]] = set()
+    for kind in sorted(dice.choices(KINDS, k=KILLS), key=KINDS.index):
+
+        def fresh(kind: str = kind) -> Stage | None:
+            found = installed.running(job_id, *KINDS[KINDS.index(kind) :])
+            return found if found is not None and (found.id, found.lease_epoch) not in seen else None
+
+        stage = until(fresh)
+        seen.add((stage.id, stage.lease_epoch))
+        time.sleep(dice.uniform(0, 0.5))
+        _kill(installed, stage, with_parent=dice.random() < 0.4)
+    require_as_undisturbed(installed, job_id, undisturbed)
+    crashes = sum(event["data"].get("code") == "worker_lost" for event in installed.all(f"/jobs/{job_id}/events"))
+    assert crashes > 0
+
+
+def _kill(installed: Deployment, stage: Stage, with_parent: bool) -> None:
+    worker = installed.worker_of(stage)
+    if worker is None:
+        return
+    owner = str(stage.lease_owner)
+    if installed.mode == EMBEDDED or not with_parent:
+        worker.kill()
+        return
+    parent = installed.process[owner]
+    parent.kill()
+    parent.wait()
+    worker.kill()
+    installed.start_worker(owner)
+
+
+def test_a_worker_that_slept_past_its_lease_writes_nothing(installed: Deployment, undisturbed: str) -> None:
+    """Another does its stage meanwhile."""
+    if installed.mode == EMBEDDED:
+        installed.run("second", "-m", "worker.local", "--alone", "--name", "second")
+        until(lambda: "second is ready" in installed.log("second").read_text("utf-8"))
+    job_id = installed.post("/rounds", ROUND)
+    stage, asleep = _put_to_sleep(installed, job_id)
+    try:
+        until(lambda: _state(installed, stage.id) == "succeeded")
+        before = _rows_of(installed, stage.id)
+    finally:
+        asleep.resume()
+    until(lambda: f"{stage.id} went to another worker" in installed.logs())
+    assert _rows_of(installed, stage.id) == before
+    require_as_undisturbed(installed, job_id, undisturbed)
+    if installed.mode == EMBEDDED:
+        installed.process["second"].terminate()
+        assert installed.process["second"].wait(PATIENCE_SECONDS) == 0
+
+
+def _put_to_sleep(installed: Deployment, job_id: str) -> tuple[Stage, psutil.Process]:
+    """Stop a process that runs a training; not within a transaction, which would stop everybody."""
+    while True:
+        stage = until(lambda: installed.running(job_id, "train"))
+        worker = (
+            psutil.Process(installed.process["second"].pid)
+            if stage.lease_owner == "second"
+            else installed.worker_of(stage)
+        )
+        if worker is None:
+            continue
+        worker.suspend()
+        try:
+            with installed.service.uow.writing() as session:
+                session.execute(select(Stage).where(Stage.id == stage.id).with_for_update())
+                session.execute(text("UPDATE jobs SET label = label WHERE id = :id"), {"id": job_id})
+            if _state(installed, stage.id) == "running":
+                return stage, worker
+        except SQLAlchemyError:
+            pass
+        worker.resume()
+
+
+def _state(installed: Deployment, stage_id: str) -> str:
+    with installed.service.uow.reading() as session:
+        return str(session.scalars(select(Stage.state).where(Stage.id == stage_id)).one())
+
+
+def _rows_of(installed: Deployment, stage_id: str) -> list[Any]:
+    """All that is written of the stage or by it."""
+    with installed.service.uow.reading() as session:
+        found: list[Any] = [
+            tuple(row)
+            for table in (Artifact, Sample, Model, Event)
+            for row in session.execute(
+                select(*table.__table__.columns).where(table.stage_id == stage_id).order_by(table.id)
+            )
+        ]
+        return [*found, tuple(session.execute(select(*Stage.__table__.columns).where(Stage.id == stage_id)).one())]
+
+
+def test_a_worker_told_to_stop_gives_its_training_back(installed: Deployment, undisturbed: str) -> None:
+    job_id = installed.post("/rounds", ROUND)
+    stage = until(lambda: (found := installed.running(job_id, "train")) and found.checkpoint_key and found)
+    if installed.mode == EMBEDDED:
+        worker = installed.worker_of(stage)
+        assert worker is not None
+        worker.terminate()
+    else:
+        parent = installed.process[stage.lease_owner]
+        parent.terminate()
+        assert parent.wait(PATIENCE_SECONDS) == 0
+        installed.start_worker(stage.lease_owner)
+    require_as_undisturbed(installed, job_id, undisturbed)
+    kinds = [event["kind"] for event in installed.all(f"/jobs/{job_id}/events")]
+    assert (kinds.count("stage.given_back"), kinds.count("training.resumed")) == (1, 1)
+    training = next(one for one in installed.stages(job_id) if one.kind == "train")
+    assert (training.attempt, training.crash_count) == (1, 0)
+
+
+def test_a_service_killed_while_it_takes_a_request_makes_one_job(installed: Deployment, dice: random.Random) -> None:
+    """The client asks again with its key until it is answered."""
+    made = []
+    for number in range(max(2, KILLS // 2)):
+        answers: list[str] = []
+        with _asking(installed, "/rounds", SMALL | {"seed": number}, f"kill-{dice.random()}", answers):
+            time.sleep(dice.uniform(0, 0.06))
+            installed.process["api"].kill()
+            installed.process["api"].wait()
+            installed.start_api()
+        made += answers
+    assert len(set(made)) == len(made) == max(2, KILLS // 2)
+
+
+@contextmanager
+def _asking(installed: Deployment, path: str, body: dict[str, Any], key: str, answers: list[str]) -> Iterator[None]:
+    """Within the block a client asks; at its end it has the id of its job."""
+
+    def ask() -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        with installed.client() as client:
+            while time.monotonic() < deadline:
+                try:
+                    answer = client.post(path, json=body, headers={"Idempotency-Key": key})
+                except httpx.TransportError:
+                    time.sleep(0.02)
+                    continue
+                if answer.status_code == 202:
+                    answers.append(installed.accept(answer))
+                    return
+                time.sleep(0.1)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        yield
+    finally:
+        client.join()
+    assert answers, "the client was never answered"
+
+
+def test_a_round_goes_on_without_its_broker(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
+    """Redis forgets everything in mid-round; then it is killed and comes back."""
+    if installed.servers is None:
+        pytest.skip("there is no broker")
+    redis = installed.servers.redis
+    job_id = installed.post("/rounds", ROUND)
+    for fault in (redis.flush, redis.kill):
+        until(lambda: installed.running(job_id, *BUSY))
+        time.sleep(dice.uniform(0, 0.5))
+        fault()
+    time.sleep(dice.uniform(0, 2))
+    redis.start()
+    require_as_undisturbed(installed, job_id, undisturbed)
+
+
+def test_a_round_outlives_its_database(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
+    """PostgreSQL crashes in mid-round while others ask for work, and is then restarted in good order."""
+    if installed.servers is None:
+        pytest.skip("SQLite is no server")
+    postgres = installed.servers.postgres
+    job_id = installed.post("/rounds", ROUND)
+    for at_once in (True, False):
+        answers: list[str] = []
+        until(lambda: installed.running(job_id, *KINDS))
+        time.sleep(dice.uniform(0, 0.5))
+        with _asking(installed, "/samplings", _sampling(dice), f"outage-{dice.random()}", answers):
+            postgres.stop(at_once)
+            time.sleep(dice.uniform(0, 2))
+            postgres.start()
+        assert installed.ended(answers[0])["state"] == "succeeded"
+    require_as_undisturbed(installed, job_id, undisturbed)
+
+
+def _sampling(dice: random.Random) -> dict[str, Any]:
+    return {"model": "tiny", "prompts": PROMPTS[:1], "samples_per_prompt": 1, "seed": dice.randrange(1000)}
+
+
+def test_a_child_whose_parent_is_killed_gives_its_stage_back_and_ends(installed: Deployment) -> None:
+    """Otherwise it would share its GPU with the child of the worker that is started in its place."""
+    if installed.mode != DEPLOYED:
+        pytest.skip("the embedded worker has no parent of that kind")
+    body = {"model": "tiny", "prompts": PROMPTS[:1], "samples_per_prompt": 8, "sampling": {"num_steps": 200}}
+    job_id = installed.post("/samplings", body)
+    stage = until(lambda: installed.running(job_id, "sample"))
+    child, parent = installed.worker_of(stage), installed.process[stage.lease_owner]
+    assert child is not None
+    parent.kill()
+    parent.wait()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    installed.start_worker(stage.lease_owner)
+    assert installed.ended(job_id)["state"] == "succeeded"
+    kinds = [event["kind"] for event in installed.all(f"/jobs/{job_id}/events")]
+    assert (kinds.count("stage.given_back"), kinds.count("stage.retried")) == (1, 0)

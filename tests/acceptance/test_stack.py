@@ -1,0 +1,112 @@
+"""`python -m api.stack` as people start it, with a round through all of its parts."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.acceptance.test_service import PATIENCE_SECONDS, ROOT, ended, is_ready, until
+from tests.service import round_body, settings_for
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that PostgreSQL's user may enter, which pytest's own are not."""
+    made = Path(tempfile.mkdtemp(prefix="stack-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def environment(folder: Path, pipeline: Path) -> dict[str, str]:
+    settings = settings_for(folder, pipeline, presence_seconds=0.2, lease_seconds=PATIENCE_SECONDS)
+    return settings.for_child() | {"PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def stack(folder: Path, pipeline: Path) -> Iterator[tuple[psutil.Popen, httpx.Client]]:
+    """A running stack with one worker, and a client of it."""
+    shown = folder / "shown"
+    with shown.open("wb") as output:
+        process = psutil.Popen(
+            [sys.executable, "-m", "api.stack", "--api-port", "0", "--workers", "1"],
+            cwd=folder,
+            env=environment(folder, pipeline),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def url() -> str:
+        assert process.poll() is None, shown.read_text()
+        found = re.search(r"API +(http://\S+)", shown.read_text())
+        return found[1] if found else ""
+
+    try:
+        with httpx.Client(base_url=until(url), timeout=70) as client:
+            yield process, client
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(PATIENCE_SECONDS)
+
+
+def part_of(process: psutil.Popen, words: str) -> psutil.Process:
+    """The program itself, not its guard."""
+    found = [one for one in process.children(recursive=True) if words in " ".join(one.cmdline())]
+    return next(one for one in found if "api.stack.guard" not in one.cmdline())
+
+
+def second_start(folder: Path, pipeline: Path, *arguments: str) -> Any:
+    return subprocess.run(
+        [sys.executable, "-m", "api.stack", *arguments],
+        env=environment(folder, pipeline),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_round_outlives_dead_parts_and_a_killed_stack(folder: Path, pipeline: Path) -> None:
+    with stack(folder, pipeline) as (process, client):
+        again = second_start(folder, pipeline)
+        assert (again.returncode, f"a stack already runs in {folder}/stack" in again.stderr) == (1, True)
+        job_id = client.post("/rounds", json=round_body()).json()["id"]
+        api, redis = part_of(process, "-m api"), part_of(process, "redis-server")
+        api.kill()
+        redis.kill()
+        until(lambda: not api.is_running() and is_ready(client, process))  # type: ignore[arg-type]
+        job = ended(client, job_id)
+        assert (job["state"], job["made"]["models"]) == ("succeeded", 1)
+        family = process.children(recursive=True)
+        assert len(family) > 12  # six parts with their guards, and PostgreSQL's own
+        os.kill(process.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(family, PATIENCE_SECONDS)
+        assert alive == []
+    with stack(folder, pipeline) as (process, client):
+        assert client.get(f"/jobs/{job_id}").json()["state"] == "succeeded"
+        family = process.children(recursive=True)
+        process.send_signal(signal.SIGHUP)  # the terminal is closed
+        assert process.wait(PATIENCE_SECONDS) == 0
+        assert [one for one in family if one.is_running()] == []
+
+
+def test_a_port_that_is_taken_is_named(folder: Path, pipeline: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        answer = second_start(folder, pipeline, "--s3-port", str(port))
+    assert answer.returncode == 1
+    assert f"port {port} is in use: choose another by --s3-port" in answer.stderr

@@ -1,0 +1,258 @@
+"""The service as it is run: its own processes with their own environment, in either of its two modes.
+
+embedded   `python -m api` on SQLite and files; it starts its worker
+deployed   API, sweeper and two Celery workers on PostgreSQL, Redis and S3; keys are asked for
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from api.core.queries import stages
+from api.core.service import Service
+from api.core.settings import Settings
+from api.core.tables import Stage
+from tests.servers import PostgresServer, RedisServer, S3Server, free_port, postgres_server, redis_server, s3_server
+from tests.service import settings_for
+
+EMBEDDED, DEPLOYED = "embedded", "deployed"
+PATIENCE_SECONDS = 300
+"""How long nothing may change: a machine that is busy with something else starts a worker in minutes."""
+ROOT = Path(__file__).parents[1]
+ADMIN_KEY = "dfk_" + "a1" * 20
+DATABASE_PASSWORD = "database-password"
+"""The server does not ask for it; it must not be seen anyway."""
+FINAL = ("succeeded", "failed", "cancelled")
+WORKERS = ("one@test", "two@test")
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """What `condition` gives as soon as it is something."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+@dataclass
+class Servers:
+    """What deployed mode stands on."""
+
+    postgres: PostgresServer
+    redis: RedisServer
+    s3: S3Server
+
+
+@dataclass
+class Deployment:
+    """An installation that runs. `process` has its programs by name, `log` the file that each writes to."""
+
+    mode: str
+    settings: Settings
+    folder: Path
+    servers: Servers | None = None
+    process: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    accepted: set[str] = field(default_factory=set)
+    """Jobs that were answered 2xx."""
+    _service: Service | None = None
+
+    @property
+    def service(self) -> Service:
+        """The installation opened in the test's own process, to look at it from behind."""
+        if self._service is None:
+            self._service = Service.open(self.settings)
+        return self._service
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must be seen nowhere."""
+        return [ADMIN_KEY, DATABASE_PASSWORD, self.settings.s3_secret_key.get_secret_value() or ADMIN_KEY]
+
+    def client(self, port: int | None = None) -> httpx.Client:
+        """A client that may do all."""
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        base = f"http://127.0.0.1:{port or self.settings.port}"
+        return httpx.Client(base_url=base, timeout=70, headers=headers, trust_env=False)
+
+    def start(self) -> None:
+        """Start all programs; returns once the service is ready."""
+        self.start_api()
+        if self.mode == DEPLOYED:
+            self.run("sweeper", "-m", "worker.sweeper")
+            for name in WORKERS:
+                self.start_worker(name)
+
+    def start_api(self, name: str = "api", **changes: Any) -> None:
+        """Start a front of the service and wait for it."""
+        settings = self.settings.model_copy(update=changes)
+        self.run(name, "-m", "api", settings=settings, DFUSION_BOOTSTRAP_ADMIN_KEY=ADMIN_KEY if settings.auth else "")
+        with self.client(settings.port) as client:
+            until(lambda: self.is_ready(client, name))
+
+    def is_ready(self, client: httpx.Client, name: str = "api") -> bool:
+        """Whether it can work; a front that has ended fails the test."""
+        assert self.process[name].poll() is None, self.log(name).read_text("utf-8")
+        try:
+            return client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def start_worker(self, name: str) -> None:
+        """Start a Celery worker."""
+        options = ("-P", "prefork", "-c", "1", "-n", name, "--without-mingle", "--without-gossip")
+        self.run(name, "-m", "celery", "-A", "worker.celery_app", "worker", *options, "--loglevel", "INFO")
+
+    def run(self, name: str, *arguments: str, settings: Settings | None = None, **environment: str) -> None:
+        """Start a Python program of the installation under this name."""
+        with self.log(name).open("ab") as log:
+            self.process[name] = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder,
+                env=(settings or self.settings).for_child() | {"PYTHONPATH": str(ROOT)} | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def logs(self) -> str:
+        """All that its programs have written."""
+        return "\n".join(path.read_text("utf-8", "replace") for path in sorted(self.folder.glob("*.log")))
+
+    def stop(self) -> None:
+        """Ask all programs to end, as an operator does; what does not is killed. Nothing of them is left."""
+        if self._service is not None:
+            self._service.close()
+        alive = [process for process in self.process.values() if process.poll() is None]
+        families = [one for process in alive for one in psutil.Process(process.pid).children(recursive=True)]
+        for process in alive:
+            process.terminate()
+        with ExitStack() as stack:
+            for one in families:
+                stack.callback(_end, one)
+            for process in alive:
+                stack.callback(process.kill)
+                stack.callback(process.wait, PATIENCE_SECONDS)
+
+    def post(self, path: str, body: dict[str, Any], **headers: str) -> str:
+        """The id of the job that was asked for."""
+        with self.client() as client:
+            answer = client.post(path, json=body, headers=headers)
+        assert answer.status_code == 202, answer.text
+        return self.accept(answer)
+
+    def accept(self, answer: httpx.Response) -> str:
+        """The id of a job that the service has promised to do."""
+        job_id = str(answer.json()["id"])
+        self.accepted.add(job_id)
+        return job_id
+
+    def get(self, path: str) -> Any:
+        with self.client() as client:
+            answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def all(self, path: str) -> list[dict[str, Any]]:
+        return list(self.get(f"{path}{'&' if '?' in path else '?'}limit=200")["data"])
+
+    def ended(self, job_id: str) -> dict[str, Any]:
+        """The job once it has ended, by long polls."""
+        before, deadline = None, 0.0
+        with self.client() as client:
+            while True:
+                job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()
+                if job["state"] in FINAL:
+                    return job
+                now = [(stage["state"], stage["done"], stage["attempts"]) for stage in job["stages"]]
+                if now != before:
+                    before, deadline = now, time.monotonic() + PATIENCE_SECONDS
+                assert time.monotonic() < deadline, f"the job stands still\n{self.logs()[-20_000:]}"
+
+    def done(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The job that was asked for, once it has succeeded."""
+        job = self.ended(self.post(path, body))
+        assert (job["state"], job["error"]) == ("succeeded", None), self.logs()[-20_000:]
+        return job
+
+    def stages(self, job_id: str) -> list[Stage]:
+        """The job's stages as they are in the database."""
+        with self.service.uow.reading() as session:
+            return stages.of_job(session, job_id)
+
+    def running(self, job_id: str, *kinds: str) -> Stage | None:
+        """A stage of the job that is under work, of one of these kinds."""
+        found = (one for one in self.stages(job_id) if one.state == "running" and one.kind in kinds)
+        return next(found, None)
+
+    def embedded_worker(self) -> psutil.Process | None:
+        """The worker that the service has started."""
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process["api"].pid).children():
+                if "worker.local" in " ".join(child.cmdline()):
+                    return child
+        return None
+
+    def worker_of(self, stage: Stage) -> psutil.Process | None:
+        """The process that runs the stage; None if it has just gone."""
+        if self.mode == EMBEDDED:
+            return self.embedded_worker()
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process[str(stage.lease_owner)].pid).children()
+            return children[0] if children else None
+        return None
+
+
+def _end(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        os.kill(process.pid, signal.SIGKILL) if process.is_running() else None
+
+
+@contextmanager
+def deployment(mode: str, folder: Path, pipeline: Path, **changes: Any) -> Iterator[Deployment]:
+    """An installation of that mode, ready for requests; its programs end with the block."""
+    with ExitStack() as stack:
+        settings = {"port": free_port(), "lease_seconds": PATIENCE_SECONDS, "presence_seconds": 0.2}
+        servers = None
+        if mode == EMBEDDED:
+            settings |= {"embedded_worker": True}
+        else:
+            servers, found = _servers(stack, folder)
+            settings |= found
+        made = Deployment(mode, settings_for(folder / "data", pipeline, **(settings | changes)), folder, servers)
+        stack.callback(made.stop)
+        made.start()
+        yield made
+
+
+def _servers(stack: ExitStack, folder: Path) -> tuple[Servers, dict[str, Any]]:
+    """The servers of deployed mode, and the settings that name them."""
+    (folder / "s3").mkdir()
+    postgres = stack.enter_context(postgres_server())
+    servers = Servers(
+        postgres, stack.enter_context(redis_server(folder)), stack.enter_context(s3_server(folder / "s3"))
+    )
+    url = postgres.create_database().replace("postgres@", f"postgres:{DATABASE_PASSWORD}@")
+    return servers, {
+        "database_url": url,
+        "broker_url": servers.redis.url,
+        "auth": True,
+        "rehint_seconds": 0.5,
+        **servers.s3.settings("deployed"),
+    }

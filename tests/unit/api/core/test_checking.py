@@ -1,0 +1,74 @@
+"""What a request may ask of a model, told from its files. The tiny pipeline takes 14 tokens and has 3 layers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.main import create_app
+from tests.nets import tiny_pipeline
+from tests.service import PROMPTS, round_body, settings_for
+
+FITS = {"text": "red " * 13 + "circle", "items": ["circle"]}
+TOO_LONG = {"text": "red " * 14 + "circle", "items": ["circle"]}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder = tmp_path_factory.mktemp("facts")
+    tiny_pipeline().save_pretrained(folder / "tiny")
+    settings = settings_for(folder / "data", folder / "tiny")
+    models = {"tiny": str(folder / "tiny"), "far": f"nobody/nothing@{'0' * 40}"}
+    with TestClient(create_app(settings.model_copy(update={"models": models}))) as opened:
+        opened.post("/prompt-sets", json={"name": "long", "prompts": [FITS, TOO_LONG]})
+        yield opened
+
+
+def named(client: TestClient, path: str, body: dict[str, Any]) -> tuple[int, list[tuple[str, str]]]:
+    """The status, and code and pointers of what is wrong."""
+    answer = client.post(path, json=body, params={"dry_run": True})
+    problem = answer.json()
+    return answer.status_code, [(problem["code"], error["pointer"]) for error in problem.get("errors", ())]
+
+
+EVALUATION: dict[str, Any] = {"models": ["tiny"], "scorers": ["brightness"]}
+NO_PROMPTS = {"prompts": None, "prompt_set": "long"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [
+        ("/rounds", round_body(prompts=[FITS, PROMPTS[0], TOO_LONG]), "/prompts/2/text"),
+        ("/rounds", round_body(**NO_PROMPTS), "/prompt_set"),
+        ("/rounds", round_body(held_out_prompt_set="long"), "/held_out_prompt_set"),
+        ("/samplings", {"model": "tiny", "prompts": [TOO_LONG], "scorers": ["brightness"]}, "/prompts/0/text"),
+        ("/samplings", {"model": "tiny", "prompt_set": "long", "scorers": ["brightness"]}, "/prompt_set"),
+        ("/evaluations", EVALUATION | {"prompts": [TOO_LONG]}, "/prompts/0/text"),
+        ("/evaluations", EVALUATION | {"prompt_sets": ["long"]}, "/prompt_sets/0"),
+    ],
+)
+def test_prompts_past_the_tokenizers_length_are_named(
+    client: TestClient, path: str, body: dict[str, Any], pointer: str
+) -> None:
+    assert named(client, path, body) == (422, [("prompt_too_long", pointer)])
+
+
+def test_prompts_of_just_that_length_are_taken(client: TestClient) -> None:
+    assert named(client, "/rounds", round_body(prompts=[FITS])) == (200, [])
+
+
+@pytest.mark.parametrize("layers", [[], [3], [-1], [0, 9]])
+def test_layers_that_the_unet_does_not_have_are_named(client: TestClient, layers: list[int]) -> None:
+    fusion = round_body()["fusion"] | {"layers": layers}
+    assert named(client, "/rounds", round_body(fusion=fusion)) == (422, [("unknown_layer", "/fusion/layers")])
+
+
+def test_layers_that_it_has_are_taken_and_no_fusion_asks_for_none(client: TestClient) -> None:
+    assert named(client, "/rounds", round_body(fusion=round_body()["fusion"] | {"layers": [0, 1, 2]})) == (200, [])
+    assert named(client, "/rounds", round_body(fusion=None)) == (200, [])
+
+
+def test_nothing_is_said_of_a_model_that_is_not_on_this_machine(client: TestClient) -> None:
+    fusion = round_body()["fusion"] | {"layers": [99]}
+    assert named(client, "/rounds", round_body(model="far", prompts=[TOO_LONG], fusion=fusion)) == (200, [])

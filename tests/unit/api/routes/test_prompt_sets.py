@@ -1,0 +1,170 @@
+"""POST /prompt-sets: JSON, lines, CSV, versions, and what is refused."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from api.core.service import Service
+from tests.unit.api.test_bad_input import row_counts
+
+CAT = {"text": "a cat eating a sandwich", "items": ["cat", "sandwich"], "thresholds": None}
+LINES = "a [cat] eating a [sandwich]\n"
+
+
+def post(client: TestClient, body: str | bytes, media_type: str = "text/plain", **query: str) -> httpx.Response:
+    headers = {"Content-Type": media_type}
+    return client.post("/prompt-sets", content=body, params=query, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [
+        ("text/plain", LINES),
+        ("text/plain; charset=utf-8", "\ufeff# a comment\r\n" + LINES.replace("\n", "\r\n")),
+        ("text/csv", "\ufefftext,items\r\na cat eating a sandwich,cat;sandwich\r\n"),
+        ("application/json", '["a cat eating a sandwich"]'),
+    ],
+)
+def test_text_takes_its_name_from_the_query(client: TestClient, media_type: str, body: str) -> None:
+    answer = post(client, body.encode(), media_type, name="mine", description="of mine")
+    assert answer.status_code == 201
+    made = answer.json()
+    assert (made["name"], made["version"], made["description"], made["builtin"]) == ("mine", 1, "of mine", False)
+    assert made["prompts"] == [CAT]
+    assert client.get(answer.headers["location"]).json() == client.get("/prompt-sets/mine").json() == made
+    assert "mine" in [one["name"] for one in client.get("/prompt-sets?limit=200").json()["data"]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"prompts": [CAT]},
+        {"text": LINES},
+        {"prompt_file": [CAT["text"]], "item_idx_file": {CAT["text"]: [1, 4]}},
+    ],
+)
+def test_json_has_its_name_within(client: TestClient, content: dict[str, Any]) -> None:
+    answer = client.post("/prompt-sets", json={"name": "mine", "description": "of mine", **content})
+    assert (answer.status_code, answer.json()["prompts"]) == (201, [CAT])
+    assert (answer.json()["name"], answer.json()["description"]) == ("mine", "of mine")
+
+
+def test_other_prompts_are_a_new_version_and_the_same_are_not(client: TestClient, service: Service) -> None:
+    first = post(client, LINES, name="mine")
+    before = row_counts(service)
+    again = client.post("/prompt-sets", json={"name": "mine", "prompts": [CAT]})
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert again.headers["location"] == first.headers["location"]
+    assert row_counts(service) == before
+    second = post(client, LINES + LINES, name="mine")  # the same prompt twice is allowed
+    assert (second.status_code, second.json()["version"], second.json()["size"]) == (201, 2, 2)
+    back = post(client, LINES, name="mine")
+    assert (back.status_code, back.json()["version"]) == (201, 3)
+    assert client.get("/prompt-sets/mine").json() == back.json()
+    assert client.get(first.headers["location"]).json() == first.json()
+
+
+def test_the_names_of_built_in_lists_are_taken(client: TestClient, service: Service) -> None:
+    before = row_counts(service)
+    answer = post(client, LINES, name="paper-position-train")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert row_counts(service) == before
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body", "query", "status", "code", "pointers"),
+    [
+        ("text/plain", LINES + "a [dog\nof\n", {"name": "x"}, 422, "invalid_request", ["/lines/2", "/lines/3"]),
+        ("text/csv", "text,items\na cat,dog\n", {"name": "x"}, 422, "invalid_request", ["/lines/2"]),
+        ("text/plain", LINES, {}, 422, "invalid_parameter", ["/name"]),
+        ("text/plain", LINES, {"name": "A b"}, 422, "invalid_parameter", ["/name"]),
+        ("text/plain", LINES, {"name": "x", "seed": "1"}, 422, "invalid_parameter", ["/seed"]),
+        ("text/plain", "# nothing", {"name": "x"}, 422, "empty_prompt_set", [""]),
+        ("text/plain", "", {"name": "x"}, 422, "empty_prompt_set", [""]),
+        ("text/plain", b"a caf\xe9", {"name": "x"}, 400, "malformed_text", []),
+        ("text/plain", "a cat\0", {"name": "x"}, 400, "malformed_text", []),
+        ("text/plain; charset=latin-1", LINES, {"name": "x"}, 400, "malformed_text", []),
+        ("text/plain", LINES * 50_000, {"name": "x"}, 413, "body_too_large", []),
+        ("text/html", LINES, {"name": "x"}, 415, "unsupported_media_type", []),
+        ("application/json", "", {}, 422, "invalid_request", [""]),
+        ("application/json", "null", {}, 422, "invalid_request", [""]),
+        ("application/json", "{}", {}, 422, "invalid_request", ["/name"]),
+        ("application/json", '{"name": "x"}', {}, 422, "invalid_request", [""]),
+        ("application/json", '{"name": "x", "prompts": []}', {}, 422, "empty_prompt_set", ["/prompts"]),
+        ("application/json", "[]", {"name": "x"}, 422, "empty_prompt_set", [""]),
+        ("application/json", '{"name": "x", "text": "a cat"}', {"name": "x"}, 422, "invalid_request", ["/name"]),
+        ("application/json", '{"name": "x", "text": "a [cat"}', {}, 422, "invalid_request", ["/lines/1"]),
+        ("application/json", '{"name": "x", "text": "a cat", "prompts": []}', {}, 422, "empty_prompt_set", None),
+        ("application/json", '{"a cat": [1], "a dog": [1]}', {"name": "x"}, 422, "invalid_request", [""]),
+        (
+            "application/json",
+            json.dumps({"name": "x", "prompt_file": ["a cat"], "mask_thr_file": {"a cat": [0]}}),
+            {},
+            422,
+            "invalid_request",
+            ["/mask_thr_file/a cat/0"],
+        ),
+        (
+            "application/json",
+            json.dumps({"name": "x", "prompts": [CAT, {**CAT, "items": ["dog"]}, {**CAT, "thresholds": [0.5, 1]}]}),
+            {},
+            422,
+            "invalid_request",
+            ["/prompts/1", "/prompts/2/thresholds/1"],
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_kept(
+    client: TestClient,
+    service: Service,
+    media_type: str,
+    body: str | bytes,
+    query: dict[str, str],
+    status: int,
+    code: str,
+    pointers: list[str] | None,
+) -> None:
+    before = row_counts(service)
+    answer = post(client, body, media_type, **query)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    if pointers is not None:
+        assert [error["pointer"] for error in answer.json()["errors"]] == pointers
+    assert row_counts(service) == before
+
+
+def test_a_bare_file_of_the_released_code_is_told_what_is_expected(client: TestClient) -> None:
+    answer = post(client, '{"a cat": [1]}', "application/json", name="x")
+    assert '"prompt_file"' in answer.json()["detail"]
+    assert '"item_idx_file"' in answer.json()["detail"]
+
+
+def test_text_is_taken_nowhere_else(client: TestClient) -> None:
+    answer = client.post("/rounds", content=LINES, headers={"Content-Type": "text/plain"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+def test_the_openapi_document_has_all_three_media_types_with_examples_that_work(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    content = document["paths"]["/prompt-sets"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "text/plain", "text/csv"}
+    for example in content["application/json"]["examples"].values():
+        assert client.post("/prompt-sets", json=example["value"]).status_code in (200, 201)
+    for media_type in ("text/plain", "text/csv"):
+        assert post(client, content[media_type]["example"], media_type, name=media_type[5:]).status_code == 201
+    references = _references(content)
+    assert references
+    for reference in references:
+        name = reference.removeprefix("#/components/schemas/")
+        assert name in document["components"]["schemas"]
+
+
+def _references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*map(_references, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_references, value))
+    return set()

@@ -1,0 +1,72 @@
+"""Parts are started again when they die, and end in order."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.core.errors import ProgramError
+from api.stack.program import Program
+from api.stack.supervisor import Supervisor
+from api.stack.terminal import Terminal
+
+PATIENCE_SECONDS = 60
+WORKING = """
+import pathlib, signal, sys, time
+here = pathlib.Path({name!r})
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("ended").open("a").write({name!r}), sys.exit(0)))
+here.touch()
+while here.exists():
+    time.sleep(0.01)
+sys.exit(3)
+"""
+
+
+def program(folder: Path, name: str, code: str = WORKING) -> Program:
+    """One that works while its file is there, and dies when it is taken away."""
+    command = (sys.executable, "-c", code.format(name=name))
+    return Program(name, command, (folder / name).exists, folder)
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    with (tmp_path / "lock").open("w") as lock:
+        made = Supervisor(tmp_path, Terminal(6, verbose=False), lock.fileno())
+        yield made
+        made.hurry.set()
+        made.end()
+
+
+def until_there(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_part_that_dies_is_started_again_and_said_so(
+    tmp_path: Path, supervisor: Supervisor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor.start(program(tmp_path, "one"))
+    (tmp_path / "one").unlink()
+    until_there(tmp_path / "one")
+    assert supervisor.end()
+    assert "one    | ended with exit code 3; it is started again in 0.5 s\n" in capsys.readouterr().out
+
+
+def test_parts_end_in_the_opposite_order(tmp_path: Path, supervisor: Supervisor) -> None:
+    for name in ("a", "b", "c"):
+        supervisor.start(program(tmp_path, name))
+    assert supervisor.end()
+    assert (tmp_path / "ended").read_text() == "cba"
+
+
+def test_a_part_that_dies_before_it_works_ends_the_start(
+    tmp_path: Path, supervisor: Supervisor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = program(tmp_path, "broken", "print('no such thing'); raise SystemExit(2)")
+    with pytest.raises(ProgramError, match="broken ended with exit code 2"):
+        supervisor.start(broken)
+    assert "broken | no such thing\n" in capsys.readouterr().out
