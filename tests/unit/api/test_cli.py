@@ -340,8 +340,8 @@ def test_every_example_in_the_help_is_a_command() -> None:
     assert count > 15
 
 
-def test_the_command_line_starts_without_torch_or_the_hub() -> None:
-    code = "import sys, api.cli; print(sorted({'torch', 'diffusers', 'huggingface_hub', 'worker'} & set(sys.modules)))"
+def test_the_command_line_starts_without_torch_or_the_worker() -> None:
+    code = "import sys, api.cli; print(sorted({'torch', 'diffusers', 'worker'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
