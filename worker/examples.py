@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from api.core.queries import results
 from api.core.specs import RoundSpec, TrainingJobSpec
 from api.core.states import SampleRole, Verdict
-from api.core.tables import Model
+from api.core.tables import Model, Pair
 from dfusion.advantages import RewardHistory
 from dfusion.config import TrainingConfig
 from dfusion.training_data import Example, TrainingPair, TrainingSample
@@ -30,7 +30,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """One side of a pair with its score by the pair's scorer."""
 
     sample: StoredSample
@@ -58,25 +58,34 @@ def lesson(task: Task, config: TrainingConfig, parent: Model) -> Lesson:
     return Lesson(list(examples), len(pairs), sum(bool(pair.row.adopted) for pair in pairs))
 
 
-def _sides(pair: PairSamples, spec: RoundSpec | TrainingJobSpec) -> tuple[_Side, _Side] | None:
-    """The better and the worse side: as people said, where the job asks them and they did, or by Eq. 7: the target
-    where it was adopted, else the reference, over the base. None where people see no better one."""
-    row = pair.row
-    base = _Side(pair.base, row.base_score)
-    target = _Side(pair.target, row.target_score) if pair.target and row.target_score is not None else None
+def _sides(pair: PairSamples, spec: RoundSpec | TrainingJobSpec) -> tuple[Side, Side] | None:
     asks = spec.review if isinstance(spec, RoundSpec) else spec.prefer == "verdicts"
-    if asks and row.verdict is not None:
-        better = target or _Side(pair.reference, row.reference_score)
+    return better_and_worse(pair, asks)
+
+
+def better_and_worse(pair: PairSamples, by_verdicts: bool) -> tuple[Side, Side] | None:
+    """The better and the worse side: as people said, where they are asked and did, or by Eq. 7: the target where it
+    was adopted, else the reference, over the base. None where people see no better one."""
+    row = pair.row
+    base, reference = Side(pair.base, row.base_score), Side(pair.reference, row.reference_score)
+    target = Side(pair.target, row.target_score) if pair.target and row.target_score is not None else None
+    if by_verdicts and row.verdict is not None:
+        better = target or reference
         if row.verdict == Verdict.TARGET:
             return better, base
         return (base, better) if row.verdict == Verdict.BASE else None
-    if row.adopted and target is not None:
+    if row.adopted and target is not None and not _is_copy(row):
         return target, base
-    return _Side(pair.reference, row.reference_score), base
+    return reference, base
+
+
+def _is_copy(row: Pair) -> bool:
+    """Whether the mask was empty, so that the target is its base over again and teaches nothing."""
+    return row.figures.get("mask_cover") == 0
 
 
 def _pair(
-    pair: PairSamples, better: _Side, worse: _Side, stored: Mapping[str, Trajectory], parent: Model
+    pair: PairSamples, better: Side, worse: Side, stored: Mapping[str, Trajectory], parent: Model
 ) -> TrainingPair:
     return TrainingPair(
         trajectory_of(better.sample, stored),
@@ -93,7 +102,7 @@ def _drawn_by(sample: StoredSample, parent: Model) -> bool:
 
 def _pair_samples(
     task: Task,
-    decided: Sequence[tuple[PairSamples, _Side, _Side]],
+    decided: Sequence[tuple[PairSamples, Side, Side]],
     stored: Mapping[str, Trajectory],
     config: TrainingConfig,
     parent: Model,

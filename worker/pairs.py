@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from api.core.errors import TrajectoryGoneError
 from api.core.queries import results
 from api.core.specs import FusionJobSpec, RoundSpec
 from api.core.tables import Artifact, Pair, Sample
@@ -16,7 +17,7 @@ from worker.task import Task
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample with where its trajectory is (artifact and row) and its image."""
+    """A sample with its image and where its trajectory is: artifact and row, empty where it is not kept."""
 
     row: Sample
     trajectory: str
@@ -61,20 +62,21 @@ def with_samples(task: Task, rows: Sequence[Pair]) -> list[PairSamples]:
 
 
 def stored_samples(task: Task, samples: Collection[Sample]) -> dict[str, StoredSample]:
-    """Those of the samples whose trajectories are kept, by id."""
+    """The samples with their images, by id."""
     with task.reading() as session:
         images = results.artifacts(session, [sample.image_artifact_id for sample in samples])
     return {
         sample.id: StoredSample(
-            sample, sample.trajectory_artifact_id, sample.trajectory_row, images[sample.image_artifact_id]
+            sample, sample.trajectory_artifact_id or "", sample.trajectory_row or 0, images[sample.image_artifact_id]
         )
         for sample in samples
-        if sample.trajectory_artifact_id is not None and sample.trajectory_row is not None
     }
 
 
 def trajectory_of(sample: StoredSample, stored: Mapping[str, Trajectory]) -> Trajectory:
-    """The sample's own trajectory, of one sample."""
+    """The sample's own trajectory, of one sample. Raises TrajectoryGoneError where it is not kept any more."""
+    if sample.trajectory not in stored:
+        raise TrajectoryGoneError(f"the trajectory of {sample.row.id} is not kept (DFUSION_KEEP_TRAJECTORIES)")
     return stored[sample.trajectory].select([sample.trajectory_row])
 
 

@@ -95,6 +95,9 @@ class _Checker:
         reward = spec.reward or (base.reward if base else None)
         watch = spec.watch or (base.watch if base else None)
         self._scorer("/reward", reward or "", "the model has no reward of its own")
+        if spec.review and spec.training.algorithm != "dpo":
+            message = f"verdicts say which side is better, which {spec.training.algorithm} does not learn from"
+            self.wrong("/review", message, "invalid_request")
         if watch is not None:
             self._scorer("/watch", watch)
         evaluation = spec.evaluation
@@ -137,6 +140,7 @@ class _Checker:
         reward = spec.reward or (base.reward if base else None)
         self._scorer("/reward", reward or "", "the model has no reward of its own")
         sampling = _sampling_of(job)
+        self._maps_fit(spec, job)
         if spec.fusion.first_step >= sampling.num_steps:
             self.wrong(
                 "/fusion/first_step",
@@ -148,6 +152,18 @@ class _Checker:
         prompts = len(prompt_set.prompts) if prompt_set and spec.sampling else 0
         sizes = Sizes(self._settings.shard_prompts, prompts, per_prompt, pairs, sampling)
         return Checked(spec.model_copy(update={"reward": reward}), sizes, model, prompt_set)
+
+    def _maps_fit(self, spec: FusionJobSpec, job: Job) -> None:
+        """Whether the samples have item maps, recorded where the fusion looks for masks."""
+        sampled = spec_of(job.kind, job.spec)
+        source = sampled.mask_source if isinstance(sampled, SamplingJobSpec) else None
+        if isinstance(sampled, RoundSpec) and sampled.fusion is not None:
+            source = sampled.fusion.mask_source
+        if source is None:
+            self.wrong("/pairs", f"{job.id} sampled without item maps, so that nothing can be fused", "no_item_maps")
+        elif source != spec.fusion.mask_source:
+            message = f"expected {source!r}, where the samples' maps were recorded, got {spec.fusion.mask_source!r}"
+            self.wrong("/fusion/mask_source", message, "invalid_request")
 
     def _pairs_to_fuse(self, spec: FusionJobSpec) -> tuple[Job, list[Sample], int] | None:
         """The job whose samples they are, bases (some, where a sampling is paired), and how many pairs are named."""
@@ -189,6 +205,7 @@ class _Checker:
             if row.role == SampleRole.TARGET:
                 message = "expected a sample that was sampled, got one that was fused"
                 self.wrong(f"/pairs/{n}/{role}", message, "invalid_request")
+        self._one_base(f"/pairs/{n}", [reference, base])
         if reference.prompt != base.prompt:
             message = f"expected samples of one prompt, got {reference.prompt!r} and {base.prompt!r}"
             self.wrong(f"/pairs/{n}", message, "prompts_differ")
@@ -223,18 +240,36 @@ class _Checker:
         model = self._model("/model", spec.model)[0] if spec.model else None
         if spec.model is None:
             model = self._one_model("/pairs", [samples[pair.base_id] for pair in pairs])
+        self._one_base("/pairs", samples.values(), model)
         sampled = {samples[pair.base_id].job_id for pair in pairs} | {samples[p.reference_id].job_id for p in pairs}
         configs = {_sampling_of(jobs.get(self._session, job_id)) for job_id in sampled}
         self._adapter_is_kept(model, spec.training)
         if len(configs) > 1:
             self.wrong("/pairs", "expected samples made with the same steps, guidance and eta", "invalid_request")
+        if spec.prefer == "verdicts" and spec.training.algorithm != "dpo":
+            self.wrong(
+                "/prefer",
+                f"verdicts say which side is better, which {spec.training.algorithm} does not learn from",
+                "invalid_request",
+            )
         return Checked(spec, Sizes(self._settings.shard_prompts, pairs=len(pairs), sampling=configs.pop()), model)
+
+    def _one_base(self, pointer: str, samples: Iterable[Sample], model: Model | None = None) -> None:
+        """Latents of another base model mean something else, even where their shapes agree."""
+        bases = {results.get_model(self._session, model_id).base for model_id in {s.model_id for s in samples}}
+        bases |= {model.base} if model is not None else set()
+        if len(bases) > 1:
+            self.wrong(pointer, f"expected samples of one base model, got {sorted(bases)}", "models_differ")
 
     def _pairs_to_train_on(self, spec: TrainingJobSpec) -> list[Pair]:
         found: list[Pair] = []
         for n, pair_id in enumerate(spec.pairs or ()):
             get = lambda pair_id=pair_id: results.get_pair(self._session, pair_id)  # noqa: E731
             pair = self._found(f"/pairs/{n}", get, "unknown_pair")
+            if pair is not None and pair.adopted is None:
+                self.wrong(f"/pairs/{n}", f"{pair.id} is still being made", "unsuitable_pair")
+            if pair is not None and pair.id in {other.id for other in found}:
+                self.wrong(f"/pairs/{n}", "expected each pair once", "invalid_request")
             found += [pair] if pair else []
         for n, job_id in enumerate(spec.jobs or ()):
             job = self._found(f"/jobs/{n}", lambda job_id=job_id: jobs.get(self._session, job_id), "unknown_job")  # type: ignore[misc]
@@ -251,6 +286,9 @@ class _Checker:
             self.wrong("/models", "expected different models, got one under two names", "invalid_request")
         sets = [self._prompt_set(f"/prompt_sets/{n}", name) for n, name in enumerate(spec.prompt_sets or ())]
         new_set = prompt_sets.unsaved(spec.prompts) if spec.prompts else None
+        names = [row.name or row.id for row in sets if row is not None]
+        if len(set(names)) < len(names):
+            self.wrong("/prompt_sets", f"expected each set once, got {names}", "invalid_request")
         for base in {base.name: base for _, base in found if base}.values():
             self._fits_prompts("/prompts", base, new_set)
             for n, row in enumerate(sets):
@@ -263,7 +301,10 @@ class _Checker:
             self.wrong("/scorers", "the models have no scorers of their own; name some", "unknown_scorer")
         self._scorer_list("/scorers", scorers)
         rows = [row for row in (*sets, new_set) if row is not None]
-        measured = tuple(PromptsToMeasure(row.name or "prompts", row.id, len(row.prompts)) for row in rows)
+        measured = tuple(
+            PromptsToMeasure(row.name or ("prompts" if row is new_set else row.id), row.id, len(row.prompts))
+            for row in rows
+        )
         images = sum(one.prompts for one in measured) * spec.samples_per_prompt * len(models)
         self._limit("/samples_per_prompt", images)
         if not models:
@@ -363,6 +404,8 @@ class _Checker:
         return (base.scorers if base else ()) or ((reward,) if reward else None)
 
     def _scorer_list(self, pointer: str, scorers: Sequence[ScorerRef]) -> None:
+        if len(set(scorers)) < len(scorers):
+            self.wrong(pointer, "expected each scorer once", "invalid_request")
         for n, scorer in enumerate(scorers):
             self._scorer(f"{pointer}/{n}", scorer)
 

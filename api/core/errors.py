@@ -18,6 +18,7 @@ ServiceError
   OutcomeUnknownError       the database went away at a commit, and nobody knows whether it took place
   StorageError              an artifact could not be written or read
     StorageCorruptError     an artifact's bytes are not those that were stored
+  TrajectoryGoneError       a trajectory is needed that is not kept
   StartError                the service may not start
     AlreadyRunningError     another service has the data folder
     UnknownRevisionError    the database was made by another version
@@ -164,6 +165,12 @@ class StorageError(ServiceError):
 
     code = "storage"
     retryable = True
+
+
+class TrajectoryGoneError(ServiceError):
+    """A trajectory is needed that the installation does not keep."""
+
+    code = "trajectory_gone"
 
 
 class StorageCorruptError(StorageError):

@@ -80,11 +80,15 @@ class RoundSpec(SamplesSpec):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("preset") not in PRESETS:
+        wanted = given.get("preset") if isinstance(given, Mapping) else None
+        preset = next((preset for name, preset in PRESETS.items() if name == wanted), None)
+        if preset is None:
             return given
-        preset, filled = PRESETS[given["preset"]], dict(given)
+        filled = dict(given)
         for name in ("fusion", "pairing"):
             own = given.get(name, {})
+            if isinstance(own, Settings):
+                own = own.model_dump(exclude_unset=True)
             if isinstance(own, Mapping):
                 filled[name] = {**getattr(preset, name).model_dump(), **own}
         return filled
@@ -179,6 +183,9 @@ class ExportJobSpec(Labelled):
     model: Name | None = Field(None, description="The id of a trained model, for diffusers, kohya and merged")
     job: Name | None = Field(None, description="A job with pairs, for parquet")
     format: Literal["diffusers", "kohya", "merged", "parquet"]
+    prefer: Literal["adoption", "verdicts"] = Field(
+        "adoption", description="parquet: which side of a pair is better, as for a training"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

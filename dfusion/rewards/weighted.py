@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,8 @@ class WeightedScorer:
         if not parts:
             raise InvalidInputError("parts: expected at least one scorer, got none")
         self._parts = tuple(parts)
-        self.version = "+".join(f"{weight!r}*{scorer.name}@{scorer.version}" for weight, scorer in parts)
-        self.name = name or "+".join(f"{weight!r}*{scorer.name}" for weight, scorer in parts)
+        self.version = _short("+".join(f"{weight!r}*{scorer.name}@{scorer.version}" for weight, scorer in parts), 200)
+        self.name = name or _short("+".join(f"{weight!r}*{scorer.name}" for weight, scorer in parts), 100)
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """The weighted sum for each image (B, H, W, 3) uint8. Raises what the parts raise."""
@@ -29,3 +30,10 @@ class WeightedScorer:
         for weight, scorer in self._parts:
             totals += weight * np.array(checked_scores(scorer.name, scorer.score(images, prompts), len(prompts)))
         return checked_scores(self.name, totals.tolist(), len(prompts))
+
+
+def _short(text: str, most: int) -> str:
+    """The text, or its beginning and a digest of the whole: names and versions are columns of tables."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 13]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -3,6 +3,7 @@
 import io
 import math
 import statistics
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from fastapi.testclient import TestClient
 
+from api.core import execution
 from api.main import create_app
 from tests.installation import Installation
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle
+from worker.runner import run_stage
 from worker.stages import train
+from worker.workbench import Workbench
 
 STEPS = {"num_steps": 4}
 FUSION = {"first_step": 1, "last_step": 3}
@@ -337,3 +341,91 @@ def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
         mean, std = statistics.fmean(history), statistics.pstdev(history)
         expected += [(scores[prompt, 2, n] - mean) / std for n in range(4)]
     assert [one.advantage for one in learned[1]] == pytest.approx(expected)
+
+
+def test_the_baseline_is_the_requests_first_model_whoever_is_done_first(
+    installation: Installation, trained: dict[str, Any]
+) -> None:
+    body = {"models": ["tiny", trained["last_model"]], "prompts": PROMPTS[:1], "samples_per_prompt": 2}
+    job_id = installation.ask("/evaluations", body | {"sampling": STEPS, "scorers": ["brightness"], "resamples": 100})
+    service, stop = installation.service, threading.Event()
+    bench = Workbench.of(service)
+    held = [execution.claim(service.uow, service.settings, "test") for _ in range(2)]
+    for claim in reversed(held):
+        assert claim is not None and claim.kind == "evaluate"
+        run_stage(bench, claim, stop)
+    work_until_idle(service)
+    [compared] = installation.get(f"/jobs/{job_id}")["result"]["splits"]["prompts"]["compared_with_the_first"]
+    assert (compared["baseline"], compared["model"]) == (installation.get("/models/tiny")["id"], trained["last_model"])
+
+
+def test_a_pair_is_fused_again_with_its_own_thresholds(installation: Installation, sampled: dict[str, Any]) -> None:
+    one, two = installation.all(f"/samples?job={sampled['id']}")[:2]
+    body = {"pairs": [{"reference": one["id"], "base": two["id"]}], "fusion": FUSION, "reward": "brightness"}
+    first = installation.done("/fusions", body | {"thresholds": [0.5]})
+    [pair] = installation.all(f"/pairs?job={first['id']}")
+    again = installation.done("/fusions", {"pair": pair["id"], "fusion": FUSION, "reward": "brightness"})
+    assert installation.all(f"/pairs?job={again['id']}")[0]["thresholds"] == [0.5]
+
+
+def test_the_same_text_twice_keeps_its_own_thresholds(installation: Installation) -> None:
+    prompts = [PROMPTS[0], {**PROMPTS[0], "thresholds": [0.4]}]
+    job = installation.done("/rounds", round_body(prompts=prompts, evaluation=None, pairing=EVERY_TARGET))
+    found = {(p["prompt_index"], p["thresholds"][0]) for p in installation.all(f"/pairs?job={job['id']}")}
+    assert found == {(0, 0.02), (1, 0.4)}
+
+
+def test_a_fusion_leaves_the_roles_of_other_jobs_samples(installation: Installation, sampled: dict[str, Any]) -> None:
+    roles = {sample["role"] for sample in installation.all(f"/samples?job={sampled['id']}")}
+    assert roles == {"plain"}
+
+
+def test_a_review_without_pairs_keeps_nobody_waiting(installation: Installation) -> None:
+    job = installation.done("/rounds", round_body(review=True, reward="constant", evaluation=None))
+    assert (job["state"], job["made"]["pairs"]) == ("succeeded", 0)
+
+
+def test_targets_that_copy_their_bases_teach_nothing_and_end_nothing(installation: Installation) -> None:
+    prompts = [{**PROMPTS[0], "thresholds": [0.999999]}]  # an empty mask
+    job = installation.done("/rounds", round_body(prompts=prompts, evaluation=None, pairing=EVERY_TARGET))
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    assert {pair["figures"]["mask_cover"] for pair in installation.all(f"/pairs?job={job['id']}")} == {0}
+
+
+def test_verdicts_decide_in_a_data_set_where_they_are_asked(installation: Installation, fused: dict[str, Any]) -> None:
+    pairs = installation.all(f"/pairs?job={fused['id']}")
+    for pair, verdict in zip(pairs, ["base", "reject", *["target"] * 4], strict=True):
+        installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict})
+    installation.done("/exports", {"job": fused["id"], "format": "parquet", "prefer": "verdicts"})
+    newest = installation.get(f"/exports?job={fused['id']}")["data"][0]
+    table = pyarrow.parquet.read_table(io.BytesIO(installation.client.get(newest["artifact"]).content))
+    assert table["pair_id"].to_pylist() == [pair["id"] for pair in pairs if pair is not pairs[1]]
+    assert (table["role_0"][0].as_py(), table["role_1"][0].as_py()) == ("base", "target")
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "pointer"),
+    [
+        ("/rounds", {"preset": []}, "/preset"),
+        ("/rounds", {"review": True, "training": {"algorithm": "ddpo"}}, "/review"),
+        ("/rounds", {"evaluation": {"scorers": ["brightness", "brightness"]}}, "/evaluation/scorers"),
+        ("/evaluations", {"prompt_sets": ["shapes-position-test"] * 2}, "/prompt_sets"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(
+    installation: Installation, path: str, changes: dict[str, Any], pointer: str
+) -> None:
+    body = round_body() if path == "/rounds" else {"models": ["tiny"], "scorers": ["brightness"]}
+    answer = installation.client.post(path, json=body | changes)
+    assert answer.status_code == 422, answer.text
+    assert any(error["pointer"] == pointer for error in answer.json()["errors"]), answer.text
+
+
+def test_latents_of_another_base_model_are_refused(
+    installation: Installation, sampled: dict[str, Any], fused: dict[str, Any]
+) -> None:
+    other = installation.client.post("/trainings", json={"jobs": [fused["id"]], "model": "shapes"}).json()
+    assert (other["code"], other["errors"][0]["pointer"]) == ("models_differ", "/pairs")
+    layers = {"sampling": sampled["id"], "fusion": FUSION | {"mask_source": "resolution"}, "reward": "brightness"}
+    answer = installation.client.post("/fusions", json=layers).json()
+    assert answer["errors"][0]["pointer"] == "/fusion/mask_source"

@@ -25,7 +25,11 @@ def run(task: Task) -> Record:
         scores = results.scores(session, [sample.id for sample in samples])
     metrics = list(_metrics(task, samples, scores))
     spec = task.spec
-    result = _comparison(spec, samples, scores) if isinstance(spec, EvaluationJobSpec) else None
+    result = None
+    if isinstance(spec, EvaluationJobSpec):
+        with task.reading() as session:
+            first = jobs.get(session, task.claim.job_id).model_id
+        result = _comparison(spec, first, samples, scores)
 
     def record(session: Session) -> None:
         results.add_all(session, metrics)
@@ -57,29 +61,32 @@ def _metrics(task: Task, samples: Sequence[Sample], scores: Mapping[str, Sequenc
 
 
 def _comparison(
-    spec: EvaluationJobSpec, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]
+    spec: EvaluationJobSpec, first: str | None, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]
 ) -> dict[str, Any]:
-    """By split: every model by every scorer with its interval, and every model against the first, image by image."""
+    """By split: every model by every scorer with its interval, and every model against the request's first, image by
+    image. Which shard was done first does not matter."""
     bootstrap = Bootstrap(spec.confidence, spec.resamples, seed=0)
     splits = dict.fromkeys(sample.split for sample in samples)
     return {
         "confidence": spec.confidence,
         "splits": {
-            split: _of_split([sample for sample in samples if sample.split == split], scores, bootstrap)
+            split: _of_split([sample for sample in samples if sample.split == split], first, scores, bootstrap)
             for split in splits
         },
     }
 
 
-def _of_split(samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap) -> dict[str, Any]:
+def _of_split(
+    samples: Sequence[Sample], first: str | None, scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap
+) -> dict[str, Any]:
     """Prompts are told apart by their place, too: a list may hold one twice."""
     table = ScoreTable.from_rows(
         ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)
-        for sample in sorted(samples, key=lambda s: (s.prompt_index, s.number))
+        for sample in sorted(samples, key=lambda s: (s.model_id != first, s.prompt_index, s.number))
         for score in scores[sample.id]
     )
-    first, *others = sorted(table.models, key=lambda model: [s.model_id for s in samples].index(model))
-    comparisons = (compare(table, other, first, scorer, bootstrap) for other in others for scorer in table.scorers)
+    baseline, *others = table.models
+    comparisons = (compare(table, other, baseline, scorer, bootstrap) for other in others for scorer in table.scorers)
     return {
         "models": [_summary(summary) for summary in summarise(table, bootstrap)],
         "compared_with_the_first": [

@@ -18,7 +18,8 @@ from api.core.specs import ExportJobSpec
 from api.core.tables import Export
 from dfusion.export import export_adapter
 from dfusion.preference_data import PreferencePair, write_preferences
-from worker.pairs import PairSamples, with_samples
+from worker.examples import better_and_worse
+from worker.pairs import PairSamples, StoredSample, with_samples
 from worker.task import SAFETENSORS, Record, Task
 
 _PARQUET = "application/vnd.apache.parquet"
@@ -28,7 +29,7 @@ _ZIP = "application/zip"
 def run(task: Task) -> Record:
     """The export's file; done only when it was read again."""
     spec = task.spec_as(ExportJobSpec)
-    file, figures = _pairs(task, spec.job) if spec.job else _adapter(task, spec)
+    file, figures = _pairs(task, spec.job, spec.prefer == "verdicts") if spec.job else _adapter(task, spec)
     with task.reading() as session:
         model_id = jobs.get(session, task.claim.job_id).model_id
     row = Export(
@@ -64,37 +65,43 @@ def _adapter(task: Task, spec: ExportJobSpec) -> tuple[str, dict[str, Any]]:
     return task.store("export", packed, _ZIP), asdict(report)
 
 
-def _pairs(task: Task, job_id: str) -> tuple[str, dict[str, Any]]:
+def _pairs(task: Task, job_id: str, by_verdicts: bool) -> tuple[str, dict[str, Any]]:
     with task.reading() as session:
         rows = results.job_pairs(session, job_id)
     pairs = with_samples(task, rows)
     task.heartbeat.plan(len(pairs))
     out = task.scratch / "pairs.parquet"
-    count = write_preferences(out, _preferences(task, pairs))
+    count = write_preferences(out, _preferences(task, pairs, by_verdicts))
     return task.store("export", out, _PARQUET), {"pairs": count}
 
 
-def _preferences(task: Task, pairs: list[PairSamples]) -> Iterator[PreferencePair]:
-    """The side that trains (Eq. 7) over the base."""
+def _preferences(task: Task, pairs: list[PairSamples], by_verdicts: bool) -> Iterator[PreferencePair]:
+    """The side that trains over the other; pairs without a better one are left out."""
     for pair in pairs:
-        row = pair.row
-        adopted = bool(row.adopted) and pair.target is not None
-        better = pair.target if adopted and pair.target is not None else pair.reference
-        score = row.target_score if adopted and row.target_score is not None else row.reference_score
+        row, sides = pair.row, better_and_worse(pair, by_verdicts)
+        task.heartbeat.step()
+        if sides is None:
+            continue
+        better, worse = sides
         yield PreferencePair(
             pair_id=row.id,
             caption=row.prompt,
-            images=(task.read_bytes(better.image), task.read_bytes(pair.base.image)),
-            roles=("target" if adopted else "reference", "base"),
-            seeds=(better.row.seed, pair.base.row.seed),
-            scores=(score, row.base_score),
+            images=(task.read_bytes(better.sample.image), task.read_bytes(worse.sample.image)),
+            roles=(_role(pair, better.sample), _role(pair, worse.sample)),
+            seeds=(better.sample.row.seed, worse.sample.row.seed),
+            scores=(better.score, worse.score),
             scorer=row.scorer,
             round=row.round,
-            adopted=None if pair.target is None else adopted,
+            adopted=None if pair.target is None else bool(row.adopted),
             mask_cover=row.figures.get("mask_cover"),
             figures=_flat(row.figures),
         )
-        task.heartbeat.step()
+
+
+def _role(pair: PairSamples, sample: StoredSample) -> str:
+    """What the sample is in this pair; it may be something else in another."""
+    names = {pair.reference.row.id: "reference", pair.base.row.id: "base"}
+    return names.get(sample.row.id, "target")
 
 
 def _flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -60,12 +60,13 @@ def _score_missing(task: Task, spec: FusionJobSpec) -> Record:
     with task.reading() as session:
         samples = samples_to_fuse(session, spec)
         known = results.scores(session, [sample.id for sample in samples])
-        lacking = [s for s in samples if all(one.scorer != scorer.name for one in known[s.id])]
+        by = (scorer.name, scorer.version)
+        lacking = [s for s in samples if all((one.scorer, one.version) != by for one in known[s.id])]
         images = results.artifacts(session, [sample.image_artifact_id for sample in lacking])
     artifacts = [images[sample.image_artifact_id] for sample in lacking]
     scored = score_images(task, [scorer], artifacts, [sample.prompt for sample in lacking])
     rows = _rows([scorer], [sample.id for sample in lacking], scored)
-    return lambda session: results.add_all(session, rows)
+    return lambda session: results.add_scores(session, rows)
 
 
 def _rows(scorers: Sequence[Scorer], sample_ids: Sequence[str], scored: Scored) -> list[Score]:

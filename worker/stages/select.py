@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from sqlalchemy.orm import Session
@@ -16,12 +16,12 @@ from api.core.states import SampleRole
 from api.core.tables import Pair, Sample
 from dfusion.config import PairingConfig
 from dfusion.pairing import choose_pairs
-from dfusion.prompts import Prompt
 from worker.sources import samples_to_fuse, sides_to_fuse
 from worker.task import Record, Task
 
 _Sides = tuple[Sample, Sample]
-_Thresholds = Mapping[str, tuple[float, ...] | None]
+_Thresholds = Mapping[tuple[str | None, int], Sequence[float] | None]
+"""By prompt set and place in it: the same text may stand in several places, with other items."""
 
 
 def run(task: Task) -> Record:
@@ -34,7 +34,8 @@ def run(task: Task) -> Record:
                 samples = [sample for sample, _ in found]
                 scores = results.round_scores(session, task.claim.job_id, task.claim.round, scorer)
             sides = _choose(samples, scores, spec.pairing)
-            thresholds: _Thresholds = {prompt.text: prompt.thresholds for prompt in task.prompts()}
+            with task.reading() as session:
+                thresholds = _thresholds(session, samples)
         case FusionJobSpec() as spec:
             scorer = task.bench.scorer(spec.reward or "").name
             with task.reading() as session:
@@ -42,7 +43,10 @@ def run(task: Task) -> Record:
                 scores = _scores_by(session, samples, scorer)
                 named = spec.sampling is None
                 sides = sides_to_fuse(session, spec) if named else _choose(samples, scores, spec.pairing)
-                thresholds = _thresholds(session, samples, spec)
+                thresholds = _thresholds(session, samples)
+                own = results.get_pair(session, spec.pair).thresholds if spec.pair else None
+            if spec.thresholds or own:
+                thresholds = dict.fromkeys(thresholds, spec.thresholds or own)
         case other:
             raise ConflictError(f"nothing is paired for a {type(other).__name__}")
     pairs = [_pair(task, number, *one, scorer, scores, thresholds) for number, one in enumerate(sides)]
@@ -70,14 +74,13 @@ def _scores_by(session: Session, samples: Iterable[Sample], scorer: str) -> dict
     return {sample_id: row.value for sample_id, rows in found.items() for row in rows if row.scorer == scorer}
 
 
-def _thresholds(session: Session, samples: Iterable[Sample], spec: FusionJobSpec) -> _Thresholds:
-    """By prompt: the spec's own, or those of the prompt sets that the samples were made on."""
-    found: dict[str, tuple[float, ...] | None] = {}
-    for job_id in {sample.job_id for sample in samples}:
-        set_id = jobs.get(session, job_id).prompt_set_id
+def _thresholds(session: Session, samples: Iterable[Sample]) -> _Thresholds:
+    """Those of the prompts that the samples were made on."""
+    found: dict[tuple[str | None, int], Sequence[float] | None] = {}
+    for set_id in {sample.prompt_set_id for sample in samples}:
         row = None if set_id is None else prompt_sets.by_id(session, set_id)
-        prompts: tuple[Prompt, ...] = () if row is None else prompt_sets.prompts_of(row)
-        found |= {prompt.text: spec.thresholds or prompt.thresholds for prompt in prompts}
+        prompts = () if row is None else prompt_sets.prompts_of(row)
+        found |= {(set_id, place): prompt.thresholds for place, prompt in enumerate(prompts)}
     return found
 
 
@@ -90,7 +93,7 @@ def _pair(
     scores: Mapping[str, float],
     thresholds: _Thresholds,
 ) -> Pair:
-    own = thresholds.get(base.prompt)
+    own = thresholds.get((reference.prompt_set_id, reference.prompt_index))
     return Pair(
         id=new_id(IdKind.PAIR),
         job_id=task.claim.job_id,

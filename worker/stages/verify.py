@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from api.core import execution
 from api.core.queries import jobs, results
 from api.core.specs import FusionJobSpec, RoundSpec
 from api.core.tables import Score
@@ -46,6 +47,8 @@ def run(task: Task) -> Record:
         adopted = sum(bool(verdict.values["adopted"]) for verdict in verdicts)
         message = f"{adopted} of {len(fused)} targets adopted"
         jobs.add_event(session, task.claim.job_id, "round.verified", message, task.claim.stage_id, adopted=adopted)
+        if not pairs:
+            execution.end_review(session, jobs.get(session, task.claim.job_id), "there is no pair to judge")
 
     return record
 

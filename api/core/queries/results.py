@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy import func, inspect, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
@@ -33,6 +34,22 @@ def add_all(session: Session, rows: Iterable[Table]) -> None:
     for (job_id, name), number in made.items():
         query = update(Job).where(Job.id == job_id).values({name: getattr(Job, name) + number})
         session.execute(query, execution_options={"synchronize_session": False})
+
+
+def add_scores(session: Session, rows: Sequence[Score]) -> None:
+    """Insert those scores that nobody else has inserted meanwhile: equal images have equal scores."""
+    known = {
+        (row.sample_id, row.scorer, row.version)
+        for found in scores(session, [r.sample_id for r in rows]).values()
+        for row in found
+    }
+    for row in rows:
+        if (row.sample_id, row.scorer, row.version) not in known:
+            try:
+                with session.begin_nested():
+                    add_all(session, [row])
+            except IntegrityError:  # at the same moment, on a database that writes in parallel
+                continue
 
 
 def _copy(row: Table) -> Table:
@@ -132,10 +149,10 @@ def samples_of_job(session: Session, job_id: str, round_number: int, role: str) 
 
 
 def mark_paired(session: Session, job_id: str, round_number: int) -> None:
-    """Give the round's samples that are in pairs their roles."""
+    """Give the round's own samples that are in pairs their roles; those of other jobs keep theirs."""
     for column, role in ((Pair.reference_id, SampleRole.REFERENCE), (Pair.base_id, SampleRole.BASE)):
         inside = select(column).where(Pair.job_id == job_id, Pair.round == round_number)
-        query = update(Sample).where(Sample.id.in_(inside)).values(role=role)
+        query = update(Sample).where(Sample.job_id == job_id, Sample.id.in_(inside)).values(role=role)
         session.execute(query, execution_options={"synchronize_session": False})
 
 
