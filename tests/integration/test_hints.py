@@ -40,7 +40,7 @@ def queue() -> Memory:
 
 @pytest.fixture
 def service(tmp_path: Path, queue: Memory) -> Iterator[Service]:
-    models = {"tiny": tmp_path / "tiny", "other": tmp_path / "other"}
+    models = {name: str(tmp_path / name) for name in ("tiny", "other")}
     opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", models=models), queue)
     yield opened
     opened.close()
