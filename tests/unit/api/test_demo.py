@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from api.demo import before_and_after, contact_sheet, html_report
+from api.demo import before_and_after, contact_sheet, html_report, triptychs
 
 
 def metric(round_number, split, scorer, mean):
@@ -44,3 +44,15 @@ def test_report_needs_no_other_file_and_escapes_prompts():
     assert "a &lt;b&gt;red&lt;/b&gt; star" in page
     assert page.count("data:image/png;base64,") == 4
     assert "+0.3000" in page and "http" not in page
+
+
+def test_pairs_are_those_that_gained_most(live):
+    with live.client() as client:
+        adopted = list(client.pairs(job=live.done_job, adopted=True))
+        chosen = triptychs(client, live.done_job, 2)
+        rows = before_and_after([metric.model_dump() for metric in client.metrics(live.done_job).data])
+    gains = sorted((pair.target.score - pair.base.score for pair in adopted), reverse=True)
+    assert [row["pair"]["target"]["score"] - row["pair"]["base"]["score"] for row in chosen] == gains[:2] != []
+    assert all([picture.size for picture in row["pictures"]] == [(128, 128)] * 4 for row in chosen)
+    assert [row[:2] for row in rows] == [("train", "brightness")]
+    assert contact_sheet(chosen).height == 34 + 2 * 162
