@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stack test check fix bench clean
+.PHONY: help demo serve stack test check check-docker fix bench clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ check: $(VENV)/.ready ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-docker: $(VENV)/.ready ## what the Dockerfiles install, in clean environments; takes minutes
+	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py
 
 fix: $(VENV)/.ready ## format and mend what a linter can mend
 	$(BIN)/ruff format .
