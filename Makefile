@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stack test test-faults check fix bench bench-service clean
+.PHONY: help demo serve stack test test-faults check check-docker fix bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ check: $(VENV)/.ready ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-docker: $(VENV)/.ready ## what the Dockerfiles install, in clean environments; takes minutes
+	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py
 
 fix: $(VENV)/.ready ## format and mend what a linter can mend
 	$(BIN)/ruff format .

@@ -22,8 +22,9 @@ import pytest
 from api.stack.program import free_port
 from api.stack.servers import RedisServer, S3Server
 from tests import compose
-from tests.acceptance.test_service import PATIENCE_SECONDS, ROOT, ended, until
 from tests.compose import SECRETS
+from tests.deployment import PATIENCE_SECONDS, ROOT, until
+from tests.following import ended
 from tests.servers import PostgresServer, postgres_server
 from tests.service import SCORERS, round_body
 

@@ -17,7 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.acceptance.test_service import PATIENCE_SECONDS, ROOT, ended, is_ready, until
+from tests.deployment import PATIENCE_SECONDS, ROOT, until
+from tests.following import ended, is_ready
 from tests.service import round_body, settings_for
 
 

@@ -114,7 +114,7 @@ def test_a_stage_that_goes_back_is_hinted_again(service: Service, queue: Memory)
     start(service)
     held = take(service)
     queue.hints.clear()
-    execution.give_back(service.uow, held)
+    execution.give_back(service.uow, service.settings, held)
     assert told(service, queue) == [(held.kind, "gpu")]
 
 

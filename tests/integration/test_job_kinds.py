@@ -346,6 +346,7 @@ def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
 def test_the_baseline_is_the_requests_first_model_whoever_is_done_first(
     installation: Installation, trained: dict[str, Any]
 ) -> None:
+    work_until_idle(installation.service)  # what other tests have asked for
     body = {"models": ["tiny", trained["last_model"]], "prompts": PROMPTS[:1], "samples_per_prompt": 2}
     job_id = installation.ask("/evaluations", body | {"sampling": STEPS, "scorers": ["brightness"], "resamples": 100})
     service, stop = installation.service, threading.Event()

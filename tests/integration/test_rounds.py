@@ -16,7 +16,7 @@ from api.core.seeds import sample_seed
 from api.core.service import cancel_job
 from api.main import create_app
 from tests.installation import Installation
-from tests.service import PROMPTS, settings_for, work_until_idle
+from tests.service import PROMPTS, round_body, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat
 from worker.stages import train
 
@@ -159,11 +159,10 @@ def test_a_round_without_pairs_says_so_and_trains_nothing(installation: Installa
     assert installation.events(job).count("round.without_pairs") == 2
 
 
-def test_a_prompt_that_the_tokenizer_cannot_take_fails_with_a_reason(installation: Installation) -> None:
+def test_a_prompt_that_the_tokenizer_cannot_take_is_refused(installation: Installation) -> None:
     prompt = {"text": "a circle " * 50, "items": ["circle"], "thresholds": [0.1]}
-    job = installation.run(prompts=[prompt])
-    assert (job["state"], job["error"]["code"]) == ("failed", "invalid_input")
-    assert "tokens" in job["error"]["message"]
+    answer = installation.client.post("/rounds", json=round_body(prompts=[prompt]))
+    assert (answer.status_code, answer.json()["code"]) == (422, "prompt_too_long")
 
 
 def test_a_missing_model_fails_with_a_reason(tmp_path: Path) -> None:

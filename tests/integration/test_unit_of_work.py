@@ -44,7 +44,7 @@ def far(postgres_url: str, proxy: CuttingProxy) -> Iterator[UnitOfWork]:
 
 
 def add_set(name: str) -> Callable[[Session], str]:
-    return lambda session: prompt_sets.add(session, PROMPTS, name).id
+    return lambda session: prompt_sets.add(session, prompt_sets.unsaved(PROMPTS, name)).id
 
 
 def is_there(session: Session, set_id: str) -> bool:
@@ -89,7 +89,7 @@ def test_reading_is_one_view_and_changes_nothing(uow: UnitOfWork) -> None:
         uow.run(add_set("later"))
         assert (before, prompt_sets.latest(session, "later")) == (None, None)
     with uow.reading() as session, pytest.raises(DBAPIError, match="read-only"):
-        prompt_sets.add(session, PROMPTS, "never")
+        prompt_sets.add(session, prompt_sets.unsaved(PROMPTS, "never"))
     assert names(uow) == ["later"]
 
 
@@ -123,7 +123,7 @@ def test_a_connection_lost_before_the_commit_is_tried_again(uow: UnitOfWork, pos
     tries: list[str] = []
 
     def add(session: Session) -> str:
-        set_id = prompt_sets.add(session, PROMPTS, "one").id
+        set_id = prompt_sets.add(session, prompt_sets.unsaved(PROMPTS, "one")).id
         tries.append(set_id)
         if len(tries) == 1:
             pid = session.scalar(text("SELECT pg_backend_pid()"))

@@ -1,8 +1,9 @@
 """docker-compose.yml is valid, and what it runs has no more rights than it needs."""
 
+import importlib.util
 import json
 import re
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -28,9 +29,12 @@ def seconds(text: str) -> int:
 
 
 def test_it_follows_the_compose_specification() -> None:
-    pytest.importorskip("check_jsonschema", reason="it brings the Compose Specification's schema")
-    file = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
-    validator = jsonschema.Draft7Validator(json.loads(file.read_text("utf-8")))
+    package = importlib.util.find_spec("check_jsonschema")
+    if package is None or package.origin is None:
+        pytest.skip("check-jsonschema, which brings the Compose Specification's schema, is not installed")
+    file = Path(package.origin).parent / "builtin_schemas" / "vendor" / "compose-spec.json"
+    schema = json.loads(file.read_text("utf-8"))
+    validator = jsonschema.validators.validator_for(schema)(schema)
     for content in (compose.raw(), compose.interpolated(SECRETS)):
         assert [error.message for error in validator.iter_errors(content)] == []
         content["services"]["api"]["no_such_thing"] = 1

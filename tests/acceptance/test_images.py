@@ -1,0 +1,77 @@
+"""What the Dockerfiles install, in clean environments of this machine: `make check-docker`. Takes minutes and a network.
+
+Each file's lines `RUN pip install …` are run as they stand, over what .dockerignore lets through. An index for torch is
+taken from TORCH_INDEX; without it, pip's own is asked.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.deployment import ROOT
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("CHECK_DOCKER") != "1",
+    reason="installs each image's packages, which takes minutes: make check-docker",
+)
+HEAVY = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip")
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """What .dockerignore lets through."""
+    rules = (ROOT / ".dockerignore").read_text("utf-8").split()
+    assert rules[0] == "*"
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in [rule[1:] for rule in rules if rule.startswith("!")]:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        else:
+            shutil.copy(ROOT / name, context / name)
+    return context
+
+
+def install(dockerfile: str, context: Path, folder: Path) -> Path:
+    """A new environment with what the file installs; its Python."""
+    text = (ROOT / "docker" / dockerfile).read_text("utf-8")
+    steps = re.findall(r"^RUN (pip install .*)$", text, re.MULTILINE)
+    assert len(steps) >= 3
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    index = os.environ.get("TORCH_INDEX", "")
+    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TORCH_INDEX": index}
+    environment.pop("PYTHONPATH", None)
+    for step in steps:
+        line = step if index else step.replace('--index-url "$TORCH_INDEX" ', "")
+        subprocess.run(["/bin/sh", "-c", line], cwd=context, env=environment, check=True)
+    return folder / "bin" / "python"
+
+
+def run(python: Path, folder: Path, *arguments: str) -> str:
+    """What a program of the environment prints, away from the source."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DFUSION_", "PYTHON"))}
+    done = subprocess.run(
+        [python, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_apis_image_starts_without_torch(tmp_path: Path, context: Path) -> None:
+    python = install("api.Dockerfile", context, tmp_path / "venv")
+    found = f"from importlib.util import find_spec; print([name for name in {HEAVY} if find_spec(name)])"
+    assert run(python, tmp_path, "-c", found) == "[]"
+    names = "import api.main, worker.sweeper, worker.health; print(api.main.create_app().title)"
+    assert run(python, tmp_path, "-c", names) == "D-Fusion"
+    run(python, tmp_path, "-m", "api.core.migrate")
+    assert (tmp_path / "dfusion-data" / "dfusion.db").exists()
+
+
+def test_the_workers_image_can_run_stages(tmp_path: Path, context: Path) -> None:
+    python = install("worker.Dockerfile", context, tmp_path / "venv")
+    load = "from dfusion.catalogue import MODELS; from dfusion.models import DiffusionModel"
+    run(python, tmp_path, "-c", f"import worker.celery_app, worker.runner, worker.workbench; {load}")

@@ -1,0 +1,33 @@
+"""A service in another process, asked until something is so."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Any
+
+import httpx
+
+from tests.deployment import PATIENCE_SECONDS
+
+
+def is_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
+    """Whether it can work."""
+    assert process.poll() is None, "the service ended"
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    """The job once it has ended, by long polls; it may not stand still for too long."""
+    before, deadline = None, 0.0
+    while True:
+        job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()
+        if job["state"] in ("succeeded", "failed", "cancelled"):
+            return job
+        now = [(stage["state"], stage["done"]) for stage in job["stages"]]
+        if now != before:
+            before, deadline = now, time.monotonic() + PATIENCE_SECONDS
+        assert time.monotonic() < deadline, "the job stands still"
