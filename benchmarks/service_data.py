@@ -48,8 +48,8 @@ _FILL = (
     "SELECT 'job_' || lpad(n::text, 26, '0'), 'round', 'running', "
     "'{{\"prompt_set\": \"set-1\"}}', 'set_' || lpad((1 + n % 4)::text, 26, '0'), 'mdl_' || lpad('1', 26, '0'), "
     "{rounds}, 1, {samples}, {pairs}, 0, n, n FROM generate_series(1, {jobs}) n",
-    "INSERT INTO stages (id, job_id, number, kind, queue, round, shard, params, work, state, lease_epoch, progress_done, "
-    "progress_total, attempt, crash_count, not_before, created_at) "
+    "INSERT INTO stages (id, job_id, number, kind, queue, round, shard, params, work, state, lease_epoch, "
+    "progress_done, progress_total, attempt, crash_count, not_before, created_at) "
     "SELECT 'stg_' || lpad(n::text, 26, '0'), 'job_' || lpad(n::text, 26, '0'), 1, 'sample', 'gpu', 1, 0, '{{}}', 1, "
     "'succeeded', 1, 0, 0, 1, 0, 0, 0 FROM generate_series(1, {jobs}) n",
     "INSERT INTO artifacts SELECT 'art_' || lpad(n::text, 26, '0'), 'job_' || lpad(j::text, 26, '0'), "
