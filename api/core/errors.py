@@ -16,6 +16,7 @@ ServiceError
     StagePausedError        a pause was asked for
     StageStoppedError       this worker is asked to stop
   OutcomeUnknownError       the database went away at a commit, and nobody knows whether it took place
+  TransferError             an exported project cannot be taken in
   StorageError              an artifact could not be written or read
     StorageCorruptError     an artifact's bytes are not those that were stored
   TrajectoryGoneError       a trajectory is needed that is not kept
@@ -158,6 +159,12 @@ class OutcomeUnknownError(ServiceError):
 
     code = "outcome_unknown"
     retryable = True
+
+
+class TransferError(ServiceError):
+    """An exported project cannot be taken in: its file is damaged, of another version, or does not fit what is here."""
+
+    code = "transfer"
 
 
 class StorageError(ServiceError):
