@@ -5,6 +5,7 @@ Each test prints its seed. DFUSION_FAULT_SEED repeats one; DFUSION_FAULT_KILLS m
 
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -267,7 +268,7 @@ def test_a_round_outlives_its_database(installed: Deployment, dice: random.Rando
         until(lambda: installed.running(job_id, *KINDS))
         time.sleep(dice.uniform(0, 0.5))
         with _asking(installed, "/samplings", _sampling(dice), f"outage-{dice.random()}", answers):
-            postgres.stop(at_once)
+            postgres.stop(signal.SIGQUIT if at_once else signal.SIGINT)
             time.sleep(dice.uniform(0, 2))
             postgres.start()
         assert installed.ended(answers[0])["state"] == "succeeded"

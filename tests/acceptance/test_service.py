@@ -257,7 +257,7 @@ def test_a_presigned_link_leads_to_the_bytes_by_another_host_name(
         link = answer.headers["location"]
         assert link.startswith(f"{public}/")
         assert anyone.get(link).content == client.get(path).content
-        assert anyone.get(link.partition("?")[0]).status_code == 403
+        assert anyone.get(link.partition("?")[0]).status_code in (400, 403)
     installed.process["second-front"].terminate()
     assert installed.process["second-front"].wait(PATIENCE_SECONDS) in (0, -signal.SIGTERM)
 
