@@ -1,6 +1,6 @@
-"""What the Dockerfiles install, in clean environments of this machine: `make check-docker`, minutes and a network.
+"""What the Dockerfiles install, in clean environments: `make check-docker`. Takes minutes and a network.
 
-Each file's lines `RUN pip install …` are run as they stand, over what .dockerignore lets through. An index for torch is
+Each line `RUN pip install …` is run as it stands, over what .dockerignore lets through. An index for torch is
 taken from TORCH_INDEX; without it, pip's own is asked.
 """
 
