@@ -22,7 +22,7 @@ from api.core.service import Service
 from api.core.states import FINAL_JOB_STATES, StageKind, StageState
 from api.core.tables import Artifact, Event, Job, Model, Pair, Sample, Stage, StageDependency
 
-_ENDS = ("stage.succeeded", "stage.given_back", "stage.retried", "stage.failed")
+_ENDS = tuple(f"stage.{how}" for how in ("succeeded", "given_back", "retried", "failed", "paused", "cancelled"))
 
 
 def check(service: Service, accepted: Collection[str], log: str, secrets: Iterable[str]) -> None:

@@ -196,6 +196,7 @@ def paused(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
 
     def release(session: Session, job: Job) -> None:
         stages.give_back(session, held.stage_id, held.epoch)
+        jobs.add_event(session, job.id, "stage.paused", f"{held.kind} keeps what it has done", held.stage_id)
         _settle(session, job)
 
     _release(uow, settings, held, release)
@@ -206,6 +207,7 @@ def cancelled(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
 
     def release(session: Session, job: Job) -> None:
         stages.end(session, held.stage_id, held.epoch, StageState.CANCELLED, "cancelled", "a cancel was asked for")
+        jobs.add_event(session, job.id, "stage.cancelled", f"{held.kind} has stopped", held.stage_id)
         _settle(session, job)
 
     _release(uow, settings, held, release)

@@ -294,4 +294,5 @@ def test_a_child_whose_parent_is_killed_gives_its_stage_back_and_ends(installed:
     installed.start_worker(stage.lease_owner)
     assert installed.ended(job_id)["state"] == "succeeded"
     kinds = [event["kind"] for event in installed.all(f"/jobs/{job_id}/events")]
-    assert (kinds.count("stage.given_back"), kinds.count("stage.retried")) == (1, 0)
+    # by the child where it learnt of it in time, by the sweeper where the child just ended
+    assert kinds.count("stage.given_back") + kinds.count("stage.retried") == 1

@@ -93,9 +93,9 @@ def images_by_role(session: Session) -> dict[str, int]:
 
 
 def stage_seconds(session: Session) -> dict[str, StageTimes]:
-    """How long stages took, by kind; only kinds that there were."""
+    """How long workers took for stages, by kind; only kinds that there were. What people do has no start."""
     seconds = Stage.finished_at - Stage.started_at
     within = [func.sum(case((seconds <= limit, 1), else_=0)) for limit in STAGE_BUCKETS]
     query = select(Stage.kind, func.count(), func.sum(seconds), *within)
-    query = query.where(Stage.state == StageState.SUCCEEDED).group_by(Stage.kind)
+    query = query.where(Stage.state == StageState.SUCCEEDED, Stage.started_at.is_not(None)).group_by(Stage.kind)
     return {row[0]: StageTimes(row[1], float(row[2]), tuple(map(int, row[3:]))) for row in session.execute(query)}

@@ -155,6 +155,15 @@ def test_stage_times_are_sorted_into_buckets(client: TestClient, service: Servic
     assert of(found, "dfusion_stage_seconds_sum", kind="sample") == 10_060
 
 
+def test_a_stage_that_nobody_started_has_no_time(client: TestClient, service: Service) -> None:
+    client.post("/rounds", json=round_body())
+    held = take(service)
+    execution.finish(service.uow, service.settings, held, lambda _: None)
+    with service.uow.writing() as session:  # as people's reviews are
+        session.execute(update(Stage).where(Stage.id == held.stage_id).values(started_at=None))
+    assert not [name for name, _ in scrape(client) if name.startswith("dfusion_stage_seconds_")]
+
+
 def test_the_manual_names_every_figure(client: TestClient) -> None:
     client.get("/jobs")
     manual = (ROOT / "docs" / "operations.md").read_text("utf-8")
