@@ -38,6 +38,11 @@ class Heartbeat:
         self._over.set()
         self._thread.join()
 
+    @property
+    def total(self) -> int:
+        """How many steps the stage has, as far as it was said."""
+        return self._total
+
     def plan(self, total: int) -> None:
         """Say how many steps the stage has."""
         self._total = total

@@ -39,7 +39,7 @@ def _attempt(bench: Workbench, claim: Claim, stop: Stop) -> bool:
         with bench.store.scratch() as scratch:
             with Heartbeat(bench, claim, stop) as heartbeat:
                 record = HANDLERS[claim.kind](Task(bench, claim, heartbeat, scratch))
-            execution.finish(bench.uow, bench.settings, claim, record)
+            execution.finish(bench.uow, bench.settings, claim, record, heartbeat.total)
     except LeaseLostError:
         raise
     except StageCancelledError:

@@ -162,9 +162,10 @@ def save_checkpoint(session: Session, stage_id: str, epoch: int, key: str, sha25
     _fenced(session, stage_id, epoch, values)
 
 
-def succeed(session: Session, stage_id: str, epoch: int) -> bool:
-    """The stage has succeeded, unless a cancel was asked for before (False). Raises LeaseLostError."""
-    values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds(), "progress_done": Stage.progress_total}
+def succeed(session: Session, stage_id: str, epoch: int, steps: int) -> bool:
+    """The stage has succeeded in so many steps, unless a cancel was asked for before (False). Raises LeaseLostError."""
+    values: dict[str, Any] = {"state": StageState.SUCCEEDED, "finished_at": now_seconds()}
+    values |= {"progress_done": steps, "progress_total": steps}
     query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
     if session.execute(query.values({**values, **_NO_LEASE}).returning(Stage.id)).first() is not None:
         _meet(session, stage_id)
