@@ -279,8 +279,9 @@ def _sampling(dice: random.Random) -> dict[str, Any]:
     return {"model": "tiny", "prompts": PROMPTS[:1], "samples_per_prompt": 1, "seed": dice.randrange(1000)}
 
 
-def test_a_child_whose_parent_is_killed_gives_its_stage_back_and_ends(installed: Deployment) -> None:
-    """Otherwise it would share its GPU with the child of the worker that is started in its place."""
+def test_a_child_ends_with_its_killed_parent(installed: Deployment) -> None:
+    """Otherwise it would share its GPU with the child of the worker that is started in its place. Celery has the
+    kernel kill it (PR_SET_PDEATHSIG), so that it can give nothing back: the sweeper finds its stage."""
     if installed.mode != DEPLOYED:
         pytest.skip("the embedded worker has no parent of that kind")
     body = {"model": "tiny", "prompts": PROMPTS[:1], "samples_per_prompt": 8, "sampling": {"num_steps": 200}}
@@ -294,5 +295,4 @@ def test_a_child_whose_parent_is_killed_gives_its_stage_back_and_ends(installed:
     installed.start_worker(stage.lease_owner)
     assert installed.ended(job_id)["state"] == "succeeded"
     kinds = [event["kind"] for event in installed.all(f"/jobs/{job_id}/events")]
-    # by the child where it learnt of it in time, by the sweeper where the child just ended
-    assert kinds.count("stage.given_back") + kinds.count("stage.retried") == 1
+    assert (kinds.count("stage.given_back"), kinds.count("stage.retried")) == (0, 1)
