@@ -38,13 +38,13 @@ assert not any(name.split(".")[0] == "dfusion" for name in sys.modules)
 """
 
 
-def saved(pipeline: Pipeline, folder: Path) -> tuple[Path, Path]:
+def saved(pipeline: Pipeline, folder: Path, strength: float = 0.3) -> tuple[Path, Path]:
     """The pipeline's folder, and the file of an adapter for it (rank 3, alpha 6) that changes its images."""
     pipeline.save_pretrained(folder / "base")
     attach_lora(pipeline.unet, LoraConfig(rank=3, alpha=6.0), seed=1)
     generator = torch.Generator().manual_seed(5)
     for parameter in lora_parameters(pipeline.unet).values():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += strength * torch.randn(parameter.shape, generator=generator)
     save_adapter(pipeline.unet, folder / "adapter.safetensors", {"round": "2"})
     detach(pipeline.unet)
     return folder / "base", folder / "adapter.safetensors"
@@ -178,6 +178,22 @@ def test_an_export_with_another_image_does_not_stay(
     with pytest.raises(ExportError, match="difference"):
         export_adapter(folder, adapter, tmp_path / "out", form, check=CHECK)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_lost_a_weak_adapter_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the adapter the image differs by less than 1/255: it still is not the same."""
+    trained = saved(tiny_pipeline(), tmp_path, strength=0.002)
+    report = export_adapter(*trained, tmp_path / "good", "merged", check=CHECK)
+    assert 1e-4 < report.effect < 1 / 255 and report.difference < 1e-5
+
+    def zeros(_folder: Path, adapter: Path, out: Path) -> None:
+        tensors, metadata = read_tensors(adapter)
+        write_tensors(out, {name: torch.zeros_like(value) for name, value in tensors.items()}, metadata)
+
+    monkeypatch.setattr(export, "_WRITERS", {"diffusers": zeros})
+    with pytest.raises(ExportError, match="difference"):
+        export_adapter(*trained, tmp_path / "out", "diffusers", check=CHECK)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_that_cannot_be_loaded_does_not_stay(
