@@ -18,6 +18,8 @@ DFusionError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class DFusionError(Exception):
     """Root of dfusion's errors."""
@@ -65,10 +67,14 @@ class NonFiniteError(DFusionError):
 
 
 class PolicyMismatchError(DFusionError):
-    """Log-probs of an immediate replay differ from the recorded ones by more than the tolerance; says at which step."""
+    """Log-probs of an immediate replay differ from the recorded ones by more than the tolerance; says at which step.
 
-    def __init__(self, what: str, step_index: int, ratio: float, tolerance: float) -> None:
-        self.step_index, self.ratio = step_index, ratio
+    `ratio_by_step` has for each step_index the ratio that is furthest from 1.
+    """
+
+    def __init__(self, what: str, step_index: int, ratio_by_step: Mapping[int, float], tolerance: float) -> None:
+        self.step_index, self.ratio_by_step, self.tolerance = step_index, ratio_by_step, tolerance
+        ratio = ratio_by_step[step_index]
         super().__init__(
             f"{what}: expected a ratio of 1 within {tolerance:g} at step_index {step_index}, got {ratio:.6g}; network,"
             " adapter, prompts, schedule or precision are not those that the trajectories were sampled with"

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from dfusion.policy import transition_mean
 from dfusion.training_data import Example, check_examples, digest, rows_of
 from dfusion.training_report import SelfTest, Tally, UpdateReport, require_ratio_one, self_test
 
-FORMAT = "dfusion-trainer-2"
+FORMAT = "dfusion-trainer-3"
 STATE_FILE = "trainer.safetensors"
 OnRows = Callable[[int], None]
 """Called as on_rows(done_rows) after each micro-batch; it may raise to cancel."""
@@ -92,7 +92,12 @@ class Trainer:
         self._embeds = model.encode_prompts(texts, (height, width))
         self._negative = model.encode_prompts([""], (height, width))
         self._reference: _Reference | None = None
-        self.updates_done = 0
+        self.reports: list[UpdateReport] = []
+        """Of all updates that are done, also of those before a state was loaded."""
+
+    @property
+    def updates_done(self) -> int:
+        return len(self.reports)
 
     @property
     def rows_total(self) -> int:
@@ -159,8 +164,8 @@ class Trainer:
         if not math.isfinite(norm):
             raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1}")
         self._optimizer.step()
-        self.updates_done += 1
-        return tally.report(self.updates_done, norm)
+        self.reports.append(tally.report(self.updates_done + 1, norm))
+        return self.reports[-1]
 
     def _add_gradients(
         self, numbers: Sequence[int], reference: _Reference, tally: Tally, on_rows: OnRows | None
@@ -265,7 +270,7 @@ class Trainer:
         return self._orders[epoch][place * size : (place + 1) * size]
 
     def state(self) -> TrainerState:
-        """Adapter, optimiser, the policy before the first update, and progress.
+        """Adapter, optimiser, the policy before the first update, and the reports of the updates that are done.
 
         A trainer of the same examples that loads it goes on bit for bit (on a CPU, with the same `micro_batch`): its
         `prepare` evaluates all rows under the saved policy again.
@@ -276,7 +281,7 @@ class Trainer:
             tensors[f"start.{name}"] = self._start[name].cpu().clone()
         for number, values in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value.cpu().clone() for key, value in values.items()}
-        return TrainerState(tensors, self._about | {"updates_done": self.updates_done})
+        return TrainerState(tensors, self._about | {"reports": [asdict(report) for report in self.reports]})
 
     @cached_property
     def _about(self) -> dict[str, object]:
@@ -290,21 +295,32 @@ class Trainer:
         for key, expected in self._about.items():
             if state.about.get(key) != expected:
                 raise CheckpointError(f"trainer state: expected {key} {expected!r}, got {state.about.get(key)!r}")
-        updates = state.about.get("updates_done")
-        if not isinstance(updates, int) or not 0 <= updates <= self.updates_total:
-            raise CheckpointError(f"trainer state: expected at most {self.updates_total} updates_done, got {updates!r}")
+        reports = self._saved_reports(state)
         weights = {
             kind: {name: _saved(state, f"{kind}.{name}", value) for name, value in self._parameters.items()}
             for kind in ("adapter", "start")
         }
-        moments = self._saved_moments(state) if updates else {}
+        moments = self._saved_moments(state) if reports else {}
         for name, parameter in self._parameters.items():
             parameter.data.copy_(weights["adapter"][name])
             self._start[name] = weights["start"][name].to(parameter.device)
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self._reference = None
-        self.updates_done = updates
+        self.reports = reports
+
+    def _saved_reports(self, state: TrainerState) -> list[UpdateReport]:
+        try:
+            reports = [UpdateReport.of(one) for one in state.about["reports"]]  # type: ignore[attr-defined]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"trainer state: expected the reports of its updates: {error!r}") from error
+        if [report.update for report in reports] != list(range(1, len(reports) + 1)) or (
+            len(reports) > self.updates_total
+        ):
+            raise CheckpointError(
+                f"trainer state: expected reports of up to {self.updates_total} updates, got {len(reports)}"
+            )
+        return reports
 
     def _saved_moments(self, state: TrainerState) -> dict[int, dict[str, torch.Tensor]]:
         """AdamW's state, by the parameter's number."""

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ def require_ratio_one(ratio_by_step: Mapping[int, float], tolerance: float, what
     off = {step: abs(ratio - 1) for step, ratio in ratio_by_step.items()}
     worst = max(off, key=lambda step: off[step], default=None)
     if worst is not None and not off[worst] <= tolerance:
-        raise PolicyMismatchError(what, worst, ratio_by_step[worst], tolerance)
+        raise PolicyMismatchError(what, worst, ratio_by_step, tolerance)
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ class UpdateReport:
     grad_norm: float
     ratio_max: float
     steps: tuple[StepReport, ...]
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> UpdateReport:
+        """The report that `dataclasses.asdict` gave. Raises TypeError or KeyError for something else."""
+        return cls(**{**stored, "steps": tuple(StepReport(**step) for step in stored["steps"])})
 
 
 @dataclass(frozen=True)

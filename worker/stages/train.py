@@ -20,7 +20,7 @@ from api.core.storage import StoredObject
 from api.core.tables import Model
 from dfusion.adapter import attach_lora, save_adapter
 from dfusion.config import TrainingConfig
-from dfusion.errors import CheckpointError
+from dfusion.errors import CheckpointError, PolicyMismatchError
 from dfusion.training import STATE_FILE, Trainer
 from dfusion.training_report import SelfTest, UpdateReport
 from worker.examples import Lesson, lesson
@@ -43,12 +43,12 @@ def run(task: Task) -> Record:
         trainer = Trainer(model, learned.examples, spec.training, seed)
         checkpoints = _Checkpoints(task, trainer)
         checkpoints.resume()
-        tested, reports = _train(task, spec.training, trainer, checkpoints)
+        tested = _train(task, spec.training, trainer, checkpoints)
         path = task.scratch / "adapter.safetensors"
         # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
         save_adapter(model.unet, path, {"base": parent.base, "round": str(task.claim.round)})
         file = task.store("adapter", path, SAFETENSORS)
-    figures = _figures(learned, reports, _store_log(task, tested, reports))
+    figures = _figures(learned, trainer.reports, _store_log(task, tested, trainer.reports))
     row = Model(
         id=new_id(IdKind.MODEL),
         base=parent.base,
@@ -75,23 +75,24 @@ def _note_nothing_to_learn(session: Session, task: Task) -> None:
     jobs.add_event(session, task.claim.job_id, "round.without_pairs", message, task.claim.stage_id)
 
 
-def _train(
-    task: Task, config: TrainingConfig, trainer: Trainer, checkpoints: _Checkpoints
-) -> tuple[SelfTest, list[UpdateReport]]:
+def _train(task: Task, config: TrainingConfig, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
     """All updates that are left. Progress counts rows: once for log pref, then once an inner epoch."""
     rows = trainer.rows_total
     task.heartbeat.plan(rows * (1 + config.inner_epochs))
-    reports: list[UpdateReport] = []
     try:
         tested = trainer.prepare(task.heartbeat.at)
         while trainer.updates_done < trainer.updates_total:
             before = rows + rows * config.inner_epochs * trainer.updates_done // trainer.updates_total
-            reports.append(trainer.step(lambda done, before=before: task.heartbeat.at(before + done)))  # type: ignore[misc]
+            trainer.step(lambda done, before=before: task.heartbeat.at(before + done))  # type: ignore[misc]
             checkpoints.save_if_due()
     except (StagePausedError, StageStoppedError):  # raised between micro-batches: the last update is whole
         checkpoints.save()
         raise
-    return tested, reports
+    except PolicyMismatchError as error:
+        report = {"tolerance": error.tolerance, "ratio_by_step": dict(error.ratio_by_step)}
+        execution.note(task.bench.uow, task.claim, "training.refused", str(error), **report)
+        raise
+    return tested
 
 
 class _Checkpoints:
@@ -148,7 +149,7 @@ def _store_log(task: Task, tested: SelfTest, reports: list[UpdateReport]) -> str
 
 
 def _figures(learned: Lesson, reports: list[UpdateReport], log: str) -> dict[str, Any]:
-    """`updates` links the report of each update (those of this attempt, where a lost worker's training went on)."""
+    """`log` links the self-test and the report of each update."""
     last = reports[-1] if reports else None
     return {
         "examples": len(learned.examples),
