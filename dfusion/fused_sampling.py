@@ -24,7 +24,7 @@ from dfusion.attention.masks import merge_masks, resize_mask
 from dfusion.attention.processors import AttentionContext, processors_installed
 from dfusion.config import FusionConfig
 from dfusion.ddim import Schedule
-from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
 from dfusion.guidance import check_embeds, predict
 from dfusion.sampling import OnStep, draw, generators, take_step
 from dfusion.types import Conditioning, Prompts, Trajectory
@@ -60,8 +60,9 @@ def fuse(
     With `config.trajectory` "ddim_inversion" only the clean latents of the targets are kept, and their other states
     are what `dfusion.ablations.inversion.invert` makes of them (section 4.4).
 
-    Raises InvalidInputError where base and reference do not fit, item maps are missing or were recorded with another
-    `mask_source`, or thresholds do not fit the items; LayerNotFoundError, ScheduleError, NonFiniteError.
+    Raises InvalidInputError where base and reference do not fit or were sampled with different items, item maps are
+    missing or were recorded with another `mask_source`, or thresholds do not fit the items; ShapeMismatchError,
+    LayerNotFoundError, ScheduleError, NonFiniteError.
     """
     _check(base, reference, thresholds, config)
     settings = base.config
@@ -190,6 +191,13 @@ def _check(
         raise InvalidInputError(
             f"first_step: expected less than {base.config.num_steps} steps, got {config.first_step}"
         )
+    if base.items is not None and reference.items is not None and base.items != reference.items:
+        raise InvalidInputError(
+            f"base and reference: expected samples of one prompt, got items at {base.items} and {reference.items}"
+        )
+    for name, side in (("base", base), ("reference", reference)):
+        if not bool(side.latents.isfinite().all()):
+            raise NonFiniteError(f"{name}.latents: expected finite numbers, got NaN or infinity")
     maps = _item_maps(reference)
     if maps.shape[:2] != base.latents[:, 1:].shape[:2]:
         raise ShapeMismatchError("reference.item_maps", f"{tuple(base.log_probs.shape)} first", tuple(maps.shape))

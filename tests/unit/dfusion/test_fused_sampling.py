@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import combinations
 from typing import get_args
@@ -13,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from benchmarks.plain_fusion import plain_fuse
 from dfusion.ablations.inversion import invert
 from dfusion.config import AttentionControl, FusionConfig, SamplingConfig
-from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
 from dfusion.fused_sampling import fuse
 from dfusion.sampling import sample
 from dfusion.types import Conditioning, Trajectory
@@ -242,6 +243,13 @@ def test_references_that_differ_are_not_merged() -> None:
     assert rows == [12, 12, 12]
 
 
+def spoiled(trajectory: Trajectory) -> Trajectory:
+    """The same with a NaN in its last state."""
+    latents = trajectory.latents.clone()
+    latents[0, -1, 0, 0, 0] = math.nan
+    return replace(trajectory, latents=latents)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     unet = tiny_unet()
     arguments = (unet, sd_scheduler(), embeds(1), embeds(1, seed=2))
@@ -259,6 +267,12 @@ def test_what_does_not_fit_is_refused() -> None:
         fuse_five(base, reference, [[0.1]], unet, config=FusionConfig.released_code())
     with pytest.raises(InvalidInputError, match="first_step"):
         fuse_five(base, reference, [[0.1]], unet, config=FusionConfig(first_step=5))
+    other_items = sample(*arguments, [2], items=[[3]], config=FIVE)
+    with pytest.raises(InvalidInputError, match=r"one prompt, got items at \(\(\(3,\),\),\) and \(\(\(1,\),\),\)"):
+        fuse_five(other_items, reference, [[0.1]], unet)
+    for name, sides in (("base", (spoiled(base), reference)), ("reference", (base, spoiled(reference)))):
+        with pytest.raises(NonFiniteError, match=f"{name}.latents"):
+            fuse_five(*sides, [[0.1]], unet)
     with pytest.raises(ShapeMismatchError, match="reference"):
         wide = sample(*arguments, [2], config=FIVE, latent_size=(8, 16))
         fuse_five(wide, reference, [[0.1]], unet)
