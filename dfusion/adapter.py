@@ -53,8 +53,13 @@ def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), s
 
 def detach(unet: UNet2DConditionModel) -> None:
     """Take the adapter off; the U-Net is the base model again. Nothing happens where there is none."""
-    if getattr(unet, "peft_config", None):
+    if has_lora(unet):
         unet.unload_lora()
+
+
+def has_lora(unet: UNet2DConditionModel) -> bool:
+    """Whether an adapter is attached."""
+    return bool(getattr(unet, "peft_config", None))
 
 
 def lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:

@@ -197,3 +197,13 @@ _ALGORITHMS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "kl_reference": ("dpok",),
     }
 )
+
+
+class RoundConfig(Settings):
+    """How a round runs: samples of each prompt, pairs and targets from them, and what is learned (figure 3)."""
+
+    samples_per_prompt: int = Field(16, ge=2, le=1024, description="A pair takes two")
+    sampling: SamplingConfig = SamplingConfig()
+    pairing: PairingConfig = PairingConfig()
+    fusion: FusionConfig | None = Field(FusionConfig(), description="None: naive, without fused targets")
+    training: TrainingConfig = TrainingConfig()

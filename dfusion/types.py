@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch.nn import functional
 
 from dfusion.config import SamplingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
@@ -116,6 +117,20 @@ class Trajectory:
         """The clean latents, (B, C, h, w)."""
         return self.latents[:, -1]
 
+    @classmethod
+    def cat(cls, parts: Sequence[Trajectory]) -> Trajectory:
+        """The samples of all parts, which share settings and sizes, in order. Item maps get the largest K (zeros)."""
+        maps = [part.item_maps for part in parts if part.item_maps is not None]
+        items = [part.items for part in parts if part.items is not None]
+        return replace(
+            parts[0],
+            latents=torch.cat([part.latents for part in parts]),
+            log_probs=torch.cat([part.log_probs for part in parts]),
+            seeds=tuple(seed for part in parts for seed in part.seeds),
+            item_maps=_padded(maps) if len(maps) == len(parts) else None,
+            items=tuple(sample for part in items for sample in part) if len(items) == len(parts) else None,
+        )
+
     def select(self, indices: Sequence[int]) -> Trajectory:
         """The samples at `indices`, in that order; an index may come twice."""
         chosen = list(indices)
@@ -127,3 +142,8 @@ class Trajectory:
             item_maps=None if self.item_maps is None else self.item_maps[chosen],
             items=None if self.items is None else tuple(self.items[i] for i in chosen),
         )
+
+
+def _padded(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    most = max(m.shape[-1] for m in maps)
+    return torch.cat([functional.pad(m, (0, most - m.shape[-1])) for m in maps])

@@ -37,3 +37,25 @@ class Constant:
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         assert len(images) == len(prompts)
         return [0.5] * len(images)
+
+
+class Rising:
+    """Brightness, and 1 more for every batch that it has scored: its mean rises whatever the images."""
+
+    name = "rising"
+    version = "1"
+    slope = 1.0
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        self.calls += 1
+        return [self.slope * self.calls + value for value in Brightness().score(images, prompts)]
+
+
+class Falling(Rising):
+    """The same the other way."""
+
+    name = "falling"
+    slope = -1.0

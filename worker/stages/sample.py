@@ -21,7 +21,6 @@ from dfusion.prompts import Prompt
 from dfusion.sampling import sample
 from dfusion.types import Trajectory
 from worker.task import Record, Task, batches
-from worker.trajectories import join
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def run(task: Task) -> Record:
     for part in parts:
         trajectories.append(_sample(task, spec, model, part))
         images.append(model.decode(trajectories[-1].final))
-    file = task.store_trajectory("trajectories", join(trajectories))
+    file = task.store_trajectory("trajectories", Trajectory.cat(trajectories))
     rows = [
         Sample(
             id=new_id(IdKind.SAMPLE),

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from dfusion.config import SamplingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
-from dfusion.types import Conditioning
+from dfusion.types import Conditioning, Trajectory
 
 
 def numbered(rows: int, xl: bool = True) -> Conditioning:
@@ -56,3 +57,25 @@ def test_parts_that_do_not_fit_are_named() -> None:
         Conditioning(embeds, pooled[:1], sizes)
     with pytest.raises(ShapeMismatchError, match="one model"):
         Conditioning.cat([numbered(1), numbered(1, xl=False)])
+
+
+def _trajectory(seeds: tuple[int, ...], items: int) -> Trajectory:
+    batch = len(seeds)
+    return Trajectory(
+        torch.full((batch, 3, 4, 2, 2), float(seeds[0])),
+        torch.tensor([501, 1]),
+        torch.zeros(batch, 2),
+        seeds,
+        SamplingConfig(num_steps=2),
+        torch.full((batch, 2, 1, 1, items), 0.5),
+        tuple(tuple((k,) for k in range(items)) for _ in seeds),
+    )
+
+
+def test_joined_rows_keep_their_order_and_maps_get_the_largest_k() -> None:
+    joined = Trajectory.cat([_trajectory((1, 2), items=1), _trajectory((3,), items=2)])
+    assert joined.seeds == (1, 2, 3)
+    assert joined.latents[:, 0, 0, 0, 0].tolist() == [1.0, 1.0, 3.0]
+    assert joined.items == (((0,),), ((0,),), ((0,), (1,)))
+    assert joined.item_maps is not None
+    assert joined.item_maps[:, 0, 0, 0].tolist() == [[0.5, 0.0], [0.5, 0.0], [0.5, 0.5]]

@@ -1,0 +1,167 @@
+"""A whole round in one call, against its parts taken one by one."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dfusion import rounds
+from dfusion.adapter import attach_lora, has_lora, lora_parameters
+from dfusion.advantages import RewardHistory
+from dfusion.config import FusionConfig, PairingConfig, RoundConfig, SamplingConfig, TrainingConfig
+from dfusion.errors import InvalidInputError
+from dfusion.fused_sampling import fuse
+from dfusion.models import DiffusionModel
+from dfusion.prompts import Prompt
+from dfusion.rounds import RoundResult, run_round
+from dfusion.thresholds import thresholds_of
+from dfusion.training import Trainer
+from dfusion.training_data import Example, TrainingPair, TrainingSample
+from dfusion.types import Trajectory
+from tests.nets import tiny_model
+from tests.scorers import Brightness, Constant
+
+PROMPTS = [Prompt(text="a red [circle]"), Prompt(text="a blue [star]", thresholds=(0.03,))]
+FUSION = FusionConfig(first_step=1, last_step=3)
+
+
+def round_config(fusion: FusionConfig | None = FUSION, **training: Any) -> RoundConfig:
+    return RoundConfig(
+        samples_per_prompt=4,
+        sampling=SamplingConfig(num_steps=4),
+        pairing=PairingConfig(adoption_threshold=0),
+        fusion=fusion,
+        training=TrainingConfig(**({"rows_per_update": 8, "inner_epochs": 1} | training)),
+    )
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[Example]:
+    """What the trainer of the last round was given."""
+    found: list[Example] = []
+
+    class Recording(Trainer):
+        def __init__(self, model: DiffusionModel, examples: Sequence[Example], *rest: Any) -> None:
+            found[:] = examples
+            super().__init__(model, examples, *rest)
+
+    monkeypatch.setattr(rounds, "Trainer", Recording)
+    return found
+
+
+def weights(model: DiffusionModel) -> torch.Tensor:
+    return torch.cat([value.detach().flatten() for value in lora_parameters(model.unet).values()])
+
+
+def scores_of(result: RoundResult) -> dict[str, tuple[float, ...]]:
+    return dict(result.history.scores)
+
+
+def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
+    model = tiny_model()
+    assert not has_lora(model.unet)
+    result = run_round(model, PROMPTS, Brightness(), round_config(), seed=5)
+    assert [pair.prompt for pair in result.pairs] == ["a red circle"] * 2 + ["a blue star"] * 2
+    assert {len(scores) for scores in scores_of(result).values()} == {4}
+    for pair, example in zip(result.pairs, learned, strict=True):
+        assert pair.reference.score > pair.base.score
+        assert pair.adopted and pair.target is not None and pair.better is pair.target
+        assert pair.target.score == Brightness().score(pair.target.image[None], [""])[0]
+        assert isinstance(example, TrainingPair)
+        assert (example.preferred, example.rejected) == (pair.target.trajectory, pair.base.trajectory)
+        assert (example.on_policy, example.rejected_on_policy, example.prompt) == (False, True, pair.prompt)
+    # 4 pairs x 3 rows: step 0 is not fused, so target and base share it
+    assert [update.rows for update in result.updates] == [8, 4]
+    assert result.updates[0].loss == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_targets_are_those_that_fuse_gives() -> None:
+    model = tiny_model()
+    result = run_round(model, PROMPTS[1:], Brightness(), round_config(), seed=5)
+    pair = result.pairs[0]
+    fresh = tiny_model()  # the round's targets are from before its updates
+    attach_lora(fresh.unet)
+    target = fuse(
+        fresh.unet,
+        fresh.scheduler,
+        pair.base.trajectory,
+        pair.reference.trajectory,
+        fresh.encode_prompts([pair.prompt]),
+        fresh.encode_prompts([""]),
+        thresholds=[[0.03]],
+        config=FUSION,
+    )
+    assert pair.target is not None
+    torch.testing.assert_close(pair.target.trajectory.latents, target.latents, atol=1e-5, rtol=1e-5)
+
+
+def test_thresholds_that_nobody_gave_are_of_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Trajectory] = []
+
+    def recording(trajectory: Trajectory, config: FusionConfig) -> tuple[float, ...]:
+        seen.append(trajectory)
+        return thresholds_of(trajectory, config)
+
+    monkeypatch.setattr(rounds, "thresholds_of", recording)
+    run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
+    assert [len(trajectory) for trajectory in seen] == [4]  # the other prompt has its own
+
+
+@pytest.mark.parametrize("fusion", [None, FUSION])
+def test_policy_gradients_learn_from_advantages_over_all_rounds(
+    learned: list[Example], fusion: FusionConfig | None
+) -> None:
+    model = tiny_model()
+    config = round_config(fusion, algorithm="ddpo", clip_range=0.1)
+    first = run_round(model, PROMPTS[1:], Brightness(), config, seed=5)
+    before = weights(model)
+    second = run_round(model, PROMPTS[1:], Brightness(), config, seed=6, history=first.history)
+    assert not torch.equal(weights(model), before)
+    history = scores_of(second)["a blue star"]
+    assert len(history) == 8 and history[:4] == scores_of(first)["a blue star"]
+    mean, std = statistics.fmean(history), statistics.pstdev(history)
+    if fusion is None:
+        expected = [(score, True) for score in history[4:]]
+    else:
+        sides = [(pair.better, pair.base) for pair in second.pairs]
+        expected = [entry for better, base in sides for entry in ((better.score, False), (base.score, True))]
+    assert all(isinstance(example, TrainingSample) for example in learned)
+    assert [(example.advantage, example.drawn) for example in learned] == [
+        (pytest.approx((score - mean) / std), (own,)) for score, own in expected
+    ]
+
+
+def test_naive_pairs_prefer_the_reference(learned: list[Example]) -> None:
+    result = run_round(tiny_model(), PROMPTS[1:], Brightness(), round_config(None), seed=5)
+    assert {(pair.target, pair.adopted) for pair in result.pairs} == {(None, False)}
+    assert [example.sides[0] for example in learned] == [pair.reference.trajectory for pair in result.pairs]
+    assert [example.drawn for example in learned] == [(True, True)] * 2
+
+
+def test_without_pairs_nothing_is_trained() -> None:
+    model = tiny_model()
+    attach_lora(model.unet, seed=1)
+    before = weights(model)
+    result = run_round(model, PROMPTS, Constant(), round_config(), seed=5)
+    assert (result.pairs, result.updates, torch.equal(weights(model), before)) == ((), (), True)
+    assert scores_of(result)["a red circle"] == (0.5,) * 4
+    with pytest.raises(InvalidInputError, match="at least one"):
+        run_round(model, [], Constant(), round_config(), seed=5)
+
+
+def test_an_empty_mask_teaches_nothing_new() -> None:
+    prompt = Prompt(text="a blue [star]", thresholds=(0.999999,))
+    result = run_round(tiny_model(), [prompt], Brightness(), round_config(), seed=5)
+    for pair in result.pairs:
+        assert pair.target is not None and not pair.adopted and pair.better is pair.reference
+        assert np.array_equal(pair.target.image, pair.base.image)
+
+
+def test_the_same_seed_gives_the_same_round() -> None:
+    one, other = (run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5) for _ in range(2))
+    assert (one.updates, one.history) == (other.updates, other.history)
+    assert run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=6).history != RewardHistory()
