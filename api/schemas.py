@@ -434,6 +434,7 @@ class PairOut(BaseModel):
     verdict: VerdictOut | None
     revision: int
     scorer: str
+    scorer_version: str
     thresholds: list[float] | None
     reference: SideOut
     base: SideOut
@@ -457,6 +458,7 @@ class PairOut(BaseModel):
             verdict=VerdictOut.of(row),
             revision=row.revision,
             scorer=row.scorer,
+            scorer_version=row.scorer_version,
             thresholds=row.thresholds,
             reference=_side(samples[row.reference_id], row.reference_score),
             base=_side(samples[row.base_id], row.base_score),

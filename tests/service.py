@@ -26,6 +26,8 @@ SCORERS = {
     "brightness": "tests.scorers:Brightness",
     "constant": "tests.scorers:Constant",
     "lost-device": "tests.scorers:LostDevice",
+    "rising": "tests.scorers:Rising",
+    "falling": "tests.scorers:Falling",
 }
 
 

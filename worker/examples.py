@@ -14,15 +14,14 @@ from dfusion.config import TrainingConfig
 from dfusion.training_data import Example, TrainingPair, TrainingSample
 from dfusion.types import Trajectory
 from worker.pairs import PairSamples, StoredSample, load_pairs, stored_samples, trajectory_of, with_samples
+from worker.scoring import scores_by
 from worker.sources import pairs_to_train_on
 from worker.task import Task
-
-_LAST_ROUND = 1 << 62
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Examples, the pairs behind them, and what became of the pairs."""
+    """Examples, how many pairs are behind them, and in how many of those the target is the better side."""
 
     examples: list[Example]
     pairs: int
@@ -55,7 +54,8 @@ def lesson(task: Task, config: TrainingConfig, parent: Model) -> Lesson:
         examples: Iterable[Example] = (_pair(pair, better, worse, stored, parent) for pair, better, worse in decided)
     else:
         examples = _pair_samples(task, decided, stored, config, parent)
-    return Lesson(list(examples), len(pairs), sum(bool(pair.row.adopted) for pair in pairs))
+    adopted = sum(better.sample.row.role == SampleRole.TARGET for _, better, _ in decided)
+    return Lesson(list(examples), len(decided), adopted)
 
 
 def _sides(pair: PairSamples, spec: RoundSpec | TrainingJobSpec) -> tuple[Side, Side] | None:
@@ -107,15 +107,17 @@ def _pair_samples(
     config: TrainingConfig,
     parent: Model,
 ) -> Iterable[TrainingSample]:
-    """Both sides of each pair, measured against all that the scorer gave the prompt's own samples so far."""
+    """Both sides of each pair, measured against all that the scorer gave the prompt's own samples up to their round."""
     jobs = {pair.base.row.job_id for pair, *_ in decided}
-    histories: dict[str, RewardHistory] = {}
+    newest = max((pair.base.row.round for pair, *_ in decided), default=0)
+    histories: dict[tuple[str, str], RewardHistory] = {}
     for pair, better, worse in decided:
         row = pair.row
-        if row.scorer not in histories:
-            histories[row.scorer] = _history(task, jobs, row.scorer)
+        scorer = (row.scorer, row.scorer_version)
+        if scorer not in histories:
+            histories[scorer] = _history(task, jobs, *scorer, newest)
         scores = [better.score, worse.score]
-        advantages = histories[row.scorer].advantages(row.prompt, scores, config.advantage_clip)
+        advantages = histories[scorer].advantages(row.prompt, scores, config.advantage_clip)
         for side, advantage in zip((better, worse), advantages, strict=True):
             trajectory = trajectory_of(side.sample, stored)
             yield TrainingSample(trajectory, row.prompt, advantage, _drawn_by(side.sample, parent))
@@ -123,22 +125,22 @@ def _pair_samples(
 
 def _plain_samples(task: Task, config: TrainingConfig, spec: RoundSpec, parent: Model) -> Iterable[TrainingSample]:
     """The round's own samples (naive ddpo and dpok)."""
-    scorer = task.bench.scorer(spec.reward or "").name
+    scorer = task.bench.scorer(spec.reward or "")
     with task.reading() as session:
         roles = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
         rows = [row for row, _ in results.round_images(session, task.claim.job_id, task.claim.round, roles)]
-        scores = results.round_scores(session, task.claim.job_id, task.claim.round, scorer)
+    scores = scores_by(task, scorer, rows).by_sample
     found = stored_samples(task, rows)
     stored = task.load_trajectories({sample.trajectory for sample in found.values()})
-    history = _history(task, {task.claim.job_id}, scorer)
+    history = _history(task, {task.claim.job_id}, scorer.name, scorer.version, task.claim.round)
     for row in rows:
         advantage = history.advantages(row.prompt, [scores[row.id]], config.advantage_clip)[0]
         sample = found[row.id]
         yield TrainingSample(trajectory_of(sample, stored), row.prompt, advantage, _drawn_by(sample, parent))
 
 
-def _history(task: Task, jobs: Iterable[str], scorer: str) -> RewardHistory:
-    """Every score of this and all earlier rounds. It is read from the database, so a restart loses nothing of it."""
-    up_to = task.claim.round if isinstance(task.spec, RoundSpec) else _LAST_ROUND
+def _history(task: Task, jobs: Iterable[str], scorer: str, version: str, newest: int) -> RewardHistory:
+    """Every score of the round `newest` and all earlier ones. It is read from the database, so a restart loses nothing
+    of it."""
     with task.reading() as session:
-        return RewardHistory().extended(results.score_history(session, jobs, scorer, up_to))
+        return RewardHistory().extended(results.score_history(session, jobs, scorer, version, newest))

@@ -10,7 +10,6 @@ from api.core.queries import results
 from api.core.specs import FusionJobSpec, RoundSpec
 from api.core.tables import Artifact, Pair, Sample
 from dfusion.config import FusionConfig
-from dfusion.thresholds import thresholds_of
 from dfusion.types import Trajectory
 from worker.task import Task
 
@@ -78,11 +77,6 @@ def trajectory_of(sample: StoredSample, stored: Mapping[str, Trajectory]) -> Tra
     if sample.trajectory not in stored:
         raise TrajectoryGoneError(f"the trajectory of {sample.row.id} is not kept (DFUSION_KEEP_TRAJECTORIES)")
     return stored[sample.trajectory].select([sample.trajectory_row])
-
-
-def mask_thresholds(pair: Pair, reference: Trajectory, config: FusionConfig) -> tuple[float, ...]:
-    """The pair's own thresholds, or those found from the reference's maps, which fusing and verifying both find."""
-    return thresholds_of(reference, config) if pair.thresholds is None else tuple(pair.thresholds)
 
 
 def fusion_of(task: Task) -> FusionConfig:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from api.core.tables import Artifact
+from api.core.queries import results
+from api.core.tables import Artifact, Sample, Score
 from dfusion.errors import NonFiniteError
 from dfusion.rewards import Scorer
 from dfusion.rewards.watch import Diversity, diversity
@@ -49,6 +50,43 @@ def score_images(task: Task, scorers: Sequence[Scorer], images: Sequence[Artifac
         task.heartbeat.step(len(part))
     name = "pixels" if with_features is None else f"{with_features.name}@{with_features.version}"
     return Scored(values, np.concatenate(features) if features else np.empty((0, 1), np.float32), name)
+
+
+@dataclass(frozen=True)
+class KnownScores:
+    """Scores by sample; `found` are those among them that are in no table yet."""
+
+    by_sample: Mapping[str, float]
+    found: list[Score]
+
+
+def scores_by(task: Task, scorer: Scorer, samples: Sequence[Sample]) -> KnownScores:
+    """What this version of the scorer gives the samples: those that it has not scored yet, it scores now."""
+    with task.reading() as session:
+        rows = results.scores(session, [sample.id for sample in samples])
+        stored = [row for of_sample in rows.values() for row in of_sample]
+        known = {row.sample_id: row.value for row in stored if (row.scorer, row.version) == _identity(scorer)}
+        lacking = [sample for sample in samples if sample.id not in known]
+        images = results.artifacts(session, [sample.image_artifact_id for sample in lacking])
+    if not lacking:
+        return KnownScores(known, [])
+    pictures = [images[sample.image_artifact_id] for sample in lacking]
+    scored = score_images(task, [scorer], pictures, [sample.prompt for sample in lacking])
+    found = score_rows([scorer], [sample.id for sample in lacking], scored.values)
+    return KnownScores(known | {row.sample_id: row.value for row in found}, found)
+
+
+def score_rows(scorers: Sequence[Scorer], sample_ids: Sequence[str], values: Sequence[Sequence[float]]) -> list[Score]:
+    """Values (scorers, N) as rows, scorer by scorer."""
+    return [
+        Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
+        for scorer, of_scorer in zip(scorers, values, strict=True)
+        for sample_id, value in zip(sample_ids, of_scorer, strict=True)
+    ]
+
+
+def _identity(scorer: Scorer) -> tuple[str, str]:
+    return scorer.name, scorer.version
 
 
 def score_pixels(scorer: Scorer, images: np.ndarray, prompts: Sequence[str]) -> list[float]:

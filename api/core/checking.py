@@ -239,7 +239,8 @@ class _Checker:
             self.wrong("/pairs", "the trajectories of some samples are not kept", "trajectory_gone")
         model = self._model("/model", spec.model)[0] if spec.model else None
         if spec.model is None:
-            model = self._one_model("/pairs", [samples[pair.base_id] for pair in pairs])
+            bases = [samples[pair.base_id] for pair in pairs]
+            model = self._one_model("/pairs", bases, "; or give `model`, the one to be trained")
         self._one_base("/pairs", samples.values(), model)
         sampled = {samples[pair.base_id].job_id for pair in pairs} | {samples[p.reference_id].job_id for p in pairs}
         configs = {_sampling_of(jobs.get(self._session, job_id)) for job_id in sampled}
@@ -346,10 +347,10 @@ class _Checker:
             self.wrong(pointer, message, "unknown_model")
         return row, base
 
-    def _one_model(self, pointer: str, samples: Iterable[Sample]) -> Model | None:
+    def _one_model(self, pointer: str, samples: Iterable[Sample], advice: str = "") -> Model | None:
         ids = {sample.model_id for sample in samples}
         if len(ids) != 1:
-            self.wrong(pointer, f"expected samples of one model, got {sorted(ids)}", "models_differ")
+            self.wrong(pointer, f"expected samples of one model, got {sorted(ids)}{advice}", "models_differ")
             return None
         return results.get_model(self._session, ids.pop())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -19,8 +20,8 @@ from api.core.planning import Counts, Sizes, count, plan_start, total_work
 from api.core.queries import jobs, prompt_sets, results, stages
 from api.core.queue import Queue
 from api.core.settings import Settings
-from api.core.specs import SPECS, JobSpec, RoundSpec, spec_of
-from api.core.states import JobKind, JobState, Verdict
+from api.core.specs import SPECS, EvaluationJobSpec, JobSpec, RoundSpec, spec_of
+from api.core.states import JobKind, JobState, StageKind, Verdict
 from api.core.storage import Store, open_store
 from api.core.tables import Job, Pair, PromptSet
 from api.core.unit_of_work import UnitOfWork, repeatable
@@ -176,6 +177,7 @@ def resume_job(service: Service, job_id: str) -> None:
 
 def retry_job(service: Service, job_id: str, key: str | None = None, api_key_id: str | None = None) -> str:
     """The id of a new job with the request of one that failed or was cancelled, or of the one made under the same key.
+    It has the models and prompt sets of the first, also where their names mean something else by now.
 
     Raises NotFoundError, ConflictError, IdempotencyError.
     """
@@ -183,8 +185,24 @@ def retry_job(service: Service, job_id: str, key: str | None = None, api_key_id:
         job = jobs.get(session, job_id)
         if job.state not in (JobState.FAILED, JobState.CANCELLED):
             raise ConflictError(f"{job.id} is {job.state}: only a job that failed or was cancelled can be tried again")
-        spec = job_spec(job)
+        spec = _as_resolved(session, job)
     return create_job(service, spec, key, api_key_id=api_key_id, origin_id=job_id)
+
+
+def _as_resolved(session: Session, job: Job) -> JobSpec:
+    """The job's request with the ids of what it names in place of names."""
+    spec = job_spec(job)
+    meant: dict[str, Any] = {
+        "model": job.model_id,
+        "prompt_set": job.prompt_set_id,
+        "held_out_prompt_set": job.held_out_prompt_set_id,
+    }
+    if isinstance(spec, EvaluationJobSpec):
+        params = [stage.params for stage in stages.of_job(session, job.id) if stage.kind == StageKind.EVALUATE]
+        meant["models"] = tuple(dict.fromkeys(one["model"] for one in params))
+        if spec.prompts is None:
+            meant["prompt_sets"] = tuple(dict.fromkeys(one["set"] for one in params))
+    return spec.model_copy(update={name: to for name, to in meant.items() if getattr(spec, name, None) is not None})
 
 
 def job_spec(job: Job) -> JobSpec:

@@ -10,9 +10,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.core.states import DIVERSITY
 from dfusion.config import Precision
 from dfusion.config import Settings as MethodSettings
 from dfusion.rewards.config import ScorerConfig
@@ -122,6 +123,13 @@ class Settings(BaseSettings):
     keep_trajectories: Literal["all", "pairs", "none"] = Field(
         "all", description="Trajectories kept after a job has ended: all, those of samples in pairs (by file), none"
     )
+
+    @field_validator("scorers")
+    @classmethod
+    def _leave_diversity(cls, scorers: dict[str, str | ScorerConfig]) -> dict[str, str | ScorerConfig]:
+        if DIVERSITY in scorers:
+            raise ValueError(f"expected another name than {DIVERSITY!r}, which is a metric's")
+        return scorers
 
     @property
     def database(self) -> str:

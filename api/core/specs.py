@@ -58,24 +58,12 @@ class EvaluationSpec(Settings):
     seed: Seed = 0
 
 
-class RoundSpec(SamplesSpec):
-    """Online training: rounds of sampling, scoring, pairing, fusing, verifying, training and measuring."""
+class PresetSpec(Settings):
+    """A request whose `fusion` and `pairing` a preset may fill in."""
 
     preset: Literal["paper", "released_code"] | None = Field(
         None, description="Fills in `fusion` and `pairing` where they do not say otherwise (decision 006)"
     )
-    held_out_prompt_set: Name | None = Field(None, description="Measured on, never trained on")
-    rounds: int = Field(1, ge=1, le=1000)
-    samples_per_prompt: int = Field(16, ge=2, le=1024, description="A pair takes two")
-    fusion: FusionConfig | None = Field(FusionConfig(), description="null: naive, without fused targets")
-    pairing: PairingConfig = PairingConfig()
-    training: TrainingConfig = TrainingConfig()
-    reward: ScorerRef | None = Field(None, description="Trained against; the model's own if not given")
-    watch: ScorerRef | None = Field(
-        None, description="Scores the same samples and is never trained on; the model's own if not given"
-    )
-    evaluation: EvaluationSpec | None = Field(EvaluationSpec(), description="null: the models are not measured")
-    review: bool = Field(False, description="Whether each round waits for people's verdicts before it trains")
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +80,23 @@ class RoundSpec(SamplesSpec):
             if isinstance(own, Mapping):
                 filled[name] = {**getattr(preset, name).model_dump(), **own}
         return filled
+
+
+class RoundSpec(SamplesSpec, PresetSpec):
+    """Online training: rounds of sampling, scoring, pairing, fusing, verifying, training and measuring."""
+
+    held_out_prompt_set: Name | None = Field(None, description="Measured on, never trained on")
+    rounds: int = Field(1, ge=1, le=1000)
+    samples_per_prompt: int = Field(16, ge=2, le=1024, description="A pair takes two")
+    fusion: FusionConfig | None = Field(FusionConfig(), description="null: naive, without fused targets")
+    pairing: PairingConfig = PairingConfig()
+    training: TrainingConfig = TrainingConfig()
+    reward: ScorerRef | None = Field(None, description="Trained against; the model's own if not given")
+    watch: ScorerRef | None = Field(
+        None, description="Scores the same samples and is never trained on; the model's own if not given"
+    )
+    evaluation: EvaluationSpec | None = Field(EvaluationSpec(), description="null: the models are not measured")
+    review: bool = Field(False, description="Whether each round waits for people's verdicts before it trains")
 
     @model_validator(mode="after")
     def _some_fused_step(self) -> Self:
@@ -118,7 +123,7 @@ class SamplePair(Settings):
     base: Name
 
 
-class FusionJobSpec(Labelled):
+class FusionJobSpec(Labelled, PresetSpec):
     """Targets for pairs of stored samples: named ones, those of a pair again, or the best and worst of a sampling."""
 
     pair: Name | None = Field(None, description="A pair to be fused again, from its stored trajectories")
@@ -160,8 +165,12 @@ class EvaluationJobSpec(Labelled):
     """Models on the same prompts and seeds, compared (section 4.5; table 1)."""
 
     models: tuple[Name, ...] = Field(min_length=1, max_length=16, description="The first is what others are held to")
-    prompt_sets: tuple[Name, ...] | None = Field(None, min_length=1, max_length=8)
-    prompts: tuple[Prompt, ...] | None = Field(None, min_length=1, max_length=10_000)
+    prompt_sets: tuple[Name, ...] | None = Field(
+        None, min_length=1, max_length=8, description="Each is measured by itself: trained prompts, unseen ones"
+    )
+    prompts: tuple[Prompt, ...] | None = Field(
+        None, min_length=1, max_length=10_000, description="Further prompts, measured as a list of their own"
+    )
     samples_per_prompt: int = Field(4, ge=1, le=256)
     scorers: ScorerRefs | None = Field(None, description="By whom; the models' usual scorers if not given")
     seed: Seed = 0
@@ -171,7 +180,8 @@ class EvaluationJobSpec(Labelled):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        _require_one(self, "prompt_sets", "prompts")
+        if self.prompt_sets is None and self.prompts is None:
+            raise ValueError("expected prompt_sets, prompts or both, got none")
         if len(set(self.models)) != len(self.models):
             raise ValueError(f"models: expected each once, got {list(self.models)}")
         return self

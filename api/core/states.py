@@ -58,6 +58,10 @@ class StageState(StrEnum):
 FINAL_STAGE_STATES = frozenset({StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED})
 
 
+DIVERSITY = "diversity"
+"""The metric that stands beside the scorers' means: how different the samples of a prompt are."""
+
+
 class JobKind(StrEnum):
     """What a job does."""
 

@@ -274,13 +274,14 @@ class Pair(Table):
     adopted: Mapped[bool | None]
     why: Mapped[str | None] = mapped_column(Text)
     scorer: Mapped[str]
+    scorer_version: Mapped[str]
     reference_score: Mapped[float]
     base_score: Mapped[float]
     target_score: Mapped[float | None]
     figures: Mapped[Json]
     mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
     thresholds: Mapped[list[float] | None]
-    """Mask thresholds, one an item; None: found from the reference's maps when it is fused."""
+    """Mask thresholds, one an item; None: found from its prompt's maps when it is fused."""
     verdict: Mapped[str | None]
     verdict_by: Mapped[str | None]
     verdict_at: Mapped[float | None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -71,9 +71,9 @@ class _Loader:
         if name in self._installed:
             found = self._installed[name]
             if isinstance(found, str):
-                from dfusion.rewards.plugins import load_attribute
+                from dfusion.rewards.plugins import NamedScorer, load_attribute
 
-                return load_attribute(found)
+                return cast(Scorer, NamedScorer(load_attribute(found), name))
             return self._made(found, name, (*within, name))
         if name not in _BUILT_IN:
             raise ModelNotFoundError(f"scorer: expected one of {sorted({*SCORERS, *self._installed})}, got {name!r}")
@@ -88,9 +88,10 @@ class _Loader:
 
                 return HttpScorer(config, name=name or f"http-{config.url.host}")
             case EntryPointConfig():
-                from dfusion.rewards.plugins import load_entry_point
+                from dfusion.rewards.plugins import NamedScorer, load_entry_point
 
-                return load_entry_point(config.entry_point)
+                found = load_entry_point(config.entry_point)
+                return found if name is None else cast(Scorer, NamedScorer(found, name))
             case VerdictScorerConfig():
                 from dfusion.rewards.verdicts import VerdictScorer
 

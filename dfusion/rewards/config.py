@@ -1,10 +1,8 @@
 """What a scorer is made from. Imports no torch.
 
-Two kinds of author write these settings, and they may not write the same:
-
-* An installation's owner: `ScorerConfig`, everything. It names files, servers and installed code.
-* A client of the service: `ClientScorerConfig`, which can only point at scorers that the installation has by name, so
-  a request never makes the service open a file, call an address or import code of the client's choosing.
+`ScorerConfig` names files, servers and installed code: it is for an installation's owner. A client of the service names
+scorers that the installation has, or weighted sums of such, so a request never makes the service open a file, call an
+address or import code of the client's choosing.
 """
 
 from __future__ import annotations
@@ -86,6 +84,3 @@ ScorerConfig = Annotated[
     Field(discriminator="kind"),
 ]
 """Any scorer: what an installation's settings may hold."""
-
-ClientScorerConfig = Annotated[VerdictScorerConfig | WeightedScorerConfig, Field(discriminator="kind")]
-"""What a request may hold besides the plain name of a scorer."""

@@ -13,13 +13,24 @@ owner's own settings, and must never be given a string from a request.
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import Any, cast
 
 from dfusion.errors import ModelNotFoundError, ScorerError
 from dfusion.rewards import Scorer
 
 GROUP = "dfusion.scorers"
 """The entry points that are scorers."""
+
+
+class NamedScorer:
+    """Somebody's scorer under the name that the installation has for it, whatever it calls itself: two that call
+    themselves the same stay two."""
+
+    def __init__(self, scorer: Scorer, name: str) -> None:
+        self._scorer, self.name = scorer, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._scorer, attribute)
 
 
 def load_entry_point(name: str) -> Scorer:

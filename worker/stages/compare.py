@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -79,9 +80,16 @@ def _comparison(
 def _of_split(
     samples: Sequence[Sample], first: str | None, scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Prompts are told apart by their place, too: a list may hold one twice."""
+    """Prompts are told apart by their place, too: a list may hold one twice; scorers by their version where there are
+    two."""
+    versions = {(score.scorer, score.version) for sample in samples for score in scores[sample.id]}
+    names = Counter(scorer for scorer, _ in versions)
+
+    def name(score: Score) -> str:
+        return score.scorer if names[score.scorer] == 1 else f"{score.scorer} {score.version}"
+
     table = ScoreTable.from_rows(
-        ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)
+        ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, name(score), score.value)
         for sample in sorted(samples, key=lambda s: (s.model_id != first, s.prompt_index, s.number))
         for score in scores[sample.id]
     )

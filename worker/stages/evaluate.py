@@ -19,7 +19,7 @@ from api.core.tables import Model, Sample, Score
 from dfusion.config import SamplingConfig
 from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
-from worker.scoring import score_pixels
+from worker.scoring import score_pixels, score_rows
 from worker.task import Record, Task, batches
 
 
@@ -122,13 +122,11 @@ def _sample_row(task: Task, model: Model, one: _Wanted, image: str) -> Sample:
 
 
 def _scores(task: Task, how: Measuring, samples: list[Sample], images: np.ndarray) -> list[Score]:
-    found: dict[tuple[str, str], Score] = {}
+    found = []
     for ref in how.scorers:
         scorer = task.bench.scorer(ref)
         for part in batches(range(len(samples)), task.bench.settings.batch_size):
             task.heartbeat.check()
             values = score_pixels(scorer, images[list(part)], [samples[i].prompt for i in part])
-            for i, value in zip(part, values, strict=True):
-                row = Score(sample_id=samples[i].id, scorer=scorer.name, version=scorer.version, value=value)
-                found[row.sample_id, row.scorer] = row
-    return list(found.values())
+            found += score_rows([scorer], [samples[i].id for i in part], [values])
+    return found

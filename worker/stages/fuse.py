@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -12,42 +14,87 @@ from api.core.ids import IdKind, new_id
 from api.core.queries import results
 from api.core.states import SampleRole, Split
 from api.core.tables import Pair, Sample
+from dfusion.config import FusionConfig
+from dfusion.errors import InvalidInputError
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
+from dfusion.thresholds import thresholds_of
 from dfusion.types import Trajectory
-from worker.pairs import PairSamples, fusion_of, load_pairs, mask_thresholds, trajectory_of
+from worker.pairs import PairSamples, fusion_of, load_pairs, trajectory_of
 from worker.task import Record, Task, batches
-from worker.trajectories import join
+
+_Stored = Mapping[str, Trajectory]
 
 
 def run(task: Task) -> Record:
-    """A target for each pair of the shard, by the model that its base was sampled from."""
-    pairs = load_pairs(task)
-    if not pairs:
-        return lambda _session: None
-    model = task.load_model(*task.model(pairs[0].base.row.model_id))
+    """A target for each pair of the shard that can have one, by the model that its base was sampled from."""
+    pairs, config = load_pairs(task), fusion_of(task)
     stored = task.load_trajectories({s.trajectory for pair in pairs for s in (pair.base, pair.reference)})
-    parts = list(batches(pairs, task.bench.settings.batch_size))
-    config = fusion_of(task)
-    steps = next(iter(stored.values())).config.num_steps * (2 if config.trajectory == "ddim_inversion" else 1)
-    task.heartbeat.plan(len(parts) * steps)
-    thresholds = [mask_thresholds(pair.row, trajectory_of(pair.reference, stored), config) for pair in pairs]
-    limits = batches(thresholds, task.bench.settings.batch_size)
-    targets = [_fuse(task, model, part, of_part, stored) for part, of_part in zip(parts, limits, strict=True)]
-    images = np.concatenate([model.decode(target.final) for target in targets])
-    file = task.store_trajectory("trajectories", join(targets))
-    rows = [
-        _target(task, pair.row, pair.base.row, file, place, task.store_image(f"image-{place:06d}", pixels))
-        for place, (pair, pixels) in enumerate(zip(pairs, images, strict=True))
-    ]
+    found = _thresholds(pairs, stored, config, together="prompts" in task.claim.params)
+    ready = [pair for pair in pairs if pair.row.id in found.by_pair]
+    thresholds = [found.by_pair[pair.row.id] for pair in ready]
+    targets = _targets(task, ready, thresholds, stored, config) if ready else []
 
     def record(session: Session) -> None:
         task.record_artifacts(session)
-        results.add_all(session, rows)
-        for pair, target, limits in zip(pairs, rows, thresholds, strict=True):
+        results.add_all(session, targets)
+        for pair, target, limits in zip(ready, targets, thresholds, strict=True):
             results.update_pair(session, pair.row.id, {"target_id": target.id, "thresholds": list(limits)})
+        for pair_id, why in found.why_not.items():
+            results.update_pair(session, pair_id, {"why": f"nothing was fused: {why}"})
 
     return record
+
+
+@dataclass(frozen=True)
+class _Thresholds:
+    """Mask thresholds by pair, and for pairs without why there are none."""
+
+    by_pair: dict[str, Sequence[float]] = field(default_factory=dict)
+    why_not: dict[str, str] = field(default_factory=dict)
+
+
+def _thresholds(pairs: Sequence[PairSamples], stored: _Stored, config: FusionConfig, *, together: bool) -> _Thresholds:
+    """The pairs' own, or those of the maps of all samples that are paired on the prompt, which a shard of prompts has
+    together; a pair that a request named stands alone, so that what else it named does not matter."""
+    found = _Thresholds()
+    groups: dict[object, list[PairSamples]] = defaultdict(list)
+    for pair in pairs:
+        if pair.row.thresholds is not None:
+            found.by_pair[pair.row.id] = pair.row.thresholds
+        else:
+            groups[pair.row.prompt_index if together else pair.row.id].append(pair)
+    for members in groups.values():
+        sides = {side.row.id: side for pair in members for side in (pair.reference, pair.base)}
+        try:
+            limits = thresholds_of(Trajectory.cat([trajectory_of(side, stored) for side in sides.values()]), config)
+        except InvalidInputError as error:  # an item whose map is the same everywhere
+            found.why_not.update((pair.row.id, str(error)) for pair in members)
+        else:
+            found.by_pair.update((pair.row.id, limits) for pair in members)
+    return found
+
+
+def _targets(
+    task: Task,
+    pairs: Sequence[PairSamples],
+    thresholds: Sequence[Sequence[float]],
+    stored: _Stored,
+    config: FusionConfig,
+) -> list[Sample]:
+    """The targets as rows, in the order of their pairs; their files are stored."""
+    model = task.load_model(*task.model(pairs[0].base.row.model_id))
+    size = task.bench.settings.batch_size
+    parts = list(zip(batches(pairs, size), batches(thresholds, size), strict=True))
+    steps = next(iter(stored.values())).config.num_steps * (2 if config.trajectory == "ddim_inversion" else 1)
+    task.heartbeat.plan(len(parts) * steps)
+    targets = [_fuse(task, model, part, limits, stored, config) for part, limits in parts]
+    images = np.concatenate([model.decode(target.final) for target in targets])
+    file = task.store_trajectory("trajectories", Trajectory.cat(targets))
+    return [
+        _target(task, pair.row, pair.base.row, file, place, task.store_image(f"image-{place:06d}", pixels))
+        for place, (pair, pixels) in enumerate(zip(pairs, images, strict=True))
+    ]
 
 
 def _fuse(
@@ -55,17 +102,18 @@ def _fuse(
     model: DiffusionModel,
     part: Sequence[PairSamples],
     thresholds: Sequence[Sequence[float]],
-    stored: Mapping[str, Trajectory],
+    stored: _Stored,
+    config: FusionConfig,
 ) -> Trajectory:
     return fuse(
         model.unet,
         model.scheduler,
-        join([trajectory_of(pair.base, stored) for pair in part]),
-        join([trajectory_of(pair.reference, stored) for pair in part]),
+        Trajectory.cat([trajectory_of(pair.base, stored) for pair in part]),
+        Trajectory.cat([trajectory_of(pair.reference, stored) for pair in part]),
         model.encode_prompts([pair.row.prompt for pair in part]),
         model.encode_prompts([""]),
         thresholds=thresholds,
-        config=fusion_of(task),
+        config=config,
         on_step=task.on_step,
     )
 

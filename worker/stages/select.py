@@ -16,6 +16,8 @@ from api.core.states import SampleRole
 from api.core.tables import Pair, Sample
 from dfusion.config import PairingConfig
 from dfusion.pairing import choose_pairs
+from dfusion.rewards import Scorer
+from worker.scoring import scores_by
 from worker.sources import samples_to_fuse, sides_to_fuse
 from worker.task import Record, Task
 
@@ -28,30 +30,28 @@ def run(task: Task) -> Record:
     """The pairs, and the roles of their samples."""
     match task.spec:
         case RoundSpec() as spec:
-            scorer = task.bench.scorer(spec.reward or "").name
             with task.reading() as session:
                 found = results.round_images(session, task.claim.job_id, task.claim.round, [SampleRole.PLAIN])
                 samples = [sample for sample, _ in found]
-                scores = results.round_scores(session, task.claim.job_id, task.claim.round, scorer)
-            sides = _choose(samples, scores, spec.pairing)
-            with task.reading() as session:
                 thresholds = _thresholds(session, samples)
+            named: list[_Sides] = []
         case FusionJobSpec() as spec:
-            scorer = task.bench.scorer(spec.reward or "").name
             with task.reading() as session:
                 samples = samples_to_fuse(session, spec)
-                scores = _scores_by(session, samples, scorer)
-                named = spec.sampling is None
-                sides = sides_to_fuse(session, spec) if named else _choose(samples, scores, spec.pairing)
+                named = sides_to_fuse(session, spec)
                 thresholds = _thresholds(session, samples)
                 own = results.get_pair(session, spec.pair).thresholds if spec.pair else None
             if spec.thresholds or own:
                 thresholds = dict.fromkeys(thresholds, spec.thresholds or own)
         case other:
             raise ConflictError(f"nothing is paired for a {type(other).__name__}")
-    pairs = [_pair(task, number, *one, scorer, scores, thresholds) for number, one in enumerate(sides)]
+    scorer = task.bench.scorer(spec.reward or "")
+    known = scores_by(task, scorer, samples)
+    sides = named or _choose(samples, known.by_sample, spec.pairing)
+    pairs = [_pair(task, number, *one, scorer, known.by_sample, thresholds) for number, one in enumerate(sides)]
 
     def record(session: Session) -> None:
+        results.add_scores(session, known.found)
         results.add_all(session, pairs)
         results.mark_paired(session, task.claim.job_id, task.claim.round)
         message = f"{len(pairs)} pairs from {len(samples)} samples"
@@ -69,11 +69,6 @@ def _choose(samples: Iterable[Sample], scores: Mapping[str, float], pairing: Pai
     return sides
 
 
-def _scores_by(session: Session, samples: Iterable[Sample], scorer: str) -> dict[str, float]:
-    found = results.scores(session, [sample.id for sample in samples])
-    return {sample_id: row.value for sample_id, rows in found.items() for row in rows if row.scorer == scorer}
-
-
 def _thresholds(session: Session, samples: Iterable[Sample]) -> _Thresholds:
     """Those of the prompts that the samples were made on."""
     found: dict[tuple[str | None, int], Sequence[float] | None] = {}
@@ -89,7 +84,7 @@ def _pair(
     number: int,
     reference: Sample,
     base: Sample,
-    scorer: str,
+    scorer: Scorer,
     scores: Mapping[str, float],
     thresholds: _Thresholds,
 ) -> Pair:
@@ -105,7 +100,8 @@ def _pair(
         prompt=base.prompt,
         reference_id=reference.id,
         base_id=base.id,
-        scorer=scorer,
+        scorer=scorer.name,
+        scorer_version=scorer.version,
         reference_score=scores[reference.id],
         base_score=scores[base.id],
         thresholds=None if own is None else list(own),

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from api.core import execution
 from api.core.queries import jobs, results
 from api.core.specs import FusionJobSpec, RoundSpec
-from api.core.tables import Score
+from dfusion.errors import ScorerError
 from dfusion.figures import Side, decide, fusion_mask, mask_image, pair_figures
 from dfusion.types import Trajectory
-from worker.pairs import PairSamples, StoredSample, fusion_of, load_pairs, mask_thresholds, trajectory_of
-from worker.scoring import score_images
+from worker.pairs import PairSamples, StoredSample, fusion_of, load_pairs, trajectory_of
+from worker.scoring import score_images, score_rows
 from worker.task import Record, Task
 
 
@@ -34,9 +34,13 @@ def run(task: Task) -> Record:
     fused = [pair for pair in pairs if pair.target is not None]
     targets = [pair.target for pair in fused if pair.target is not None]
     scorer = task.bench.scorer(task.spec_as(RoundSpec, FusionJobSpec).reward or "")
+    for pair in pairs:
+        if (pair.row.scorer, pair.row.scorer_version) != (scorer.name, scorer.version):
+            chosen, ours = f"{pair.row.scorer} {pair.row.scorer_version}", f"{scorer.name} {scorer.version}"
+            raise ScorerError(f"{pair.row.id} was chosen by {chosen}, this worker has {ours}: ask for the job again")
     scored = score_images(task, [scorer], [t.image for t in targets], [t.row.prompt for t in targets])
-    scores = {target.row.id: value for target, value in zip(targets, scored.values[0], strict=True)}
-    rows = [Score(sample_id=i, scorer=scorer.name, version=scorer.version, value=v) for i, v in scores.items()]
+    rows = score_rows([scorer], [target.row.id for target in targets], scored.values)
+    scores = {row.sample_id: row.value for row in rows}
     verdicts = [*_verdicts(task, fused, scores), *(_naive(pair) for pair in pairs if pair.target is None)]
 
     def record(session: Session) -> None:
@@ -54,7 +58,8 @@ def run(task: Task) -> Record:
 
 
 def _naive(pair: PairSamples) -> _Verdict:
-    return _Verdict(pair.row.id, {"adopted": False, "why": "fusion is off: the reference is preferred"})
+    why = pair.row.why or "fusion is off: the reference is preferred"
+    return _Verdict(pair.row.id, {"adopted": False, "why": why})
 
 
 def _verdicts(task: Task, pairs: list[PairSamples], scores: dict[str, float]) -> Iterator[_Verdict]:
@@ -81,7 +86,7 @@ def _verdict(
         return Side(trajectory_of(sample, stored).final[0], task.load_image(sample.image), value)
 
     fused_from, config = trajectory_of(pair.reference, stored), fusion_of(task)
-    mask = fusion_mask(fused_from, mask_thresholds(pair.row, fused_from, config), config)
+    mask = fusion_mask(fused_from, pair.row.thresholds or (), config)
     reference, base = side(pair.reference, pair.row.reference_score), side(pair.base, pair.row.base_score)
     target = side(fused, score)
     height, width = target.image.shape[:2]

@@ -102,13 +102,6 @@ def round_images(
     return [(sample, artifact) for sample, artifact in session.execute(ordered)]
 
 
-def round_scores(session: Session, job_id: str, round_number: int, scorer: str) -> dict[str, float]:
-    """What the scorer gave the round's samples, by sample."""
-    query = select(Score.sample_id, Score.value).join(Sample, Sample.id == Score.sample_id)
-    query = query.where(Sample.job_id == job_id, Sample.round == round_number, Score.scorer == scorer)
-    return {row.sample_id: row.value for row in session.execute(query)}
-
-
 def sample_page(
     session: Session,
     limit: int,
@@ -128,12 +121,15 @@ def sample_page(
     return fetch_page(session, select(Sample), Sample.id, limit, cursor, equal=equal)
 
 
-def score_history(session: Session, job_ids: Iterable[str], scorer: str, up_to_round: int) -> dict[str, list[float]]:
-    """What the scorer gave the samples that the policy itself drew, by prompt, in the order in which they came."""
+def score_history(
+    session: Session, job_ids: Iterable[str], scorer: str, version: str, up_to_round: int
+) -> dict[str, list[float]]:
+    """What that version of the scorer gave the samples that the policy itself drew, by prompt, in the order in which
+    they came."""
     drawn = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
     query = select(Sample.prompt, Score.value).join(Score, Score.sample_id == Sample.id)
     query = query.where(Sample.job_id.in_(list(job_ids)), Sample.role.in_(drawn), Sample.round <= up_to_round)
-    ordered = query.where(Score.scorer == scorer).order_by(
+    ordered = query.where(Score.scorer == scorer, Score.version == version).order_by(
         Sample.round, Sample.job_id, Sample.prompt_index, Sample.number, Sample.id
     )
     found: dict[str, list[float]] = {}

@@ -13,7 +13,6 @@ from dfusion.catalogue import SCORERS
 from dfusion.errors import InvalidInputError, ModelNotFoundError, NonFiniteError, ScorerError, ShapeMismatchError
 from dfusion.rewards import load_scorer
 from dfusion.rewards.config import (
-    ClientScorerConfig,
     EntryPointConfig,
     HttpScorerConfig,
     OpenClipConfig,
@@ -154,6 +153,11 @@ def test_scorers_of_installed_packages() -> None:
     assert scorer.score(images(2, value=7), ["x", "y"]) == [7.0, 7.0]
     assert load_scorer(EntryPointConfig(entry_point="object")).name == "red"
     assert load_attribute("plugin_of_a_test:Red").name == "red"
+    installed = {"mine": "plugin_of_a_test:Red", "ours": EntryPointConfig(entry_point="red")}
+    named = [load_scorer(name, installed=installed) for name in ("mine", "ours")]
+    assert [(one.name, one.version) for one in named] == [("mine", "3"), ("ours", "3")]
+    assert named[0].score(images(2, value=7), ["x", "y"]) == [7.0, 7.0]
+    assert not hasattr(named[0], "features")
 
 
 @pytest.mark.usefixtures("plugins")
@@ -205,20 +209,6 @@ def test_settings_are_told_apart_by_kind() -> None:
     ):
         with pytest.raises(ValidationError):
             read(wrong)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"kind": "http", "url": "http://169.254.169.254/"},
-        {"kind": "open_clip", "folder": "/etc"},
-        {"kind": "entry_point", "entry_point": "red"},
-    ],
-)
-def test_a_client_names_no_address_file_or_code(settings: dict[str, str]) -> None:
-    TypeAdapter[Any](ScorerConfig).validate_python(settings)
-    with pytest.raises(ValidationError, match="kind"):
-        TypeAdapter[Any](ClientScorerConfig).validate_python(settings)
 
 
 def test_a_token_is_not_shown() -> None:

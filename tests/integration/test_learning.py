@@ -1,0 +1,330 @@
+"""What a round's training learns from, and which model makes its images: each against the method's own functions."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from api.core.errors import StageStoppedError
+from api.core.seeds import evaluation_seed
+from api.main import create_app
+from dfusion.adapter import load_adapter
+from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.errors import InvalidInputError
+from dfusion.fused_sampling import fuse
+from dfusion.models import DiffusionModel
+from dfusion.sampling import sample
+from dfusion.thresholds import thresholds_of
+from dfusion.training import Trainer
+from dfusion.training_data import Example, TrainingPair
+from dfusion.trajectories import load_trajectory
+from dfusion.types import Trajectory
+from tests.installation import Installation
+from tests.scorers import Brightness
+from tests.service import PROMPTS, settings_for, work_until_idle
+from worker.stages import fuse as fuse_stage
+from worker.stages import train
+
+FOUR = SamplingConfig(num_steps=4)
+FUSION = FusionConfig(first_step=1, last_step=3)
+TRAINING: dict[str, Any] = {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1, "learning_rate": 0.01}
+EVERY_TARGET = {"adoption_threshold": 0}
+OPEN = [{"text": prompt["text"], "items": prompt["items"]} for prompt in PROMPTS]
+"""The prompts without thresholds."""
+
+
+@pytest.fixture
+def installation(tmp_path: Path, pipeline: Path) -> Iterator[Installation]:
+    with TestClient(create_app(settings_for(tmp_path / "data", pipeline))) as client:
+        yield Installation(client)
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
+    """The examples of each training."""
+    found: list[list[Example]] = []
+
+    class Recording(Trainer):
+        def __init__(self, model: DiffusionModel, examples: Any, *rest: Any) -> None:
+            found.append(list(examples))
+            super().__init__(model, examples, *rest)
+
+    monkeypatch.setattr(train, "Trainer", Recording)
+    return found
+
+
+def trajectory_of(installation: Installation, sample_id: str, folder: Path) -> Trajectory:
+    """The sample's stored trajectory."""
+    stored = installation.get(f"/samples/{sample_id}")["trajectory"]
+    file = folder / "trajectory"
+    file.write_bytes(installation.client.get(stored["artifact"]).content)
+    return load_trajectory(file).select([stored["row"]])
+
+
+def picture(installation: Installation, path: str) -> np.ndarray:
+    with Image.open(io.BytesIO(installation.client.get(path).content)) as image:
+        return np.asarray(image)
+
+
+def updates_of(installation: Installation, model_id: str) -> dict[str, Any]:
+    """The training's self-test and reports."""
+    figures = installation.get(f"/models/{model_id}")["figures"]
+    return dict(json.loads(installation.client.get(figures["log"]).content))
+
+
+@pytest.mark.parametrize("fusion", [None, FUSION.model_dump()])
+def test_pairs_say_which_sides_the_policy_drew(
+    installation: Installation, learned: list[list[Example]], fusion: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    job = installation.run(prompts=OPEN, fusion=fusion, evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
+    pairs = installation.all(job["links"]["pairs"])
+    for pair, example in zip(pairs, learned[0], strict=True):
+        assert isinstance(example, TrainingPair)
+        better = pair["reference"] if fusion is None else pair["target"]
+        for side, expected in ((example.preferred, better), (example.rejected, pair["base"])):
+            assert side.latents.equal(trajectory_of(installation, expected["id"], tmp_path).latents)
+        assert example.drawn == ((True, True) if fusion is None else (False, True))
+    tested = updates_of(installation, job["last_model"])["self_test"]
+    # 6 pairs: naive at all 4 steps, both sides drawn; fused at the 3 that are not shared, one side drawn
+    assert (tested["compared"], tested["replayed"]) == ((48, 0) if fusion is None else (18, 18))
+    assert all(abs(ratio - 1) < 1e-5 for ratio in tested["ratio_by_step"].values())
+
+
+def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: list[list[Example]]) -> None:
+    training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
+    job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
+    samples = installation.all(job["links"]["samples"])
+    drawn = [s for s in samples if s["role"] in ("plain", "reference", "base")]
+    expected = []
+    for pair in installation.all(f"/pairs?job={job['id']}&round=2"):
+        history = [s["scores"][0]["value"] for s in drawn if s["prompt"] == pair["prompt"]]
+        mean, std = statistics.fmean(history), statistics.pstdev(history)
+        assert len(history) == 8
+        for side, own in (("target", False), ("base", True)):
+            expected.append((pytest.approx((pair[side]["score"] - mean) / std), (own,)))
+    assert [(example.advantage, example.drawn) for example in learned[1]] == expected
+
+
+def test_people_say_which_side_is_better(
+    installation: Installation, learned: list[list[Example]], tmp_path: Path
+) -> None:
+    job = installation.run(evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
+    pairs = installation.all(job["links"]["pairs"])
+    for pair, verdict in zip(pairs, ["target", "base", "tie", "reject", "base", "target"], strict=True):
+        installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict})
+    body = {"jobs": [job["id"]], "prefer": "verdicts", "training": TRAINING}
+    trained = installation.done("/trainings", body)
+    expected = [("target", "base", pairs[0]), ("base", "target", pairs[1])]
+    expected += [("base", "target", pairs[4]), ("target", "base", pairs[5])]
+    for example, (better, worse, pair) in zip(learned[-1], expected, strict=True):
+        for side, role in zip(example.sides, (better, worse), strict=True):
+            assert side.latents.equal(trajectory_of(installation, pair[role]["id"], tmp_path).latents)
+        assert example.drawn == (better == "base", worse == "base")
+    figures = installation.get(f"/models/{trained['last_model']}")["figures"]
+    assert (figures["pairs"], figures["examples"], figures["adopted"]) == (4, 4, 2)
+
+
+def test_a_later_round_is_sampled_fused_and_measured_with_the_adapter(
+    installation: Installation, pipeline: Path, tmp_path: Path
+) -> None:
+    job = installation.run(rounds=2, pairing=EVERY_TARGET, training=TRAINING)
+    _, first = installation.all(job["links"]["models"])  # newest first
+    model = DiffusionModel.load(pipeline)
+    (tmp_path / "adapter").write_bytes(installation.client.get(first["adapter"]["artifact"]).content)
+    load_adapter(model.unet, tmp_path / "adapter")
+    plain = DiffusionModel.load(pipeline)
+
+    def drawn(by: DiffusionModel, one: dict[str, Any]) -> np.ndarray:
+        embeds, negative = by.encode_prompts([one["prompt"]]), by.encode_prompts([""])
+        return by.decode(sample(by.unet, by.scheduler, embeds, negative, [one["seed"]], config=FOUR).final)[0]
+
+    own = installation.all(f"/samples?job={job['id']}&round=2&role=base")[0]
+    measured = installation.all(f"/samples?job={job['id']}&round=1&role=evaluation")[0]
+    assert measured["seed"] == evaluation_seed(0, "train", 0, PROMPTS[0]["text"], 0)
+    for one in (own, measured):
+        stored = picture(installation, one["image"]).astype(int)
+        assert np.abs(stored - drawn(model, one)).max() <= 1  # another batch may round a pixel the other way
+        assert np.abs(stored - drawn(plain, one)).max() > 3
+    pair = installation.all(f"/pairs?job={job['id']}&round=2")[0]
+    sides = [trajectory_of(installation, pair[side]["id"], tmp_path) for side in ("base", "reference")]
+    embeds, negative = model.encode_prompts([pair["prompt"]]), model.encode_prompts([""])
+    target = fuse(model.unet, model.scheduler, *sides, embeds, negative, thresholds=[pair["thresholds"]], config=FUSION)
+    stored = picture(installation, pair["target"]["image"]).astype(int)
+    assert np.abs(stored - model.decode(target.final)[0]).max() <= 1
+
+
+def test_a_reward_that_rises_alone_is_told(installation: Installation) -> None:
+    same = {"rounds": 4, "evaluation": None, "fusion": None, "prompts": PROMPTS[:1], "training": TRAINING}
+    job = installation.run(**same, reward="rising", watch="falling")
+    metrics = installation.get(job["links"]["metrics"])["data"]
+    falling = [one["mean"] for one in metrics if one["scorer"] == "falling"]
+    assert len(falling) == 4 and falling == sorted(falling, reverse=True)
+    # diversity has no trend here, or the message would name it, too
+    warnings = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "round.reward_misleads"]
+    assert [event["message"] for event in warnings] == [
+        "the reward rising rises while falling fall: is it being gamed?"
+    ]
+    assert warnings[0]["data"] == {"falling": ["falling"]}
+    together = installation.run(**same, reward="rising", watch="rising")
+    assert "round.reward_misleads" not in installation.events(together)
+
+
+def test_thresholds_that_nobody_gave_are_of_the_prompts_paired_samples(
+    installation: Installation, tmp_path: Path
+) -> None:
+    job = installation.run(prompts=OPEN, evaluation=None, pairing=EVERY_TARGET)
+    pairs = installation.all(job["links"]["pairs"])
+    for text in (prompt["text"] for prompt in OPEN):
+        of_prompt = [pair for pair in pairs if pair["prompt"] == text]
+        ids = dict.fromkeys(pair[side]["id"] for pair in of_prompt for side in ("reference", "base"))
+        assert len(ids) == 3  # one reference of two bases
+        maps = Trajectory.cat([trajectory_of(installation, one, tmp_path) for one in ids])
+        expected = pytest.approx(thresholds_of(maps, FUSION))
+        assert [pair["thresholds"] for pair in of_prompt] == [expected, expected]
+        assert all(pair["target"] for pair in of_prompt)
+
+
+def test_a_pair_whose_masks_cannot_be_found_goes_without_a_target(
+    installation: Installation, learned: list[list[Example]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def for_two_items(trajectory: Trajectory, config: FusionConfig) -> tuple[float, ...]:
+        if trajectory.items is not None and len(trajectory.items[0]) == 1:
+            raise InvalidInputError("item_maps: no threshold for item 0")
+        return thresholds_of(trajectory, config)
+
+    monkeypatch.setattr(fuse_stage, "thresholds_of", for_two_items)
+    job = installation.run(prompts=OPEN[:2], evaluation=None, pairing=EVERY_TARGET)
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    pairs = installation.all(job["links"]["pairs"])
+    assert [(pair["target"] is None, pair["adopted"]) for pair in pairs] == [(True, False)] * 2 + [(False, True)] * 2
+    assert pairs[0]["why"] == "nothing was fused: item_maps: no threshold for item 0"
+    assert [example.drawn for example in learned[0]] == [(True, True)] * 2 + [(False, True)] * 2
+
+
+def test_a_rounds_reward_may_be_a_sum(installation: Installation) -> None:
+    weighted = {
+        "kind": "weighted",
+        "parts": [{"scorer": "brightness", "weight": -2}, {"scorer": "constant", "weight": 1}],
+    }
+    job = installation.run(reward=weighted, evaluation=None)
+    pair = installation.all(job["links"]["pairs"])[0]
+    bright = Brightness().score(picture(installation, pair["base"]["image"])[None], [""])[0]
+    assert pair["base"]["score"] == pytest.approx(0.5 - 2 * bright)
+    assert (pair["scorer"], pair["scorer_version"]) == (
+        "-2.0*brightness+1.0*constant",
+        "-2.0*brightness@1+1.0*constant@1",
+    )
+
+
+def test_a_training_that_is_not_of_its_policy_is_refused_with_its_report(installation: Installation) -> None:
+    job = installation.run(evaluation=None, fusion=None, training=TRAINING | {"ratio_tolerance": 1e-12})
+    assert (job["state"], job["error"]["code"]) == ("failed", "policy_mismatch")
+    [refused] = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "training.refused"]
+    assert refused["data"]["tolerance"] == 1e-12
+    ratios = refused["data"]["ratio_by_step"]
+    assert list(ratios) == ["0", "1", "2", "3"] and all(abs(ratio - 1) < 1e-5 for ratio in ratios.values())
+
+
+def test_an_interrupted_training_keeps_the_reports_of_all_updates(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through = installation.run(evaluation=None, training=TRAINING)
+    interrupted = []
+
+    class Stopping(Trainer):
+        def step(self, on_rows: Any = None) -> Any:
+            if self.updates_done == 1 and not interrupted:
+                interrupted.append(True)
+                raise StageStoppedError
+            return super().step(on_rows)
+
+    monkeypatch.setattr(train, "Trainer", Stopping)
+    again = installation.run(evaluation=None, training=TRAINING)
+    assert interrupted and "training.resumed" in installation.events(again)
+    logs = [updates_of(installation, job["last_model"]) for job in (through, again)]
+    assert [update["update"] for update in logs[1]["updates"]] == [1, 2, 3] and logs[0] == logs[1]
+
+
+def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
+    tmp_path: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is upgraded in the middle of a round: all that it compares is scored by one version."""
+    with TestClient(create_app(settings_for(tmp_path / "data", pipeline))) as client:
+        installation = Installation(client)
+        job_id = installation.post(evaluation=None)
+        work_until_idle(installation.service, until=lambda held: held.kind == "select")
+        monkeypatch.setattr(Brightness, "version", "2")
+        work_until_idle(installation.service)
+        job = installation.get(f"/jobs/{job_id}")
+        assert (job["state"], job["error"]) == ("succeeded", None)
+        assert {pair["scorer_version"] for pair in installation.all(job["links"]["pairs"])} == {"2"}
+        base = installation.all(f"/samples?job={job_id}&role=base")[0]
+        assert [score["version"] for score in base["scores"]] == ["1", "2"]
+
+        other_id = installation.post(evaluation=None)
+        work_until_idle(installation.service, until=lambda held: held.kind == "verify")
+        monkeypatch.setattr(Brightness, "version", "3")
+        work_until_idle(installation.service)
+        failed = installation.get(f"/jobs/{other_id}")
+        assert (failed["state"], failed["error"]["code"]) == ("failed", "scorer")
+        assert "chosen by brightness 2, this worker has brightness 3" in failed["error"]["message"]
+
+
+def test_a_job_that_is_tried_again_means_what_it_meant(installation: Installation) -> None:
+    """Names may mean something else by then: an alias another model, a set's name a newer version."""
+    trained = installation.run(evaluation=None, training=TRAINING)["last_model"]
+    put_set = lambda prompts: installation.client.post("/prompt-sets", json={"name": "mine", "prompts": prompts})  # noqa: E731
+    put_alias = lambda model: installation.client.put("/aliases/best", json={"model": model})  # noqa: E731
+    base = installation.get("/models/tiny")["id"]
+    assert put_set(PROMPTS[:1]).status_code in (200, 201) and put_alias(trained).status_code == 200
+    few = {"samples_per_prompt": 2, "sampling": {"num_steps": 4}}
+    asked = {
+        "/samplings": {"model": "best", "prompt_set": "mine", "scorers": ["lost-device"], **few},
+        "/evaluations": {"models": ["best", "tiny"], "prompt_sets": ["mine"], "scorers": ["lost-device"], **few},
+    }
+    failed = {path: installation.done(path, body) for path, body in asked.items()}
+    assert put_set(PROMPTS).status_code in (200, 201) and put_alias(base).status_code == 200
+    for path, first in failed.items():
+        assert first["state"] == "failed"
+        again = installation.client.post(f"{first['links']['self']}/retry").json()
+        assert again["origin"] == first["id"]
+        shards = [stage for stage in again["stages"] if stage["kind"] in ("sample", "evaluate")]
+        assert len(shards) == len([s for s in first["stages"] if s["kind"] in ("sample", "evaluate")])
+        if path == "/samplings":
+            assert (again["model"], again["prompt_set"]) == (trained, first["prompt_set"])
+        else:
+            assert again["spec"]["models"] == [trained, base]
+            assert len(again["spec"]["prompt_sets"]) == 1 and again["spec"]["prompt_sets"][0] != "mine"
+
+
+def test_an_evaluation_measures_lists_and_own_prompts_by_themselves(installation: Installation) -> None:
+    installation.client.post("/prompt-sets", json={"name": "trained", "prompts": PROMPTS[:2]})
+    body = {"models": ["tiny"], "prompt_sets": ["trained"], "prompts": PROMPTS[2:], "scorers": ["brightness"]}
+    job = installation.done("/evaluations", body | {"samples_per_prompt": 2, "sampling": {"num_steps": 4}})
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    counts = {split: found["models"][0]["count"] for split, found in job["result"]["splits"].items()}
+    assert counts == {"trained": 4, "prompts": 2}
+
+
+def test_a_preset_is_a_setting_of_a_fusion_too(installation: Installation) -> None:
+    sampled = {"model": "tiny", "prompts": PROMPTS[:1], "sampling": {"num_steps": 4}, "mask_source": "resolution"}
+    job = installation.done("/samplings", sampled | {"scorers": ["brightness"]})
+    body = {"sampling": job["id"], "preset": "released_code", "fusion": {"first_step": 1}, "reward": "brightness"}
+    fused = installation.done("/fusions", body)
+    assert (fused["state"], fused["error"]) == ("succeeded", None)
+    spec = fused["spec"]
+    assert (spec["fusion"]["merge"], spec["fusion"]["mask_source"], spec["fusion"]["first_step"]) == (
+        "or",
+        "resolution",
+        1,
+    )
+    assert {pair["adopted"] for pair in installation.all(fused["links"]["pairs"])} == {True}
