@@ -89,7 +89,7 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     prompt, negative = torch.randn(2, 1, 7, 16, generator=torch.Generator().manual_seed(0))
     sampling = SamplingConfig(num_steps=arguments.steps)
-    fused_steps = min(config.last_step, arguments.steps - 1) - config.first_step + 1
+    fused_steps = len(config.steps(arguments.steps))
 
     with measured(unet) as plain:
         states = plain_fuse(

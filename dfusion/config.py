@@ -58,7 +58,9 @@ class FusionConfig(Settings):
         description="U-Net layers with cross-attention, counted in forward order; 3-6 of SD are middle + up (table 3)",
     )
     first_step: StepIndex = Field(2, description="First fused step_index; the paper's t = T - 2 = 18 (table 3)")
-    last_step: StepIndex = Field(19, description="Last fused step_index, inclusive; the paper's t = 1 (table 3)")
+    last_step: StepIndex | None = Field(
+        None, description="Last fused step_index, inclusive; the sampler's last if null, the paper's t = 1 (table 3)"
+    )
     mask_source: Literal["first_up", "resolution"] = Field(
         "first_up", description="Cross-attention of the first up layer (paper), or all of that resolution (released)"
     )
@@ -73,9 +75,14 @@ class FusionConfig(Settings):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.last_step < self.first_step:
+        if self.last_step is not None and self.last_step < self.first_step:
             raise ValueError(f"last_step must be at least first_step ({self.first_step}), got {self.last_step}")
         return self
+
+    def steps(self, num_steps: int) -> range:
+        """The fused ones of `num_steps` step indices; none where `first_step` is not among them."""
+        last = num_steps - 1 if self.last_step is None else self.last_step
+        return range(self.first_step, min(last + 1, num_steps))
 
     @classmethod
     def paper(cls) -> FusionConfig:

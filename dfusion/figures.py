@@ -104,7 +104,8 @@ def fusion_mask(reference: Trajectory, thresholds: Sequence[float], config: Fusi
     """
     if reference.item_maps is None:
         raise InvalidInputError("reference: expected item_maps, got None; give `items` when sampling the reference")
-    maps = reference.item_maps[0, config.first_step : config.last_step + 1]
+    fused = config.steps(len(reference.timesteps))
+    maps = reference.item_maps[0, fused.start : fused.stop]
     return merge_masks(maps, [thresholds] * len(maps), config.merge).float().mean(0)
 
 

@@ -53,7 +53,7 @@ def fuse(
                   through as many steps again
 
     Steps, guidance and eta are those of `base.config`. Targets have the base's seeds, x_T and noise; their states
-    up to `config.first_step` are copies of the base's; after `config.last_step` steps are plain.
+    up to `config.first_step` are copies of the base's; after the last fused one steps are plain.
     The target's `log_probs` are those of the network that made it (fused within the fused steps), not of the plain
     policy: training evaluates the stored states under the plain network instead. It has no item maps.
 
@@ -69,6 +69,7 @@ def fuse(
     found = check_embeds(prompt_embeds, negative_prompt_embeds, len(base), settings.guidance_scale)
     prompt, negative = Conditioning.of(prompt_embeds), None if found is None else Conditioning.of(found)
     schedule = Schedule.from_scheduler(scheduler, settings.num_steps, settings.eta)
+    fused_steps = config.steps(len(schedule))
     layers = resolve_layers(find_layers(unet), config.layers)
     control = CONTROLS[config.control]
     batch = _Batch(unet, reference, prompt, negative, control)
@@ -84,7 +85,7 @@ def fuse(
             if i < config.first_step:
                 continue
             x_t = latents[:, i].to(unet.device)
-            if i <= config.last_step:
+            if i in fused_steps:
                 masks = merge_masks(_item_maps(reference)[:, i], thresholds, config.merge)
                 noise_pred = batch.predict_fused(x_t, schedule, i, settings.guidance_scale, masks, layers)
             else:

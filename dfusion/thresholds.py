@@ -67,11 +67,11 @@ def thresholds_of(trajectory: Trajectory, config: FusionConfig = FusionConfig())
         raise InvalidInputError(
             f"trajectory: expected samples of one prompt, got items {sorted(set(trajectory.items))}"
         )
-    fused = trajectory.item_maps[:, config.first_step : config.last_step + 1, ..., : len(items)]
-    if fused.shape[1] == 0:
-        steps = len(trajectory.timesteps)
+    steps = len(trajectory.timesteps)
+    fused = config.steps(steps)
+    if not fused:
         raise InvalidInputError(f"first_step: expected less than {steps} steps, got {config.first_step}")
-    return auto_thresholds(fused)
+    return auto_thresholds(trajectory.item_maps[:, fused.start : fused.stop, ..., : len(items)])
 
 
 def mask_iou(item_maps: torch.Tensor, thresholds: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -92,6 +92,8 @@ class _Checker:
         self._fits_prompts("/prompts" if spec.prompts else "/prompt_set", base, prompt_set)
         self._fits_prompts("/held_out_prompt_set", base, held_out)
         self._fits_layers(base, spec.fusion)
+        if spec.fusion is not None:
+            self._fits_steps(spec.fusion, spec.sampling)
         reward = spec.reward or (base.reward if base else None)
         watch = spec.watch or (base.watch if base else None)
         self._scorer("/reward", reward or "", "the model has no reward of its own")
@@ -141,12 +143,7 @@ class _Checker:
         self._scorer("/reward", reward or "", "the model has no reward of its own")
         sampling = _sampling_of(job)
         self._maps_fit(spec, job)
-        if spec.fusion.first_step >= sampling.num_steps:
-            self.wrong(
-                "/fusion/first_step",
-                f"expected less than the samples' {sampling.num_steps} steps, got {spec.fusion.first_step}",
-                "invalid_request",
-            )
+        self._fits_steps(spec.fusion, sampling)
         prompt_set = prompt_sets.by_id(self._session, job.prompt_set_id or "")
         per_prompt = spec_of(job.kind, job.spec).samples_per_prompt if spec.sampling else 0  # type: ignore[union-attr]
         prompts = len(prompt_set.prompts) if prompt_set and spec.sampling else 0
@@ -384,6 +381,11 @@ class _Checker:
             elif count > most:
                 message = f"{base.name} takes prompts of at most {most} tokens, prompt {n} of the set has {count}"
                 self.wrong(pointer, message, "prompt_too_long")
+
+    def _fits_steps(self, fusion: FusionConfig, sampling: SamplingConfig) -> None:
+        if not fusion.steps(sampling.num_steps):
+            message = f"expected less than the samples' {sampling.num_steps} steps, got {fusion.first_step}"
+            self.wrong("/fusion/first_step", message, "invalid_request")
 
     def _fits_layers(self, base: BaseModel | None, fusion: FusionConfig | None) -> None:
         """Whether the model's U-Net has the layers."""

@@ -309,9 +309,9 @@ def _fusion_rows(fusion: FusionConfig, sampling: SamplingConfig) -> int:
     """U-Net evaluations of one target: itself and its reference in the fused steps, itself after them; an inversion
     takes two more a step."""
     steps = sampling.num_steps
-    fused = min(fusion.last_step + 1, steps) - fusion.first_step
+    fused = fusion.steps(steps)
     inversion = 2 * steps if fusion.trajectory == "ddim_inversion" else 0
-    return (2 * fused + max(0, steps - fusion.last_step - 1) + inversion) * _guidance_rows(sampling)
+    return (2 * len(fused) + steps - fused.stop + inversion) * _guidance_rows(sampling)
 
 
 def _rows_per_pair(training: TrainingConfig, sampling: SamplingConfig) -> int:

@@ -98,15 +98,6 @@ class RoundSpec(SamplesSpec, PresetSpec):
     evaluation: EvaluationSpec | None = Field(EvaluationSpec(), description="null: the models are not measured")
     review: bool = Field(False, description="Whether each round waits for people's verdicts before it trains")
 
-    @model_validator(mode="after")
-    def _some_fused_step(self) -> Self:
-        if self.fusion is not None and self.fusion.first_step >= self.sampling.num_steps:
-            raise ValueError(
-                f"fusion.first_step must be less than sampling.num_steps ({self.sampling.num_steps}), "
-                f"got {self.fusion.first_step}"
-            )
-        return self
-
 
 class SamplingJobSpec(SamplesSpec):
     """Samples alone, with their trajectories and item maps, so that they can be fused later."""

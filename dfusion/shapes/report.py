@@ -174,7 +174,8 @@ def union_mask(reference: Trajectory, row: int, thresholds: Sequence[float], con
     """(h, w) of 0 and 1: what was masked at any fused step."""
     if reference.item_maps is None:
         raise ValueError("expected a reference with item maps")
-    maps = reference.item_maps[row, config.first_step : config.last_step + 1]
+    fused = config.steps(len(reference.timesteps))
+    maps = reference.item_maps[row, fused.start : fused.stop]
     masks = merge_masks(maps, [thresholds] * len(maps), config.merge)
     return resize_mask(masks.any(0, keepdim=True), (reference.final.shape[-2], reference.final.shape[-1]))[0].float()
 

@@ -105,7 +105,7 @@ def measure(
     rng = np.random.default_rng(seed)
     scenes = [random_scene(prompt.template, rng, **prompt.named) for _ in range(count)]
     schedule = Schedule.from_scheduler(model.scheduler, settings.num_steps, settings.eta)
-    steps = range(config.first_step, min(config.last_step + 1, len(schedule)))
+    steps = config.steps(len(schedule))
     clean = encode_images(model, np.stack([render(scene) for scene in scenes]))
     maps = noised_item_maps(model, clean, prompt, schedule, steps, seed + samples, config)
     truth = true_masks(scenes, maps.shape[2])[:, None]

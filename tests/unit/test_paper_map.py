@@ -41,7 +41,8 @@ def test_defaults_are_those_of_table_3():
     sampling, fusion, training = SamplingConfig(), FusionConfig(), TrainingConfig()
     assert (sampling.num_steps, sampling.eta, sampling.guidance_scale) == (20, 1.0, 5.0)
     # the paper's t = 18 ... 1 of T = 20
-    assert (sampling.num_steps - fusion.first_step, sampling.num_steps - fusion.last_step) == (18, 1)
+    fused = fusion.steps(sampling.num_steps)
+    assert (sampling.num_steps - fused[0], sampling.num_steps - fused[-1]) == (18, 1)
     assert PairingConfig().adoption_threshold == 1.0
     assert (training.learning_rate, training.weight_decay, training.adam_epsilon) == (1e-4, 1e-4, 1e-8)
     assert (training.adam_beta1, training.adam_beta2, training.max_grad_norm) == (0.9, 0.999, 1.0)

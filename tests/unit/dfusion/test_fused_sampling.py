@@ -103,7 +103,7 @@ def check_against_plain(
             mask_source=config.mask_source,
             control=config.control,
             first_step=config.first_step,
-            last_step=config.last_step,
+            last_step=steps - 1 if config.last_step is None else config.last_step,
         )
         for ours, plain in zip((reference, base, target), states, strict=True):
             assert relative_error(ours.latents[b], plain) < 1e-5
@@ -113,6 +113,11 @@ def check_against_plain(
 
 def test_sd_layout_at_64_by_64() -> None:
     check_against_plain(sd_unet(64, heads=1), (64, 64), 5.0, FusionConfig(), count=1)
+
+
+def test_a_batch_of_prompts_at_64_by_64_in_the_released_codes_way() -> None:
+    config = FusionConfig.released_code().model_copy(update={"first_step": 1})
+    check_against_plain(sd_unet(64, heads=1), (64, 64), 5.0, config, count=2, steps=3)
 
 
 @pytest.mark.parametrize("merge", ["xor", "or"])
@@ -127,6 +132,11 @@ def test_without_guidance() -> None:
 
 def test_images_that_are_not_square() -> None:
     check_against_plain(sd_unet(16), (16, 32), 5.0, FusionConfig(), count=2)
+
+
+@pytest.mark.parametrize("steps", [8, 25])
+def test_fusion_goes_on_to_the_last_step_of_any_sampler(steps: int) -> None:
+    check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(), count=1, steps=steps)
 
 
 def test_plain_steps_before_and_after_the_fused_ones() -> None:
