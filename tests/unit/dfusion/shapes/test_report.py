@@ -1,0 +1,60 @@
+"""What the shipped models can do: the figures of docs/shapes-world.md, on fewer pictures."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+
+from dfusion.catalogue import MODELS
+from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.models import DiffusionModel
+from dfusion.shapes.judge import Judge
+from dfusion.shapes.prompts import FUSION, prompt_list
+from dfusion.shapes.report import clip_accuracy, fused_pairs, judge_accuracy, sample_prompts, union_mask
+from dfusion.shapes.scenes import TEMPLATES
+from dfusion.types import Trajectory
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionModel:
+    return DiffusionModel.load(MODELS["shapes"].folder)
+
+
+def test_the_judge_and_clip_know_the_worlds_captions() -> None:
+    accepts, rejects = judge_accuracy(Judge.load(), 300)
+    assert accepts >= 0.99 and rejects >= 0.99
+    found = clip_accuracy(120)
+    assert set(found) == set(TEMPLATES) and min(found.values()) >= 0.9
+
+
+def test_the_base_model_leaves_something_to_learn(model: DiffusionModel) -> None:
+    """40 to 75 % over 320 samples a template (docs/shapes-world.md); 16 samples of 4 prompts may lie further out."""
+    for template in TEMPLATES:
+        sampled = sample_prompts(model, Judge.load(), prompt_list(template, "train")[:4], 4, seed=0)
+        accepted = [verdict for one in sampled for verdict in one.accepted]
+        assert 0.25 <= statistics.fmean(accepted) <= 0.95, template
+
+
+def test_fusion_carries_what_the_prompt_says_and_leaves_the_rest(model: DiffusionModel) -> None:
+    """Attributes: 40 % at least of rejected bases with accepted references, and 3 times closer outside the mask."""
+    judge = Judge.load()
+    prompts = prompt_list("attribute", "train")[:6]
+    sampled = sample_prompts(model, judge, prompts, 10, seed=0, items=True)
+    carried = [pair for one in sampled for pair in fused_pairs(model, judge, one, FUSION)]
+    assert len(carried) >= 12
+    assert statistics.fmean(pair.accepted for pair in carried) >= 0.4
+    closer = [statistics.fmean(getattr(p, f"{side}_distance") for p in carried) for side in ("reference", "target")]
+    assert closer[0] / closer[1] >= 2.5
+    assert all(0 < pair.cover < 0.6 for pair in carried)
+
+
+def test_the_union_mask_is_what_any_fused_step_took() -> None:
+    maps = torch.zeros(1, 3, 2, 2, 1)
+    maps[0, 0, 0, 0], maps[0, 1, 0, 1], maps[0, 2, 1, 1] = 0.9, 0.9, 0.9  # step 0 is not fused
+    reference = Trajectory(
+        torch.zeros(1, 4, 4, 4, 4), torch.tensor([3, 2, 1]), torch.zeros(1, 3), (0,), SamplingConfig(num_steps=3), maps
+    )
+    mask = union_mask(reference, 0, [0.5], FusionConfig(first_step=1))
+    assert mask.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
