@@ -66,6 +66,15 @@ def load_pipeline(folder: Path, dtype: Precision = "float32") -> Pipeline:
     return pipeline
 
 
+def require_device(device: str) -> None:
+    """Raise InvalidInputError where torch has no such device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(f"device: expected one that torch can use, got {device!r}: {reason}") from error
+
+
 @dataclass(frozen=True)
 class DiffusionModel:
     """The parts of a Stable Diffusion pipeline, all on one device. The scheduler is DDIM (Eq. 1).
@@ -97,8 +106,9 @@ class DiffusionModel:
 
         `prediction_type` is what the U-Net is expected to predict; None believes the pipeline's scheduler. Raises
         ModelNotFoundError if there is no such model, or parts of it are missing or damaged; InvalidInputError if the
-        scheduler says another prediction type, or for an unknown dtype.
+        scheduler says another prediction type, for an unknown dtype, or for a device that is not there.
         """
+        require_device(device)
         found = locate(model)
         loaded = cls.from_pipeline(load_pipeline(found.folder, dtype), device)
         said = loaded.scheduler.config.prediction_type
@@ -154,8 +164,11 @@ class DiffusionModel:
         SDXL         embeds are the last but one hidden states of both encoders, pooled is the second's; time ids say
                      an uncropped image of the size that latents of `latent_size` (h, w) make (None: the U-Net's own)
 
-        Raises InvalidInputError for a text with more than N - 2 tokens: it is not cut off silently.
+        Raises InvalidInputError for a text with more than N - 2 tokens (it is not cut off silently), without a text,
+        and for a plain string in place of a list.
         """
+        if isinstance(texts, str) or len(texts) == 0:
+            raise InvalidInputError(f"texts: expected a list of at least one text, got {texts!r}")
         for text in texts:
             self._token_ids(text)
         first = self._encode(self.text_encoder, self.tokenizer, texts)

@@ -63,7 +63,7 @@ def sample(
 
     prompt_embeds (B, N, C) or the Conditioning of B rows; negative_prompt_embeds the same or of one row, not needed at
                   guidance_scale 1
-    seeds         one for each sample; a sample depends on its own seed alone, not on the batch it is in
+    seeds         one in [0, 2**64) for each sample; a sample depends on its own seed alone, not on the batch it is in
     items         for each sample its items; an item is a token index or several, counted after BOS
     on_step       called as on_step(step_index, num_steps) before each step; may raise to cancel
     mask_source   whose cross-attention the maps are: the first up layer's, or all of that resolution
@@ -72,6 +72,7 @@ def sample(
     The trajectory's tensors are float32 on the CPU. Raises InvalidInputError, ScheduleError or LayerNotFoundError
     before the first step, NonFiniteError naming the step.
     """
+    _require_seeds(seeds)
     negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(seeds), config.guidance_scale)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
     shape = latent_shape(unet, latent_size)
@@ -102,10 +103,17 @@ def sample(
     )
 
 
+def _require_seeds(seeds: Sequence[int]) -> None:
+    if not all(isinstance(seed, int) and 0 <= seed < 1 << 64 for seed in seeds):
+        raise InvalidInputError(f"seeds: expected integers in [0, 2**64), got {list(seeds)}")
+
+
 def latent_shape(unet: UNet2DConditionModel, latent_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
-    """(C, h, w) of the U-Net's latents; h and w from `sample_size` unless given."""
+    """(C, h, w) of the U-Net's latents; h and w from `sample_size` unless given. Raises InvalidInputError."""
     size = unet.config.sample_size if latent_size is None else latent_size
     height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise InvalidInputError(f"latent_size: expected at least 1 x 1, got {height} x {width}")
     return unet.config.in_channels, height, width
 
 

@@ -20,6 +20,9 @@ def normalise_items(items: Sequence[Sequence[Item]], num_tokens: int) -> tuple[t
     `num_tokens` is N, the columns of the prompt embeddings. Raises InvalidInputError where a sample has no item, an
     item no token, or an index lies outside 0 to N - 2 (index j is column j + 1).
     """
+    for item in (item for sample in items for item in sample):
+        if isinstance(item, str) or not all(isinstance(j, int) for j in ([item] if isinstance(item, int) else item)):
+            raise InvalidInputError(f"items: expected token indices (see DiffusionModel.item_tokens), got {item!r}")
     result = tuple(tuple((item,) if isinstance(item, int) else tuple(item) for item in sample) for sample in items)
     for sample in result:
         if not sample or not all(sample):

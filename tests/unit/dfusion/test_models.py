@@ -171,6 +171,12 @@ def test_embeddings_are_the_text_encoders_and_long_prompts_are_refused(model: Di
     torch.testing.assert_close(embeds[1], model.text_encoder(torch.tensor([empty]))[0][0])
     with pytest.raises(InvalidInputError, match="tokens"):
         model.encode_prompts(["red " * (length - 1)])
+    for texts in ("a red circle", []):
+        with pytest.raises(InvalidInputError, match="list of at least one text"):
+            model.encode_prompts(texts)
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(InvalidInputError, match=f"device: .*'{device}'"):
+            DiffusionModel.load("nowhere", device)
 
 
 @pytest.mark.parametrize("force_zeros", [False, True])
