@@ -16,12 +16,15 @@ from api.main import create_app
 
 def main() -> None:
     """Serve until stopped."""
-    settings = Settings()
+    settings = Settings.or_exit()
     logs.configure(settings)
     try:
         app = create_app(settings)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
     except StartError as error:
         raise SystemExit(f"cannot start: {error}") from error
+    except OSError as error:
+        raise SystemExit(f"cannot start: DFUSION_DATA_DIR: {settings.data_dir}: {error.strerror}") from error
     # uvicorn raises the signal that ended it once more; being told to stop is no failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(

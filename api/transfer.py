@@ -29,7 +29,7 @@ _FILE_NAME = "dfusion-export.tar"
 def main(arguments: Sequence[str] | None = None, settings: Settings | None = None) -> None:
     """Do as the command line says; ends with a message and exit code 1 where that cannot be."""
     wanted = _parser().parse_args(arguments)
-    settings = settings or Settings()
+    settings = settings or Settings.or_exit()
     try:
         lines = _export(settings, wanted) if wanted.command == "export" else _import(settings, wanted)
         sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -24,7 +24,7 @@ from api.core import logs
 from api.core.settings import Settings
 from worker.stop_flag import StopFlag
 
-settings = Settings()
+settings = Settings.or_exit()
 app = make_celery(settings)
 app.conf.include = ["worker.tasks"]
 stop = StopFlag()

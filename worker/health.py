@@ -22,4 +22,4 @@ def is_well(settings: Settings) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if is_well(Settings()) else 1)
+    sys.exit(0 if is_well(Settings.or_exit()) else 1)

@@ -42,7 +42,7 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     if not arguments.alone:
         threading.Thread(target=_stop_with_parent, args=(stop,), name="parent-watch", daemon=True).start()
-    settings = Settings()
+    settings = Settings.or_exit()
     logs.configure(settings)
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)

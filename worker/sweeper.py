@@ -32,7 +32,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    settings = Settings()
+    settings = Settings.or_exit()
     logs.configure(settings)
     service, next_collection = Service.open(settings, open_queue(settings)), 0.0
     try:

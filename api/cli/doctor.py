@@ -12,13 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import typer
-from pydantic import ValidationError
 from rich.console import RenderableType
 
 from api.cli.screens import listing, size, styled_state
 from api.cli.session import ERROR, Session
 from api.client import ApiError, Client, UnauthorizedError, UnreachableError
 from api.core.catalogue import Catalogue
+from api.core.errors import StartError
 from api.core.settings import Settings
 from api.schemas import CheckOut, CheckState
 
@@ -116,11 +116,9 @@ def _artifact(client: Client) -> CheckOut:
 
 def _machine() -> Iterator[CheckOut]:
     try:
-        settings = Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "DFUSION_" + "_".join(str(part) for part in first["loc"]).upper()
-        yield _check("here: settings", "wrong", f"{name}: {first['msg']}; see .env.example")
+        settings = Settings.read()
+    except StartError as error:
+        yield _check("here: settings", "wrong", str(error))
         return
     yield _disk(settings.data_dir)
     yield torch_check(sys.executable)

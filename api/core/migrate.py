@@ -97,7 +97,7 @@ def _wait_for_lock(connection: Connection) -> None:
 
 def main() -> None:
     """Migrate the settings' database; ends with a message and exit code 1 where that cannot be."""
-    settings = Settings()
+    settings = Settings.or_exit()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engine = make_engine(settings.database)
     try:

@@ -10,9 +10,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
+from api.core.errors import StartError
 from api.core.states import DIVERSITY
 from dfusion.config import Precision
 from dfusion.config import Settings as MethodSettings
@@ -123,6 +126,35 @@ class Settings(BaseSettings):
     keep_trajectories: Literal["all", "pairs", "none"] = Field(
         "all", description="Trajectories kept after a job has ended: all, those of samples in pairs (by file), none"
     )
+
+    @classmethod
+    def read(cls) -> Settings:
+        """Those of the environment. Raises StartError naming what is wrong."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "_".join(str(part) for part in first["loc"]).upper()
+            raise StartError(f"DFUSION_{name}: {first['msg']}; see .env.example") from error
+        except SettingsError as error:  # what is not the JSON that it should be
+            raise StartError(f"DFUSION settings: {error}; see .env.example") from error
+
+    @classmethod
+    def or_exit(cls) -> Settings:
+        """Those of the environment; ends the program with a message where they are wrong."""
+        try:
+            return cls.read()
+        except StartError as error:
+            raise SystemExit(f"cannot start: {error}") from error
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        try:
+            make_url(url or "sqlite://")
+        except ArgumentError as error:
+            raise ValueError("expected a URL such as postgresql+psycopg://user:password@host/name") from error
+        return url
 
     @field_validator("scorers")
     @classmethod

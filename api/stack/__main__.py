@@ -27,7 +27,7 @@ from api.stack.terminal import Terminal
 
 def main() -> int:
     """Run the stack; exit code 0 if all parts ended well."""
-    settings = Settings()
+    settings = Settings.or_exit()
     arguments = _arguments(settings)
     folder: Path = (arguments.folder or settings.data_dir / "stack").absolute()
     try:

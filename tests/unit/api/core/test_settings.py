@@ -53,3 +53,21 @@ def test_secrets_reach_a_child_but_are_never_shown(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, value)
     assert Settings() == given
     assert Settings().s3_secret_key.get_secret_value() == "the-secret-key"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("PORT", "abc", "DFUSION_PORT: .*integer"),
+        ("PORT", "99999", "DFUSION_PORT: .*65535"),
+        ("MODELS", "oops", '"models"'),
+        ("DATABASE_URL", "nonsense", "DFUSION_DATABASE_URL: .*expected a URL"),
+        ("SCORERS", '{"diversity": "a:b"}', "DFUSION_SCORERS: .*'diversity', which is a metric's"),
+    ],
+)
+def test_wrong_settings_end_a_program_with_their_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(f"DFUSION_{name}", value)
+    with pytest.raises(SystemExit, match=f"^cannot start: .*{message}"):
+        Settings.or_exit()
