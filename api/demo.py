@@ -56,6 +56,9 @@ def service(data_dir: Path, log: Path) -> Iterator[Client]:
     own = {
         "DATA_DIR": str(data_dir),
         "DATABASE_URL": "",
+        "BROKER_URL": "",
+        "S3_ENDPOINT": "",
+        "AUTH": "0",
         "HOST": "127.0.0.1",
         "PORT": str(port),
         "EMBEDDED_WORKER": "1",
@@ -75,19 +78,19 @@ def service(data_dir: Path, log: Path) -> Iterator[Client]:
                 process.kill()
 
 
-def wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
-    """Ask until the service is ready; DemoError if it ends or the time is up."""
+def wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+    """Ask until the service is ready and its worker has reported itself; DemoError if it ends or the time is up."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise DemoError(f"the service ended with exit code {process.returncode}; its log is {log}")
         try:
-            if client.ready().status == "ok":
+            if client.ready().status == "ok" and client.workers().data:
                 return
         except ApiError:
             pass
         time.sleep(0.2)
-    raise DemoError(f"the service was not ready within {seconds:.0f} seconds; its log is {log}")
+    raise DemoError(f"the service and its worker were not ready within {seconds:.0f} seconds; its log is {log}")
 
 
 def before_and_after(metrics: list[Json]) -> list[tuple[str, str, float, float]]:
@@ -187,19 +190,25 @@ def request_of(arguments: argparse.Namespace) -> Json:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """The demo."""
     out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    data = Path(tempfile.mkdtemp(prefix="data-", dir=out))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        data = Path(tempfile.mkdtemp(prefix="data-", dir=out))
+    except OSError as error:
+        raise DemoError(f"cannot write to {out}: {error.strerror}") from error
     with service(data, out / "service.log") as client:
         body = request_of(arguments)
         console.print(f"POST {client.base_url}/rounds", body)
         job = follow_job(client, client.start_round(body).id, console)
         if job.state is not JobState.SUCCEEDED or job.last_model is None:
-            raise DemoError(f"the job ended as {job.state}: {job.error.message if job.error else None}")
+            why = job.error.message if job.error else "it trained no model"
+            raise DemoError(f"the job ended as {job.state}: {why}; the service's log is {out / 'service.log'}")
         rows = before_and_after([metric.model_dump() for metric in client.metrics(job.id).data])
         show_table(console, rows, arguments.rounds)
         chosen = triptychs(client, job.id, arguments.pairs)
         contact_sheet(chosen).save(out / "pairs.png")
-        (out / "report.html").write_text(html_report(rows, chosen, {"id": job.id}), encoding="utf-8")
+        adopted = sum(1 for _ in client.pairs(job=job.id, adopted=True))
+        about = {"id": job.id, "pairs": job.made["pairs"], "adopted": adopted}
+        (out / "report.html").write_text(html_report(rows, chosen, about), encoding="utf-8")
         client.download_model(job.last_model, out / "adapter.safetensors")
         tell(console, job, chosen, out, data)
 

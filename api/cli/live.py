@@ -66,12 +66,14 @@ def _on_terminal(client: Client, job_id: str, console: Console) -> JobDetail:
 
 
 def _as_lines(client: Client, job_id: str, console: Console) -> JobDetail:
-    told_at, percent = 0.0, 0.0
+    told_at, progress = 0.0, client.job(job_id).progress
     for event in client.follow(job_id):
         if time.monotonic() - told_at > _TELL_SECONDS:
-            told_at, percent = time.monotonic(), client.job(job_id).progress.percent
+            told_at, progress = time.monotonic(), client.job(job_id).progress
         at = event.at.astimezone().strftime("%H:%M:%S")
-        console.print(f"{at} {percent:3.0f} % {event.kind}: {event.message}", markup=False, highlight=False)
+        left = "" if progress.eta_seconds is None else f", {clock(progress.eta_seconds)} left"
+        line = f"{at} {progress.percent:3.0f} %{left}  {event.kind}: {event.message}"
+        console.print(line, markup=False, highlight=False)
     return client.job(job_id)
 
 

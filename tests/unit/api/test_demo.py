@@ -40,7 +40,8 @@ def test_sheet_shows_every_picture_where_its_heading_says():
 
 def test_report_needs_no_other_file_and_escapes_prompts():
     row = {"pair": PAIR, "pictures": [Image.new("RGB", (8, 8))] * 4}
-    page = html_report([("train", "clip", 0.2, 0.5)], [row], {"id": "job_x"})
+    page = html_report([("train", "clip", 0.2, 0.5)], [row], {"id": "job_x", "pairs": 80, "adopted": 62})
+    assert "The 1 targets that gained most" in page and "Of 80 pairs the targets of 62 were adopted" in page
     assert "a &lt;b&gt;red&lt;/b&gt; star" in page
     assert page.count("data:image/png;base64,") == 4
     assert "+0.3000" in page and "http" not in page
