@@ -48,10 +48,6 @@ class Schedule:
         """The step indices that have noise, hence a log-density. Without `set_alpha_to_one` (SD) these are all."""
         return tuple(i for i, sigma in enumerate(self.sigmas.tolist()) if sigma > 0)
 
-    def prev_timestep(self, step_index: int) -> int | None:
-        """The scheduler's value after `step_index`; None after the last step (`final_alpha_cumprod` holds there)."""
-        return int(self.timesteps[step_index + 1]) if step_index + 1 < len(self) else None
-
     def require_trainable(self, steps: StepIndices) -> None:
         """Raise ScheduleError if a step of `steps` has sigma = 0, where log p would be infinite."""
         chosen = [steps] if isinstance(steps, int) else steps.tolist()

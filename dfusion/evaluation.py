@@ -231,13 +231,3 @@ def compare(
 def _counts(differences: np.ndarray) -> Counts:
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     return Counts(better, worse, differences.size - better - worse)
-
-
-def summarise_lists(
-    table: ScoreTable, lists: Mapping[str, Sequence[str]], bootstrap: Bootstrap = Bootstrap()
-) -> Mapping[str, tuple[Summary, ...]]:
-    """The summaries of each prompt list by its name: trained and unseen prompts side by side (section 4.5, table 1).
-
-    Raises InvalidInputError for prompts that the table lacks.
-    """
-    return {name: summarise(table.of_prompts(prompts), bootstrap) for name, prompts in lists.items()}

@@ -83,11 +83,3 @@ def builtin_lists() -> Mapping[str, PromptList]:
             loaded = PromptList.model_validate_json(file.read_text("utf-8"))
             found[loaded.name] = loaded
     return found
-
-
-def generalisation_list(name: str) -> str | None:
-    """The built-in list of unseen prompts that goes with a built-in training list (section 4.5); None without one."""
-    if not name.endswith("-train"):
-        return None
-    unseen = name.removesuffix("-train") + "-test"
-    return unseen if unseen in builtin_lists() else None

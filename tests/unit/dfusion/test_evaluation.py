@@ -13,7 +13,6 @@ from dfusion.evaluation import (
     ScoreTable,
     compare,
     summarise,
-    summarise_lists,
 )
 
 
@@ -94,9 +93,8 @@ def test_the_sign_test_by_hand() -> None:
 
 
 def test_lists_are_summarised_apart() -> None:
-    trained, unseen = summarise_lists(
-        table([[[1, 1], [2, 2], [6, 6]]], models=("one",)), {"trained": ["p0"], "unseen": ["p2", "p1"]}
-    ).values()
+    found = table([[[1, 1], [2, 2], [6, 6]]], models=("one",))
+    trained, unseen = (summarise(found.of_prompts(prompts)) for prompts in (["p0"], ["p2", "p1"]))
     assert (trained[0].overall.mean, unseen[0].overall.mean) == (1.0, 4.0)
     assert list(unseen[0].prompts) == ["p2", "p1"] and unseen[0].prompts["p2"].mean == 6.0
 
@@ -161,7 +159,7 @@ def test_names_and_settings_that_are_none() -> None:
     with pytest.raises(InvalidInputError, match="another model"):
         compare(found, "base", "base", "clip")
     with pytest.raises(InvalidInputError, match="'p9'"):
-        summarise_lists(found, {"unseen": ["p9"]})
+        found.of_prompts(["p9"])
     for settings in ({"confidence": 1.0}, {"resamples": 0}, {"seed": -1}):
         with pytest.raises(InvalidInputError):
             Bootstrap(**settings)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dfusion.prompts import Prompt, builtin_lists, generalisation_list
+from dfusion.prompts import Prompt, builtin_lists
 from dfusion.prompts.items import find_items
 
 LISTS = builtin_lists()
@@ -93,52 +93,3 @@ def test_table_6_has_four_predicates() -> None:
 @pytest.mark.parametrize("name", sorted(LISTS))
 def test_items_that_are_found_are_those_that_the_lists_name(name: str) -> None:
     assert [find_items(prompt.text) for prompt in LISTS[name].prompts] == [p.items for p in LISTS[name].prompts]
-
-
-def test_the_unseen_prompts_of_a_training_list() -> None:
-    assert [generalisation_list(name) for name in TRAINED] == UNSEEN
-    assert generalisation_list("paper-behaviour-test") is None
-    assert generalisation_list("mine-train") is None
-
-
-def test_items_are_marked_found_or_given() -> None:
-    assert Prompt(text="a [cat] eating a [sandwich]") == Prompt(
-        text="a cat eating a sandwich", items=("cat", "sandwich")
-    )
-    marked = Prompt(text="a [polar  bear] on ice", thresholds=(0.02,))
-    assert (marked.text, marked.items, marked.thresholds) == ("a polar bear on ice", ("polar bear",), (0.02,))
-    assert Prompt(text="a polar bear on ice").items == ("bear", "ice")
-    assert Prompt(text="a [note] says hi", items=("note",)).text == "a [note] says hi"  # given items: nothing is marked
-    assert Prompt(text="a cat, eating.", items=("CAT",)).items == ("CAT",)
-
-
-def test_a_stored_prompt_is_read_again_as_it_was() -> None:
-    for prompt in (Prompt(text="a [red mat]"), Prompt(text="a cat"), LISTS["paper-attribute-train"].prompts[0]):
-        assert Prompt.model_validate_json(prompt.model_dump_json()) == prompt
-
-
-@pytest.mark.parametrize(
-    ("given", "place", "message"),
-    [
-        ({"text": ""}, ("text",), "at least 1 character"),
-        ({"text": "  "}, ("text",), "at least 1 character"),
-        ({"text": "a [cat"}, (), "a bracket that is not closed at character 6"),
-        ({"text": "eating"}, (), "names a thing"),
-        ({"text": "a [cat]s"}, (), "'cat' is not in the prompt"),
-        ({"text": "a cat", "items": []}, ("items",), "at least 1 item"),
-        ({"text": "a cat", "items": ["dog"]}, (), "'dog' is not in the prompt"),
-        ({"text": "a wildcat", "items": ["cat"]}, (), "'cat' is not in the prompt"),
-        ({"text": "concatenate", "items": ["cat"]}, (), "'cat' is not in the prompt"),
-        ({"text": "a cat", "items": [" "]}, (), "' ' is not in the prompt"),
-        ({"text": "a cat and a cat", "items": ["cat", "Cat"]}, (), "each item once"),
-        ({"text": "a cat", "items": ["cat"], "thresholds": []}, (), "expected 1 thresholds"),
-        ({"text": "a [cat]", "thresholds": [0.1, 0.2]}, (), "expected 1 thresholds"),
-        ({"text": "a cat", "thresholds": [0.1]}, (), "thresholds: expected items"),
-        ({"text": "a cat", "items": ["cat"], "thresholds": [1.0]}, ("thresholds", 0), "less than 1"),
-        ({"text": 1}, ("text",), "valid string"),
-    ],
-)
-def test_bad_prompts_are_named(given: dict[str, Any], place: tuple[str | int, ...], message: str) -> None:
-    with pytest.raises(ValidationError) as raised:
-        Prompt.model_validate(given)
-    assert any(error["loc"] == place and message in error["msg"] for error in raised.value.errors())
