@@ -124,7 +124,8 @@ class Trainer:
     def _prepared(self, on_rows: OnRows | None) -> _Reference:
         if self._reference is None:
             log_probs, means = self._evaluate_reference(on_rows)
-            report = self_test(self._rows, self.examples, log_probs, self.config.ratio_tolerance)
+            silent = sorted(set(range(len(self.schedule))) - set(self.schedule.trainable_steps))
+            report = self_test(self._rows, self.examples, log_probs, self.config.ratio_tolerance, silent)
             self._reference = _Reference(log_probs, means, report)
         return self._reference
 

@@ -23,15 +23,23 @@ class SelfTest:
     compared       transitions that the policy drew, so that their recorded log-prob must be the replayed one
     replayed       transitions that it did not draw (fused targets, inverted trajectories); their log-probs are finite
     ratio_by_step  for each step_index the ratio p_replayed / p_recorded that is furthest from 1
+    without_noise  the step indices that are left out because the sampler adds no noise there: they have no density
     """
 
     tolerance: float
     compared: int
     replayed: int
     ratio_by_step: Mapping[int, float]
+    without_noise: tuple[int, ...] = ()
 
 
-def self_test(rows: Sequence[Row], examples: Sequence[Example], replayed: torch.Tensor, tolerance: float) -> SelfTest:
+def self_test(
+    rows: Sequence[Row],
+    examples: Sequence[Example],
+    replayed: torch.Tensor,
+    tolerance: float,
+    without_noise: Sequence[int] = (),
+) -> SelfTest:
     """Compare `replayed` (rows, S), log p of all rows before the first update, with what was recorded.
 
     Raises NonFiniteError for a log-prob that is NaN or infinite, PolicyMismatchError for a ratio over the tolerance.
@@ -53,6 +61,7 @@ def self_test(rows: Sequence[Row], examples: Sequence[Example], replayed: torch.
         compared=sum(len(values) for values in log_ratios.values()),
         replayed=foreign,
         ratio_by_step={step: _exp(max(values, key=abs)) for step, values in sorted(log_ratios.items())},
+        without_noise=tuple(without_noise),
     )
     require_ratio_one(report.ratio_by_step, tolerance, "recorded log-probs against replayed ones")
     return report

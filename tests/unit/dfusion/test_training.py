@@ -18,7 +18,7 @@ from dfusion.sampling import sample
 from dfusion.training import Trainer, TrainerState
 from dfusion.training_data import Example, TrainingPair, TrainingSample
 from dfusion.types import Trajectory
-from tests.nets import tiny_model, tiny_xl_model
+from tests.nets import sd_scheduler, tiny_model, tiny_xl_model
 
 ALGORITHMS = ("dpo", "ddpo", "dpok")
 PROMPTS = ("a red circle", "a red circle", "a blue square", "a blue square")
@@ -130,6 +130,18 @@ def test_first_loss_is_ln_2_and_the_margin_grows(model: DiffusionModel) -> None:
     assert reports[-1].loss < reports[0].loss and reports[-1].margin > 0 and reports[-1].accuracy > 0.5
     assert [step.step_index for step in reports[0].steps] == [0, 1, 2, 3] and reports[0].grad_norm > 0
     assert reports[-1].kl > 0 and reports[0].clipped is None
+
+
+def test_the_self_test_tells_which_steps_have_no_density(model: DiffusionModel) -> None:
+    silent = replace(model, scheduler=sd_scheduler(set_alpha_to_one=True))
+    assert trainer_of(silent).prepare().without_noise == (3,)
+    assert trainer_of(model).prepare().without_noise == ()
+
+
+def test_after_one_update_on_one_pair_its_preferred_side_is_likelier(model: DiffusionModel) -> None:
+    trainer = Trainer(model, examples_of(model)[:1], config(**ALL_AT_ONCE, inner_epochs=2), seed=0)
+    assert trainer.step().margin == pytest.approx(0, abs=1e-6)
+    assert trainer.step().margin > 1e-4  # a report is of the policy before its update
 
 
 @pytest.mark.parametrize(("algorithm", "weight"), [("ddpo", 1.0), ("dpok", 2.0)])

@@ -22,7 +22,7 @@ def pairs(on_policy: bool = True) -> list[TrainingPair]:
 def test_recorded_and_replayed_agree() -> None:
     report = self_test(ROWS, pairs(), torch.full((3, 2), -1.0), 1e-3)
     assert (report.tolerance, report.compared, report.replayed) == (1e-3, 6, 0)
-    assert report.ratio_by_step == {1: 1.0, 3: 1.0}
+    assert report.ratio_by_step == {1: 1.0, 3: 1.0} and report.without_noise == ()
 
 
 def test_the_ratio_furthest_from_1_is_told_for_each_step() -> None:
