@@ -68,12 +68,13 @@ _FILL = (
     "INSERT INTO scores SELECT 'smp_' || lpad((5 * n)::text, 26, '0'), 'second', '1', random() "
     "FROM generate_series(1, {jobs} * {samples} / 5) n",
     "INSERT INTO pairs (id, job_id, stage_id, round, number, prompt_set_id, prompt_index, prompt, reference_id, "
-    "base_id, target_id, adopted, scorer, reference_score, base_score, target_score, figures, revision, created_at) "
+    "base_id, target_id, adopted, scorer, scorer_version, reference_score, base_score, target_score, figures, "
+    "revision, created_at) "
     "SELECT 'pair_' || lpad(n::text, 26, '0'), 'job_' || lpad(j::text, 26, '0'), 'stg_' || lpad(j::text, 26, '0'), "
     "1 + (n - 1) % {pairs} * {rounds} / {pairs}, n, 'set_' || lpad((1 + j % 4)::text, 26, '0'), n % 40, "
     "'the red circle above the blue square', 'smp_' || lpad((4 * n - 1)::text, 26, '0'), "
-    "'smp_' || lpad((4 * n - 2)::text, 26, '0'), 'smp_' || lpad((4 * n)::text, 26, '0'), n % 3 > 0, 'reward', 1, 0, "
-    "0.5, '{{\"mask_cover\": 0.25}}', 0, n "
+    "'smp_' || lpad((4 * n - 2)::text, 26, '0'), 'smp_' || lpad((4 * n)::text, 26, '0'), n % 3 > 0, 'reward', '1', "
+    "1, 0, 0.5, '{{\"mask_cover\": 0.25}}', 0, n "
     "FROM generate_series(1, {jobs}) j, LATERAL generate_series((j - 1) * {pairs} + 1, j * {pairs}) n",
 )
 

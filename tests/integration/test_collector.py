@@ -137,6 +137,7 @@ def pair(held: Claim, reference: str, base: str) -> Pair:
         reference_id=reference,
         base_id=base,
         scorer="brightness",
+        scorer_version="1",
         reference_score=1.0,
         base_score=0.0,
         figures={},

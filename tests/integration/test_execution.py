@@ -299,5 +299,6 @@ def test_a_retry_is_a_new_job_that_names_its_origin(service: Service) -> None:
     with pytest.raises(ConflictError, match="queued"):
         retry_job(service, job_id)
     cancel_job(service, job_id)
-    again = job_of(service, retry_job(service, job_id))
-    assert (again.origin_id, again.state, again.spec) == (job_id, "queued", job_of(service, job_id).spec)
+    first, again = job_of(service, job_id), job_of(service, retry_job(service, job_id))
+    assert (again.origin_id, again.state) == (job_id, "queued")
+    assert again.spec == first.spec | {"model": first.model_id}  # what its name meant then
