@@ -129,7 +129,7 @@ def test_bad_input_is_named() -> None:
         sample(unet, scheduler, embeds(1), None, [1])
     with pytest.raises(InvalidInputError, match="token indices"):
         sample(unet, scheduler, embeds(1), embeds(1), [1], items=[[6]])
-    with pytest.raises(InvalidInputError, match="token indices .* got 'circle'"):
+    with pytest.raises(InvalidInputError, match=r"token indices .* got 'circle'"):
         sample(unet, scheduler, embeds(1), embeds(1), [1], items=[["circle"]])  # type: ignore[list-item]
     for seed in (-1, 2**64, 1.5):
         with pytest.raises(InvalidInputError, match="seeds"):

@@ -1,12 +1,10 @@
 """The paper's prompt lists (tables 4, 5, 6), and what a prompt may be. Expected values are typed from the paper."""
 
 import re
-from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from dfusion.prompts import Prompt, builtin_lists
+from dfusion.prompts import builtin_lists
 from dfusion.prompts.items import find_items
 
 LISTS = builtin_lists()
