@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -31,7 +32,8 @@ class Child:
         self._presence = Presence(settings, name, self._queues, lambda: self.service.uow, self._about)
 
     def begin(self) -> None:
-        """Report this worker from now on."""
+        """Stand back for other programs, and report this worker from now on."""
+        os.setpriority(os.PRIO_PROCESS, 0, max(self._settings.worker_niceness, os.getpriority(os.PRIO_PROCESS, 0)))
         self._presence.start()
 
     def end(self) -> None:

@@ -44,6 +44,7 @@ def main() -> None:
         threading.Thread(target=_stop_with_parent, args=(stop,), name="parent-watch", daemon=True).start()
     settings = Settings.or_exit()
     logs.configure(settings)
+    os.setpriority(os.PRIO_PROCESS, 0, max(settings.worker_niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"

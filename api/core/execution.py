@@ -160,7 +160,8 @@ def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[S
         )
         if held.kind is StageKind.TRAIN and isinstance(held.spec, RoundSpec) and held.round < held.spec.rounds:
             sizes = round_sizes(session, settings, job)
-            stages.add(session, job.id, plan_round(held.spec, held.round + 1, sizes))
+            plan = plan_round(held.spec, held.round + 1, sizes)
+            stages.add(session, job.id, plan, after=stages.last_number(session, job.id))
             if job.pause_requested_at is not None:
                 stages.hold(session, job.id)
         hint_free(session, job.id)
@@ -254,7 +255,7 @@ def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, e
 
 def hint_free(session: Session, job_id: str) -> None:
     """After the commit, hint the stages of the job that this transaction has made free."""
-    _hint(session, stages.mark_free(session, job_id))
+    hint_after_commit(session, stages.mark_free(session, job_id))
 
 
 def hint_again(uow: UnitOfWork, settings: Settings) -> int:
@@ -265,14 +266,10 @@ def hint_again(uow: UnitOfWork, settings: Settings) -> int:
 
     def hint(session: Session) -> int:
         unheard = stages.mark_unheard(session, settings.rehint_seconds)
-        _hint(session, unheard)
+        hint_after_commit(session, unheard)
         return len(unheard)
 
     return uow.run(hint, repeatable)
-
-
-def _hint(session: Session, free: Sequence[Stage]) -> None:
-    hint_after_commit(session, [(stage.id, stage.queue) for stage in free])
 
 
 def sweep(uow: UnitOfWork, settings: Settings) -> int:

@@ -100,8 +100,7 @@ def _create(
         return known.job_id
     checked = check(service.catalogue, service.settings, session, spec)
     limits.require_room(session, service.settings, api_key_id)
-    job = _insert(session, kind, checked, origin_id)
-    job.api_key_id = api_key_id
+    job = _insert(session, kind, checked, origin_id, api_key_id)
     if key is not None:
         jobs.add_key(session, key, fingerprint, job.id)
     return job.id
@@ -111,7 +110,7 @@ def _kind_of(spec: JobSpec) -> JobKind:
     return next(kind for kind, model in SPECS.items() if type(spec) is model)
 
 
-def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | None) -> Job:
+def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | None, api_key_id: str | None) -> Job:
     spec = checked.spec
     if checked.new_set is not None:
         results.add_all(session, [checked.new_set])
@@ -125,6 +124,7 @@ def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | 
         prompt_set_id=checked.prompt_set.id if checked.prompt_set else None,
         held_out_prompt_set_id=checked.held_out_set.id if checked.held_out_set else None,
         origin_id=origin_id,
+        api_key_id=api_key_id,
         work_total=total_work(spec, checked.sizes),
     )
     stages.add(session, job.id, plan_start(spec, checked.sizes))

@@ -73,7 +73,7 @@ def uow(new_postgres_database: Callable[[], str]) -> Iterator[UnitOfWork]:
     with opened.writing() as session:
         first = [PlannedStage(StageKind.SELECT, 1, 1)]
         waiting = [PlannedStage(StageKind.FUSE, 1, 1, shard, needs=(0,)) for shard in range(1000)]
-        stages.add(session, JOB, first + waiting)
+        stages.add(session, JOB, first + waiting, after=stages.last_number(session, JOB))
     with opened.engine.begin() as connection:
         connection.exec_driver_sql("ANALYZE stages")
     yield opened

@@ -26,6 +26,7 @@ def add(
     prompt_set_id: str | None,
     held_out_prompt_set_id: str | None,
     origin_id: str | None,
+    api_key_id: str | None,
     work_total: float,
 ) -> Job:
     """A new queued job."""
@@ -40,6 +41,7 @@ def add(
         prompt_set_id=prompt_set_id,
         held_out_prompt_set_id=held_out_prompt_set_id,
         origin_id=origin_id,
+        api_key_id=api_key_id,
         work_total=work_total,
         created_at=now_seconds(),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
@@ -25,6 +25,9 @@ _MOST_PAUSES = 16
 _QUEUED_AGAIN = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
 _UNSYNCED = {"synchronize_session": False}
 
+Hint = tuple[str, str]
+"""A stage's id and its queue."""
+
 
 class Wish(StrEnum):
     """What a running stage's job has been asked for."""
@@ -34,37 +37,46 @@ class Wish(StrEnum):
     CANCEL = "cancel"
 
 
-def add(session: Session, job_id: str, plan: Sequence[PlannedStage]) -> None:
-    """The planned stages, queued, with their dependencies."""
-    first = 1 + (session.scalar(select(func.max(Stage.number)).where(Stage.job_id == job_id)) or 0)
+def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int = 0) -> None:
+    """The planned stages, queued, with their dependencies; their numbers follow on `after`."""
+    if not plan:
+        return
+    session.flush()
     ids = [new_id(IdKind.STAGE) for _ in plan]
-    for place, planned in enumerate(plan):
-        session.add(
-            Stage(
-                id=ids[place],
-                job_id=job_id,
-                number=first + place,
-                kind=planned.kind,
-                queue=queue_of(planned.kind),
-                round=planned.round,
-                shard=planned.shard,
-                params=planned.params,
-                work=planned.work,
-                state=StageState.WAITING if planned.kind is StageKind.REVIEW else StageState.QUEUED,
-                lease_epoch=0,
-                progress_done=0,
-                progress_total=0,
-                attempt=0,
-                crash_count=0,
-                unmet=len(set(planned.needs)),
-                not_before=now_seconds(),
-                created_at=now_seconds(),
-            )
-        )
-    session.flush()
-    for place, planned in enumerate(plan):
-        session.add_all(StageDependency(stage_id=ids[place], needs_id=ids[need]) for need in planned.needs)
-    session.flush()
+    rows = [
+        {
+            "id": stage_id,
+            "job_id": job_id,
+            "number": number,
+            "kind": planned.kind,
+            "queue": queue_of(planned.kind),
+            "round": planned.round,
+            "shard": planned.shard,
+            "params": planned.params,
+            "work": planned.work,
+            "state": StageState.WAITING if planned.kind is StageKind.REVIEW else StageState.QUEUED,
+            "lease_epoch": 0,
+            "progress_done": 0,
+            "progress_total": 0,
+            "attempt": 0,
+            "crash_count": 0,
+            "unmet": len(set(planned.needs)),
+        }
+        for number, (stage_id, planned) in enumerate(zip(ids, plan, strict=True), after + 1)
+    ]
+    session.execute(insert(Stage).values(not_before=now_seconds(), created_at=now_seconds()), rows)
+    needs = [
+        {"stage_id": stage_id, "needs_id": ids[need]}
+        for stage_id, planned in zip(ids, plan, strict=True)
+        for need in sorted(set(planned.needs))
+    ]
+    if needs:
+        session.execute(insert(StageDependency), needs)
+
+
+def last_number(session: Session, job_id: str) -> int:
+    """The number of the job's last stage."""
+    return session.scalar(select(func.max(Stage.number)).where(Stage.job_id == job_id)) or 0
 
 
 def is_free(stage: type[Stage]) -> ColumnElement[bool]:
@@ -212,7 +224,7 @@ def give_back(session: Session, stage_id: str, epoch: int) -> None:
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
 
 
-def mark_free(session: Session, job_id: str) -> list[Stage]:
+def mark_free(session: Session, job_id: str) -> list[Hint]:
     """The stages of the job that are free and were never hinted, which are marked as hinted now."""
     session.flush()
     return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), is_free(Stage))
@@ -230,17 +242,17 @@ def any_unheard(session: Session, pause_seconds: float) -> bool:
     return session.scalar(select(Stage.id).where(_is_unheard(Stage, pause_seconds)).limit(1)) is not None
 
 
-def mark_unheard(session: Session, pause_seconds: float) -> list[Stage]:
+def mark_unheard(session: Session, pause_seconds: float) -> list[Hint]:
     """The free stages that are to be hinted again, which are marked as hinted now."""
     unheard = aliased(Stage)  # rows that another transaction holds are passed over: two orders of locks never meet
     found = select(unheard.id).where(_is_unheard(unheard, pause_seconds)).with_for_update(skip_locked=True)
     return _mark(session, Stage.id.in_(found))
 
 
-def _mark(session: Session, *which: ColumnElement[bool]) -> list[Stage]:
+def _mark(session: Session, *which: ColumnElement[bool]) -> list[Hint]:
     values = {"hinted_at": now_seconds(), "free_at": func.coalesce(Stage.free_at, now_seconds())}
-    query = update(Stage).where(*which).values(values).returning(Stage)
-    return list(session.scalars(query, execution_options=_UNSYNCED | {"populate_existing": True}))
+    query = update(Stage).where(*which).values(values).returning(Stage.id, Stage.queue)
+    return [(stage_id, queue) for stage_id, queue in session.execute(query, execution_options=_UNSYNCED)]
 
 
 def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool) -> bool:
