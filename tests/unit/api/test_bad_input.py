@@ -171,3 +171,12 @@ def test_an_event_cursor_that_is_no_number_is_refused(client: TestClient) -> Non
 def test_a_wrong_method_is_a_problem_document(client: TestClient) -> None:
     answer = client.delete("/jobs")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+
+
+def test_allow_names_all_methods_of_a_path(client: TestClient) -> None:
+    """Several routes may serve one path."""
+    allowed = {
+        path: client.patch(path).headers["allow"]
+        for path in ("/jobs", "/prompt-sets", "/aliases/champion", f"/artifacts/{new_id(IdKind.ARTIFACT)}")
+    }
+    assert list(allowed.values()) == ["GET", "GET, POST", "DELETE, PUT", "GET, HEAD"]
