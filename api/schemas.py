@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from api.core.estimates import Estimate
 from api.core.keys import KeyScope
@@ -751,6 +751,15 @@ class ApiKeyIn(BaseModel):
         min_length=1, max_length=4, description="submit and review include read; admin includes all"
     )
     expires_at: AwareDatetime | None = Field(None, description="With a time zone; never if not given")
+
+    @field_validator("expires_at")
+    @classmethod
+    def _has_a_date_in_utc(cls, at: datetime | None) -> datetime | None:
+        """The west's last hours of the year 9999 are of the year 10000 in UTC, which no answer could show."""
+        try:
+            return None if at is None else at.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("expected a time within the years 1 to 9999 in UTC") from None
 
 
 class ApiKeyOut(BaseModel):
