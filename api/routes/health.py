@@ -17,7 +17,10 @@ def health() -> HealthOut:
     return HealthOut(status="ok")
 
 
-@router.get("/readyz")
+@router.get(
+    "/readyz",
+    responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": ReadyOut, "description": "What keeps it from working"}},
+)
 def ready(request: Request, response: Response, service: ServiceDep) -> ReadyOut:
     """200 if the service can work, 503 if not."""
     supervisor = request.app.state.supervisor
