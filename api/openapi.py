@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from api.errors import MEDIA_TYPE
+from api.examples import ANSWERS, REQUESTS
 from api.schemas import EstimateOut, JobDetail, Problem
 
 Responses = dict[int | str, dict[str, Any]]
@@ -70,6 +71,15 @@ ARTIFACT_HEAD: Responses = {200: {"description": "What GET would say", "headers"
 
 
 def complete(document: dict[str, Any]) -> None:
-    """Add to FastAPI's document the components that only these parts of it name."""
-    schema = Problem.model_json_schema(ref_template=_REFERENCE)
-    document["components"]["schemas"] |= {**schema.pop("$defs"), Problem.__name__: schema}
+    """Add to FastAPI's document the components that only these parts of it name, and the examples."""
+    problem = Problem.model_json_schema(ref_template=_REFERENCE)
+    schemas = document["components"]["schemas"]
+    schemas |= {**problem.pop("$defs"), Problem.__name__: problem}
+    for name, answer in ANSWERS.items():
+        schemas[name]["examples"] = [answer]
+        if (page := schemas.get(f"ListOut_{name}_")) is not None:
+            page["examples"] = [{"data": [answer], "has_more": False, "next_cursor": None}]
+    for path in document["paths"].values():
+        for operation in path.values():
+            if (requests := REQUESTS.get(operation["operationId"])) is not None:
+                operation["requestBody"]["content"]["application/json"]["examples"] = requests

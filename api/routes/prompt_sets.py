@@ -18,7 +18,7 @@ from api.core.prompt_files import Description, PromptSetSpec, SetName, from_csv,
 from api.core.queries import prompt_sets
 from api.core.service import save_prompt_set
 from api.deps import PageParameters, Parameters, ServiceDep
-from api.examples import PROMPT_SET_CSV, PROMPT_SET_LINES, PROMPT_SETS
+from api.examples import PROMPT_SET_CSV, PROMPT_SET_LINES
 from api.openapi import MADE_PROMPT_SET
 from api.schemas import ListOut, PromptSetDetail, PromptSetOut
 from dfusion.prompts import Prompt
@@ -55,7 +55,7 @@ def _request_body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": {"anyOf": [schema, list_of_prompts]}, "examples": PROMPT_SETS},
+            "application/json": {"schema": {"anyOf": [schema, list_of_prompts]}},
             "text/plain": {"schema": text, "example": PROMPT_SET_LINES},
             "text/csv": {"schema": text, "example": PROMPT_SET_CSV},
         },
