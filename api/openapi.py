@@ -51,7 +51,7 @@ MADE_PROMPT_SET: dict[str, Any] = {
 }
 MADE_KEY: dict[str, Any] = {"links": _links("key_id", "revoke_key")}
 REDIRECT: dict[str, Any] = {"headers": {"Location": header("Where the bytes are")}}
-_BYTES: Mapping[str, Any] = MappingProxyType({"*/*": {"schema": {"type": "string", "format": "binary"}}})
+_BYTES: Mapping[str, Any] = MappingProxyType({"*/*": {}})
 _OF_BYTES = {
     "ETag": header("The SHA-256 of all bytes"),
     "Accept-Ranges": header("bytes"),
