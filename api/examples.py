@@ -373,6 +373,7 @@ ANSWERS: dict[str, Example] = {
         "worker": None,
         "checks": [
             {"name": "database", "state": "ok", "detail": "postgresql answers"},
+            {"name": "migrations", "state": "ok", "detail": "the schema is at 0006"},
             {"name": "worker", "state": "warning", "detail": "none is there: jobs wait until one is started"},
         ],
     },

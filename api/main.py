@@ -20,6 +20,7 @@ from api.core.settings import Settings
 from api.embedded import WorkerSupervisor
 from api.metrics import HttpMetrics, InstallationMetrics
 from api.observe import Observed
+from api.readiness import Readiness
 from api.routes import (
     api_keys,
     artifacts,
@@ -80,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.supervisor = WorkerSupervisor(service)
                 app.state.supervisor.start()
                 stack.callback(app.state.supervisor.stop)
+            app.state.readiness = Readiness(service, app.state.supervisor)
             yield
 
     app = Application(

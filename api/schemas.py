@@ -683,10 +683,10 @@ class CheckOut(BaseModel):
 
 
 class ReadyOut(BaseModel):
-    """Whether the service can work: its database answers, and its worker (embedded mode) is alive; and what else it
-    found when it looked."""
+    """Whether the service can work (`unavailable`: it cannot; `degraded`: not all of it): its database answers, its
+    worker (embedded mode) is alive, and what else it found when it looked."""
 
-    status: str
+    status: Literal["ok", "degraded", "unavailable"]
     database: bool
     worker: bool | None
     checks: list[CheckOut]

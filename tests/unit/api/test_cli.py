@@ -190,7 +190,8 @@ def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     looked = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(looked.stdout)["data"]}
     states = {name: check["state"] for name, check in checks.items()}
-    expected = ["service", "service: database", "access", "files", "here: model shapes"]
+    looked_at = ("database", "migrations", "storage", "disk")
+    expected = ["service", *(f"service: {name}" for name in looked_at), "access", "files", "here: model shapes"]
     assert {name: states[name] for name in expected} == dict.fromkeys(expected, "ok")
     assert (states["here: model gone"], states["here: model hub"]) == ("wrong", "ok")
     assert states["service: worker"] == "warning"
