@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stack test test-units test-service test-faults check check-docker fix bench bench-service clean
+.PHONY: help demo serve stack test test-units test-service test-faults check check-docker fix openapi bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ check-docker: $(VENV)/.ready ## what the Dockerfiles install, in clean environme
 fix: $(VENV)/.ready ## format and mend what a linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+openapi: $(VENV)/.ready ## the golden copy of the OpenAPI document, after a change of the API
+	$(BIN)/python -m tests.openapi
 
 bench: $(VENV)/.ready ## time and U-Net evaluations of fusion, beside the plain way
 	$(BIN)/python -m benchmarks.fusion

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from celery import Celery
 from kombu import Exchange
 from kombu import Queue as KombuQueue
+from redis import Redis
 
 from api.core.queue import Hint, Queue, SilentQueue
 from api.core.settings import Settings
@@ -18,6 +19,7 @@ from api.core.states import QueueName
 RUN_STAGE = "worker.tasks.run_stage"
 _MOST_WAITING = 10_000
 _LAST_MOMENT_SECONDS = 1.0
+_PING_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -44,6 +46,14 @@ def make_celery(settings: Settings) -> Celery:
         broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": 5, "health_check_interval": 25},
     )
     return app
+
+
+def ping(settings: Settings) -> None:
+    """Ask the broker for a sign of life. Raises RedisError, within about a second."""
+    with Redis.from_url(
+        settings.broker, socket_connect_timeout=_PING_SECONDS, socket_timeout=_PING_SECONDS, retry=None
+    ) as client:
+        client.ping()
 
 
 def open_queue(settings: Settings) -> Queue:

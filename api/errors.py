@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -135,11 +136,21 @@ def _is_empty_set(error: Mapping[str, Any]) -> bool:
     return error["type"] == "too_short" and tuple(error["loc"]) == ("body", "prompts")
 
 
-def _http_error(_request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     code = HTTPStatus(error.status_code).name.lower()
-    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods_of(request))
+    return problem(error.status_code, code, str(error.detail), headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What may be done with the request's path, by all routes: the router names only the first one's methods."""
+    path = request.scope["path"]
+    routes = (one for one in iter_route_contexts(request.app.routes) if one.path_regex.fullmatch(path))
+    return sorted({method for one in routes for method in one.methods or ()})
 
 
 def _unexpected(_request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from api import access, errors
+from api import access, errors, openapi
 from api.body import BodyGuard
 from api.broker import open_queue
 from api.core import keys
@@ -20,6 +20,7 @@ from api.core.settings import Settings
 from api.embedded import WorkerSupervisor
 from api.metrics import HttpMetrics, InstallationMetrics
 from api.observe import Observed
+from api.readiness import Readiness
 from api.routes import (
     api_keys,
     artifacts,
@@ -32,11 +33,10 @@ from api.routes import (
     submissions,
     workers,
 )
-from api.schemas import Problem
 
 
 class Application(FastAPI):
-    """FastAPI, observed from outside of everything else, with an OpenAPI document that says which keys it takes."""
+    """FastAPI, observed from outside of everything else, with an OpenAPI document that says all there is to know."""
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
@@ -49,6 +49,8 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         is_new = self.openapi_schema is None
         schema = super().openapi()
+        if is_new:
+            openapi.complete(schema)
         if is_new and self._asks_for_keys:
             access.describe_security(self, schema)
         return schema
@@ -79,16 +81,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.supervisor = WorkerSupervisor(service)
                 app.state.supervisor.start()
                 stack.callback(app.state.supervisor.stop)
+            app.state.readiness = Readiness(service, app.state.supervisor)
             yield
 
-    problem = {"model": Problem, "content": {errors.MEDIA_TYPE: {}}}
     app = Application(
         settings,
         title="D-Fusion",
         version=_version(),
         description="Online preference training of text-to-image diffusion models on visually consistent pairs.",
         lifespan=lifespan,
-        responses={"4XX": problem, "5XX": problem},
+        responses=openapi.PROBLEMS,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,

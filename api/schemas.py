@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from api.core.estimates import Estimate
 from api.core.keys import KeyScope
@@ -685,10 +685,10 @@ class CheckOut(BaseModel):
 
 
 class ReadyOut(BaseModel):
-    """Whether the service can work: its database answers, and its worker (embedded mode) is alive; and what else it
-    found when it looked."""
+    """Whether the service can work (`unavailable`: it cannot; `degraded`: not all of it): its database answers, its
+    worker (embedded mode) is alive, and what else it found when it looked."""
 
-    status: str
+    status: Literal["ok", "degraded", "unavailable"]
     database: bool
     worker: bool | None
     checks: list[CheckOut]
@@ -753,6 +753,15 @@ class ApiKeyIn(BaseModel):
         min_length=1, max_length=4, description="submit and review include read; admin includes all"
     )
     expires_at: AwareDatetime | None = Field(None, description="With a time zone; never if not given")
+
+    @field_validator("expires_at")
+    @classmethod
+    def _has_a_date_in_utc(cls, at: datetime | None) -> datetime | None:
+        """The west's last hours of the year 9999 are of the year 10000 in UTC, which no answer could show."""
+        try:
+            return None if at is None else at.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("expected a time within the years 1 to 9999 in UTC") from None
 
 
 class ApiKeyOut(BaseModel):

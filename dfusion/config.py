@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 StepIndex = Annotated[int, Field(ge=0, le=999)]
 Rate = Annotated[float, Field(gt=0)]
 Precision = Literal["float32", "bfloat16", "float16"]

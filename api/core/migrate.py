@@ -33,10 +33,20 @@ def migrate(engine: Engine, lock: Path) -> None:
 
     SQLite's processes are on one machine and share the file `lock`; PostgreSQL's share a lock of the database's.
     """
+    with _alone(engine, lock) as connection:
+        _upgrade(_config(), connection)
+
+
+def revisions(connection: Connection) -> tuple[frozenset[str], frozenset[str]]:
+    """The database's revision and the one that this version makes; each a set, for there may be none."""
+    present = MigrationContext.configure(connection).get_current_heads()
+    return frozenset(present), frozenset(ScriptDirectory.from_config(_config()).get_heads())
+
+
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
-    with _alone(engine, lock) as connection:
-        _upgrade(config, connection)
+    return config
 
 
 def _upgrade(config: Config, connection: Connection) -> None:

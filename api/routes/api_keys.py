@@ -10,12 +10,13 @@ from api.access import needs
 from api.core import keys
 from api.core.queries import api_keys, jobs
 from api.deps import PageParameters, ServiceDep
+from api.openapi import MADE_KEY
 from api.schemas import ApiKeyIn, ApiKeyMade, ApiKeyOut, ListOut
 
 router = APIRouter(prefix="/api-keys", tags=["API keys"], dependencies=[needs("admin")])
 
 
-@router.post("", status_code=status.HTTP_201_CREATED)
+@router.post("", status_code=status.HTTP_201_CREATED, responses={status.HTTP_201_CREATED: MADE_KEY})
 def make_key(body: ApiKeyIn, service: ServiceDep) -> ApiKeyMade:
     """Make a key. The answer is the only place where it is ever shown."""
     expires_at = None if body.expires_at is None else body.expires_at.timestamp()

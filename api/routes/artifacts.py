@@ -13,12 +13,13 @@ from api.core.queries import results
 from api.core.tables import Artifact
 from api.deps import ServiceDep
 from api.errors import problem
+from api.openapi import ARTIFACT, ARTIFACT_HEAD
 
 router = APIRouter(tags=["artifacts"], dependencies=[needs("read")])
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-@router.get("/artifacts/{artifact_id}", response_class=Response)
+@router.get("/artifacts/{artifact_id}", response_class=Response, responses=ARTIFACT)
 def get_artifact(
     artifact_id: str,
     service: ServiceDep,
@@ -50,7 +51,7 @@ def get_artifact(
     return StreamingResponse(service.store.read(row.key, start, stop), code, headers, media_type=row.media_type)
 
 
-@router.head("/artifacts/{artifact_id}", response_class=Response)
+@router.head("/artifacts/{artifact_id}", response_class=Response, responses=ARTIFACT_HEAD)
 def head_artifact(artifact_id: str, service: ServiceDep) -> Response:
     """What GET would say of the artifact, without its bytes and never by a redirect."""
     with service.uow.reading() as session:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response, status
 
-from api.deps import ServiceDep
-from api.readiness import look
+from api.readiness import ESSENTIAL, Readiness
 from api.schemas import HealthOut, ReadyOut
 
 router = APIRouter(tags=["health"])
@@ -17,18 +16,20 @@ def health() -> HealthOut:
     return HealthOut(status="ok")
 
 
-@router.get("/readyz")
-def ready(request: Request, response: Response, service: ServiceDep) -> ReadyOut:
-    """200 if the service can work, 503 if not."""
-    supervisor = request.app.state.supervisor
-    checks = look(service, supervisor)
-    states = {check.name: check.state for check in checks}
-    fine = "wrong" not in states.values()
-    if not fine:
+@router.get(
+    "/readyz",
+    responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": ReadyOut, "description": "What keeps it from working"}},
+)
+def ready(request: Request, response: Response) -> ReadyOut:
+    """200 if the service can work, also where something that it can do without is wrong (`degraded`); 503 if not."""
+    readiness: Readiness = request.app.state.readiness
+    checks = readiness.look()
+    wrong = {check.name for check in checks if check.state == "wrong"}
+    if wrong & ESSENTIAL:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return ReadyOut(
-        status="ok" if fine else "unavailable",
-        database=states["database"] != "wrong",
-        worker=None if supervisor is None else states["worker"] != "wrong",
+        status="unavailable" if wrong & ESSENTIAL else "degraded" if wrong else "ok",
+        database="database" not in wrong,
+        worker=None if request.app.state.supervisor is None else "worker" not in wrong,
         checks=checks,
     )

@@ -22,6 +22,7 @@ from api.core.specs import RoundSpec
 from api.core.states import JobKind, JobState
 from api.core.tables import Event, Job
 from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, ServiceDep
+from api.openapi import MADE_JOB, RETRY_AFTER
 from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut
 
 RETRY_AFTER_SECONDS = 2
@@ -76,7 +77,7 @@ def list_jobs(service: ServiceDep, filters: Annotated[JobFilters, Query()]) -> L
         return ListOut[JobOut].of(page, lambda job: JobOut.of(job, of_jobs[job.id], now))
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", responses={status.HTTP_200_OK: {"headers": {"Retry-After": RETRY_AFTER}}})
 async def get_job(
     job_id: str, service: ServiceDep, response: Response, parameters: Annotated[WaitParameters, Query()]
 ) -> JobDetail:
@@ -107,28 +108,49 @@ def read_job(service: Service, job_id: str) -> JobDetail:
         return JobDetail.detailed(job, stages.of_job(session, job_id), jobs.now(session), made, last)
 
 
-@router.post("/{job_id}/cancel", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
+@router.post(
+    "/{job_id}/cancel",
+    status_code=status.HTTP_202_ACCEPTED,
+    dependencies=[needs("submit")],
+    operation_id="cancel_job",
+)
 def cancel(job_id: str, service: ServiceDep) -> JobDetail:
     """Call a job off. It stops within a step; one that has ended stays as it is."""
     cancel_job(service, job_id)
     return read_job(service, job_id)
 
 
-@router.post("/{job_id}/pause", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
+@router.post(
+    "/{job_id}/pause",
+    status_code=status.HTTP_202_ACCEPTED,
+    dependencies=[needs("submit")],
+    operation_id="pause_job",
+)
 def pause(job_id: str, service: ServiceDep) -> JobDetail:
     """Stop a job within a step; a training keeps what it has learned. 409 for one that has ended."""
     pause_job(service, job_id)
     return read_job(service, job_id)
 
 
-@router.post("/{job_id}/resume", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
+@router.post(
+    "/{job_id}/resume",
+    status_code=status.HTTP_202_ACCEPTED,
+    dependencies=[needs("submit")],
+    operation_id="resume_job",
+)
 def resume(job_id: str, service: ServiceDep) -> JobDetail:
     """Go on with a paused job; one that waits for verdicts goes on without those that are missing."""
     resume_job(service, job_id)
     return read_job(service, job_id)
 
 
-@router.post("/{job_id}/retry", status_code=status.HTTP_202_ACCEPTED, dependencies=[needs("submit")])
+@router.post(
+    "/{job_id}/retry",
+    status_code=status.HTTP_202_ACCEPTED,
+    dependencies=[needs("submit")],
+    operation_id="retry_job",
+    responses={status.HTTP_202_ACCEPTED: MADE_JOB},
+)
 def retry(
     job_id: str, service: ServiceDep, caller: CallerDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> JobDetail:
@@ -224,7 +246,7 @@ def get_logs(job_id: str, service: ServiceDep) -> PlainTextResponse:
 
 
 @router.get("/{job_id}/metrics")
-def get_metrics(job_id: str, service: ServiceDep) -> MetricsOut:
+def get_job_metrics(job_id: str, service: ServiceDep) -> MetricsOut:
     """Mean scores by round, split, scorer and model. Round 0 is the model that a round job started from."""
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)

@@ -18,7 +18,8 @@ from api.core.prompt_files import Description, PromptSetSpec, SetName, from_csv,
 from api.core.queries import prompt_sets
 from api.core.service import save_prompt_set
 from api.deps import PageParameters, Parameters, ServiceDep
-from api.examples import PROMPT_SET_CSV, PROMPT_SET_LINES, PROMPT_SETS
+from api.examples import PROMPT_SET_CSV, PROMPT_SET_LINES
+from api.openapi import MADE_PROMPT_SET
 from api.schemas import ListOut, PromptSetDetail, PromptSetOut
 from dfusion.prompts import Prompt
 
@@ -54,7 +55,7 @@ def _request_body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": {"anyOf": [schema, list_of_prompts]}, "examples": PROMPT_SETS},
+            "application/json": {"schema": {"anyOf": [schema, list_of_prompts]}},
             "text/plain": {"schema": text, "example": PROMPT_SET_LINES},
             "text/csv": {"schema": text, "example": PROMPT_SET_CSV},
         },
@@ -65,7 +66,14 @@ def _request_body() -> dict[str, Any]:
     "",
     status_code=status.HTTP_201_CREATED,
     dependencies=[needs("submit")],
-    responses={status.HTTP_200_OK: {"model": PromptSetDetail, "description": "It is there with the same prompts"}},
+    responses={
+        status.HTTP_201_CREATED: {"description": "A new set, or a new version of one", **MADE_PROMPT_SET},
+        status.HTTP_200_OK: {
+            "model": PromptSetDetail,
+            "description": "It is there with the same prompts",
+            **MADE_PROMPT_SET,
+        },
+    },
     openapi_extra={"requestBody": _request_body()},
 )
 def create_prompt_set(

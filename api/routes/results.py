@@ -18,6 +18,7 @@ from api.core.service import Service, give_verdict, set_alias
 from api.core.states import SampleRole
 from api.core.tables import Model
 from api.deps import PageParameters, Parameters, ServiceDep
+from api.openapi import ETAG, REDIRECT
 from api.schemas import (
     AliasIn,
     AncestorOut,
@@ -107,7 +108,7 @@ def list_pairs(service: ServiceDep, filters: Annotated[PairFilters, Query()]) ->
         return ListOut[PairOut].of(page, lambda row: PairOut.of(row, samples))
 
 
-@router.get("/pairs/{pair_id}", tags=["pairs"])
+@router.get("/pairs/{pair_id}", tags=["pairs"], responses={status.HTTP_200_OK: {"headers": {"ETag": ETAG}}})
 def get_pair(pair_id: str, service: ServiceDep, response: Response) -> PairOut:
     """A pair. Its ETag is its revision."""
     found = _read_pair(service, pair_id)
@@ -121,7 +122,12 @@ def _read_pair(service: Service, pair_id: str) -> PairOut:
         return PairOut.of(row, results.samples(session, results.sides_of([row])))
 
 
-@router.put("/pairs/{pair_id}/verdict", tags=["pairs"], dependencies=[needs("review")])
+@router.put(
+    "/pairs/{pair_id}/verdict",
+    tags=["pairs"],
+    dependencies=[needs("review")],
+    responses={status.HTTP_200_OK: {"headers": {"ETag": ETAG}}},
+)
 def put_verdict(
     pair_id: str,
     verdict: VerdictIn,
@@ -186,7 +192,13 @@ class DownloadParameters(Parameters):
     format: Literal["diffusers", "kohya", "merged"] = "diffusers"
 
 
-@router.get("/models/{model}/download", tags=["models"], status_code=status.HTTP_307_TEMPORARY_REDIRECT)
+@router.get(
+    "/models/{model}/download",
+    tags=["models"],
+    status_code=status.HTTP_307_TEMPORARY_REDIRECT,
+    response_class=RedirectResponse,
+    responses={status.HTTP_307_TEMPORARY_REDIRECT: REDIRECT},
+)
 def download_model(
     model: str, service: ServiceDep, parameters: Annotated[DownloadParameters, Query()]
 ) -> RedirectResponse:

@@ -19,6 +19,7 @@ from api.core.specs import (
     TrainingJobSpec,
 )
 from api.deps import CallerDep, IdempotencyKey, Parameters, ServiceDep
+from api.openapi import SUBMISSION
 from api.routes.jobs import RETRY_AFTER_SECONDS, read_job
 from api.schemas import EstimateOut, JobDetail
 
@@ -61,41 +62,41 @@ SubmissionDep = Annotated[Submission, Depends()]
 router = APIRouter(
     tags=["submissions"],
     dependencies=[needs("submit")],
-    responses={status.HTTP_200_OK: {"model": EstimateOut, "description": "Dry run"}},
+    responses=SUBMISSION,
 )
 
 
-@router.post("/rounds", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/rounds", status_code=status.HTTP_202_ACCEPTED, response_model=None)
 def start_rounds(spec: RoundSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
     """Train a model online, for some rounds, on pairs of its own samples. Answers at once; follow `Location`."""
     return submission.answer(spec)
 
 
-@router.post("/samplings", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/samplings", status_code=status.HTTP_202_ACCEPTED, response_model=None)
 def start_sampling(spec: SamplingJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
     """Sample a model on prompts; trajectories and item maps are kept, so that samples can be fused later."""
     return submission.answer(spec)
 
 
-@router.post("/fusions", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/fusions", status_code=status.HTTP_202_ACCEPTED, response_model=None)
 def start_fusion(spec: FusionJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
     """Fuse stored samples: named pairs, a pair again with other settings, or the best and worst of a sampling."""
     return submission.answer(spec)
 
 
-@router.post("/trainings", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/trainings", status_code=status.HTTP_202_ACCEPTED, response_model=None)
 def start_training(spec: TrainingJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
     """Train on stored pairs, also on those that people judged."""
     return submission.answer(spec)
 
 
-@router.post("/evaluations", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/evaluations", status_code=status.HTTP_202_ACCEPTED, response_model=None)
 def start_evaluation(spec: EvaluationJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
     """Measure models on the same prompts and seeds, with confidence intervals and paired comparison."""
     return submission.answer(spec)
 
 
-@router.post("/exports", status_code=status.HTTP_202_ACCEPTED)
+@router.post("/exports", status_code=status.HTTP_202_ACCEPTED, response_model=None)
 def start_export(spec: ExportJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
     """Write a model's adapter for diffusers, ComfyUI and A1111, or merged; or a job's pairs as a parquet data set."""
     return submission.answer(spec)

@@ -65,6 +65,10 @@ class Store(Protocol):
         """All objects, and leftovers of unfinished ones, page by page. Raises StorageError."""
         ...
 
+    def probe(self) -> None:
+        """Whether objects can be stored just now. Raises StorageError, within about a second."""
+        ...
+
     def remove_dead_scratch(self, older_than_seconds: float) -> int:
         """Remove scratch folders that old whose processes are gone; how many there were."""
         ...

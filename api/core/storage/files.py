@@ -95,6 +95,14 @@ class FileStore:
                     continue
                 yield FoundObject(path.relative_to(self._root).as_posix(), age)
 
+    def probe(self) -> None:
+        """Whether files can be written just now. Raises StorageError."""
+        try:
+            with tempfile.TemporaryFile(dir=self._root) as file:
+                file.write(b"probe")
+        except OSError as error:
+            raise StorageError(f"cannot write: {error.strerror}") from error
+
     def remove_dead_scratch(self, older_than_seconds: float) -> int:
         """Remove scratch folders that old whose processes are gone; how many there were."""
         return remove_dead(self._root, older_than_seconds)

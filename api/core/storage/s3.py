@@ -28,6 +28,7 @@ from api.core.storage.scratch import remove_dead, scratch_folder
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 _RETRIES = 2
+_PROBE_SECONDS = 1
 _PART_BYTES = 16 << 20
 _FAILURES = (MinioException, HTTPError, OSError, ParseError)
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -38,9 +39,16 @@ class S3Store:
     """Objects in one bucket, with local copies of those read last. For one process: forked ones open their own."""
 
     def __init__(
-        self, client: Minio, bucket: str, folder: Path, cache_bytes: int, signer: Minio | None, presign_seconds: int
+        self,
+        client: Minio,
+        prober: Minio,
+        bucket: str,
+        folder: Path,
+        cache_bytes: int,
+        signer: Minio | None,
+        presign_seconds: int,
     ) -> None:
-        self._client, self._bucket = client, bucket
+        self._client, self._prober, self._bucket = client, prober, bucket
         self._scratch = folder / "scratch"
         self._scratch.mkdir(parents=True, exist_ok=True)
         self._cache = FileCache(folder / "cache", cache_bytes)
@@ -53,9 +61,12 @@ class S3Store:
         A server that does not answer just now is none: stages are tried again until it does.
         """
         client = _client(settings, settings.s3_endpoint)
+        prober = _client(settings, settings.s3_endpoint, probes=True)
         signer = _client(settings, settings.s3_public_endpoint) if settings.s3_public_endpoint else None
         bucket, folder = settings.s3_bucket, settings.data_dir
-        store = cls(client, bucket, folder.absolute(), settings.s3_cache_bytes, signer, settings.presign_seconds)
+        store = cls(
+            client, prober, bucket, folder.absolute(), settings.s3_cache_bytes, signer, settings.presign_seconds
+        )
         try:
             if not client.bucket_exists(bucket):
                 store._make_bucket()
@@ -147,6 +158,13 @@ class S3Store:
                 if found.object_name and found.last_modified:
                     yield FoundObject(found.object_name, time.time() - found.last_modified.timestamp())
 
+    def probe(self) -> None:
+        """Whether the server answers and knows the bucket. Raises StorageError."""
+        with _told("reach the bucket"):
+            is_there = self._prober.bucket_exists(self._bucket)
+        if not is_there:
+            raise StorageError("the bucket is not there")
+
     def remove_dead_scratch(self, older_than_seconds: float) -> int:
         """Remove scratch folders that old whose processes are gone; how many there were."""
         return remove_dead(self._scratch, older_than_seconds)
@@ -160,14 +178,21 @@ class S3Store:
         return self._signer.presigned_get_object(self._bucket, _checked(key), expires, response_headers=headers)
 
 
-def _client(settings: Settings, endpoint: str) -> Minio:
-    """A client with an explicit region, so that it never asks for one. Raises StartError for a wrong endpoint."""
+def _client(settings: Settings, endpoint: str, probes: bool = False) -> Minio:
+    """A client with an explicit region, so that it never asks for one; one that `probes` waits for a second at most.
+
+    Raises StartError for a wrong endpoint.
+    """
     scheme, _, host = endpoint.rpartition("://")
     # minio's defaults wait five minutes for a connection, five times over
     retries = Retry(
-        total=_RETRIES, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), respect_retry_after_header=False
+        total=0 if probes else _RETRIES,
+        backoff_factor=0.2,
+        status_forcelist=(500, 502, 503, 504),
+        respect_retry_after_header=False,
     )
-    pool = PoolManager(timeout=Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS), retries=retries)
+    connect, read = (_PROBE_SECONDS, _PROBE_SECONDS) if probes else (_CONNECT_SECONDS, _READ_SECONDS)
+    pool = PoolManager(timeout=Timeout(connect=connect, read=read), retries=retries)
     try:
         return Minio(
             host.rstrip("/"),

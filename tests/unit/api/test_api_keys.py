@@ -132,6 +132,7 @@ def test_the_same_prefix_is_not_the_same_key(admin: TestClient) -> None:
         ({"scopes": ["read"] * 5}, "/scopes"),
         ({"expires_at": "2001-01-01T00:00:00Z"}, "/expires_at"),
         ({"expires_at": "2999-01-01T00:00:00"}, "/expires_at"),
+        ({"expires_at": "9999-12-31T23:59:59-23:59"}, "/expires_at"),
         ({"expires_at": "soon"}, "/expires_at"),
         ({"expires_at": -1e300}, "/expires_at"),
         ({"key": "dfk_mine"}, "/key"),

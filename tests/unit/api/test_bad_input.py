@@ -43,6 +43,9 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"sampling": {"num_steps": 1}}, "invalid_request", "/fusion/first_step"),
         ({"fusion": {"first_step": 3, "last_step": 2}}, "invalid_request", "/fusion"),
         ({"rounds": 0}, "invalid_request", "/rounds"),
+        ({"training": {"inner_epochs": 10**400}}, "invalid_request", "/training/inner_epochs"),
+        ({"training": {"rows_per_update": 1 << 63}}, "invalid_request", "/training/rows_per_update"),
+        ({"pairing": {"reference_uses": 1 << 64}}, "invalid_request", "/pairing/reference_uses"),
         ({"samples_per_prompt": 1}, "invalid_request", "/samples_per_prompt"),
         ({"seed": -1}, "invalid_request", "/seed"),
         ({"seed": 1 << 53}, "invalid_request", "/seed"),
@@ -168,3 +171,12 @@ def test_an_event_cursor_that_is_no_number_is_refused(client: TestClient) -> Non
 def test_a_wrong_method_is_a_problem_document(client: TestClient) -> None:
     answer = client.delete("/jobs")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+
+
+def test_allow_names_all_methods_of_a_path(client: TestClient) -> None:
+    """Several routes may serve one path."""
+    allowed = {
+        path: client.patch(path).headers["allow"]
+        for path in ("/jobs", "/prompt-sets", "/aliases/champion", f"/artifacts/{new_id(IdKind.ARTIFACT)}")
+    }
+    assert list(allowed.values()) == ["GET", "GET, POST", "DELETE, PUT", "GET, HEAD"]

@@ -190,7 +190,8 @@ def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     looked = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(looked.stdout)["data"]}
     states = {name: check["state"] for name, check in checks.items()}
-    expected = ["service", "service: database", "access", "files", "here: model shapes"]
+    looked_at = ("database", "migrations", "storage", "disk")
+    expected = ["service", *(f"service: {name}" for name in looked_at), "access", "files", "here: model shapes"]
     assert {name: states[name] for name in expected} == dict.fromkeys(expected, "ok")
     assert (states["here: model gone"], states["here: model hub"]) == ("wrong", "ok")
     assert states["service: worker"] == "warning"
@@ -359,3 +360,27 @@ def test_prompts_have_their_own_words(live: Live, run: Run) -> None:
     ]
     added = run("prompt-sets", "add", "pets", "--prompt", "a [dog] on a [sofa]", "--json")
     assert json.loads(added.stdout)["version"] == 2
+
+
+def test_api_keys_from_their_making_to_their_end(live: Live, run: Run) -> None:
+    line = "api-keys create ann --scope submit --scope review --expires-at 2099-12-31"
+    made = json.loads(run(*line.split(), "--json").stdout)
+    assert (made["name"], made["scopes"], made["active"]) == ("ann", ["review", "submit"], True)
+    assert made["expires_at"].startswith(("2099-12-30", "2099-12-31"))
+    assert json.loads(run("api-keys", "list", "--limit", "1", "--json").stdout) == of_api(live, "/api-keys", limit=1)
+    shown = run("api-keys", "list").stdout
+    assert made["id"] in shown and made["prefix"] in shown and made["key"] not in shown
+    assert run("api-keys", "revoke", made["id"], "--json").stdout == "null\n"
+    assert of_api(live, "/api-keys", limit=1)["data"][0]["active"] is False
+
+
+def test_a_new_api_key_is_shown_whole(live: Live, run: Run) -> None:
+    shown = run("api-keys", "create", "bob", "--scope", "read").stdout
+    with live.client() as client:
+        newest = next(client.api_keys())
+    key = next(word for word in shown.split() if word.startswith("dfk_"))
+    assert len(key) == len("dfk_") + 51
+    assert newest.prefix == key[:12] and newest.id in shown and "never" in shown
+    assert run("api-keys", "create", "eve").exit_code == 2
+    assert run("api-keys", "create", "eve", "--scope", "all").exit_code == 2
+    assert run("api-keys", "revoke", live.done_job).exit_code == 1

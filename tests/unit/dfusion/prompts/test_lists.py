@@ -96,7 +96,7 @@ def test_items_that_are_found_are_those_that_the_lists_name(name: str) -> None:
 
 
 def test_all_rows_stay_as_they_were_compared_with_the_paper() -> None:
-    """The 240 texts and 120 rows of thresholds were compared with the paper's tables by a program; this is their sum."""
+    """The 240 texts and 120 rows of thresholds were compared with the paper by a program; this is their sum."""
     names = sorted(TRAINED + UNSEEN)
     rows = [[name, prompt.text, prompt.items, prompt.thresholds] for name in names for prompt in LISTS[name].prompts]
     found = hashlib.sha256(json.dumps(rows).encode()).hexdigest()

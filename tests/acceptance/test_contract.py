@@ -1,0 +1,136 @@
+"""The service does what its OpenAPI document says: thousands of requests that schemathesis makes from the document.
+
+Good and bad ones, by examples, by each rule of the document, by chance, and along its links. What is checked:
+
+* no 5xx, and no answer whose status, media type, headers or body the document does not tell of
+* what the document forbids is refused, with 405 and Allow for a method, and 401 without a key or with a wrong one
+* what was deleted stays so
+
+`positive_data_acceptance` is off: that a request names one source and not two, or a model that there is, is beyond
+what a schema can say. A long poll is kept short (`tests/contract_hooks.py`);
+of a stream schemathesis reads the first events.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deployment import ADMIN_KEY, EMBEDDED, ROOT, Deployment, deployment
+from tests.service import round_body, work_until_idle
+
+CASES = 2000
+SEED = 7
+MANY = 1_000_000
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "missing_required_header",
+    "unsupported_method",
+    "allow_header_conformance",
+    "use_after_free",
+    "ignored_auth",
+)
+REFUSALS = ("400", "401", "403", "404", "405", "409", "412", "413", "415", "422")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[Deployment]:
+    """A service that asks for keys and has no worker, with a round that is done and jobs that wait."""
+    folder = tmp_path_factory.mktemp("contract")
+    settings = {"embedded_worker": False, "auth": True, "max_queued_jobs": MANY, "max_queued_jobs_per_key": MANY}
+    with deployment(EMBEDDED, folder, pipeline, **settings) as started:
+        job = started.post("/rounds", round_body())
+        work_until_idle(started.service)
+        assert started.get(f"/jobs/{job}")["state"] == "succeeded"
+        started.post("/samplings", {"model": "tiny", "prompt_set": "shapes-attribute-train", "scorers": ["brightness"]})
+        yield started
+
+
+def ids(made: Deployment, path: str) -> list[str]:
+    return [one["id"] for one in made.get(f"{path}?limit=5")["data"]]
+
+
+def known(made: Deployment) -> dict[str, list[str]]:
+    """What there is, by parameter: without it hardly any request would get past 404."""
+    jobs = ids(made, "/jobs")
+    images = [one["image"].removeprefix("/artifacts/") for one in made.get("/samples?limit=5")["data"]]
+    sets = ["shapes-attribute-train", *ids(made, "/prompt-sets")]
+    return {
+        "path.job_id": jobs,
+        "query.job": jobs,
+        "query.parent": jobs,
+        "path.sample_id": ids(made, "/samples"),
+        "path.pair_id": ids(made, "/pairs"),
+        "path.model": ["tiny", *ids(made, "/models")],
+        "path.artifact_id": images,
+        "path.name_or_id": sets,
+        "query.prompt_set": ids(made, "/prompt-sets"),
+        "body.model": ["tiny", *ids(made, "/models")],
+        "body.prompt_set": sets,
+        "body.reward": ["brightness"],
+        "header.accept": ["application/json", "text/event-stream"],
+    }
+
+
+def configuration(made: Deployment) -> str:
+    """schemathesis.toml."""
+    lines = [f"seed = {SEED}", "max-stream-events = 3", "continue-on-failure = true", "request-timeout = 30"]
+    lines += ["[generation]", "deterministic = true", 'database = "none"', "max-examples = 12"]
+    lines += ["[auth.openapi.apiKey]", f'bearer = "{ADMIN_KEY}"']
+    lines += ["[checks]", f"negative_data_rejection.expected-statuses = {json.dumps(REFUSALS)}"]
+    values = known(made)
+    for name, found in values.items():
+        lines += [f'[dictionaries."{name}"]', f"values = {json.dumps(found)}"]
+    lines += ["[parameters]"]
+    lines += [f'"{name}" = {{dictionary = "{name}", probability = 0.7}}' for name in values]
+    return "\n".join(lines) + "\n"
+
+
+def run_schemathesis(made: Deployment) -> tuple[dict[str, Any], str]:
+    """Its report, and what it wrote."""
+    folder = made.folder / "schemathesis"
+    folder.mkdir()
+    (folder / "schemathesis.toml").write_text(configuration(made), "utf-8")
+    options = ["--checks", ",".join(CHECKS), "--no-color", "--report-json-path", "report.json"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            "run",
+            f"http://127.0.0.1:{made.settings.port}/openapi.json",
+            *options,
+        ],
+        cwd=folder,
+        env={**os.environ, "NO_PROXY": "*", "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.contract_hooks"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    written = done.stdout + done.stderr
+    assert (folder / "report.json").exists(), written
+    return json.loads((folder / "report.json").read_text("utf-8")), written
+
+
+def test_the_service_does_what_its_openapi_document_says(made: Deployment) -> None:
+    report, written = run_schemathesis(made)
+    assert report["failures"] == [], written
+    assert report["exit_code"] == 0, written
+    assert {name: phase["status"] for name, phase in report["phases"].items()} == dict.fromkeys(
+        ("examples", "coverage", "fuzzing", "stateful"), "success"
+    )
+    assert report["operations"]["tested"] == report["operations"]["total"] > 35
+    assert report["test_cases"]["generated"] >= CASES
+    assert report["test_cases"]["errored"] == 0
+    assert made.get("/jobs")["data"], "the key was revoked on the way: what came after it was 401 alone"
+    assert made.process["api"].poll() is None

@@ -1,0 +1,174 @@
+"""GET /readyz where a server is away, hangs, or is not what it should be."""
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from api.core.unit_of_work import make_engine
+from api.main import create_app
+from tests.deployment import until
+from tests.servers import PostgresServer, S3Server, free_port, postgres_server, redis_server, s3_server
+from tests.service import migrated_template, settings_for
+
+SOON_SECONDS = 4.0
+"""Two for the checks, and as many for a machine that is busy."""
+
+
+@contextmanager
+def opened(folder: Path, **changes: Any) -> Iterator[TestClient]:
+    app = create_app(settings_for(folder / "data", folder / "tiny", **changes))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def look(client: TestClient) -> tuple[int, str, dict[str, str]]:
+    """The answer's status, and what it says of all and of each; it comes soon."""
+    begun = time.monotonic()
+    answer = client.get("/readyz")
+    assert time.monotonic() - begun < SOON_SECONDS
+    body = answer.json()
+    return answer.status_code, body["status"], {check["name"]: check["state"] for check in body["checks"]}
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    """The port of one that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+def processes(server: PostgresServer) -> list[psutil.Process]:
+    assert server._process is not None
+    found = psutil.Process(server._process.pid)
+    return [found, *found.children(recursive=True)]
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+def test_all_is_well(tmp_path: Path, postgres_url: str, s3: S3Server) -> None:
+    with (
+        redis_server(tmp_path) as redis,
+        opened(tmp_path, database_url=postgres_url, broker_url=redis.url, **s3.settings("well")) as client,
+    ):
+        status, said, states = look(client)
+    assert (status, said) == (200, "ok")
+    assert states == dict.fromkeys(("database", "migrations", "broker", "storage", "disk"), "ok") | {
+        "worker": "warning"
+    }
+
+
+def test_a_broker_that_is_away_is_only_told(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as redis, opened(tmp_path, broker_url=redis.url) as client:
+        redis.kill()
+        status, said, states = look(client)
+        assert (status, said, states["broker"], states["database"]) == (200, "degraded", "wrong", "ok")
+        redis.start()
+        assert look(client)[:2] == (200, "ok")
+
+
+def test_a_broker_that_hangs_is_only_told(tmp_path: Path) -> None:
+    with silent_server() as port, opened(tmp_path, broker_url=f"redis://:swordfish@127.0.0.1:{port}/0") as client:
+        status, said, states = look(client)
+        assert (status, said, states["broker"]) == (200, "degraded", "wrong")
+        assert "swordfish" not in client.get("/readyz").text
+
+
+def test_a_storage_that_is_away_is_only_told(tmp_path: Path) -> None:
+    folder, port = tmp_path / "s3", free_port()
+    folder.mkdir()
+    with s3_server(folder, port) as server, opened(tmp_path, **server.settings("away")) as client:
+        assert look(client)[1] == "ok"
+        server.stop()
+        status, said, states = look(client)
+        assert (status, said, states["storage"]) == (200, "degraded", "wrong")
+        server.start()
+        assert look(client)[1] == "ok"
+
+
+def test_a_storage_that_hangs_is_only_told(tmp_path: Path) -> None:
+    folder = tmp_path / "s3"
+    folder.mkdir()
+    with s3_server(folder) as server, opened(tmp_path, **server.settings("hangs")) as client:
+        server.stop()
+        with socket.create_server(("127.0.0.1", server.port)):
+            status, said, states = look(client)
+    assert (status, said, states["storage"]) == (200, "degraded", "wrong")
+
+
+def test_a_bucket_that_is_gone_is_told(tmp_path: Path, s3: S3Server) -> None:
+    with opened(tmp_path, **s3.settings("gone")) as client:
+        shutil.rmtree(s3.objects / "gone")
+        s3.look_again()
+        assert look(client)[2]["storage"] == "wrong"
+
+
+def test_a_folder_that_cannot_be_written_is_only_told(tmp_path: Path) -> None:
+    with opened(tmp_path) as client:
+        shutil.rmtree(tmp_path / "data" / "artifacts")
+        (tmp_path / "data" / "artifacts").write_bytes(b"in the way")
+        status, said, states = look(client)
+    assert (status, said, states["storage"]) == (200, "degraded", "wrong")
+
+
+def test_little_room_on_the_disk_is_only_told(tmp_path: Path) -> None:
+    with opened(tmp_path, min_free_disk_mb=10**9) as client:
+        status, said, states = look(client)
+    assert (status, said, states["disk"]) == (200, "degraded", "wrong")
+
+
+def test_a_schema_of_another_version_is_not_ready(tmp_path: Path, postgres_url: str) -> None:
+    with opened(tmp_path, database_url=postgres_url) as client:
+        engine = make_engine(postgres_url)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        engine.dispose()
+        status, said, states = look(client)
+        assert (status, said, states["migrations"], states["database"]) == (503, "unavailable", "wrong", "ok")
+        assert "9999" in client.get("/readyz").text
+
+
+def test_a_database_that_is_away_is_not_ready(tmp_path: Path, own_postgres: PostgresServer) -> None:
+    url = own_postgres.create_database(migrated_template(own_postgres))
+    with opened(tmp_path, database_url=url) as client:
+        assert look(client)[0] == 200
+        own_postgres.stop()
+        status, said, states = look(client)
+        assert (status, said, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
+        own_postgres.start()
+        assert look(client)[0] == 200
+
+
+def test_a_database_that_hangs_is_not_ready_and_is_not_asked_by_ever_more_threads(
+    tmp_path: Path, own_postgres: PostgresServer
+) -> None:
+    url = own_postgres.create_database(migrated_template(own_postgres))
+    with opened(tmp_path, database_url=url) as client:
+        assert look(client)[0] == 200
+        asleep = processes(own_postgres)
+        for one in asleep:
+            one.suspend()
+        try:
+            threads = []
+            for _ in range(3):
+                status, said, states = look(client)
+                assert (status, said, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
+                threads.append(threading.active_count())
+        finally:
+            for one in asleep:
+                one.resume()
+        assert threads[0] == threads[-1]
+        until(lambda: look(client)[0] == 200)
