@@ -6,11 +6,12 @@ hyper-parameters (appendix C.3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 StepIndex = Annotated[int, Field(ge=0, le=999)]
@@ -33,10 +34,35 @@ AttentionControl = Literal[
 in `dfusion.attention.fusion.CONTROLS` and in docs/decisions/007-attention-control.md."""
 
 
-class Settings(BaseModel):
-    """Base of all settings: immutable, no unknown keys, no NaN or infinity."""
+@cache
+def _leaves(annotation: Hashable) -> frozenset[Any]:
+    """The types that stand in an annotation, without unions and containers around them."""
+    if annotation is ...:
+        return frozenset()
+    if get_origin(annotation) is Literal:
+        return frozenset(type(value) for value in get_args(annotation))
+    inner = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return frozenset().union(*map(_leaves, inner)) if inner else frozenset([annotation])
+
+
+class Frozen(BaseModel):
+    """Immutable, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Settings(Frozen):
+    """Base of all settings. What pydantic would take for a number, true or "7", is refused."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_in_disguise(cls, value: Any, info: ValidationInfo) -> Any:
+        leaves = _leaves(cast(Hashable, cls.model_fields[info.field_name or ""].annotation))
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            disguised = isinstance(one, bool) or (isinstance(one, str) and str not in leaves)
+            if disguised and not leaves.isdisjoint((int, float)) and type(one) not in leaves:
+                raise ValueError(f"expected a number, got {one!r}")
+        return value
 
 
 class SamplingConfig(Settings):

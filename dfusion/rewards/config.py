@@ -12,12 +12,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
-from dfusion.config import Count, Settings
+from dfusion.config import Count, Frozen, Settings
 
 ScorerName = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-class OpenClipConfig(Settings):
+class OpenClipConfig(Frozen):
     """The cosine of an open_clip model: weights that open_clip knows by tag, or an open_clip folder."""
 
     kind: Literal["open_clip"] = "open_clip"
@@ -26,7 +26,7 @@ class OpenClipConfig(Settings):
     folder: Path | None = Field(None, description="An open_clip folder, in place of architecture and weights")
 
 
-class HttpScorerConfig(Settings):
+class HttpScorerConfig(Frozen):
     """A scorer behind HTTP; see `dfusion.rewards.http` for what is sent and expected."""
 
     kind: Literal["http"] = "http"
@@ -39,14 +39,14 @@ class HttpScorerConfig(Settings):
     bearer_token: SecretStr | None = Field(None, description="Sent as Authorization: Bearer")
 
 
-class EntryPointConfig(Settings):
+class EntryPointConfig(Frozen):
     """A scorer of an installed Python package, by the name of its entry point in the group `dfusion.scorers`."""
 
     kind: Literal["entry_point"] = "entry_point"
     entry_point: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
-class VerdictScorerConfig(Settings):
+class VerdictScorerConfig(Frozen):
     """What people said of the images; whoever loads the scorer gives it their verdicts."""
 
     kind: Literal["verdicts"] = "verdicts"
@@ -65,7 +65,7 @@ class WeightedPart(Settings):
         return self
 
 
-class WeightedScorerConfig(Settings):
+class WeightedScorerConfig(Frozen):
     """The weighted sum of other scorers' raw scores. Mind their scales: a cosine is near 0.3, a verdict in [0, 1]."""
 
     kind: Literal["weighted"] = "weighted"

@@ -1,7 +1,9 @@
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
-from dfusion.config import PRESETS, FusionConfig, PairingConfig, TrainingConfig
+from dfusion.config import PRESETS, FusionConfig, PairingConfig, SamplingConfig, Settings, TrainingConfig
 
 
 def test_published_defaults() -> None:
@@ -49,3 +51,20 @@ def test_presets_hold_every_point_of_difference() -> None:
     shared = {"merge": "xor", "mask_source": "first_up"}
     assert released.fusion.model_copy(update=shared) == paper.fusion
     assert released.pairing.model_copy(update={"dealing": "worst_first", "adoption_threshold": 1.0}) == paper.pairing
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        (SamplingConfig, {"guidance_scale": False}),
+        (SamplingConfig, {"num_steps": "7"}),
+        (FusionConfig, {"last_step": True}),
+        (FusionConfig, {"layers": [True, 2]}),
+        (TrainingConfig, {"lora": {"rank": "4"}}),
+    ],
+)
+def test_numbers_in_disguise_are_refused(settings: type[Settings], given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="expected a number"):
+        settings.model_validate(given)
+    assert FusionConfig.model_validate({"layers": [1, 2]}).layers == (1, 2)
+    assert TrainingConfig.model_validate({"gradient_checkpointing": True, "beta": 1}).beta == 1.0
