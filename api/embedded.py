@@ -7,17 +7,21 @@ of a pipe to its standard input: when the service is gone, however it went, the 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.core import execution
+from api.core.errors import ServiceError
 from api.core.service import Service
 
 _OWNER = "embedded-"
+"""How the names of such workers begin."""
 _LONGEST_PAUSE_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
 _logger = logging.getLogger(__name__)
@@ -44,8 +48,10 @@ class WorkerSupervisor:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Begin; what an earlier service's worker held goes back to the queue."""
-        execution.lose_workers(self._service.uow, self._service.settings, _OWNER)
+        """Begin; what an earlier service's worker held goes back to the queue. SQLite has one service at a time;
+        on another database it may be another service's worker, which waits for its lease."""
+        if self._service.uow.engine.dialect.name == "sqlite":
+            execution.lose_workers(self._service.uow, self._service.settings, _OWNER)
         self._thread.start()
 
     def stop(self) -> None:
@@ -57,11 +63,11 @@ class WorkerSupervisor:
         pause, number = self._service.settings.restart_seconds, 0
         while not self._stopping.is_set():
             number += 1
-            owner, started = f"{_OWNER}{number}.", time.monotonic()
+            owner, started = f"{_OWNER}{socket.gethostname()}-{os.getpid()}-{number}.", time.monotonic()
             try:
                 code = self._run(owner)
                 lost = execution.lose_workers(self._service.uow, self._service.settings, owner)
-            except (OSError, DBAPIError):
+            except (OSError, SQLAlchemyError, ServiceError):
                 _logger.exception("the worker cannot be watched just now; it is tried again")
             else:
                 if self._stopping.is_set():

@@ -359,6 +359,7 @@ ANSWERS: dict[str, Example] = {
                 "queues": ["gpu", "cpu"],
                 "device": "cuda",
                 "model": "shapes",
+                "gpu_memory_bytes": 9663676416,
                 "stage": {"id": _STAGE, "job": f"/jobs/{_JOB}", "kind": "sample", "round": 2},
                 "started_at": _CREATED,
                 "seen_at": _STARTED,

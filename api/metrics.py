@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from api.core.limits import free_disk_bytes
-from api.core.queries import figures
+from api.core.queries import figures, workers
 from api.core.service import Service
 
 _METHODS = frozenset(HTTPMethod)
@@ -108,5 +108,13 @@ def _made(session: Session) -> Iterator[Metric]:
     yield seconds
 
 
-FAMILIES: tuple[Callable[[Session], Iterable[Metric]], ...] = (_jobs, _queue, _workers, _made)
-"""What is read at each scrape; what workers write about themselves (GPU memory, images a second) is added here."""
+def _memory(session: Session) -> Iterator[Metric]:
+    memory = GaugeMetricFamily("dfusion_worker_gpu_memory_bytes", "GPU memory that torch holds", labels=("worker",))
+    for one in workers.all_workers(session):
+        if one.gpu_memory_bytes is not None:
+            memory.add_metric((one.name,), one.gpu_memory_bytes)
+    yield memory
+
+
+FAMILIES: tuple[Callable[[Session], Iterable[Metric]], ...] = (_jobs, _queue, _workers, _memory, _made)
+"""What is read at each scrape."""

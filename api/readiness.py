@@ -7,9 +7,10 @@ only told: messages are hints, that are sent again; stages wait for the storage 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
@@ -21,10 +22,11 @@ from api.core import limits, migrate
 from api.core.errors import StorageError
 from api.core.queries import jobs, workers
 from api.core.service import Service
-from api.core.tables import Worker
+from api.core.states import QueueName
 from api.embedded import WorkerSupervisor
 from api.schemas import CheckOut, CheckState
 
+_logger = logging.getLogger(__name__)
 Check = Callable[[Service, WorkerSupervisor | None], CheckOut | None]
 """What was found; None where there is nothing to look at."""
 _PATIENCE_SECONDS = 2.0
@@ -74,11 +76,12 @@ def worker(service: Service, supervisor: WorkerSupervisor | None) -> CheckOut:
         return _found("worker", "warning", "unknown without the database")
     if not there:
         return _found("worker", "warning", "none is there: jobs wait until one is started")
-    return _found("worker", "ok", f"{len(there)} there, on {_queues(there)}")
-
-
-def _queues(there: Sequence[Worker]) -> str:
-    return ", ".join(sorted({queue for one in there for queue in one.queues}))
+    served = {queue for one in there for queue in one.queues}
+    unserved = sorted(set(QueueName) - served)
+    if unserved:
+        what = f"{len(there)} there, none on {', '.join(unserved)}: what is queued there waits"
+        return _found("worker", "warning", what)
+    return _found("worker", "ok", f"{len(there)} there, on {', '.join(sorted(served))}")
 
 
 def broker(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut | None:
@@ -168,3 +171,6 @@ class Readiness:
             return _found(
                 name, "wrong", f"no answer within {self._patience_seconds:g} s: it hangs, or cannot be reached"
             )
+        except Exception as error:  # a check that fails is an answer, too
+            _logger.warning("the check of %s failed", name, exc_info=error)
+            return _found(name, "wrong", f"the check failed ({type(error).__name__}): the service's log says why")

@@ -713,6 +713,7 @@ class WorkerOut(BaseModel):
     queues: list[str]
     device: str
     model: str | None
+    gpu_memory_bytes: int | None
     stage: WorkerStageOut | None
     started_at: datetime
     seen_at: datetime
@@ -730,6 +731,7 @@ class WorkerOut(BaseModel):
             queues=row.queues,
             device=row.device,
             model=row.model,
+            gpu_memory_bytes=row.gpu_memory_bytes,
             stage=stage
             and WorkerStageOut(id=stage.id, job=f"/jobs/{stage.job_id}", kind=stage.kind, round=stage.round),
             started_at=_time(row.started_at),

@@ -82,6 +82,6 @@ class Child:
 
         return run_stage(bench, claim, self._stop)
 
-    def _about(self) -> tuple[str, str | None]:
-        bench = self.__dict__.get("bench")
-        return (self._settings.device, None) if bench is None else (bench.device, bench.models.loaded)
+    def _about(self) -> tuple[str, str | None, int | None]:
+        bench: Workbench | None = self.__dict__.get("bench")
+        return (self._settings.device, None, None) if bench is None else bench.about()

@@ -65,7 +65,7 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
     bench = Workbench.of(service)
     _logger.info("%s is ready", owner)
     queues = tuple(QueueName)
-    presence = Presence(settings, owner, queues, lambda: service.uow, lambda: (bench.device, bench.models.loaded))
+    presence = Presence(settings, owner, queues, lambda: service.uow, bench.about)
     presence.start()
     turns = _Turns(bench, owner, stop)
     try:

@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 class Presence:
     """A thread that reports the worker until `stop`.
 
-    `uow` and `about` (device, loaded model) are asked each time: they may come later than the worker itself.
+    `uow` and `about` (device, loaded model, GPU memory) are asked each time: they may come later than the worker.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Presence:
         name: str,
         queues: Sequence[str],
         uow: Callable[[], UnitOfWork],
-        about: Callable[[], tuple[str, str | None]],
+        about: Callable[[], tuple[str, str | None, int | None]],
     ) -> None:
         self._settings, self._name, self._queues = settings, name, queues
         self._uow, self._about = uow, about
@@ -61,7 +61,7 @@ class Presence:
             _logger.warning("this worker cannot report itself: %s", type(error).__name__)
 
     def _report(self) -> None:
-        device, model = self._about()
+        device, model, memory = self._about()
         with self._uow().writing() as session:
             workers.report(
                 session,
@@ -71,6 +71,7 @@ class Presence:
                 queues=self._queues,
                 device=device,
                 model=model,
+                gpu_memory_bytes=memory,
             )
 
     def _leave(self) -> None:

@@ -37,6 +37,11 @@ class Workbench:
         models = ModelCache(service.catalogue, service.store, device)
         return cls(service.settings, service.uow, service.store, service.catalogue, device, models)
 
+    def about(self) -> tuple[str, str | None, int | None]:
+        """The device, the base model that is loaded, and the memory of the GPU that torch holds."""
+        on_gpu = torch.device(self.device).type == "cuda"
+        return self.device, self.models.loaded, torch.cuda.memory_reserved(self.device) if on_gpu else None
+
     def scorer(self, scorer: ScorerRef) -> Scorer:
         """The scorer of that name, or that weighted sum. Raises ModelNotFoundError."""
         key = scorer if isinstance(scorer, str) else scorer.model_dump_json()

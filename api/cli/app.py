@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import api_keys, doctor, jobs, models, pairs, prompt_sets, samples, submissions
+from api.cli import api_keys, doctor, jobs, models, pairs, prompt_sets, samples, submissions, workers
 from api.cli.root import RootGroup
 from api.cli.session import Session
 from api.client.client import DEFAULT_URL
@@ -57,4 +57,5 @@ app.add_typer(samples.app, name="samples")
 app.add_typer(models.app, name="models")
 app.add_typer(prompt_sets.app, name="prompt-sets")
 app.add_typer(api_keys.app, name="api-keys")
+app.command("workers")(workers.workers)
 app.command("doctor")(doctor.doctor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -14,8 +15,9 @@ from api.cli.options import Follow, Key, Limit, gather
 from api.cli.screens import figure, listing, moment, sheet, styled_state
 from api.cli.session import INTERRUPTED, Session
 from api.client import Client
+from api.client.client import JobFilters
 from api.core.states import JobKind, JobState
-from api.schemas import EventOut, JobDetail, JobOut, ListOut
+from api.schemas import JobDetail, JobOut
 
 app = typer.Typer(no_args_is_help=True, help="Jobs: list, show, follow, pause, resume, cancel, retry, logs, metrics.")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id")]
@@ -27,6 +29,7 @@ def list_jobs(
     state: Annotated[JobState | None, typer.Option(help="Only those in this state")] = None,
     kind: Annotated[JobKind | None, typer.Option(help="Only those of this kind")] = None,
     prompt_set: Annotated[str | None, typer.Option(help="Only those on this prompt set")] = None,
+    parent: Annotated[str | None, typer.Option(metavar="JOB", help="Only those that tried this one again")] = None,
     limit: Limit = 20,
 ) -> None:
     """Jobs, newest first.
@@ -35,9 +38,8 @@ def list_jobs(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        found = gather(
-            lambda size, cursor: client.jobs_page(size, cursor, state=state, kind=kind, prompt_set=prompt_set), limit
-        )
+        filters = JobFilters(state=state, kind=kind, prompt_set=prompt_set, parent=parent)
+        found = gather(lambda size, cursor: client.jobs_page(size, cursor, **filters), limit)
     headings = ("job", "kind", "state", "%>", "made at", "label")
     session.answer(found, lambda: listing(headings, (_row(job) for job in found.data), found.has_more))
 
@@ -106,8 +108,8 @@ def logs(ctx: typer.Context, job_id: JobId) -> None:
     session: Session = ctx.obj
     with session.client() as client:
         if session.as_json:
-            events = ListOut[EventOut](data=list(client.events(job_id)), has_more=False, next_cursor=None)
-            session.answer(events, Text)
+            found = gather(lambda size, cursor: client.events_page(job_id, size, cursor), sys.maxsize)
+            session.answer(found, Text)
         else:
             typer.echo(client.logs(job_id), nl=False)
 

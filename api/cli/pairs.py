@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -9,9 +10,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from api.cli.jobs import followed, job_sheet
-from api.cli.options import Follow, Key, Limit, OfJob, gather
+from api.cli.options import Follow, Key, Limit, OfJob, OfPromptSet, gather
 from api.cli.screens import figure, listing, moment, sheet, yes_or_no
 from api.cli.session import Session
+from api.client.client import PairFilters
 from api.schemas import PairOut
 
 app = typer.Typer(no_args_is_help=True, help="Pairs: list, show, judge, export.")
@@ -29,6 +31,7 @@ def list_pairs(
     judged: Annotated[
         bool | None, typer.Option("--judged/--unjudged", help="Whether a person has given a verdict")
     ] = None,
+    prompt_set: OfPromptSet = None,
     limit: Limit = 20,
 ) -> None:
     """Pairs, oldest first.
@@ -37,10 +40,8 @@ def list_pairs(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        found = gather(
-            lambda size, cursor: client.pairs_page(size, cursor, job=job, round=round, adopted=adopted, judged=judged),
-            limit,
-        )
+        filters = PairFilters(job=job, round=round, adopted=adopted, judged=judged, prompt_set=prompt_set)
+        found = gather(lambda size, cursor: client.pairs_page(size, cursor, **filters), limit)
     headings = ("pair", "round>", "base>", "reference>", "target>", "adopted", "verdict", "prompt")
     session.answer(found, lambda: listing(headings, (_row(pair) for pair in found.data), found.has_more))
 
@@ -101,6 +102,22 @@ def export(
             followed(session, client, made.id)
         else:
             session.answer(made, lambda: job_sheet(made))
+
+
+@app.command()
+def download(
+    ctx: typer.Context,
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job whose pairs were exported")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the parquet file")],
+) -> None:
+    """Fetch the newest data set that `dfusion pairs export` made of a job's pairs."""
+    session: Session = ctx.obj
+    with session.client() as client:
+        made = client.exports(job).data
+        if not made:
+            raise typer.BadParameter(f"{job} has no export yet: dfusion pairs export {job} --follow")
+        sha256 = client.download(made[0].artifact, file)
+    session.answer(made[0], lambda: Text(f"{file}, sha256 {sha256}"))
 
 
 def _sheet(pair: PairOut) -> RenderableType:

@@ -9,9 +9,10 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli.options import Limit, OfJob, gather
+from api.cli.options import Limit, OfJob, OfPromptSet, gather
 from api.cli.screens import figure, listing, moment, sheet, yes_or_no
 from api.cli.session import Session
+from api.client.client import SampleFilters
 from api.core.states import SampleRole
 from api.schemas import PairOut, SampleDetail, SampleOut
 
@@ -22,7 +23,12 @@ Round = Annotated[int | None, typer.Option(help="Of this round")]
 
 @app.command("list")
 def list_samples(
-    ctx: typer.Context, job: OfJob = None, role: Role = None, round: Round = None, limit: Limit = 20
+    ctx: typer.Context,
+    job: OfJob = None,
+    role: Role = None,
+    round: Round = None,
+    prompt_set: OfPromptSet = None,
+    limit: Limit = 20,
 ) -> None:
     """Samples, oldest first.
 
@@ -30,7 +36,8 @@ def list_samples(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        found = gather(lambda size, cursor: client.samples_page(size, cursor, job=job, role=role, round=round), limit)
+        filters = SampleFilters(job=job, role=role, round=round, prompt_set=prompt_set)
+        found = gather(lambda size, cursor: client.samples_page(size, cursor, **filters), limit)
     headings = ("sample", "role", "round>", "seed>", "scores", "prompt")
     session.answer(found, lambda: listing(headings, (_row(sample) for sample in found.data), found.has_more))
 

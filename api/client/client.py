@@ -92,6 +92,7 @@ class SampleFilters(TypedDict, total=False):
     job: str | None
     role: SampleRole | str | None
     round: int | None
+    prompt_set: str | None
 
 
 class PairFilters(TypedDict, total=False):
@@ -101,6 +102,7 @@ class PairFilters(TypedDict, total=False):
     round: int | None
     adopted: bool | None
     judged: bool | None
+    prompt_set: str | None
 
 
 class ModelFilters(TypedDict, total=False):

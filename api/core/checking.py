@@ -221,6 +221,8 @@ class _Checker:
         if spec.thresholds is not None:
             self.wrong("/thresholds", "one list does not fit all prompts of a sampling; give pairs", "invalid_request")
         page = results.sample_page(self._session, 1, None, job_id)
+        if any(sample.trajectory_artifact_id is None for sample in page.rows):
+            self.wrong("/sampling", f"the trajectories of {job_id} are not kept", "trajectory_gone")
         return job, page.rows, 0
 
     def training(self, spec: TrainingJobSpec) -> Checked | None:
@@ -274,6 +276,8 @@ class _Checker:
             of_job = results.job_pairs(self._session, job.id) if job else []
             if job is not None and not of_job:
                 self.wrong(f"/jobs/{n}", f"{job.id} has no pairs", "no_pairs")
+            if {pair.id for pair in of_job} & {pair.id for pair in found}:
+                self.wrong(f"/jobs/{n}", "expected each job once", "invalid_request")
             found += of_job
         return found
 

@@ -180,6 +180,12 @@ class TrajectoryGoneError(ServiceError):
     code = "trajectory_gone"
 
 
+class StorageGoneError(StorageError):
+    """An artifact's bytes are not there: gone, or not to be seen yet."""
+
+    code = "storage_gone"
+
+
 class StorageCorruptError(StorageError):
     """An artifact's bytes are not those that were stored."""
 

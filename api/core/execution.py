@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.core.errors import ConflictError, StageCancelledError
 from api.core.planning import Sizes, measured_splits, plan_round
-from api.core.queries import jobs, prompt_sets, stages
+from api.core.queries import jobs, prompt_sets, results, stages
 from api.core.queries.stages import Wish
 from api.core.settings import Settings
 from api.core.specs import JobSpec, RoundSpec, spec_of
@@ -75,6 +75,7 @@ def _claim(
     session: Session, settings: Settings, owner: str, queues: Sequence[str] | None, prefer_base: str | None
 ) -> Claim | None:
     for stage_id, job_id in _candidates(session, queues, prefer_base):
+        jobs.lock(session, job_id)  # a job's events are written one after the other, so that their ids tell the order
         jobs.start(session, job_id)
         stage = stages.claim(session, stage_id, owner, settings.lease_seconds)
         if stage is not None:
@@ -136,6 +137,7 @@ def note(uow: UnitOfWork, held: Claim, kind: str, message: str, **data: object) 
     """Write into the job's log, if the lease is still held."""
 
     def write(session: Session) -> int:
+        jobs.lock(session, held.job_id)
         stages.require_lease(session, held.stage_id, held.epoch)
         return jobs.add_event(session, held.job_id, kind, message, held.stage_id, **data)
 
@@ -273,10 +275,11 @@ def hint_again(uow: UnitOfWork, settings: Settings) -> int:
 
 
 def sweep(uow: UnitOfWork, settings: Settings) -> int:
-    """Queue the stages again whose workers went silent; how many there were."""
+    """Queue the stages again whose workers went silent, or hang; how many there were."""
     with uow.reading() as session:
-        lost = stages.expired(session)
-    return sum(_lose(uow, settings, stage, only_expired=True) for stage in lost)
+        lost, hanging = stages.expired(session), stages.stuck(session, settings.stuck_seconds)
+    silent = sum(_lose(uow, settings, stage, only_expired=True) for stage in lost)
+    return silent + sum(_lose(uow, settings, stage, only_expired=False) for stage in hanging)
 
 
 def lose_workers(uow: UnitOfWork, settings: Settings, owner_prefix: str) -> int:
@@ -318,7 +321,10 @@ def _settle(session: Session, job: Job) -> None:
     elif job.pause_requested_at is not None:
         _become(session, job, JobState.PAUSED, "the job is paused")
     elif stages.waits_for_people(session, job.id):
-        _become(session, job, JobState.WAITING, "the job waits for verdicts on its pairs")
+        if results.pairs_without_verdict(session, job.id):
+            _become(session, job, JobState.WAITING, "the job waits for verdicts on its pairs")
+        else:  # the last one was given while the job was paused, or something else of it still ran
+            end_review(session, job, "every pair has a verdict")
 
 
 def _become(session: Session, job: Job, state: JobState, message: str) -> None:

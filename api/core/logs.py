@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from api.core.settings import Settings
@@ -62,8 +61,7 @@ def formatter_of(settings: Settings) -> logging.Formatter:
 
 def secrets_of(settings: Settings) -> list[str]:
     """All that may not be in a log: the settings' secret values, and the password of the database's URL."""
-    found = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
-    found.append(make_url(settings.database).password or "")
+    found = [*settings.secrets(), make_url(settings.database).password or ""]
     return sorted((secret for secret in found if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 

@@ -92,7 +92,7 @@ def _create(
     origin_id: str | None,
 ) -> str:
     kind = _kind_of(spec)
-    fingerprint = hashlib.sha256(f"{kind} {spec.model_dump_json()}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{kind} {origin_id} {spec.model_dump_json()}".encode()).hexdigest()
     known = None if key is None else jobs.by_key(session, key)
     if known is not None:
         if known.fingerprint != fingerprint:
@@ -234,7 +234,13 @@ def give_verdict(
 
 def set_alias(service: Service, name: str, model_id: str) -> None:
     """Call a model by that name from now on. Raises NotFoundError, ConflictError for a base model's own name."""
-    with service.uow.writing() as session:
-        if name in service.catalogue.models:
-            raise ConflictError(f"{name!r} is the name of a base model")
+    if name in service.catalogue.models:
+        raise ConflictError(f"{name!r} is the name of a base model")
+
+    def save(session: Session) -> None:
         results.set_alias(session, name, results.get_model(session, model_id).id)
+
+    try:
+        service.uow.run(save, repeatable)
+    except IntegrityError:  # the same new name at the same moment, on a database that writes in parallel
+        service.uow.run(save, repeatable)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from api.core.errors import StartError
-from api.core.states import DIVERSITY
+from api.core.states import DIVERSITY, QueueName
 from dfusion.config import Precision
 from dfusion.config import Settings as MethodSettings
 from dfusion.rewards.config import ScorerConfig
@@ -52,8 +53,8 @@ class Settings(BaseSettings):
     embedded_worker: bool = Field(
         True, description="Whether the service starts and supervises one worker process (never with a broker)"
     )
-    worker_queues: tuple[str, ...] = Field(
-        ("gpu", "cpu"), min_length=1, description="Queues of a Celery worker that is started without -Q"
+    worker_queues: tuple[QueueName, ...] = Field(
+        (QueueName.GPU, QueueName.CPU), min_length=1, description="Queues of a Celery worker that is started without -Q"
     )
     worker_max_memory_mb: int = Field(
         0, ge=0, description="A Celery worker's child that has grown past it is replaced after its stage; 0: never"
@@ -99,6 +100,10 @@ class Settings(BaseSettings):
 
     lease_seconds: Seconds = Field(60, description="A stage whose worker is silent for so long is queued again")
     heartbeat_seconds: Seconds = Field(1, description="How often a worker renews its lease and looks for a cancel")
+    stuck_seconds: Seconds = Field(
+        3600,
+        description="A stage without progress for so long is queued again, though its worker renews its lease",
+    )
     poll_seconds: Seconds = Field(0.2, description="How often an idle worker looks for work")
     sweep_seconds: Seconds = Field(10, description="How often expired leases and lost hints are looked for")
     rehint_seconds: Seconds = Field(
@@ -137,8 +142,8 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
-            name = "_".join(str(part) for part in first["loc"]).upper()
-            raise StartError(f"DFUSION_{name}: {first['msg']}; see .env.example") from error
+            name = "".join(f"DFUSION_{part}: ".upper() for part in first["loc"][:1])
+            raise StartError(f"{name}{first['msg'].removeprefix('Value error, ')}; see .env.example") from error
         except SettingsError as error:  # what is not the JSON that it should be
             raise StartError(f"DFUSION settings: {error}; see .env.example") from error
 
@@ -149,6 +154,22 @@ class Settings(BaseSettings):
             return cls.read()
         except StartError as error:
             raise SystemExit(f"cannot start: {error}") from error
+
+    @model_validator(mode="after")
+    def _beats_in_time(self) -> Self:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                f"DFUSION_HEARTBEAT_SECONDS: expected at most half of DFUSION_LEASE_SECONDS ({self.lease_seconds:g}), "
+                f"got {self.heartbeat_seconds:g}"
+            )
+        return self
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_redis(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected a URL such as redis://host:6379/0")
+        return url
 
     @field_validator("database_url")
     @classmethod
@@ -178,9 +199,38 @@ class Settings(BaseSettings):
 
     def for_child(self) -> dict[str, str]:
         """The environment of a child process: this one's, with these settings, secrets included, but not the key."""
-        secrets = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
-        values = self.model_dump(mode="json") | secrets | {"broker_url": self.broker, "bootstrap_admin_key": ""}
+        values = _revealed(self.model_dump()) | {"bootstrap_admin_key": ""}
         return dict(os.environ) | {
-            f"DFUSION_{name.upper()}": json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+            f"DFUSION_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
             for name, value in values.items()
         }
+
+    def secrets(self) -> list[str]:
+        """All secret values, also those within other settings."""
+        return list(_secrets(self.model_dump()))
+
+
+def _revealed(value: Any) -> Any:
+    """A dumped value as JSON takes it, secrets in plain text."""
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case dict():
+            return {str(key): _revealed(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_revealed(part) for part in value]
+        case None | bool() | int() | float():
+            return value
+    return str(value)
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    match value:
+        case SecretStr():
+            yield value.get_secret_value()
+        case dict():
+            for part in value.values():
+                yield from _secrets(part)
+        case list() | tuple():
+            for part in value:
+                yield from _secrets(part)

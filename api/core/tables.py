@@ -362,6 +362,8 @@ class Worker(Table):
     device: Mapped[str]
     model: Mapped[str | None]
     """The base model that it has loaded."""
+    gpu_memory_bytes: Mapped[int | None]
+    """Memory of its GPU that torch holds; None on a CPU."""
     started_at: Mapped[float]
     seen_at: Mapped[float] = mapped_column(index=True)
 

@@ -173,8 +173,9 @@ async def list_events(
     accept: Annotated[str, Header()] = "*/*",
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
 ) -> ListOut[EventOut] | Response:
-    """What happened to a job, in order. With `Accept: text/event-stream` they come as they happen, until the job has
-    ended; `Last-Event-ID` goes on after that one."""
+    """What happened to a job, in order. `next_cursor` goes on after the last event that is told, also where there is
+    none yet: with `wait` that is a long poll. With `Accept: text/event-stream` they come as they happen, until the job
+    has ended; `Last-Event-ID` goes on after that one."""
     await run_in_threadpool(_require_job, service, job_id)
     if "text/event-stream" in accept:
         after = 0 if last_event_id is None else _event_number(last_event_id)
@@ -185,7 +186,9 @@ async def list_events(
             return jobs.events(session, job_id, page.limit, page.cursor)
 
     found = await _until(page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows))
-    return ListOut[EventOut].of(found, EventOut.of)
+    told = ListOut[EventOut].of(found, EventOut.of)
+    last = encode_cursor(str(found.rows[-1].id)) if found.rows else page.cursor
+    return told.model_copy(update={"next_cursor": last or encode_cursor("0")})
 
 
 def _require_job(service: Service, job_id: str) -> None:

@@ -1,7 +1,7 @@
 """Claims, leases and ends of stages on a real database; no stage is really run."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,19 @@ import pytest
 from sqlalchemy.orm import Session
 
 from api.core import execution
-from api.core.errors import AlreadyRunningError, ConflictError, LeaseLostError, StageCancelledError
+from api.core.errors import (
+    AlreadyRunningError,
+    ConflictError,
+    IdempotencyError,
+    LeaseLostError,
+    StageCancelledError,
+    TooManyJobsError,
+)
 from api.core.execution import Claim, Failure
 from api.core.locks import file_lock
 from api.core.queries import jobs, stages
-from api.core.queries.stages import Wish
+from api.core.queries.stages import Hint, Wish
+from api.core.queue import SilentQueue
 from api.core.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
 from api.core.specs import RoundSpec
 from api.core.tables import Job, Stage
@@ -25,6 +33,16 @@ def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
     opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", database_url=database_url))
     yield opened
     opened.close()
+
+
+class Recording(SilentQueue):
+    """A queue that keeps which stages it was told of."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def hint(self, stages: Sequence[Hint]) -> None:
+        self._told += [stage_id for stage_id, _ in stages]
 
 
 def start(service: Service, **changes: Any) -> str:
@@ -302,3 +320,49 @@ def test_a_retry_is_a_new_job_that_names_its_origin(service: Service) -> None:
     first, again = job_of(service, job_id), job_of(service, retry_job(service, job_id))
     assert (again.origin_id, again.state) == (job_id, "queued")
     assert again.spec == first.spec | {"model": first.model_id}  # what its name meant then
+
+
+def test_a_stage_that_makes_no_progress_is_queued_again(service: Service) -> None:
+    """Its worker renews the lease, but hangs; what moves is let alone."""
+    start(service)
+    hanging, moving = take(service, "hangs"), take(service, "moves")
+    with service.uow.writing() as session:
+        for held in (hanging, moving):
+            stages.get(session, held.stage_id).progress_at = 0.0
+    execution.beat(service.uow, service.settings, hanging, 0, 0)
+    execution.beat(service.uow, service.settings, moving, 1, 9)
+    assert execution.sweep(service.uow, service.settings) == 1
+    assert (stage_of(service, hanging).state, stage_of(service, moving).state) == ("queued", "running")
+    with pytest.raises(LeaseLostError):
+        execution.beat(service.uow, service.settings, hanging, 1, 9)
+
+
+def test_what_was_paused_is_hinted_again_when_it_is_resumed(service: Service) -> None:
+    hinted: list[str] = []
+    service.uow.queue = Recording(hinted)
+    job_id = start(service)
+    at_first = set(hinted)
+    pause_job(service, job_id)
+    hinted.clear()
+    resume_job(service, job_id)
+    assert set(hinted) == at_first != set()
+
+
+def test_paused_jobs_count_among_the_queued(service: Service) -> None:
+    limited = Service(
+        service.settings.model_copy(update={"max_queued_jobs": 2}), service.uow, service.store, service.catalogue
+    )
+    for _ in range(2):
+        pause_job(limited, start(limited))
+    with pytest.raises(TooManyJobsError):
+        start(limited)
+
+
+def test_one_key_for_two_retries_is_refused(service: Service) -> None:
+    first, second = start(service, seed=1), start(service, seed=1)
+    for job_id in (first, second):
+        cancel_job(service, job_id)
+    again = retry_job(service, first, "key")
+    assert retry_job(service, first, "key") == again
+    with pytest.raises(IdempotencyError):
+        retry_job(service, second, "key")

@@ -16,7 +16,7 @@ from api.core.clock import now_seconds
 from api.core.execution import Failure
 from api.core.ids import IdKind, new_id
 from api.core.queries import jobs, results, stages
-from api.core.service import Service, cancel_job, create_job
+from api.core.service import Service, cancel_job, create_job, set_alias
 from api.core.specs import RoundSpec
 from api.core.tables import Artifact, Sample, Table
 from api.main import create_app
@@ -119,7 +119,8 @@ def test_rows_of_a_job_can_be_written_while_it_is_locked(service: Service) -> No
     with service.uow.writing() as session:
         jobs.lock(session, held.job_id)
         session.execute(text("SET LOCAL lock_timeout = 0"))
-        execution.note(service.uow, held, "noted", "the lock does not keep a log entry out")
+        with service.uow.writing() as other:
+            jobs.add_event(other, held.job_id, "noted", "the lock does not keep out rows that name the job")
     assert "noted" in kinds(service, held.job_id)
 
 
@@ -300,3 +301,47 @@ def test_text_that_the_database_cannot_hold_is_the_clients_mistake(tmp_path: Pat
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         answer = client.get("/prompt-sets/a%00b")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+def test_events_of_one_job_are_seen_in_their_order(service: Service, postgres: PostgresServer) -> None:
+    """Whoever reads after an event with a higher id has missed none: one that ends and one that begins wait for each
+    other."""
+    job_id = start(service)
+    begun: list[object] = []
+    worker = threading.Thread(target=lambda: begun.append(take(service, "late")))
+    with service.uow.writing() as session:
+        jobs.lock(session, job_id)
+        first = jobs.add_event(session, job_id, "note", "written, but not committed yet")
+        worker.start()
+        until(lambda: waiting_for_locks(postgres) == 1)
+        with service.uow.reading() as reader:
+            assert [event.kind for event in jobs.events(reader, job_id, 100, None).rows] == ["job.created"]
+    worker.join()
+    with service.uow.reading() as session:
+        rows = jobs.events(session, job_id, 100, None).rows
+    assert [row.kind for row in rows] == ["job.created", "note", "stage.started"] and rows[1].id == first < rows[2].id
+    assert len(begun) == 1
+
+
+def test_a_new_alias_can_be_given_by_several_at_once(service: Service) -> None:
+    with service.uow.reading() as session:
+        model = results.find_model(session, "shapes")
+        assert model is not None
+    failed: list[BaseException] = []
+
+    def give(name: str, barrier: threading.Barrier) -> None:
+        barrier.wait()
+        try:
+            set_alias(service, name, model.id)
+        except BaseException as error:
+            failed.append(error)
+
+    for round_number in range(5):
+        barrier = threading.Barrier(6)
+
+        threads = [threading.Thread(target=give, args=(f"best-{round_number}", barrier)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []

@@ -4,6 +4,7 @@ import io
 import math
 import statistics
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,50 @@ def test_a_round_waits_for_people_where_it_is_asked_to(installation: Installatio
     assert installation.get(f"/jobs/{job_id}")["state"] == "running"
     work_until_idle(installation.service)
     assert installation.get(f"/jobs/{job_id}")["state"] == "succeeded"
+
+
+def judge_all(installation: Installation, job_id: str) -> None:
+    for pair in installation.all(f"/pairs?job={job_id}"):
+        put = installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": "target"})
+        assert put.status_code == 200
+
+
+def test_verdicts_given_while_a_job_is_paused_end_its_review(installation: Installation) -> None:
+    job_id = installation.post(review=True, evaluation=None)
+    work_until_idle(installation.service)
+    assert installation.client.post(f"/jobs/{job_id}/pause").json()["state"] == "paused"
+    judge_all(installation, job_id)
+    assert installation.get(f"/jobs/{job_id}")["state"] == "paused"
+    assert installation.client.post(f"/jobs/{job_id}/resume").json()["state"] == "running"
+    work_until_idle(installation.service)
+    assert installation.get(f"/jobs/{job_id}")["state"] == "succeeded"
+
+
+def test_verdicts_given_while_something_else_still_runs_end_a_review(installation: Installation) -> None:
+    job_id = installation.post(review=True)
+    service = installation.service
+    held = execution.claim(service.uow, service.settings, "slow")
+    assert held is not None and held.kind == "evaluate"
+    work_until_idle(service)
+    assert installation.get(f"/jobs/{job_id}")["state"] == "running"
+    judge_all(installation, job_id)
+    run_stage(Workbench.of(service), held, threading.Event())
+    work_until_idle(service)
+    assert installation.get(f"/jobs/{job_id}")["state"] == "succeeded"
+
+
+def test_events_can_be_polled_for_from_the_first_on(installation: Installation) -> None:
+    job_id = installation.post(evaluation=None)
+    events = f"/jobs/{job_id}/events"
+    first = installation.get(events)
+    assert ([event["kind"] for event in first["data"]], first["has_more"]) == (["job.created"], False)
+    started = time.monotonic()
+    nothing = installation.get(f"{events}?wait=0.3&cursor={first['next_cursor']}")
+    assert (nothing["data"], nothing["next_cursor"]) == ([], first["next_cursor"])
+    assert time.monotonic() - started >= 0.3
+    work_until_idle(installation.service)
+    rest = installation.get(f"{events}?wait=30&limit=200&cursor={nothing['next_cursor']}")
+    assert [rest["data"][0]["kind"], rest["data"][-1]["kind"]] == ["stage.started", "job.succeeded"]
 
 
 def test_a_review_can_be_ended_early(installation: Installation) -> None:

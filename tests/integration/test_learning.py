@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from api.core.errors import StageStoppedError
+from api.core.errors import StageStoppedError, StorageCorruptError, StorageError, StorageGoneError
 from api.core.seeds import evaluation_seed
+from api.core.storage.files import FileStore
 from api.main import create_app
 from dfusion.adapter import load_adapter
 from dfusion.config import FusionConfig, SamplingConfig
@@ -79,6 +81,20 @@ def updates_of(installation: Installation, model_id: str) -> dict[str, Any]:
     """The training's self-test and reports."""
     figures = installation.get(f"/models/{model_id}")["figures"]
     return dict(json.loads(installation.client.get(figures["log"]).content))
+
+
+def stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next training is stopped after its first update, and keeps a checkpoint."""
+    stopped: list[bool] = []
+
+    class Stopping(Trainer):
+        def step(self, on_rows: Any = None) -> Any:
+            if self.updates_done == 1 and not stopped:
+                stopped.append(True)
+                raise StageStoppedError
+            return super().step(on_rows)
+
+    monkeypatch.setattr(train, "Trainer", Stopping)
 
 
 @pytest.mark.parametrize("fusion", [None, FUSION.model_dump()])
@@ -238,20 +254,43 @@ def test_an_interrupted_training_keeps_the_reports_of_all_updates(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     through = installation.run(evaluation=None, training=TRAINING)
-    interrupted = []
-
-    class Stopping(Trainer):
-        def step(self, on_rows: Any = None) -> Any:
-            if self.updates_done == 1 and not interrupted:
-                interrupted.append(True)
-                raise StageStoppedError
-            return super().step(on_rows)
-
-    monkeypatch.setattr(train, "Trainer", Stopping)
+    stop_once(monkeypatch)
     again = installation.run(evaluation=None, training=TRAINING)
-    assert interrupted and "training.resumed" in installation.events(again)
+    assert "training.resumed" in installation.events(again)
     logs = [updates_of(installation, job["last_model"]) for job in (through, again)]
     assert [update["update"] for update in logs[1]["updates"]] == [1, 2, 3] and logs[0] == logs[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (StorageError("cannot read it: SlowDown"), True),
+        (StorageGoneError("cannot read it: NoSuchKey"), False),
+        (StorageCorruptError("other bytes"), False),
+    ],
+)
+def test_a_checkpoint_is_given_up_only_where_it_is_gone(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, error: StorageError, goes_on: bool
+) -> None:
+    """A storage that is away for a moment costs a retry, not the training."""
+    stop_once(monkeypatch)
+    borrow, failed = FileStore.borrow, []
+
+    def failing(store: FileStore, key: str, sha256: str) -> Any:
+        if "checkpoint" in key and not failed:
+            failed.append(key)
+            raise error
+        return borrow(store, key, sha256)
+
+    monkeypatch.setattr(FileStore, "borrow", failing)
+    job_id = installation.post(evaluation=None, training=TRAINING)
+    for _ in range(3):  # a retry waits a moment
+        work_until_idle(installation.service)
+        time.sleep(0.2)
+    job = installation.get(f"/jobs/{job_id}")
+    assert (job["state"], job["error"]) == ("succeeded", None) and failed
+    events = installation.events(job)
+    assert ("training.resumed" in events, "training.restarted" in events) == (goes_on, not goes_on)
 
 
 def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(

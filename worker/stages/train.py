@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.core import execution
 from api.core.clock import now_seconds
-from api.core.errors import StagePausedError, StageStoppedError, StorageError
+from api.core.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageGoneError
 from api.core.ids import IdKind, new_id
 from api.core.queries import jobs, results
 from api.core.seeds import training_seed
@@ -104,7 +104,8 @@ class _Checkpoints:
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Go on from the stage's checkpoint; where there is none that fits, say so and begin afresh."""
+        """Go on from the stage's checkpoint; where it is gone or does not fit, say so and begin afresh. Raises
+        StorageError where it cannot be read just now."""
         if self._last is None:
             return
         bench, claim = self._task.bench, self._task.claim
@@ -113,7 +114,7 @@ class _Checkpoints:
                 link = self._task.scratch / STATE_FILE
                 link.write_bytes(path.read_bytes())
             self._trainer.load(link.parent)
-        except (StorageError, CheckpointError) as error:
+        except (StorageGoneError, StorageCorruptError, CheckpointError) as error:
             message = f"the checkpoint cannot be used, the training begins afresh: {error}"
             execution.note(bench.uow, claim, "training.restarted", message)
             return

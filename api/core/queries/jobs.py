@@ -93,8 +93,9 @@ def page(
 
 
 def count_queued(session: Session, api_key_id: str | None = None) -> int:
-    """Jobs of which nothing has begun: all of them, or one key's."""
-    query = select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)
+    """Jobs of which nothing has begun, paused ones among them: all, or one key's."""
+    query = select(func.count()).select_from(Job)
+    query = query.where(Job.started_at.is_(None), Job.state.not_in(FINAL_JOB_STATES))
     if api_key_id is not None:
         query = query.where(Job.api_key_id == api_key_id)
     return session.scalar(query) or 0

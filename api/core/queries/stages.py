@@ -153,7 +153,9 @@ def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done
         lease_expires_at=now_seconds() + lease_seconds,
         progress_done=done,
         progress_total=total,
-        progress_at=now_seconds(),
+        progress_at=case(
+            (or_(Stage.progress_done != done, Stage.progress_total != total), now_seconds()), else_=Stage.progress_at
+        ),
     )
     row = session.execute(query.returning(Stage.cancel_requested_at, Stage.pause_requested_at)).first()
     if row is None:
@@ -283,6 +285,12 @@ def expired(session: Session) -> list[Stage]:
     return list(session.scalars(query.order_by(Stage.id)))
 
 
+def stuck(session: Session, seconds: float) -> list[Stage]:
+    """Running stages that have made no progress for so long."""
+    query = select(Stage).where(Stage.state == StageState.RUNNING, Stage.progress_at < now_seconds() - seconds)
+    return list(session.scalars(query.order_by(Stage.id)))
+
+
 def running_under(session: Session, owner_prefix: str) -> list[Stage]:
     """Running stages of the workers whose names begin so."""
     query = select(Stage).where(Stage.state == StageState.RUNNING)
@@ -310,7 +318,7 @@ def hold(session: Session, job_id: str) -> None:
 def release(session: Session, job_id: str) -> None:
     """The opposite of `hold`."""
     of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
-    session.execute(of_job.where(Stage.state == StageState.HELD).values(state=StageState.QUEUED))
+    session.execute(of_job.where(Stage.state == StageState.HELD).values(state=StageState.QUEUED, **_UNHINTED))
     session.execute(of_job.where(Stage.pause_requested_at.is_not(None)).values(pause_requested_at=None))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -15,10 +16,19 @@ _FORGET_SECONDS = 24 * 3600.0
 
 
 def report(
-    session: Session, *, name: str, host: str, pid: int, queues: Sequence[str], device: str, model: str | None
+    session: Session,
+    *,
+    name: str,
+    host: str,
+    pid: int,
+    queues: Sequence[str],
+    device: str,
+    model: str | None,
+    gpu_memory_bytes: int | None = None,
 ) -> None:
     """The worker is there. One of the same name but another process has started anew."""
-    values = {"host": host, "pid": pid, "queues": list(queues), "device": device, "model": model}
+    values: dict[str, Any] = {"host": host, "pid": pid, "queues": list(queues), "device": device, "model": model}
+    values["gpu_memory_bytes"] = gpu_memory_bytes
     same = update(Worker).where(Worker.name == name, Worker.host == host, Worker.pid == pid)
     if session.execute(same.values(**values, seen_at=now_seconds()).returning(Worker.name)).first() is None:
         remove(session, name)

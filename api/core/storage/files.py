@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from api.core.errors import StorageCorruptError, StorageError
+from api.core.errors import StorageCorruptError, StorageError, StorageGoneError
 from api.core.storage.base import CHUNK_BYTES, ROOT, FoundObject, StoredObject, file_sha256, object_key
 from api.core.storage.scratch import remove_dead, scratch_folder
 
@@ -39,7 +39,7 @@ class FileStore:
             self._copy_in(source, target, sha256)
             return StoredObject(key, sha256, target.stat().st_size)
         except OSError as error:
-            raise StorageError(f"cannot store {key}: {error}") from error
+            raise _failed(f"store {key}", error) from error
 
     def _copy_in(self, source: Path, target: Path, sha256: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ class FileStore:
         try:
             found = file_sha256(path)
         except OSError as error:
-            raise StorageError(f"cannot read {key}: {error}") from error
+            raise _failed(f"read {key}", error) from error
         if found != sha256:
             raise StorageCorruptError(f"{key}: expected SHA-256 {sha256}, got {found}")
         yield path
@@ -74,7 +74,7 @@ class FileStore:
         try:
             file = self._path(key).open("rb")
         except OSError as error:
-            raise StorageError(f"cannot read {key}: {error}") from error
+            raise _failed(f"read {key}", error) from error
         return _pieces(file, start, stop)
 
     def remove(self, key: str) -> None:
@@ -82,7 +82,7 @@ class FileStore:
         try:
             self._path(key).unlink(missing_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot remove {key}: {error}") from error
+            raise _failed(f"remove {key}", error) from error
 
     def objects(self) -> Iterator[FoundObject]:
         """All files, those of unfinished copies too."""
@@ -140,3 +140,9 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _failed(what: str, error: OSError) -> StorageError:
+    """Without the path: clients see it. The cause has the rest."""
+    kind = StorageGoneError if isinstance(error, FileNotFoundError) else StorageError
+    return kind(f"cannot {what}: {error.strerror or type(error).__name__}")

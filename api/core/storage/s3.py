@@ -19,7 +19,7 @@ from urllib3 import PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.response import BaseHTTPResponse
 
-from api.core.errors import StartError, StorageCorruptError, StorageError
+from api.core.errors import StartError, StorageCorruptError, StorageError, StorageGoneError
 from api.core.settings import Settings
 from api.core.storage.base import CHUNK_BYTES, ROOT, FoundObject, StoredObject, file_sha256, object_key
 from api.core.storage.cache import FileCache
@@ -239,7 +239,8 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except _FAILURES as error:
-        raise StorageError(f"cannot {what}: {_reason(error)}") from error
+        kind = StorageGoneError if _code(error) in ("NoSuchKey", "NoSuchObject") else StorageError
+        raise kind(f"cannot {what}: {_reason(error)}") from error
 
 
 def _code(error: Exception) -> str:

@@ -28,7 +28,7 @@ def test_a_worker_is_seen_until_it_ends_and_its_database_may_be_away_at_first(tm
             raise error
         return service.uow
 
-    presence = Presence(settings, "one", ("gpu",), uow, lambda: ("cpu", "tiny"))  # type: ignore[arg-type]
+    presence = Presence(settings, "one", ("gpu",), uow, lambda: ("cpu", "tiny", None))  # type: ignore[arg-type]
 
     def rows() -> list[tuple[str, int, str | None]]:
         with service.uow.reading() as session:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from api.core.logs import secrets_of
 from api.core.settings import Settings
 
 ROOT = Path(__file__).parents[4]
@@ -70,4 +71,31 @@ def test_wrong_settings_end_a_program_with_their_name(
 ) -> None:
     monkeypatch.setenv(f"DFUSION_{name}", value)
     with pytest.raises(SystemExit, match=f"^cannot start: .*{message}"):
+        Settings.or_exit()
+
+
+def test_secrets_within_other_settings_reach_a_child_and_are_hidden_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = {"kind": "http", "url": "http://scorer/", "bearer_token": "the-bearer-token"}
+    given = Settings(scorers={"remote": scorer})  # type: ignore[dict-item]
+    for name, value in given.for_child().items():
+        monkeypatch.setenv(name, value)
+    [(name, again)] = Settings().scorers.items()
+    assert (name, again) == ("remote", given.scorers["remote"])
+    assert again.bearer_token.get_secret_value() == "the-bearer-token"  # type: ignore[union-attr]
+    assert "the-bearer-token" in secrets_of(given) and "the-bearer-token" not in repr(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("HEARTBEAT_SECONDS", "40", r"DFUSION_HEARTBEAT_SECONDS: .*half of DFUSION_LEASE_SECONDS \(60\), got 40"),
+        ("BROKER_URL", "localhost:6379", "DFUSION_BROKER_URL: expected a URL such as redis://"),
+        ("WORKER_QUEUES", '["gpus"]', "DFUSION_WORKER_QUEUES: .*'gpu' or 'cpu'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(f"DFUSION_{name}", value)
+    with pytest.raises(SystemExit, match=message):
         Settings.or_exit()
