@@ -25,6 +25,7 @@ from api.core.storage import StoredObject
 from api.core.tables import Job, Stage
 from api.core.unit_of_work import UnitOfWork, hint_after_commit, repeatable
 
+WORKER_LOST = "worker_lost"
 _LONGEST_PAUSE_SECONDS = 300.0
 _CANDIDATES = 8
 """How many free stages a worker looks at before it looks anew: others claim at the same time."""
@@ -238,7 +239,9 @@ def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: Failure) -> 
 
 def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, epoch: int, failure: Failure) -> None:
     about = {**_about(stage), "code": failure.code}
-    if failure.retryable and stage.attempt < settings.max_attempts and stage.cancel_requested_at is None:
+    # lost workers are counted by themselves, from the last checkpoint on: a training may go on through many
+    left = failure.code == WORKER_LOST or stage.attempt < settings.max_attempts
+    if failure.retryable and left and stage.cancel_requested_at is None:
         pause = min(settings.retry_seconds * 2 ** (stage.attempt - 1), _LONGEST_PAUSE_SECONDS)
         pause *= random.uniform(0.5, 1.0)
         stages.requeue(session, stage.id, epoch, pause, failure.code, failure.message)
@@ -299,7 +302,7 @@ def _lose(uow: UnitOfWork, settings: Settings, lost: Stage, only_expired: bool) 
         stage = stages.get(session, lost.id)
         message = f"the worker of {stage.kind} was lost ({stage.crash_count} of at most {settings.max_crashes} times)"
         retryable = stage.crash_count < settings.max_crashes
-        _end_attempt(session, settings, job, stage, stage.lease_epoch, Failure("worker_lost", message, retryable))
+        _end_attempt(session, settings, job, stage, stage.lease_epoch, Failure(WORKER_LOST, message, retryable))
         return True
 
     def is_over(session: Session, counted: bool) -> bool:

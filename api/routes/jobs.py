@@ -82,9 +82,9 @@ async def get_job(
     job_id: str, service: ServiceDep, response: Response, parameters: Annotated[WaitParameters, Query()]
 ) -> JobDetail:
     """A job, at once or when it has ended."""
-    job = await _until(
-        parameters.wait, lambda: run_in_threadpool(read_job, service, job_id), lambda job: job.state.is_final
-    )
+    if parameters.wait:
+        await _until(parameters.wait, lambda: run_in_threadpool(_state, service, job_id), lambda state: state.is_final)
+    job = await run_in_threadpool(read_job, service, job_id)
     if not job.state.is_final:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return job
@@ -98,6 +98,11 @@ async def _until(wait_seconds: float, read: Callable[[], Awaitable[T]], enough: 
         await asyncio.sleep(min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
         found = await read()
     return found
+
+
+def _state(service: Service, job_id: str) -> JobState:
+    with service.uow.reading() as session:
+        return JobState(jobs.get(session, job_id).state)
 
 
 def read_job(service: Service, job_id: str) -> JobDetail:

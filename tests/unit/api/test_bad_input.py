@@ -40,6 +40,8 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"evaluation": {"scorers": ["brightness", "x"]}}, "unknown_scorer", "/evaluation/scorers/1"),
         ({"sampling": {"num_steps": 0}}, "invalid_request", "/sampling/num_steps"),
         ({"sampling": {"num_steps": 2.5}}, "invalid_request", "/sampling/num_steps"),
+        ({"sampling": {"eta": 0}}, "invalid_request", "/sampling/eta"),
+        ({"prompts": [{**PROMPTS[1], "thresholds": [0.02]}]}, "invalid_request", "/prompts/0"),
         ({"sampling": {"num_steps": 1}}, "invalid_request", "/fusion/first_step"),
         ({"fusion": {"first_step": 3, "last_step": 2}}, "invalid_request", "/fusion"),
         ({"rounds": 0}, "invalid_request", "/rounds"),
