@@ -28,10 +28,10 @@ test: check ## all checks, then all tests, in two processes
 	@$(MAKE) --no-print-directory --output-sync=target -j2 test-units test-service
 
 test-units: $(VENV)/.ready
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit tests/integration/jobs
 
 test-service: $(VENV)/.ready
-	$(BIN)/pytest tests/integration tests/acceptance
+	$(BIN)/pytest tests/integration tests/acceptance --ignore tests/integration/jobs
 
 test-faults: $(VENV)/.ready ## the tests of faults alone, with more of them (takes its time)
 	DFUSION_FAULT_KILLS=25 $(BIN)/pytest tests/acceptance/test_faults.py

@@ -8,7 +8,6 @@ differences are taken image by image before they are averaged.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -191,8 +190,11 @@ class Counts:
     @property
     def chance(self) -> float:
         """The two-sided sign test: how likely so uneven a split is where both are equally good; 1 without any."""
-        decided = self.better + self.worse
-        tail = sum(math.comb(decided, k) for k in range(min(self.better, self.worse) + 1))
+        decided, fewer = self.better + self.worse, min(self.better, self.worse)
+        tail = term = 1  # binomials one from the other
+        for k in range(fewer):
+            term = term * (decided - k) // (k + 1)
+            tail += term
         return min(1.0, 2 * tail / (1 << decided))
 
 

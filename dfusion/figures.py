@@ -89,8 +89,12 @@ def pair_figures(reference: Side, base: Side, target: Side, mask: torch.Tensor) 
     )
 
 
-def decide(target_score: float, base_score: float, reference_score: float, config: PairingConfig) -> Adoption:
-    """Eq. 7 with its reason in words; see `dfusion.pairing.adopt`. Raises NonFiniteError."""
+def decide(reference: Side, base: Side, target: Side, config: PairingConfig) -> Adoption:
+    """Eq. 7 with its reason in words; see `dfusion.pairing.adopt`. A target that is its base over again (an empty mask)
+    teaches nothing and is not adopted (decision 003). Raises NonFiniteError."""
+    if torch.equal(target.latents, base.latents):
+        return Adoption(False, "the target is its base over again: nothing was taken from the reference")
+    target_score, base_score, reference_score = target.score, base.score, reference.score
     adopted = adopt(target_score, base_score, reference_score, config)
     against = base_score if config.adoption_against == "base" else reference_score
     limit = f"{config.adoption_threshold:g} x {config.adoption_against} {against:.6g}"

@@ -24,7 +24,7 @@ from dfusion.attention.masks import merge_masks, resize_mask
 from dfusion.attention.processors import AttentionContext, processors_installed
 from dfusion.config import FusionConfig
 from dfusion.ddim import Schedule
-from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
 from dfusion.guidance import check_embeds, predict
 from dfusion.sampling import OnStep, draw, generators, take_step
 from dfusion.types import Conditioning, Prompts, Trajectory
@@ -60,15 +60,17 @@ def fuse(
     With `config.trajectory` "ddim_inversion" only the clean latents of the targets are kept, and their other states
     are what `dfusion.ablations.inversion.invert` makes of them (section 4.4).
 
-    Raises InvalidInputError where base and reference do not fit or were sampled with different items, item maps are
+    Raises InvalidInputError where base and reference do not fit or are of other prompts or items, item maps are
     missing or were recorded with another `mask_source`, or thresholds do not fit the items; ShapeMismatchError,
     LayerNotFoundError, ScheduleError, NonFiniteError.
     """
-    _check(base, reference, thresholds, config)
+    _check(base, reference, thresholds, config, Conditioning.of(prompt_embeds).texts)
     settings = base.config
     found = check_embeds(prompt_embeds, negative_prompt_embeds, len(base), settings.guidance_scale)
     prompt, negative = Conditioning.of(prompt_embeds), None if found is None else Conditioning.of(found)
     schedule = Schedule.from_scheduler(scheduler, settings.num_steps, settings.eta)
+    if not torch.equal(schedule.timesteps, base.timesteps):
+        raise ScheduleError(f"scheduler: expected the samples' timesteps {base.timesteps.tolist()}, got others")
     fused_steps = config.steps(len(schedule))
     layers = resolve_layers(find_layers(unet), config.layers)
     control = CONTROLS[config.control]
@@ -181,7 +183,11 @@ def _item_maps(reference: Trajectory) -> torch.Tensor:
 
 
 def _check(
-    base: Trajectory, reference: Trajectory, thresholds: Sequence[Sequence[float]], config: FusionConfig
+    base: Trajectory,
+    reference: Trajectory,
+    thresholds: Sequence[Sequence[float]],
+    config: FusionConfig,
+    texts: tuple[str, ...] | None,
 ) -> None:
     """Whether base, reference, thresholds and settings fit each other; see `fuse` for what is raised."""
     if base.config != reference.config or not torch.equal(base.timesteps, reference.timesteps):
@@ -192,6 +198,10 @@ def _check(
         raise InvalidInputError(
             f"first_step: expected less than {base.config.num_steps} steps, got {config.first_step}"
         )
+    prompts = {"base": base.prompts, "reference": reference.prompts, "prompt_embeds": texts}
+    known = {name: found for name, found in prompts.items() if found is not None}
+    if len(set(known.values())) > 1:
+        raise InvalidInputError(f"base and reference: expected samples of the prompts they are fused for, got {known}")
     if base.items is not None and reference.items is not None and base.items != reference.items:
         raise InvalidInputError(
             f"base and reference: expected samples of one prompt, got items at {base.items} and {reference.items}"

@@ -173,7 +173,7 @@ class DiffusionModel:
             self._token_ids(text)
         first = self._encode(self.text_encoder, self.tokenizer, texts)
         if self.text_encoder_2 is None:
-            return Conditioning(first[0].float())
+            return Conditioning(first[0].float(), texts=tuple(texts))
         second = self._encode(self.text_encoder_2, self.tokenizer_2, texts)
         embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1).float()
         pooled = second.text_embeds.float()
@@ -182,7 +182,7 @@ class DiffusionModel:
             embeds[empty], pooled[empty] = 0, 0
         height, width = (self.pixels_per_latent * side for side in latent_shape(self.unet, latent_size)[1:])
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=embeds.device)
-        return Conditioning(embeds, pooled, sizes.expand(len(texts), -1))
+        return Conditioning(embeds, pooled, sizes.expand(len(texts), -1), texts=tuple(texts))
 
     def _encode(self, encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
         """A text encoder's output for B texts, with all hidden states."""

@@ -13,7 +13,7 @@ from dfusion import _torchvision_ops  # noqa: F401
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from dfusion.ddim import Schedule, log_prob, mean
-from dfusion.errors import ShapeMismatchError
+from dfusion.errors import ScheduleError, ShapeMismatchError
 from dfusion.guidance import check_embeds, predict
 from dfusion.types import Prompts, Trajectory
 
@@ -91,6 +91,10 @@ def log_probs(
     after sampling in float32, exp(replayed - recorded) is 1 to 1e-5. Raises like `transition_log_prob`.
     """
     schedule = Schedule.from_scheduler(scheduler, trajectory.config.num_steps, trajectory.config.eta)
+    if not torch.equal(schedule.timesteps, trajectory.timesteps):
+        raise ScheduleError(
+            f"scheduler: expected the trajectory's timesteps {trajectory.timesteps.tolist()}, got others"
+        )
     steps = schedule.trainable_steps if step_indices is None else tuple(step_indices)
     columns = [
         transition_log_prob(

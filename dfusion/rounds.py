@@ -6,22 +6,27 @@ in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from dfusion.adapter import attach_lora, has_lora
 from dfusion.advantages import RewardHistory
-from dfusion.config import RoundConfig
+from dfusion.attention.layers import find_layers, resolve_layers
+from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig
 from dfusion.errors import InvalidInputError
+from dfusion.figures import PairFigures, Side, decide, fusion_mask, pair_figures
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
-from dfusion.pairing import adopt, choose_pairs
+from dfusion.pairing import choose_pairs
 from dfusion.prompts import Prompt
 from dfusion.rewards import Scorer
+from dfusion.rewards.checks import checked_scores
+from dfusion.rewards.watch import diversity
 from dfusion.sampling import sample
+from dfusion.seeds import sample_seed, training_seed
 from dfusion.thresholds import thresholds_of
 from dfusion.training import OnRows, Trainer
 from dfusion.training_data import Example, TrainingPair, TrainingSample
@@ -43,9 +48,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class RoundPair:
-    """Two samples of a prompt and the target between them; without fusion there is none.
+    """Two samples of a prompt and the target between them; without fusion, or without thresholds, there is none.
 
-    adopted  whether the target is the better side in training (Eq. 7); where not, the reference is
+    adopted     whether the target is the better side in training (Eq. 7); where not, the reference is
+    why         the comparison that decided, or why there is no target
+    thresholds  those of the mask
+    figures     what is measured on the pair
     """
 
     prompt: str
@@ -53,6 +61,9 @@ class RoundPair:
     base: Drawn
     target: Drawn | None = None
     adopted: bool = False
+    why: str = "fusion is off: the reference is preferred"
+    thresholds: tuple[float, ...] | None = None
+    figures: PairFigures | None = None
 
     @property
     def better(self) -> Drawn:
@@ -62,11 +73,16 @@ class RoundPair:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round made. `history` holds this round's scores, too: hand it to the next one."""
+    """What a round made. `history` holds this round's scores, too: hand it to the next one.
+
+    means  of the round's samples: the reward's, the watching scorer's, and "diversity" (mean distance of the clean
+           latents of one prompt's samples); `dfusion.rewards.watch.falling_figures` tells whether they part
+    """
 
     pairs: tuple[RoundPair, ...]
     updates: tuple[UpdateReport, ...]
     history: RewardHistory
+    means: Mapping[str, float]
 
 
 def run_round(
@@ -76,42 +92,73 @@ def run_round(
     config: RoundConfig = RoundConfig(),
     *,
     seed: int,
+    round_number: int = 1,
     history: RewardHistory = RewardHistory(),
+    watch: Scorer | None = None,
     on_rows: OnRows | None = None,
 ) -> RoundResult:
     """Run one round; the adapter in `model.unet` is trained in place, and attached first where there is none.
 
-    seed     of this round: another one for the next, or it samples the same noise again
-    history  the scores of earlier rounds, for ddpo and dpok
-    on_rows  as for `Trainer.step`
+    seed          of the run, the same for all its rounds; with `round_number` and the prompt's place it gives each
+                  sample's seed (`dfusion.seeds`), as in the service
+    round_number  from 1; another for each round, or it samples the same noise again
+    history       the scores of earlier rounds, for ddpo and dpok
+    watch         a scorer that is never trained on
+    on_rows       as for `Trainer.step`
 
     Items and thresholds of a prompt are its own, or found (decision 008). A prompt whose samples all score the same
-    gives no pair; without any there is no update. Raises InvalidInputError without prompts or for prompts whose items
-    cannot be found, NonFiniteError, PolicyMismatchError.
+    gives no pair; without any there is no update. Raises InvalidInputError without prompts, for prompts whose items
+    cannot be found, or where a rank is asked for and an adapter is attached already; LayerNotFoundError, ScorerError,
+    NonFiniteError, PolicyMismatchError.
     """
-    if not prompts:
-        raise InvalidInputError("prompts: expected at least one, got none")
+    _check(model, prompts, config)
     if not has_lora(model.unet):
-        attach_lora(model.unet, config.training.lora, seed)
-    noise = torch.Generator().manual_seed(seed)
-    groups = [(prompt, _draw(model, prompt, scorer, config, noise)) for prompt in prompts]
+        attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
+    groups = []
+    for i, prompt in enumerate(prompts):
+        seeds = [sample_seed(seed, round_number, i, prompt.text, n) for n in range(config.samples_per_prompt)]
+        groups.append((prompt, _draw(model, prompt, seeds, scorer, config)))
+    means = _means(groups, scorer, watch)
     for prompt, drawn in groups:
         history = history.extended({prompt.text: [one.score for one in drawn]})
     pairs = [pair for prompt, drawn in groups for pair in _pairs(model, prompt, drawn, scorer, config)]
     examples = list(_examples(groups, pairs, history, config))
     if not examples:
-        return RoundResult((), (), history)
-    trainer = Trainer(model, examples, config.training, seed)
+        return RoundResult(tuple(pairs), (), history, means)
+    trainer = Trainer(model, examples, config.training, training_seed(seed, round_number))
     while trainer.updates_done < trainer.updates_total:
         trainer.step(on_rows)
-    return RoundResult(tuple(pairs), tuple(trainer.reports), history)
+    return RoundResult(tuple(pairs), tuple(trainer.reports), history, means)
+
+
+def _check(model: DiffusionModel, prompts: Sequence[Prompt], config: RoundConfig) -> None:
+    """What can be known before the first sample; see `run_round`."""
+    if not prompts:
+        raise InvalidInputError("prompts: expected at least one, got none")
+    if has_lora(model.unet) and config.training.lora != LoraConfig():
+        raise InvalidInputError("training.lora: an adapter is attached, whose rank and alpha are kept: leave lora out")
+    if config.fusion is not None:
+        resolve_layers(find_layers(model.unet), config.fusion.layers)
+        if not config.fusion.steps(config.sampling.num_steps):
+            steps = config.sampling.num_steps
+            raise InvalidInputError(f"fusion.first_step: expected less than {steps}, got {config.fusion.first_step}")
+
+
+def _means(groups: Sequence[tuple[Prompt, Sequence[Drawn]]], scorer: Scorer, watch: Scorer | None) -> dict[str, float]:
+    everything = [(prompt.text, one) for prompt, drawn in groups for one in drawn]
+    texts = [text for text, _ in everything]
+    found = {scorer.name: statistics.fmean(one.score for _, one in everything)}
+    if watch is not None:
+        images = np.stack([one.image for _, one in everything])
+        found[watch.name] = statistics.fmean(checked_scores(watch.name, watch.score(images, texts), len(texts)))
+    latents = np.stack([one.trajectory.final[0].numpy() for _, one in everything])
+    return found | {"diversity": diversity(latents, texts, "rms").mean}
 
 
 def _draw(
-    model: DiffusionModel, prompt: Prompt, scorer: Scorer, config: RoundConfig, noise: torch.Generator
+    model: DiffusionModel, prompt: Prompt, seeds: Sequence[int], scorer: Scorer, config: RoundConfig
 ) -> list[Drawn]:
     """The prompt's samples."""
-    seeds = torch.randint(1 << 53, (config.samples_per_prompt,), generator=noise).tolist()
     items = None if config.fusion is None else model.item_tokens(prompt.text, prompt.items)
     found = []
     for start in range(0, len(seeds), BATCH):
@@ -137,7 +184,13 @@ def _pairs(
     sides = [(drawn[pair.reference], drawn[pair.base]) for pair in chosen]
     if config.fusion is None:
         return [RoundPair(prompt.text, *pair) for pair in sides]
-    thresholds = prompt.thresholds or thresholds_of(Trajectory.cat([one.trajectory for one in drawn]), config.fusion)
+    paired = list({id(one): one for pair in sides for one in pair}.values())
+    thresholds = prompt.thresholds
+    if thresholds is None and paired:
+        try:
+            thresholds = thresholds_of(Trajectory.cat([one.trajectory for one in paired]), config.fusion)
+        except InvalidInputError as error:  # an item whose map is the same everywhere
+            return [RoundPair(prompt.text, *pair, why=f"nothing was fused: {error}") for pair in sides]
     found = []
     for start in range(0, len(sides), BATCH):
         part = sides[start : start + BATCH]
@@ -147,14 +200,30 @@ def _pairs(
             Trajectory.cat([base.trajectory for _, base in part]),
             Trajectory.cat([reference.trajectory for reference, _ in part]),
             *_embeds(model, prompt, len(part)),
-            thresholds=[thresholds] * len(part),
+            thresholds=[thresholds or ()] * len(part),
             config=config.fusion,
         )
-        for (reference, base), target in zip(part, _scored(model, prompt, fused, scorer), strict=True):
-            adopted = adopt(target.score, base.score, reference.score, config.pairing)
-            copied = torch.equal(target.trajectory.latents, base.trajectory.latents)  # an empty mask teaches nothing
-            found.append(RoundPair(prompt.text, reference, base, target, adopted and not copied))
+        for pair, target in zip(part, _scored(model, prompt, fused, scorer), strict=True):
+            found.append(_judged(prompt, *pair, target, thresholds or (), config.fusion, config.pairing))
     return found
+
+
+def _judged(
+    prompt: Prompt,
+    reference: Drawn,
+    base: Drawn,
+    target: Drawn,
+    thresholds: tuple[float, ...],
+    fusion: FusionConfig,
+    pairing: PairingConfig,
+) -> RoundPair:
+    """The pair with the decision on its target (Eq. 7), and its figures."""
+    one, other, fused = (Side(s.trajectory.final[0], s.image, s.score) for s in (reference, base, target))
+    decision = decide(one, other, fused, pairing)
+    figures = pair_figures(one, other, fused, fusion_mask(reference.trajectory, thresholds, fusion))
+    return RoundPair(
+        prompt.text, reference, base, target, decision.adopted, decision.why, thresholds=thresholds, figures=figures
+    )
 
 
 def _examples(
@@ -182,8 +251,8 @@ def _examples(
 
 def _scored(model: DiffusionModel, prompt: Prompt, trajectory: Trajectory, scorer: Scorer) -> list[Drawn]:
     images = model.decode(trajectory.final)
-    scores = scorer.score(images, [prompt.text] * len(images))
-    return [Drawn(trajectory.select([i]), image, float(scores[i])) for i, image in enumerate(images)]
+    scores = checked_scores(scorer.name, scorer.score(images, [prompt.text] * len(images)), len(images))
+    return [Drawn(trajectory.select([i]), image, scores[i]) for i, image in enumerate(images)]
 
 
 def _embeds(model: DiffusionModel, prompt: Prompt, rows: int) -> tuple[Conditioning, Conditioning]:

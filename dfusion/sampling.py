@@ -100,6 +100,7 @@ def sample(
         item_maps=capture.item_maps(),
         items=capture.items,
         mask_source=None if capture.items is None else mask_source,
+        prompts=Conditioning.of(prompt_embeds).texts,
     )
 
 

@@ -28,6 +28,7 @@ def save_trajectory(path: Path, trajectory: Trajectory) -> None:
         "config": trajectory.config.model_dump(),
         "items": trajectory.items,
         "mask_source": trajectory.mask_source,
+        "prompts": trajectory.prompts,
     }
     write_tensors(path, tensors, {"trajectory": json.dumps(about)})
 
@@ -48,6 +49,7 @@ def load_trajectory(path: Path) -> Trajectory:
             item_maps=tensors.get("item_maps"),
             items=_as_tuples(about["items"]),
             mask_source=about["mask_source"],
+            prompts=None if about.get("prompts") is None else tuple(about["prompts"]),
         )
     except (KeyError, TypeError, ValueError, ShapeMismatchError) as error:
         raise CheckpointError(f"{path}: expected a trajectory: {error!r}") from error

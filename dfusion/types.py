@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -21,6 +21,7 @@ class Conditioning:
     pooled    (B, P) float32: the pooled embeddings of SDXL's second text encoder; None for SD 1.x and 2.x
     time_ids  (B, 6) float32: SDXL's original height and width, crop top and left, target height and width, in
               pixels; None for SD 1.x and 2.x
+    texts     the B prompts; None where nobody said
 
     Raises InvalidInputError with only one of pooled and time_ids, ShapeMismatchError where shapes do not fit.
     """
@@ -28,6 +29,7 @@ class Conditioning:
     embeds: torch.Tensor
     pooled: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
+    texts: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.embeds.ndim != 3:
@@ -37,6 +39,8 @@ class Conditioning:
         for name, part in (("pooled", self.pooled), ("time_ids", self.time_ids)):
             if part is not None and (part.ndim != 2 or len(part) != len(self.embeds)):
                 raise ShapeMismatchError(name, f"({len(self.embeds)}, ...)", tuple(part.shape))
+        if self.texts is not None and len(self.texts) != len(self.embeds):
+            raise ShapeMismatchError("texts", f"({len(self.embeds)},)", (len(self.texts),))
 
     @classmethod
     def of(cls, value: Prompts) -> Conditioning:
@@ -49,7 +53,8 @@ class Conditioning:
         shapes = {tuple(tensor.shape[1:] for tensor in part.tensors) for part in parts}
         if len(shapes) != 1:
             raise ShapeMismatchError("conditioning", "parts of one model", sorted(shapes))
-        return cls(*(torch.cat(column) for column in zip(*(part.tensors for part in parts), strict=True)))
+        columns = zip(*(part.tensors for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns), texts=_joined([part.texts for part in parts]))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -62,11 +67,15 @@ class Conditioning:
     def __getitem__(self, rows: int | slice | Sequence[int]) -> Conditioning:
         """The rows asked for, in that order; an int gives one row. So iterating gives the rows one by one."""
         chosen = [rows] if isinstance(rows, int) else rows
-        return Conditioning(*(part[chosen] for part in self.tensors))
+        texts = self.texts
+        if texts is not None:
+            texts = texts[chosen] if isinstance(chosen, slice) else tuple(texts[row] for row in chosen)
+        return Conditioning(*(part[chosen] for part in self.tensors), texts=texts)
 
     def expand(self, rows: int, *_: int) -> Conditioning:
         """A single row `rows` times; `rows` rows stay as they are. Further sizes, as tensors take, do nothing."""
-        return Conditioning(*(part.expand(rows, *part.shape[1:]) for part in self.tensors))
+        texts = self.texts * rows if self.texts is not None and len(self) == 1 else self.texts
+        return Conditioning(*(part.expand(rows, *part.shape[1:]) for part in self.tensors), texts=texts)
 
     def equals(self, other: Conditioning) -> bool:
         """Whether both hold the same numbers."""
@@ -91,6 +100,7 @@ class Trajectory:
                 layer, conditional half, mean over heads and blocks; samples with fewer items are padded with zeros
     items       for each sample the token indices of its items (a tuple of tokens an item), or None
     mask_source whose cross-attention `item_maps` are (see FusionConfig), or None
+    prompts     for each sample its text, or None where its embeddings came without
     """
 
     latents: torch.Tensor
@@ -101,6 +111,7 @@ class Trajectory:
     item_maps: torch.Tensor | None = None
     items: tuple[tuple[tuple[int, ...], ...], ...] | None = None
     mask_source: Literal["first_up", "resolution"] | None = None
+    prompts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         batch, steps = len(self.seeds), len(self.timesteps)
@@ -119,16 +130,32 @@ class Trajectory:
 
     @classmethod
     def cat(cls, parts: Sequence[Trajectory]) -> Trajectory:
-        """The samples of all parts, which share settings and sizes, in order. Item maps get the largest K (zeros)."""
+        """The samples of all parts, in order. Item maps get the largest K (zeros).
+
+        Raises InvalidInputError without parts, or where they were sampled with other settings, timesteps or mask
+        sources; ShapeMismatchError where latents or maps differ in size.
+        """
+        if not parts:
+            raise InvalidInputError("parts: expected at least one trajectory, got none")
+        first = parts[0]
+        for part in parts:
+            if (part.config, part.mask_source) != (first.config, first.mask_source):
+                got = [(first.config, first.mask_source), (part.config, part.mask_source)]
+                raise InvalidInputError(f"parts: expected one config and mask_source, got {got}")
+            if not torch.equal(part.timesteps, first.timesteps):
+                raise InvalidInputError("parts: expected the same timesteps in all")
+            if part.latents.shape[1:] != first.latents.shape[1:]:
+                raise ShapeMismatchError("parts.latents", tuple(first.latents.shape[1:]), tuple(part.latents.shape[1:]))
         maps = [part.item_maps for part in parts if part.item_maps is not None]
         items = [part.items for part in parts if part.items is not None]
         return replace(
-            parts[0],
+            first,
             latents=torch.cat([part.latents for part in parts]),
             log_probs=torch.cat([part.log_probs for part in parts]),
             seeds=tuple(seed for part in parts for seed in part.seeds),
             item_maps=_padded(maps) if len(maps) == len(parts) else None,
             items=tuple(sample for part in items for sample in part) if len(items) == len(parts) else None,
+            prompts=_joined([part.prompts for part in parts]),
         )
 
     def select(self, indices: Sequence[int]) -> Trajectory:
@@ -141,7 +168,13 @@ class Trajectory:
             seeds=tuple(self.seeds[i] for i in chosen),
             item_maps=None if self.item_maps is None else self.item_maps[chosen],
             items=None if self.items is None else tuple(self.items[i] for i in chosen),
+            prompts=None if self.prompts is None else tuple(self.prompts[i] for i in chosen),
         )
+
+
+def _joined(texts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    known = [part for part in texts if part is not None]
+    return tuple(text for part in known for text in part) if len(known) == len(texts) else None
 
 
 def _padded(maps: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from api.core.queries import results
 from api.core.specs import RoundSpec, TrainingJobSpec
 from api.core.states import SampleRole, Verdict
-from api.core.tables import Model, Pair
+from api.core.tables import Model
 from dfusion.advantages import RewardHistory
 from dfusion.config import TrainingConfig
 from dfusion.training_data import Example, TrainingPair, TrainingSample
@@ -74,14 +74,9 @@ def better_and_worse(pair: PairSamples, by_verdicts: bool) -> tuple[Side, Side] 
         if row.verdict == Verdict.TARGET:
             return better, base
         return (base, better) if row.verdict == Verdict.BASE else None
-    if row.adopted and target is not None and not _is_copy(row):
+    if row.adopted and target is not None:
         return target, base
     return reference, base
-
-
-def _is_copy(row: Pair) -> bool:
-    """Whether the mask was empty, so that the target is its base over again and teaches nothing."""
-    return row.figures.get("mask_cover") == 0
 
 
 def _pair(
@@ -129,12 +124,15 @@ def _plain_samples(task: Task, config: TrainingConfig, spec: RoundSpec, parent: 
     with task.reading() as session:
         roles = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
         rows = [row for row, _ in results.round_images(session, task.claim.job_id, task.claim.round, roles)]
-    scores = scores_by(task, scorer, rows).by_sample
+    known = scores_by(task, scorer, rows)
     found = stored_samples(task, rows)
     stored = task.load_trajectories({sample.trajectory for sample in found.values()})
     history = _history(task, {task.claim.job_id}, scorer.name, scorer.version, task.claim.round)
+    prompts = {row.id: row.prompt for row in rows}
+    for late in known.found:  # scored just now, since this worker's scorer is of another version
+        history = history.extended({prompts[late.sample_id]: [late.value]})
     for row in rows:
-        advantage = history.advantages(row.prompt, [scores[row.id]], config.advantage_clip)[0]
+        advantage = history.advantages(row.prompt, [known.by_sample[row.id]], config.advantage_clip)[0]
         sample = found[row.id]
         yield TrainingSample(trajectory_of(sample, stored), row.prompt, advantage, _drawn_by(sample, parent))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ from PIL import Image
 
 from api.core.queries import results
 from api.core.tables import Artifact, Sample, Score
-from dfusion.errors import NonFiniteError
 from dfusion.rewards import Scorer
+from dfusion.rewards.checks import checked_scores
 from dfusion.rewards.watch import Diversity, diversity
 from worker.task import Task, batches
 
@@ -90,11 +89,8 @@ def _identity(scorer: Scorer) -> tuple[str, str]:
 
 
 def score_pixels(scorer: Scorer, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
-    """The scores of images (B, H, W, 3) uint8. Raises NonFiniteError."""
-    values = [float(value) for value in scorer.score(images, prompts)]
-    if not all(map(math.isfinite, values)):
-        raise NonFiniteError(f"{scorer.name}: a score is NaN or infinite")
-    return values
+    """The scores of images (B, H, W, 3) uint8. Raises ScorerError, NonFiniteError."""
+    return checked_scores(scorer.name, scorer.score(images, prompts), len(prompts))
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:

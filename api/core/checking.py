@@ -35,6 +35,10 @@ from dfusion.rewards.config import WeightedScorerConfig
 T = TypeVar("T")
 
 
+OWN_PROMPTS = "prompts"
+"""What the prompts that come with an evaluation are called among its lists."""
+
+
 @dataclass(frozen=True)
 class Checked:
     """A spec with its defaults filled in, and what it names.
@@ -142,7 +146,6 @@ class _Checker:
         reward = spec.reward or (base.reward if base else None)
         self._scorer("/reward", reward or "", "the model has no reward of its own")
         sampling = _sampling_of(job)
-        self._maps_fit(spec, job)
         self._fits_steps(spec.fusion, sampling)
         prompt_set = prompt_sets.by_id(self._session, job.prompt_set_id or "")
         per_prompt = spec_of(job.kind, job.spec).samples_per_prompt if spec.sampling else 0  # type: ignore[union-attr]
@@ -186,14 +189,28 @@ class _Checker:
                     found.append((reference, base))
         if self.problems:
             return None
+        self._fits_items(spec, [reference for reference, _ in found])
         samples = [row for pair in found for row in pair]
         gone = [row.id for row in samples if row.trajectory_artifact_id is None]
         if gone:
             self.wrong("/pairs", f"the trajectories of {', '.join(gone[:5])} are not kept", "trajectory_gone")
         of_jobs = {row.job_id: jobs.get(self._session, row.job_id) for row in samples}
+        for job in of_jobs.values():
+            self._maps_fit(spec, job)
         if len({_sampling_of(job) for job in of_jobs.values()}) > 1:
             self.wrong("/pairs", "expected samples made with the same steps, guidance and eta", "invalid_request")
         return next(iter(of_jobs.values())), [base for _, base in found], len(found)
+
+    def _fits_items(self, spec: FusionJobSpec, references: Sequence[Sample]) -> None:
+        """Whether the request's thresholds are as many as each prompt's items."""
+        for sample in references if spec.thresholds is not None else ():
+            row = prompt_sets.by_id(self._session, sample.prompt_set_id or "")
+            items = row.prompts[sample.prompt_index]["items"] if row is not None else ()
+            got = len(spec.thresholds or ())
+            if row is not None and len(items) != got:
+                message = f"expected {len(items)}, one for each item of {sample.prompt!r}, got {got}"
+                self.wrong("/thresholds", message, "invalid_request")
+                return
 
     def _check_side_by_side(self, n: int, reference: Sample, base: Sample) -> None:
         if reference.id == base.id:
@@ -220,6 +237,7 @@ class _Checker:
             self.wrong("/sampling", "expected at least two samples a prompt, got one", "unsuitable_job")
         if spec.thresholds is not None:
             self.wrong("/thresholds", "one list does not fit all prompts of a sampling; give pairs", "invalid_request")
+        self._maps_fit(spec, job)
         page = results.sample_page(self._session, 1, None, job_id)
         if any(sample.trajectory_artifact_id is None for sample in page.rows):
             self.wrong("/sampling", f"the trajectories of {job_id} are not kept", "trajectory_gone")
@@ -291,6 +309,9 @@ class _Checker:
         names = [row.name or row.id for row in sets if row is not None]
         if len(set(names)) < len(names):
             self.wrong("/prompt_sets", f"expected each set once, got {names}", "invalid_request")
+        if OWN_PROMPTS in names:
+            message = f"{OWN_PROMPTS!r} is what prompts of the request are called: name the set by its id, or otherwise"
+            self.wrong("/prompt_sets", message, "invalid_request")
         for base in {base.name: base for _, base in found if base}.values():
             self._fits_prompts("/prompts", base, new_set)
             for n, row in enumerate(sets):
@@ -304,7 +325,7 @@ class _Checker:
         self._scorer_list("/scorers", scorers)
         rows = [row for row in (*sets, new_set) if row is not None]
         measured = tuple(
-            PromptsToMeasure(row.name or ("prompts" if row is new_set else row.id), row.id, len(row.prompts))
+            PromptsToMeasure(row.name or (OWN_PROMPTS if row is new_set else row.id), row.id, len(row.prompts))
             for row in rows
         )
         images = sum(one.prompts for one in measured) * spec.samples_per_prompt * len(models)

@@ -76,10 +76,13 @@ def _claim(
     session: Session, settings: Settings, owner: str, queues: Sequence[str] | None, prefer_base: str | None
 ) -> Claim | None:
     for stage_id, job_id in _candidates(session, queues, prefer_base):
+        trial = session.begin_nested()  # undone where others were faster: nobody holds one job and waits for another
         jobs.lock(session, job_id)  # a job's events are written one after the other, so that their ids tell the order
         jobs.start(session, job_id)
         stage = stages.claim(session, stage_id, owner, settings.lease_seconds)
-        if stage is not None:
+        if stage is None:
+            trial.rollback()
+        else:
             message = f"{stage.kind} of round {stage.round} started, attempt {stage.attempt}"
             jobs.add_event(session, job_id, "stage.started", message, stage_id, **_about(stage), worker=owner)
             return _as_claim(stage, jobs.get(session, job_id))

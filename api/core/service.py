@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.core import execution, limits
 from api.core.catalogue import Catalogue
-from api.core.checking import Checked, check
+from api.core.checking import OWN_PROMPTS, Checked, check
 from api.core.errors import ConflictError, IdempotencyError, PreconditionError
 from api.core.locks import AdvisoryLock, hold
 from api.core.migrate import migrate
@@ -200,8 +200,7 @@ def _as_resolved(session: Session, job: Job) -> JobSpec:
     if isinstance(spec, EvaluationJobSpec):
         params = [stage.params for stage in stages.of_job(session, job.id) if stage.kind == StageKind.EVALUATE]
         meant["models"] = tuple(dict.fromkeys(one["model"] for one in params))
-        if spec.prompts is None:
-            meant["prompt_sets"] = tuple(dict.fromkeys(one["set"] for one in params))
+        meant["prompt_sets"] = tuple(dict.fromkeys(one["set"] for one in params if one["split"] != OWN_PROMPTS))
     return spec.model_copy(update={name: to for name, to in meant.items() if getattr(spec, name, None) is not None})
 
 

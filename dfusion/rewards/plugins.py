@@ -55,7 +55,10 @@ def _made(entry: EntryPoint) -> Scorer:
         factory = entry.load()
     except (ImportError, AttributeError) as error:
         raise ModelNotFoundError(f"scorer: expected 'module:attribute', got {entry.value!r}: {error}") from error
-    scorer = factory() if callable(factory) else factory
+    try:
+        scorer = factory() if callable(factory) else factory
+    except Exception as error:  # somebody's code
+        raise ScorerError(f"scorer {entry.value!r}: could not be made: {type(error).__name__}: {error}") from error
     texts = [getattr(scorer, key, None) for key in ("name", "version")]
     if not all(isinstance(text, str) and text for text in texts) or not callable(getattr(scorer, "score", None)):
         got = type(scorer).__name__

@@ -9,22 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
-
-
-class ImageFeatures(Protocol):
-    """Gives features whose distances mean something; `name` and `version` are recorded with the diversity."""
-
-    name: str
-    version: str
-
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """(B, D) float32 of images (B, H, W, 3) uint8."""
-        ...
 
 
 @dataclass(frozen=True)

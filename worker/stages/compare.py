@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +15,8 @@ from api.core.specs import EvaluationJobSpec
 from api.core.states import SampleRole
 from api.core.tables import Metric, Sample, Score
 from dfusion.evaluation import Bootstrap, ScoreRow, ScoreTable, Summary, compare, summarise
+from worker.scoring import scores_by
+from worker.stages.evaluate import Measuring
 from worker.task import Record, Task
 
 
@@ -23,7 +24,7 @@ def run(task: Task) -> Record:
     """Metrics by model, split and scorer; for an evaluation the comparison, too."""
     with task.reading() as session:
         samples = results.samples_of_job(session, task.claim.job_id, task.claim.round, SampleRole.EVALUATION)
-        scores = results.scores(session, [sample.id for sample in samples])
+    scores, late = _scores(task, samples)
     metrics = list(_metrics(task, samples, scores))
     spec = task.spec
     result = None
@@ -33,11 +34,27 @@ def run(task: Task) -> Record:
         result = _comparison(spec, first, samples, scores)
 
     def record(session: Session) -> None:
+        results.add_scores(session, late)
         results.add_all(session, metrics)
         if result is not None:
             jobs.set_result(session, task.claim.job_id, result)
 
     return record
+
+
+def _scores(task: Task, samples: Sequence[Sample]) -> tuple[Mapping[str, Sequence[Score]], list[Score]]:
+    """All samples by each scorer in this worker's version, and which of these scores are in no table yet: shards may
+    have been scored by an older version."""
+    found: dict[str, list[Score]] = {sample.id: [] for sample in samples}
+    late: list[Score] = []
+    for ref in Measuring.of(task).scorers:
+        scorer = task.bench.scorer(ref)
+        known = scores_by(task, scorer, samples)
+        late += known.found
+        for sample_id, value in known.by_sample.items():
+            row = Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
+            found[sample_id].append(row)
+    return found, late
 
 
 def _metrics(task: Task, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]) -> Iterator[Metric]:
@@ -80,16 +97,9 @@ def _comparison(
 def _of_split(
     samples: Sequence[Sample], first: str | None, scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Prompts are told apart by their place, too: a list may hold one twice; scorers by their version where there are
-    two."""
-    versions = {(score.scorer, score.version) for sample in samples for score in scores[sample.id]}
-    names = Counter(scorer for scorer, _ in versions)
-
-    def name(score: Score) -> str:
-        return score.scorer if names[score.scorer] == 1 else f"{score.scorer} {score.version}"
-
+    """Prompts are told apart by their place, too: a list may hold one twice."""
     table = ScoreTable.from_rows(
-        ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, name(score), score.value)
+        ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)
         for sample in sorted(samples, key=lambda s: (s.model_id != first, s.prompt_index, s.number))
         for score in scores[sample.id]
     )

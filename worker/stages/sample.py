@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session
 from api.core.clock import now_seconds
 from api.core.ids import IdKind, new_id
 from api.core.queries import results
-from api.core.seeds import sample_seed
 from api.core.specs import RoundSpec, SamplingJobSpec
 from api.core.states import SampleRole, Split
 from api.core.tables import Sample
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt
 from dfusion.sampling import sample
+from dfusion.seeds import sample_seed
 from dfusion.types import Trajectory
 from worker.task import Record, Task, batches
 

@@ -14,13 +14,13 @@ from api.core.clock import now_seconds
 from api.core.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageGoneError
 from api.core.ids import IdKind, new_id
 from api.core.queries import jobs, results
-from api.core.seeds import training_seed
 from api.core.specs import RoundSpec, TrainingJobSpec
 from api.core.storage import StoredObject
 from api.core.tables import Model
 from dfusion.adapter import attach_lora, save_adapter
 from dfusion.config import TrainingConfig
 from dfusion.errors import CheckpointError, PolicyMismatchError
+from dfusion.seeds import training_seed
 from dfusion.training import STATE_FILE, Trainer
 from dfusion.training_report import SelfTest, UpdateReport
 from worker.examples import Lesson, lesson

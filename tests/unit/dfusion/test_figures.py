@@ -154,7 +154,10 @@ def test_the_mask_counts_the_fused_steps() -> None:
 
 
 def test_decisions_say_what_was_compared() -> None:
-    adopted = decide(0.5, 0.25, 0.75, PairingConfig())
+    reference, base, target = side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5)
+    adopted = decide(reference, base, target, PairingConfig())
     assert (adopted.adopted, adopted.why) == (True, "target 0.5 >= 1 x base 0.25")
-    refused = decide(0.5, 0.25, 0.75, PairingConfig(adoption_against="reference"))
+    copy = decide(reference, base, side(2, 2, 0.25), PairingConfig(adoption_threshold=0))
+    assert not copy.adopted and "its base over again" in copy.why
+    refused = decide(reference, base, target, PairingConfig(adoption_against="reference"))
     assert (refused.adopted, refused.why) == (False, "target 0.5 < 1 x reference 0.75")

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from benchmarks.plain_fusion import plain_fuse
 from dfusion.ablations.inversion import invert
 from dfusion.config import AttentionControl, FusionConfig, SamplingConfig
-from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
 from dfusion.fused_sampling import fuse
 from dfusion.sampling import sample
 from dfusion.types import Conditioning, Trajectory
@@ -280,6 +280,15 @@ def test_what_does_not_fit_is_refused() -> None:
     other_items = sample(*arguments, [2], items=[[3]], config=FIVE)
     with pytest.raises(InvalidInputError, match=r"one prompt, got items at \(\(\(3,\),\),\) and \(\(\(1,\),\),\)"):
         fuse_five(other_items, reference, [[0.1]], unet)
+    said = (Conditioning(embeds(1), texts=("a cat",)), Conditioning(embeds(1), texts=("a dog",)))
+    cat, dog = (sample(*arguments[:2], one, arguments[3], [2], items=[[1]], config=FIVE) for one in said)
+    with pytest.raises(InvalidInputError, match=r"prompts they are fused for, got .*'a cat'.*'a dog'"):
+        fuse_five(cat, dog, [[0.1]], unet)
+    with pytest.raises(InvalidInputError, match=r"'prompt_embeds': .'a dog'"):
+        fuse(unet, sd_scheduler(), cat, cat, said[1], arguments[3], thresholds=[[0.1]])
+    with pytest.raises(ScheduleError, match="timesteps"):
+        trailing = sd_scheduler(timestep_spacing="trailing", steps_offset=0)
+        fuse(unet, trailing, base, reference, arguments[2], arguments[3], thresholds=[[0.1]])
     for name, sides in (("base", (spoiled(base), reference)), ("reference", (base, spoiled(reference)))):
         with pytest.raises(NonFiniteError, match=f"{name}.latents"):
             fuse_five(*sides, [[0.1]], unet)

@@ -13,11 +13,12 @@ from dfusion import rounds
 from dfusion.adapter import attach_lora, has_lora, lora_parameters
 from dfusion.advantages import RewardHistory
 from dfusion.config import FusionConfig, PairingConfig, RoundConfig, SamplingConfig, TrainingConfig
-from dfusion.errors import InvalidInputError
+from dfusion.errors import InvalidInputError, LayerNotFoundError, ScorerError
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt
 from dfusion.rounds import RoundResult, run_round
+from dfusion.seeds import sample_seed
 from dfusion.thresholds import thresholds_of
 from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair, TrainingSample
@@ -99,7 +100,7 @@ def test_targets_are_those_that_fuse_gives() -> None:
     torch.testing.assert_close(pair.target.trajectory.latents, target.latents, atol=1e-5, rtol=1e-5)
 
 
-def test_thresholds_that_nobody_gave_are_of_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thresholds_that_nobody_gave_are_of_the_paired_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Trajectory] = []
 
     def recording(trajectory: Trajectory, config: FusionConfig) -> tuple[float, ...]:
@@ -107,8 +108,10 @@ def test_thresholds_that_nobody_gave_are_of_all_samples(monkeypatch: pytest.Monk
         return thresholds_of(trajectory, config)
 
     monkeypatch.setattr(rounds, "thresholds_of", recording)
-    run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
-    assert [len(trajectory) for trajectory in seen] == [4]  # the other prompt has its own
+    result = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
+    assert [len(trajectory) for trajectory in seen] == [3]  # a reference and two bases; the other prompt has its own
+    assert result.pairs[0].thresholds == result.pairs[1].thresholds != (0.03,) == result.pairs[2].thresholds
+    assert result.pairs[0].figures is not None and 0 < result.pairs[0].figures.mask_cover < 1
 
 
 @pytest.mark.parametrize("fusion", [None, FUSION])
@@ -119,7 +122,7 @@ def test_policy_gradients_learn_from_advantages_over_all_rounds(
     config = round_config(fusion, algorithm="ddpo", clip_range=0.1)
     first = run_round(model, PROMPTS[1:], Brightness(), config, seed=5)
     before = weights(model)
-    second = run_round(model, PROMPTS[1:], Brightness(), config, seed=6, history=first.history)
+    second = run_round(model, PROMPTS[1:], Brightness(), config, seed=5, round_number=2, history=first.history)
     assert not torch.equal(weights(model), before)
     history = scores_of(second)["a blue star"]
     assert len(history) == 8 and history[:4] == scores_of(first)["a blue star"]
@@ -159,6 +162,50 @@ def test_an_empty_mask_teaches_nothing_new() -> None:
     for pair in result.pairs:
         assert pair.target is not None and not pair.adopted and pair.better is pair.reference
         assert np.array_equal(pair.target.image, pair.base.image)
+
+
+def test_samples_are_those_of_the_service_and_do_not_depend_on_other_prompts() -> None:
+    alone = run_round(tiny_model(), PROMPTS[:1], Brightness(), round_config(), seed=5)
+    together = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
+    assert scores_of(alone)["a red circle"] == pytest.approx(scores_of(together)["a red circle"])
+    seeds = {pair.base.trajectory.seeds[0] for pair in alone.pairs}
+    assert seeds <= {sample_seed(5, 1, 0, "a red circle", number) for number in range(4)}
+
+
+def test_a_watching_scorer_and_the_diversity_are_told() -> None:
+    result = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5, watch=Constant())
+    assert result.means["constant"] == 0.5 and result.means["diversity"] > 0
+    scores = [score for of_prompt in scores_of(result).values() for score in of_prompt]
+    assert result.means["brightness"] == pytest.approx(statistics.fmean(scores))
+
+
+def test_an_item_without_a_map_goes_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    def constant(_trajectory: Trajectory, _config: FusionConfig) -> tuple[float, ...]:
+        raise InvalidInputError("item_maps: no threshold for item 0")
+
+    monkeypatch.setattr(rounds, "thresholds_of", constant)
+    result = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
+    assert [pair.target is None for pair in result.pairs] == [True, True, False, False]
+    assert result.pairs[0].why == "nothing was fused: item_maps: no threshold for item 0"
+
+
+def test_what_cannot_be_is_told_before_the_first_sample() -> None:
+    model, config = tiny_model(), round_config()
+    late = config.model_copy(update={"fusion": FusionConfig(first_step=4)})
+    with pytest.raises(InvalidInputError, match="first_step"):
+        run_round(model, PROMPTS, Brightness(), late, seed=5)
+    with pytest.raises(LayerNotFoundError):
+        run_round(model, PROMPTS, Brightness(), round_config(FusionConfig(layers=(99,))), seed=5)
+    attach_lora(model.unet)
+    with pytest.raises(InvalidInputError, match="lora"):
+        run_round(model, PROMPTS, Brightness(), round_config(lora={"rank": 8}), seed=5)
+    with pytest.raises(ScorerError, match="expected 4 scores"):
+        run_round(model, PROMPTS, TooFew(), config, seed=5)
+
+
+class TooFew(Brightness):
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        return super().score(images, prompts)[1:]
 
 
 def test_the_same_seed_gives_the_same_round() -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,6 +72,31 @@ def _trajectory(seeds: tuple[int, ...], items: int) -> Trajectory:
         torch.full((batch, 2, 1, 1, items), 0.5),
         tuple(tuple((k,) for k in range(items)) for _ in seeds),
     )
+
+
+def test_what_differs_is_not_joined() -> None:
+    one = _trajectory((1,), items=1)
+    with pytest.raises(InvalidInputError, match="at least one"):
+        Trajectory.cat([])
+    for other in (
+        replace(one, config=SamplingConfig(num_steps=2, eta=0.5)),
+        replace(one, mask_source="resolution"),
+        replace(one, timesteps=torch.tensor([500, 1])),
+    ):
+        with pytest.raises(InvalidInputError, match="expected"):
+            Trajectory.cat([one, other])
+    with pytest.raises(ShapeMismatchError):
+        Trajectory.cat([one, replace(one, latents=torch.zeros(1, 3, 4, 4, 4))])
+
+
+def test_texts_go_with_their_rows() -> None:
+    said = replace(numbered(3), texts=("a", "b", "c"))
+    assert said[[2, 0]].texts == ("c", "a") and said[1].texts == ("b",) and said[1:].texts == ("b", "c")
+    assert said[0].expand(2, -1, -1).texts == ("a", "a")
+    assert Conditioning.cat([said, said[:1]]).texts == ("a", "b", "c", "a")
+    assert Conditioning.cat([said, numbered(1)]).texts is None
+    with pytest.raises(ShapeMismatchError, match="texts"):
+        replace(numbered(2), texts=("a",))
 
 
 def test_joined_rows_keep_their_order_and_maps_get_the_largest_k() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import statistics
+from typing import get_args
 
 import pytest
 import torch
 
 from dfusion.catalogue import MODELS
-from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.config import AttentionControl, FusionConfig, SamplingConfig
+from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
+from dfusion.sampling import sample
 from dfusion.shapes.judge import Judge
 from dfusion.shapes.prompts import FUSION, prompt_list
 from dfusion.shapes.report import clip_accuracy, fused_pairs, judge_accuracy, sample_prompts, union_mask
 from dfusion.shapes.scenes import TEMPLATES
+from dfusion.shapes.thresholds_report import measure
 from dfusion.types import Trajectory
 
 
@@ -58,3 +62,26 @@ def test_the_union_mask_is_what_any_fused_step_took() -> None:
     )
     mask = union_mask(reference, 0, [0.5], FusionConfig(first_step=1))
     assert mask.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+
+
+def test_found_thresholds_fit_the_true_masks_as_well_as_those_set_by_hand(model: DiffusionModel) -> None:
+    for prompt in prompt_list("attribute", "train")[:2]:
+        found = measure(model, prompt, samples=4, count=2, seed=0, config=FUSION)
+        assert all(ours >= by_hand for ours, by_hand in zip(found.automatic_iou, found.hand_set_iou, strict=True))
+
+
+def test_every_attention_control_runs_on_the_shapes_world(model: DiffusionModel) -> None:
+    """Each differs from its base and from all others, at two fused steps of four."""
+    prompt = prompt_list("attribute", "train")[0]
+    embeds, negative = model.encode_prompts([prompt.text]), model.encode_prompts([""])
+    items = [model.item_tokens(prompt.text, prompt.items)]
+    four = SamplingConfig(num_steps=4)
+    arguments = (model.unet, model.scheduler, embeds, negative)
+    reference, base = (sample(*arguments, [seed], items=items, config=four) for seed in (1, 2))
+    made = [base.final]
+    for control in get_args(AttentionControl):
+        config = FusionConfig(control=control, first_step=2)
+        sides = (model.unet, model.scheduler, base, reference, embeds, negative)
+        target = fuse(*sides, thresholds=[prompt.thresholds], config=config).final
+        assert all(float((target - other).abs().max()) > 1e-4 for other in made), control
+        made.append(target)

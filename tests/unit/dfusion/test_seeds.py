@@ -1,6 +1,6 @@
 import hashlib
 
-from api.core.seeds import evaluation_seed, sample_seed, training_seed
+from dfusion.seeds import evaluation_seed, sample_seed, training_seed
 
 
 def test_a_seed_is_the_first_53_bits_of_the_digest_of_what_it_is_for() -> None:

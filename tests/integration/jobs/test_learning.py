@@ -16,7 +16,6 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from api.core.errors import StageStoppedError, StorageCorruptError, StorageError, StorageGoneError
-from api.core.seeds import evaluation_seed
 from api.core.storage.files import FileStore
 from api.main import create_app
 from dfusion.adapter import load_adapter
@@ -25,6 +24,7 @@ from dfusion.errors import InvalidInputError
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
+from dfusion.seeds import evaluation_seed
 from dfusion.thresholds import thresholds_of
 from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair
@@ -318,6 +318,40 @@ def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
         assert "chosen by brightness 2, this worker has brightness 3" in failed["error"]["message"]
 
 
+def test_a_policy_gradient_goes_on_where_the_scorer_is_upgraded_before_it(
+    installation: Installation, learned: list[list[Example]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
+    job_id = installation.post(evaluation=None, fusion=None, training=training)
+    work_until_idle(installation.service, until=lambda held: held.kind == "train")
+    upgrade(monkeypatch)
+    work_until_idle(installation.service)
+    job = installation.get(f"/jobs/{job_id}")
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    assert sum(example.advantage for example in learned[0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_an_evaluation_is_by_one_version_of_a_scorer(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"samples_per_prompt": 2, "sampling": {"num_steps": 4}, "scorers": ["brightness"]}
+    trained = installation.run(evaluation=None, training=TRAINING)["last_model"]
+    job_id = installation.ask("/evaluations", {"models": ["tiny", trained], "prompts": PROMPTS, **few})
+    done: list[str] = []
+    work_until_idle(installation.service, until=lambda held: bool(done) or done.append(held.stage_id))
+    upgrade(monkeypatch)
+    work_until_idle(installation.service)
+    job = installation.get(f"/jobs/{job_id}")
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    assert {m["version"] for m in installation.get(job["links"]["metrics"])["data"]} == {"2"}
+    assert [row["count"] for row in job["result"]["splits"]["prompts"]["models"]] == [6, 6]
+
+
+def upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers have version 2 of the scorer from now on."""
+    monkeypatch.setattr(Brightness, "version", "2")
+
+
 def test_a_job_that_is_tried_again_means_what_it_meant(installation: Installation) -> None:
     """Names may mean something else by then: an alias another model, a set's name a newer version."""
     trained = installation.run(evaluation=None, training=TRAINING)["last_model"]
@@ -328,7 +362,13 @@ def test_a_job_that_is_tried_again_means_what_it_meant(installation: Installatio
     few = {"samples_per_prompt": 2, "sampling": {"num_steps": 4}}
     asked = {
         "/samplings": {"model": "best", "prompt_set": "mine", "scorers": ["lost-device"], **few},
-        "/evaluations": {"models": ["best", "tiny"], "prompt_sets": ["mine"], "scorers": ["lost-device"], **few},
+        "/evaluations": {
+            "models": ["best", "tiny"],
+            "prompt_sets": ["mine"],
+            "prompts": PROMPTS[1:],
+            "scorers": ["lost-device"],
+            **few,
+        },
     }
     failed = {path: installation.done(path, body) for path, body in asked.items()}
     assert put_set(PROMPTS).status_code in (200, 201) and put_alias(base).status_code == 200
@@ -352,6 +392,24 @@ def test_an_evaluation_measures_lists_and_own_prompts_by_themselves(installation
     assert (job["state"], job["error"]) == ("succeeded", None)
     counts = {split: found["models"][0]["count"] for split, found in job["result"]["splits"].items()}
     assert counts == {"trained": 4, "prompts": 2}
+    installation.client.post("/prompt-sets", json={"name": "prompts", "prompts": PROMPTS[:1]})
+    answer = installation.client.post("/evaluations", json=body | {"prompt_sets": ["prompts"]}).json()
+    assert answer["errors"][0]["pointer"] == "/prompt_sets"
+
+
+def test_thresholds_are_as_many_as_items_and_maps_of_one_kind(installation: Installation) -> None:
+    body = {"model": "tiny", "prompts": PROMPTS[:1], "sampling": {"num_steps": 4}, "scorers": ["brightness"]}
+    first = installation.done("/samplings", body)
+    other = installation.done("/samplings", body | {"mask_source": "resolution", "seed": 1})
+    one, two = installation.all(first["links"]["samples"])[:2]
+    strange = installation.all(other["links"]["samples"])[:2]
+    ask = {"reward": "brightness", "fusion": FUSION.model_dump()}
+    pairs = [{"reference": one["id"], "base": two["id"]}]
+    answer = installation.client.post("/fusions", json=ask | {"pairs": pairs, "thresholds": [0.1, 0.2]}).json()
+    assert (answer["code"], answer["errors"][0]["pointer"]) == ("invalid_request", "/thresholds")
+    both = [*pairs, {"reference": strange[0]["id"], "base": strange[1]["id"]}]
+    answer = installation.client.post("/fusions", json=ask | {"pairs": both}).json()
+    assert answer["errors"][0]["pointer"] == "/fusion/mask_source"
 
 
 def test_a_preset_is_a_setting_of_a_fusion_too(installation: Installation) -> None:
