@@ -73,7 +73,7 @@ def _as_lines(client: Client, job_id: str, console: Console) -> JobDetail:
         at = event.at.astimezone().strftime("%H:%M:%S")
         left = "" if progress.eta_seconds is None else f", {clock(progress.eta_seconds)} left"
         line = f"{at} {progress.percent:3.0f} %{left}  {event.kind}: {event.message}"
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return client.job(job_id)
 
 

@@ -67,7 +67,9 @@ def test_a_sampling_is_paired_best_against_worst(installation: Installation, fus
     assert (fused["state"], fused["made"]["pairs"]) == ("succeeded", 6)
     pairs = installation.all(f"/pairs?job={fused['id']}")
     assert all(pair["reference"]["score"] > pair["base"]["score"] for pair in pairs)
-    assert all(pair["target"] and pair["adopted"] for pair in pairs)
+    assert all(pair["target"] for pair in pairs)
+    assert [pair["adopted"] for pair in pairs] == [pair["figures"]["mask_cover"] > 0 for pair in pairs]
+    assert sum(pair["adopted"] for pair in pairs) >= 4
     assert {tuple(pair["thresholds"]) for pair in pairs} == {tuple(p["thresholds"]) for p in PROMPTS}
 
 
