@@ -27,6 +27,8 @@ from dfusion.files import read_tensors, write_tensors, write_whole
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention that the adapter changes."""
 METADATA_KEY = "dfusion"
+ADAPTER = "default"
+"""The name under which peft has it."""
 _PREFIX = "unet."
 
 
@@ -62,6 +64,14 @@ def has_lora(unet: UNet2DConditionModel) -> bool:
     return bool(getattr(unet, "peft_config", None))
 
 
+def lora_config(unet: UNet2DConditionModel) -> LoraConfig:
+    """Rank and alpha of the attached adapter. Raises InvalidInputError where there is none of ours."""
+    found = getattr(unet, "peft_config", None) or {}
+    if ADAPTER not in found:
+        raise InvalidInputError(f"unet: expected an adapter by attach_lora or load_adapter, got {sorted(found)}")
+    return LoraConfig(rank=found[ADAPTER].r, alpha=found[ADAPTER].lora_alpha)
+
+
 def lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
     """The adapter's parameters by name. Raises InvalidInputError where no adapter is attached."""
     found = {name: parameter for name, parameter in unet.named_parameters() if ".lora_" in name}
@@ -76,8 +86,8 @@ def save_adapter(unet: UNet2DConditionModel, file: Path, metadata: Mapping[str, 
     `metadata` is kept in the file and given back by `load_adapter`. Equal adapters and metadata give equal bytes.
     Raises InvalidInputError without an adapter.
     """
-    lora_parameters(unet)
-    settings = unet.peft_config["default"].to_dict()
+    lora_config(unet)
+    settings = unet.peft_config[ADAPTER].to_dict()
     about = {
         LORA_ADAPTER_METADATA_KEY: json.dumps(
             {_PREFIX + key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()},

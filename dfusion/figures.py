@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from dfusion.attention.fusion import CONTROLS
 from dfusion.attention.masks import merge_masks
 from dfusion.config import FusionConfig, PairingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
@@ -89,10 +90,14 @@ def pair_figures(reference: Side, base: Side, target: Side, mask: torch.Tensor) 
     )
 
 
-def decide(reference: Side, base: Side, target: Side, config: PairingConfig) -> Adoption:
-    """Eq. 7 with its reason in words; see `dfusion.pairing.adopt`. A target that is its base over again (an empty mask)
-    teaches nothing and is not adopted (decision 003). Raises NonFiniteError."""
-    if torch.equal(target.latents, base.latents):
+def decide(
+    reference: Side, base: Side, target: Side, config: PairingConfig, mask: torch.Tensor, fusion: FusionConfig
+) -> Adoption:
+    """Eq. 7 with its reason in words; see `dfusion.pairing.adopt`. A target that is its base over again, since its
+    `mask` is empty, teaches nothing and is not adopted (decision 003). Raises NonFiniteError."""
+    control = CONTROLS[fusion.control]
+    takes_nothing = control.mask is not None and not control.cross and not control.limited and not bool(mask.any())
+    if takes_nothing or torch.equal(target.latents, base.latents):
         return Adoption(False, "the target is its base over again: nothing was taken from the reference")
     target_score, base_score, reference_score = target.score, base.score, reference.score
     adopted = adopt(target_score, base_score, reference_score, config)
@@ -104,11 +109,17 @@ def decide(reference: Side, base: Side, target: Side, config: PairingConfig) -> 
 def fusion_mask(reference: Trajectory, thresholds: Sequence[float], config: FusionConfig) -> torch.Tensor:
     """In how many of the fused steps each place was taken from the reference, (h_m, w_m) float32 in [0, 1].
 
-    `reference` is a trajectory of one sample (Eq. 4). Raises InvalidInputError if it has no item maps.
+    `reference` is a trajectory of one sample (Eq. 4). Raises InvalidInputError if it has no item maps, no step of it is
+    fused, or thresholds are not as many as its items.
     """
     if reference.item_maps is None:
         raise InvalidInputError("reference: expected item_maps, got None; give `items` when sampling the reference")
     fused = config.steps(len(reference.timesteps))
+    if not fused:
+        raise InvalidInputError(f"first_step: expected less than {len(reference.timesteps)}, got {config.first_step}")
+    items = reference.item_maps.shape[-1] if reference.items is None else len(reference.items[0])
+    if len(thresholds) != items:
+        raise InvalidInputError(f"thresholds: expected {items}, one an item, got {len(thresholds)}")
     maps = reference.item_maps[0, fused.start : fused.stop]
     return merge_masks(maps, [thresholds] * len(maps), config.merge).float().mean(0)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfusion.adapter import attach_lora, has_lora
+from dfusion.adapter import attach_lora, has_lora, lora_config
 from dfusion.advantages import RewardHistory
 from dfusion.attention.layers import find_layers, resolve_layers
 from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig
@@ -30,7 +30,7 @@ from dfusion.seeds import sample_seed, training_seed
 from dfusion.thresholds import thresholds_of
 from dfusion.training import OnRows, Trainer
 from dfusion.training_data import Example, TrainingPair, TrainingSample
-from dfusion.training_report import UpdateReport
+from dfusion.training_report import SelfTest, UpdateReport
 from dfusion.types import Conditioning, Trajectory
 
 BATCH = 8
@@ -75,14 +75,16 @@ class RoundPair:
 class RoundResult:
     """What a round made. `history` holds this round's scores, too: hand it to the next one.
 
-    means  of the round's samples: the reward's, the watching scorer's, and "diversity" (mean distance of the clean
-           latents of one prompt's samples); `dfusion.rewards.watch.falling_figures` tells whether they part
+    means      of the round's samples: the reward's, the watching scorer's, and "diversity" (mean distance of the clean
+               latents of one prompt's samples); `dfusion.rewards.watch.falling_figures` tells whether they part
+    self_test  of the training; None where there was nothing to learn from
     """
 
     pairs: tuple[RoundPair, ...]
     updates: tuple[UpdateReport, ...]
     history: RewardHistory
     means: Mapping[str, float]
+    self_test: SelfTest | None
 
 
 def run_round(
@@ -111,7 +113,7 @@ def run_round(
     cannot be found, or where a rank is asked for and an adapter is attached already; LayerNotFoundError, ScorerError,
     NonFiniteError, PolicyMismatchError.
     """
-    _check(model, prompts, config)
+    _check(model, prompts, scorer, watch, config)
     if not has_lora(model.unet):
         attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
     groups = []
@@ -124,19 +126,27 @@ def run_round(
     pairs = [pair for prompt, drawn in groups for pair in _pairs(model, prompt, drawn, scorer, config)]
     examples = list(_examples(groups, pairs, history, config))
     if not examples:
-        return RoundResult(tuple(pairs), (), history, means)
+        return RoundResult(tuple(pairs), (), history, means, None)
     trainer = Trainer(model, examples, config.training, training_seed(seed, round_number))
+    tested = trainer.prepare(on_rows)
     while trainer.updates_done < trainer.updates_total:
         trainer.step(on_rows)
-    return RoundResult(tuple(pairs), tuple(trainer.reports), history, means)
+    return RoundResult(tuple(pairs), tuple(trainer.reports), history, means, tested)
 
 
-def _check(model: DiffusionModel, prompts: Sequence[Prompt], config: RoundConfig) -> None:
+def _check(
+    model: DiffusionModel, prompts: Sequence[Prompt], scorer: Scorer, watch: Scorer | None, config: RoundConfig
+) -> None:
     """What can be known before the first sample; see `run_round`."""
-    if not prompts:
-        raise InvalidInputError("prompts: expected at least one, got none")
-    if has_lora(model.unet) and config.training.lora != LoraConfig():
-        raise InvalidInputError("training.lora: an adapter is attached, whose rank and alpha are kept: leave lora out")
+    if not prompts or not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise InvalidInputError(f"prompts: expected a list of at least one Prompt, got {prompts!r}")
+    if (watch is not None and watch.name in (scorer.name, "diversity")) or scorer.name == "diversity":
+        names = [scorer.name, watch.name if watch else None]
+        raise InvalidInputError(f"watch: expected another name than the reward's and 'diversity', got {names}")
+    own = config.training.lora
+    if has_lora(model.unet) and own not in (LoraConfig(), lora_config(model.unet)):
+        attached = lora_config(model.unet)
+        raise InvalidInputError(f"training.lora: expected {attached!r}, as the attached adapter has, got {own!r}")
     if config.fusion is not None:
         resolve_layers(find_layers(model.unet), config.fusion.layers)
         if not config.fusion.steps(config.sampling.num_steps):
@@ -219,8 +229,8 @@ def _judged(
 ) -> RoundPair:
     """The pair with the decision on its target (Eq. 7), and its figures."""
     one, other, fused = (Side(s.trajectory.final[0], s.image, s.score) for s in (reference, base, target))
-    decision = decide(one, other, fused, pairing)
-    figures = pair_figures(one, other, fused, fusion_mask(reference.trajectory, thresholds, fusion))
+    mask = fusion_mask(reference.trajectory, thresholds, fusion)
+    decision, figures = decide(one, other, fused, pairing, mask, fusion), pair_figures(one, other, fused, mask)
     return RoundPair(
         prompt.text, reference, base, target, decision.adopted, decision.why, thresholds=thresholds, figures=figures
     )

@@ -78,6 +78,8 @@ class Trainer:
             torch.randperm(self.rows_total, generator=generator).tolist() for _ in range(config.inner_epochs)
         ]
         self._parameters = lora_parameters(model.unet)
+        if not all(parameter.requires_grad for parameter in self._parameters.values()):
+            raise InvalidInputError("unet: expected an adapter that can be trained: see attach_lora and load_adapter")
         self._start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),

@@ -87,7 +87,7 @@ Prompts = Conditioning | torch.Tensor
 """What functions take as prompt embeddings: a Conditioning, or for SD 1.x and 2.x also its plain (B, N, C) tensor."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """B denoising trajectories of T steps, as they were sampled (Eq. 1).
 
@@ -159,8 +159,10 @@ class Trajectory:
         )
 
     def select(self, indices: Sequence[int]) -> Trajectory:
-        """The samples at `indices`, in that order; an index may come twice."""
+        """The samples at `indices`, in that order; an index may come twice. Raises InvalidInputError for others."""
         chosen = list(indices)
+        if not all(-len(self) <= i < len(self) for i in chosen):
+            raise InvalidInputError(f"indices: expected samples among {len(self)}, got {chosen}")
         return replace(
             self,
             latents=self.latents[chosen],

@@ -309,8 +309,8 @@ class _Checker:
         names = [row.name or row.id for row in sets if row is not None]
         if len(set(names)) < len(names):
             self.wrong("/prompt_sets", f"expected each set once, got {names}", "invalid_request")
-        if OWN_PROMPTS in names:
-            message = f"{OWN_PROMPTS!r} is what prompts of the request are called: name the set by its id, or otherwise"
+        if OWN_PROMPTS in names and new_set is not None:
+            message = f"{OWN_PROMPTS!r} is what the prompts of the request are called: measure that set by itself"
             self.wrong("/prompt_sets", message, "invalid_request")
         for base in {base.name: base for _, base in found if base}.values():
             self._fits_prompts("/prompts", base, new_set)

@@ -18,12 +18,14 @@ def check_images(images: np.ndarray, prompts: Sequence[str]) -> None:
 
 
 def checked_scores(name: str, scores: object, count: int) -> list[float]:
-    """`scores` as `count` finite floats. Raises ScorerError for anything else, NonFiniteError."""
+    """`scores`, a list or an array, as `count` finite floats. Raises ScorerError for others, NonFiniteError."""
+    if isinstance(scores, np.ndarray):
+        scores = scores.tolist()
     if not isinstance(scores, list) or len(scores) != count:
         got = f"{len(scores)}" if isinstance(scores, list) else type(scores).__name__
         raise ScorerError(f"{name}: expected {count} scores, one an image, got {got}")
     for score in scores:
-        if isinstance(score, bool) or not isinstance(score, int | float):
+        if isinstance(score, (bool, np.bool_)) or not isinstance(score, (int, float, np.integer, np.floating)):
             raise ScorerError(f"{name}: expected scores that are numbers, got {score!r}")
         if not math.isfinite(score):
             raise NonFiniteError(f"{name}: a score is NaN or infinite")

@@ -30,6 +30,8 @@ class NamedScorer:
         self._scorer, self.name = scorer, name
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):  # not made yet: a copy or an unpickled one
+            raise AttributeError(attribute)
         return getattr(self._scorer, attribute)
 
 

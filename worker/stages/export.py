@@ -90,7 +90,7 @@ def _preferences(task: Task, pairs: list[PairSamples], by_verdicts: bool) -> Ite
             roles=(_role(pair, better.sample), _role(pair, worse.sample)),
             seeds=(better.sample.row.seed, worse.sample.row.seed),
             scores=(better.score, worse.score),
-            scorer=row.scorer,
+            scorer=f"{row.scorer}@{row.scorer_version}",
             round=row.round,
             adopted=None if pair.target is None else bool(row.adopted),
             mask_cover=row.figures.get("mask_cover"),

@@ -91,7 +91,7 @@ def _verdict(
     target = side(fused, score)
     height, width = target.image.shape[:2]
     image = task.store_image(f"mask-{pair.row.number:06d}", mask_image(mask, height, width))
-    decision = decide(reference, base, target, task.spec_as(RoundSpec, FusionJobSpec).pairing)
+    decision = decide(reference, base, target, task.spec_as(RoundSpec, FusionJobSpec).pairing, mask, config)
     figures = asdict(pair_figures(reference, base, target, mask))
     found = {**asdict(decision), "target_score": target.score, "figures": figures, "mask_artifact_id": image}
     return _Verdict(pair.row.id, found)

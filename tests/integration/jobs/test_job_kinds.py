@@ -197,6 +197,7 @@ def test_pairs_become_a_data_set(installation: Installation, fused: dict[str, An
     assert table["pair_id"].to_pylist() == [pair["id"] for pair in pairs]
     assert table["jpg_0"][0].as_py() == installation.client.get(pairs[0]["target"]["image"]).content
     assert table["label_0"].to_pylist() == [1.0] * 6
+    assert set(table["scorer"].to_pylist()) == {"brightness@1"}
 
 
 @pytest.mark.parametrize("fusion", [None, FUSION])

@@ -130,6 +130,38 @@ def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: 
     assert [(example.advantage, example.drawn) for example in learned[1]] == expected
 
 
+def test_a_training_on_an_early_round_knows_nothing_of_later_scores(
+    installation: Installation, learned: list[list[Example]]
+) -> None:
+    job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
+    pairs = installation.all(f"/pairs?job={job['id']}&round=1")
+    training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
+    installation.done("/trainings", {"pairs": [pair["id"] for pair in pairs], "training": training})
+    samples = installation.all(f"/samples?job={job['id']}&round=1")
+    for pair, (better, _) in zip(pairs, zip(*[iter(learned[-1])] * 2, strict=True), strict=True):
+        drawn = [s for s in samples if s["role"] in ("plain", "reference", "base") and s["prompt"] == pair["prompt"]]
+        history = [s["scores"][0]["value"] for s in drawn]
+        mean, std = statistics.fmean(history), statistics.pstdev(history)
+        assert len(history) == 4
+        assert better.advantage == pytest.approx((pair["target"]["score"] - mean) / std)
+
+
+def test_named_pairs_have_thresholds_of_their_own_samples(installation: Installation) -> None:
+    """Whatever else the request names."""
+    body = {"model": "tiny", "prompts": OPEN[:1], "sampling": {"num_steps": 4}, "scorers": ["brightness"]}
+    sampled = installation.done("/samplings", body)
+    ids = [one["id"] for one in installation.all(sampled["links"]["samples"])]
+    pairs = [{"reference": ids[0], "base": ids[1]}, {"reference": ids[2], "base": ids[3]}]
+    ask = {"reward": "brightness", "fusion": FUSION.model_dump()}
+
+    def found(named: list[dict[str, str]]) -> list[list[float]]:
+        job = installation.done("/fusions", ask | {"pairs": named})
+        return [pair["thresholds"] for pair in installation.all(job["links"]["pairs"])]
+
+    together = found(pairs)
+    assert together == [*found(pairs[:1]), *found(pairs[1:])] and together[0] != together[1]
+
+
 def test_people_say_which_side_is_better(
     installation: Installation, learned: list[list[Example]], tmp_path: Path
 ) -> None:
@@ -395,6 +427,8 @@ def test_an_evaluation_measures_lists_and_own_prompts_by_themselves(installation
     installation.client.post("/prompt-sets", json={"name": "prompts", "prompts": PROMPTS[:1]})
     answer = installation.client.post("/evaluations", json=body | {"prompt_sets": ["prompts"]}).json()
     assert answer["errors"][0]["pointer"] == "/prompt_sets"
+    alone = {name: value for name, value in body.items() if name != "prompts"} | {"prompt_sets": ["prompts"]}
+    assert installation.client.post("/evaluations?dry_run=true", json=alone).status_code == 200
 
 
 def test_thresholds_are_as_many_as_items_and_maps_of_one_kind(installation: Installation) -> None:

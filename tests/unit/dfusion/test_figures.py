@@ -155,9 +155,15 @@ def test_the_mask_counts_the_fused_steps() -> None:
 
 def test_decisions_say_what_was_compared() -> None:
     reference, base, target = side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5)
-    adopted = decide(reference, base, target, PairingConfig())
+    mask, ours = torch.ones(2, 2), FusionConfig()
+    adopted = decide(reference, base, target, PairingConfig(), mask, ours)
     assert (adopted.adopted, adopted.why) == (True, "target 0.5 >= 1 x base 0.25")
-    copy = decide(reference, base, side(2, 2, 0.25), PairingConfig(adoption_threshold=0))
-    assert not copy.adopted and "its base over again" in copy.why
-    refused = decide(reference, base, target, PairingConfig(adoption_against="reference"))
+    keep_all = PairingConfig(adoption_threshold=0)
+    copies = [
+        decide(reference, base, side(2, 2, 0.25), keep_all, mask, ours),
+        decide(reference, base, target, keep_all, 0 * mask, ours),  # other bits by another batch: still nothing taken
+    ]
+    assert all(not copy.adopted and "its base over again" in copy.why for copy in copies)
+    assert decide(reference, base, target, keep_all, 0 * mask, FusionConfig(control="kv")).adopted
+    refused = decide(reference, base, target, PairingConfig(adoption_against="reference"), mask, ours)
     assert (refused.adopted, refused.why) == (False, "target 0.5 < 1 x reference 0.75")

@@ -10,14 +10,23 @@ import pytest
 import torch
 
 from dfusion import rounds
-from dfusion.adapter import attach_lora, has_lora, lora_parameters
+from dfusion.adapter import attach_lora, has_lora, lora_config, lora_parameters
 from dfusion.advantages import RewardHistory
-from dfusion.config import FusionConfig, PairingConfig, RoundConfig, SamplingConfig, TrainingConfig
+from dfusion.config import (
+    PRESETS,
+    FusionConfig,
+    LoraConfig,
+    PairingConfig,
+    RoundConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from dfusion.errors import InvalidInputError, LayerNotFoundError, ScorerError
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt
 from dfusion.rounds import RoundResult, run_round
+from dfusion.sampling import sample
 from dfusion.seeds import sample_seed
 from dfusion.thresholds import thresholds_of
 from dfusion.training import Trainer
@@ -199,6 +208,14 @@ def test_what_cannot_be_is_told_before_the_first_sample() -> None:
     attach_lora(model.unet)
     with pytest.raises(InvalidInputError, match="lora"):
         run_round(model, PROMPTS, Brightness(), round_config(lora={"rank": 8}), seed=5)
+    for wrong in ("a red [circle]", ["a red [circle]"]):
+        with pytest.raises(InvalidInputError, match="Prompt"):
+            run_round(model, wrong, Brightness(), config, seed=5)  # type: ignore[arg-type, list-item]
+    with pytest.raises(InvalidInputError, match="another name"):
+        run_round(model, PROMPTS, Brightness(), config, seed=5, watch=Brightness())
+    lora_parameters(model.unet).popitem()[1].requires_grad_(False)
+    with pytest.raises(InvalidInputError, match="can be trained"):
+        run_round(model, PROMPTS, Brightness(), config, seed=5)
     with pytest.raises(ScorerError, match="expected 4 scores"):
         run_round(model, PROMPTS, TooFew(), config, seed=5)
 
@@ -206,6 +223,43 @@ def test_what_cannot_be_is_told_before_the_first_sample() -> None:
 class TooFew(Brightness):
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         return super().score(images, prompts)[1:]
+
+
+def test_every_setting_counts(learned: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code's ways, more samples than go through the U-Net at once, another guidance, rank and lambda."""
+    sampled: list[dict[str, Any]] = []
+
+    def recording(*arguments: Any, **settings: Any) -> Trajectory:
+        sampled.append(settings)
+        return sample(*arguments, **settings)
+
+    monkeypatch.setattr(rounds, "sample", recording)
+    preset, model = PRESETS["released_code"], tiny_model()
+    config = RoundConfig(
+        samples_per_prompt=10,
+        sampling=SamplingConfig(num_steps=4, guidance_scale=2.0),
+        pairing=preset.pairing.model_copy(update={"adoption_threshold": 1e9}),
+        fusion=preset.fusion.model_copy(update={"first_step": 1}),
+        training=TrainingConfig(rows_per_update=8, inner_epochs=1, lora=LoraConfig(rank=2, alpha=3.0)),
+    )
+    first = run_round(model, PROMPTS[1:], Brightness(), config, seed=5)
+    assert lora_config(model.unet) == LoraConfig(rank=2, alpha=3.0)
+    drawn = {example.sides[1].seeds[0] for example in learned}
+    assert len(scores_of(first)["a blue star"]) == len(set(scores_of(first)["a blue star"])) == 10 and len(drawn) == 4
+    assert {(s["config"].guidance_scale, s["mask_source"]) for s in sampled} == {(2.0, "resolution")}
+    assert [len(pair.why) > 0 and pair.adopted for pair in first.pairs] == [False] * 4  # lambda is far too high
+    assert [pair.better for pair in first.pairs] == [pair.reference for pair in first.pairs]
+    uses = [pair.reference.score for pair in first.pairs]
+    assert uses[0] == uses[1] > uses[2] == uses[3]  # rank order: all uses of one reference before the next
+    assert first.self_test is not None and first.self_test.compared > 0
+    second = run_round(model, PROMPTS[1:], Brightness(), config, seed=5, round_number=2, history=first.history)
+    assert len(second.pairs) == 4  # the same call goes on from its own adapter
+
+
+def test_advantages_are_clipped_as_asked(learned: list[Example]) -> None:
+    config = round_config(None, algorithm="ddpo", clip_range=0.1, advantage_clip=0.5)
+    run_round(tiny_model(), PROMPTS[1:], Brightness(), config, seed=5)
+    assert max(abs(example.advantage) for example in learned) == 0.5
 
 
 def test_the_same_seed_gives_the_same_round() -> None:

@@ -1,5 +1,6 @@
 """Scorers by name and by settings, weighted sums, and who may ask for what."""
 
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,6 +159,7 @@ def test_scorers_of_installed_packages() -> None:
     assert [(one.name, one.version) for one in named] == [("mine", "3"), ("ours", "3")]
     assert named[0].score(images(2, value=7), ["x", "y"]) == [7.0, 7.0]
     assert not hasattr(named[0], "features")
+    assert copy.copy(named[0]).name == "mine"
 
 
 @pytest.mark.usefixtures("plugins")
