@@ -98,10 +98,13 @@ def test_workers_are_killed_again_and_again(installed: Deployment, dice: random.
             found = installed.running(job_id, *KINDS[KINDS.index(kind) :])
             return found if found is not None and (found.id, found.lease_epoch) not in seen else None
 
-        stage = until(fresh)
+        is_killed = False
+        while not is_killed:  # again where the process had just gone
+            stage = until(fresh)
+            time.sleep(dice.uniform(0, 0.5))
+            is_killed = _kill(installed, stage, with_parent=dice.random() < 0.4)
         seen.add((stage.id, stage.lease_epoch))
-        time.sleep(dice.uniform(0, 0.5))
-        killed += _kill(installed, stage, with_parent=dice.random() < 0.4)
+        killed += 1
     require_as_undisturbed(installed, job_id, undisturbed)
     crashes = sum(event["data"].get("code") == "worker_lost" for event in installed.all(f"/jobs/{job_id}/events"))
     assert killed == len(kinds) and crashes > 0

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from api.core.errors import AlreadyRunningError
@@ -19,14 +19,23 @@ _LOCK = "lock"
 @contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
     """An empty folder under `root`; removed at the end."""
+    with ExitStack() as stack:
+        folder = None
+        while folder is None:
+            folder = _made(root, stack)
+        yield folder
+
+
+def _made(root: Path, stack: ExitStack) -> Path | None:
+    """A new folder, locked until the stack ends; None where somebody took it for a dead one before it was locked."""
     outer = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    stack.callback(shutil.rmtree, outer, ignore_errors=True)
     try:
-        with file_lock(outer / _LOCK):
-            folder = outer / "files"
-            folder.mkdir()
-            yield folder
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
+        stack.enter_context(file_lock(outer / _LOCK))
+        (outer / "files").mkdir()
+    except (FileNotFoundError, AlreadyRunningError):
+        return None
+    return outer / "files"
 
 
 def remove_dead(root: Path, older_than_seconds: float) -> int:
@@ -37,9 +46,8 @@ def remove_dead(root: Path, older_than_seconds: float) -> int:
             if time.time() - folder.stat().st_mtime < older_than_seconds:
                 continue
             with file_lock(folder / _LOCK):
-                pass
+                shutil.rmtree(folder, ignore_errors=True)
         except (FileNotFoundError, AlreadyRunningError):  # it was removed just now, or is in use
             continue
-        shutil.rmtree(folder, ignore_errors=True)
         count += 1
     return count
