@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="Where the models run: cpu, cuda, cuda:1 …; auto: cuda if there is one")
     torch_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 leaves torch's choice")
     worker_niceness: int = Field(
-        15, ge=0, le=19, description="How far a worker's CPU work stands back for other programs, the service among them"
+        15, ge=0, le=19, description="How far a worker's CPU work stands back for other programs and the service"
     )
     batch_size: Count = Field(16, description="Images that go through the U-Net at once")
     shard_prompts: Count = Field(4, description="Prompts whose samples one sampling or fusion stage makes")
