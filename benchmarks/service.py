@@ -46,8 +46,9 @@ def main() -> None:
         tiny_pipeline().save_pretrained(folder / "pipeline")
         for mode in (EMBEDDED, DEPLOYED):
             (folder / mode).mkdir()
-            limits = {"max_queued_jobs": 100_000, "max_queued_jobs_per_key": 100_000}
-            with deployment(mode, folder / mode, folder / "pipeline", shard_prompts=1, **limits) as made:
+            changes = {"max_queued_jobs": 100_000, "max_queued_jobs_per_key": 100_000, "shard_prompts": 1}
+            changes["worker_niceness"] = Settings.model_fields["worker_niceness"].default
+            with deployment(mode, folder / mode, folder / "pipeline", **changes) as made:
                 _measure_hand_over(made)
                 if mode == DEPLOYED:
                     _measure_posts(made, arguments.requests)

@@ -39,6 +39,7 @@ def settings_for(data_dir: Path, pipeline: Path, **changes: Any) -> Settings:
         "embedded_worker": False,
         "device": "cpu",
         "torch_threads": 1,
+        "worker_niceness": 0,  # other suites run beside
         "batch_size": 4,
         "shard_prompts": 2,
         "models": {"tiny": str(pipeline)},
