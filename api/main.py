@@ -82,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.supervisor.start()
                 stack.callback(app.state.supervisor.stop)
             app.state.readiness = Readiness(service, app.state.supervisor)
+            stack.callback(app.state.readiness.close)
             yield
 
     app = Application(

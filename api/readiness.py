@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from redis import RedisError
@@ -149,6 +149,10 @@ class Readiness:
         begun = [(name, self._begun(name)) for name in CHECKS]
         found = (self._told(name, future, deadline) for name, future in begun)
         return [one for one in found if one is not None]
+
+    def close(self) -> None:
+        """Wait a moment for checks that still go on, so that they give their connections back before the end."""
+        wait(self._going_on.values(), self._patience_seconds)
 
     def _begun(self, name: str) -> Future[CheckOut | None]:
         with self._lock:
