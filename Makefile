@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stack test test-units test-service test-faults check check-docker fix openapi bench bench-service clean
+.PHONY: help demo serve stack test test-units test-integration test-acceptance test-faults check check-docker fix openapi bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,15 +23,18 @@ serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until C
 stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two workers, until Ctrl-C
 	$(BIN)/python -m api.stack
 
-test: check ## all checks, then all tests, in two processes
-	@echo "two suites run side by side, each shows its output when it has ended; this takes about ten minutes"
-	@$(MAKE) --no-print-directory --output-sync=target -j2 test-units test-service
+test: check ## all checks, then all tests, two suites at a time
+	@echo "three suites, two at a time, each shows its output when it has ended; this takes about ten minutes"
+	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j2 test-acceptance test-units test-integration
 
 test-units: $(VENV)/.ready
-	$(BIN)/pytest tests/unit tests/integration/jobs
+	$(BIN)/pytest tests/unit
 
-test-service: $(VENV)/.ready
-	$(BIN)/pytest tests/integration tests/acceptance --ignore tests/integration/jobs
+test-integration: $(VENV)/.ready
+	$(BIN)/pytest tests/integration
+
+test-acceptance: $(VENV)/.ready
+	$(BIN)/pytest tests/acceptance
 
 test-faults: $(VENV)/.ready ## the tests of faults alone, with more of them (takes its time)
 	DFUSION_FAULT_KILLS=25 $(BIN)/pytest tests/acceptance/test_faults.py
