@@ -13,6 +13,7 @@ from api.broker import open_queue
 from api.core import execution, limits
 from api.core.service import Service
 from api.core.settings import Settings
+from worker.imports import without_garbage_collection
 from worker.presence import Presence
 from worker.stop_flag import Stop
 
@@ -53,9 +54,11 @@ class Child:
     @cached_property
     def bench(self) -> Workbench:
         """The workbench, with the models that are loaded so far."""
-        import torch
+        with without_garbage_collection():
+            import torch
 
-        from worker.workbench import Workbench
+            import worker.runner  # noqa: F401  (with all that its stages need)
+            from worker.workbench import Workbench
 
         if self._settings.torch_threads:
             torch.set_num_threads(self._settings.torch_threads)

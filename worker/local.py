@@ -14,8 +14,6 @@ import sys
 import threading
 import time
 
-import torch
-
 from api.core import execution, limits, logs
 from api.core.collector import collect
 from api.core.errors import StorageError
@@ -23,9 +21,14 @@ from api.core.service import Service
 from api.core.settings import Settings
 from api.core.states import QueueName
 from api.core.unit_of_work import is_passing
+from worker.imports import without_garbage_collection
 from worker.presence import Presence
-from worker.runner import run_stage
-from worker.workbench import Workbench
+
+with without_garbage_collection():
+    import torch
+
+    from worker.runner import run_stage
+    from worker.workbench import Workbench
 
 _AWAY_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
