@@ -27,6 +27,9 @@ test: check ## all checks, then all tests, two suites at a time
 	@echo "three suites, two at a time, each shows its output when it has ended; this takes about ten minutes"
 	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j2 test-acceptance test-units test-integration
 
+# glibc gives large blocks back at once, and each matrix of explicit attention would fault all its pages anew
+test-units bench: export MALLOC_MMAP_MAX_ := 0
+test-units bench: export MALLOC_TRIM_THRESHOLD_ := 8589934592
 test-units: $(VENV)/.ready
 	$(BIN)/pytest tests/unit
 

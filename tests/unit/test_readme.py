@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, but on fewer samples."""
+"""The README's Python runs as it stands there, but on fewer samples and steps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 def test_the_readmes_python_trains_an_adapter(tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code.count("samples_per_prompt=8") == 1
+    for written, run in (
+        ("samples_per_prompt=8", "samples_per_prompt=3"),
+        ("rows_per_update=36", "rows_per_update=36, timestep_fraction=0.2"),
+    ):
+        assert code.count(written) == 1
+        code = code.replace(written, run)
     script = tmp_path / "readme.py"
-    script.write_text(code.replace("samples_per_prompt=8", "samples_per_prompt=3"), "utf-8")
+    script.write_text(code, "utf-8")
     ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert re.fullmatch(r"base -?\d\.\d\d, reference -?\d\.\d\d, target -?\d\.\d\d\n", ran.stdout)

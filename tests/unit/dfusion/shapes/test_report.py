@@ -15,7 +15,7 @@ from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
 from dfusion.shapes.judge import Judge
 from dfusion.shapes.prompts import FUSION, prompt_list
-from dfusion.shapes.report import clip_accuracy, fused_pairs, judge_accuracy, sample_prompts, union_mask
+from dfusion.shapes.report import Sampled, clip_accuracy, fused_pairs, judge_accuracy, sample_prompts, union_mask
 from dfusion.shapes.scenes import TEMPLATES
 from dfusion.shapes.thresholds_report import measure
 from dfusion.types import Trajectory
@@ -33,20 +33,28 @@ def test_the_judge_and_clip_know_the_worlds_captions() -> None:
     assert set(found) == set(TEMPLATES) and min(found.values()) >= 0.9
 
 
-def test_the_base_model_leaves_something_to_learn(model: DiffusionModel) -> None:
-    """40 to 75 % over 320 samples a template (docs/shapes-world.md); 16 samples of 4 prompts may lie further out."""
+@pytest.fixture(scope="module")
+def attributes(model: DiffusionModel) -> list[Sampled]:
+    """Ten samples of each of six prompts."""
+    return list(sample_prompts(model, Judge.load(), prompt_list("attribute", "train")[:6], 10, seed=0, items=True))
+
+
+def test_the_base_model_leaves_something_to_learn(model: DiffusionModel, attributes: list[Sampled]) -> None:
+    """40 to 75 % over 320 samples a template (docs/shapes-world.md); samples of a few prompts may lie further out."""
+    samples = {"attribute": attributes}
     for template in TEMPLATES:
-        sampled = sample_prompts(model, Judge.load(), prompt_list(template, "train")[:4], 4, seed=0)
-        accepted = [verdict for one in sampled for verdict in one.accepted]
+        if template not in samples:
+            samples[template] = list(sample_prompts(model, Judge.load(), prompt_list(template, "train")[:4], 4, seed=0))
+        accepted = [verdict for one in samples[template] for verdict in one.accepted]
         assert 0.25 <= statistics.fmean(accepted) <= 0.95, template
 
 
-def test_fusion_carries_what_the_prompt_says_and_leaves_the_rest(model: DiffusionModel) -> None:
+def test_fusion_carries_what_the_prompt_says_and_leaves_the_rest(
+    model: DiffusionModel, attributes: list[Sampled]
+) -> None:
     """Attributes: 40 % at least of rejected bases with accepted references, and 3 times closer outside the mask."""
     judge = Judge.load()
-    prompts = prompt_list("attribute", "train")[:6]
-    sampled = sample_prompts(model, judge, prompts, 10, seed=0, items=True)
-    carried = [pair for one in sampled for pair in fused_pairs(model, judge, one, FUSION)]
+    carried = [pair for one in attributes for pair in fused_pairs(model, judge, one, FUSION)]
     assert len(carried) >= 12
     assert statistics.fmean(pair.accepted for pair in carried) >= 0.4
     closer = [statistics.fmean(getattr(p, f"{side}_distance") for p in carried) for side in ("reference", "target")]
