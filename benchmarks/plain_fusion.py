@@ -163,19 +163,19 @@ def plain_fuse(
     unet.set_attn_processor({n: NaiveProcessor(n, tape, n in fused, n in giving, size[0] / size[1]) for n in before})
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     shape = (unet.config.in_channels, *size)
-    x_reference, x_base = (torch.randn(shape, generator=g)[None] for g in generators)
+    x_reference, x_base = (torch.randn(shape, generator=g)[None].to(unet.device) for g in generators)
     x_target = x_base.clone()
     states = [[x_reference], [x_base], [x_target]]
     stride = scheduler.config.num_train_timesteps // steps
     for i in range(steps):
         t = (steps - 1 - i) * stride + scheduler.config.steps_offset
-        z_reference, z_base = (torch.randn(shape, generator=g)[None] for g in generators)
+        z_reference, z_base = (torch.randn(shape, generator=g)[None].to(unet.device) for g in generators)
         fusing = first_step <= i <= last_step
         tape.mode, tape.maps = "record" if fusing else "off", []
         noise = guided(unet, x_reference, t, prompt, negative, guidance)
         x_reference = step(scheduler, noise, x_reference, t, stride, eta, z_reference)
         if fusing:
-            tape.mask = make_mask(tape.maps, items, thresholds, size, merge)
+            tape.mask = make_mask(tape.maps, items, thresholds, size, merge).to(unet.device, unet.dtype)
         tape.mode = "off"
         noise = guided(unet, x_base, t, prompt, negative, guidance)
         x_base = step(scheduler, noise, x_base, t, stride, eta, z_base)
@@ -191,11 +191,12 @@ def plain_fuse(
 def guided(
     unet: UNet2DConditionModel, x: torch.Tensor, t: int, prompt: torch.Tensor, negative: torch.Tensor, guidance: float
 ) -> torch.Tensor:
-    """uncond + g (cond - uncond)."""
-    if guidance == 1:
-        return unet(x, t, encoder_hidden_states=prompt).sample
-    uncond, cond = unet(torch.cat([x, x]), t, encoder_hidden_states=torch.cat([negative, prompt])).sample.chunk(2)
-    return uncond + guidance * (cond - uncond)
+    """uncond + g (cond - uncond), float32."""
+    embeds = [prompt] if guidance == 1 else [negative, prompt]
+    rows = torch.cat([x] * len(embeds)).to(unet.dtype)
+    context = torch.cat(embeds).to(unet.device, unet.dtype)
+    noise = unet(rows, t, encoder_hidden_states=context).sample.float().chunk(len(embeds))
+    return noise[0] if guidance == 1 else noise[0] + guidance * (noise[1] - noise[0])
 
 
 def step(
@@ -217,7 +218,7 @@ def make_mask(
     merge: str,
 ) -> torch.Tensor:
     """(h_m, w_m) of 0.0 and 1.0 from attention matrices (rows, H, L, N), the conditional one last (Eq. 4)."""
-    mean = torch.stack([m[-1] for m in maps]).mean((0, 1))
+    mean = torch.stack([m[-1].float() for m in maps]).mean((0, 1)).cpu()
     height = round(math.sqrt(mean.shape[0] * size[0] / size[1]))
     mask = torch.zeros(mean.shape[0], dtype=torch.bool)
     for tokens, threshold in zip(items, thresholds, strict=True):
