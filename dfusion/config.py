@@ -208,7 +208,9 @@ class TrainingConfig(Settings):
     log_gradient_norms: bool = Field(
         True, description="Log the gradient's norm for each step; a micro-batch then holds rows of one step only"
     )
-    ratio_tolerance: Rate = Field(1e-3, description="How far p / pref may be from 1 before the first update")
+    ratio_tolerance: Rate | None = Field(
+        None, description="How far p / pref may be from 1 before the first update; None: 1e-3, in bfloat16 1e-2"
+    )
     lora: LoraConfig = LoraConfig()
 
     @model_validator(mode="after")

@@ -64,6 +64,7 @@ def sample(
     prompt_embeds (B, N, C) or the Conditioning of B rows; negative_prompt_embeds the same or of one row, not needed at
                   guidance_scale 1
     seeds         one in [0, 2**64) for each sample; a sample depends on its own seed alone, not on the batch it is in
+                  (float32, 1e-5; on a GPU only with `torch.backends.cudnn.allow_tf32 = False`, see decision 016)
     items         for each sample its items; an item is a token index or several, counted after BOS
     on_step       called as on_step(step_index, num_steps) before each step; may raise to cancel
     mask_source   whose cross-attention the maps are: the first up layer's, or all of that resolution

@@ -22,7 +22,14 @@ from dfusion.losses.objective import RowTerms, row_losses
 from dfusion.models import DiffusionModel
 from dfusion.policy import transition_mean
 from dfusion.training_data import Example, check_examples, digest, rows_of
-from dfusion.training_report import SelfTest, Tally, UpdateReport, require_ratio_one, self_test
+from dfusion.training_report import (
+    SelfTest,
+    Tally,
+    UpdateReport,
+    ratio_tolerance_of,
+    require_ratio_one,
+    self_test,
+)
 
 FORMAT = "dfusion-trainer-3"
 STATE_FILE = "trainer.safetensors"
@@ -77,6 +84,7 @@ class Trainer:
         self._orders = [
             torch.randperm(self.rows_total, generator=generator).tolist() for _ in range(config.inner_epochs)
         ]
+        self._ratio_tolerance = config.ratio_tolerance or ratio_tolerance_of(model.unet.dtype)
         self._parameters = lora_parameters(model.unet)
         if not all(parameter.requires_grad for parameter in self._parameters.values()):
             raise InvalidInputError("unet: expected an adapter that can be trained: see attach_lora and load_adapter")
@@ -119,7 +127,7 @@ class Trainer:
         """Evaluate all rows under the policy before the first update, and test that it is the one that sampled.
 
         `step` does it if nobody did; a second call only gives the report again. Raises PolicyMismatchError where
-        recorded and replayed log-probs differ by more than `ratio_tolerance`, NonFiniteError naming the step.
+        recorded and replayed log-probs differ by more than the ratio's tolerance, NonFiniteError naming the step.
         """
         return self._prepared(on_rows).self_test
 
@@ -127,7 +135,7 @@ class Trainer:
         if self._reference is None:
             log_probs, means = self._evaluate_reference(on_rows)
             silent = sorted(set(range(len(self.schedule))) - set(self.schedule.trainable_steps))
-            report = self_test(self._rows, self.examples, log_probs, self.config.ratio_tolerance, silent)
+            report = self_test(self._rows, self.examples, log_probs, self._ratio_tolerance, silent)
             self._reference = _Reference(log_probs, means, report)
         return self._reference
 
@@ -162,7 +170,7 @@ class Trainer:
         tally = Tally()
         self._add_gradients(self._rows_of_update(self.updates_done), reference, tally, on_rows)
         if self.updates_done == 0:
-            require_ratio_one(tally.ratio_by_step(), self.config.ratio_tolerance, "log-probs of the first update")
+            require_ratio_one(tally.ratio_by_step(), self._ratio_tolerance, "log-probs of the first update")
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_grad_norm))
         if not math.isfinite(norm):
             raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1}")
@@ -173,24 +181,35 @@ class Trainer:
     def _add_gradients(
         self, numbers: Sequence[int], reference: _Reference, tally: Tally, on_rows: OnRows | None
     ) -> None:
-        """Leave the mean gradient of the rows in the parameters, and their figures in the tally."""
+        """Leave the mean gradient of the rows in the parameters, and their figures in the tally.
+
+        Until the end it is larger by a power of two, which changes nothing but that float16 can hold it.
+        """
         parameters = list(self._parameters.values())
         self._optimizer.zero_grad(set_to_none=True)
-        done = 0
+        done, scale = 0, self._loss_scale(len(numbers))
         with self._checkpointing():
             for step, group in self._groups(numbers):
                 before = [parameter.grad for parameter in parameters]
                 self._optimizer.zero_grad(set_to_none=True)
                 for part in _split(group, self.config.micro_batch):
-                    self._backward(part, len(numbers), reference, tally)
+                    self._backward(part, scale / len(numbers), reference, tally)
                     done += len(part)
                     if on_rows is not None:
                         on_rows(done)
                 if step is not None:
-                    tally.add_grad_norm(step, self._grad_norm(step))
+                    tally.add_grad_norm(step, self._grad_norm(step) / scale)
                 for parameter, earlier in zip(parameters, before, strict=True):
                     if earlier is not None:
                         parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(scale)
+
+    def _loss_scale(self, rows: int) -> float:
+        """About rows x C x h x w, which the loss is a mean over: what comes back to the U-Net is of order 1 then."""
+        elements = math.prod(self.examples[0].sides[0].latents.shape[2:])
+        return 2.0 ** round(math.log2(rows * elements))
 
     def _groups(self, numbers: Sequence[int]) -> list[tuple[int | None, list[int]]]:
         """The rows step by step, so that each step's gradient can be told; all at once where nobody asks for it."""
@@ -208,8 +227,8 @@ class Trainer:
             raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1} at step_index {step}")
         return norm
 
-    def _backward(self, numbers: list[int], rows_of_update: int, reference: _Reference, tally: Tally) -> None:
-        """Add the gradient of some rows, weighted for the mean over the update."""
+    def _backward(self, numbers: list[int], weight: float, reference: _Reference, tally: Tally) -> None:
+        """Add the gradient of some rows, each of that weight."""
         rows, device = [self._rows[n] for n in numbers], self.model.unet.device
         old, old_means = reference.log_probs[numbers].to(device), reference.means[numbers].to(device)
         advantages = torch.tensor([self.examples[row.example].advantage for row in rows], device=device)
@@ -220,7 +239,7 @@ class Trainer:
         for row, loss in zip(rows, found.losses.tolist(), strict=True):
             if not math.isfinite(loss):
                 raise NonFiniteError(f"loss became {loss} in update {self.updates_done + 1} at step_index {row.step}")
-        (found.losses.sum() / rows_of_update).backward()
+        (found.losses.sum() * weight).backward()
         tally.add([row.step for row in rows], found, (new - old).detach(), kl.detach())
 
     def _evaluate(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,6 +34,7 @@ class Workbench:
         device = service.settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32: who wants speed takes float16 (decision 016)
         models = ModelCache(service.catalogue, service.store, device)
         return cls(service.settings, service.uow, service.store, service.catalogue, device, models)
 
