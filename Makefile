@@ -11,7 +11,7 @@ help: ## this list
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): this downloads torch and more, and takes minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the REST API
@@ -23,9 +23,9 @@ serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until C
 stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two workers, until Ctrl-C
 	$(BIN)/python -m api.stack
 
-test: check ## all checks, then all tests, two suites at a time
-	@echo "three suites, two at a time, each shows its output when it has ended; this takes about ten minutes"
-	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j2 test-acceptance test-units test-integration
+test: check ## all checks, then all tests, in three processes
+	@echo "three suites run side by side, each shows its output when it has ended; this takes about ten minutes"
+	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-acceptance test-units test-integration
 
 # glibc gives large blocks back at once, and each matrix of explicit attention would fault all its pages anew
 test-units bench: export MALLOC_MMAP_MAX_ := 0

@@ -32,7 +32,8 @@ def folder() -> Iterator[Path]:
 
 
 def environment(folder: Path, pipeline: Path) -> dict[str, str]:
-    settings = settings_for(folder, pipeline, presence_seconds=0.2, lease_seconds=PATIENCE_SECONDS)
+    quick = {"presence_seconds": 0.2, "rehint_seconds": 1}
+    settings = settings_for(folder, pipeline, lease_seconds=PATIENCE_SECONDS, **quick)
     return settings.for_child() | {"PYTHONPATH": str(ROOT)}
 
 
