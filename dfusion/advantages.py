@@ -17,18 +17,24 @@ class RewardHistory:
     All scores are kept (a number a sample), so mean and standard deviation are exact however many rounds there were.
     Only samples that the policy drew belong here: a fused target is compared with them, it is not one of them. (The
     authors' released code keeps its history of the plain samples alone, too.)
+
+    scorer  whose scores they are, its name and version; None where nobody said
     """
 
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    scorer: str | None = None
 
-    def extended(self, scores: Mapping[str, Sequence[float]]) -> RewardHistory:
-        """This history followed by a round's scores. Raises NonFiniteError naming the prompt."""
+    def extended(self, scores: Mapping[str, Sequence[float]], scorer: str | None = None) -> RewardHistory:
+        """This history followed by a round's scores. Raises NonFiniteError naming the prompt, and InvalidInputError
+        where they are another scorer's."""
+        if self.scores and scorer != self.scorer:
+            raise InvalidInputError(f"scorer: expected {self.scorer!r}, whose scores the history holds, got {scorer!r}")
         for prompt, values in scores.items():
             bad = [value for value in values if not math.isfinite(value)]
             if bad:
                 raise NonFiniteError(f"scores of {prompt!r}: expected finite numbers, got {bad}")
         added = {prompt: self.scores.get(prompt, ()) + tuple(values) for prompt, values in scores.items()}
-        return RewardHistory({**self.scores, **added})
+        return RewardHistory({**self.scores, **added}, scorer)
 
     def advantages(self, prompt: str, scores: Sequence[float], clip: float = 5.0) -> list[float]:
         """(r - mean) / std of each score, clipped to [-clip, clip].
@@ -48,16 +54,20 @@ class RewardHistory:
             return [0.0] * len(scores)
         return [max(-clip, min(clip, (score - mean) / std)) for score in scores]
 
-    def to_json(self) -> dict[str, list[float]]:
-        """Plain lists; `from_json` of them, or of their JSON text read again, is this history exactly."""
-        return {prompt: list(values) for prompt, values in self.scores.items()}
+    def to_json(self) -> dict[str, object]:
+        """Plain values; `from_json` of them, or of their JSON text read again, is this history exactly."""
+        return {"scorer": self.scorer, "scores": {prompt: list(values) for prompt, values in self.scores.items()}}
 
     @classmethod
     def from_json(cls, value: object) -> RewardHistory:
         """What `to_json` gave. Raises CheckpointError for anything else."""
-        if not isinstance(value, dict) or not all(_is_scores(prompt, scores) for prompt, scores in value.items()):
+        known = value if isinstance(value, dict) else {}
+        found, scorer = known.get("scores"), known.get("scorer")
+        if not isinstance(found, dict) or not all(_is_scores(prompt, scores) for prompt, scores in found.items()):
             raise CheckpointError("reward history: expected lists of finite numbers by prompt")
-        return cls({prompt: tuple(float(score) for score in scores) for prompt, scores in value.items()})
+        if not isinstance(scorer, str | None):
+            raise CheckpointError(f"reward history: expected a scorer's name, got {scorer!r}")
+        return cls({prompt: tuple(float(score) for score in scores) for prompt, scores in found.items()}, scorer)
 
 
 def _is_scores(prompt: object, scores: object) -> bool:

@@ -104,16 +104,17 @@ def run_round(
     seed          of the run, the same for all its rounds; with `round_number` and the prompt's place it gives each
                   sample's seed (`dfusion.seeds`), as in the service
     round_number  from 1; another for each round, or it samples the same noise again
-    history       the scores of earlier rounds, for ddpo and dpok
+    history       the same scorer's scores of earlier rounds, for ddpo and dpok
     watch         a scorer that is never trained on
     on_rows       as for `Trainer.step`
 
     Items and thresholds of a prompt are its own, or found (decision 008). A prompt whose samples all score the same
     gives no pair; without any there is no update. Raises InvalidInputError without prompts, for prompts whose items
-    cannot be found, or where a rank is asked for and an adapter is attached already; LayerNotFoundError, ScorerError,
-    NonFiniteError, PolicyMismatchError.
+    cannot be found, for a history of another scorer, or where a rank is asked for and an adapter is attached already;
+    LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError.
     """
     _check(model, prompts, scorer, watch, config)
+    history.extended({}, _named(scorer))
     if not has_lora(model.unet):
         attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
     groups = []
@@ -122,7 +123,7 @@ def run_round(
         groups.append((prompt, _draw(model, prompt, seeds, scorer, config)))
     means = _means(groups, scorer, watch)
     for prompt, drawn in groups:
-        history = history.extended({prompt.text: [one.score for one in drawn]})
+        history = history.extended({prompt.text: [one.score for one in drawn]}, _named(scorer))
     pairs = [pair for prompt, drawn in groups for pair in _pairs(model, prompt, drawn, scorer, config)]
     examples = list(_examples(groups, pairs, history, config))
     if not examples:
@@ -132,6 +133,10 @@ def run_round(
     while trainer.updates_done < trainer.updates_total:
         trainer.step(on_rows)
     return RoundResult(tuple(pairs), tuple(trainer.reports), history, means, tested)
+
+
+def _named(scorer: Scorer) -> str:
+    return f"{scorer.name}, version {scorer.version}"
 
 
 def _check(

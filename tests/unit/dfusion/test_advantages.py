@@ -31,11 +31,11 @@ def test_a_prompt_seen_before_uses_all_its_history() -> None:
 
 def test_survives_a_restart_bit_for_bit() -> None:
     rng = np.random.default_rng(0)
-    history = RewardHistory().extended({"a": rng.normal(size=20).tolist(), "b": [0.1 + 0.2]})
+    history = RewardHistory().extended({"a": rng.normal(size=20).tolist(), "b": [0.1 + 0.2]}, "clip 1")
     again = RewardHistory.from_json(json.loads(json.dumps(history.to_json())))
-    more = {"a": rng.normal(size=20).tolist()}
+    more = {"a": rng.normal(size=20).tolist()}, "clip 1"
     assert again == history
-    assert again.extended(more).advantages("a", more["a"]) == history.extended(more).advantages("a", more["a"])
+    assert again.extended(*more).advantages("a", more[0]["a"]) == history.extended(*more).advantages("a", more[0]["a"])
 
 
 def test_no_scale_no_advantage() -> None:
@@ -73,6 +73,12 @@ def test_bad_input() -> None:
             history.extended({"a": [bad]})
         with pytest.raises(NonFiniteError, match="'a'"):
             history.advantages("a", [bad])
-    for value in (None, [], {"a": 1.0}, {"a": ["1"]}, {1: [1.0]}, {"a": [True]}, {"a": [math.nan]}):
+    for scores in (None, [], {"a": 1.0}, {"a": ["1"]}, {1: [1.0]}, {"a": [True]}, {"a": [math.nan]}):
+        with pytest.raises(CheckpointError, match="reward history"):
+            RewardHistory.from_json({"scorer": None, "scores": scores})
+    for value in (None, [], {}, {"scorer": 1, "scores": {}}):
         with pytest.raises(CheckpointError, match="reward history"):
             RewardHistory.from_json(value)
+    for scorer in ("clip 2", None):
+        with pytest.raises(InvalidInputError, match="scorer: expected 'clip 1'"):
+            RewardHistory({"a": (1.0,)}, "clip 1").extended({"a": [2.0]}, scorer)

@@ -256,6 +256,20 @@ def test_every_setting_counts(learned: list[Example], monkeypatch: pytest.Monkey
     assert len(second.pairs) == 4  # the same call goes on from its own adapter
 
 
+def test_a_history_of_another_scorer_is_refused_before_anything_is_sampled() -> None:
+    model = tiny_model()
+    with pytest.raises(InvalidInputError, match=r"scorer: expected 'clip, version 1'.*got 'brightness, version 1'"):
+        run_round(
+            model,
+            PROMPTS,
+            Brightness(),
+            round_config(),
+            seed=5,
+            history=RewardHistory({PROMPTS[0].text: (0.5,)}, "clip, version 1"),
+        )
+    assert not has_lora(model.unet)
+
+
 def test_advantages_are_clipped_as_asked(learned: list[Example]) -> None:
     config = round_config(None, algorithm="ddpo", clip_range=0.1, advantage_clip=0.5)
     run_round(tiny_model(), PROMPTS[1:], Brightness(), config, seed=5)
