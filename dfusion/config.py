@@ -11,7 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationInfo, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 StepIndex = Annotated[int, Field(ge=0, le=999)]
@@ -79,7 +79,7 @@ class FusionConfig(Settings):
     The defaults are the paper's text; `released_code()` gives what the authors' code does where it differs.
     """
 
-    layers: Literal["middle+up"] | tuple[int, ...] = Field(
+    layers: Literal["middle+up"] | tuple[StrictInt, ...] = Field(
         "middle+up",
         description="U-Net layers with cross-attention, counted in forward order; 3-6 of SD are middle + up (table 3)",
     )
