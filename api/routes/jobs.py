@@ -62,15 +62,13 @@ class EventParameters(PageParameters):
 def list_jobs(service: ServiceDep, filters: Annotated[JobFilters, Query()]) -> ListOut[JobOut]:
     """Jobs, newest first."""
     with service.uow.reading() as session:
-        set_id = filters.prompt_set
-        named = prompt_sets.latest(session, set_id) if set_id else None
         page: Page[Job] = jobs.page(
             session,
             filters.limit,
             filters.cursor,
             state=filters.state,
             kind=filters.kind,
-            prompt_set_id=named.id if named else set_id,
+            prompt_set_id=prompt_sets.id_of(session, filters.prompt_set) if filters.prompt_set else None,
             origin_id=filters.parent,
         )
         of_jobs, now = stages.of_jobs(session, [job.id for job in page.rows]), jobs.now(session)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from api.access import needs
 from api.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from api.core.ids import IdKind, expect
-from api.core.queries import jobs, results
+from api.core.queries import jobs, prompt_sets, results
 from api.core.service import Service, give_verdict, set_alias
 from api.core.states import SampleRole
 from api.core.tables import Model
@@ -36,13 +36,18 @@ from api.schemas import (
 router = APIRouter(dependencies=[needs("read")])
 
 
+PromptSetFilter = Annotated[
+    str | None, Field(max_length=100, description="The name of a prompt set (its newest version), or an id")
+]
+
+
 class SampleFilters(PageParameters):
     """Which samples."""
 
     job: str | None = None
     role: SampleRole | None = None
     round: int | None = Field(None, ge=0, le=1_000_000)
-    prompt_set: str | None = Field(None, description="The id of a prompt set")
+    prompt_set: PromptSetFilter = None
 
 
 class PairFilters(PageParameters):
@@ -52,7 +57,7 @@ class PairFilters(PageParameters):
     round: int | None = Field(None, ge=0, le=1_000_000)
     adopted: bool | None = None
     judged: bool | None = Field(None, description="Whether a person has given a verdict")
-    prompt_set: str | None = Field(None, description="The id of a prompt set")
+    prompt_set: PromptSetFilter = None
 
 
 class ModelFilters(PageParameters):
@@ -65,15 +70,15 @@ def _job_id(text: str | None) -> str | None:
     return None if text is None else expect(IdKind.JOB, text)
 
 
-def _set_id(text: str | None) -> str | None:
-    return None if text is None else expect(IdKind.PROMPT_SET, text)
+def _set_id(session: Session, text: str | None) -> str | None:
+    return None if text is None else expect(IdKind.PROMPT_SET, prompt_sets.id_of(session, text))
 
 
 @router.get("/samples", tags=["samples"])
 def list_samples(service: ServiceDep, filters: Annotated[SampleFilters, Query()]) -> ListOut[SampleOut]:
     """Samples, oldest first."""
     with service.uow.reading() as session:
-        job_id, set_id = _job_id(filters.job), _set_id(filters.prompt_set)
+        job_id, set_id = _job_id(filters.job), _set_id(session, filters.prompt_set)
         page = results.sample_page(session, filters.limit, filters.cursor, job_id, filters.role, filters.round, set_id)
         scores = results.scores(session, [row.id for row in page.rows])
         return ListOut[SampleOut].of(page, lambda row: SampleOut.of(row, scores[row.id]))
@@ -93,7 +98,7 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
 def list_pairs(service: ServiceDep, filters: Annotated[PairFilters, Query()]) -> ListOut[PairOut]:
     """Pairs, oldest first."""
     with service.uow.reading() as session:
-        job_id, set_id = _job_id(filters.job), _set_id(filters.prompt_set)
+        job_id, set_id = _job_id(filters.job), _set_id(session, filters.prompt_set)
         page = results.pair_page(
             session,
             filters.limit,

@@ -26,6 +26,12 @@ def latest(session: Session, name: str) -> PromptSet | None:
     return session.scalar(query)
 
 
+def id_of(session: Session, name_or_id: str) -> str:
+    """The id of the newest version of the set of that name; what is no name is taken for an id."""
+    named = latest(session, name_or_id)
+    return name_or_id if named is None else named.id
+
+
 def page(session: Session, limit: int, cursor: str | None) -> Page[PromptSet]:
     """Named sets, in their newest versions, by id."""
     named = select(PromptSet.name, func.max(PromptSet.version)).where(PromptSet.name.is_not(None))

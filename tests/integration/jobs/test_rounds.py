@@ -48,7 +48,7 @@ def _check_filters(installation: Installation, job: dict[str, Any]) -> None:
         return len(installation.all(path))
 
     trained_on, held_out = job["prompt_set"], job["held_out_prompt_set"]
-    assert count(f"/samples?prompt_set={held_out}") == 3 * 40
+    assert count(f"/samples?prompt_set={held_out}") == count("/samples?prompt_set=shapes-attribute-test") == 3 * 40
     assert count(f"/samples?prompt_set={trained_on}") == 2 * 18 + 3 * 3
     assert (
         count(f"/samples?prompt_set={trained_on}&role=target&round=2") == count(f"/pairs?prompt_set={trained_on}") / 2
