@@ -55,13 +55,10 @@ class Child:
     def bench(self) -> Workbench:
         """The workbench, with the models that are loaded so far."""
         with without_garbage_collection():
-            import torch
-
             import worker.runner  # noqa: F401  (with all that its stages need)
-            from worker.workbench import Workbench
+            from worker.workbench import Workbench, set_up_torch
 
-        if self._settings.torch_threads:
-            torch.set_num_threads(self._settings.torch_threads)
+        set_up_torch(self._settings)
         return Workbench.of(self.service)
 
     def take_hint(self, stage_id: str, queue_name: str) -> bool:

@@ -25,10 +25,8 @@ from worker.imports import without_garbage_collection
 from worker.presence import Presence
 
 with without_garbage_collection():
-    import torch
-
     from worker.runner import run_stage
-    from worker.workbench import Workbench
+    from worker.workbench import Workbench, set_up_torch
 
 _AWAY_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
@@ -48,8 +46,7 @@ def main() -> None:
     settings = Settings.or_exit()
     logs.configure(settings)
     os.setpriority(os.PRIO_PROCESS, 0, max(settings.worker_niceness, os.getpriority(os.PRIO_PROCESS, 0)))
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
+    set_up_torch(settings)
     name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
     with logs.about(worker=name):
         work(settings, name, stop)

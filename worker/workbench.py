@@ -16,6 +16,14 @@ from dfusion.rewards import Scorer, load_scorer
 from worker.model_cache import ModelCache
 
 
+def set_up_torch(settings: Settings) -> None:
+    """For this whole process: its number of threads, and float32 that is not rounded to TF32 (decision 016)."""
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 @dataclass
 class Workbench:
     """An installation as a worker uses it."""
@@ -34,7 +42,6 @@ class Workbench:
         device = service.settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.backends.cudnn.allow_tf32 = False  # float32 is float32: who wants speed takes float16 (decision 016)
         models = ModelCache(service.catalogue, service.store, device)
         return cls(service.settings, service.uow, service.store, service.catalogue, device, models)
 
