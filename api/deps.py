@@ -40,3 +40,8 @@ class PageParameters(Parameters):
 
     limit: int = Field(50, ge=1, le=200)
     cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the page before")
+
+
+PromptSetFilter = Annotated[
+    str | None, Field(max_length=100, description="The name of a prompt set (its newest version), or an id")
+]

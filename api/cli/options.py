@@ -29,7 +29,9 @@ Prompts = Annotated[
     typer.Option("--prompt", metavar="TEXT", help='A prompt, items in brackets: "a \\[cat] eating a \\[sandwich]"'),
 ]
 OfJob = Annotated[str | None, typer.Option("--job", metavar="JOB", help="Of this job")]
-OfPromptSet = Annotated[str | None, typer.Option("--prompt-set", metavar="SET", help="On this prompt set, by its id")]
+OfPromptSet = Annotated[
+    str | None, typer.Option("--prompt-set", metavar="SET", help="On this prompt set, by its name or id")
+]
 Limit = Annotated[int, typer.Option(min=1, help="How many at most")]
 
 LONGEST_PAGE = 200

@@ -21,7 +21,7 @@ from api.core.service import Service, cancel_job, job_spec, pause_job, resume_jo
 from api.core.specs import RoundSpec
 from api.core.states import JobKind, JobState
 from api.core.tables import Event, Job
-from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, ServiceDep
+from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import MADE_JOB, RETRY_AFTER
 from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut
 
@@ -39,7 +39,7 @@ class JobFilters(PageParameters):
 
     state: JobState | None = None
     kind: JobKind | None = None
-    prompt_set: str | None = Field(None, max_length=100)
+    prompt_set: PromptSetFilter = None
     parent: str | None = Field(None, max_length=100)
 
 
@@ -68,7 +68,7 @@ def list_jobs(service: ServiceDep, filters: Annotated[JobFilters, Query()]) -> L
             filters.cursor,
             state=filters.state,
             kind=filters.kind,
-            prompt_set_id=prompt_sets.id_of(session, filters.prompt_set) if filters.prompt_set else None,
+            prompt_set_id=prompt_sets.id_of(session, filters.prompt_set) if filters.prompt_set is not None else None,
             origin_id=filters.parent,
         )
         of_jobs, now = stages.of_jobs(session, [job.id for job in page.rows]), jobs.now(session)

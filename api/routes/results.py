@@ -17,7 +17,7 @@ from api.core.queries import jobs, prompt_sets, results
 from api.core.service import Service, give_verdict, set_alias
 from api.core.states import SampleRole
 from api.core.tables import Model
-from api.deps import PageParameters, Parameters, ServiceDep
+from api.deps import PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import ETAG, REDIRECT
 from api.schemas import (
     AliasIn,
@@ -34,11 +34,6 @@ from api.schemas import (
 )
 
 router = APIRouter(dependencies=[needs("read")])
-
-
-PromptSetFilter = Annotated[
-    str | None, Field(max_length=100, description="The name of a prompt set (its newest version), or an id")
-]
 
 
 class SampleFilters(PageParameters):
@@ -71,7 +66,7 @@ def _job_id(text: str | None) -> str | None:
 
 
 def _set_id(session: Session, text: str | None) -> str | None:
-    return None if text is None else expect(IdKind.PROMPT_SET, prompt_sets.id_of(session, text))
+    return None if text is None else prompt_sets.id_of(session, text)
 
 
 @router.get("/samples", tags=["samples"])

@@ -10,7 +10,8 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
-from api.core.ids import IdKind, new_id
+from api.core.errors import NotFoundError
+from api.core.ids import IdKind, kind_of, new_id
 from api.core.queries.pages import Page, fetch_page
 from api.core.tables import PromptSet
 from dfusion.prompts import Prompt, PromptList
@@ -27,9 +28,13 @@ def latest(session: Session, name: str) -> PromptSet | None:
 
 
 def id_of(session: Session, name_or_id: str) -> str:
-    """The id of the newest version of the set of that name; what is no name is taken for an id."""
+    """The id of the newest version of the set of that name, or the id itself. Raises NotFoundError for neither."""
     named = latest(session, name_or_id)
-    return name_or_id if named is None else named.id
+    if named is not None:
+        return named.id
+    if kind_of(name_or_id) is not IdKind.PROMPT_SET:
+        raise NotFoundError(f"{name_or_id!r} is no prompt set's name, and no id of one ({IdKind.PROMPT_SET}_…)")
+    return name_or_id
 
 
 def page(session: Session, limit: int, cursor: str | None) -> Page[PromptSet]:

@@ -49,6 +49,9 @@ def _check_filters(installation: Installation, job: dict[str, Any]) -> None:
 
     trained_on, held_out = job["prompt_set"], job["held_out_prompt_set"]
     assert count(f"/samples?prompt_set={held_out}") == count("/samples?prompt_set=shapes-attribute-test") == 3 * 40
+    for kind in ("jobs", "samples", "pairs"):
+        answer = installation.client.get(f"/{kind}?prompt_set=shapes-atribute-test")
+        assert (answer.status_code, "no prompt set's name" in answer.json()["detail"]) == (404, True)
     assert count(f"/samples?prompt_set={trained_on}") == 2 * 18 + 3 * 3
     assert (
         count(f"/samples?prompt_set={trained_on}&role=target&round=2") == count(f"/pairs?prompt_set={trained_on}") / 2
