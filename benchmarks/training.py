@@ -3,7 +3,7 @@
 Each line is the first update of a fresh adapter on the same rows: seconds a row (both sides with guidance, forward and
 backward), the GPU's memory at its peak, how far the gradient is from that of micro-batch 1, which is plain
 accumulation, and how far the ratio is from 1 before the update (`TrainingConfig.ratio_tolerance`). On a GPU:
-`--unet sd-2.1-base --device cuda --dtype bfloat16`.
+`--unet sd-2.1-base --device cuda --dtype float16`.
 """
 
 from __future__ import annotations
@@ -48,21 +48,35 @@ def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, c
     """The first update of a fresh adapter, all rows of the pairs in it."""
     attach_lora(model.unet)
     config = TrainingConfig(
-        micro_batch=micro_batch, gradient_checkpointing=checkpointing, log_gradient_norms=False, ratio_tolerance=1.0
+        rows_per_update=len(pairs) * len(pairs[0].preferred.timesteps),
+        micro_batch=micro_batch,
+        gradient_checkpointing=checkpointing,
+        log_gradient_norms=False,
+        ratio_tolerance=1.0,
     )
     trainer = Trainer(model, pairs, config, seed=1)
     ratios = trainer.prepare().ratio_by_step.values()
-    wait, on_gpu = settled(model.unet.device), model.unet.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    device, wait = model.unet.device, settled(model.unet.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     wait()
     started = time.perf_counter()
     trainer.step()
     wait()
     seconds = time.perf_counter() - started
     gradients = [parameter.grad.flatten().cpu() for parameter in lora_parameters(model.unet).values()]
-    peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return Update(seconds, peak, torch.cat(gradients), max(abs(ratio - 1) for ratio in ratios))
+
+
+def drawn_pairs(model: DiffusionModel, count: int, steps: int) -> list[TrainingPair]:
+    """Pairs of samples of one prompt."""
+    prompt, negative = model.encode_prompts([PROMPT] * 2), model.encode_prompts([""])
+    config = SamplingConfig(num_steps=steps)
+    both = (
+        sample(model.unet, model.scheduler, prompt, negative, [2 * i, 2 * i + 1], config=config) for i in range(count)
+    )
+    return [TrainingPair(two.select([0]), two.select([1]), PROMPT) for two in both]
 
 
 def main(write: Callable[[str], object] = sys.stdout.write) -> None:
@@ -73,13 +87,7 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = random_model(arguments.unet, arguments.device, getattr(torch, arguments.dtype))
-    prompt, negative = model.encode_prompts([PROMPT] * 2), model.encode_prompts([""])
-    config = SamplingConfig(num_steps=arguments.steps)
-    drawn = [
-        sample(model.unet, model.scheduler, prompt, negative, [2 * i, 2 * i + 1], config=config)
-        for i in range(arguments.pairs)
-    ]
-    pairs = [TrainingPair(both.select([0]), both.select([1]), PROMPT) for both in drawn]
+    pairs = drawn_pairs(model, arguments.pairs, arguments.steps)
     rows = arguments.pairs * arguments.steps
     update(model, pairs[:1], 1, checkpointing=False)  # what a first call sets up
 
