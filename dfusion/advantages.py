@@ -18,7 +18,8 @@ class RewardHistory:
     Only samples that the policy drew belong here: a fused target is compared with them, it is not one of them. (The
     authors' released code keeps its history of the plain samples alone, too.)
 
-    scorer  whose scores they are, its name and version; None where nobody said
+    scorer  whose scores they are, for example "shapes-clip, version 1" (`run_round` writes it so); None where nobody
+            said
     """
 
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -27,7 +28,7 @@ class RewardHistory:
     def extended(self, scores: Mapping[str, Sequence[float]], scorer: str | None = None) -> RewardHistory:
         """This history followed by a round's scores. Raises NonFiniteError naming the prompt, and InvalidInputError
         where they are another scorer's."""
-        if self.scores and scorer != self.scorer:
+        if self.scores and self.scorer not in (None, scorer):
             raise InvalidInputError(f"scorer: expected {self.scorer!r}, whose scores the history holds, got {scorer!r}")
         for prompt, values in scores.items():
             bad = [value for value in values if not math.isfinite(value)]
@@ -64,7 +65,7 @@ class RewardHistory:
         known = value if isinstance(value, dict) else {}
         found, scorer = known.get("scores"), known.get("scorer")
         if not isinstance(found, dict) or not all(_is_scores(prompt, scores) for prompt, scores in found.items()):
-            raise CheckpointError("reward history: expected lists of finite numbers by prompt")
+            raise CheckpointError("reward history: expected scores, lists of finite numbers by prompt, and scorer")
         if not isinstance(scorer, str | None):
             raise CheckpointError(f"reward history: expected a scorer's name, got {scorer!r}")
         return cls({prompt: tuple(float(score) for score in scores) for prompt, scores in found.items()}, scorer)

@@ -104,17 +104,17 @@ def run_round(
     seed          of the run, the same for all its rounds; with `round_number` and the prompt's place it gives each
                   sample's seed (`dfusion.seeds`), as in the service
     round_number  from 1; another for each round, or it samples the same noise again
-    history       the same scorer's scores of earlier rounds, for ddpo and dpok
+    history       the same scorer's scores of earlier rounds, for ddpo and dpok; dpo begins anew where it is another's
     watch         a scorer that is never trained on
     on_rows       as for `Trainer.step`
 
     Items and thresholds of a prompt are its own, or found (decision 008). A prompt whose samples all score the same
     gives no pair; without any there is no update. Raises InvalidInputError without prompts, for prompts whose items
-    cannot be found, for a history of another scorer, or where a rank is asked for and an adapter is attached already;
-    LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError.
+    cannot be found, for a history of another scorer (ddpo, dpok), or where a rank is asked for and an adapter is
+    attached already; LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError.
     """
     _check(model, prompts, scorer, watch, config)
-    history.extended({}, _named(scorer))
+    history = _of_scorer(history, scorer, config)
     if not has_lora(model.unet):
         attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
     groups = []
@@ -137,6 +137,13 @@ def run_round(
 
 def _named(scorer: Scorer) -> str:
     return f"{scorer.name}, version {scorer.version}"
+
+
+def _of_scorer(history: RewardHistory, scorer: Scorer, config: RoundConfig) -> RewardHistory:
+    """The history to go on from. Advantages of another scorer's scores would be wrong, and dpo has none."""
+    if config.training.algorithm == "dpo" and history.scorer not in (None, _named(scorer)):
+        return RewardHistory()
+    return history.extended({}, _named(scorer))
 
 
 def _check(

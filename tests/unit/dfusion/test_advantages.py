@@ -82,3 +82,4 @@ def test_bad_input() -> None:
     for scorer in ("clip 2", None):
         with pytest.raises(InvalidInputError, match="scorer: expected 'clip 1'"):
             RewardHistory({"a": (1.0,)}, "clip 1").extended({"a": [2.0]}, scorer)
+    assert RewardHistory({"a": (1.0,)}).extended({}, "clip 1") == RewardHistory({"a": (1.0,)}, "clip 1")

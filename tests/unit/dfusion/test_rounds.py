@@ -258,16 +258,12 @@ def test_every_setting_counts(learned: list[Example], monkeypatch: pytest.Monkey
 
 def test_a_history_of_another_scorer_is_refused_before_anything_is_sampled() -> None:
     model = tiny_model()
+    foreign = RewardHistory({"a cat": (0.5,)}, "clip, version 1")
     with pytest.raises(InvalidInputError, match=r"scorer: expected 'clip, version 1'.*got 'brightness, version 1'"):
-        run_round(
-            model,
-            PROMPTS,
-            Brightness(),
-            round_config(),
-            seed=5,
-            history=RewardHistory({PROMPTS[0].text: (0.5,)}, "clip, version 1"),
-        )
+        run_round(model, PROMPTS, Brightness(), round_config(None, algorithm="ddpo"), seed=5, history=foreign)
     assert not has_lora(model.unet)
+    made = run_round(model, PROMPTS[1:], Brightness(), round_config(), seed=5, history=foreign)  # dpo has no advantages
+    assert (list(made.history.scores), made.history.scorer) == (["a blue star"], "brightness, version 1")
 
 
 def test_advantages_are_clipped_as_asked(learned: list[Example]) -> None:
