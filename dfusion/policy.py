@@ -88,7 +88,8 @@ def log_probs(
     """log p of the trajectory's stored transitions under the plain `unet`, (B, S) for the S steps asked for.
 
     Steps, guidance and eta are those of `trajectory.config`; `step_indices` None means every step with noise. Right
-    after sampling in float32, exp(replayed - recorded) is 1 to 1e-5. Raises like `transition_log_prob`.
+    after sampling in float32, exp(replayed - recorded) is 1 to 1e-5; decision 016 has other precisions. Raises like
+    `transition_log_prob`.
     """
     schedule = Schedule.from_scheduler(scheduler, trajectory.config.num_steps, trajectory.config.eta)
     if not torch.equal(schedule.timesteps, trajectory.timesteps):

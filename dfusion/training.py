@@ -173,7 +173,7 @@ class Trainer:
             require_ratio_one(tally.ratio_by_step(), self._ratio_tolerance, "log-probs of the first update")
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_grad_norm))
         if not math.isfinite(norm):
-            raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1}")
+            raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1}{self._in_float16}")
         self._optimizer.step()
         self.reports.append(tally.report(self.updates_done + 1, norm))
         return self.reports[-1]
@@ -206,10 +206,17 @@ class Trainer:
             if parameter.grad is not None:
                 parameter.grad.div_(scale)
 
+    @property
+    def _in_float16(self) -> str:
+        """What an error says beside, where numbers may have been too large for the U-Net's dtype."""
+        return "; a bfloat16 or float32 U-Net takes larger ones" if self.model.unet.dtype == torch.float16 else ""
+
     def _loss_scale(self, rows: int) -> float:
-        """About rows x C x h x w, which the loss is a mean over: what comes back to the U-Net is of order 1 then."""
+        """The power of two next to rows x C x h x w / weight: what comes back to the U-Net then has the size that one
+        element's log p alone gives, whatever the mean is taken over and however the algorithm weighs it."""
+        weight = {"dpo": self.config.beta, "ddpo": 1.0, "dpok": self.config.policy_weight}[self.config.algorithm]
         elements = math.prod(self.examples[0].sides[0].latents.shape[2:])
-        return 2.0 ** round(math.log2(rows * elements))
+        return 2.0 ** round(math.log2(rows * elements / weight))
 
     def _groups(self, numbers: Sequence[int]) -> list[tuple[int | None, list[int]]]:
         """The rows step by step, so that each step's gradient can be told; all at once where nobody asks for it."""
@@ -224,7 +231,8 @@ class Trainer:
         grads = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = float(torch.stack([grad.norm() for grad in grads]).norm())
         if not math.isfinite(norm):
-            raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1} at step_index {step}")
+            where = f"in update {self.updates_done + 1} at step_index {step}"
+            raise NonFiniteError(f"gradient became {norm} {where}{self._in_float16}")
         return norm
 
     def _backward(self, numbers: list[int], weight: float, reference: _Reference, tally: Tally) -> None:

@@ -427,17 +427,17 @@ def test_another_policy_than_the_one_that_sampled_is_refused(model: DiffusionMod
     Trainer(model, examples, config(algorithm, ratio_tolerance=1e3), seed=0).prepare()
 
 
-def test_small_gradients_do_not_vanish_in_float16() -> None:
-    """Against the same weights in float32. Where it is not scaled, a gradient this small is 0.4 off in float16."""
+@pytest.mark.parametrize("weight", [{"beta": 1e-3}, {"beta": 1e4}, {"algorithm": "dpok", "policy_weight": 1e4}])
+def test_gradients_neither_vanish_nor_overflow_in_float16(weight: dict[str, Any]) -> None:
+    """Against the same weights in float32. Not scaled by the weight, the first is 0.4 off and the others infinite."""
     examples, found = None, []
     for dtype in (torch.float16, torch.float32):
         model = tiny_model()
         model.unet.half().to(dtype)
         attach_lora(model.unet, seed=1)
         shake(model, 0.05)
-        examples = examples or examples_of(model)
-        changes = {"beta": 1e-3, "ratio_tolerance": 1e3, **ALL_AT_ONCE}
-        Trainer(model, examples, config(**changes), seed=0).step()
+        examples = examples or examples_of(model, weight.get("algorithm", "dpo"))
+        Trainer(model, examples, TrainingConfig(ratio_tolerance=1e3, **weight, **ALL_AT_ONCE), seed=0).step()
         found.append(gradient(model))
     assert (found[0] - found[1]).norm() / found[1].norm() < 0.1
 
