@@ -11,6 +11,7 @@ help: ## this list
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): this downloads torch and more, and takes minutes"
 	$(PYTHON) -m venv $(VENV)
+	# not compiled: that takes half a minute, and only a part is ever imported
 	$(BIN)/pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

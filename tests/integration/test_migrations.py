@@ -16,7 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, inspect, text
 
 from api.core.errors import UnknownRevisionError
-from api.core.migrate import migrate
+from api.core.migrate import migrate, revisions
 from api.core.tables import Table
 from api.core.unit_of_work import make_engine
 from tests.servers import PostgresServer
@@ -114,6 +114,18 @@ def run_command(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"DFUSION_DATABASE_URL": url, "DFUSION_DATA_DIR": str(folder), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "api.core.migrate"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_looking_at_the_revision_leaves_the_log_alone(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with engine.connect() as connection:
+        assert revisions(connection)[0] == frozenset()
+    migrate(engine, tmp_path / "lock")
+    caplog.clear()
+    with caplog.at_level(logging.INFO), engine.connect() as connection:
+        present, made = revisions(connection)
+    assert (len(present), present, caplog.records) == (1, made, [])
 
 
 def test_the_command_migrates(engine: Engine, url: str, tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from fastapi.testclient import TestClient
 from minio import Minio
 from sqlalchemy import text
 
+from api import readiness
 from api.core.unit_of_work import make_engine
 from api.main import create_app
+from api.readiness import Readiness
+from api.schemas import CheckOut
 from tests.deployment import until
 from tests.servers import PostgresServer, S3Server, free_port, postgres_server, redis_server, s3_server
 from tests.service import migrated_template, settings_for
@@ -58,6 +61,25 @@ def processes(server: PostgresServer) -> list[psutil.Process]:
 def own_postgres() -> Iterator[PostgresServer]:
     with postgres_server() as server:
         yield server
+
+
+def test_the_end_waits_a_moment_for_a_check_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def slow(*_: object) -> CheckOut | None:
+        time.sleep(0.5)
+        ended.set()
+        return None
+
+    monkeypatch.setattr(readiness, "CHECKS", {"disk": slow})
+    with opened(tmp_path) as client:
+        looks = Readiness(client.app.state.service, None, patience_seconds=0.01)  # type: ignore[attr-defined]
+        looks.look()
+        looks.close()
+        assert not ended.is_set()  # not longer than its patience
+        looks._patience_seconds = 30
+        looks.close()
+        assert ended.is_set()
 
 
 def test_all_is_well(tmp_path: Path, postgres_url: str, s3: S3Server) -> None:
