@@ -25,7 +25,7 @@ stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two 
 	$(BIN)/python -m api.stack
 
 test: check ## all checks, then all tests, in three processes
-	@echo "three suites run side by side, each shows its output when it has ended; this takes about ten minutes"
+	@echo "three suites run side by side, each shows its output when it has ended; this takes ten minutes and more"
 	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-acceptance test-units test-integration
 
 # glibc gives large blocks back at once, and each matrix of explicit attention would fault all its pages anew

@@ -182,7 +182,7 @@ def request_of(arguments: argparse.Namespace) -> Json:
             "micro_batch": 16,
             "log_gradient_norms": False,
         },
-        "evaluation": {"samples_per_prompt": 1},
+        "evaluation": {"samples_per_prompt": 1, "every_round": False},
         "label": "demo",
     }
 

@@ -84,7 +84,7 @@ class NaiveProcessor:
 
 def attention(q: torch.Tensor, k: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
     """softmax(Q K^T / sqrt(D)) of one head, (rows, L, M), over the keys where `among` (1, M) is 1; 0 without such."""
-    scores = torch.einsum("rld,rmd->rlm", q, k) / math.sqrt(q.shape[-1])
+    scores = torch.einsum("rld,rmd->rlm", q / math.sqrt(q.shape[-1]), k)
     if among is None:
         return torch.softmax(scores, -1)
     weights = torch.exp(scores - scores.amax(-1, keepdim=True)) * among
