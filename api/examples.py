@@ -296,6 +296,7 @@ ANSWERS: dict[str, Example] = {
             "total_at_most": 39552,
         },
         "seconds": 1312.4,
+        "memory_bytes": 9_300_000_000,
         "storage_bytes": 412_000_000,
     },
     "EventOut": {

@@ -239,13 +239,15 @@ class UnetCounts(BaseModel):
 
 
 class EstimateOut(BaseModel):
-    """What a job would take; nothing was made. `seconds` (on one worker) and `storage_bytes` are judged by this
-    installation's own past jobs, null where there are none."""
+    """What a job would take; nothing was made. `seconds` (on one worker), `memory_bytes` (of its GPU, or of the machine
+    where it has none) and `storage_bytes` are judged by this installation's own past jobs, null where there are none.
+    """
 
     dry_run: bool
     images: ImageCounts
     unet_evaluations: UnetCounts
     seconds: float | None
+    memory_bytes: int | None
     storage_bytes: int | None
 
     @classmethod
@@ -266,6 +268,7 @@ class EstimateOut(BaseModel):
                 total_at_most=counts.unet_evaluations,
             ),
             seconds=estimate.seconds,
+            memory_bytes=estimate.memory_bytes,
             storage_bytes=estimate.storage_bytes,
         )
 

@@ -37,9 +37,10 @@ def run_stage(bench: Workbench, claim: Claim, stop: Stop) -> bool:
 def _attempt(bench: Workbench, claim: Claim, stop: Stop) -> bool:
     try:
         with bench.store.scratch() as scratch:
+            bench.forget_peak_memory()
             with Heartbeat(bench, claim, stop) as heartbeat:
                 record = HANDLERS[claim.kind](Task(bench, claim, heartbeat, scratch))
-            execution.finish(bench.uow, bench.settings, claim, record, heartbeat.total)
+            execution.finish(bench.uow, bench.settings, claim, record, heartbeat.total, bench.peak_memory())
     except LeaseLostError:
         raise
     except StageCancelledError:

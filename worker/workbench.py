@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass, field
 
 import torch
@@ -47,8 +48,22 @@ class Workbench:
 
     def about(self) -> tuple[str, str | None, int | None]:
         """The device, the base model that is loaded, and the memory of the GPU that torch holds."""
-        on_gpu = torch.device(self.device).type == "cuda"
-        return self.device, self.models.loaded, torch.cuda.memory_reserved(self.device) if on_gpu else None
+        return self.device, self.models.loaded, torch.cuda.memory_reserved(self.device) if self._on_gpu else None
+
+    @property
+    def _on_gpu(self) -> bool:
+        return torch.device(self.device).type == "cuda"
+
+    def forget_peak_memory(self) -> None:
+        """Measure `peak_memory` from now on, where that can be done."""
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> int:
+        """Bytes of the GPU that tensors took at most; without a GPU, of the machine, since this process began."""
+        if self._on_gpu:
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
 
     def scorer(self, scorer: ScorerRef) -> Scorer:
         """The scorer of that name, or that weighted sum. Raises ModelNotFoundError."""

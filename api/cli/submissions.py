@@ -255,6 +255,7 @@ def _estimate_sheet(found: EstimateOut) -> RenderableType:
             "time": "unknown: nothing of the kind was done here yet"
             if found.seconds is None
             else f"{clock(found.seconds)} on one worker",
+            "memory": "unknown" if found.memory_bytes is None else size(found.memory_bytes),
             "storage": "unknown" if found.storage_bytes is None else size(found.storage_bytes),
         }
     )

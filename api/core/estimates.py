@@ -1,15 +1,15 @@
-"""How long a job may take and what it may store, judged by what this installation's own past jobs took."""
+"""What a job may take (time, memory, storage), judged by what this installation's own past jobs took."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from api.core.planning import PlannedStage, Sizes, count, plan_round, plan_start
 from api.core.specs import JobSpec, RoundSpec
-from api.core.states import StageState
+from api.core.states import StageKind, StageState
 from api.core.tables import Artifact, Job, Sample, Stage
 
 _LATEST = 200
@@ -18,19 +18,21 @@ _LATEST = 200
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds on one worker, and bytes; None where nothing of the kind was done here before."""
+    """Seconds and memory on one worker, and bytes stored; None where nothing of the kind was done here before."""
 
     seconds: float | None
+    memory_bytes: int | None
     storage_bytes: int | None
 
 
 def estimate_of(session: Session, spec: JobSpec, sizes: Sizes) -> Estimate:
-    """What the job may take, from the latest stages of the same kinds and the latest samples of the same base."""
+    """What the job may take, from the latest stages of the same kinds, stages and samples of the same base."""
     plan = _whole_plan(spec, sizes)
     known = _seconds_per_work(session)
     kinds = {stage.kind for stage in plan if stage.work > 1}
     seconds = sum(stage.work * known.get(stage.kind, 0.0) for stage in plan) if kinds <= known.keys() else None
-    return Estimate(None if seconds is None else round(seconds, 1), _bytes(session, spec, sizes))
+    memory = _memory(session, spec, {stage.kind for stage in plan})
+    return Estimate(None if seconds is None else round(seconds, 1), memory, _bytes(session, spec, sizes))
 
 
 def _whole_plan(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:
@@ -53,13 +55,26 @@ def _seconds_per_work(session: Session) -> dict[str, float]:
     return {kind: seconds / work for kind, seconds, work in rows if work}
 
 
+def _of_base(spec: JobSpec) -> list[ColumnElement[bool]]:
+    """Which jobs are of the same base model; all, where the job names none or several."""
+    base = getattr(spec, "model", None)
+    return [] if base is None else [Job.spec["model"].as_string() == base]
+
+
+def _memory(session: Session, spec: JobSpec, kinds: set[StageKind]) -> int | None:
+    """The most that one of the latest stages of these kinds took."""
+    latest = select(Stage.memory_bytes).join(Job, Job.id == Stage.job_id).where(*_of_base(spec))
+    latest = latest.where(Stage.kind.in_(kinds), Stage.memory_bytes.is_not(None))
+    newest = latest.order_by(Stage.finished_at.desc()).limit(_LATEST).subquery()
+    found: int | None = session.scalar(select(func.max(newest.c.memory_bytes)))
+    return found
+
+
 def _bytes(session: Session, spec: JobSpec, sizes: Sizes) -> int | None:
     """Images and trajectories of all samples, by what the latest samples of the same base model took each."""
     counts = count(spec, sizes)
     latest = select(Sample.image_artifact_id, Sample.trajectory_artifact_id).join(Job, Job.id == Sample.job_id)
-    base = getattr(spec, "model", None)
-    if base is not None:
-        latest = latest.where(Job.spec["model"].as_string() == base)
+    latest = latest.where(*_of_base(spec))
     rows = session.execute(latest.order_by(Sample.id.desc()).limit(_LATEST)).all()
     if not rows:
         return None if counts.images else 0

@@ -148,7 +148,14 @@ def note(uow: UnitOfWork, held: Claim, kind: str, message: str, **data: object) 
     uow.run(write, jobs.has_event)
 
 
-def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[Session], None], steps: int = 0) -> None:
+def finish(
+    uow: UnitOfWork,
+    settings: Settings,
+    held: Claim,
+    record: Callable[[Session], None],
+    steps: int = 0,
+    memory_bytes: int | None = None,
+) -> None:
     """The stage has succeeded: what it made, its state, and what follows from it become visible at once.
 
     `record` is called again after a transaction that was not kept. Raises LeaseLostError, or StageCancelledError
@@ -157,7 +164,7 @@ def finish(uow: UnitOfWork, settings: Settings, held: Claim, record: Callable[[S
 
     def end(session: Session) -> None:
         job = jobs.lock(session, held.job_id)
-        if not stages.succeed(session, held.stage_id, held.epoch, steps):
+        if not stages.succeed(session, held.stage_id, held.epoch, steps, memory_bytes):
             raise StageCancelledError("a cancel was asked for before the stage ended")
         record(session)
         stage = stages.get(session, held.stage_id)

@@ -165,6 +165,8 @@ class Stage(Table):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    memory_bytes: Mapped[int | None]
+    """The most that it took: of the GPU's memory, or of the machine's where its worker had no GPU."""
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
 

@@ -176,9 +176,9 @@ def save_checkpoint(session: Session, stage_id: str, epoch: int, key: str, sha25
     _fenced(session, stage_id, epoch, values)
 
 
-def succeed(session: Session, stage_id: str, epoch: int, steps: int) -> bool:
+def succeed(session: Session, stage_id: str, epoch: int, steps: int, memory_bytes: int | None) -> bool:
     """The stage has succeeded in so many steps, unless a cancel was asked for before (False). Raises LeaseLostError."""
-    values: dict[str, Any] = {"state": StageState.SUCCEEDED, "finished_at": now_seconds()}
+    values: dict[str, Any] = {"state": StageState.SUCCEEDED, "finished_at": now_seconds(), "memory_bytes": memory_bytes}
     values |= {"progress_done": steps, "progress_total": steps}
     query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
     if session.execute(query.values({**values, **_NO_LEASE}).returning(Stage.id)).first() is not None:

@@ -14,8 +14,10 @@ import pyarrow.parquet
 import pytest
 from diffusers import StableDiffusionPipeline
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from api.core import execution
+from api.core.tables import Stage
 from api.main import create_app
 from tests.installation import Installation
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle
@@ -313,6 +315,10 @@ def test_an_estimate_knows_what_past_jobs_took(installation: Installation) -> No
     assert found["images"]["sampled"] == 24
     assert found["unet_evaluations"]["sampling"] == 24 * 4 * 2
     assert found["seconds"] > 0 and found["storage_bytes"] > 0
+    assert 10**8 < found["memory_bytes"] < 2**36  # a process with torch takes hundreds of megabytes
+    with installation.service.uow.writing() as session:
+        session.execute(update(Stage).where(Stage.kind == "sample").values(memory_bytes=2**40))
+    assert installation.client.post("/samplings?dry_run=true", json=body).json()["memory_bytes"] == 2**40
 
 
 @pytest.mark.parametrize(
