@@ -177,7 +177,7 @@ def test_a_database_that_is_away_is_not_ready(tmp_path: Path, own_postgres: Post
         assert look(client)[0] == 200
 
 
-ASKING_THE_DATABASE = ["check-database", "check-migrations", "check-worker"]
+ASKING_THE_DATABASE = {"check-database", "check-migrations", "check-worker"}
 """The threads that hang with it: one for each check, however often somebody looks."""
 
 
@@ -190,12 +190,15 @@ def test_a_database_that_hangs_is_not_ready_and_is_not_asked_by_ever_more_thread
         asleep = processes(own_postgres)
         for one in asleep:
             one.suspend()
+        most = 0
         try:
             for _ in range(3):
                 status, said, states = look(client)
                 assert (status, said, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
-                hanging = sorted(one.name for one in threading.enumerate() if one.name in ASKING_THE_DATABASE)
-                assert hanging == ASKING_THE_DATABASE
+                hanging = [one.name for one in threading.enumerate() if one.name in ASKING_THE_DATABASE]
+                most = max(most, len(hanging))
+                assert len(hanging) == len(set(hanging))  # one that had to connect anew gives up after 5 s
+            assert most == len(ASKING_THE_DATABASE)
         finally:
             for one in asleep:
                 one.resume()
