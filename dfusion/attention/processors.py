@@ -22,9 +22,12 @@ from dfusion import _torchvision_ops  # noqa: F401
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from dfusion.attention.fusion import Fusion, cross_attention, self_attention
+from dfusion.attention.fusion import Attend, Fusion, cross_attention, self_attention
 from dfusion.attention.layers import Layer
 from dfusion.errors import ShapeMismatchError
+
+_NARROW_HEAD = 16
+"""On a CPU narrower heads take longer than ones of this width, so they are filled up with zeros."""
 
 
 @dataclass
@@ -88,11 +91,15 @@ class CaptureProcessor(PlainProcessor):
 
 
 class FuseProcessor(PlainProcessor):
-    """Attention of a fused layer: targets take of their reference what `Fusion.control` says (Eq. 5, appendix B)."""
+    """Attention of a fused layer: targets take of their reference what `Fusion.control` says (Eq. 5, appendix B).
 
-    def __init__(self, level: int) -> None:
+    The `last` one of a U-Net call attends for the targets alone: what comes of the references' rows behind it is read
+    by nobody.
+    """
+
+    def __init__(self, level: int, last: bool) -> None:
         super().__init__()
-        self.level = level
+        self.level, self.last = level, last
 
     def __call__(
         self,
@@ -107,11 +114,14 @@ class FuseProcessor(PlainProcessor):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         parts = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        attend: Attend = partial(_attend, attn)
+        if self.last:
+            attend = partial(_attend_for, fusion.fusion.targets, attend)
         if encoder_hidden_states is None:
             _check_pixels(fusion.fusion, self.level, hidden_states)
-            output = self_attention(partial(_attend, attn), *parts, fusion.fusion, self.level)
+            output = self_attention(attend, *parts, fusion.fusion, self.level)
         else:
-            output = cross_attention(partial(_attend, attn), *parts, fusion.fusion)
+            output = cross_attention(attend, *parts, fusion.fusion)
         return attn.to_out[1](attn.to_out[0](output))  # type: ignore[no-any-return]
 
 
@@ -120,8 +130,24 @@ def _attend(
 ) -> torch.Tensor:
     """Multi-head attention of projected rows; see `dfusion.attention.fusion.Attend`."""
     query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    width = query.shape[-1]
+    if query.device.type == "cpu" and width < _NARROW_HEAD:
+        query, key, value = (functional.pad(x, (0, _NARROW_HEAD - width)) for x in (query, key, value))
     output = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=attn.scale)
-    return output.transpose(1, 2).flatten(2)
+    return output[..., :width].transpose(1, 2).flatten(2)
+
+
+def _attend_for(
+    rows: torch.Tensor,
+    attend: Attend,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.Tensor | None,
+) -> torch.Tensor:
+    """`attend` for these rows, zeros in all others."""
+    output = attend(query[rows], key[rows], value[rows], None if allowed is None else allowed[rows])
+    return torch.zeros_like(query).index_copy(0, rows, output)
 
 
 def _check_pixels(fusion: Fusion, level: int, hidden_states: torch.Tensor) -> None:
@@ -136,6 +162,11 @@ def _mean_attention(attn: Attention, hidden_states: torch.Tensor, encoder_hidden
     query, key = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in (query, key))
     probabilities: torch.Tensor = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1)
     return probabilities.mean(1)
+
+
+def _fused_paths(layer: Layer, fuse: Sequence[Layer], fuse_cross: Sequence[Layer]) -> tuple[str, ...]:
+    """The layer's fused attention modules; the last of them is the last that the U-Net calls."""
+    return (layer.self_attention if layer in fuse else ()) + (layer.cross_attention if layer in fuse_cross else ())
 
 
 @contextmanager
@@ -156,10 +187,10 @@ def processors_installed(
     installed: dict[str, Any] = {name: PlainProcessor() for name in before}
     for layer in capture:
         installed |= {f"{path}.processor": CaptureProcessor() for path in layer.cross_attention}
-    for layer in fuse:
-        installed |= {f"{path}.processor": FuseProcessor(layer.level) for path in layer.self_attention}
-    for layer in fuse_cross:
-        installed |= {f"{path}.processor": FuseProcessor(layer.level) for path in layer.cross_attention}
+    in_order = sorted({*fuse, *fuse_cross}, key=lambda layer: layer.index)
+    fused = [(path, layer.level) for layer in in_order for path in _fused_paths(layer, fuse, fuse_cross)]
+    for path, level in fused:
+        installed[f"{path}.processor"] = FuseProcessor(level, last=path == fused[-1][0])
     unet.set_attn_processor(installed)
     try:
         yield

@@ -64,6 +64,21 @@ def test_keys_and_values_are_chosen_by_the_mask() -> None:
     assert fuse_rows(values, fusion, 1)[..., 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 9, 10, 3]]
 
 
+@pytest.mark.parametrize("cross", [False, True])
+def test_the_last_attention_leaves_out_the_references_that_nobody_reads_any_more(cross: bool) -> None:
+    unet = tiny_unet()
+    layers = resolve_layers(find_layers(unet), "middle+up")
+    masks = {layer.level: torch.ones(1, layer.size(8, 8)[0] * layer.size(8, 8)[1]).bool() for layer in layers}
+    left_out: list[bool] = []
+    with processors_installed(unet, fuse=layers, fuse_cross=layers if cross else ()):
+        for module in unet.modules():
+            if isinstance(getattr(module, "processor", None), FuseProcessor):
+                module.to_out[0].register_forward_pre_hook(lambda _, args: left_out.append(not args[0][0].any()))
+        call(unet, AttentionContext(fusion=Fusion(torch.tensor([1]), torch.tensor([0]), masks)))
+    assert left_out == [False] * (len(left_out) - 1) + [True]
+    assert len(left_out) > 2
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_full_mask_makes_keys_and_values_the_references(lora: bool) -> None:
     """The target's attention over the reference's keys and values, with the adapter's part in all projections."""
