@@ -14,11 +14,14 @@ from api.core.specs import ScorerRef
 from api.core.storage import Store
 from api.core.unit_of_work import UnitOfWork
 from dfusion.rewards import Scorer, load_scorer
+from worker.allocator import keep_freed_memory
 from worker.model_cache import ModelCache
 
 
 def set_up_torch(settings: Settings) -> None:
-    """For this whole process: its number of threads, and float32 that is not rounded to TF32 (decision 016)."""
+    """For this whole process: its number of threads, float32 that is not rounded to TF32 (decision 016), and memory
+    that stays for the next layer."""
+    keep_freed_memory()
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     torch.backends.cudnn.allow_tf32 = False
