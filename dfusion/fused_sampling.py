@@ -25,7 +25,7 @@ from dfusion.attention.processors import AttentionContext, processors_installed
 from dfusion.config import FusionConfig
 from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
-from dfusion.guidance import check_embeds, predict
+from dfusion.guidance import check_embeds, placement, predict
 from dfusion.sampling import OnStep, draw, generators, take_step
 from dfusion.types import Conditioning, Prompts, Trajectory
 
@@ -79,6 +79,7 @@ def fuse(
     sources = generators(base.seeds)
     latents, log_probs = base.latents.clone(), base.log_probs.clone()
     draw(sources, shape)  # x_T
+    device, _ = placement(unet)
     with processors_installed(unet, fuse=layers if control.own else (), fuse_cross=layers if control.cross else ()):
         for i in range(len(schedule)):
             if on_step is not None:
@@ -86,7 +87,7 @@ def fuse(
             noise = draw(sources, shape)
             if i < config.first_step:
                 continue
-            x_t = latents[:, i].to(unet.device)
+            x_t = latents[:, i].to(device)
             if i in fused_steps:
                 masks = merge_masks(_item_maps(reference)[:, i], thresholds, config.merge)
                 noise_pred = batch.predict_fused(x_t, schedule, i, settings.guidance_scale, masks, layers)

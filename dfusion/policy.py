@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from dfusion.ddim import Schedule, log_prob, mean
 from dfusion.errors import ScheduleError, ShapeMismatchError
-from dfusion.guidance import check_embeds, predict
+from dfusion.guidance import check_embeds, placement, predict
 from dfusion.types import Prompts, Trajectory
 
 
@@ -37,7 +37,7 @@ def transition_mean(
         raise ShapeMismatchError("step_indices", tuple(x_t.shape[:1]), tuple(step_indices.shape))
     schedule.require_trainable(step_indices)
     negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(x_t), guidance_scale)
-    x_t = x_t.to(unet.device)
+    x_t = x_t.to(placement(unet)[0])
     timesteps = schedule.timesteps[step_indices.cpu()]
     noise_pred = predict(unet, x_t, timesteps, prompt_embeds, negative, guidance_scale)
     return mean(schedule, step_indices, x_t, noise_pred)

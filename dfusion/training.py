@@ -17,6 +17,7 @@ from dfusion.config import TrainingConfig
 from dfusion.ddim import Schedule, log_prob
 from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError
 from dfusion.files import read_tensors, write_tensors
+from dfusion.guidance import placement
 from dfusion.losses.dpok import gaussian_kl
 from dfusion.losses.objective import RowTerms, row_losses
 from dfusion.models import DiffusionModel
@@ -237,7 +238,7 @@ class Trainer:
 
     def _backward(self, numbers: list[int], weight: float, reference: _Reference, tally: Tally) -> None:
         """Add the gradient of some rows, each of that weight."""
-        rows, device = [self._rows[n] for n in numbers], self.model.unet.device
+        rows, (device, _) = [self._rows[n] for n in numbers], placement(self.model.unet)
         old, old_means = reference.log_probs[numbers].to(device), reference.means[numbers].to(device)
         advantages = torch.tensor([self.examples[row.example].advantage for row in rows], device=device)
         new, means = self._evaluate(numbers)
