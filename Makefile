@@ -3,7 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stack test test-units test-integration test-acceptance test-faults check check-docker fix openapi bench bench-service clean
+# set-up compiles nothing, so the first import must, or all processes would do it again
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo serve stack test test-units test-integration test-acceptance test-faults check compile check-docker fix openapi bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -11,7 +14,7 @@ help: ## this list
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): this downloads torch and more, and takes minutes"
 	$(PYTHON) -m venv $(VENV)
-	# not compiled: that takes half a minute, and only a part is ever imported
+	# not compiled: that takes half a minute, and only a part is ever imported, which compiles it
 	$(BIN)/pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -24,13 +27,16 @@ serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until C
 stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two workers, until Ctrl-C
 	$(BIN)/python -m api.stack
 
-test: check ## all checks, then all tests, in three processes
+test: $(VENV)/.ready ## all checks, then all tests, in three processes
+	@$(MAKE) --no-print-directory --output-sync=target -j2 check compile
 	@echo "three suites run side by side, each shows its output when it has ended; this takes ten minutes and more"
 	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-acceptance test-units test-integration
 
 # glibc gives large blocks back at once, and each matrix of explicit attention would fault all its pages anew
-test-units bench: export MALLOC_MMAP_MAX_ := 0
-test-units bench: export MALLOC_TRIM_THRESHOLD_ := 8589934592
+test-units test-integration test-acceptance bench: export MALLOC_MMAP_MAX_ := 0
+test-units test-integration test-acceptance bench: export MALLOC_TRIM_THRESHOLD_ := 8589934592
+# three suites share the cores: a thread that waits for another's core would only spin
+test-units test-integration test-acceptance: export OMP_NUM_THREADS := 1
 test-units: $(VENV)/.ready
 	$(BIN)/pytest tests/unit
 
@@ -48,6 +54,10 @@ check: $(VENV)/.ready ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+compile: $(VENV)/.ready
+	@# before the suites, which start many processes, three at once
+	@$(BIN)/python -c "import api.cli, api.main, open_clip, worker.celery_app, worker.local"
 
 check-docker: $(VENV)/.ready ## what the Dockerfiles install, in clean environments; takes minutes
 	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py

@@ -149,7 +149,7 @@ def test_a_round_through_what_compose_runs(
         for name in ("api", "sweeper", "worker-cpu"):
             made.start(name)
         for name in made.processes:
-            until(lambda name=name: made.is_healthy(name))
+            until(lambda name=name: made.is_healthy(name) or time.sleep(0.5))
         port = made.environment("api")["DFUSION_PORT"]
         key = {"Authorization": f"Bearer {SECRETS['DFUSION_BOOTSTRAP_ADMIN_KEY']}"}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=70) as stranger:
