@@ -3,10 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-# set-up compiles nothing, so the first import must, or all processes would do it again
-unexport PYTHONDONTWRITEBYTECODE
-
-.PHONY: help demo serve stack test test-units test-integration test-acceptance test-faults check compile check-docker fix openapi bench bench-service clean
+.PHONY: help demo serve stack test test-units test-library test-integration test-acceptance test-faults check compile check-docker fix openapi bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,18 +24,17 @@ serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until C
 stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two workers, until Ctrl-C
 	$(BIN)/python -m api.stack
 
-test: $(VENV)/.ready ## all checks, then all tests, in three processes
+test: $(VENV)/.ready ## all checks, then all tests, three suites at a time
 	@$(MAKE) --no-print-directory --output-sync=target -j2 check compile
-	@echo "three suites run side by side, each shows its output when it has ended; this takes ten minutes and more"
-	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-acceptance test-units test-integration
+	@echo "suites run side by side, each shows its output when it has ended; this takes ten minutes and more"
+	@# a thread that waits for a core which another suite has would only spin
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-acceptance test-library test-integration test-units
 
-# glibc gives large blocks back at once, and each matrix of explicit attention would fault all its pages anew
-test-units test-integration test-acceptance bench: export MALLOC_MMAP_MAX_ := 0
-test-units test-integration test-acceptance bench: export MALLOC_TRIM_THRESHOLD_ := 8589934592
-# three suites share the cores: a thread that waits for another's core would only spin
-test-units test-integration test-acceptance: export OMP_NUM_THREADS := 1
 test-units: $(VENV)/.ready
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit --ignore tests/unit/dfusion
+
+test-library: $(VENV)/.ready
+	$(BIN)/pytest tests/unit/dfusion
 
 test-integration: $(VENV)/.ready
 	$(BIN)/pytest tests/integration
@@ -56,8 +52,8 @@ check: $(VENV)/.ready ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 compile: $(VENV)/.ready
-	@# before the suites, which start many processes, three at once
-	@$(BIN)/python -c "import api.cli, api.main, open_clip, worker.celery_app, worker.local"
+	@# once, before the suites start many processes, which would all do it, each time where bytecode is not to be written
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import api.cli, api.main, celery, open_clip, worker.local"
 
 check-docker: $(VENV)/.ready ## what the Dockerfiles install, in clean environments; takes minutes
 	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py

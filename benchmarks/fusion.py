@@ -1,4 +1,7 @@
-"""What a target costs, plainly and by `dfusion`, side by side in one run: `python -m benchmarks.fusion`.
+"""What a target costs, plainly and by `dfusion`, side by side: `python -m benchmarks.fusion`.
+
+Each way runs several times, in turns, and its least time counts. On a CPU freed memory stays with the process, as in a
+worker: else the plain way would fault all pages of each of its matrices anew.
 
 The plain way (`benchmarks.plain_fusion`) calls the U-Net for reference, base and target at every step, with explicit
 attention matrices; its cost is the same for every target, so one is measured. `dfusion.fuse` starts from stored
@@ -31,6 +34,7 @@ from benchmarks.plain_fusion import plain_fuse
 from dfusion.config import FusionConfig, SamplingConfig
 from dfusion.fused_sampling import fuse
 from dfusion.sampling import sample
+from worker.allocator import keep_freed_memory
 
 TARGETS = 2
 SEEDS = (1, 2, 3)
@@ -78,6 +82,13 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     return parser
+
+
+def set_up(arguments: argparse.Namespace) -> None:
+    """As a worker is on a CPU, but for the threads, which are those asked for."""
+    torch.set_num_threads(arguments.threads)
+    if torch.device(arguments.device).type == "cpu":
+        keep_freed_memory()
 
 
 def setting(arguments: argparse.Namespace) -> str:
@@ -132,7 +143,9 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", type=int, default=3, help="of each way, in turns; the least time counts")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    if arguments.runs < 1:
+        parser.error(f"--runs: expected at least 1, got {arguments.runs}")
+    set_up(arguments)
     unet = random_unet(arguments.unet, arguments.device, getattr(torch, arguments.dtype))
     compare(unet, TOKENS[arguments.unet], steps=4)  # what only a first call does, on a GPU above all
     found = [compare(unet, TOKENS[arguments.unet], arguments.steps) for _ in range(arguments.runs)]

@@ -20,7 +20,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "block_out_channels": (16, 16, 32, 32),
         "layers_per_block": 1,
         "cross_attention_dim": 16,
-        "attention_head_dim": 2,
+        "attention_head_dim": 1,
         "norm_num_groups": 8,
     },
     "sd-2.1-base": {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.fusion import parser_of, setting, settled
+from benchmarks.fusion import parser_of, set_up, setting, settled
 from benchmarks.nets import random_model
 from dfusion.adapter import attach_lora, lora_parameters
 from dfusion.config import SamplingConfig, TrainingConfig
@@ -85,7 +85,7 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    set_up(arguments)
     model = random_model(arguments.unet, arguments.device, getattr(torch, arguments.dtype))
     pairs = drawn_pairs(model, arguments.pairs, arguments.steps)
     rows = arguments.pairs * arguments.steps

@@ -41,8 +41,9 @@ def _shapes(value: Prompts) -> list[tuple[int, ...]]:
 
 
 def placement(unet: UNet2DConditionModel) -> tuple[torch.device, torch.dtype]:
-    """Where the U-Net is and in what dtype it computes: its first parameter's. (`unet.device` and `unet.dtype` go
-    through all its modules, which takes milliseconds each.)"""
+    """The device and the dtype of the U-Net, which are its first parameter's: diffusers' hooks for offloading and
+    casting are not for U-Nets that are sampled here. (`unet.device` and `unet.dtype` look for such hooks in all its
+    modules, which takes milliseconds each.)"""
     first = next(unet.parameters())
     return first.device, first.dtype
 

@@ -17,7 +17,7 @@ from dfusion.attention.processors import AttentionContext, processors_installed
 from dfusion.config import SamplingConfig
 from dfusion.ddim import Schedule, mean, recorded_log_prob
 from dfusion.errors import InvalidInputError, NonFiniteError
-from dfusion.guidance import check_embeds, predict
+from dfusion.guidance import check_embeds, placement, predict
 from dfusion.types import Conditioning, Prompts, Trajectory
 
 OnStep = Callable[[int, int], None]
@@ -80,7 +80,7 @@ def sample(
     capture = _Capture(unet, items, Conditioning.of(prompt_embeds).embeds, mask_source, shape[1:])
     sources = generators(seeds)
     latents, log_probs = [draw(sources, shape)], []
-    x_t = latents[0].to(unet.device)
+    x_t = latents[0].to(placement(unet)[0])
     with processors_installed(unet, capture=capture.layers):
         for i in range(len(schedule)):
             if on_step is not None:
@@ -139,7 +139,7 @@ class _Capture:
             raise InvalidInputError(f"items: expected those of {len(prompt_embeds)} samples, got {len(self.items)}")
         self.layers = mask_layers(find_layers(unet), mask_source)
         self._size = self.layers[0].size(*size)
-        self._weights = item_weights(self.items, prompt_embeds.shape[1]).to(unet.device)
+        self._weights = item_weights(self.items, prompt_embeds.shape[1]).to(placement(unet)[0])
 
     def context(self) -> AttentionContext | None:
         return None if self.items is None else AttentionContext(item_weights=self._weights)

@@ -85,7 +85,7 @@ class Trainer:
         self._orders = [
             torch.randperm(self.rows_total, generator=generator).tolist() for _ in range(config.inner_epochs)
         ]
-        self._ratio_tolerance = config.ratio_tolerance or ratio_tolerance_of(model.unet.dtype)
+        self._ratio_tolerance = config.ratio_tolerance or ratio_tolerance_of(placement(model.unet)[1])
         self._parameters = lora_parameters(model.unet)
         if not all(parameter.requires_grad for parameter in self._parameters.values()):
             raise InvalidInputError("unet: expected an adapter that can be trained: see attach_lora and load_adapter")
@@ -210,7 +210,8 @@ class Trainer:
     @property
     def _in_float16(self) -> str:
         """What an error says beside, where numbers may have been too large for the U-Net's dtype."""
-        return "; a bfloat16 or float32 U-Net takes larger ones" if self.model.unet.dtype == torch.float16 else ""
+        _, dtype = placement(self.model.unet)
+        return "; a bfloat16 or float32 U-Net takes larger ones" if dtype == torch.float16 else ""
 
     def _loss_scale(self, rows: int) -> float:
         """The power of two next to rows x C x h x w / weight: what comes back to the U-Net then has the size that one

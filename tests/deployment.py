@@ -101,7 +101,7 @@ class Deployment:
         settings = self.settings.model_copy(update=changes)
         self.run(name, "-m", "api", settings=settings, DFUSION_BOOTSTRAP_ADMIN_KEY=ADMIN_KEY if settings.auth else "")
         with self.client(settings.port) as client:
-            until(lambda: self.is_ready(client, name))
+            until(lambda: self.is_ready(client, name) or time.sleep(0.1))
 
     def is_ready(self, client: httpx.Client, name: str = "api") -> bool:
         """Whether it can work; a front that has ended fails the test."""

@@ -18,10 +18,18 @@ from worker.allocator import keep_freed_memory
 from worker.model_cache import ModelCache
 
 
+def device_of(settings: Settings) -> str:
+    """Where a worker of these settings computes."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def set_up_torch(settings: Settings) -> None:
-    """For this whole process: its number of threads, float32 that is not rounded to TF32 (decision 016), and memory
-    that stays for the next layer."""
-    keep_freed_memory()
+    """For this whole process: its number of threads, float32 that is not rounded to TF32 (decision 016), and on a CPU
+    memory that stays for the next layer."""
+    if device_of(settings) == "cpu":
+        keep_freed_memory()
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     torch.backends.cudnn.allow_tf32 = False
@@ -43,9 +51,7 @@ class Workbench:
     @classmethod
     def of(cls, service: Service) -> Workbench:
         """The workbench of an opened installation."""
-        device = service.settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(service.settings)
         models = ModelCache(service.catalogue, service.store, device)
         return cls(service.settings, service.uow, service.store, service.catalogue, device, models)
 

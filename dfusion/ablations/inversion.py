@@ -24,7 +24,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.config import SamplingConfig
 from dfusion.ddim import Schedule, mean, recorded_log_prob
 from dfusion.errors import NonFiniteError, ShapeMismatchError
-from dfusion.guidance import check_embeds, predict
+from dfusion.guidance import check_embeds, placement, predict
 from dfusion.sampling import OnStep
 from dfusion.types import Prompts, Trajectory
 
@@ -87,7 +87,7 @@ def invert(
         raise ShapeMismatchError("latents", f"({len(seeds)}, C, h, w)", tuple(latents.shape))
     embeds = prompt_embeds, check_embeds(prompt_embeds, negative_prompt_embeds, len(latents), config.guidance_scale)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
-    steps, x_t = len(schedule), _finite(latents.to(unet.device, torch.float32), "that were given")
+    steps, x_t = len(schedule), _finite(latents.to(placement(unet)[0], torch.float32), "that were given")
     backward = replace(
         schedule, alphas=schedule.prev_alphas, prev_alphas=schedule.alphas, sigmas=torch.zeros_like(schedule.sigmas)
     )
@@ -128,7 +128,7 @@ def denoise(
     """
     embeds = prompt_embeds, check_embeds(prompt_embeds, negative_prompt_embeds, len(x_t), config.guidance_scale)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, eta=0.0)
-    x_t = _finite(x_t.to(unet.device, torch.float32), "that were given")
+    x_t = _finite(x_t.to(placement(unet)[0], torch.float32), "that were given")
     for i in range(len(schedule)):
         noise_pred = predict(unet, x_t, schedule.timesteps[i], *embeds, config.guidance_scale)
         x_t = _finite(mean(schedule, i, x_t, noise_pred), f"at step_index {i}")

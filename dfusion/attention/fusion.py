@@ -52,6 +52,9 @@ Q and K takes the maps. In "masactrl" pixels read the keys and values of Eq. 5, 
 class Fusion:
     """Which rows of a U-Net batch are fused, from which rows of the same batch they read, and how.
 
+    The U-Net's output holds for the targets alone: other rows are there to be read from, and the last fused attention
+    leaves them out.
+
     targets  (R,) int64, rows of the targets, one for each of their guidance halves
     sources  (R,) int64, for each of them the row of its reference, same half
     masks    for each level of the U-Net that is fused, (R, L) bool: the pixels that come from the reference
@@ -69,7 +72,7 @@ def self_attention(
 ) -> torch.Tensor:
     """Output of self-attention under `fusion.control`, (B, L, H*D), from (B, L, H*D) each.
 
-    The references' rows stay as they are.
+    The references' rows are their own, as far as `attend` does not leave them out.
     """
     control, parts = fusion.control, {"q": query, "k": key, "v": value}
     for name in control.own:

@@ -26,15 +26,13 @@ from dfusion.attention.fusion import Attend, Fusion, cross_attention, self_atten
 from dfusion.attention.layers import Layer
 from dfusion.errors import ShapeMismatchError
 
-_NARROW_HEAD = 16
-"""On a CPU narrower heads take longer than ones of this width, so they are filled up with zeros."""
-
 
 @dataclass
 class AttentionContext:
     """What one U-Net call captures or fuses. Make a new one for each call.
 
-    item_weights  (B, N, K): capture the item maps of the last B rows (the conditional half); None captures nothing
+    item_weights  (B, N, K): capture the item maps of the last B rows (the conditional half); None captures nothing.
+                  Not together with `fusion`: the last fused layer leaves out rows that are no targets
     captured      filled by the call: (B, L, K) float32 for each attention module of the mask layers
     fusion        which rows are fused and how (Eq. 5, appendix B); None fuses nothing
     """
@@ -130,11 +128,8 @@ def _attend(
 ) -> torch.Tensor:
     """Multi-head attention of projected rows; see `dfusion.attention.fusion.Attend`."""
     query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-    width = query.shape[-1]
-    if query.device.type == "cpu" and width < _NARROW_HEAD:
-        query, key, value = (functional.pad(x, (0, _NARROW_HEAD - width)) for x in (query, key, value))
     output = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=attn.scale)
-    return output[..., :width].transpose(1, 2).flatten(2)
+    return output.transpose(1, 2).flatten(2)
 
 
 def _attend_for(

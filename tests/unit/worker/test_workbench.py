@@ -1,11 +1,30 @@
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.service import settings_for
+from worker import workbench
 from worker.workbench import set_up_torch
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the allocator was told, without this process's own being told."""
+    found: list[str] = []
+    monkeypatch.setattr(workbench, "keep_freed_memory", lambda: found.append("keep"))
+    return found
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", ["keep"]), ("cuda", [])])
+def test_a_worker_keeps_freed_memory_where_it_computes_in_it(
+    tmp_path: Path, told: list[str], device: str, expected: list[str]
+) -> None:
+    set_up_torch(settings_for(tmp_path, tmp_path, device=device))
+    assert told == expected
+
+
+@pytest.mark.usefixtures("told")
 def test_float32_is_not_rounded_in_a_worker(tmp_path: Path) -> None:
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]

@@ -1,21 +1,26 @@
 import logging
+import math
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
 from dfusion.attention.fusion import Fusion, fuse_rows
 from dfusion.attention.layers import find_layers, first_up_layer, resolve_layers
 from dfusion.attention.processors import AttentionContext, FuseProcessor, processors_installed
 from dfusion.errors import ShapeMismatchError
-from tests.nets import embeds, tiny_unet
+from tests.nets import TOKENS, XL_POOLED, tiny_unet, tiny_xl_unet
 
 
-def call(unet: torch.nn.Module, context: AttentionContext | None) -> torch.Tensor:
-    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+def call(unet: UNet2DConditionModel, context: AttentionContext | None) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 8, 8, generator=generator)
+    prompts = torch.randn(2, TOKENS, unet.config.cross_attention_dim, generator=generator)
+    added = {"text_embeds": torch.ones(2, XL_POOLED), "time_ids": torch.ones(2, 6)}  # SDXL's
     kwargs = None if context is None else {"fusion": context}
     with torch.no_grad():
-        return unet(x, 5, encoder_hidden_states=embeds(2), cross_attention_kwargs=kwargs).sample
+        return unet(x, 5, prompts, added_cond_kwargs=added, cross_attention_kwargs=kwargs).sample
 
 
 def test_restored_even_on_error() -> None:
@@ -64,19 +69,26 @@ def test_keys_and_values_are_chosen_by_the_mask() -> None:
     assert fuse_rows(values, fusion, 1)[..., 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 9, 10, 3]]
 
 
-@pytest.mark.parametrize("cross", [False, True])
-def test_the_last_attention_leaves_out_the_references_that_nobody_reads_any_more(cross: bool) -> None:
-    unet = tiny_unet()
-    layers = resolve_layers(find_layers(unet), "middle+up")
-    masks = {layer.level: torch.ones(1, layer.size(8, 8)[0] * layer.size(8, 8)[1]).bool() for layer in layers}
+@pytest.mark.parametrize("unet", [tiny_unet(), tiny_xl_unet()], ids=["sd", "sdxl"])
+@pytest.mark.parametrize(("own", "cross"), [(0, None), (None, 0), (0, 0), (1, 0), (0, 1)])
+def test_the_last_attention_leaves_out_the_references_that_nobody_reads_any_more(
+    unet: UNet2DConditionModel, own: int | None, cross: int | None
+) -> None:
+    """Self-attention fused from the `own`th layer on, cross-attention from the `cross`th, given in any order."""
+    layers = resolve_layers(find_layers(unet), "middle+up")[::-1]
+    fused, fused_cross = (() if first is None else layers[first:] for first in (own, cross))
+    masks = {one.level: torch.ones(1, math.prod(one.size(8, 8)), dtype=torch.bool) for one in layers}
     left_out: list[bool] = []
-    with processors_installed(unet, fuse=layers, fuse_cross=layers if cross else ()):
+    hooks = []
+    with processors_installed(unet, fuse=fused, fuse_cross=fused_cross):
         for module in unet.modules():
             if isinstance(getattr(module, "processor", None), FuseProcessor):
-                module.to_out[0].register_forward_pre_hook(lambda _, args: left_out.append(not args[0][0].any()))
+                note = lambda _, args: left_out.append(not args[0][0].any())  # noqa: E731
+                hooks.append(module.to_out[0].register_forward_pre_hook(note))
         call(unet, AttentionContext(fusion=Fusion(torch.tensor([1]), torch.tensor([0]), masks)))
+    for hook in hooks:
+        hook.remove()
     assert left_out == [False] * (len(left_out) - 1) + [True]
-    assert len(left_out) > 2
 
 
 @pytest.mark.parametrize("lora", [False, True])
