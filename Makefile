@@ -30,11 +30,12 @@ test: $(VENV)/.ready ## all checks, then all tests, three suites at a time
 	@# a thread that waits for a core which another suite has would only spin
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-acceptance test-library test-integration test-units
 
+# these two stand back: acceptance tests take longest, and much of that is waiting
 test-units: $(VENV)/.ready
-	$(BIN)/pytest tests/unit --ignore tests/unit/dfusion
+	nice -n 5 $(BIN)/pytest tests/unit --ignore tests/unit/dfusion
 
 test-library: $(VENV)/.ready
-	$(BIN)/pytest tests/unit/dfusion
+	nice -n 5 $(BIN)/pytest tests/unit/dfusion
 
 test-integration: $(VENV)/.ready
 	$(BIN)/pytest tests/integration

@@ -44,7 +44,7 @@ def until(condition: Callable[[], Any]) -> Any:
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        time.sleep(0.02)
+        time.sleep(0.05)
     raise AssertionError("it did not happen in time")
 
 

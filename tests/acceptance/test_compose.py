@@ -118,6 +118,7 @@ def containers(
         "DFUSION_MODELS": json.dumps({"tiny": str(pipeline)}),
         "DFUSION_SCORERS": json.dumps(SCORERS),
         "DFUSION_TORCH_THREADS": "1",
+        "DFUSION_WORKER_NICENESS": "0",
         "DFUSION_MIN_FREE_DISK_MB": "0",
         "OMP_NUM_THREADS": "1",
     }
