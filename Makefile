@@ -53,8 +53,9 @@ check: $(VENV)/.ready ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 compile: $(VENV)/.ready
-	@# once, before the suites start many processes, which would all do it, each time where bytecode is not to be written
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import api.cli, api.main, celery, open_clip, worker.local"
+	@# once, before the suites start many processes, which would all do it, each time where bytecode is not to be written;
+	@# _torchvision_ops first, as open_clip needs it beside a CPU-only torch
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.main, celery, open_clip, worker.local"
 
 check-docker: $(VENV)/.ready ## what the Dockerfiles install, in clean environments; takes minutes
 	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py
