@@ -1,4 +1,7 @@
-"""What routes are given: the service, the caller, and a list's limit and cursor."""
+"""What routes are given: the service, the caller, and a list's limit and cursor.
+
+These functions are coroutines, though they wait for nothing: plain ones would each be sent to a thread and back.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from api.core.keys import Caller
 from api.core.service import Service
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     return cast(Caller, request.state.caller)
 
 

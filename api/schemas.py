@@ -12,6 +12,7 @@ from api.core.estimates import Estimate
 from api.core.keys import KeyScope
 from api.core.planning import Counts
 from api.core.progress import progress_of
+from api.core.queries.jobs import JobView
 from api.core.queries.pages import Page
 from api.core.states import JobKind, JobState, Verdict
 from api.core.tables import (
@@ -169,15 +170,14 @@ class JobDetail(JobOut):
     result: dict[str, Any] | None
 
     @classmethod
-    def detailed(
-        cls, job: Job, stages: Sequence[Stage], now: float, made: Mapping[str, int], last_model: Model | None
-    ) -> JobDetail:
+    def detailed(cls, view: JobView, stages: Sequence[Stage]) -> JobDetail:
+        job = view.job
         return cls(
-            **_job_fields(job, stages, now),
+            **_job_fields(job, stages, view.now),
             spec=job.spec,
             stages=[StageOut.of(stage) for stage in stages],
-            made=dict(made),
-            last_model=last_model.id if last_model else None,
+            made={"samples": job.samples_made, "pairs": job.pairs_made, "models": job.models_made},
+            last_model=view.last_model_id,
             result=job.result,
         )
 

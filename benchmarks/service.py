@@ -32,6 +32,15 @@ _CLIENTS = 20
 _POST_MILLISECONDS = 50
 _PAGE_MILLISECONDS = 30
 _HAND_OVER_MILLISECONDS = 300
+_AS_OPERATED = (
+    "worker_niceness",
+    "heartbeat_seconds",
+    "presence_seconds",
+    "poll_seconds",
+    "sweep_seconds",
+    "rehint_seconds",
+)
+"""Settings that tests change, since they cannot wait, or run other things beside."""
 _PROMPTS = [{"text": f"a red and striped circle, number {n}", "items": ["circle"]} for n in range(40)]
 
 
@@ -47,7 +56,7 @@ def main() -> None:
         for mode in (EMBEDDED, DEPLOYED):
             (folder / mode).mkdir()
             changes = {"max_queued_jobs": 100_000, "max_queued_jobs_per_key": 100_000, "shard_prompts": 1}
-            changes["worker_niceness"] = Settings.model_fields["worker_niceness"].default
+            changes |= {name: Settings.model_fields[name].default for name in _AS_OPERATED}
             with deployment(mode, folder / mode, folder / "pipeline", **changes) as made:
                 _measure_hand_over(made)
                 if mode == DEPLOYED:
@@ -103,13 +112,18 @@ def _measure_posts(made: Deployment, requests: int) -> None:
 
 
 def _post(made: Deployment, requests: int, pause_seconds: float) -> list[float]:
-    """Milliseconds of each request; a client sends one every `pause_seconds`, or when the last is answered."""
+    """Milliseconds of each request. A client sends one every `pause_seconds`, or when the last is answered; the clients
+    take turns evenly: a twentieth of the pause lies between one's request and the next one's.
+    """
     milliseconds: list[float] = []
+    begun: list[float] = []
+    all_are_here = threading.Barrier(_CLIENTS, lambda: begun.append(time.perf_counter()))
 
     def ask(number: int) -> None:
         with made.client() as client:
             client.get("/healthz")
-            due = time.perf_counter() + pause_seconds * number / _CLIENTS
+            all_are_here.wait()
+            due = begun[0] + pause_seconds * number / _CLIENTS
             for place in range(requests):
                 time.sleep(max(0.0, due - time.perf_counter()))
                 due += pause_seconds

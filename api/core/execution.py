@@ -174,8 +174,10 @@ def finish(
         if held.kind is StageKind.TRAIN and isinstance(held.spec, RoundSpec) and held.round < held.spec.rounds:
             sizes = round_sizes(session, settings, job)
             plan = plan_round(held.spec, held.round + 1, sizes)
-            stages.add(session, job.id, plan, after=stages.last_number(session, job.id))
-            if job.pause_requested_at is not None:
+            free = stages.add(session, job.id, plan, after=stages.last_number(session, job.id))
+            if job.pause_requested_at is None:
+                hint_after_commit(session, free)
+            else:
                 stages.hold(session, job.id)
         hint_free(session, job.id)
         _settle(session, job)

@@ -37,10 +37,11 @@ def require_room(session: Session, settings: Settings, api_key_id: str | None) -
     """
     if not has_disk_room(settings):
         raise LowDiskError(f"less than {settings.min_free_disk_mb} MB are free on the service's disk")
-    if jobs.count_queued(session) >= settings.max_queued_jobs:
+    queued, of_key = jobs.count_queued(session, api_key_id)
+    if queued >= settings.max_queued_jobs:
         raise TooManyJobsError(f"{settings.max_queued_jobs} jobs are queued already")
     most = settings.max_queued_jobs_per_key
-    if api_key_id is not None and jobs.count_queued(session, api_key_id) >= most:
+    if api_key_id is not None and of_key >= most:
         raise TooManyJobsError(f"{most} jobs of this key are queued already")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -24,8 +24,10 @@ from api.core.specs import SPECS, EvaluationJobSpec, JobSpec, RoundSpec, spec_of
 from api.core.states import JobKind, JobState, StageKind, Verdict
 from api.core.storage import Store, open_store
 from api.core.tables import Job, Pair, PromptSet
-from api.core.unit_of_work import UnitOfWork, repeatable
+from api.core.unit_of_work import UnitOfWork, hint_after_commit, repeatable
 from dfusion.prompts import Prompt, builtin_lists
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,31 @@ def create_job(
 
     Raises InvalidRequestError, IdempotencyError where the key came with another request before, or OverloadError.
     """
+    return create_and_read(service, spec, lambda _session, job_id: job_id, key, api_key_id, origin_id)
+
+
+def create_and_read(
+    service: Service,
+    spec: JobSpec,
+    read: Callable[[Session, str], T],
+    key: str | None = None,
+    api_key_id: str | None = None,
+    origin_id: str | None = None,
+) -> T:
+    """`create_job`, and what `read` gives of that job in the same transaction."""
     key = _own_key(key, api_key_id)
+
+    def create(session: Session) -> tuple[str, T]:
+        job_id = _create(service, session, spec, key, api_key_id, origin_id)
+        return job_id, read(session, job_id)
+
+    def is_created(session: Session, created: tuple[str, T]) -> bool:
+        return jobs.exists(session, created[0])
+
     try:
-        return service.uow.run(lambda session: _create(service, session, spec, key, api_key_id, origin_id), jobs.exists)
+        return service.uow.run(create, is_created)[1]
     except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
-        return service.uow.run(lambda session: _create(service, session, spec, key, api_key_id, origin_id), jobs.exists)
+        return service.uow.run(create, is_created)[1]
 
 
 def _own_key(key: str | None, api_key_id: str | None) -> str | None:
@@ -127,8 +149,7 @@ def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | 
         api_key_id=api_key_id,
         work_total=total_work(spec, checked.sizes),
     )
-    stages.add(session, job.id, plan_start(spec, checked.sizes))
-    execution.hint_free(session, job.id)
+    hint_after_commit(session, stages.add(session, job.id, plan_start(spec, checked.sizes)))
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
 

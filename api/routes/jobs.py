@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import Field
+from sqlalchemy.orm import Session
 
 from api.access import needs
 from api.core.errors import InvalidRequestError
@@ -106,9 +107,12 @@ def _state(service: Service, job_id: str) -> JobState:
 def read_job(service: Service, job_id: str) -> JobDetail:
     """The job as it is now. Raises NotFoundError."""
     with service.uow.reading() as session:
-        job = jobs.get(session, job_id)
-        made, last = results.counts(session, job_id), results.last_model(session, job_id)
-        return JobDetail.detailed(job, stages.of_job(session, job_id), jobs.now(session), made, last)
+        return job_detail(session, job_id)
+
+
+def job_detail(session: Session, job_id: str) -> JobDetail:
+    """The job as it is now. Raises NotFoundError."""
+    return JobDetail.detailed(jobs.get_view(session, job_id), stages.of_job(session, job_id))
 
 
 @router.post(

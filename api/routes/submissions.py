@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response, status
+from pydantic import BaseModel
 
 from api.access import needs
 from api.core.estimates import estimate_of
-from api.core.service import Service, create_job, estimate_job
+from api.core.service import Service, create_and_read, estimate_job
 from api.core.specs import (
     EvaluationJobSpec,
     ExportJobSpec,
@@ -20,8 +22,8 @@ from api.core.specs import (
 )
 from api.deps import CallerDep, IdempotencyKey, Parameters, ServiceDep
 from api.openapi import SUBMISSION
-from api.routes.jobs import RETRY_AFTER_SECONDS, read_job
-from api.schemas import EstimateOut, JobDetail
+from api.routes.jobs import RETRY_AFTER_SECONDS, job_detail
+from api.schemas import EstimateOut
 
 
 class SubmissionParameters(Parameters):
@@ -33,32 +35,34 @@ class SubmissionParameters(Parameters):
 class Submission:
     """What comes with every request for a job, and how it is answered."""
 
-    def __init__(
-        self,
-        service: ServiceDep,
-        caller: CallerDep,
-        response: Response,
-        parameters: Annotated[SubmissionParameters, Query()],
-        idempotency_key: IdempotencyKey = None,
-    ) -> None:
-        self._service: Service = service
-        self._api_key_id = caller.key_id
-        self._response, self._dry_run, self._key = response, parameters.dry_run, idempotency_key
+    def __init__(self, service: Service, api_key_id: str | None, key: str | None, dry_run: bool) -> None:
+        self._service, self._api_key_id, self._key, self._dry_run = service, api_key_id, key, dry_run
 
-    def answer(self, spec: JobSpec) -> JobDetail | EstimateOut:
+    def answer(self, spec: JobSpec) -> Response:
         """The new job, at `Location`; with `dry_run` what it would take."""
         if self._dry_run:
-            self._response.status_code = status.HTTP_200_OK
             counts, sizes = estimate_job(self._service, spec)
             with self._service.uow.reading() as session:
-                return EstimateOut.of(counts, estimate_of(session, spec, sizes))
-        job_id = create_job(self._service, spec, self._key, self._api_key_id)
-        self._response.headers["Location"] = f"/jobs/{job_id}"
-        self._response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-        return read_job(self._service, job_id)
+                return _json(status.HTTP_200_OK, EstimateOut.of(counts, estimate_of(session, spec, sizes)))
+        job = create_and_read(self._service, spec, job_detail, self._key, self._api_key_id)
+        headers = {"Location": f"/jobs/{job.id}", "Retry-After": str(RETRY_AFTER_SECONDS)}
+        return _json(status.HTTP_202_ACCEPTED, job, headers)
 
 
-SubmissionDep = Annotated[Submission, Depends()]
+def _json(status_code: int, body: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body.model_dump_json(), status_code, headers, media_type="application/json")
+
+
+async def _submission(
+    service: ServiceDep,
+    caller: CallerDep,
+    parameters: Annotated[SubmissionParameters, Query()],
+    idempotency_key: IdempotencyKey = None,
+) -> Submission:
+    return Submission(service, caller.key_id, idempotency_key, parameters.dry_run)
+
+
+SubmissionDep = Annotated[Submission, Depends(_submission)]
 router = APIRouter(
     tags=["submissions"],
     dependencies=[needs("submit")],
@@ -66,37 +70,37 @@ router = APIRouter(
 )
 
 
-@router.post("/rounds", status_code=status.HTTP_202_ACCEPTED, response_model=None)
-def start_rounds(spec: RoundSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
+@router.post("/rounds", status_code=status.HTTP_202_ACCEPTED)
+def start_rounds(spec: RoundSpec, submission: SubmissionDep) -> Response:
     """Train a model online, for some rounds, on pairs of its own samples. Answers at once; follow `Location`."""
     return submission.answer(spec)
 
 
-@router.post("/samplings", status_code=status.HTTP_202_ACCEPTED, response_model=None)
-def start_sampling(spec: SamplingJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
+@router.post("/samplings", status_code=status.HTTP_202_ACCEPTED)
+def start_sampling(spec: SamplingJobSpec, submission: SubmissionDep) -> Response:
     """Sample a model on prompts; trajectories and item maps are kept, so that samples can be fused later."""
     return submission.answer(spec)
 
 
-@router.post("/fusions", status_code=status.HTTP_202_ACCEPTED, response_model=None)
-def start_fusion(spec: FusionJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
+@router.post("/fusions", status_code=status.HTTP_202_ACCEPTED)
+def start_fusion(spec: FusionJobSpec, submission: SubmissionDep) -> Response:
     """Fuse stored samples: named pairs, a pair again with other settings, or the best and worst of a sampling."""
     return submission.answer(spec)
 
 
-@router.post("/trainings", status_code=status.HTTP_202_ACCEPTED, response_model=None)
-def start_training(spec: TrainingJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
+@router.post("/trainings", status_code=status.HTTP_202_ACCEPTED)
+def start_training(spec: TrainingJobSpec, submission: SubmissionDep) -> Response:
     """Train on stored pairs, also on those that people judged."""
     return submission.answer(spec)
 
 
-@router.post("/evaluations", status_code=status.HTTP_202_ACCEPTED, response_model=None)
-def start_evaluation(spec: EvaluationJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
+@router.post("/evaluations", status_code=status.HTTP_202_ACCEPTED)
+def start_evaluation(spec: EvaluationJobSpec, submission: SubmissionDep) -> Response:
     """Measure models on the same prompts and seeds, with confidence intervals and paired comparison."""
     return submission.answer(spec)
 
 
-@router.post("/exports", status_code=status.HTTP_202_ACCEPTED, response_model=None)
-def start_export(spec: ExportJobSpec, submission: SubmissionDep) -> JobDetail | EstimateOut:
+@router.post("/exports", status_code=status.HTTP_202_ACCEPTED)
+def start_export(spec: ExportJobSpec, submission: SubmissionDep) -> Response:
     """Write a model's adapter for diffusers, ComfyUI and A1111, or merged; or a job's pairs as a parquet data set."""
     return submission.answer(spec)

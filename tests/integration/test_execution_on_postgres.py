@@ -170,7 +170,7 @@ def test_lost_replies_claim_once_and_finish_once(
     assert proxy.cuts == 2
     assert kinds(service, job_id) == ["job.created", "stage.started", "stage.succeeded"]
     with service.uow.reading() as session:
-        assert results.counts(session, job_id)["samples"] == 1
+        assert jobs.get(session, job_id).samples_made == 1
 
 
 def rows_of_a_sample(service: Service, held: execution.Claim) -> tuple[Artifact, Sample]:
@@ -245,7 +245,7 @@ def test_rows_made_before_a_lost_transaction_are_written_by_the_next(service: Se
     assert len(tries) == 2
     with service.uow.reading() as session:
         samples = results.sample_page(session, 10, None, job_id).rows
-        made = results.counts(session, job_id)["samples"]
+        made = jobs.get(session, job_id).samples_made
     assert ([row.id for row in samples], made) == ([sample.id], 1)
     assert samples[0].created_at > 1_700_000_000
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import bindparam, case, func, select, update
 from sqlalchemy.orm import Session
 
 from api.core.clock import now_seconds
@@ -12,7 +13,28 @@ from api.core.errors import NotFoundError
 from api.core.ids import IdKind, expect, new_id
 from api.core.queries.pages import Page, fetch_page
 from api.core.states import FINAL_JOB_STATES, JobKind, JobState
-from api.core.tables import Event, IdempotencyKey, Job
+from api.core.tables import Event, IdempotencyKey, Job, Model
+
+_LAST_MODEL = select(Model.id).where(Model.job_id == Job.id).order_by(Model.round.desc()).limit(1)
+_VIEW = (
+    select(Job, now_seconds(), _LAST_MODEL.scalar_subquery())
+    .where(Job.id == bindparam("job_id"))
+    .execution_options(populate_existing=True)
+)
+_QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api_key_id"), 1)))).where(
+    Job.started_at.is_(None),
+    Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # not `not_in`: it has an index
+)
+"""Statements of every request for a job: to make one takes about as long as to run it."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job at a moment, with the newest model that it has trained."""
+
+    job: Job
+    now: float
+    last_model_id: str | None
 
 
 def add(
@@ -58,6 +80,14 @@ def get(session: Session, job_id: str) -> Job:
     return job
 
 
+def get_view(session: Session, job_id: str) -> JobView:
+    """The job as it is now, with what is told of it. Raises NotFoundError."""
+    row = session.execute(_VIEW, {"job_id": expect(IdKind.JOB, job_id)}).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return JobView(*row)
+
+
 def exists(session: Session, job_id: str) -> bool:
     """Whether there is such a job."""
     return session.get(Job, job_id) is not None
@@ -92,13 +122,10 @@ def page(
     return fetch_page(session, query, Job.id, limit, cursor, newest_first=True)
 
 
-def count_queued(session: Session, api_key_id: str | None = None) -> int:
-    """Jobs of which nothing has begun, paused ones among them: all, or one key's."""
-    query = select(func.count()).select_from(Job)
-    query = query.where(Job.started_at.is_(None), Job.state.not_in(FINAL_JOB_STATES))
-    if api_key_id is not None:
-        query = query.where(Job.api_key_id == api_key_id)
-    return session.scalar(query) or 0
+def count_queued(session: Session, api_key_id: str | None) -> tuple[int, int]:
+    """Jobs of which nothing has begun, paused ones among them: all, and that key's."""
+    total, of_key = session.execute(_QUEUED, {"api_key_id": api_key_id}).one()
+    return total, of_key
 
 
 def start(session: Session, job_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sqlalchemy import func, inspect, or_, select, update
+from sqlalchemy import bindparam, func, inspect, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,7 @@ from api.core.states import SampleRole, Verdict
 from api.core.tables import Artifact, Export, Job, Metric, Model, ModelAlias, Pair, Sample, Score, Table
 
 _MOST_IDS = 1000
+_NAMED = select(Model).where(Model.name == bindparam("name"))
 _MADE = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made}
 
 
@@ -269,7 +270,7 @@ def get_model(session: Session, model_id: str) -> Model:
 
 def base_model(session: Session, name: str) -> Model | None:
     """The row of the catalogue's model of that name."""
-    return session.scalar(select(Model).where(Model.name == name))
+    return session.scalar(_NAMED, {"name": name})
 
 
 def find_model(session: Session, name: str) -> Model | None:
@@ -349,14 +350,3 @@ def metrics(session: Session, job_id: str) -> list[Metric]:
     """The job's metrics by round, split and scorer."""
     query = select(Metric).where(Metric.job_id == job_id)
     return list(session.scalars(query.order_by(Metric.round, Metric.split, Metric.scorer)))
-
-
-def counts(session: Session, job_id: str) -> dict[str, int]:
-    """How many samples, pairs and models the job has made."""
-    row = session.execute(select(*_MADE.values()).where(Job.id == job_id)).one()
-    return {table.__tablename__: number for table, number in zip(_MADE, row, strict=True)}
-
-
-def last_model(session: Session, job_id: str) -> Model | None:
-    """The newest model that the job has trained."""
-    return session.scalar(select(Model).where(Model.job_id == job_id).order_by(Model.round.desc()).limit(1))

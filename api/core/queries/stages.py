@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, update
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Table,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
 from api.core.clock import now_seconds
@@ -24,6 +37,22 @@ _MOST_PAUSES = 16
 """The pause between two hints of a stage grows up to so many times the first."""
 _QUEUED_AGAIN = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
 _UNSYNCED = {"synchronize_session": False}
+_NOW_IF_FREE = case((bindparam("is_free", type_=Boolean), now_seconds()))
+_ZERO: ColumnElement[int] = literal_column("0")
+_INSERT = insert(cast(Table, Stage.__table__)).values(
+    not_before=now_seconds(),
+    created_at=now_seconds(),
+    free_at=_NOW_IF_FREE,
+    hinted_at=_NOW_IF_FREE,
+    lease_epoch=_ZERO,
+    progress_done=_ZERO,
+    progress_total=_ZERO,
+    attempt=_ZERO,
+    crash_count=_ZERO,
+)
+_INSERT_NEEDS = insert(cast(Table, StageDependency.__table__))
+_OF_JOB = select(Stage).where(Stage.job_id == bindparam("job_id")).order_by(Stage.number)
+"""Statements of every request for a job: to make one takes about as long as to run it."""
 
 Hint = tuple[str, str]
 """A stage's id and its queue."""
@@ -37,13 +66,16 @@ class Wish(StrEnum):
     CANCEL = "cancel"
 
 
-def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int = 0) -> None:
-    """The planned stages, queued, with their dependencies; their numbers follow on `after`."""
+def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int = 0) -> list[Hint]:
+    """The planned stages, queued, with their dependencies; their numbers follow on `after`.
+
+    Returns those that are free, which are marked as hinted now.
+    """
     if not plan:
-        return
+        return []
     session.flush()
     ids = [new_id(IdKind.STAGE) for _ in plan]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": stage_id,
             "job_id": job_id,
@@ -55,23 +87,20 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
             "params": planned.params,
             "work": planned.work,
             "state": StageState.WAITING if planned.kind is StageKind.REVIEW else StageState.QUEUED,
-            "lease_epoch": 0,
-            "progress_done": 0,
-            "progress_total": 0,
-            "attempt": 0,
-            "crash_count": 0,
             "unmet": len(set(planned.needs)),
+            "is_free": not planned.needs and planned.kind is not StageKind.REVIEW,
         }
         for number, (stage_id, planned) in enumerate(zip(ids, plan, strict=True), after + 1)
     ]
-    session.execute(insert(Stage).values(not_before=now_seconds(), created_at=now_seconds()), rows)
+    session.execute(_INSERT, rows)
     needs = [
         {"stage_id": stage_id, "needs_id": ids[need]}
         for stage_id, planned in zip(ids, plan, strict=True)
         for need in sorted(set(planned.needs))
     ]
     if needs:
-        session.execute(insert(StageDependency), needs)
+        session.execute(_INSERT_NEEDS, needs)
+    return [(row["id"], row["queue"]) for row in rows if row["is_free"]]
 
 
 def last_number(session: Session, job_id: str) -> int:
@@ -348,7 +377,7 @@ def states_left(session: Session, job_id: str) -> set[str]:
 
 def of_job(session: Session, job_id: str) -> list[Stage]:
     """The job's stages, in order of their numbers."""
-    return list(session.scalars(select(Stage).where(Stage.job_id == job_id).order_by(Stage.number)))
+    return list(session.scalars(_OF_JOB, {"job_id": job_id}))
 
 
 def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Stage]]:
