@@ -9,6 +9,7 @@ a million samples (`benchmarks.service_data`).
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
 import tempfile
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=40, help=f"jobs of {SAMPLES_PER_JOB} samples that pages are over")
     parser.add_argument("--requests", type=int, default=20, help=f"requests of each of the {_CLIENTS} clients")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that its servers and workers end, too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_pipeline().save_pretrained(folder / "pipeline")

@@ -130,6 +130,16 @@ def test_a_stage_that_waits_for_its_next_attempt_is_hinted_when_it_is_due(servic
     assert told(service, queue) == [(held.kind, "gpu")]
 
 
+def test_what_was_free_from_the_start_is_hinted_again_when_its_pause_is_over(service: Service, queue: Memory) -> None:
+    start(service, evaluation=None)
+    queue.hints.clear()
+    assert execution.hint_again(service.uow, service.settings) == 0
+    with service.uow.writing() as session:
+        session.execute(update(Stage).values(free_at=Stage.free_at - 61, hinted_at=Stage.hinted_at - 61))
+    assert execution.hint_again(service.uow, service.settings) == 2
+    assert told(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
+
+
 @pytest.mark.parametrize(
     ("free_seconds_ago", "hinted_seconds_ago", "due"),
     [
