@@ -29,7 +29,7 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
-"""Under the same key the same request makes nothing new: it is answered as it was before."""
+"""Under the same key the same request makes nothing new: it is answered with the job that it made before."""
 
 
 class Parameters(BaseModel):

@@ -1,9 +1,10 @@
 """How quick the service is, beside its aims: `python -m benchmarks.service [--jobs 40]`.
 
 Deployed mode (PostgreSQL, Redis, S3, two Celery workers, all on this machine): POST /rounds by 20 clients while the
-workers sample, each client a request a second, then each as fast as it is answered. Both modes: the hand-over, which is
-how long a stage that could start has waited when it starts, though its worker had nothing else to do. Then pages over
-a million samples (`benchmarks.service_data`).
+workers sample, each once a second: in turns, so that requests hardly meet, then at random times, so that some wait for
+others; then each client as fast as it is answered. Both modes: the hand-over, which is how long a stage that could
+start has waited when it starts, though its worker had nothing else to do. Then pages over a million samples
+(`benchmarks.service_data`).
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from itertools import accumulate, count
 from pathlib import Path
-from typing import Any
+from random import Random
 
+import httpx
 from fastapi.testclient import TestClient
 
 from api.core.settings import Settings
 from api.core.tables import StageDependency
 from api.main import create_app
 from benchmarks.service_data import SAMPLES_PER_JOB, fill, measure_pages
-from tests.deployment import DEPLOYED, EMBEDDED, Deployment, deployment, until
+from tests.deployment import DEPLOYED, EMBEDDED, HASTE, Deployment, deployment, until
 from tests.nets import tiny_pipeline
 from tests.servers import postgres_server
 from tests.service import PROMPTS, round_body
@@ -33,15 +38,6 @@ _CLIENTS = 20
 _POST_MILLISECONDS = 50
 _PAGE_MILLISECONDS = 30
 _HAND_OVER_MILLISECONDS = 300
-_AS_OPERATED = (
-    "worker_niceness",
-    "heartbeat_seconds",
-    "presence_seconds",
-    "poll_seconds",
-    "sweep_seconds",
-    "rehint_seconds",
-)
-"""Settings that tests change, since they cannot wait, or run other things beside."""
 _PROMPTS = [{"text": f"a red and striped circle, number {n}", "items": ["circle"]} for n in range(40)]
 
 
@@ -58,7 +54,7 @@ def main() -> None:
         for mode in (EMBEDDED, DEPLOYED):
             (folder / mode).mkdir()
             changes = {"max_queued_jobs": 100_000, "max_queued_jobs_per_key": 100_000, "shard_prompts": 1}
-            changes |= {name: Settings.model_fields[name].default for name in _AS_OPERATED}
+            changes |= {setting: Settings.model_fields[setting].default for setting in HASTE}
             with deployment(mode, folder / mode, folder / "pipeline", **changes) as made:
                 _measure_hand_over(made)
                 if mode == DEPLOYED:
@@ -108,39 +104,41 @@ def _measure_posts(made: Deployment, requests: int) -> None:
     long = {"model": "tiny", "prompts": _PROMPTS, "samples_per_prompt": 64, "sampling": {"num_steps": 200}}
     running = made.post("/samplings", long)
     until(lambda: made.running(running, "sample"))
+    random = Random(0)
+    turns = [[n / _CLIENTS + place for place in range(requests)] for n in range(_CLIENTS)]
+    gaps = [list(accumulate(random.expovariate(1.0) for _ in range(requests))) for _ in range(_CLIENTS)]
     aim = f"99% < {_POST_MILLISECONDS} ms"
-    _report(f"POST /rounds, {_CLIENTS} clients, each 1 a second", _post(made, requests, 1.0), aim)
-    _report(f"POST /rounds, {_CLIENTS} clients, each without a pause", _post(made, requests, 0.0), "none")
+    _report(f"POST /rounds, {_CLIENTS} clients in turns, each once a second", _post(made, turns), aim)
+    _report(f"POST /rounds, {_CLIENTS} clients at random, each once a second", _post(made, gaps), "none")
+    _report(f"POST /rounds, {_CLIENTS} clients without a pause", _post(made, [[0.0] * requests] * _CLIENTS), "none")
 
 
-def _post(made: Deployment, requests: int, pause_seconds: float) -> list[float]:
-    """Milliseconds of each request. A client sends one every `pause_seconds`, or when the last is answered; the clients
-    take turns evenly: a twentieth of the pause lies between one's request and the next one's.
+def _post(made: Deployment, due: list[list[float]]) -> list[float]:
+    """Milliseconds of each request. `due` has each client's times, in seconds from now; one that has not been answered
+    by then sends its next request when it is.
     """
-    milliseconds: list[float] = []
-    begun: list[float] = []
-    all_are_here = threading.Barrier(_CLIENTS, lambda: begun.append(time.perf_counter()))
+    seeds = count()
+    all_are_here = threading.Barrier(len(due), timeout=60)
 
-    def ask(number: int) -> None:
+    def ask(times: list[float]) -> list[float]:
         with made.client() as client:
             client.get("/healthz")
             all_are_here.wait()
-            due = begun[0] + pause_seconds * number / _CLIENTS
-            for place in range(requests):
-                time.sleep(max(0.0, due - time.perf_counter()))
-                due += pause_seconds
-                body: dict[str, Any] = round_body(prompts=PROMPTS[:1], seed=number * requests + place)
-                started = time.perf_counter()
-                answer = client.post("/rounds", json=body)
-                milliseconds.append(1000 * (time.perf_counter() - started))
-                if answer.status_code != 202:
-                    raise RuntimeError(answer.text)
+            begun = time.perf_counter()
+            return [_post_one(client, begun + at, next(seeds)) for at in times]
 
-    clients = [threading.Thread(target=ask, args=(number,)) for number in range(_CLIENTS)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
+    with ThreadPoolExecutor(len(due)) as clients:
+        return [one for found in clients.map(ask, due) for one in found]
+
+
+def _post_one(client: httpx.Client, at: float, seed: int) -> float:
+    body = round_body(prompts=PROMPTS[:1], seed=seed)
+    time.sleep(max(0.0, at - time.perf_counter()))
+    started = time.perf_counter()
+    answer = client.post("/rounds", json=body)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    if answer.status_code != HTTPStatus.ACCEPTED:
+        raise RuntimeError(answer.text)
     return milliseconds
 
 

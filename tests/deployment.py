@@ -25,6 +25,7 @@ from api.core.service import Service
 from api.core.settings import Settings
 from api.core.tables import Stage
 from tests.servers import PostgresServer, RedisServer, S3Server, free_port, postgres_server, redis_server, s3_server
+from tests.service import HASTE as HASTE_IN_PROCESS
 from tests.service import settings_for
 
 EMBEDDED, DEPLOYED = "embedded", "deployed"
@@ -36,6 +37,7 @@ DATABASE_PASSWORD = "database-password"
 """The server does not ask for it; it must not be seen anyway."""
 FINAL = ("succeeded", "failed", "cancelled")
 WORKERS = ("one@test", "two@test")
+HASTE = HASTE_IN_PROCESS | {"lease_seconds": PATIENCE_SECONDS, "presence_seconds": 0.2, "rehint_seconds": 0.5}
 
 
 def until(condition: Callable[[], Any]) -> Any:
@@ -228,7 +230,7 @@ def _end(process: psutil.Process) -> None:
 def deployment(mode: str, folder: Path, pipeline: Path, **changes: Any) -> Iterator[Deployment]:
     """An installation of that mode, ready for requests; its programs end with the block."""
     with ExitStack() as stack:
-        settings = {"port": free_port(), "lease_seconds": PATIENCE_SECONDS, "presence_seconds": 0.2}
+        settings = {"port": free_port(), **HASTE}
         servers = None
         if mode == EMBEDDED:
             settings |= {"embedded_worker": True}
@@ -253,6 +255,5 @@ def _servers(stack: ExitStack, folder: Path) -> tuple[Servers, dict[str, Any]]:
         "database_url": url,
         "broker_url": servers.redis.url,
         "auth": True,
-        "rehint_seconds": 0.5,
         **servers.s3.settings("deployed"),
     }

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from api.core.errors import ConflictError, StageCancelledError
-from api.core.planning import Sizes, measured_splits, plan_round
+from api.core.planning import PlannedStage, Sizes, measured_splits, plan_round
 from api.core.queries import jobs, prompt_sets, results, stages
 from api.core.queries.stages import Wish
 from api.core.settings import Settings
@@ -174,11 +174,8 @@ def finish(
         if held.kind is StageKind.TRAIN and isinstance(held.spec, RoundSpec) and held.round < held.spec.rounds:
             sizes = round_sizes(session, settings, job)
             plan = plan_round(held.spec, held.round + 1, sizes)
-            free = stages.add(session, job.id, plan, after=stages.last_number(session, job.id))
-            if job.pause_requested_at is None:
-                hint_after_commit(session, free)
-            else:
-                stages.hold(session, job.id)
+            last, held_back = stages.last_number(session, job.id), job.pause_requested_at is not None
+            add_stages(session, job.id, plan, last, held_back)
         hint_free(session, job.id)
         _settle(session, job)
 
@@ -268,6 +265,20 @@ def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, e
             jobs.add_event(session, job.id, "job.failed", failure.message, code=failure.code)
     else:
         _settle(session, job)
+
+
+def add_stages(
+    session: Session, job_id: str, plan: Sequence[PlannedStage], after: int = 0, held_back: bool = False
+) -> None:
+    """Add the planned stages to the job, numbered on from `after`; those that are free are hinted after the commit.
+
+    With `held_back` nothing of the job begins before it is resumed, which hints what is free then.
+    """
+    free = stages.add(session, job_id, plan, after)
+    if held_back:
+        stages.hold(session, job_id)
+    else:
+        hint_after_commit(session, free)
 
 
 def hint_free(session: Session, job_id: str) -> None:

@@ -24,7 +24,7 @@ from api.core.specs import SPECS, EvaluationJobSpec, JobSpec, RoundSpec, spec_of
 from api.core.states import JobKind, JobState, StageKind, Verdict
 from api.core.storage import Store, open_store
 from api.core.tables import Job, Pair, PromptSet
-from api.core.unit_of_work import UnitOfWork, hint_after_commit, repeatable
+from api.core.unit_of_work import UnitOfWork, repeatable
 from dfusion.prompts import Prompt, builtin_lists
 
 T = TypeVar("T")
@@ -82,20 +82,26 @@ def create_and_read(
     api_key_id: str | None = None,
     origin_id: str | None = None,
 ) -> T:
-    """`create_job`, and what `read` gives of that job in the same transaction."""
+    """`create_job`, and what `read` gives of that job: of a new one in the transaction that makes it, which spares
+    another; of one that was there before in a view of its own.
+    """
     key = _own_key(key, api_key_id)
 
-    def create(session: Session) -> tuple[str, T]:
-        job_id = _create(service, session, spec, key, api_key_id, origin_id)
-        return job_id, read(session, job_id)
+    def create(session: Session) -> tuple[str, list[T]]:
+        job_id, is_new = _create(service, session, spec, key, api_key_id, origin_id)
+        return job_id, [read(session, job_id)] if is_new else []
 
-    def is_created(session: Session, created: tuple[str, T]) -> bool:
+    def is_created(session: Session, created: tuple[str, list[T]]) -> bool:
         return jobs.exists(session, created[0])
 
     try:
-        return service.uow.run(create, is_created)[1]
+        job_id, found = service.uow.run(create, is_created)
     except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
-        return service.uow.run(create, is_created)[1]
+        job_id, found = service.uow.run(create, is_created)
+    if found:
+        return found[0]
+    with service.uow.reading() as session:
+        return read(session, job_id)
 
 
 def _own_key(key: str | None, api_key_id: str | None) -> str | None:
@@ -112,20 +118,21 @@ def _create(
     key: str | None,
     api_key_id: str | None,
     origin_id: str | None,
-) -> str:
+) -> tuple[str, bool]:
+    """The job's id, and whether it was made now."""
     kind = _kind_of(spec)
     fingerprint = hashlib.sha256(f"{kind} {origin_id} {spec.model_dump_json()}".encode()).hexdigest()
     known = None if key is None else jobs.by_key(session, key)
     if known is not None:
         if known.fingerprint != fingerprint:
             raise IdempotencyError("this Idempotency-Key came with another request before")
-        return known.job_id
+        return known.job_id, False
     checked = check(service.catalogue, service.settings, session, spec)
     limits.require_room(session, service.settings, api_key_id)
     job = _insert(session, kind, checked, origin_id, api_key_id)
     if key is not None:
         jobs.add_key(session, key, fingerprint, job.id)
-    return job.id
+    return job.id, True
 
 
 def _kind_of(spec: JobSpec) -> JobKind:
@@ -149,7 +156,7 @@ def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | 
         api_key_id=api_key_id,
         work_total=total_work(spec, checked.sizes),
     )
-    hint_after_commit(session, stages.add(session, job.id, plan_start(spec, checked.sizes)))
+    execution.add_stages(session, job.id, plan_start(spec, checked.sizes))
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response, status
@@ -32,23 +33,27 @@ class SubmissionParameters(Parameters):
     dry_run: bool = False
 
 
+@dataclass(frozen=True)
 class Submission:
     """What comes with every request for a job, and how it is answered."""
 
-    def __init__(self, service: Service, api_key_id: str | None, key: str | None, dry_run: bool) -> None:
-        self._service, self._api_key_id, self._key, self._dry_run = service, api_key_id, key, dry_run
+    service: Service
+    api_key_id: str | None
+    idempotency_key: str | None
+    dry_run: bool
 
     def answer(self, spec: JobSpec) -> Response:
         """The new job, at `Location`; with `dry_run` what it would take."""
-        if self._dry_run:
-            counts, sizes = estimate_job(self._service, spec)
-            with self._service.uow.reading() as session:
+        if self.dry_run:
+            counts, sizes = estimate_job(self.service, spec)
+            with self.service.uow.reading() as session:
                 return _json(status.HTTP_200_OK, EstimateOut.of(counts, estimate_of(session, spec, sizes)))
-        job = create_and_read(self._service, spec, job_detail, self._key, self._api_key_id)
+        job = create_and_read(self.service, spec, job_detail, self.idempotency_key, self.api_key_id)
         headers = {"Location": f"/jobs/{job.id}", "Retry-After": str(RETRY_AFTER_SECONDS)}
         return _json(status.HTTP_202_ACCEPTED, job, headers)
 
 
+# a response of its own: what comes with either status is said by SUBMISSION, and FastAPI would check it once more
 def _json(status_code: int, body: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
     return Response(body.model_dump_json(), status_code, headers, media_type="application/json")
 

@@ -157,6 +157,15 @@ def test_workers_and_cancels_at_once_end_every_job(service: Service) -> None:
     assert deadlocks(service) == 0
 
 
+def test_what_is_free_from_the_start_and_nothing_else_is_marked_as_hinted(service: Service) -> None:
+    job_id = start(service)
+    with service.uow.reading() as session:
+        found = stages.of_job(session, job_id)
+    marked = [(one.hinted_at is not None, one.free_at is not None) for one in found]
+    assert marked == [(one.unmet == 0, one.unmet == 0) for one in found]
+    assert sorted(one.kind for one in found if one.hinted_at) == ["evaluate", "sample", "sample"]
+
+
 @pytest.mark.parametrize("delivered", [True, False])
 def test_lost_replies_claim_once_and_finish_once(
     service: Service, far: Service, proxy: CuttingProxy, delivered: bool

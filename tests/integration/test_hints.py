@@ -13,7 +13,7 @@ from api.core.execution import Claim, Failure
 from api.core.locks import file_lock
 from api.core.queries import stages, workers
 from api.core.queue import Hint
-from api.core.service import Service, create_job
+from api.core.service import Service, create_job, pause_job, resume_job
 from api.core.specs import RoundSpec
 from api.core.tables import Stage, Worker
 from tests.service import round_body, settings_for
@@ -107,6 +107,18 @@ def test_the_next_round_is_hinted(service: Service, queue: Memory) -> None:
         finish(service, held)
     queue.hints.clear()
     finish(service, held)
+    assert told(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
+
+
+def test_a_round_planned_while_its_job_pauses_is_hinted_when_it_goes_on(service: Service, queue: Memory) -> None:
+    job_id = start(service, rounds=2, evaluation=None)
+    while (held := take(service)).kind != "train":
+        finish(service, held)
+    pause_job(service, job_id)
+    queue.hints.clear()
+    finish(service, held)
+    assert told(service, queue) == []
+    resume_job(service, job_id)
     assert told(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.core.migrate import migrate
 from api.core.planning import PlannedStage
-from api.core.queries import results, stages
+from api.core.queries import jobs, results, stages
 from api.core.queries.pages import encode_cursor
 from api.core.states import StageKind
 from api.core.unit_of_work import UnitOfWork
@@ -92,6 +92,12 @@ def test_pages_of_samples_and_pairs(uow: UnitOfWork) -> None:
             assert_one_index(plan_of(uow, lambda s, f=sample_filters, c=cursor: results.sample_page(s, 50, c, **f)))  # type: ignore[misc]
         for pair_filters in PAIRS:
             assert_one_index(plan_of(uow, lambda s, f=pair_filters, c=cursor: results.pair_page(s, 50, c, **f)))  # type: ignore[misc]
+
+
+def test_queued_jobs_are_counted_without_those_that_have_ended(uow: UnitOfWork) -> None:
+    plan = plan_of(uow, lambda session: jobs.count_queued(session, "key"))
+    assert "Index Scan using ix_jobs_state" in plan, plan
+    assert "Index Cond: ((state)::text = ANY" in plan, plan
 
 
 def test_claims_on_postgresql(uow: UnitOfWork) -> None:

@@ -14,12 +14,12 @@ from api.core.queries.pages import Page, fetch_page
 from api.core.tables import ApiKey
 
 _USE_NOTED_EVERY_SECONDS = 300.0
+# made once, as every request with a key runs it: to make it takes about as long as to run it
 _USE_IS_NEWS = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now_seconds() - _USE_NOTED_EVERY_SECONDS)
 _IS_ACTIVE = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now_seconds())
 _CANDIDATES = select(ApiKey.id, ApiKey.sha256, ApiKey.scopes, _USE_IS_NEWS).where(
     ApiKey.prefix == bindparam("prefix"), _IS_ACTIVE
 )
-"""Made once, since every request runs it: to make it takes about as long as to run it."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from api.core.queries.pages import Page, fetch_page
 from api.core.states import FINAL_JOB_STATES, JobKind, JobState
 from api.core.tables import Event, IdempotencyKey, Job, Model
 
+# Statements of every request for a job, made once: to make one takes about as long as to run it.
 _LAST_MODEL = select(Model.id).where(Model.job_id == Job.id).order_by(Model.round.desc()).limit(1)
 _VIEW = (
     select(Job, now_seconds(), _LAST_MODEL.scalar_subquery())
@@ -23,9 +24,8 @@ _VIEW = (
 )
 _QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api_key_id"), 1)))).where(
     Job.started_at.is_(None),
-    Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # not `not_in`: it has an index
+    Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # by the index on states, as `not_in` would not be
 )
-"""Statements of every request for a job: to make one takes about as long as to run it."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from api.core.states import SampleRole, Verdict
 from api.core.tables import Artifact, Export, Job, Metric, Model, ModelAlias, Pair, Sample, Score, Table
 
 _MOST_IDS = 1000
+# made once, as requests for a job run it: to make it takes about as long as to run it
 _NAMED = select(Model).where(Model.name == bindparam("name"))
 _MADE = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made}
 

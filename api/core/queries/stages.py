@@ -37,7 +37,9 @@ _MOST_PAUSES = 16
 """The pause between two hints of a stage grows up to so many times the first."""
 _QUEUED_AGAIN = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
 _UNSYNCED = {"synchronize_session": False}
-_NOW_IF_FREE = case((bindparam("is_free", type_=Boolean), now_seconds()))
+# Statements of every request for a job. They are made once, since to make one takes about as long as to run it; and the
+# inserts are the core's: the ORM's would look at each row by itself.
+_NOW_IF_FREE = case((bindparam("free_now", type_=Boolean), now_seconds()))
 _ZERO: ColumnElement[int] = literal_column("0")
 _INSERT = insert(cast(Table, Stage.__table__)).values(
     not_before=now_seconds(),
@@ -51,8 +53,12 @@ _INSERT = insert(cast(Table, Stage.__table__)).values(
     crash_count=_ZERO,
 )
 _INSERT_NEEDS = insert(cast(Table, StageDependency.__table__))
-_OF_JOB = select(Stage).where(Stage.job_id == bindparam("job_id")).order_by(Stage.number)
-"""Statements of every request for a job: to make one takes about as long as to run it."""
+_OF_JOB = (
+    select(Stage)
+    .where(Stage.job_id == bindparam("job_id"))
+    .order_by(Stage.number)
+    .execution_options(populate_existing=True)
+)
 
 Hint = tuple[str, str]
 """A stage's id and its queue."""
@@ -69,7 +75,7 @@ class Wish(StrEnum):
 def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int = 0) -> list[Hint]:
     """The planned stages, queued, with their dependencies; their numbers follow on `after`.
 
-    Returns those that are free, which are marked as hinted now.
+    Returns those that are free, marked as hinted now: the caller hints them, or nobody does for a while.
     """
     if not plan:
         return []
@@ -88,7 +94,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
             "work": planned.work,
             "state": StageState.WAITING if planned.kind is StageKind.REVIEW else StageState.QUEUED,
             "unmet": len(set(planned.needs)),
-            "is_free": not planned.needs and planned.kind is not StageKind.REVIEW,
+            "free_now": not planned.needs and planned.kind is not StageKind.REVIEW,
         }
         for number, (stage_id, planned) in enumerate(zip(ids, plan, strict=True), after + 1)
     ]
@@ -100,7 +106,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
     ]
     if needs:
         session.execute(_INSERT_NEEDS, needs)
-    return [(row["id"], row["queue"]) for row in rows if row["is_free"]]
+    return [(row["id"], row["queue"]) for row in rows if row["free_now"]]
 
 
 def last_number(session: Session, job_id: str) -> int:
@@ -376,7 +382,7 @@ def states_left(session: Session, job_id: str) -> set[str]:
 
 
 def of_job(session: Session, job_id: str) -> list[Stage]:
-    """The job's stages, in order of their numbers."""
+    """The job's stages as they are now, in order of their numbers."""
     return list(session.scalars(_OF_JOB, {"job_id": job_id}))
 
 

@@ -59,6 +59,14 @@ def test_the_same_key_and_request_is_the_same_job(client: TestClient, service: S
     assert client.post("/rounds", json=round_body()).json()["id"] != first.json()["id"]
 
 
+def test_the_same_key_is_answered_with_the_job_as_it_is_now(client: TestClient) -> None:
+    key = {"Idempotency-Key": "one"}
+    job = client.post("/rounds", json=round_body(), headers=key).json()["id"]
+    cancelled = client.post(f"/jobs/{job}/cancel").json()
+    again = client.post("/rounds", json=round_body(), headers=key)
+    assert (again.headers["Location"], again.json()) == (f"/jobs/{job}", cancelled)
+
+
 def test_a_bad_key_is_refused(client: TestClient) -> None:
     answer = client.post("/rounds", json=round_body(), headers={"Idempotency-Key": "a b"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter")
