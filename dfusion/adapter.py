@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -30,27 +31,43 @@ METADATA_KEY = "dfusion"
 ADAPTER = "default"
 """The name under which peft has it."""
 _PREFIX = "unet."
+_PEFT_INIT: Mapping[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
+"""peft's name for each initialisation; it is kept in the adapter's metadata."""
 
 
 def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), seed: int = 0) -> None:
     """Put a fresh trainable adapter on all attentions of `unet` and freeze everything else.
 
-    The first matrix is drawn from `seed` alone (Kaiming-uniform as peft does), the second is 0: the policy is
-    unchanged at first. Both are float32 whatever the U-Net's dtype: steps of the learning rate would be lost in half
-    precision. An adapter that is there is replaced.
+    The first matrix, A (down), is drawn from `seed` alone as `config.init` says. The second, B (up), is 0, so the
+    policy is unchanged at first. Both are float32 whatever the U-Net's dtype: steps of the learning rate would be lost
+    in half precision. An adapter that is already attached is replaced.
     """
     detach(unet)
     unet.requires_grad_(False)
-    settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(TARGETS))
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        init_lora_weights=_PEFT_INIT[config.init],
+        target_modules=list(TARGETS),
+    )
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; overwritten below
         unet.add_adapter(settings)
+
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(lora_parameters(unet).items()):
         parameter.data = parameter.data.float()
         if "lora_A" in name:
-            drawn = torch.empty(parameter.shape)
-            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-            parameter.data.copy_(drawn)
+            weight = torch.empty(parameter.shape)
+            _initialise(weight, config, generator)
+            parameter.data.copy_(weight)
+
+
+def _initialise(weight: torch.Tensor, config: LoraConfig, generator: torch.Generator) -> None:
+    """Fill A, (rank, in), in place: N(0, 1/rank), a standard deviation, or Kaiming-uniform with bound 1/sqrt(in)."""
+    if config.init == "gaussian":
+        weight.normal_(std=1 / config.rank, generator=generator)
+    else:
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
 
 
 def detach(unet: UNet2DConditionModel) -> None:
@@ -65,11 +82,17 @@ def has_lora(unet: UNet2DConditionModel) -> bool:
 
 
 def lora_config(unet: UNet2DConditionModel) -> LoraConfig:
-    """Rank and alpha of the attached adapter. Raises InvalidInputError where there is none of ours."""
+    """Rank, alpha and initialisation of the attached adapter. Raises InvalidInputError where there is none of ours."""
     found = getattr(unet, "peft_config", None) or {}
     if ADAPTER not in found:
         raise InvalidInputError(f"unet: expected an adapter by attach_lora or load_adapter, got {sorted(found)}")
-    return LoraConfig(rank=found[ADAPTER].r, alpha=found[ADAPTER].lora_alpha)
+    own = found[ADAPTER]
+    return LoraConfig(rank=own.r, alpha=own.lora_alpha, init=_init_of(own.init_lora_weights))
+
+
+def _init_of(init_lora_weights: object) -> Literal["gaussian", "kaiming"]:
+    """The initialisation by peft's name for it."""
+    return "gaussian" if init_lora_weights == "gaussian" else "kaiming"
 
 
 def lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
@@ -113,7 +136,7 @@ class AdapterFile:
     """What an adapter's file holds.
 
     weights   by peft's names without a prefix, "down_blocks.0. ... .to_q.lora_A.weight"; (rank, in) and (out, rank)
-    config    its rank and alpha: it adds alpha / rank * B A to a weight
+    config    its rank and alpha, and how it was initialised where the file says so (else Kaiming, peft's default)
     metadata  what `save_adapter` was given
     """
 
@@ -137,7 +160,11 @@ def read_adapter(file: Path) -> AdapterFile:
     (rank,) = ranks
     try:
         settings = json.loads(about.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-        config = LoraConfig(rank=rank, alpha=settings.get(f"{_PREFIX}lora_alpha", rank))
+        config = LoraConfig(
+            rank=rank,
+            alpha=settings.get(f"{_PREFIX}lora_alpha", rank),
+            init=_init_of(settings.get(f"{_PREFIX}init_lora_weights")),
+        )
         return AdapterFile(weights, config, json.loads(about.get(METADATA_KEY, "{}")))
     except (AttributeError, ValueError) as error:
         raise CheckpointError(f"{file}: expected the metadata of an adapter: {error!r}") from error

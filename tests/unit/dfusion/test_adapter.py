@@ -1,11 +1,21 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from dfusion.adapter import attach_lora, detach, load_adapter, lora_parameters, read_adapter, save_adapter
+from dfusion.adapter import (
+    attach_lora,
+    detach,
+    load_adapter,
+    lora_config,
+    lora_parameters,
+    read_adapter,
+    save_adapter,
+)
 from dfusion.config import LoraConfig
 from dfusion.errors import CheckpointError, InvalidInputError
 from dfusion.files import read_tensors, write_tensors
@@ -120,3 +130,34 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         write_tensors(tmp_path / "a.safetensors", tensors, about | {"lora_adapter_metadata": metadata})
         with pytest.raises(CheckpointError, match="metadata"):
             load_adapter(tiny_unet(), tmp_path / "a.safetensors")
+
+
+def test_gaussian_weights_have_the_standard_deviation_of_diffusers_lora_layers() -> None:
+    """N(0, 1/rank) is a standard deviation of 1/rank in diffusers' LoRALinearLayer, in every layer; B is 0."""
+    rank = 256
+    unet = tiny_unet()
+    attach_lora(unet, LoraConfig(rank=rank), seed=3)
+    for name, value in lora_parameters(unet).items():
+        if "lora_A" in name:
+            assert value.std().item() == pytest.approx(1 / rank, rel=0.05) and abs(value.mean().item()) < 0.1 / rank
+        else:
+            assert not value.any()
+
+
+def test_kaiming_weights_are_uniform_within_their_bound() -> None:
+    """Kaiming-uniform with a = sqrt(5): the bound is 1/sqrt(in), the standard deviation that over sqrt(3)."""
+    unet = tiny_unet()
+    attach_lora(unet, LoraConfig(rank=256, init="kaiming"), seed=3)
+    for name, value in lora_parameters(unet).items():
+        if "lora_A" in name:
+            bound = value.shape[1] ** -0.5
+            assert value.abs().max().item() <= bound
+            assert value.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "kaiming"])
+def test_the_file_says_how_the_adapter_was_initialised(init: Literal["gaussian", "kaiming"], tmp_path: Path) -> None:
+    unet = tiny_unet()
+    attach_lora(unet, LoraConfig(rank=2, init=init), seed=3)
+    save_adapter(unet, tmp_path / "a.safetensors")
+    assert read_adapter(tmp_path / "a.safetensors").config == lora_config(unet) == LoraConfig(rank=2, init=init)
