@@ -146,38 +146,46 @@ class PairingConfig(Settings):
         return cls(dealing="rank_order", adoption_threshold=0)
 
 
-class Preset(Settings):
-    """The settings in which the paper's text and the authors' released code differ (docs/decisions/006-presets.md)."""
-
-    fusion: FusionConfig
-    pairing: PairingConfig
-
-
-PRESETS: Mapping[Literal["paper", "released_code"], Preset] = MappingProxyType(
-    {
-        "paper": Preset(fusion=FusionConfig.paper(), pairing=PairingConfig.paper()),
-        "released_code": Preset(fusion=FusionConfig.released_code(), pairing=PairingConfig.released_code()),
-    }
-)
-
-
 class LoraConfig(Settings):
-    """Low-rank adapter on the U-Net's attention projections."""
+    """Low-rank adapter on the U-Net's attention projections: it adds alpha / rank * B A to each weight."""
 
     rank: int = Field(4, ge=1, le=256)
     alpha: Rate = 4.0
+    init: Literal["gaussian", "kaiming"] = Field(
+        "gaussian",
+        description="How A (down) starts: N(0, 1/rank) as in ddpo-pytorch and the released code, or Kaiming-uniform as"
+        " in peft. B (up) starts at 0 (docs/decisions/017-training-recipe.md)",
+    )
 
 
 class TrainingConfig(Settings):
     """How the adapter is trained on a round's trajectories (Eq. 6, 8, 9; table 3, "Optimizer" and "Training").
 
-    A row is one denoising step of a pair (dpo) or of a sample (ddpo, dpok). Where the paper gives no number, the
-    default is the published one of the method that it takes over (docs/decisions/005-algorithms.md). A setting that
-    `algorithm` does not use must be left at its default.
+    An example is a pair (dpo) or a sample (ddpo, dpok); a row is one denoising step of an example. Where the paper
+    gives no number, the default is the published one of the method that it takes over
+    (docs/decisions/005-algorithms.md). A setting that `algorithm` does not use must be left at its default.
     """
 
     algorithm: Literal["dpo", "ddpo", "dpok"] = Field("dpo", description="Eq. 6, Eq. 8 or Eq. 9")
     beta: Rate = Field(0.1, description="dpo: beta of Eq. 6, on log-probs that are means over C x h x w (D3PO)")
+    ratio_clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="dpo: p / pref of each side is clamped to 1 +- this inside the loss (D3PO, released code: 0.1)",
+    )
+    safeguard: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="dpo: mu of Diffusion-SDPO (arXiv 2511.03317), which scales the rejected side's gradient down so"
+        " that the preferred side does not become less likely, to first order; null: off",
+    )
+    credit: Literal["all", "mask"] = Field(
+        "all",
+        description="dpo, experimental: log-probs of a pair are means over all latent elements, or over those that its"
+        " fusion mask covers; a pair without a mask counts everywhere",
+    )
     clip_range: float = Field(
         1e-4, gt=0, lt=1, description="ddpo, dpok: epsilon, how far the ratio may leave 1 (ddpo-pytorch, DPOK)"
     )
@@ -193,12 +201,22 @@ class TrainingConfig(Settings):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW (table 3)")
     adam_epsilon: Rate = Field(1e-8, description="AdamW (table 3)")
     max_grad_norm: Rate = Field(1.0, description="Clipping of the gradient's norm (table 3)")
-    rows_per_update: Count = Field(320, description="Rows whose gradients one update takes the mean of (table 3)")
-    micro_batch: Count = Field(8, description="Rows that go through the U-Net at once; changes memory, not the result")
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: less memory, more time, same result"
+    optimizer_start: Literal["carried", "fresh"] = Field(
+        "carried",
+        description="Whether AdamW goes on with its moments from the rounds before (ddpo-pytorch), or starts at 0",
     )
-    inner_epochs: Count = Field(2, description="Passes over a round's rows (table 3)")
+    examples_per_update: Count = Field(
+        320,
+        description="The most examples whose mean gradient one update takes; an inner epoch's updates are of nearly"
+        ' equal size (table 3: "Batch size 1, Grad. accum. steps 320")',
+    )
+    micro_batch: Count = Field(8, description="Rows that go through the U-Net at once; changes memory, not the result")
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="Recompute activations in the backward pass: less memory, more time, same result. null: on a GPU"
+        " only, where the defaults then fit 24 GB (docs/decisions/016-precision.md)",
+    )
+    inner_epochs: Count = Field(2, description="Passes over a round's examples (table 3)")
     timestep_fraction: float = Field(
         1.0, gt=0, le=1, description="Share of its steps that a pair or sample is trained on, drawn by the seed"
     )
@@ -221,15 +239,57 @@ class TrainingConfig(Settings):
                 raise ValueError(f"{name} is a setting of {' and '.join(algorithms)}, not of {self.algorithm}")
         return self
 
+    @classmethod
+    def paper(cls) -> TrainingConfig:
+        """What the paper's text says."""
+        return cls()
+
+    @classmethod
+    def released_code(cls) -> TrainingConfig:
+        """What the authors' released configuration says; the code that would read it was not released."""
+        return cls(ratio_clip=0.1)
+
 
 _ALGORITHMS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "beta": ("dpo",),
+        "ratio_clip": ("dpo",),
+        "safeguard": ("dpo",),
+        "credit": ("dpo",),
         "clip_range": ("ddpo", "dpok"),
         "advantage_clip": ("ddpo", "dpok"),
         "policy_weight": ("dpok",),
         "kl_weight": ("dpok",),
         "kl_reference": ("dpok",),
+    }
+)
+
+
+class Preset(Settings):
+    """The settings in which the paper's text and the authors' released code differ (docs/decisions/006-presets.md)."""
+
+    fusion: FusionConfig
+    pairing: PairingConfig
+    training: TrainingConfig
+
+    def settings_of(self, part: str, algorithm: str) -> dict[str, Any]:
+        """The settings of `fusion`, `pairing` or `training` that `algorithm` uses, by name."""
+        settings: Settings = getattr(self, part)
+        return {
+            name: value
+            for name, value in settings.model_dump(exclude_defaults=part == "training").items()
+            if algorithm in _ALGORITHMS_OF.get(name, (algorithm,))
+        }
+
+
+PRESETS: Mapping[Literal["paper", "released_code"], Preset] = MappingProxyType(
+    {
+        "paper": Preset(fusion=FusionConfig.paper(), pairing=PairingConfig.paper(), training=TrainingConfig.paper()),
+        "released_code": Preset(
+            fusion=FusionConfig.released_code(),
+            pairing=PairingConfig.released_code(),
+            training=TrainingConfig.released_code(),
+        ),
     }
 )
 

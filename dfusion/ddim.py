@@ -129,16 +129,22 @@ def mean(schedule: Schedule, steps: StepIndices, x_t: torch.Tensor, noise_pred: 
     return prev_alpha.sqrt() * x_0 + direction * epsilon
 
 
-def log_prob(x_prev: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+def log_prob(
+    x_prev: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor | float, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """log p of Eq. 1, (B,) float32: the Gaussian's log-density, mean over C*h*w.
 
-    x_prev and mean are (B, C, h, w); sigma is a number or (B,). Raises ScheduleError where sigma is 0.
+    x_prev and mean are (B, C, h, w); sigma is a number or (B,). `weights` (B, h, w) make it a weighted mean over h*w
+    (and the plain one over C); they are not negative, and of no row all 0. Raises ScheduleError where sigma is 0.
     """
     scale = torch.as_tensor(sigma, dtype=torch.float32, device=mean.device).reshape(-1, *[1] * (mean.ndim - 1))
     if bool((scale <= 0).any()):
         raise ScheduleError("sigma: expected a positive standard deviation, got 0; log p is infinite there")
     squared = ((x_prev.float() - mean.float()) / scale).square()
-    return (-0.5 * squared - scale.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)
+    densities = -0.5 * squared - scale.log() - 0.5 * math.log(2 * math.pi)
+    if weights is None:
+        return densities.flatten(1).mean(1)
+    return (densities.mean(1) * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
 
 
 def recorded_log_prob(schedule: Schedule, step_index: int, x_prev: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from dfusion.adapter import attach_lora, has_lora, lora_config
 from dfusion.advantages import RewardHistory
@@ -20,6 +21,7 @@ from dfusion.errors import InvalidInputError
 from dfusion.figures import PairFigures, Side, decide, fusion_mask, pair_figures
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
+from dfusion.optimizer_state import OptimizerState
 from dfusion.pairing import choose_pairs
 from dfusion.prompts import Prompt
 from dfusion.rewards import Scorer
@@ -53,6 +55,7 @@ class RoundPair:
     adopted     whether the target is the better side in training (Eq. 7); where not, the reference is
     why         the comparison that decided, or why there is no target
     thresholds  those of the mask
+    mask        (h_m, w_m) in [0, 1], where the target took from the reference (`dfusion.figures.fusion_mask`)
     figures     what is measured on the pair
     """
 
@@ -63,6 +66,7 @@ class RoundPair:
     adopted: bool = False
     why: str = "fusion is off: the reference is preferred"
     thresholds: tuple[float, ...] | None = None
+    mask: torch.Tensor | None = None
     figures: PairFigures | None = None
 
     @property
@@ -78,6 +82,7 @@ class RoundResult:
     means      of the round's samples: the reward's, the watching scorer's, and "diversity" (mean distance of the clean
                latents of one prompt's samples); `dfusion.rewards.watch.falling_figures` tells whether they part
     self_test  of the training; None where there was nothing to learn from
+    optimizer  AdamW's moments after the round: hand them to the next one, too
     """
 
     pairs: tuple[RoundPair, ...]
@@ -85,6 +90,7 @@ class RoundResult:
     history: RewardHistory
     means: Mapping[str, float]
     self_test: SelfTest | None
+    optimizer: OptimizerState | None = None
 
 
 def run_round(
@@ -96,6 +102,7 @@ def run_round(
     seed: int,
     round_number: int = 1,
     history: RewardHistory = RewardHistory(),
+    optimizer: OptimizerState | None = None,
     watch: Scorer | None = None,
     on_rows: OnRows | None = None,
 ) -> RoundResult:
@@ -105,6 +112,7 @@ def run_round(
                   sample's seed (`dfusion.seeds`), as in the service
     round_number  from 1; another for each round, or it samples the same noise again
     history       the same scorer's scores of earlier rounds, for ddpo and dpok; dpo begins anew where it is another's
+    optimizer     AdamW's moments of the round before, so that it goes through all rounds as in ddpo-pytorch
     watch         a scorer that is never trained on
     on_rows       as for `Trainer.step`
 
@@ -127,12 +135,12 @@ def run_round(
     pairs = [pair for prompt, drawn in groups for pair in _pairs(model, prompt, drawn, scorer, config)]
     examples = list(_examples(groups, pairs, history, config))
     if not examples:
-        return RoundResult(tuple(pairs), (), history, means, None)
-    trainer = Trainer(model, examples, config.training, training_seed(seed, round_number))
+        return RoundResult(tuple(pairs), (), history, means, None, optimizer)
+    trainer = Trainer(model, examples, config.training, training_seed(seed, round_number), optimizer)
     tested = trainer.prepare(on_rows)
     while trainer.updates_done < trainer.updates_total:
         trainer.step(on_rows)
-    return RoundResult(tuple(pairs), tuple(trainer.reports), history, means, tested)
+    return RoundResult(tuple(pairs), tuple(trainer.reports), history, means, tested, trainer.optimizer_state())
 
 
 def _named(scorer: Scorer) -> str:
@@ -244,7 +252,7 @@ def _judged(
     mask = fusion_mask(reference.trajectory, thresholds, fusion)
     decision, figures = decide(one, other, fused, pairing, mask, fusion), pair_figures(one, other, fused, mask)
     return RoundPair(
-        prompt.text, reference, base, target, decision.adopted, decision.why, thresholds=thresholds, figures=figures
+        prompt.text, reference, base, target, decision.adopted, decision.why, thresholds, mask, figures=figures
     )
 
 
@@ -257,8 +265,13 @@ def _examples(
     """Pairs for dpo; for ddpo and dpok both sides of each pair, or without fusion all samples."""
     if config.training.algorithm == "dpo":
         for pair in pairs:
-            own = not pair.adopted
-            yield TrainingPair(pair.better.trajectory, pair.base.trajectory, pair.prompt, on_policy=own)
+            yield TrainingPair(
+                pair.better.trajectory,
+                pair.base.trajectory,
+                pair.prompt,
+                on_policy=not pair.adopted,
+                mask=pair.mask if pair.adopted else None,
+            )
         return
     singles: Iterable[tuple[str, Drawn, bool]]
     if config.fusion is None:

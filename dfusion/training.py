@@ -21,8 +21,9 @@ from dfusion.guidance import placement
 from dfusion.losses.dpok import gaussian_kl
 from dfusion.losses.objective import RowTerms, row_losses
 from dfusion.models import DiffusionModel
+from dfusion.optimizer_state import OptimizerState, restore, state_of
 from dfusion.policy import transition_mean
-from dfusion.training_data import Example, check_examples, digest, rows_of
+from dfusion.training_data import Example, TrainingPair, check_examples, digest, rows_of, split_evenly
 from dfusion.training_report import (
     SelfTest,
     Tally,
@@ -32,7 +33,7 @@ from dfusion.training_report import (
     self_test,
 )
 
-FORMAT = "dfusion-trainer-3"
+FORMAT = "dfusion-trainer-4"
 STATE_FILE = "trainer.safetensors"
 OnRows = Callable[[int], None]
 """Called as on_rows(done_rows) after each micro-batch; it may raise to cancel."""
@@ -52,13 +53,27 @@ class TrainerState:
 class _Reference:
     """All rows under the policy before the first update, on the CPU.
 
-    log_probs  (rows, S), log p_old, which is log pref in Eq. 6
+    log_probs  (rows, S), log p_old, which is log pref in Eq. 6, over the elements that count (`credit`)
     means      (rows, S, C, h, w), mu of the policy that the KL is measured from
     """
 
     log_probs: torch.Tensor
     means: torch.Tensor
     self_test: SelfTest
+
+
+@dataclass(frozen=True)
+class _Transitions:
+    """R rows under the policy of the moment, with gradients.
+
+    log_probs  (R, S) log p over the elements that count (`credit`)
+    means      (R, S, C, h, w) mu
+    x_prev     (R, S, C, h, w) the stored next states
+    """
+
+    log_probs: torch.Tensor
+    means: torch.Tensor
+    x_prev: torch.Tensor
 
 
 class Trainer:
@@ -74,17 +89,35 @@ class Trainer:
     Besides the model, memory holds the examples and means of the same size (rows x S latents, float32, on the CPU).
     """
 
-    def __init__(self, model: DiffusionModel, examples: Sequence[Example], config: TrainingConfig, seed: int) -> None:
-        """Raises InvalidInputError without examples, without an adapter, or for examples that do not fit the algorithm
-        or each other; ScheduleError for a schedule that Eq. 1 has no density for, or that is not the examples'."""
+    def __init__(
+        self,
+        model: DiffusionModel,
+        examples: Sequence[Example],
+        config: TrainingConfig,
+        seed: int,
+        optimizer: OptimizerState | None = None,
+    ) -> None:
+        """Set up a training; nothing is evaluated yet.
+
+        Args:
+            model: Whose adapter is trained.
+            examples: What it is trained on.
+            config: How.
+            seed: Of the order of examples, and of the steps that `timestep_fraction` chooses.
+            optimizer: AdamW's moments from the rounds before (`optimizer_state`); not used with
+                `optimizer_start="fresh"`. None or an empty one: from 0.
+
+        Raises:
+            InvalidInputError: No examples, no adapter, examples that do not fit the algorithm or each other, or moments
+                of another adapter.
+            ScheduleError: A schedule that Eq. 1 has no density for, or that is not the examples'.
+        """
         self.sampling = check_examples(examples, config, model.unet.config.in_channels)
         self.model, self.examples, self.config, self.seed = model, tuple(examples), config, seed
         self.schedule = Schedule.from_scheduler(model.scheduler, self.sampling.num_steps, self.sampling.eta)
         generator = torch.Generator().manual_seed(seed)
         self._rows = rows_of(self.examples, self.schedule, config, generator)
-        self._orders = [
-            torch.randperm(self.rows_total, generator=generator).tolist() for _ in range(config.inner_epochs)
-        ]
+        self._updates = [update for _ in range(config.inner_epochs) for update in self._epoch(generator)]
         self._ratio_tolerance = config.ratio_tolerance or ratio_tolerance_of(placement(model.unet)[1])
         self._parameters = lora_parameters(model.unet)
         if not all(parameter.requires_grad for parameter in self._parameters.values()):
@@ -97,6 +130,9 @@ class Trainer:
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
         )
+        if optimizer is not None and config.optimizer_start == "carried":
+            restore(self._optimizer, self._parameters, optimizer)
+
         texts = sorted({example.prompt for example in examples})
         height, width = examples[0].sides[0].latents.shape[3:]
         self._places = {text: place for place, text in enumerate(texts)}
@@ -117,12 +153,19 @@ class Trainer:
 
     @property
     def updates_total(self) -> int:
-        """Updates of all inner epochs; the last of an epoch may have fewer rows."""
-        return self.config.inner_epochs * self._updates_per_epoch
+        """Updates of all inner epochs."""
+        return len(self._updates)
 
-    @property
-    def _updates_per_epoch(self) -> int:
-        return math.ceil(self.rows_total / self.config.rows_per_update)
+    def _epoch(self, generator: torch.Generator) -> list[list[int]]:
+        """The row numbers of each update of one inner epoch: all rows of its examples, which are permuted."""
+        rows_of_example: dict[int, list[int]] = {}
+        for number, row in enumerate(self._rows):
+            rows_of_example.setdefault(row.example, []).append(number)
+
+        places = list(rows_of_example)
+        order = [places[place] for place in torch.randperm(len(places), generator=generator).tolist()]
+        updates = split_evenly(order, self.config.examples_per_update)
+        return [[number for example in update for number in rows_of_example[example]] for update in updates]
 
     def prepare(self, on_rows: OnRows | None = None) -> SelfTest:
         """Evaluate all rows under the policy before the first update, and test that it is the one that sampled.
@@ -134,32 +177,42 @@ class Trainer:
 
     def _prepared(self, on_rows: OnRows | None) -> _Reference:
         if self._reference is None:
-            log_probs, means = self._evaluate_reference(on_rows)
+            log_probs, means, plain = self._evaluate_reference(on_rows)
             silent = sorted(set(range(len(self.schedule))) - set(self.schedule.trainable_steps))
-            report = self_test(self._rows, self.examples, log_probs, self._ratio_tolerance, silent)
+            report = self_test(self._rows, self.examples, plain, self._ratio_tolerance, silent)
             self._reference = _Reference(log_probs, means, report)
         return self._reference
 
     @torch.no_grad()
-    def _evaluate_reference(self, on_rows: OnRows | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """log p_old (rows, S) and the means that the KL is measured from (rows, S, C, h, w), on the CPU."""
+    def _evaluate_reference(self, on_rows: OnRows | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """log p_old (rows, S) over the elements that count, the means that the KL is measured from (rows, S, C, h, w),
+        and log p_old over all elements, as trajectories record it; on the CPU."""
         sides = self.examples[0].sides
         log_probs = torch.empty(self.rows_total, len(sides))
+        plain = torch.empty_like(log_probs)
         means = torch.empty(self.rows_total, len(sides), *sides[0].latents.shape[2:])
         base = {name: torch.zeros_like(value) for name, value in self._start.items()}  # an adapter that adds nothing
+
         for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
             with self._weights(self._start):
-                found, found_means = self._evaluate(numbers)
+                old = self._evaluate(numbers)
+            log_probs[numbers] = old.log_probs.cpu()
+            plain[numbers] = self._log_probs(numbers, old.x_prev, old.means, credited=False).cpu()
             if self.config.kl_reference == "base":
                 with self._weights(base):
-                    _, found_means = self._evaluate(numbers)
-            log_probs[numbers], means[numbers] = found.cpu(), found_means.cpu()
+                    old = self._evaluate(numbers)
+            means[numbers] = old.means.cpu()
             if on_rows is not None:
                 on_rows(numbers[-1] + 1)
-        return log_probs, means
+        return log_probs, means, plain
 
     def step(self, on_rows: OnRows | None = None) -> UpdateReport:
-        """One optimiser update: the mean gradient of its rows, clipped, by AdamW.
+        """One optimiser update, in four steps:
+
+        1. the losses of the update's rows (Eq. 6, 8 or 9) and their mean gradient, in micro-batches;
+        2. in the first update, a check that p / p_old is 1;
+        3. the gradient's norm, clipped to `max_grad_norm`;
+        4. AdamW's step, with the gradient at the scale that its epsilon is meant for (`gradient_scale`).
 
         `on_rows(done_rows)` is called after each micro-batch and may raise: nothing has changed then. Raises
         NonFiniteError naming update and step, PolicyMismatchError where p / p_old is not 1 in the first update,
@@ -169,26 +222,65 @@ class Trainer:
             raise InvalidInputError(f"expected at most {self.updates_total} updates, all are done")
         reference = self._prepared(on_rows)
         tally = Tally()
-        self._add_gradients(self._rows_of_update(self.updates_done), reference, tally, on_rows)
+
+        # 1. losses and gradients
+        self._add_gradients(self._updates[self.updates_done], reference, tally, on_rows)
+
+        # 2. the ratio starts at 1
         if self.updates_done == 0:
             require_ratio_one(tally.ratio_by_step(), self._ratio_tolerance, "log-probs of the first update")
+
+        # 3. the norm
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_grad_norm))
         if not math.isfinite(norm):
             raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1}{self._in_float16}")
+
+        # 4. AdamW
+        scale = self.gradient_scale
+        below_epsilon = self._share_below_epsilon(scale)
+        self._scale_gradients(scale)
         self._optimizer.step()
-        self.reports.append(tally.report(self.updates_done + 1, norm))
+        self._scale_gradients(1 / scale)
+
+        self.reports.append(tally.report(self.updates_done + 1, norm, below_epsilon))
         return self.reports[-1]
+
+    @property
+    def gradient_scale(self) -> float:
+        """What the gradient is multiplied by before AdamW sees it: a power of two near C x h x w / weight.
+
+        The loss is a mean over C x h x w, times the algorithm's weight (beta of Eq. 6, alpha of Eq. 9). Its gradient is
+        so small that AdamW's epsilon, 1e-8, would shorten the step, and more so the smaller beta is (decision 017).
+        """
+        weight = {"dpo": self.config.beta, "ddpo": 1.0, "dpok": self.config.policy_weight}[self.config.algorithm]
+        elements = math.prod(self.examples[0].sides[0].latents.shape[2:])
+        return 2.0 ** round(math.log2(elements / weight))
+
+    def _scale_gradients(self, factor: float) -> None:
+        """Multiply all gradients by a power of two, which is exact."""
+        for parameter in self._parameters.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def _share_below_epsilon(self, scale: float) -> float:
+        """The share of the gradient's elements, of those that are not 0, that AdamW's epsilon exceeds."""
+        limit = self.config.adam_epsilon / scale
+        sizes = torch.cat([p.grad.abs().flatten() for p in self._parameters.values() if p.grad is not None])
+        nonzero = int((sizes > 0).sum())
+        return int(((sizes > 0) & (sizes < limit)).sum()) / nonzero if nonzero else 0.0
 
     def _add_gradients(
         self, numbers: Sequence[int], reference: _Reference, tally: Tally, on_rows: OnRows | None
     ) -> None:
         """Leave the mean gradient of the rows in the parameters, and their figures in the tally.
 
-        Until the end it is larger by a power of two, which changes nothing but that float16 can hold it.
+        Until the end it is larger by a power of two near rows x C x h x w / weight: what comes back to the U-Net then
+        has the size that one element's log p alone gives, which float16 can hold.
         """
         parameters = list(self._parameters.values())
         self._optimizer.zero_grad(set_to_none=True)
-        done, scale = 0, self._loss_scale(len(numbers))
+        done = 0
+        scale = self.gradient_scale * 2.0 ** round(math.log2(len(numbers)))
         with self._checkpointing():
             for step, group in self._groups(numbers):
                 before = [parameter.grad for parameter in parameters]
@@ -203,22 +295,13 @@ class Trainer:
                 for parameter, earlier in zip(parameters, before, strict=True):
                     if earlier is not None:
                         parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.div_(scale)
+        self._scale_gradients(1 / scale)
 
     @property
     def _in_float16(self) -> str:
         """What an error says beside, where numbers may have been too large for the U-Net's dtype."""
         _, dtype = placement(self.model.unet)
         return "; a bfloat16 or float32 U-Net takes larger ones" if dtype == torch.float16 else ""
-
-    def _loss_scale(self, rows: int) -> float:
-        """The power of two next to rows x C x h x w / weight: what comes back to the U-Net then has the size that one
-        element's log p alone gives, whatever the mean is taken over and however the algorithm weighs it."""
-        weight = {"dpo": self.config.beta, "ddpo": 1.0, "dpok": self.config.policy_weight}[self.config.algorithm]
-        elements = math.prod(self.examples[0].sides[0].latents.shape[2:])
-        return 2.0 ** round(math.log2(rows * elements / weight))
 
     def _groups(self, numbers: Sequence[int]) -> list[tuple[int | None, list[int]]]:
         """The rows step by step, so that each step's gradient can be told; all at once where nobody asks for it."""
@@ -239,21 +322,26 @@ class Trainer:
 
     def _backward(self, numbers: list[int], weight: float, reference: _Reference, tally: Tally) -> None:
         """Add the gradient of some rows, each of that weight."""
-        rows, (device, _) = [self._rows[n] for n in numbers], placement(self.model.unet)
-        old, old_means = reference.log_probs[numbers].to(device), reference.means[numbers].to(device)
+        rows = [self._rows[number] for number in numbers]
+        device, _ = placement(self.model.unet)
+        old = reference.log_probs[numbers].to(device)
+        old_means = reference.means[numbers].to(device)
         advantages = torch.tensor([self.examples[row.example].advantage for row in rows], device=device)
-        new, means = self._evaluate(numbers)
         sigmas = self.schedule.sigmas[[row.step for row in rows]].to(device)
-        kl = gaussian_kl(means, old_means, sigmas)
-        found = row_losses(RowTerms(new, old, kl, advantages), self.config)
-        for row, loss in zip(rows, found.losses.tolist(), strict=True):
+
+        new = self._evaluate(numbers)
+        kl = gaussian_kl(new.means, old_means, sigmas)
+        terms = RowTerms(new.log_probs, old, kl, advantages, (new.means - new.x_prev).detach())
+        results = row_losses(terms, self.config)
+        for row, loss in zip(rows, results.losses.tolist(), strict=True):
             if not math.isfinite(loss):
                 raise NonFiniteError(f"loss became {loss} in update {self.updates_done + 1} at step_index {row.step}")
-        (found.losses.sum() * weight).backward()
-        tally.add([row.step for row in rows], found, (new - old).detach(), kl.detach())
 
-    def _evaluate(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """log p (R, S) and mu (R, S, C, h, w) of the transitions of some rows under the policy, in one U-Net call."""
+        (results.losses.sum() * weight).backward()
+        tally.add([row.step for row in rows], results, (new.log_probs - old).detach(), kl.detach())
+
+    def _evaluate(self, numbers: Sequence[int]) -> _Transitions:
+        """The transitions of some rows under the policy, in one U-Net call."""
         chosen = [(self.examples[row.example], row.step) for row in (self._rows[n] for n in numbers)]
         flat = [(example.prompt, side.latents[0], step) for example, step in chosen for side in example.sides]
         steps = torch.tensor([step for *_, step in flat])
@@ -267,14 +355,39 @@ class Trainer:
             self.sampling.guidance_scale,
         )
         x_prev = torch.stack([latents[step + 1] for _, latents, step in flat]).to(means.device)
-        log_probs = log_prob(x_prev, means, self.schedule.sigmas[steps].to(means.device))
-        return log_probs.unflatten(0, (len(chosen), -1)), means.unflatten(0, (len(chosen), -1))
+        shape = len(chosen), -1
+        x_prev, means = x_prev.unflatten(0, shape), means.unflatten(0, shape)
+        log_probs = self._log_probs(numbers, x_prev, means, credited=self.config.credit == "mask")
+        return _Transitions(log_probs, means, x_prev)
+
+    def _log_probs(
+        self, numbers: Sequence[int], x_prev: torch.Tensor, means: torch.Tensor, *, credited: bool
+    ) -> torch.Tensor:
+        """log p (R, S) of rows from x_prev and means (R, S, C, h, w): over all elements, or, if `credited`, over those
+        that the pairs' masks cover."""
+        rows = [self._rows[number] for number in numbers]
+        sides = x_prev.shape[1]
+        sigmas = self.schedule.sigmas[[row.step for row in rows]].repeat_interleave(sides).to(means.device)
+        weights = None
+        if credited:
+            masks = torch.stack([self._credit_weights[row.example] for row in rows])
+            weights = masks.repeat_interleave(sides, 0).to(means.device)
+        log_probs = log_prob(x_prev.flatten(0, 1), means.flatten(0, 1), sigmas, weights)
+        return log_probs.reshape(len(rows), sides)
+
+    @cached_property
+    def _credit_weights(self) -> list[torch.Tensor]:
+        """Of each pair, the latent elements that count, (h, w)."""
+        return [example.credit_weights() for example in self.examples if isinstance(example, TrainingPair)]
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
         """Within the context the U-Net checkpoints activations, if it is asked to; after it, it is as it was."""
         unet = self.model.unet
-        asked = self.config.gradient_checkpointing and not unet.is_gradient_checkpointing
+        device, _ = placement(unet)
+        setting = self.config.gradient_checkpointing
+        wanted = device.type != "cpu" if setting is None else setting
+        asked = wanted and not unet.is_gradient_checkpointing
         if asked:
             unet.enable_gradient_checkpointing()
         try:
@@ -295,11 +408,9 @@ class Trainer:
             for name, parameter in self._parameters.items():
                 parameter.data = own[name]
 
-    def _rows_of_update(self, update: int) -> list[int]:
-        """The row numbers of an update: a slice of its inner epoch's permutation, which `seed` alone determines."""
-        epoch, place = divmod(update, self._updates_per_epoch)
-        size = self.config.rows_per_update
-        return self._orders[epoch][place * size : (place + 1) * size]
+    def optimizer_state(self) -> OptimizerState:
+        """AdamW's moments now, for the round that continues from this adapter."""
+        return state_of(self._optimizer, self._parameters)
 
     def state(self) -> TrainerState:
         """Adapter, optimiser, the policy before the first update, and the reports of the updates that are done.
@@ -311,8 +422,8 @@ class Trainer:
         for name, parameter in self._parameters.items():
             tensors[f"adapter.{name}"] = parameter.detach().cpu().clone()
             tensors[f"start.{name}"] = self._start[name].cpu().clone()
-        for number, values in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{key}": value.cpu().clone() for key, value in values.items()}
+        for name, values in self.optimizer_state().moments.items():
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
         return TrainerState(tensors, self._about | {"reports": [asdict(report) for report in self.reports]})
 
     @cached_property
@@ -332,12 +443,11 @@ class Trainer:
             kind: {name: _saved(state, f"{kind}.{name}", value) for name, value in self._parameters.items()}
             for kind in ("adapter", "start")
         }
-        moments = self._saved_moments(state) if reports else {}
+        moments = self._saved_moments(state)
         for name, parameter in self._parameters.items():
             parameter.data.copy_(weights["adapter"][name])
             self._start[name] = weights["start"][name].to(parameter.device)
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore(self._optimizer, self._parameters, moments)
         self._reference = None
         self.reports = reports
 
@@ -354,13 +464,15 @@ class Trainer:
             )
         return reports
 
-    def _saved_moments(self, state: TrainerState) -> dict[int, dict[str, torch.Tensor]]:
-        """AdamW's state, by the parameter's number."""
+    def _saved_moments(self, state: TrainerState) -> OptimizerState:
+        """AdamW's moments; there are none before the first update of a training that carries none."""
+        if not any(name.startswith("optimizer.") for name in state.tensors) and not state.about["reports"]:
+            return OptimizerState({})
         moments = {}
-        for number, parameter in enumerate(self._parameters.values()):
+        for name, parameter in self._parameters.items():
             like = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
-            moments[number] = {key: _saved(state, f"optimizer.{number}.{key}", value) for key, value in like.items()}
-        return moments
+            moments[name] = {key: _saved(state, f"optimizer.{name}.{key}", value) for key, value in like.items()}
+        return OptimizerState(moments)
 
     def save(self, folder: Path) -> None:
         """Write the state into `folder`: one safetensors file with JSON metadata, whole or not at all."""

@@ -7,8 +7,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+from torch.nn import functional
 
 from dfusion.config import SamplingConfig, TrainingConfig
 from dfusion.ddim import Schedule
@@ -25,6 +27,8 @@ class TrainingPair:
                         an inverted trajectory are not its own: the log-probs recorded with them are another network's
                         or none
     rejected_on_policy  the same for the rejected one, which people may have found a target to be
+    mask                (h_m, w_m) in [0, 1]: where the target was fused (`dfusion.figures.fusion_mask`); None where
+                        neither side is a target. Read with `credit="mask"` only
 
     Raises ShapeMismatchError, InvalidInputError, and NonFiniteError for latents that are NaN or infinite.
     """
@@ -34,6 +38,7 @@ class TrainingPair:
     prompt: str
     on_policy: bool = True
     rejected_on_policy: bool = True
+    mask: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_one("preferred", self.preferred)
@@ -44,6 +49,16 @@ class TrainingPair:
         if self.preferred.latents.shape != self.rejected.latents.shape:
             shapes = tuple(self.preferred.latents.shape), tuple(self.rejected.latents.shape)
             raise ShapeMismatchError("rejected.latents", *shapes)
+        if self.mask is not None and (self.mask.ndim != 2 or not 0 <= self.mask.min() <= self.mask.max() <= 1):
+            described = f"shape {tuple(self.mask.shape)}, {self.mask.min():g} to {self.mask.max():g}"
+            raise InvalidInputError(f"pair: expected a mask (h_m, w_m) in [0, 1], got {described}")
+
+    def credit_weights(self) -> torch.Tensor:
+        """(h, w) at the latents' size: the mask, or ones where there is none or it covers nothing."""
+        height, width = self.preferred.latents.shape[3:]
+        if self.mask is None or not bool(self.mask.any()):
+            return torch.ones(height, width)
+        return functional.interpolate(self.mask[None, None].float(), size=(height, width), mode="nearest")[0, 0]
 
     @property
     def sides(self) -> tuple[Trajectory, ...]:
@@ -172,11 +187,23 @@ def rows_of(
     return rows
 
 
+def split_evenly(numbers: Sequence[int], most: int) -> list[list[int]]:
+    """The numbers in order, in as few parts of at most `most` as there must be, whose sizes differ by at most one.
+
+    A short last part would be an update as long as the others on a fraction of the examples.
+    """
+    parts = math.ceil(len(numbers) / most)
+    bounds = [len(numbers) * part // parts for part in range(parts + 1)]
+    return [list(numbers[start:stop]) for start, stop in pairwise(bounds)]
+
+
 def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of all that a training reads of its examples."""
     found = hashlib.sha256()
     for example in examples:
         found.update(json.dumps([example.prompt, example.advantage, example.drawn]).encode())
+        if isinstance(example, TrainingPair) and example.mask is not None:
+            found.update(example.mask.cpu().float().contiguous().numpy().tobytes())
         for side in example.sides:
             found.update(side.config.model_dump_json().encode())
             for tensor in (side.latents, side.log_probs):

@@ -109,10 +109,13 @@ class UpdateReport:
     loss       mean of Eq. 6, 8 or 9 over the rows; ln 2 in the first of dpo
     margin     dpo: mean of beta * (log-ratio of the preferred - log-ratio of the rejected transition); else None
     accuracy   dpo: share of rows with a positive margin; else None
-    clipped    ddpo, dpok: share of rows whose gradient the clip takes away; else None
+    log_ratio_preferred, log_ratio_rejected  dpo: mean of log p - log p_old of either side; else None. The margin also
+               grows where both fall, and then what is preferred becomes less likely, too
+    clipped    share of rows of which the clip takes a gradient away; None where there is no clip
     kl         mean over the rows of KL(p || pref), exact, mean over C*h*w; pref is the policy before the first update,
                or the base model where `kl_reference` says so
     grad_norm  norm of the gradient before clipping
+    below_epsilon  share of the gradient's non-zero elements that are smaller than AdamW's epsilon, as AdamW sees them
     ratio_max  largest p / p_old or its inverse over all transitions; 1 in the first
     steps      the same by step_index, in order
     """
@@ -122,9 +125,12 @@ class UpdateReport:
     loss: float
     margin: float | None
     accuracy: float | None
+    log_ratio_preferred: float | None
+    log_ratio_rejected: float | None
     clipped: float | None
     kl: float
     grad_norm: float
+    below_epsilon: float
     ratio_max: float
     steps: tuple[StepReport, ...]
 
@@ -132,6 +138,22 @@ class UpdateReport:
     def of(cls, stored: Mapping[str, Any]) -> UpdateReport:
         """The report that `dataclasses.asdict` gave. Raises TypeError or KeyError for something else."""
         return cls(**{**stored, "steps": tuple(StepReport(**step) for step in stored["steps"])})
+
+
+WATCH_WINDOW = 10
+"""Updates over which `falling_preferred` looks."""
+
+
+def falling_preferred(reports: Sequence[UpdateReport], window: int = WATCH_WINDOW) -> tuple[float, float] | None:
+    """The preferred side's mean log-ratio at the head and at the end of the last `window` updates, if it fell.
+
+    None where it did not, with fewer than two updates, and for algorithms without sides. DPO's margin may grow while
+    both sides become less likely; images then degrade although loss and accuracy look well (Diffusion-SDPO).
+    """
+    log_ratios = [report.log_ratio_preferred for report in reports[-window:] if report.log_ratio_preferred is not None]
+    if len(log_ratios) < 2 or log_ratios[-1] >= log_ratios[0]:
+        return None
+    return log_ratios[0], log_ratios[-1]
 
 
 @dataclass(frozen=True)
@@ -168,23 +190,31 @@ class Tally:
             log_ratios[row.step] += row.log_ratios
         return {step: _exp(max(values, key=abs)) for step, values in sorted(log_ratios.items())}
 
-    def report(self, update: int, grad_norm: float) -> UpdateReport:
+    def report(self, update: int, grad_norm: float, below_epsilon: float) -> UpdateReport:
         by_step: dict[int, list[_RowFigures]] = defaultdict(list)
         for row in self._rows:
             by_step[row.step].append(row)
         steps = tuple(self._step_report(step, rows) for step, rows in sorted(by_step.items()))
+        preferred, rejected = self._mean_by_side() if self._margins else (None, None)
         return UpdateReport(
             update=update,
             rows=len(self._rows),
             loss=_mean([row.loss for row in self._rows]),
             margin=_mean(self._margins) if self._margins else None,
             accuracy=_mean([margin > 0 for margin in self._margins]) if self._margins else None,
+            log_ratio_preferred=preferred,
+            log_ratio_rejected=rejected,
             clipped=_mean(self._clipped) if self._clipped else None,
             kl=_mean([row.kl for row in self._rows]),
             grad_norm=grad_norm,
+            below_epsilon=below_epsilon,
             ratio_max=max(step.ratio_max for step in steps),
             steps=steps,
         )
+
+    def _mean_by_side(self) -> tuple[float, ...]:
+        """The mean log-ratio of the preferred and of the rejected side of all pairs."""
+        return tuple(_mean(side) for side in zip(*(row.log_ratios for row in self._rows), strict=True))
 
     def _step_report(self, step: int, rows: Sequence[_RowFigures]) -> StepReport:
         log_ratios = [value for row in rows for value in row.log_ratios]

@@ -46,4 +46,4 @@ def test_defaults_are_those_of_table_3():
     assert PairingConfig().adoption_threshold == 1.0
     assert (training.learning_rate, training.weight_decay, training.adam_epsilon) == (1e-4, 1e-4, 1e-8)
     assert (training.adam_beta1, training.adam_beta2, training.max_grad_norm) == (0.9, 0.999, 1.0)
-    assert (training.rows_per_update, training.inner_epochs) == (320, 2)
+    assert (training.examples_per_update, training.inner_epochs) == (320, 2)

@@ -45,7 +45,7 @@ def round_config(fusion: FusionConfig | None = FUSION, **training: Any) -> Round
         sampling=SamplingConfig(num_steps=4),
         pairing=PairingConfig(adoption_threshold=0),
         fusion=fusion,
-        training=TrainingConfig(**({"rows_per_update": 8, "inner_epochs": 1} | training)),
+        training=TrainingConfig(**({"examples_per_update": 8, "inner_epochs": 1} | training)),
     )
 
 
@@ -85,7 +85,7 @@ def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
         assert (example.preferred, example.rejected) == (pair.target.trajectory, pair.base.trajectory)
         assert (example.on_policy, example.rejected_on_policy, example.prompt) == (False, True, pair.prompt)
     # 4 pairs x 3 rows: step 0 is not fused, so target and base share it
-    assert [update.rows for update in result.updates] == [8, 4]
+    assert [update.rows for update in result.updates] == [12]
     assert result.updates[0].loss == pytest.approx(math.log(2), abs=1e-4)
 
 
@@ -240,7 +240,7 @@ def test_every_setting_counts(learned: list[Example], monkeypatch: pytest.Monkey
         sampling=SamplingConfig(num_steps=4, guidance_scale=2.0),
         pairing=preset.pairing.model_copy(update={"adoption_threshold": 1e9}),
         fusion=preset.fusion.model_copy(update={"first_step": 1}),
-        training=TrainingConfig(rows_per_update=8, inner_epochs=1, lora=LoraConfig(rank=2, alpha=3.0)),
+        training=TrainingConfig(examples_per_update=8, inner_epochs=1, lora=LoraConfig(rank=2, alpha=3.0)),
     )
     first = run_round(model, PROMPTS[1:], Brightness(), config, seed=5)
     assert lora_config(model.unet) == LoraConfig(rank=2, alpha=3.0)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from dfusion.adapter import attach_lora, lora_parameters
-from dfusion.config import SamplingConfig, TrainingConfig
+from dfusion.config import LoraConfig, SamplingConfig, TrainingConfig
 from dfusion.ddim import Schedule
 from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError, PolicyMismatchError
 from dfusion.models import DiffusionModel
+from dfusion.optimizer_state import load_optimizer, save_optimizer
 from dfusion.policy import log_probs, transition_mean
 from dfusion.sampling import sample
 from dfusion.training import Trainer, TrainerState
@@ -30,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpok": {"clip_range": 0.9, "policy_weight": 2.0, "kl_weight": 3.0},
 }
 
-ALL_AT_ONCE: dict[str, Any] = {"rows_per_update": 16, "micro_batch": 16, "log_gradient_norms": False}
+ALL_AT_ONCE: dict[str, Any] = {"examples_per_update": 16, "micro_batch": 16, "log_gradient_norms": False}
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def examples_of(model: DiffusionModel, algorithm: str = "dpo") -> list[Example]:
 
 
 def config(algorithm: str = "dpo", **changes: Any) -> TrainingConfig:
-    settings = {"rows_per_update": 3, "micro_batch": 2, "inner_epochs": 2, "learning_rate": 1e-3}
+    settings = {"examples_per_update": 1, "micro_batch": 2, "inner_epochs": 2, "learning_rate": 1e-3}
     return TrainingConfig(algorithm=algorithm, **(settings | SETTINGS[algorithm] | changes))
 
 
@@ -89,6 +90,10 @@ def gradient(model: DiffusionModel) -> torch.Tensor:
 
 def same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def max_difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(left, right, strict=True))
 
 
 class Replayed:
@@ -169,33 +174,40 @@ def test_the_divergence_holds_dpok_back(model: DiffusionModel) -> None:
 def test_the_clip_stops_what_has_gone_far_enough(model: DiffusionModel) -> None:
     """A good sample's transitions that one update made likelier by more than 1e-4 pull no more; the others do."""
     samples = [TrainingSample(draw(model)[0], PROMPTS[0], 1.0)]
-    trainer = Trainer(model, samples, config("ddpo", rows_per_update=4, clip_range=1e-4), seed=0)
+    trainer = Trainer(model, samples, config("ddpo", clip_range=1e-4), seed=0)
     first, second = trainer.step(), trainer.step()
     assert first.clipped == 0 and first.grad_norm > 0
     assert second.clipped == 0.5 and {step.ratio > 1 + 1e-4 for step in second.steps} == {True, False}
     assert all((step.grad_norm == 0) is (step.ratio > 1 + 1e-4) for step in second.steps)
 
 
-@pytest.mark.parametrize(("algorithm", "rows"), [("dpo", 8), ("ddpo", 16)])
-def test_rows_and_updates_are_counted(model: DiffusionModel, algorithm: str, rows: int) -> None:
-    """8 rows, 3 an update: 3, 3 and the last 2, in each of 2 inner epochs; 16 rows: 5 times 3 and 1."""
-    trainer, seen = trainer_of(model, algorithm, log_gradient_norms=False), []
+@pytest.mark.parametrize(
+    ("algorithm", "most", "per_epoch"),
+    [("dpo", 1, [4, 4]), ("dpo", 320, [8]), ("ddpo", 3, [8, 8]), ("ddpo", 320, [16])],
+)
+def test_rows_and_updates_are_counted(model: DiffusionModel, algorithm: str, most: int, per_epoch: list[int]) -> None:
+    """2 pairs or 4 samples of 4 steps; 4 samples, at most 3 an update: 2 and 2, not 3 and 1."""
+    seen: list[int] = []
+    trainer = trainer_of(model, algorithm, log_gradient_norms=False, examples_per_update=most, micro_batch=3)
+    rows = sum(per_epoch)
     trainer.prepare(seen.append)
-    assert seen == list(range(2, rows + 1, 2))
-    per_epoch = [3] * (rows // 3) + [rows % 3]
+    assert seen == [*range(3, rows, 3), rows]
     assert (trainer.rows_total, trainer.updates_total) == (rows, 2 * len(per_epoch))
     seen.clear()
     assert [trainer.step(seen.append).rows for _ in range(trainer.updates_total)] == per_epoch * 2
-    assert seen[:4] == [2, 3, 2, 3]
+    assert seen[:2] == [3, min(6, per_epoch[0])]
     with pytest.raises(InvalidInputError, match=f"{trainer.updates_total} updates"):
         trainer.step()
 
 
-def test_every_epoch_takes_each_row_once_in_its_own_order(model: DiffusionModel) -> None:
-    trainer = trainer_of(model)
-    epochs = [[n for u in range(3 * e, 3 * e + 3) for n in trainer._rows_of_update(u)] for e in range(2)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(8)) and epochs[0] != epochs[1]
-    assert trainer_of(model, seed=1)._rows_of_update(0) != trainer._rows_of_update(0)
+def test_every_epoch_takes_each_example_once_in_its_own_order(model: DiffusionModel) -> None:
+    """4 samples, one an update: rows 0-3, 4-7, 8-11 and 12-15, in another order each epoch and for each seed."""
+    trainer = trainer_of(model, "ddpo", inner_epochs=4)
+    epochs = [trainer._updates[start : start + 4] for start in range(0, 16, 4)]
+    samples = [list(range(first, first + 4)) for first in range(0, 16, 4)]
+    assert all(sorted(epoch) == samples for epoch in epochs)
+    assert len({tuple(map(tuple, epoch)) for epoch in epochs}) > 1
+    assert trainer_of(model, "ddpo", seed=1, inner_epochs=4)._updates != trainer._updates
 
 
 def test_a_fused_pair_is_trained_on_under_the_plain_network(model: DiffusionModel) -> None:
@@ -204,7 +216,7 @@ def test_a_fused_pair_is_trained_on_under_the_plain_network(model: DiffusionMode
     latents = torch.cat([base.latents[:, :3], other.latents[:, 3:]], 1)
     target = replace(base, latents=latents, log_probs=base.log_probs + 1)
     pair = TrainingPair(target, base, PROMPTS[0], on_policy=False)
-    trainer = Trainer(model, [pair], config(rows_per_update=99), seed=0)
+    trainer = Trainer(model, [pair], config(examples_per_update=99), seed=0)
     report = trainer.prepare()
     assert (trainer.rows_total, report.compared, report.replayed) == (2, 2, 2)
     first = trainer.step()
@@ -218,7 +230,7 @@ def test_loss_divergence_and_gradient_are_those_of_the_equations(model: Diffusio
     """In the third update, away from the old policy: against the equations in numpy, and their finite differences
     along the gradient, both from forward passes alone."""
     drawn = draw(model)
-    trainer = trainer_of(model, algorithm, rows_per_update=16, inner_epochs=3, max_grad_norm=1e9)
+    trainer = trainer_of(model, algorithm, examples_per_update=16, inner_epochs=3, max_grad_norm=1e9)
     with torch.no_grad():
         old = Replayed(model, drawn)
     for _ in range(2):
@@ -231,7 +243,7 @@ def test_loss_divergence_and_gradient_are_those_of_the_equations(model: Diffusio
     assert report.kl == pytest.approx(now.divergence(old).mean().item(), rel=1e-3) and report.kl > 0
     assert report.ratio_max == pytest.approx((now.log_probs - old.log_probs).abs().max().exp().item(), rel=1e-5)
     assert report.grad_norm == pytest.approx(found.norm().item(), rel=1e-5)
-    width, sides = 3e-2, []
+    width, sides = 1e-2, []
     for sign in (1, -1):
         shifts = (sign * width * found / found.norm()).split([value.numel() for value in here])
         put(model, [value + shift.reshape(value.shape) for value, shift in zip(here, shifts, strict=True)])
@@ -269,7 +281,7 @@ def test_batches_and_checkpointing_change_nothing(model: DiffusionModel, algorit
         {"micro_batch": 5, "gradient_checkpointing": True},
     ):
         put(model, before)
-        settings = config(algorithm, rows_per_update=16, max_grad_norm=1e9, **from_base, **changes)
+        settings = config(algorithm, examples_per_update=16, max_grad_norm=1e9, **from_base, **changes)
         report = Trainer(model, examples, settings, seed=0).step()
         assert report.loss == pytest.approx(losses.mean().item(), rel=1e-5)
         one_by_one = gradient(model) if one_by_one is None else one_by_one
@@ -283,7 +295,7 @@ def test_batches_and_checkpointing_change_nothing(model: DiffusionModel, algorit
 def test_gradient_norms_are_told_step_by_step(model: DiffusionModel, algorithm: str) -> None:
     """Autograd on the rows of each step alone; together they are the whole gradient."""
     drawn = draw(model)
-    trainer = trainer_of(model, algorithm, rows_per_update=16)
+    trainer = trainer_of(model, algorithm, examples_per_update=16)
     with torch.no_grad():
         old = Replayed(model, drawn)
     losses = expected_losses(algorithm, Replayed(model, drawn), old, old)
@@ -300,7 +312,7 @@ def test_gradient_norms_are_told_step_by_step(model: DiffusionModel, algorithm: 
 
 def test_the_divergence_may_be_from_the_base_model(model: DiffusionModel) -> None:
     """With a changed adapter it is there before the first update; p_old is the policy that sampled all the same."""
-    trainer = trainer_of(model, "dpok", kl_reference="base", rows_per_update=16)
+    trainer = trainer_of(model, "dpok", kl_reference="base", examples_per_update=16)
     report = trainer.prepare()
     assert all(abs(ratio - 1) < 1e-5 for ratio in report.ratio_by_step.values())
     first = trainer.step()
@@ -310,7 +322,7 @@ def test_the_divergence_may_be_from_the_base_model(model: DiffusionModel) -> Non
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: str, tmp_path: Path) -> None:
     examples = examples_of(model, algorithm)
-    settings = config(algorithm, rows_per_update=3 if algorithm == "dpo" else 6)  # 3 updates in each of 2 epochs
+    settings = config(algorithm, inner_epochs=3)  # 2 updates of pairs or 4 of samples in each epoch
     through = Trainer(model, examples, settings, seed=0)
     states, reports, after = [], [], []
     for _ in range(through.updates_total):
@@ -472,7 +484,7 @@ def test_the_first_update_must_start_at_ratio_1(model: DiffusionModel) -> None:
 
 def test_steps_can_be_left_out(model: DiffusionModel) -> None:
     assert trainer_of(model, timestep_fraction=0.5).rows_total == 4
-    report = trainer_of(model, skip_dominant_step=True, rows_per_update=8).step()
+    report = trainer_of(model, skip_dominant_step=True, examples_per_update=8).step()
     assert [step.step_index for step in report.steps] == [0, 1, 3]
 
 
@@ -481,9 +493,192 @@ def test_sdxl_is_conditioned_as_it_was_sampled() -> None:
     model = tiny_xl_model()
     attach_lora(model.unet, seed=1)
     shake(model, 0.05)
-    trainer = trainer_of(model, rows_per_update=8)
+    trainer = trainer_of(model, examples_per_update=8)
     assert all(abs(ratio - 1) < 1e-5 for ratio in trainer.prepare().ratio_by_step.values())
     assert trainer.step().loss == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_the_papers_defaults_make_two_updates_a_round(model: DiffusionModel) -> None:
+    """Table 3: 640 images are 320 pairs, one update in each of two inner epochs; one pair more makes two of it."""
+    pair = examples_of(model)[0]
+    assert Trainer(model, [pair] * 320, TrainingConfig(), seed=0).updates_total == 2
+    more = Trainer(model, [pair] * 321, TrainingConfig(), seed=0)
+    assert [len(update) for update in more._updates] == [160 * 4, 161 * 4] * 2
+
+
+class HandWritten:
+    """The training loop in plain torch: one AdamW for all rounds, Eq. 6 by autograd on all rows at once."""
+
+    def __init__(self, model: DiffusionModel, settings: TrainingConfig, scale: float) -> None:
+        self._model, self._settings, self._scale = model, settings, scale
+        self._parameters = list(lora_parameters(model.unet).values())
+        self._adamw = torch.optim.AdamW(
+            self._parameters,
+            settings.learning_rate,
+            (settings.adam_beta1, settings.adam_beta2),
+            settings.adam_epsilon,
+            settings.weight_decay,
+        )
+
+    def round(self, trajectories: Sequence[Trajectory]) -> None:
+        with torch.no_grad():
+            old = Replayed(self._model, trajectories)
+        for _ in range(self._settings.inner_epochs):
+            self._adamw.zero_grad()
+            expected_losses("dpo", Replayed(self._model, trajectories), old, old).mean().backward()
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
+            for parameter in self._parameters:
+                parameter.grad *= self._scale
+            self._adamw.step()
+
+
+def test_rounds_with_a_carried_optimizer_are_one_loop_with_one_adamw(model: DiffusionModel, tmp_path: Path) -> None:
+    """Three rounds, each on samples of the model that the last one left; moments go through a file. The epsilon keeps
+    elements that are all but 0, whose sign is rounding, from moving by a whole learning rate."""
+    settings, start = config(**ALL_AT_ONCE, learning_rate=1e-4, adam_epsilon=1e-3), weights(model)
+    optimizer, scale = None, 0.0
+    for number in range(3):
+        trainer = Trainer(model, examples_of(model), settings, number, optimizer)
+        for _ in range(trainer.updates_total):
+            trainer.step()
+        save_optimizer(trainer.optimizer_state(), tmp_path / "optimizer.safetensors")
+        optimizer, scale = load_optimizer(tmp_path / "optimizer.safetensors"), trainer.gradient_scale
+    carried = weights(model)
+    assert optimizer is not None and optimizer.updates == 6
+
+    put(model, start)
+    loop = HandWritten(model, settings, scale)
+    for _ in range(3):
+        loop.round(draw(model))
+    assert max_difference(carried, weights(model)) < 1e-6
+    assert max_difference(carried, start) > 1e-4  # six steps of about the learning rate
+
+
+def test_a_fresh_optimizer_forgets(model: DiffusionModel) -> None:
+    start = weights(model)
+    first = trainer_of(model, **ALL_AT_ONCE)
+    first.step()
+    moments = first.optimizer_state()
+    results = []
+    for settings in ({}, {"optimizer_start": "fresh"}):
+        put(model, start)
+        trainer = Trainer(model, first.examples, config(**ALL_AT_ONCE, **settings), 0, moments)
+        trainer.step()
+        results.append((weights(model), trainer.optimizer_state().updates))
+    put(model, start)
+    trainer_of(model, **ALL_AT_ONCE).step()
+    assert (results[0][1], results[1][1]) == (2, 1)
+    assert same(results[1][0], weights(model)) and not same(results[0][0], weights(model))
+
+
+def test_resume_is_bit_exact_with_carried_moments(model: DiffusionModel) -> None:
+    """Also before the first update: then the state holds the moments that the training began with."""
+    first = trainer_of(model, **ALL_AT_ONCE)
+    first.step()
+    moments, examples, settings = first.optimizer_state(), examples_of(model), config()
+    through = Trainer(model, examples, settings, 0, moments)
+    states, after = [], []
+    for _ in range(2):
+        states.append(through.state())
+        through.step()
+        after.append(weights(model))
+    for state, expected in zip(states, after, strict=True):
+        attach_lora(model.unet, seed=77)
+        resumed = Trainer(model, examples, settings, seed=0)
+        resumed.load_state(state)
+        resumed.step()
+        assert same(weights(model), expected)
+
+
+def test_moments_of_another_adapter_are_refused(model: DiffusionModel) -> None:
+    first = trainer_of(model, **ALL_AT_ONCE)
+    first.step()
+    moments = first.optimizer_state()
+    attach_lora(model.unet, LoraConfig(rank=2), seed=1)
+    with pytest.raises(InvalidInputError, match="optimizer state"):
+        Trainer(model, first.examples, config(ratio_tolerance=1e3), 0, moments)
+
+
+def test_beta_does_not_scale_the_step(model: DiffusionModel) -> None:
+    """At margin 0 the gradient of Eq. 6 is beta times the same vector, and AdamW's step does not depend on its length:
+    only on how it compares with epsilon, 1e-8, which hardly any element may fall below."""
+    start, moved = weights(model), []
+    for beta in (1e-3, 0.1, 10.0):
+        put(model, start)
+        report = trainer_of(model, **ALL_AT_ONCE, beta=beta, max_grad_norm=1e9).step()
+        assert report.below_epsilon < 1e-2
+        moved.append([after - before for after, before in zip(weights(model), start, strict=True)])
+    for other in (moved[0], moved[2]):
+        assert all(torch.allclose(a, b, atol=2e-6) for a, b in zip(moved[1], other, strict=True))
+
+
+def test_the_share_below_epsilon_is_counted(model: DiffusionModel) -> None:
+    """An epsilon at the median of the gradient's sizes, as AdamW sees them."""
+    before = weights(model)
+    trainer = trainer_of(model, **ALL_AT_ONCE)
+    trainer.step()
+    sizes = gradient(model).abs()
+    median = float(sizes[sizes > 0].median()) * trainer.gradient_scale
+    put(model, before)
+    share = trainer_of(model, **ALL_AT_ONCE, adam_epsilon=median).step().below_epsilon
+    assert share == pytest.approx(0.5, abs=0.01)
+
+
+def test_sides_are_reported_apart(model: DiffusionModel) -> None:
+    drawn, trainer = draw(model), trainer_of(model, **ALL_AT_ONCE)
+    with torch.no_grad():
+        old = Replayed(model, drawn)
+    trainer.step()
+    with torch.no_grad():
+        log_ratios = Replayed(model, drawn).log_probs - old.log_probs
+    report = trainer.step()
+    assert report.log_ratio_preferred == pytest.approx(log_ratios[0::2].mean().item(), abs=1e-6)
+    assert report.log_ratio_rejected == pytest.approx(log_ratios[1::2].mean().item(), abs=1e-6)
+
+
+def test_masked_credit_counts_what_the_mask_covers(model: DiffusionModel) -> None:
+    """Eq. 6 on log-probs that are means over the masked elements: here the upper left quarter, half as much of the
+    right one. The self-test still compares all elements, as they were recorded."""
+    drawn = draw(model)
+    mask = torch.tensor([[1.0, 0.5], [0.0, 0.0]])
+    pairs = [replace(pair, mask=mask) for pair in examples_of(model)]
+    trainer = Trainer(model, pairs, config(**ALL_AT_ONCE, credit="mask"), seed=0)
+    assert trainer.prepare().compared == 16
+
+    def masked(replayed: Replayed) -> torch.Tensor:
+        x_prev = torch.cat([one.latents for one in drawn])[:, 1:]
+        sigmas = replayed.sigmas.reshape(1, 4, 1, 1, 1)
+        densities = -((x_prev - replayed.means) ** 2) / (2 * sigmas**2) - sigmas.log() - 0.5 * math.log(2 * math.pi)
+        half = densities.shape[-1] // 2
+        upper = densities[..., :half, :]
+        return (upper[..., :half].mean((2, 3, 4)) + 0.5 * upper[..., half:].mean((2, 3, 4))) / 1.5
+
+    with torch.no_grad():
+        old = masked(Replayed(model, drawn))
+    assert trainer.step().loss == pytest.approx(math.log(2), abs=1e-5)
+    with torch.no_grad():
+        log_ratios = masked(Replayed(model, drawn)) - old
+    margins = SETTINGS["dpo"]["beta"] * (log_ratios[0::2] - log_ratios[1::2])
+    report = trainer.step()
+    assert report.margin == pytest.approx(margins.mean().item(), rel=1e-4)
+    assert report.loss == pytest.approx(torch.log1p((-margins).exp()).mean().item(), abs=2e-6)
+
+
+def test_without_a_mask_all_elements_count(model: DiffusionModel) -> None:
+    """A reference that stands in for a target, or a mask that covers nothing."""
+    before, results = weights(model), []
+    pairs = examples_of(model)
+    for examples, credit in (
+        (pairs, "all"),
+        (pairs, "mask"),
+        ([replace(p, mask=torch.zeros(2, 2)) for p in pairs], "mask"),
+    ):
+        put(model, before)
+        trainer = Trainer(model, examples, config(**ALL_AT_ONCE, credit=credit), seed=0)
+        trainer.step()
+        results.append(weights(model))
+    for other in results[1:]:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(results[0], other, strict=True))
 
 
 def test_what_cannot_be_trained(model: DiffusionModel) -> None:

@@ -20,6 +20,27 @@ def test_dpo_takes_both_transitions() -> None:
     assert losses.margins is not None and losses.margins.tolist() == [pytest.approx(0.6)] and losses.clipped is None
 
 
+def test_dpos_clip_is_in_the_loss_and_not_in_the_margin() -> None:
+    """Ratios e^0.1 = 1.105 and e^-0.1 = 0.905: a clip of 0.1 stops the first only."""
+    losses = found("dpo", 2, beta=3.0, ratio_clip=0.1)
+    assert losses.losses.item() == pytest.approx(math.log1p(math.exp(-3 * (math.log(1.1) + 0.1))))
+    assert losses.margins is not None and losses.margins.tolist() == [pytest.approx(0.6)]
+    assert losses.clipped is not None and losses.clipped.tolist() == [True]
+    assert found("dpo", 2, beta=3.0, ratio_clip=0.11).clipped.tolist() == [False]
+
+
+def test_the_safeguard_takes_a_share_of_the_rejected_sides_gradient() -> None:
+    """Residuals 1 and 4 in one element, mu 0: the share is 1 / 4. The loss itself stays."""
+    log_ratios = torch.tensor([[0.1, -0.1]], requires_grad=True)
+    residuals = torch.tensor([1.0, 4.0]).reshape(1, 2, 1, 1, 1)
+    terms = RowTerms(log_ratios, torch.zeros(1, 2), torch.zeros(1), torch.zeros(1), residuals)
+    losses = row_losses(terms, TrainingConfig(beta=3.0, safeguard=0.0)).losses
+    assert losses.item() == pytest.approx(math.log1p(math.exp(-0.6)))
+    losses.sum().backward()
+    pull = 3 / (1 + math.exp(0.6))
+    assert log_ratios.grad.tolist() == [[pytest.approx(-pull), pytest.approx(pull / 4)]]
+
+
 def test_ddpo_takes_the_advantage() -> None:
     losses = found("ddpo", 1, clip_range=0.2)
     assert losses.losses.item() == pytest.approx(-2 * math.exp(0.1))
