@@ -70,7 +70,7 @@ REQUESTS: dict[str, dict[str, Example]] = {
                 "samples_per_prompt": 4,
                 "sampling": {"num_steps": 10},
                 "fusion": {"first_step": 5, "last_step": 9},
-                "training": {"learning_rate": 0.001, "rows_per_update": 8, "inner_epochs": 1},
+                "training": {"learning_rate": 0.001, "examples_per_update": 2, "inner_epochs": 1},
                 "review": True,
             },
         },
@@ -320,7 +320,21 @@ ANSWERS: dict[str, Example] = {
                 "mean": 0.3018,
                 "std": 0.0214,
             }
-        ]
+        ],
+        "trainings": [
+            {
+                "round": 1,
+                "model": _MODEL,
+                "examples": 80,
+                "updates": 2,
+                "loss": 0.6928,
+                "accuracy": 0.68,
+                "log_ratio_preferred": 0.0041,
+                "log_ratio_rejected": -0.0032,
+                "below_epsilon": 0.0001,
+                "grad_norm": 0.0113,
+            }
+        ],
     },
     "SampleOut": _SAMPLE,
     "SampleDetail": {**_SAMPLE, "pairs": [_PAIR_OUT]},

@@ -317,10 +317,46 @@ class MetricOut(BaseModel):
         )
 
 
+class TrainingOut(BaseModel):
+    """How a round's training went: figures of its last update, which are of the policy before it.
+
+    `log_ratio_preferred` and `log_ratio_rejected` are mean log-ratios to the policy before the round (dpo). The report
+    of every update is the model's artifact `updates`.
+    """
+
+    round: int
+    model: str
+    examples: int
+    updates: int
+    loss: float | None
+    accuracy: float | None
+    log_ratio_preferred: float | None
+    log_ratio_rejected: float | None
+    below_epsilon: float | None
+    grad_norm: float | None
+
+    @classmethod
+    def of(cls, row: Model) -> TrainingOut:
+        figures = row.figures
+        return cls(
+            round=row.round or 0,
+            model=row.id,
+            examples=figures.get("examples", 0),
+            updates=figures.get("updates", 0),
+            loss=figures.get("last_loss"),
+            accuracy=figures.get("last_accuracy"),
+            log_ratio_preferred=figures.get("last_log_ratio_preferred"),
+            log_ratio_rejected=figures.get("last_log_ratio_rejected"),
+            below_epsilon=figures.get("last_below_epsilon"),
+            grad_norm=figures.get("last_grad_norm"),
+        )
+
+
 class MetricsOut(BaseModel):
-    """All metrics of a job, by round, split and scorer."""
+    """All metrics of a job, by round, split and scorer, and its trainings by round."""
 
     data: list[MetricOut]
+    trainings: list[TrainingOut]
 
 
 class ScoreOut(BaseModel):

@@ -48,7 +48,7 @@ def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, c
     """The first update of a fresh adapter, all rows of the pairs in it."""
     attach_lora(model.unet)
     config = TrainingConfig(
-        rows_per_update=len(pairs) * len(pairs[0].preferred.timesteps),
+        examples_per_update=len(pairs),
         micro_batch=micro_batch,
         gradient_checkpointing=checkpointing,
         log_gradient_norms=False,

@@ -68,7 +68,7 @@ def round_body(**changes: Any) -> dict[str, Any]:
         "seed": 7,
         "sampling": {"num_steps": 4},
         "fusion": {"first_step": 1, "last_step": 3},
-        "training": {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1},
+        "training": {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1},
         "reward": "brightness",
         "evaluation": {"samples_per_prompt": 1, "scorers": ["brightness"]},
     }

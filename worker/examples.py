@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from api.core.queries import results
 from api.core.specs import RoundSpec, TrainingJobSpec
 from api.core.states import SampleRole, Verdict
@@ -51,7 +53,10 @@ def lesson(task: Task, config: TrainingConfig, parent: Model) -> Lesson:
     decided = [(pair, *sides) for pair in pairs if (sides := _sides(pair, spec)) is not None]
     stored = task.load_trajectories({s.sample.trajectory for _, *sides in decided for s in sides})
     if config.algorithm == "dpo":
-        examples: Iterable[Example] = (_pair(pair, better, worse, stored, parent) for pair, better, worse in decided)
+        masks = _masks(task, [pair for pair, *_ in decided]) if config.credit == "mask" else {}
+        examples: Iterable[Example] = (
+            _pair(pair, better, worse, stored, parent, masks.get(pair.row.id)) for pair, better, worse in decided
+        )
     else:
         examples = _pair_samples(task, decided, stored, config, parent)
     adopted = sum(better.sample.row.role == SampleRole.TARGET for _, better, _ in decided)
@@ -79,15 +84,33 @@ def better_and_worse(pair: PairSamples, by_verdicts: bool) -> tuple[Side, Side] 
     return reference, base
 
 
+def _masks(task: Task, pairs: Sequence[PairSamples]) -> dict[str, torch.Tensor]:
+    """Where each pair's target took from the reference, by the pair's id: its mask image, (H, W) in [0, 1]."""
+    with task.reading() as session:
+        images = results.artifacts(session, [pair.row.mask_artifact_id for pair in pairs if pair.row.mask_artifact_id])
+    return {
+        pair.row.id: torch.from_numpy(task.load_image(images[pair.row.mask_artifact_id])[..., 0] / 255).float()
+        for pair in pairs
+        if pair.row.mask_artifact_id is not None
+    }
+
+
 def _pair(
-    pair: PairSamples, better: Side, worse: Side, stored: Mapping[str, Trajectory], parent: Model
+    pair: PairSamples,
+    better: Side,
+    worse: Side,
+    stored: Mapping[str, Trajectory],
+    parent: Model,
+    mask: torch.Tensor | None,
 ) -> TrainingPair:
+    sides = (better.sample.row.role, worse.sample.row.role)
     return TrainingPair(
         trajectory_of(better.sample, stored),
         trajectory_of(worse.sample, stored),
         pair.row.prompt,
         _drawn_by(better.sample, parent),
         _drawn_by(worse.sample, parent),
+        mask if SampleRole.TARGET in sides else None,
     )
 
 

@@ -24,6 +24,7 @@ from api.core.queries import jobs, prompt_sets, results
 from api.core.specs import JobSpec
 from api.core.tables import Artifact, Model
 from dfusion.models import DiffusionModel
+from dfusion.optimizer_state import OptimizerState, load_optimizer
 from dfusion.prompts import Prompt
 from dfusion.trajectories import load_trajectory, save_trajectory
 from dfusion.types import Trajectory
@@ -105,6 +106,16 @@ class Task:
     def _adapter_of(self, session: Session, row: Model) -> Artifact | None:
         adapter = row.adapter_artifact_id
         return None if adapter is None else results.get_artifact(session, adapter)
+
+    def optimizer_of(self, row: Model) -> OptimizerState | None:
+        """AdamW's moments after the model's training; None for a base model and an imported adapter. Raises
+        StorageError, CheckpointError."""
+        if row.optimizer_artifact_id is None:
+            return None
+        with self.reading() as session:
+            artifact = results.get_artifact(session, row.optimizer_artifact_id)
+        with self.bench.store.borrow(artifact.key, artifact.sha256) as path:
+            return load_optimizer(path)
 
     def load_model(self, row: Model, adapter: Artifact | None) -> DiffusionModel:
         """That model, ready to sample."""

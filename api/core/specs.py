@@ -18,6 +18,7 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 53)]
 ScorerRef = Name | WeightedScorerConfig
 """A scorer that the installation has, by name, or a weighted sum of such."""
 ScorerRefs = Annotated[tuple[ScorerRef, ...], Field(min_length=1, max_length=16)]
+_PRESET_PARTS = frozenset({"fusion", "pairing", "training"})
 _ONE_OF = "expected exactly one of {}, got {}"
 
 
@@ -59,10 +60,10 @@ class EvaluationSpec(Settings):
 
 
 class PresetSpec(Settings):
-    """A request whose `fusion` and `pairing` a preset may fill in."""
+    """A request whose `fusion`, `pairing` and `training` a preset may fill in, as far as it has them."""
 
     preset: Literal["paper", "released_code"] | None = Field(
-        None, description="Fills in `fusion` and `pairing` where they do not say otherwise (decision 006)"
+        None, description="Fills in `fusion`, `pairing` and `training` where they do not say otherwise (decision 006)"
     )
 
     @model_validator(mode="before")
@@ -73,12 +74,12 @@ class PresetSpec(Settings):
         if preset is None:
             return given
         filled = dict(given)
-        for name in ("fusion", "pairing"):
+        for name in _PRESET_PARTS & cls.model_fields.keys():
             own = given.get(name, {})
             if isinstance(own, Settings):
                 own = own.model_dump(exclude_unset=True)
             if isinstance(own, Mapping):
-                filled[name] = {**getattr(preset, name).model_dump(), **own}
+                filled[name] = {**preset.settings_of(name, own.get("algorithm", "dpo")), **own}
         return filled
 
 

@@ -63,6 +63,8 @@ class Model(Table):
     stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id", use_alter=True))
     round: Mapped[int | None]
     adapter_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True))
+    optimizer_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True))
+    """AdamW's moments after the training, from which a training of this model goes on."""
     figures: Mapped[Json]
     created_at: Mapped[float]
 

@@ -24,7 +24,7 @@ from api.core.states import JobKind, JobState
 from api.core.tables import Event, Job
 from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import MADE_JOB, RETRY_AFTER
-from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut
+from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut, TrainingOut
 
 RETRY_AFTER_SECONDS = 2
 _LOOK_SECONDS = 0.2
@@ -257,11 +257,15 @@ def get_logs(job_id: str, service: ServiceDep) -> PlainTextResponse:
 
 @router.get("/{job_id}/metrics")
 def get_job_metrics(job_id: str, service: ServiceDep) -> MetricsOut:
-    """Mean scores by round, split, scorer and model. Round 0 is the model that a round job started from."""
+    """Mean scores by round, split, scorer and model, and how each training went. Round 0 is the model that a round job
+    started from."""
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)
         spec = job_spec(job)
         images = 0
         if isinstance(spec, RoundSpec) and job.prompt_set_id is not None:
             images = prompt_sets.size(session, job.prompt_set_id) * spec.samples_per_prompt
-        return MetricsOut(data=[MetricOut.of(row, images) for row in results.metrics(session, job_id)])
+        return MetricsOut(
+            data=[MetricOut.of(row, images) for row in results.metrics(session, job_id)],
+            trainings=[TrainingOut.of(row) for row in results.models_of_job(session, job_id)],
+        )

@@ -42,7 +42,7 @@ ROUND = round_body(
     samples_per_prompt=8,
     sampling={"num_steps": 16},
     fusion={"first_step": 1, "last_step": 15},
-    training={"rows_per_update": 16, "micro_batch": 8, "inner_epochs": 1},
+    training={"examples_per_update": 1, "micro_batch": 8, "inner_epochs": 1},
     evaluation=None,
 )
 PAIRS = 12

@@ -20,7 +20,7 @@ from tests.servers import free_port
 from tests.service import PROMPTS, round_body, settings_for
 
 STEPS = {"num_steps": 4}
-TRAINING = {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1}
+TRAINING = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
 SAMPLING: dict[str, Any] = {
     "model": "tiny",
     "prompts": [

@@ -183,7 +183,7 @@ def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings:
 
 
 def test_a_stopped_worker_gives_its_training_back_and_another_goes_on(client: TestClient, settings: Settings) -> None:
-    training = {"rows_per_update": 4, "micro_batch": 1, "inner_epochs": 8}
+    training = {"examples_per_update": 1, "micro_batch": 1, "inner_epochs": 8}
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     with celery_worker(settings) as parent:
         job_id = post(client, training=training, evaluation=None)

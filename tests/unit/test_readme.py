@@ -14,7 +14,7 @@ def test_the_readmes_python_trains_an_adapter(tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     for written, run in (
         ("samples_per_prompt=8", "samples_per_prompt=3"),
-        ("rows_per_update=36", "rows_per_update=36, timestep_fraction=0.2"),
+        ("learning_rate=1e-3", "learning_rate=1e-3, timestep_fraction=0.2"),
     ):
         assert code.count(written) == 1
         code = code.replace(written, run)

@@ -20,9 +20,10 @@ from api.core.tables import Model
 from dfusion.adapter import attach_lora, save_adapter
 from dfusion.config import TrainingConfig
 from dfusion.errors import CheckpointError, PolicyMismatchError
+from dfusion.optimizer_state import save_optimizer
 from dfusion.seeds import training_seed
 from dfusion.training import STATE_FILE, Trainer
-from dfusion.training_report import SelfTest, UpdateReport
+from dfusion.training_report import SelfTest, UpdateReport, falling_preferred
 from worker.examples import Lesson, lesson
 from worker.task import SAFETENSORS, Record, Task
 
@@ -40,7 +41,7 @@ def run(task: Task) -> Record:
     with task.bench.models.for_training(parent.base, adapter) as model:
         if adapter is None:
             attach_lora(model.unet, spec.training.lora, seed)
-        trainer = Trainer(model, learned.examples, spec.training, seed)
+        trainer = Trainer(model, learned.examples, spec.training, seed, task.optimizer_of(parent))
         checkpoints = _Checkpoints(task, trainer)
         checkpoints.resume()
         tested = _train(task, spec.training, trainer, checkpoints)
@@ -48,7 +49,12 @@ def run(task: Task) -> Record:
         # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
         save_adapter(model.unet, path, {"base": parent.base, "round": str(task.claim.round)})
         file = task.store("adapter", path, SAFETENSORS)
-    figures = _figures(learned, trainer.reports, _store_log(task, tested, trainer.reports))
+        optimizer = trainer.optimizer_state()
+        save_optimizer(optimizer, path)
+        optimizer_file = task.store("optimizer", path, SAFETENSORS)
+    log = _store_log(task, tested, trainer.reports)
+    figures = _figures(learned, trainer.reports, log) | {"optimizer_updates": optimizer.updates}
+    falling = falling_preferred(trainer.reports)
     row = Model(
         id=new_id(IdKind.MODEL),
         base=parent.base,
@@ -57,6 +63,7 @@ def run(task: Task) -> Record:
         stage_id=task.claim.stage_id,
         round=task.claim.round,
         adapter_artifact_id=file,
+        optimizer_artifact_id=optimizer_file,
         figures=figures,
         created_at=now_seconds(),
     )
@@ -64,8 +71,27 @@ def run(task: Task) -> Record:
     def record(session: Session) -> None:
         task.record_artifacts(session)
         results.add_all(session, [row])
+        if falling is not None:
+            _warn_of_falling(session, task, *falling)
 
     return record
+
+
+def _warn_of_falling(session: Session, task: Task, before: float, after: float) -> None:
+    message = (
+        f"the preferred sides became less likely over the last updates: their mean log-ratio fell from {before:.3g} to"
+        f" {after:.3g}; a lower learning rate or training.safeguard may help"
+    )
+    jobs.add_event(
+        session,
+        task.claim.job_id,
+        "training.preferred_falls",
+        message,
+        task.claim.stage_id,
+        before=before,
+        after=after,
+        round=task.claim.round,
+    )
 
 
 def _note_nothing_to_learn(session: Session, task: Task) -> None:
@@ -160,6 +186,9 @@ def _figures(learned: Lesson, reports: list[UpdateReport], log: str) -> dict[str
         "first_loss": reports[0].loss if reports else None,
         "last_loss": last.loss if last else None,
         "last_accuracy": last.accuracy if last else None,
+        "last_log_ratio_preferred": last.log_ratio_preferred if last else None,
+        "last_log_ratio_rejected": last.log_ratio_rejected if last else None,
+        "last_below_epsilon": last.below_epsilon if last else None,
         "last_grad_norm": last.grad_norm if last else None,
         "log": f"/artifacts/{log}",
     }

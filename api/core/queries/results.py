@@ -347,6 +347,11 @@ def lineage(session: Session, model: Model) -> list[Model]:
     return line
 
 
+def models_of_job(session: Session, job_id: str) -> list[Model]:
+    """The models that the job trained, by round."""
+    return list(session.scalars(select(Model).where(Model.job_id == job_id).order_by(Model.round)))
+
+
 def metrics(session: Session, job_id: str) -> list[Metric]:
     """The job's metrics by round, split and scorer."""
     query = select(Metric).where(Metric.job_id == job_id)

@@ -27,7 +27,7 @@ from worker.workbench import Workbench
 
 STEPS = {"num_steps": 4}
 FUSION = {"first_step": 1, "last_step": 3}
-TRAINING = {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1}
+TRAINING = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
 EVERY_TARGET = {"adoption_threshold": 0}
 
 

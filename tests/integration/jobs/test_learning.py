@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from api.core.errors import StageStoppedError, StorageCorruptError, StorageError, StorageGoneError
 from api.core.storage.files import FileStore
 from api.main import create_app
-from dfusion.adapter import load_adapter
-from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.adapter import attach_lora, load_adapter, lora_parameters
+from dfusion.config import FusionConfig, SamplingConfig, TrainingConfig
 from dfusion.errors import InvalidInputError
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
-from dfusion.seeds import evaluation_seed
+from dfusion.seeds import evaluation_seed, training_seed
 from dfusion.thresholds import thresholds_of
 from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair
@@ -33,12 +34,13 @@ from dfusion.types import Trajectory
 from tests.installation import Installation
 from tests.scorers import Brightness
 from tests.service import PROMPTS, settings_for, work_until_idle
+from tests.training_loop import DpoLoop
 from worker.stages import fuse as fuse_stage
 from worker.stages import train
 
 FOUR = SamplingConfig(num_steps=4)
 FUSION = FusionConfig(first_step=1, last_step=3)
-TRAINING: dict[str, Any] = {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1, "learning_rate": 0.01}
+TRAINING: dict[str, Any] = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1, "learning_rate": 0.01}
 EVERY_TARGET = {"adoption_threshold": 0}
 OPEN = [{"text": prompt["text"], "items": prompt["items"]} for prompt in PROMPTS]
 """The prompts without thresholds."""
@@ -113,6 +115,71 @@ def test_pairs_say_which_sides_the_policy_drew(
     # 6 pairs: naive at all 4 steps, both sides drawn; fused at the 3 that are not shared, one side drawn
     assert (tested["compared"], tested["replayed"]) == ((48, 0) if fusion is None else (18, 18))
     assert all(abs(ratio - 1) < 1e-5 for ratio in tested["ratio_by_step"].values())
+
+
+def weights_of(installation: Installation, model_id: str, unet: Any, folder: Path) -> list[torch.Tensor]:
+    """The model's adapter, put on `unet`: its weights."""
+    file = folder / "adapter.safetensors"
+    file.write_bytes(installation.client.get(f"/models/{model_id}/download").content)
+    load_adapter(unet, file)
+    return [value.detach().clone() for value in lora_parameters(unet).values()]
+
+
+def test_one_adamw_goes_through_all_rounds(
+    installation: Installation, learned: list[list[Example]], pipeline: Path, tmp_path: Path
+) -> None:
+    """Two rounds of a job, and one of another job from its model: a loop with one AdamW on the same pairs. The epsilon
+    keeps elements that are all but 0, whose sign is rounding, from moving by a whole learning rate."""
+    training = {"learning_rate": 1e-4, "adam_epsilon": 1e-3, "inner_epochs": 2}
+    asked = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET, "training": training}
+    first = installation.run(rounds=2, **asked)
+    second = installation.run(model=first["last_model"], **asked)
+    assert installation.get(f"/models/{first['last_model']}")["figures"]["optimizer_updates"] == 4
+    assert installation.get(f"/models/{second['last_model']}")["figures"]["optimizer_updates"] == 6
+
+    model = DiffusionModel.load(pipeline)
+    trained = weights_of(installation, second["last_model"], model.unet, tmp_path)
+    attach_lora(model.unet, seed=training_seed(7, 1))
+    start = [value.detach().clone() for value in lora_parameters(model.unet).values()]
+    settings = TrainingConfig(**training)
+    loop = DpoLoop(model, settings, Trainer(model, learned[0], settings, seed=0).gradient_scale)
+    for examples in learned:
+        loop.round([pair for pair in examples if isinstance(pair, TrainingPair)])
+    expected = [value.detach() for value in lora_parameters(model.unet).values()]
+    assert max((a - b).abs().max().item() for a, b in zip(trained, expected, strict=True)) < 1e-6
+    assert max((a - b).abs().max().item() for a, b in zip(trained, start, strict=True)) > 1e-4
+
+
+def test_a_fresh_optimizer_may_be_asked_for(installation: Installation) -> None:
+    training = TRAINING | {"examples_per_update": 320, "optimizer_start": "fresh"}
+    job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
+    assert installation.get(f"/models/{job['last_model']}")["figures"]["optimizer_updates"] == 1
+
+
+def test_masked_credit_takes_each_pairs_own_mask(installation: Installation, learned: list[list[Example]]) -> None:
+    """The mask is the pair's mask image; a reference that stands in for a target has none."""
+    training = TRAINING | {"credit": "mask"}
+    job = installation.run(prompts=OPEN, evaluation=None, training=training)
+    pairs = installation.all(job["links"]["pairs"])
+    assert {pair["adopted"] for pair in pairs} == {True, False}
+    for pair, example in zip(pairs, learned[0], strict=True):
+        assert isinstance(example, TrainingPair) and (example.mask is not None) == pair["adopted"]
+        if example.mask is not None:
+            grey = picture(installation, pair["mask"])
+            assert example.mask.numpy() == pytest.approx((grey if grey.ndim == 2 else grey[..., 0]) / 255)
+
+
+def test_a_falling_preferred_side_is_an_event(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the figures of the last update, by round, in the metrics."""
+    monkeypatch.setattr(train, "falling_preferred", lambda reports: (0.0, reports[-1].log_ratio_preferred))
+    job = installation.run(prompts=OPEN, evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
+    [event] = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "training.preferred_falls"]
+    [figures] = installation.get(job["links"]["metrics"])["trainings"]
+    last = updates_of(installation, job["last_model"])["updates"][-1]
+    assert event["data"]["before"] == 0 and event["data"]["after"] == last["log_ratio_preferred"]
+    assert (figures["round"], figures["model"], figures["updates"]) == (1, job["last_model"], last["update"])
+    for side in ("log_ratio_preferred", "log_ratio_rejected", "below_epsilon", "accuracy"):
+        assert figures[side] == last[side]
 
 
 def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: list[list[Example]]) -> None:

@@ -46,7 +46,7 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"fusion": {"first_step": 3, "last_step": 2}}, "invalid_request", "/fusion"),
         ({"rounds": 0}, "invalid_request", "/rounds"),
         ({"training": {"inner_epochs": 10**400}}, "invalid_request", "/training/inner_epochs"),
-        ({"training": {"rows_per_update": 1 << 63}}, "invalid_request", "/training/rows_per_update"),
+        ({"training": {"examples_per_update": 1 << 63}}, "invalid_request", "/training/examples_per_update"),
         ({"pairing": {"reference_uses": 1 << 64}}, "invalid_request", "/pairing/reference_uses"),
         ({"samples_per_prompt": 1}, "invalid_request", "/samples_per_prompt"),
         ({"seed": -1}, "invalid_request", "/seed"),

@@ -20,6 +20,7 @@ from dfusion.training import Trainer, TrainerState
 from dfusion.training_data import Example, TrainingPair, TrainingSample
 from dfusion.types import Trajectory
 from tests.nets import sd_scheduler, tiny_model, tiny_xl_model
+from tests.training_loop import DpoLoop
 
 ALGORITHMS = ("dpo", "ddpo", "dpok")
 PROMPTS = ("a red circle", "a red circle", "a blue square", "a blue square")
@@ -506,32 +507,6 @@ def test_the_papers_defaults_make_two_updates_a_round(model: DiffusionModel) -> 
     assert [len(update) for update in more._updates] == [160 * 4, 161 * 4] * 2
 
 
-class HandWritten:
-    """The training loop in plain torch: one AdamW for all rounds, Eq. 6 by autograd on all rows at once."""
-
-    def __init__(self, model: DiffusionModel, settings: TrainingConfig, scale: float) -> None:
-        self._model, self._settings, self._scale = model, settings, scale
-        self._parameters = list(lora_parameters(model.unet).values())
-        self._adamw = torch.optim.AdamW(
-            self._parameters,
-            settings.learning_rate,
-            (settings.adam_beta1, settings.adam_beta2),
-            settings.adam_epsilon,
-            settings.weight_decay,
-        )
-
-    def round(self, trajectories: Sequence[Trajectory]) -> None:
-        with torch.no_grad():
-            old = Replayed(self._model, trajectories)
-        for _ in range(self._settings.inner_epochs):
-            self._adamw.zero_grad()
-            expected_losses("dpo", Replayed(self._model, trajectories), old, old).mean().backward()
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
-            for parameter in self._parameters:
-                parameter.grad *= self._scale
-            self._adamw.step()
-
-
 def test_rounds_with_a_carried_optimizer_are_one_loop_with_one_adamw(model: DiffusionModel, tmp_path: Path) -> None:
     """Three rounds, each on samples of the model that the last one left; moments go through a file. The epsilon keeps
     elements that are all but 0, whose sign is rounding, from moving by a whole learning rate."""
@@ -547,9 +522,9 @@ def test_rounds_with_a_carried_optimizer_are_one_loop_with_one_adamw(model: Diff
     assert optimizer is not None and optimizer.updates == 6
 
     put(model, start)
-    loop = HandWritten(model, settings, scale)
+    loop = DpoLoop(model, settings, scale)
     for _ in range(3):
-        loop.round(draw(model))
+        loop.round([pair for pair in examples_of(model) if isinstance(pair, TrainingPair)])
     assert max_difference(carried, weights(model)) < 1e-6
     assert max_difference(carried, start) > 1e-4  # six steps of about the learning rate
 
