@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import api_keys, doctor, jobs, models, pairs, prompt_sets, samples, submissions, workers
+from api.cli import api_keys, doctor, experiment, jobs, models, pairs, prompt_sets, samples, submissions, workers
 from api.cli.root import RootGroup
 from api.cli.session import Session
 from api.client.client import DEFAULT_URL
@@ -51,6 +51,7 @@ app.command("sample")(submissions.sample)
 app.command("fuse")(submissions.fuse)
 app.command("train")(submissions.train)
 app.command("evaluate")(submissions.evaluate)
+app.add_typer(experiment.app, name="experiment")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(samples.app, name="samples")

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from api.cli.session import ERROR, INTERRUPTED, Session
 from api.client import ApiError
+from api.experiments.errors import ExperimentError
 
 _FLAGS = frozenset({"--json"})
 _WITH_VALUE = frozenset({"--url", "--api-key"})
@@ -27,6 +28,9 @@ class RootGroup(TyperGroup):
             return super().invoke(ctx)
         except ApiError as error:
             _session(ctx).complain(error)
+            raise typer.Exit(ERROR) from error
+        except ExperimentError as error:
+            _session(ctx).complain(ApiError(str(error), code=error.code, errors=error.errors))
             raise typer.Exit(ERROR) from error
         except OSError as error:
             if isinstance(error, BrokenPipeError):

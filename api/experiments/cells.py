@@ -1,0 +1,104 @@
+"""The cells of an experiment, and which of them a user has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from api.experiments.errors import ExperimentError
+from api.experiments.format import BASE, CellSettings, Experiment, digest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one prompt list with one seed; `seed` None: the model before training."""
+
+    list_name: str
+    arm: str
+    seed: int | None
+    settings: CellSettings
+
+    @property
+    def name(self) -> str:
+        """For people: `attribute/fused/seed 1`, `attribute/base`."""
+        return "/".join(
+            part for part in (self.list_name, self.arm, "" if self.seed is None else f"seed {self.seed}") if part
+        )
+
+    @property
+    def file_name(self) -> str:
+        """Of its record."""
+        return "--".join((self.list_name, self.arm, *([] if self.seed is None else [f"seed{self.seed}"]))) + ".json"
+
+    @property
+    def round_label(self) -> str:
+        """Of its round job. It follows from that job's settings, so that experiments share equal jobs."""
+        return f"{self._title} [{digest(self.round_body)[:12]}]"
+
+    @property
+    def evaluation_label(self) -> str:
+        """Of its evaluation job."""
+        return f"evaluation of {self._title} [{self.settings.key[:12]}]"
+
+    @property
+    def _title(self) -> str:
+        training = self.settings.round
+        if training is None:
+            return f"{self.settings.model} before training"
+        kind = "naive" if training.fusion is None else "fused"
+        return f"{training.training.algorithm} {kind}, {training.prompt_set}, seed {training.seed}"
+
+    @property
+    def round_body(self) -> dict[str, Any] | None:
+        """The body of POST /rounds without its label, every setting written out; None for the model before training."""
+        return None if self.settings.round is None else self.settings.round.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which cells; an empty field means all."""
+
+    lists: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    def require_known(self, experiment: Experiment) -> None:
+        """Raises ExperimentError for a list, arm or seed that the experiment does not have."""
+        known = (
+            ("list", self.lists, tuple(experiment.prompt_lists)),
+            ("arm", self.arms, (BASE, *experiment.arms)),
+            ("seed", self.seeds, experiment.seeds),
+        )
+        for kind, chosen, names in known:
+            for name in chosen:
+                if name not in names:
+                    raise ExperimentError(f"{kind}: expected one of {', '.join(map(str, names))}, got {name}")
+
+    def includes(self, cell: Cell) -> bool:
+        """Whether the cell is chosen; the model before training has no seed and goes with any."""
+        return (
+            (not self.lists or cell.list_name in self.lists)
+            and (not self.arms or cell.arm in self.arms)
+            and (not self.seeds or cell.seed is None or cell.seed in self.seeds)
+        )
+
+
+def cells_of(experiment: Experiment, selection: Selection | None = None) -> tuple[Cell, ...]:
+    """The chosen cells in the order in which they run: base models, then seed after seed, so that a stopped run has
+    complete comparisons. Raises ExperimentError for names that the experiment does not have."""
+    selection = selection or Selection()
+    selection.require_known(experiment)
+    return tuple(filter(selection.includes, _all_cells(experiment)))
+
+
+def _all_cells(experiment: Experiment) -> Iterator[Cell]:
+    if experiment.evaluation.include_base:
+        yield from (_cell(experiment, list_name, BASE, None) for list_name in experiment.prompt_lists)
+    for seed in experiment.seeds:
+        for list_name in experiment.prompt_lists:
+            yield from (_cell(experiment, list_name, arm, seed) for arm in experiment.arms)
+
+
+def _cell(experiment: Experiment, list_name: str, arm: str, seed: int | None) -> Cell:
+    return Cell(list_name, arm, seed, experiment.settings(list_name, arm, seed))

@@ -1,0 +1,184 @@
+"""A cell's record, from what the service knows of its jobs."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from statistics import fmean
+from typing import Any
+
+from api.client import Client, NotFoundError
+from api.core.states import JobState, Split, StageState
+from api.experiments.cells import Cell
+from api.experiments.records import (
+    JobFacts,
+    MetricFacts,
+    Numbers,
+    PairFacts,
+    Record,
+    RoundFacts,
+    ScoreFacts,
+    TrainingFacts,
+    flat,
+)
+from api.schemas import JobDetail, MetricOut, ModelOut, PairOut
+
+SILENT = "silent"
+"""The state of a worker that has not reported itself for a while."""
+
+
+def models_after(client: Client, cell: Cell, round_job: JobDetail | None) -> dict[int, str]:
+    """The model after each measured round: the one before it where a round had nothing to train on."""
+    trained = {} if round_job is None else {m.round: m.id for m in client.models(job=round_job.id)}
+    models: dict[int, str] = {}
+    for wanted in cell.settings.rounds:
+        rounds = [number for number in trained if number is not None and number <= wanted]
+        models[wanted] = trained[max(rounds)] if rounds else cell.settings.model
+    return models
+
+
+def collect(client: Client, experiment: str, cell: Cell, round_job: JobDetail | None, evaluation: JobDetail) -> Record:
+    """The record of a cell whose jobs have succeeded. Raises ApiError."""
+    jobs = {"evaluation": evaluation} if round_job is None else {"round": round_job, "evaluation": evaluation}
+    devices = {worker.device for worker in client.workers().data if worker.state != SILENT}
+    rounds = () if round_job is None else _rounds(client, round_job)
+    prompts, scores = _scores(client, cell, round_job, evaluation, {one.round: one.images for one in rounds})
+    return Record(
+        experiment=experiment,
+        list=cell.list_name,
+        arm=cell.arm,
+        seed=cell.seed,
+        key=cell.settings.key,
+        settings=cell.settings.model_dump(mode="json"),
+        service=client.version(),
+        devices=tuple(sorted(devices)),
+        jobs={kind: _job(job) for kind, job in jobs.items()},
+        prompts=prompts,
+        rounds=rounds,
+        scores=scores,
+    )
+
+
+def _job(job: JobDetail) -> JobFacts:
+    seconds: dict[str, float] = defaultdict(float)
+    for stage in job.stages:
+        if stage.state == StageState.SUCCEEDED:
+            seconds[stage.kind] += _seconds(stage.started_at, stage.finished_at) or 0.0
+    return JobFacts(
+        id=job.id,
+        origin=job.origin,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        seconds=_seconds(job.started_at, job.finished_at),
+        stage_seconds={kind: round(total, 3) for kind, total in sorted(seconds.items())},
+    )
+
+
+def _seconds(start: datetime | None, end: datetime | None) -> float | None:
+    return None if start is None or end is None else round((end - start).total_seconds(), 3)
+
+
+def _rounds(client: Client, job: JobDetail) -> tuple[RoundFacts, ...]:
+    metrics = client.metrics(job.id).data
+    models = {model.round: model for model in client.models(job=job.id)}
+    pairs: dict[int, list[PairOut]] = defaultdict(list)
+    for pair in client.pairs(job=job.id):
+        pairs[pair.round].append(pair)
+
+    rounds = []
+    images = 0
+    for number in range(1, job.rounds + 1):
+        of_round = [metric for metric in metrics if metric.round == number]
+        images += max((metric.count for metric in of_round if metric.split == Split.ROLLOUT), default=0)
+        model = models.get(number)
+        rounds.append(
+            RoundFacts(
+                round=number,
+                images=images,
+                model=None if model is None else model.id,
+                metrics=tuple(_metric(metric) for metric in of_round),
+                pairs=_pairs(pairs[number]),
+                training=None if model is None else _training(client, model),
+            )
+        )
+    return tuple(rounds)
+
+
+def _metric(metric: MetricOut) -> MetricFacts:
+    return MetricFacts.model_validate(metric.model_dump(include=set(MetricFacts.model_fields)))
+
+
+def _pairs(pairs: Sequence[PairOut]) -> PairFacts:
+    values: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        for name, value in flat(pair.figures):
+            values[name] += [] if value is None else [value]
+    return PairFacts(
+        pairs=len(pairs),
+        targets=sum(pair.target is not None for pair in pairs),
+        adopted=sum(bool(pair.adopted) for pair in pairs),
+        means={name: fmean(numbers) if numbers else None for name, numbers in sorted(values.items())},
+    )
+
+
+def _training(client: Client, model: ModelOut) -> TrainingFacts:
+    figures = {name: value for name, value in model.figures.items() if name != "log"}
+    return TrainingFacts(figures=figures, updates=updates_of(client, model.figures))
+
+
+def updates_of(client: Client, figures: Mapping[str, Any]) -> tuple[Numbers, ...]:
+    """The numbers of each update of a model's training, without those of single steps; none if the log is gone."""
+    link = figures.get("log")
+    if not isinstance(link, str):
+        return ()
+    try:
+        log = json.loads(client.read(link))
+    except NotFoundError:
+        return ()
+    updates = [{name: value for name, value in update.items() if name != "steps"} for update in log["updates"]]
+    return tuple(dict(flat(update)) for update in updates)
+
+
+def _scores(
+    client: Client,
+    cell: Cell,
+    round_job: JobDetail | None,
+    evaluation: JobDetail,
+    images: Mapping[int, int],
+) -> tuple[dict[str, tuple[str, ...]], tuple[ScoreFacts, ...]]:
+    """Prompts by split, and the scores of the model after each measured round."""
+    models = models_after(client, cell, round_job)
+    ids = {name: client.model(name).id for name in set(models.values())}
+    versions = {(m.split, m.scorer): m.version for m in client.metrics(evaluation.id).data}
+    splits: Mapping[str, Any] = (evaluation.result or {})["splits"]
+
+    prompts: dict[str, tuple[str, ...]] = {}
+    scores = []
+    for split, name in cell.settings.splits.items():
+        prompt_set = client.prompt_set(name).name or name  # an id stands for a set that may have a name
+        by_model = {(one["model"], one["scorer"]): one["prompts"] for one in splits[prompt_set]["models"]}
+        scorers = list(dict.fromkeys(scorer for _, scorer in by_model))
+        for number, model in models.items():
+            for scorer in scorers:
+                measured = by_model[ids[model], scorer]
+                prompts[split] = tuple(prompt["prompt"] for prompt in measured)
+                scores.append(
+                    ScoreFacts(
+                        round=number,
+                        images=images.get(number, 0),
+                        model=ids[model],
+                        split=split,
+                        scorer=scorer,
+                        version=versions[prompt_set, scorer],
+                        means=tuple(prompt["mean"] for prompt in measured),
+                    )
+                )
+    return prompts, tuple(scores)
+
+
+def has_failed(job: JobDetail) -> bool:
+    """Whether a job has ended without success."""
+    return job.state in (JobState.FAILED, JobState.CANCELLED)
