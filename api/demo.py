@@ -9,15 +9,9 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +23,7 @@ from rich.table import Table
 from api.cli.live import follow_job
 from api.client import ApiError, Client
 from api.core.states import JobState
+from api.local_service import LocalServiceError, local_service
 from api.schemas import JobDetail
 from dfusion.shapes.prompts import FUSION
 
@@ -40,57 +35,6 @@ PICTURE = 128
 
 class DemoError(Exception):
     """The demo cannot go on; the message says why."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def service(data_dir: Path, log: Path) -> Iterator[Client]:
-    """The embedded service as a subprocess, and a client for it; stopped at the end whatever happens."""
-    port = free_port()
-    own = {
-        "DATA_DIR": str(data_dir),
-        "DATABASE_URL": "",
-        "BROKER_URL": "",
-        "S3_ENDPOINT": "",
-        "AUTH": "0",
-        "HOST": "127.0.0.1",
-        "PORT": str(port),
-        "EMBEDDED_WORKER": "1",
-    }
-    environment = os.environ | {f"DFUSION_{name}": value for name, value in own.items()}
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "api"], env=environment, stdout=output, stderr=output)
-        try:
-            with Client(f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-                wait_until_ready(client, process, log)
-                yield client
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
-    """Ask until the service is ready and its worker has reported itself; DemoError if it ends or the time is up."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise DemoError(f"the service ended with exit code {process.returncode}; its log is {log}")
-        try:
-            if client.ready().status == "ok" and client.workers().data:
-                return
-        except ApiError:
-            pass
-        time.sleep(0.2)
-    raise DemoError(f"the service and its worker were not ready within {seconds:.0f} seconds; its log is {log}")
 
 
 def before_and_after(metrics: list[Json]) -> list[tuple[str, str, float, float]]:
@@ -195,7 +139,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         data = Path(tempfile.mkdtemp(prefix="data-", dir=out))
     except OSError as error:
         raise DemoError(f"cannot write to {out}: {error.strerror}") from error
-    with service(data, out / "service.log") as client:
+    with local_service(data, out / "service.log") as client:
         body = request_of(arguments)
         console.print(f"POST {client.base_url}/rounds", body)
         job = follow_job(client, client.start_round(body).id, console)
@@ -237,7 +181,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the service is stopped, too
     try:
         run(parser.parse_args(), console)
-    except (DemoError, ApiError) as error:
+    except (DemoError, LocalServiceError, ApiError) as error:
         Console(stderr=True).print(f"demo: {error}", style="red")
         return 1
     except KeyboardInterrupt:
