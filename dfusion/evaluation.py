@@ -3,7 +3,8 @@
 Scores of one prompt are alike, so the prompts are what a result is uncertain over: confidence intervals come from a
 bootstrap that draws prompts, each with all its samples, with replacement (B. Efron and R. Tibshirani, "An Introduction
 to the Bootstrap", 1993, chapter 13: percentile intervals). All models are scored on the same images' seeds, and
-differences are taken image by image before they are averaged.
+differences are taken image by image before they are averaged. Where a setting was trained several times, from other
+seeds, trainings are resampled, too (`Bootstrap.crossed_interval`).
 """
 
 from __future__ import annotations
@@ -136,6 +137,24 @@ class Bootstrap:
         for start in range(0, self.resamples, step):
             stop = min(start + step, self.resamples)
             means[start:stop] = values[rng.integers(len(values), size=(stop - start, len(values)))].mean(1)
+        return self._percentiles(means)
+
+    def crossed_interval(self, values: np.ndarray) -> tuple[float, float] | None:
+        """The percentile interval of the mean of `values` (R, P), with R trainings and P prompts resampled apart.
+
+        Every training is measured on every prompt, so the two are crossed: rows and columns are drawn independently
+        (A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007). A single row or column is
+        not resampled; None where there is a single value. Equal shapes are resampled alike.
+        """
+        if values.size < 2:
+            return None
+        shares = [
+            np.random.default_rng([self.seed, axis]).multinomial(n, np.full(n, 1 / n), self.resamples) / n
+            for axis, n in enumerate(values.shape)
+        ]
+        return self._percentiles(((shares[0] @ values) * shares[1]).sum(1))
+
+    def _percentiles(self, means: np.ndarray) -> tuple[float, float]:
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)

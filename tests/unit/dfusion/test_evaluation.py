@@ -62,6 +62,37 @@ def test_prompts_are_resampled_not_images() -> None:
     assert overall.interval == (0.0, 1.0)
 
 
+def test_trainings_and_prompts_are_resampled_apart() -> None:
+    values = np.array([[0.0, 1.0, 5.0], [2.0, 4.0, 9.0]])
+    means = np.sort(  # all 4 x 27 resamples, equally likely
+        [
+            values[np.ix_(rows, columns)].mean()
+            for rows in product(range(2), repeat=2)
+            for columns in product(range(3), repeat=3)
+        ]
+    )
+    for confidence in (0.95, 0.8):
+        tail = (1 - confidence) / 2
+        expected = means[math.ceil(108 * tail) - 1], means[-math.ceil(108 * tail)]
+        assert Bootstrap(confidence, resamples=100_000).crossed_interval(values) == pytest.approx(expected)
+
+
+def test_a_single_training_leaves_the_prompts_to_resample() -> None:
+    values = np.random.default_rng(0).normal(size=(1, 400))
+    half = 1.96 * values.std() / 20
+    expected = pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    assert Bootstrap().crossed_interval(values) == expected
+    assert Bootstrap().crossed_interval(values.T) == expected
+    assert Bootstrap().crossed_interval(np.ones((1, 1))) is None
+
+
+def test_trainings_that_disagree_widen_the_interval() -> None:
+    # Three trainings 1 apart, equal on all prompts: the interval is that of the trainings alone, 0 and 2 at its ends.
+    values = np.repeat([[0.0], [1.0], [2.0]], 50, axis=1)
+    assert Bootstrap().crossed_interval(values) == pytest.approx((0.0, 2.0))
+    assert Bootstrap(seed=1).crossed_interval(values) == pytest.approx((0.0, 2.0))
+
+
 def test_one_value_has_no_interval() -> None:
     (summary,) = summarise(table([[[0.5]]], models=("one",)))
     assert summary.overall.interval is None and summary.prompts["p0"].interval is None
