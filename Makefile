@@ -1,9 +1,10 @@
 PYTHON ?= python3
+FILES ?= $(filter-out experiments/smoke.yaml,$(wildcard experiments/*.yaml))
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stack test test-units test-library test-integration test-acceptance test-faults check compile check-docker fix openapi bench bench-service clean
+.PHONY: help demo experiments serve stack test test-units test-library test-integration test-acceptance test-faults check compile check-docker fix openapi bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,6 +18,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the REST API
 	$(BIN)/python -m api.demo
+
+experiments: $(VENV)/.ready ## run and report FILES (all of experiments/); takes hours, continues where it was stopped
+	$(BIN)/python -m api.experiments $(FILES)
 
 serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until Ctrl-C
 	$(BIN)/python -m api

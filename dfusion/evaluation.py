@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -148,16 +149,21 @@ class Bootstrap:
         """
         if values.size < 2:
             return None
-        shares = [
-            np.random.default_rng([self.seed, axis]).multinomial(n, np.full(n, 1 / n), self.resamples) / n
-            for axis, n in enumerate(values.shape)
-        ]
-        return self._percentiles(((shares[0] @ values) * shares[1]).sum(1))
+        rows, columns = (_shares(self.seed, axis, n, self.resamples) for axis, n in enumerate(values.shape))
+        return self._percentiles(((rows @ values) * columns).sum(1))
 
     def _percentiles(self, means: np.ndarray) -> tuple[float, float]:
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _shares(seed: int, axis: int, n: int, resamples: int) -> np.ndarray:
+    """(resamples, n) float64: the share that each of n has in a resample with replacement. Not to be changed."""
+    shares = np.random.default_rng([seed, axis]).multinomial(n, np.full(n, 1 / n), resamples) / n
+    shares.flags.writeable = False
+    return shares
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,18 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from api.cli.experiment_live import failure_line, progress
+from api.cli.screens import listing, styled_state
 from api.cli.session import INTERRUPTED, JOB_FAILED, Session
 from api.experiments.cells import Selection
 from api.experiments.format import Experiment
 from api.experiments.records import folder_of
+from api.experiments.reporting import Report
+from api.experiments.reporting import as_json as report_json
+from api.experiments.reporting import report as write_report
 from api.experiments.runner import RunResult
 from api.experiments.runner import run as run_experiment
+from api.experiments.status import CellStatus
+from api.experiments.status import status as status_of
 
 app = typer.Typer(no_args_is_help=True, help="Experiments: run a matrix of trainings, see how far it is, report it.")
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, as YAML; docs/experiments.md")]
@@ -64,6 +71,66 @@ def run(
     session.answer(_json(experiment, folder, result), lambda: _screen(experiment, folder, result))
     if result.failures:
         raise typer.Exit(JOB_FAILED)
+
+
+@app.command()
+def report(
+    ctx: typer.Context,
+    file: File,
+    out: Out = None,
+    plots: Annotated[bool, typer.Option(help="Draw plots, which takes matplotlib")] = True,
+) -> None:
+    """Write report.json, report.md and plots beside the records. It takes the records alone, no service.
+
+    Example: dfusion experiment report experiments/shapes-dpo.yaml
+    """
+    session: Session = ctx.obj
+    result = write_report(Experiment.load(file), out_of(file, out), plots=plots)
+    session.answer(report_json(result), lambda: _written(result))
+
+
+def _written(result: Report) -> RenderableType:
+    lines = [Text(f"{len(result.records)} records")]
+    if result.missing:
+        lines.append(Text(f"missing: {', '.join(cell.name for cell in result.missing)}", style="yellow"))
+    return Group(*lines, *(Text(str(path), overflow="fold") for path in result.files))
+
+
+@app.command()
+def status(
+    ctx: typer.Context, file: File, out: Out = None, arm: Arms = None, list_name: Lists = None, seed: Seeds = None
+) -> None:
+    """The cells, their records and their jobs. Starts nothing.
+
+    Example: dfusion experiment status experiments/shapes-dpo.yaml
+    """
+    session: Session = ctx.obj
+    selection = Selection(tuple(list_name or ()), tuple(arm or ()), tuple(seed or ()))
+    with session.client() as client:
+        cells = status_of(Experiment.load(file), client, out_of(file, out), selection=selection)
+    session.answer({"data": [_status_json(one) for one in cells]}, lambda: _status_screen(cells))
+
+
+def _status_json(one: CellStatus) -> dict[str, object]:
+    return {
+        "list": one.cell.list_name,
+        "arm": one.cell.arm,
+        "seed": one.cell.seed,
+        "key": one.cell.settings.key,
+        "state": one.state,
+        "record": None if one.record is None else str(one.record),
+        "job": None if one.job is None else one.job.model_dump(mode="json"),
+    }
+
+
+def _status_screen(cells: Sequence[CellStatus]) -> RenderableType:
+    rows = []
+    for one in cells:
+        job = one.job
+        where = "" if job is None else f"{job.kind} {job.progress.percent:.0f} %"
+        error = "" if job is None or job.error is None else f"{job.error.code}: {job.error.message}"
+        rows.append((one.cell.name, styled_state(one.state), where, "" if job is None else job.id, error))
+    return listing(("cell", "state", "job", "", ""), rows)
 
 
 def out_of(file: Path, out: Path | None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,9 +18,12 @@ from api.cli.session import INTERRUPTED, Session
 from api.client import Client
 from api.client.client import JobFilters
 from api.core.states import JobKind, JobState
+from api.experiments.tensorboard import export_tensorboard
 from api.schemas import JobDetail, JobOut
 
-app = typer.Typer(no_args_is_help=True, help="Jobs: list, show, follow, pause, resume, cancel, retry, logs, metrics.")
+app = typer.Typer(
+    no_args_is_help=True, help="Jobs: list, show, follow, pause, resume, cancel, retry, logs, metrics, TensorBoard."
+)
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id")]
 
 
@@ -123,6 +127,22 @@ def metrics(ctx: typer.Context, job_id: JobId) -> None:
     headings = ("round", "split", "scorer", "model", "images>", "mean>", "std>")
     rows = ((m.round, m.split, m.scorer, m.model, m.count, figure(m.mean), figure(m.std)) for m in found.data)
     session.answer(found, lambda: listing(headings, rows))
+
+
+@app.command("export-tensorboard")
+def export_events(
+    ctx: typer.Context,
+    job_id: JobId,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tensorboard --logdir")] = Path("tensorboard"),
+) -> None:
+    """Write a job's scores, updates and pairs as TensorBoard event files to DIR/JOB.
+
+    Example: dfusion jobs export-tensorboard job_… --out runs
+    """
+    session: Session = ctx.obj
+    with session.client() as client:
+        folder = export_tensorboard(client, job_id, out)
+    session.answer({"folder": str(folder)}, lambda: Text(f"{folder}: look at it with tensorboard --logdir {out}"))
 
 
 def followed(session: Session, client: Client, job_id: str) -> None:

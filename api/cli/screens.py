@@ -14,6 +14,7 @@ from api.core.ids import kind_of
 
 STYLES = {
     "succeeded": "green",
+    "recorded": "green",
     "ok": "green",
     "failed": "red",
     "wrong": "red",

@@ -12,6 +12,7 @@ from api.experiments.cells import Cell, Selection, cells_of
 from api.experiments.errors import ExperimentError, FormatError, MissingExtraError, RecordError
 from api.experiments.format import Experiment
 from api.experiments.records import Record, read_record
+from api.experiments.reporting import Report, report
 from api.experiments.runner import Failure, RunResult, State, run
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "MissingExtraError",
     "Record",
     "RecordError",
+    "Report",
     "RunResult",
     "Selection",
     "State",
     "cells_of",
     "read_record",
+    "report",
     "run",
 ]

@@ -84,9 +84,7 @@ def _seconds(start: datetime | None, end: datetime | None) -> float | None:
 def _rounds(client: Client, job: JobDetail) -> tuple[RoundFacts, ...]:
     metrics = client.metrics(job.id).data
     models = {model.round: model for model in client.models(job=job.id)}
-    pairs: dict[int, list[PairOut]] = defaultdict(list)
-    for pair in client.pairs(job=job.id):
-        pairs[pair.round].append(pair)
+    pairs = pair_facts(client, job.id)
 
     rounds = []
     images = 0
@@ -100,7 +98,7 @@ def _rounds(client: Client, job: JobDetail) -> tuple[RoundFacts, ...]:
                 images=images,
                 model=None if model is None else model.id,
                 metrics=tuple(_metric(metric) for metric in of_round),
-                pairs=_pairs(pairs[number]),
+                pairs=pairs.get(number) or _pairs(()),
                 training=None if model is None else _training(client, model),
             )
         )
@@ -109,6 +107,14 @@ def _rounds(client: Client, job: JobDetail) -> tuple[RoundFacts, ...]:
 
 def _metric(metric: MetricOut) -> MetricFacts:
     return MetricFacts.model_validate(metric.model_dump(include=set(MetricFacts.model_fields)))
+
+
+def pair_facts(client: Client, job_id: str) -> dict[int, PairFacts]:
+    """A job's pairs by round."""
+    pairs: dict[int, list[PairOut]] = defaultdict(list)
+    for pair in client.pairs(job=job_id):
+        pairs[pair.round].append(pair)
+    return {number: _pairs(of_round) for number, of_round in pairs.items()}
 
 
 def _pairs(pairs: Sequence[PairOut]) -> PairFacts:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -20,7 +21,7 @@ from dfusion.prompts import Prompt
 Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*$", max_length=64)]
 """A name that is part of a record's file name; `--` separates such names."""
 Split = Literal["held_out", "train"]
-SPLITS: tuple[Split, ...] = ("held_out", "train")
+SPLIT_NAMES: Mapping[str, str] = MappingProxyType({"held_out": "held-out prompts", "train": "training prompts"})
 BASE = "base"
 """The name of the arm that trains nothing."""
 _MOST_MODELS = 16
@@ -77,7 +78,7 @@ class EvaluationPlan(Settings):
     scorers: ScorerRefs | None = Field(None, description="The model's usual scorers if not given")
     seed: Seed = 0
     sampling: SamplingConfig | None = None
-    splits: tuple[Split, ...] = Field(SPLITS, min_length=1)
+    splits: tuple[Split, ...] = Field(("held_out", "train"), min_length=1)
     rounds: Literal["all", "last"] | tuple[int, ...] = Field("all", description="After which rounds")
     include_base: bool = Field(True, description="Whether the model before training is measured, once for each list")
     primary: Name | None = Field(None, description="The scorer that the report leads with; the first if not given")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,8 @@ from api.experiments.cells import Cell
 from api.experiments.errors import RecordError
 from api.experiments.format import CellSettings
 
+_FLAT_LIST = re.compile(r"\[\n([^\[\]{}]*?)\n\s*\]")
+"""A list without lists and objects in it, as it is indented; a text never holds a line's end."""
 Numbers = dict[str, int | float | None]
 
 
@@ -150,8 +153,16 @@ def record_of(folder: Path, cell: Cell) -> Record | None:
 def write_record(folder: Path, cell: Cell, record: Record) -> Path:
     """Write the record under the cell's name: whole, or not at all."""
     file = folder / cell.file_name
-    write_text(file, json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+    write_text(file, json_text(record.model_dump(mode="json")))
     return file
+
+
+def json_text(content: Any) -> str:
+    """JSON for people and for version control: indented, but lists of numbers or texts on one line."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    return (
+        _FLAT_LIST.sub(lambda match: "[" + ", ".join(part.strip() for part in match[1].split(",\n")) + "]", text) + "\n"
+    )
 
 
 def write_text(file: Path, text: str) -> None:

@@ -1,0 +1,116 @@
+"""TensorBoard event files of any job. The only module that imports tensorboardX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from api.client import Client
+from api.core.states import JobKind
+from api.experiments.collect import pair_facts, updates_of
+from api.experiments.errors import ExperimentError, MissingExtraError
+from api.schemas import JobDetail, MetricOut
+
+_EVENT_FILES = "events.out.tfevents.*"
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A point of a curve. `run` is the folder below the job's: TensorBoard compares runs."""
+
+    run: str
+    tag: str
+    step: int
+    value: float
+    at: datetime
+
+
+def export_tensorboard(client: Client, job_id: str, out: Path) -> Path:
+    """Write a job's curves as event files to `out/<job>`, in place of those of an earlier export.
+
+    Args:
+        client: A client of the service.
+        job_id: A job of any kind; it may still be running.
+        out: The folder for `tensorboard --logdir`.
+
+    Returns:
+        The job's folder.
+
+    Raises:
+        ExperimentError: The job has no metrics, pairs or updates yet.
+        MissingExtraError: tensorboardX is not installed.
+        ApiError, OSError
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboardX") from error
+    job = client.job(job_id)
+    scalars = list(scalars_of(client, job))
+    if not scalars:
+        raise ExperimentError(f"{job.id} is {job.state} and has no metrics, pairs or updates to export")
+
+    folder = out / job.id
+    earlier = list(folder.rglob(_EVENT_FILES))
+    for run in dict.fromkeys(scalar.run for scalar in scalars):
+        with SummaryWriter(str(folder / run)) as writer:
+            for scalar in scalars:
+                if scalar.run == run:
+                    writer.add_scalar(scalar.tag, scalar.value, scalar.step, walltime=scalar.at.timestamp())
+    for file in earlier:
+        file.unlink()
+    return folder
+
+
+def scalars_of(client: Client, job: JobDetail) -> Iterator[Scalar]:
+    """Scores by round, figures of each update, and means of the pairs by round.
+
+    Steps are rounds for scores and pairs, and updates, counted over all rounds, for a training. The models of an
+    evaluation are runs of their own.
+    """
+    times = _times(job)
+    metrics = client.metrics(job.id).data
+    yield from _scores(job, metrics, times)
+    yield from _updates(client, job, times)
+    yield from _pairs(client, job, times)
+
+
+def _times(job: JobDetail) -> Mapping[int, datetime]:
+    """When the last stage of each round ended, as far as rounds have begun."""
+    times: dict[int, datetime] = {}
+    for stage in job.stages:
+        at = stage.finished_at or job.started_at or job.created_at
+        times[stage.round] = max(at, times.get(stage.round, at))
+    return times
+
+
+def _scores(job: JobDetail, metrics: Iterable[MetricOut], times: Mapping[int, datetime]) -> Iterator[Scalar]:
+    for metric in metrics:
+        run = metric.model if job.kind is JobKind.EVALUATION else ""
+        at = times.get(metric.round, job.created_at)
+        yield Scalar(run, f"{metric.split}/{metric.scorer}", metric.round, metric.mean, at)
+
+
+def _updates(client: Client, job: JobDetail, times: Mapping[int, datetime]) -> Iterator[Scalar]:
+    step = 0
+    for model in sorted(client.models(job=job.id), key=lambda model: model.round or 0):
+        for update in updates_of(client, model.figures):
+            step += 1
+            for name, value in update.items():
+                if value is not None and name != "update":
+                    yield Scalar(
+                        "", f"training/{name}", step, float(value), times.get(model.round or 0, job.created_at)
+                    )
+
+
+def _pairs(client: Client, job: JobDetail, times: Mapping[int, datetime]) -> Iterator[Scalar]:
+    for number, facts in sorted(pair_facts(client, job.id).items()):
+        at = times.get(number, job.created_at)
+        yield Scalar("", "pairs/count", number, facts.pairs, at)
+        if facts.targets:
+            yield Scalar("", "pairs/share_adopted", number, facts.adopted / facts.targets, at)
+        for name, value in facts.means.items():
+            if value is not None:
+                yield Scalar("", f"pairs/{name}", number, float(value), at)
