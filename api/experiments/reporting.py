@@ -169,8 +169,10 @@ def _page(report: Report, images: Sequence[str]) -> Iterator[str]:
     if experiment.description:
         yield from (experiment.description, "")
     total = len(report.records) + len(report.missing)
-    yield f"{len(report.records)} of {total} cells are recorded: {len(experiment.arms)} arms,"
-    yield f"{len(experiment.prompt_lists)} prompt lists, {len(experiment.seeds)} training seeds."
+    size = (
+        f"{len(experiment.arms)} arms x {len(experiment.prompt_lists)} lists x {len(experiment.seeds)} training seeds"
+    )
+    yield f"Cells recorded: {len(report.records)} of {total} ({size}, and the model before training)."
     yield f"Intervals: {bootstrap.confidence:.0%}, bootstrap over training seeds and prompts"
     yield f"({bootstrap.resamples} resamples). All models are measured on images from the same seeds;"
     yield "differences are paired by training seed and prompt, and bold where the interval excludes zero."
@@ -251,7 +253,8 @@ def _round_tables(report: Report) -> Iterator[str]:
             scores = [one for one in report.scores if (one.list, one.split) == (list_name, split)]
             if scores:
                 yield from (f"{list_name}, {SPLIT_NAMES[split]}:", "")
-                headings = ["model", "round>", "images used>", "seeds>", *(f"{one.scorer}>" for one in scores)]
+                columns = [f"{one.scorer}{part}>" for one in scores for part in ("", ", change")]
+                headings = ["model", "round>", "images used>", "seeds>", *columns]
                 yield from table(headings, _round_rows(scores))
 
 
@@ -263,10 +266,16 @@ def _round_rows(scores: Sequence[Scores]) -> list[list[str]]:
     rows = []
     for (arm, number), by_scorer in means.items():
         some = next(iter(by_scorer.values()))
-        estimates = [by_scorer.get(one.scorer) for one in scores]
-        cells = ["" if mean is None else _estimate(mean.mean, mean.interval) for mean in estimates]
+        cells = [cell for one in scores for cell in _mean_and_change(by_scorer.get(one.scorer))]
         rows.append([arm, str(number), str(some.images), str(some.seeds), *cells])
     return rows
+
+
+def _mean_and_change(mean: Mean | None) -> tuple[str, str]:
+    if mean is None:
+        return "", ""
+    change = "" if mean.change is None else _estimate(mean.change, mean.change_interval, signed=True)
+    return _estimate(mean.mean, mean.interval), change
 
 
 def _pair_table(report: Report) -> Iterator[str]:
