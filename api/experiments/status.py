@@ -37,11 +37,11 @@ def status(
     """
     folder = folder_of(out, experiment.name)
     cells = cells_of(experiment, selection)
-    recorded = {cell for cell in cells if record_of(folder, cell) is not None}
-    jobs = _latest_jobs(client, [cell for cell in cells if cell not in recorded])
+    recorded = {cell.name for cell in cells if record_of(folder, cell) is not None}
+    jobs = _latest_jobs(client, [cell for cell in cells if cell.name not in recorded])
     return tuple(
         CellStatus(cell, "recorded", folder / cell.file_name)
-        if cell in recorded
+        if cell.name in recorded
         else _status_of(cell, jobs.get(cell.evaluation_label) or jobs.get(cell.round_label))
         for cell in cells
     )

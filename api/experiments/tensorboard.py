@@ -53,14 +53,13 @@ def export_tensorboard(client: Client, job_id: str, out: Path) -> Path:
         raise ExperimentError(f"{job.id} is {job.state} and has no metrics, pairs or updates to export")
 
     folder = out / job.id
-    earlier = list(folder.rglob(_EVENT_FILES))
+    for file in list(folder.rglob(_EVENT_FILES)):
+        file.unlink()
     for run in dict.fromkeys(scalar.run for scalar in scalars):
         with SummaryWriter(str(folder / run)) as writer:
             for scalar in scalars:
                 if scalar.run == run:
                     writer.add_scalar(scalar.tag, scalar.value, scalar.step, walltime=scalar.at.timestamp())
-    for file in earlier:
-        file.unlink()
     return folder
 
 

@@ -1,0 +1,143 @@
+"""The experiment runner as its own process against the embedded service: what is stopped continues."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.deployment import EMBEDDED, PATIENCE_SECONDS, ROOT, Deployment, deployment, until
+from tests.service import settings_for
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "matrix",
+    "model": "tiny",
+    "common": {
+        "samples_per_prompt": 4,
+        "sampling": {"num_steps": 6},
+        "training": {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1},
+        "reward": "brightness",
+    },
+    "prompt_lists": {"own": {"train": ["a red [circle]", "a blue [star]"], "held_out": ["a green [heart]"]}},
+    "seeds": [1, 2],
+    "arms": {"naive": {"fusion": None}, "fused": {"fusion": {"first_step": 1}}},
+    "evaluation": {"samples_per_prompt": 2, "scorers": ["brightness"]},
+}
+CELLS = 4
+RECORDS = {"own--base.json", *(f"own--{arm}--seed{seed}.json" for arm in ("naive", "fused") for seed in (1, 2))}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "matrix.yaml"
+    path.write_text(json.dumps(EXPERIMENT))
+    return path
+
+
+def start(service: Deployment, file: Path, out: Path) -> subprocess.Popen[bytes]:
+    """`dfusion experiment run` as a process."""
+    command = [sys.executable, "-c", "from api.cli import app; app()", "experiment", "run", str(file)]
+    environment = service.settings.for_child() | {
+        "DFUSION_URL": f"http://127.0.0.1:{service.settings.port}",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.Popen([*command, "--out", str(out)], env=environment)
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text("utf-8")) for path in (out / "matrix").glob("own--*.json")}
+
+
+def jobs(service: Deployment, kind: str) -> list[dict[str, Any]]:
+    return service.all(f"/jobs?kind={kind}")
+
+
+def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(file: Path, tmp_path: Path, pipeline: Path) -> None:
+    """The runner is killed in its first training and when it has some records, and a worker in between."""
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for folder in (killed, undisturbed):
+        folder.mkdir()
+    with (
+        deployment(EMBEDDED, killed, pipeline) as service,
+        deployment(EMBEDDED, undisturbed, pipeline) as other,
+        start(other, file, undisturbed) as runner,  # meanwhile
+    ):
+        run_with_kills(service, file, killed)
+        assert runner.wait(PATIENCE_SECONDS) == 0
+        require_one_job_a_cell(service)
+        require_one_job_a_cell(other)
+    assert records(killed).keys() == RECORDS
+    assert {name: findings(one) for name, one in records(killed).items()} == {
+        name: findings(one) for name, one in records(undisturbed).items()
+    }
+
+
+def run_with_kills(service: Deployment, file: Path, killed: Path) -> None:
+    """Start the runner three times; the third ends by itself."""
+    runner = start(service, file, killed)
+    until(lambda: [job for job in jobs(service, "round") if job["state"] == "running"])
+    kill(runner)
+    assert not (killed / "matrix" / "own--naive--seed1.json").exists()
+
+    runner = start(service, file, killed)
+    until(lambda: len(jobs(service, "round")) >= 2)
+    worker = service.embedded_worker()
+    assert worker is not None
+    worker.kill()
+    until(lambda: len(records(killed)) >= 3)
+    kill(runner)
+    assert len(records(killed)) < len(RECORDS)
+
+    runner = start(service, file, killed)
+    assert runner.wait(PATIENCE_SECONDS) == 0
+
+
+def require_one_job_a_cell(service: Deployment) -> None:
+    """No cell ran twice: so many round jobs as cells, and one evaluation more, that of the model before training."""
+    rounds, evaluations = jobs(service, "round"), jobs(service, "evaluation")
+    assert (len(rounds), len(evaluations)) == (CELLS, CELLS + 1)
+    assert {job["state"] for job in (*rounds, *evaluations)} == {"succeeded"}
+    assert len({job["label"] for job in rounds}) == CELLS
+
+
+def kill(runner: subprocess.Popen[bytes]) -> None:
+    assert runner.poll() is None, "it has ended before it could be killed"
+    runner.kill()
+    assert runner.wait() == -signal.SIGKILL
+
+
+def findings(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what differs from run to run: ids and times."""
+    without = {name: value for name, value in record.items() if name not in ("jobs", "devices")}
+    for part in (*without["rounds"], *without["scores"]):
+        del part["model"]
+    return without
+
+
+def test_the_service_of_a_killed_runner_ends_and_the_next_continues(file: Path, tmp_path: Path, pipeline: Path) -> None:
+    """`make experiments` brings its own service; a SIGKILL leaves neither it nor its worker behind."""
+    content = EXPERIMENT | {"seeds": [1], "arms": {"naive": {"fusion": None}}}
+    file.write_text(json.dumps(content))
+    out = tmp_path / "records"
+    command = [sys.executable, "-m", "api.experiments", str(file), "--data", str(tmp_path / "data"), "--out", str(out)]
+    environment = settings_for(tmp_path / "data", pipeline).for_child() | {"PYTHONPATH": str(ROOT)}
+
+    runner = subprocess.Popen(command, env=environment)
+    until(lambda: (out / "matrix" / "own--base.json").exists())
+    family = psutil.Process(runner.pid).children(recursive=True)
+    assert len(family) >= 3  # guard, service, worker
+    kill(runner)
+    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    assert records(out).keys() == {"own--base.json"}
+
+    assert subprocess.run(command, env=environment, timeout=PATIENCE_SECONDS).returncode == 0
+    assert records(out).keys() == {"own--base.json", "own--naive--seed1.json"}
+    report = json.loads((out / "matrix" / "report.json").read_text("utf-8"))
+    assert report["missing"] == [] and len(report["scores"]) == 2
