@@ -46,6 +46,10 @@ def test_presets_hold_every_point_of_difference() -> None:
     """docs/decisions/006-presets.md."""
     paper, released = PRESETS["paper"], PRESETS["released_code"]
     assert paper.fusion == FusionConfig() and paper.pairing == PairingConfig()
+    assert (paper.training, released.training) == (TrainingConfig(), TrainingConfig(ratio_clip=0.1))
+    assert released.settings_of("training", "dpo") == {"ratio_clip": 0.1} and not released.settings_of(
+        "training", "ddpo"
+    )
     assert (released.fusion.merge, released.fusion.mask_source) == ("or", "resolution")
     assert (released.pairing.dealing, released.pairing.adoption_threshold) == ("rank_order", 0)
     shared = {"merge": "xor", "mask_source": "first_up"}

@@ -7,7 +7,7 @@ import torch
 from dfusion.errors import NonFiniteError, PolicyMismatchError
 from dfusion.losses.objective import RowLosses
 from dfusion.training_data import Row, TrainingPair, TrainingSample
-from dfusion.training_report import Tally, require_ratio_one, self_test
+from dfusion.training_report import Tally, UpdateReport, falling_preferred, require_ratio_one, self_test
 from tests.unit.dfusion.test_training_data import trajectory
 
 ROWS = [Row(0, 1), Row(0, 3), Row(1, 3)]
@@ -98,3 +98,28 @@ def test_clipped_rows_are_counted() -> None:
     tally.add([0, 0, 0, 1], found, torch.zeros(4, 1), torch.zeros(4))
     report = tally.report(1, 0.0)
     assert (report.clipped, report.margin, report.accuracy) == (0.25, None, None)
+
+
+def reports(*preferred: float | None) -> list[UpdateReport]:
+    """Of one update each, with these mean log-ratios of the preferred side."""
+    tally = Tally()
+    tally.add([0], RowLosses(torch.zeros(1)), torch.zeros(1, 1), torch.zeros(1))
+    report = tally.report(1, 0.0, 0.0)
+    return [replace(report, log_ratio_preferred=value) for value in preferred]
+
+
+@pytest.mark.parametrize(
+    ("preferred", "expected"),
+    [
+        ((0.0, -0.1), (0.0, -0.1)),
+        ((0.0, 0.2, 0.1), None),
+        ((0.0,), None),
+        ((), None),
+        ((None, None), None),
+        ((0.0, *[0.5] * 9, 0.4), (0.5, 0.4)),  # of the last ten
+    ],
+)
+def test_a_preferred_side_that_falls_is_noticed(
+    preferred: tuple[float | None, ...], expected: tuple[float, float] | None
+) -> None:
+    assert falling_preferred(reports(*preferred)) == expected
