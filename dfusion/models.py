@@ -25,7 +25,13 @@ from diffusers import (
 
 from dfusion.config import Precision
 from dfusion.ddim import PredictionType
-from dfusion.errors import InvalidInputError, ItemNotInPromptError, ModelNotFoundError, ShapeMismatchError
+from dfusion.errors import (
+    InvalidInputError,
+    ItemNotInPromptError,
+    ModelNotFoundError,
+    NonFiniteError,
+    ShapeMismatchError,
+)
 from dfusion.sampling import latent_shape
 from dfusion.sources import locate
 from dfusion.types import Conditioning
@@ -43,15 +49,16 @@ _LOADED_AS: dict[str, tuple[Any, dict[str, Any]]] = {
 """The pipelines that can be loaded, by their name in model_index.json, and what is left out of them."""
 
 
-def load_pipeline(folder: Path, dtype: Precision = "float32") -> Pipeline:
+def load_pipeline(folder: Path, dtype: Precision = "float32", vae_dtype: Precision | None = None) -> Pipeline:
     """The stock pipeline of a folder in diffusers' layout, on the CPU, from safetensors only; no safety checker.
 
-    U-Net and text encoders are of `dtype`; so is the VAE unless its config says `force_upcast` (SDXL's does), then it
-    is float32. Raises ModelNotFoundError for another kind of pipeline, or where parts of it are missing or damaged,
-    InvalidInputError for an unknown dtype.
+    U-Net and text encoders are of `dtype`, the VAE is of `vae_dtype`. Without `vae_dtype` the VAE is float32 where its
+    config says `force_upcast` (SDXL's does), else of `dtype`. Raises ModelNotFoundError for another kind of pipeline,
+    or where parts of it are missing or damaged, InvalidInputError for an unknown dtype.
     """
-    if dtype not in _DTYPES:
-        raise InvalidInputError(f"dtype: expected one of {list(_DTYPES)}, got {dtype!r}")
+    for setting, value in (("dtype", dtype), ("vae_dtype", vae_dtype or dtype)):
+        if value not in _DTYPES:
+            raise InvalidInputError(f"{setting}: expected one of {list(_DTYPES)}, got {value!r}")
     try:
         name = json.loads((folder / "model_index.json").read_text("utf-8")).get("_class_name")
         if name not in _LOADED_AS:
@@ -61,8 +68,10 @@ def load_pipeline(folder: Path, dtype: Precision = "float32") -> Pipeline:
         pipeline = kind.from_pretrained(str(folder), dtype=dtypes, use_safetensors=True, **left_out)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelNotFoundError(f"no usable Stable Diffusion pipeline at {folder}: {error}") from error
-    if not pipeline.vae.config.force_upcast:
-        pipeline.vae.to(_DTYPES[dtype])
+    if vae_dtype is None:
+        vae_dtype = "float32" if pipeline.vae.config.force_upcast else dtype
+    if vae_dtype != "float32":
+        pipeline.vae.to(_DTYPES[vae_dtype])
     return pipeline
 
 
@@ -100,9 +109,11 @@ class DiffusionModel:
         device: str = "cpu",
         dtype: Precision = "float32",
         prediction_type: PredictionType | None = None,
+        vae_dtype: Precision | None = None,
     ) -> DiffusionModel:
         """SD 1.x, SD 2.x or SDXL from a folder in diffusers' layout, a name of `dfusion.sources.HUB_MODELS`, or
-        "owner/name@revision" on the hub; safetensors only, no safety checker. For `dtype` see `load_pipeline`.
+        "owner/name@revision" on the hub; safetensors only, no safety checker. For `dtype` and `vae_dtype` see
+        `load_pipeline`.
 
         `prediction_type` is what the U-Net is expected to predict; None believes the pipeline's scheduler. Raises
         ModelNotFoundError if there is no such model, or parts of it are missing or damaged; InvalidInputError if the
@@ -110,7 +121,7 @@ class DiffusionModel:
         """
         require_device(device)
         found = locate(model)
-        loaded = cls.from_pipeline(load_pipeline(found.folder, dtype), device)
+        loaded = cls.from_pipeline(load_pipeline(found.folder, dtype, vae_dtype), device)
         said = loaded.scheduler.config.prediction_type
         for expected in (found.prediction_type, prediction_type):
             if expected not in (None, said):
@@ -226,12 +237,27 @@ class DiffusionModel:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Images (B, H, W, 3) uint8 of clean latents (B, C, h, w), one by one: an image does not depend on the others.
 
-        Raises ShapeMismatchError.
+        Raises ShapeMismatchError; NonFiniteError naming the latents, or the VAE where it makes NaN or infinite pixels of
+        finite latents, as a VAE in float16 does that overflows.
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_shape[0]:
             raise ShapeMismatchError("latents", f"(B, {self.latent_shape[0]}, h, w)", tuple(latents.shape))
+        if not bool(latents.isfinite().all()):
+            raise NonFiniteError("latents: expected finite numbers to decode, got NaN or infinity")
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         scaled = scaled + (getattr(self.vae.config, "shift_factor", None) or 0.0)
-        decoded = [self.vae.decode(one).sample.float() for one in scaled.to(self.vae.dtype).split(1)]
-        pixels = (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
+
+        decoded = torch.cat([self._decode_one(one) for one in scaled.to(self.vae.dtype).split(1)])
+        pixels = (decoded / 2 + 0.5).clamp(0, 1)
         return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _decode_one(self, scaled: torch.Tensor) -> torch.Tensor:
+        """(1, 3, H, W) float32 of the VAE's own input (1, C, h, w). Raises NonFiniteError naming the VAE."""
+        decoded: torch.Tensor = self.vae.decode(scaled).sample.float()
+        if bool(decoded.isfinite().all()):
+            return decoded
+        precision = str(self.vae.dtype).removeprefix("torch.")
+        advice = "its weights are damaged, or the latents are far from any image"
+        if precision != "float32":
+            advice = 'it overflows in this precision: load the model with vae_dtype "float32"'
+        raise NonFiniteError(f"VAE in {precision}: decoded finite latents to NaN or infinite pixels; {advice}")

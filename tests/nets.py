@@ -127,6 +127,16 @@ def tiny_pipeline(**scheduler_changes: object) -> StableDiffusionPipeline:
     )
 
 
+def overflowing_pipeline() -> StableDiffusionPipeline:
+    """`tiny_pipeline` whose VAE overflows in float16: the decoder's input is far above 65,504, and the norm behind it
+    makes ordinary pixels of it in float32."""
+    pipeline = tiny_pipeline()
+    with torch.no_grad():
+        pipeline.vae.post_quant_conv.weight.mul_(30_000)
+        pipeline.vae.decoder.conv_in.weight.mul_(1_000)
+    return pipeline
+
+
 def tiny_xl_pipeline(force_zeros: bool = True) -> StableDiffusionXLPipeline:
     """The same of SDXL's layout, with two text encoders."""
     tokenizer = new_tokenizer()

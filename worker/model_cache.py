@@ -64,7 +64,7 @@ class ModelCache:
         if self._model is None or self._name != name:
             entry = self._entry(name)
             self._model = None  # frees its memory before the next is loaded
-            self._model = DiffusionModel.load(entry.source, self._device, entry.dtype)
+            self._model = DiffusionModel.load(entry.source, self._device, entry.dtype, vae_dtype=entry.vae_dtype)
             self._name, self._adapter = name, None
             _logger.info("the model %s is loaded", name)
         return self._model

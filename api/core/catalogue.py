@@ -17,9 +17,9 @@ from dfusion.sources import find_local
 class BaseModel:
     """A base model.
 
-    source   as for `DiffusionModel.load`
-    reward   the scorer that trains it unless another is asked for; `watch` the one that watches beside it
-    scorers  those that judge its images
+    source     as for `DiffusionModel.load`, and so are dtype and vae_dtype
+    reward     the scorer that trains it unless another is asked for; `watch` the one that watches beside it
+    scorers    those that judge its images
     """
 
     name: str
@@ -28,6 +28,7 @@ class BaseModel:
     reward: str | None
     watch: str | None
     scorers: tuple[str, ...]
+    vae_dtype: Precision | None = None
 
 
 @dataclass(frozen=True)
@@ -64,4 +65,6 @@ class Catalogue:
 def _added(name: str, setting: str | ModelSetting) -> BaseModel:
     if isinstance(setting, str):
         setting = ModelSetting(source=setting)
-    return BaseModel(name, setting.source, setting.dtype, setting.reward, setting.watch, setting.scorers)
+    return BaseModel(
+        name, setting.source, setting.dtype, setting.reward, setting.watch, setting.scorers, setting.vae_dtype
+    )

@@ -31,6 +31,9 @@ class ModelSetting(MethodSettings):
 
     source: str = Field(description="A diffusers folder, a name of decision 010, or owner/name@revision")
     dtype: Precision = "float32"
+    vae_dtype: Precision | None = Field(
+        None, description="The VAE's; null: float32 where its config says force_upcast, else dtype"
+    )
     reward: str | None = Field(None, description="The scorer that trains it unless another is asked for")
     watch: str | None = Field(None, description="The scorer that watches a training and is never trained on")
     scorers: tuple[str, ...] = Field((), description="Those that judge its images; the reward if empty")
@@ -92,7 +95,7 @@ class Settings(BaseSettings):
     batch_size: Count = Field(16, description="Images that go through the U-Net at once")
     shard_prompts: Count = Field(4, description="Prompts whose samples one sampling or fusion stage makes")
     models: dict[str, str | ModelSetting] = Field(
-        {}, description="Further models by name: {name: source}, or {name: {source, dtype, reward, watch, scorers}}"
+        {}, description="Further models by name: {name: source}, or {name: {source, dtype, vae_dtype, reward, …}}"
     )
     scorers: dict[str, str | ScorerConfig] = Field(
         {}, description="Further scorers by name: {name: 'module:attribute'}, or {name: {kind, …}} of decision 009"

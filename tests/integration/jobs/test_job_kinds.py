@@ -20,6 +20,7 @@ from api.core import execution
 from api.core.tables import Stage
 from api.main import create_app
 from tests.installation import Installation
+from tests.nets import overflowing_pipeline
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle
 from worker.runner import run_stage
 from worker.stages import train
@@ -108,6 +109,29 @@ def test_the_papers_ablations_are_settings_of_a_fusion(
     job = installation.done("/fusions", {"pair": pair["id"], "fusion": FUSION | changes, "reward": "brightness"})
     assert (job["state"], job["error"]) == ("succeeded", None)
     assert job["stages"][2]["done"] == job["stages"][2]["total"] == (8 if "trajectory" in changes else 4)
+
+
+def test_a_vae_that_overflows_fails_every_stage_that_decodes(tmp_path: Path) -> None:
+    """Sampling, evaluation, and the fusion of samples that were decoded by the same VAE in float32."""
+    overflowing_pipeline().save_pretrained(tmp_path / "pipeline")
+
+    def opened(vae_dtype: str) -> TestClient:
+        models = {"tiny": {"source": str(tmp_path / "pipeline"), "vae_dtype": vae_dtype}}
+        return TestClient(create_app(settings_for(tmp_path / "data", tmp_path / "pipeline", models=models)))
+
+    sampling = {"model": "tiny", "prompts": PROMPTS[:1], "sampling": STEPS, "scorers": ["brightness"]}
+    evaluation = {"models": ["tiny"], "prompts": PROMPTS[:1], "sampling": STEPS, "scorers": ["brightness"]}
+    with opened("float32") as client:
+        good = Installation(client).done("/samplings", sampling)
+        assert good["state"] == "succeeded"
+    fusion = {"sampling": good["id"], "fusion": FUSION, "reward": "brightness"}
+    with opened("float16") as client:
+        installation = Installation(client)
+        for path, body in (("/samplings", sampling), ("/evaluations", evaluation), ("/fusions", fusion)):
+            failed = installation.done(path, body)
+            assert (failed["state"], failed["error"]["code"]) == ("failed", "non_finite")
+            assert "VAE in float16" in failed["error"]["message"] and "vae_dtype" in failed["error"]["message"]
+            assert failed["made"]["samples"] == 0
 
 
 def test_stored_pairs_are_trained_on_alone(installation: Installation, trained: dict[str, Any]) -> None:

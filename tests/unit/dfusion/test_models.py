@@ -12,11 +12,17 @@ from dfusion import _torchvision_ops  # noqa: F401
 from diffusers import EulerDiscreteScheduler
 
 from dfusion.config import SamplingConfig
-from dfusion.errors import InvalidInputError, ItemNotInPromptError, ModelNotFoundError, ShapeMismatchError
+from dfusion.errors import (
+    InvalidInputError,
+    ItemNotInPromptError,
+    ModelNotFoundError,
+    NonFiniteError,
+    ShapeMismatchError,
+)
 from dfusion.models import DiffusionModel, Pipeline
 from dfusion.policy import log_probs
 from dfusion.sampling import sample
-from tests.nets import relative_error, tiny_model, tiny_pipeline, tiny_xl_model, tiny_xl_pipeline
+from tests.nets import overflowing_pipeline, relative_error, tiny_model, tiny_pipeline, tiny_xl_model, tiny_xl_pipeline
 
 PROMPTS = ["a red circle", "a blue square above a star"]
 FOUR = SamplingConfig(num_steps=4)
@@ -209,3 +215,27 @@ def test_decode_gives_pixels(model: DiffusionModel) -> None:
     assert np.abs(images.astype(float) - expected).max() <= 1
     with pytest.raises(ShapeMismatchError):
         model.decode(latents[:, :3])
+
+
+def test_a_vae_that_overflows_in_half_precision_is_named_and_float32_decodes(tmp_path: Path) -> None:
+    overflowing_pipeline().save_pretrained(tmp_path)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(NonFiniteError, match=r'VAE in float16: .* vae_dtype "float32"'):
+        DiffusionModel.load(tmp_path, vae_dtype="float16").decode(latents)
+    upcast = DiffusionModel.load(tmp_path, dtype="float16", vae_dtype="float32")
+    assert (upcast.unet.dtype, upcast.vae.dtype) == (torch.float16, torch.float32)
+    assert upcast.decode(latents).std() > 0
+    with pytest.raises(InvalidInputError, match="vae_dtype: .*'float8'"):
+        DiffusionModel.load(tmp_path, vae_dtype="float8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_decode_says_whether_latents_or_the_vae_are_not_finite(value: float) -> None:
+    model, latents = tiny_model(), torch.zeros(2, 4, 8, 8)
+    with torch.no_grad():
+        model.vae.decoder.conv_out.bias[0] = value
+    with pytest.raises(NonFiniteError, match="VAE in float32: .* weights"):
+        model.decode(latents)
+    latents[1, 0, 0, 0] = value
+    with pytest.raises(NonFiniteError, match="^latents"):
+        model.decode(latents)
