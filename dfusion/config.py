@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationInfo, fi
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 StepIndex = Annotated[int, Field(ge=0, le=999)]
 Rate = Annotated[float, Field(gt=0)]
+MOST_INITIAL_SIGNAL = 0.5
+"""Largest alpha-bar, the share of signal in the variance, that the first timestep of a schedule may have. x_T is pure
+noise: a U-Net that takes it for a nearly clean image gives noise back."""
 Precision = Literal["float32", "bfloat16", "float16"]
 """Number format of a model's weights. Adapters and the arithmetic of Eq. 1 are float32 in any of them."""
 AttentionControl = Literal[

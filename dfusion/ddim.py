@@ -14,6 +14,7 @@ from dfusion import _torchvision_ops  # noqa: F401
 # isort: split
 from diffusers import DDIMScheduler
 
+from dfusion.config import MOST_INITIAL_SIGNAL
 from dfusion.errors import ScheduleError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -63,14 +64,15 @@ class Schedule:
         """The schedule of `num_steps` steps with noise weight `eta` (Eq. 1). The scheduler given is left as it is.
 
         Raises ScheduleError for schedulers other than DDIM, dynamic thresholding, more steps than the scheduler has,
-        timesteps that do not decrease or lie outside the training range, and a first alpha-bar of 0 with epsilon
-        prediction (x0 is undefined there).
+        too few steps to start at a noisy timestep (it names the smallest useful number), timesteps that do not decrease
+        or lie outside the training range, and a first alpha-bar of 0 with epsilon prediction (x0 is undefined there).
         """
         if not isinstance(scheduler, DDIMScheduler):
             raise ScheduleError(f"scheduler: expected a DDIMScheduler, got {type(scheduler).__name__}")
         if scheduler.config.thresholding:
             raise ScheduleError("scheduler: expected thresholding=False (Eq. 1 has no dynamic thresholding), got True")
         timesteps = _timesteps(scheduler, num_steps)
+        _require_noisy_start(scheduler, timesteps)
         alphas = scheduler.alphas_cumprod.double().cpu()[timesteps]
         final = torch.as_tensor(scheduler.final_alpha_cumprod).double().cpu().reshape(1)
         prev_alphas = torch.cat([alphas[1:], final])
@@ -100,6 +102,23 @@ def _timesteps(scheduler: DDIMScheduler, num_steps: int) -> torch.Tensor:
     if not inside or bool((timesteps.diff() >= 0).any()):
         raise ScheduleError(f"expected timesteps that decrease within 0 to {total - 1}, got {timesteps.tolist()}")
     return timesteps
+
+
+def _require_noisy_start(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> None:
+    """Raise ScheduleError where another number of steps would start at a noisier timestep, as x_T needs it."""
+    alphas = scheduler.alphas_cumprod
+    first = float(alphas[timesteps[0]])
+    if first <= MOST_INITIAL_SIGNAL or float(alphas.min()) > MOST_INITIAL_SIGNAL:
+        return
+
+    fewest = len(timesteps) + 1
+    while float(alphas[_timesteps(scheduler, fewest)[0]]) > MOST_INITIAL_SIGNAL:
+        fewest += 1
+    spacing = scheduler.config.timestep_spacing
+    raise ScheduleError(
+        f"num_steps: expected at least {fewest} with {spacing} spacing, got {len(timesteps)}: sampling would start at"
+        f" timestep {int(timesteps[0])}, where images are nearly clean (alpha-bar {first:.3g}), and give noise"
+    )
 
 
 def _at(values: torch.Tensor, steps: StepIndices, like: torch.Tensor) -> torch.Tensor:

@@ -83,6 +83,31 @@ def test_impossible_numbers_of_steps(steps: int) -> None:
         Schedule.from_scheduler(sd_scheduler(), steps, 1.0)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_single_step_at_the_clean_end_is_refused_with_the_smallest_useful_number(
+    spacing: str, prediction_type: str
+) -> None:
+    """One leading step is timestep 0 (+ offset 1), alpha-bar 0.998; two start at 501, alpha-bar 0.275."""
+    scheduler = sd_scheduler(timestep_spacing=spacing, prediction_type=prediction_type)
+    with pytest.raises(ScheduleError, match=rf"num_steps: expected at least 2 with {spacing} spacing, got 1"):
+        Schedule.from_scheduler(scheduler, 1, 1.0)
+    assert len(Schedule.from_scheduler(scheduler, 2, 1.0)) == 2
+
+
+def test_the_smallest_useful_number_is_that_of_the_schedule() -> None:
+    """Four betas of 0 and two of 0.9: alpha-bar is 1, 1, 1, 1, 0.1, 0.01. The first leading timestep of T steps is
+    (T - 1) * (6 // T): 0, 3, 4 for T = 1, 2, 3."""
+    scheduler = sd_scheduler(num_train_timesteps=6, trained_betas=[0.0, 0, 0, 0, 0.9, 0.9], steps_offset=0)
+    with pytest.raises(ScheduleError, match=r"at least 3 .*, got 2: .* timestep 3, .*alpha-bar 1"):
+        Schedule.from_scheduler(scheduler, 2, 1.0)
+
+
+def test_one_trailing_step_starts_at_noise() -> None:
+    trailing = sd_scheduler(timestep_spacing="trailing", steps_offset=0)
+    assert Schedule.from_scheduler(trailing, 1, 1.0).timesteps.tolist() == [999]
+
+
 def test_zero_terminal_snr_needs_another_prediction_type() -> None:
     settings = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 0}
     with pytest.raises(ScheduleError, match="alpha-bar"):

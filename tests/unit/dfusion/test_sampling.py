@@ -56,8 +56,8 @@ def test_item_maps_are_the_mean_attention_of_the_items_tokens() -> None:
         seen.append(scores.softmax(-1).mean(1))
 
     hooks = [module.register_forward_hook(record) for module in modules]
-    config = SamplingConfig(num_steps=1)
-    maps = sample(unet, sd_scheduler(), prompts, negative, [1, 2], items=[[2], [0, (3, 5)]], config=config).item_maps
+    config, scheduler = SamplingConfig(num_steps=1), sd_scheduler(timestep_spacing="trailing", steps_offset=0)
+    maps = sample(unet, scheduler, prompts, negative, [1, 2], items=[[2], [0, (3, 5)]], config=config).item_maps
     for hook in hooks:
         hook.remove()
     mean = (seen[0] + seen[1]) / 2
