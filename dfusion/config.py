@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationInfo, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
 StepIndex = Annotated[int, Field(ge=0, le=999)]
 Rate = Annotated[float, Field(gt=0)]
 MOST_INITIAL_SIGNAL = 0.5
@@ -74,6 +75,10 @@ class SamplingConfig(Settings):
     num_steps: int = Field(20, ge=1, le=1000, description="Denoising steps T (table 3)")
     guidance_scale: float = Field(5.0, ge=0, le=100, description="Classifier-free guidance; 1 is without (table 3)")
     eta: float = Field(1.0, gt=0, le=1, description="Weight of the noise in DDIM, eta in Eq. 1 (table 3)")
+    height: Pixels | None = Field(
+        None, description="Of the image, a multiple of the VAE's factor; null: the model's own"
+    )
+    width: Pixels | None = Field(None, description="As for height")
 
 
 class FusionConfig(Settings):

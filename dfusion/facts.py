@@ -1,4 +1,5 @@
-"""What a pipeline's files say of it, read without torch: the U-Net's layers, and how many tokens a prompt may have.
+"""What a pipeline's files say of it, read without torch: the U-Net's layers, how many tokens a prompt may have, which
+image sizes the VAE decodes to, and how few denoising steps make sense.
 
 It lets a service refuse early what the model would refuse when it is loaded. Files that say nothing that is understood
 give no facts, and no errors: whoever loads the model names what is wrong with them.
@@ -7,16 +8,17 @@ give no facts, and no errors: whoever loads the model names what is wrong with t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from dfusion.config import FusionConfig
-from dfusion.errors import LayerNotFoundError
+from dfusion.config import MOST_INITIAL_SIGNAL, FusionConfig, SamplingConfig
+from dfusion.errors import InvalidInputError, LayerNotFoundError
 
 Part = Literal["down", "middle", "up"]
 _HAS_CROSS_ATTENTION = {
@@ -50,11 +52,15 @@ class PromptLength:
 class PipelineFacts:
     """What is known of a pipeline; None is not known.
 
-    layers  where the layers are that `dfusion.attention.layers.find_layers` finds, in its order
+    layers            where the layers are that `dfusion.attention.layers.find_layers` finds, in its order
+    pixels_per_latent how many pixels of the image one latent pixel is wide
+    fewest_steps      the smallest number of denoising steps that `dfusion.ddim.Schedule` accepts
     """
 
     layers: tuple[Part, ...] | None
     prompt_length: PromptLength | None
+    pixels_per_latent: int | None = None
+    fewest_steps: int | None = None
 
     def require_layers(self, config: FusionConfig) -> None:
         """Raises LayerNotFoundError for layers that the U-Net is known not to have."""
@@ -66,10 +72,36 @@ class PipelineFacts:
         if wanted != "middle+up" and (not wanted or not set(wanted) <= set(range(len(self.layers)))):
             raise LayerNotFoundError(f"expected indices within 0 to {len(self.layers) - 1}, got {list(wanted)}")
 
+    def sampling_problems(self, sampling: SamplingConfig) -> Iterator[tuple[str, str]]:
+        """The settings of `sampling` that the pipeline is known to refuse, each with the reason."""
+        if self.fewest_steps is not None and sampling.num_steps < self.fewest_steps:
+            yield "num_steps", f"expected at least {self.fewest_steps} with this scheduler, got {sampling.num_steps}"
+        for side in ("height", "width"):
+            if self.pixels_per_latent is None:
+                return
+            try:
+                require_size(side, getattr(sampling, side), self.pixels_per_latent)
+            except InvalidInputError as error:
+                yield side, str(error)
+
+
+def require_size(side: Literal["height", "width"], pixels: int | None, pixels_per_latent: int) -> None:
+    """Raises InvalidInputError for a number of pixels that no latent decodes to, naming the nearest that are."""
+    if pixels is None or pixels % pixels_per_latent == 0:
+        return
+    below = pixels // pixels_per_latent * pixels_per_latent
+    nearest = " or ".join(str(size) for size in (below, below + pixels_per_latent) if size > 0)
+    raise InvalidInputError(f"{side}: expected a multiple of {pixels_per_latent} pixels ({nearest}), got {pixels}")
+
 
 def read_facts(folder: Path) -> PipelineFacts:
     """What the files of a pipeline in diffusers' layout say."""
-    return PipelineFacts(_layers(_json(folder / "unet" / "config.json")), _prompt_length(folder / "tokenizer"))
+    return PipelineFacts(
+        layers=_layers(_json(folder / "unet" / "config.json")),
+        prompt_length=_prompt_length(folder / "tokenizer"),
+        pixels_per_latent=_pixels_per_latent(_json(folder / "vae" / "config.json")),
+        fewest_steps=_fewest_steps(_json(folder / "scheduler" / "scheduler_config.json")),
+    )
 
 
 def _json(file: Path) -> Mapping[str, Any]:
@@ -101,6 +133,47 @@ def _all_positive(numbers: object) -> bool:
     if isinstance(numbers, list):
         return all(_all_positive(number) for number in numbers)
     return isinstance(numbers, int) and numbers > 0
+
+
+def _pixels_per_latent(vae: Mapping[str, Any]) -> int | None:
+    """The VAE halves an image between each two of its levels."""
+    widths = vae.get("block_out_channels")
+    return 2 ** (len(widths) - 1) if isinstance(widths, list) and widths else None
+
+
+def _fewest_steps(scheduler: Mapping[str, Any]) -> int | None:
+    """The smallest number of steps whose first timestep is noisy enough for x_T; defaults are those of diffusers."""
+    total = scheduler.get("num_train_timesteps")
+    offset = scheduler.get("steps_offset", 0)
+    start = scheduler.get("beta_start", 0.0001)
+    end = scheduler.get("beta_end", 0.02)
+    if not isinstance(total, int) or not isinstance(offset, int):
+        return None
+    if not isinstance(start, float) or not isinstance(end, float):
+        return None
+    if scheduler.get("trained_betas") is not None or scheduler.get("rescale_betas_zero_snr"):
+        return None
+
+    match scheduler.get("beta_schedule", "linear"):
+        case "linear":
+            betas = np.linspace(start, end, total)
+        case "scaled_linear":
+            betas = np.linspace(start**0.5, end**0.5, total) ** 2
+        case _:
+            return None
+    noisy = np.flatnonzero(np.cumprod(1 - betas) <= MOST_INITIAL_SIGNAL)
+    if len(noisy) == 0:
+        return None
+
+    match scheduler.get("timestep_spacing", "leading"):
+        case "leading":
+            firsts = ((steps, (steps - 1) * (total // steps) + offset) for steps in range(1, total + 1))
+            return next((steps for steps, first in firsts if first >= noisy[0]), None)
+        case "linspace":
+            return 1 if noisy[0] == 0 else 2
+        case "trailing":
+            return 1
+    return None
 
 
 def _prompt_length(folder: Path) -> PromptLength | None:

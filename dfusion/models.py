@@ -23,7 +23,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from dfusion.config import Precision
+from dfusion.config import Precision, SamplingConfig
 from dfusion.ddim import PredictionType
 from dfusion.errors import (
     InvalidInputError,
@@ -32,6 +32,7 @@ from dfusion.errors import (
     NonFiniteError,
     ShapeMismatchError,
 )
+from dfusion.facts import require_size
 from dfusion.sampling import latent_shape
 from dfusion.sources import locate
 from dfusion.types import Conditioning
@@ -167,6 +168,20 @@ class DiffusionModel:
         """How many pixels of the image one latent pixel is wide: 8 for SD."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    def latent_size(self, sampling: SamplingConfig) -> tuple[int, int]:
+        """(h, w) of the latents of an image of `sampling`'s height and width; a side that is None is the model's own.
+
+        The U-Net takes any such size: where it cannot halve one, it rounds up. Raises InvalidInputError for a side that
+        is no multiple of `pixels_per_latent`.
+        """
+        factor = self.pixels_per_latent
+        require_size("height", sampling.height, factor)
+        require_size("width", sampling.width, factor)
+        own_height, own_width = self.latent_shape[1:]
+        height = own_height if sampling.height is None else sampling.height // factor
+        width = own_width if sampling.width is None else sampling.width // factor
+        return height, width
+
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str], latent_size: tuple[int, int] | None = None) -> Conditioning:
         """The conditioning of B texts, padded to the tokenizer's N. "" gives the negative one, for guidance.
@@ -237,8 +252,8 @@ class DiffusionModel:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Images (B, H, W, 3) uint8 of clean latents (B, C, h, w), one by one: an image does not depend on the others.
 
-        Raises ShapeMismatchError; NonFiniteError naming the latents, or the VAE where it makes NaN or infinite pixels of
-        finite latents, as a VAE in float16 does that overflows.
+        Raises ShapeMismatchError, and NonFiniteError naming the latents, or the VAE where it decodes finite latents to
+        NaN or infinite pixels (an overflow in float16).
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_shape[0]:
             raise ShapeMismatchError("latents", f"(B, {self.latent_shape[0]}, h, w)", tuple(latents.shape))

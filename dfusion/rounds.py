@@ -16,7 +16,7 @@ import torch
 from dfusion.adapter import attach_lora, has_lora, lora_config
 from dfusion.advantages import RewardHistory
 from dfusion.attention.layers import find_layers, resolve_layers
-from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig
+from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig, SamplingConfig
 from dfusion.errors import InvalidInputError
 from dfusion.figures import PairFigures, Side, decide, fusion_mask, pair_figures
 from dfusion.fused_sampling import fuse
@@ -118,8 +118,9 @@ def run_round(
 
     Items and thresholds of a prompt are its own, or found (decision 008). A prompt whose samples all score the same
     gives no pair; without any there is no update. Raises InvalidInputError without prompts, for prompts whose items
-    cannot be found, for a history of another scorer (ddpo, dpok), or where a rank is asked for and an adapter is
-    attached already; LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError.
+    cannot be found, for an image size that the VAE has no latents for, for a history of another scorer (ddpo, dpok), or
+    where a rank is asked for and an adapter is attached already; LayerNotFoundError, ScorerError, NonFiniteError,
+    PolicyMismatchError.
     """
     _check(model, prompts, scorer, watch, config)
     history = _of_scorer(history, scorer, config)
@@ -167,6 +168,7 @@ def _check(
     if has_lora(model.unet) and own not in (LoraConfig(), lora_config(model.unet)):
         attached = lora_config(model.unet)
         raise InvalidInputError(f"training.lora: expected {attached!r}, as the attached adapter has, got {own!r}")
+    model.latent_size(config.sampling)
     if config.fusion is not None:
         resolve_layers(find_layers(model.unet), config.fusion.layers)
         if not config.fusion.steps(config.sampling.num_steps):
@@ -196,11 +198,12 @@ def _draw(
         trajectory = sample(
             model.unet,
             model.scheduler,
-            *_embeds(model, prompt, len(part)),
+            *_embeds(model, prompt, len(part), config.sampling),
             part,
             items=None if items is None else [items] * len(part),
             config=config.sampling,
             mask_source="first_up" if config.fusion is None else config.fusion.mask_source,
+            latent_size=model.latent_size(config.sampling),
         )
         found += _scored(model, prompt, trajectory, scorer)
     return found
@@ -229,7 +232,7 @@ def _pairs(
             model.scheduler,
             Trajectory.cat([base.trajectory for _, base in part]),
             Trajectory.cat([reference.trajectory for reference, _ in part]),
-            *_embeds(model, prompt, len(part)),
+            *_embeds(model, prompt, len(part), config.sampling),
             thresholds=[thresholds or ()] * len(part),
             config=config.fusion,
         )
@@ -290,5 +293,8 @@ def _scored(model: DiffusionModel, prompt: Prompt, trajectory: Trajectory, score
     return [Drawn(trajectory.select([i]), image, scores[i]) for i, image in enumerate(images)]
 
 
-def _embeds(model: DiffusionModel, prompt: Prompt, rows: int) -> tuple[Conditioning, Conditioning]:
-    return model.encode_prompts([prompt.text] * rows), model.encode_prompts([""])
+def _embeds(
+    model: DiffusionModel, prompt: Prompt, rows: int, sampling: SamplingConfig
+) -> tuple[Conditioning, Conditioning]:
+    size = model.latent_size(sampling)
+    return model.encode_prompts([prompt.text] * rows, size), model.encode_prompts([""], size)

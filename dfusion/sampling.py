@@ -68,7 +68,8 @@ def sample(
     items         for each sample its items; an item is a token index or several, counted after BOS
     on_step       called as on_step(step_index, num_steps) before each step; may raise to cancel
     mask_source   whose cross-attention the maps are: the first up layer's, or all of that resolution
-    latent_size   (h, w) of the latents; the U-Net's `sample_size` if None. SDXL's time ids should say the same size
+    latent_size   (h, w) of the latents, `DiffusionModel.latent_size(config)`; the U-Net's `sample_size` if None. SDXL's
+                  time ids (`DiffusionModel.encode_prompts`) should say the same size
 
     The trajectory's tensors are float32 on the CPU. Raises InvalidInputError, ScheduleError or LayerNotFoundError
     before the first step, NonFiniteError naming the step.
@@ -76,6 +77,9 @@ def sample(
     _require_seeds(seeds)
     negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(seeds), config.guidance_scale)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
+    if latent_size is None and (config.height, config.width) != (None, None):
+        size = f"height {config.height} and width {config.width}"
+        raise InvalidInputError(f"latent_size: expected model.latent_size(config) with {size} of config, got None")
     shape = latent_shape(unet, latent_size)
     capture = _Capture(unet, items, Conditioning.of(prompt_embeds).embeds, mask_source, shape[1:])
     sources = generators(seeds)

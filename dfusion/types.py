@@ -124,6 +124,12 @@ class Trajectory:
         return len(self.seeds)
 
     @property
+    def latent_size(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        height, width = self.latents.shape[-2:]
+        return height, width
+
+    @property
     def final(self) -> torch.Tensor:
         """The clean latents, (B, C, h, w)."""
         return self.latents[:, -1]

@@ -98,6 +98,7 @@ class _Checker:
         self._fits_layers(base, spec.fusion)
         if spec.fusion is not None:
             self._fits_steps(spec.fusion, spec.sampling)
+        self._fits_sampling(base, spec.sampling)
         reward = spec.reward or (base.reward if base else None)
         watch = spec.watch or (base.watch if base else None)
         self._scorer("/reward", reward or "", "the model has no reward of its own")
@@ -126,6 +127,7 @@ class _Checker:
         model, base = self._model("/model", spec.model)
         prompt_set, new_set = self._prompts(spec)
         self._fits_prompts("/prompts" if spec.prompts else "/prompt_set", base, prompt_set)
+        self._fits_sampling(base, spec.sampling)
         scorers = self._scorers("/scorers", spec.scorers, base, base.reward if base else None)
         self._limit_images(prompt_set, spec.samples_per_prompt)
         if prompt_set is None or model is None:
@@ -198,7 +200,7 @@ class _Checker:
         for job in of_jobs.values():
             self._maps_fit(spec, job)
         if len({_sampling_of(job) for job in of_jobs.values()}) > 1:
-            self.wrong("/pairs", "expected samples made with the same steps, guidance and eta", "invalid_request")
+            self.wrong("/pairs", "expected samples made with the same steps, guidance, eta and size", "invalid_request")
         return next(iter(of_jobs.values())), [base for _, base in found], len(found)
 
     def _fits_items(self, spec: FusionJobSpec, references: Sequence[Sample]) -> None:
@@ -263,7 +265,7 @@ class _Checker:
         configs = {_sampling_of(jobs.get(self._session, job_id)) for job_id in sampled}
         self._adapter_is_kept(model, spec.training)
         if len(configs) > 1:
-            self.wrong("/pairs", "expected samples made with the same steps, guidance and eta", "invalid_request")
+            self.wrong("/pairs", "expected samples made with the same steps, guidance, eta and size", "invalid_request")
         if spec.prefer == "verdicts" and spec.training.algorithm != "dpo":
             self.wrong(
                 "/prefer",
@@ -313,6 +315,7 @@ class _Checker:
             message = f"{OWN_PROMPTS!r} is what the prompts of the request are called: measure that set by itself"
             self.wrong("/prompt_sets", message, "invalid_request")
         for base in {base.name: base for _, base in found if base}.values():
+            self._fits_sampling(base, spec.sampling)
             self._fits_prompts("/prompts", base, new_set)
             for n, row in enumerate(sets):
                 self._fits_prompts(f"/prompt_sets/{n}", base, row)
@@ -411,6 +414,14 @@ class _Checker:
         if not fusion.steps(sampling.num_steps):
             message = f"expected less than the samples' {sampling.num_steps} steps, got {fusion.first_step}"
             self.wrong("/fusion/first_step", message, "invalid_request")
+
+    def _fits_sampling(self, base: BaseModel | None, sampling: SamplingConfig) -> None:
+        """Whether the model can sample so; nothing is said while its files are not here."""
+        facts = self._catalogue.facts(base.name) if base else None
+        if base is None or facts is None:
+            return
+        for setting, problem in facts.sampling_problems(sampling):
+            self.wrong(f"/sampling/{setting}", f"{base.name}: {problem}", "unsuitable_sampling")
 
     def _fits_layers(self, base: BaseModel | None, fusion: FusionConfig | None) -> None:
         """Whether the model's U-Net has the layers."""

@@ -89,14 +89,16 @@ def _wanted(task: Task, how: Measuring) -> list[_Wanted]:
 
 
 def _draw(task: Task, how: Measuring, model: DiffusionModel, part: Sequence[_Wanted]) -> np.ndarray:
+    size = model.latent_size(how.sampling)
     trajectory = sample(
         model.unet,
         model.scheduler,
-        model.encode_prompts([one.prompt for one in part]),
-        model.encode_prompts([""]),
+        model.encode_prompts([one.prompt for one in part], size),
+        model.encode_prompts([""], size),
         [one.seed for one in part],
         config=how.sampling,
         on_step=task.on_step,
+        latent_size=size,
     )
     return model.decode(trajectory.final)
 

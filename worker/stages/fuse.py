@@ -105,13 +105,15 @@ def _fuse(
     stored: _Stored,
     config: FusionConfig,
 ) -> Trajectory:
+    base = Trajectory.cat([trajectory_of(pair.base, stored) for pair in part])
+    size = base.latent_size
     return fuse(
         model.unet,
         model.scheduler,
-        Trajectory.cat([trajectory_of(pair.base, stored) for pair in part]),
+        base,
         Trajectory.cat([trajectory_of(pair.reference, stored) for pair in part]),
-        model.encode_prompts([pair.row.prompt for pair in part]),
-        model.encode_prompts([""]),
+        model.encode_prompts([pair.row.prompt for pair in part], size),
+        model.encode_prompts([""], size),
         thresholds=thresholds,
         config=config,
         on_step=task.on_step,

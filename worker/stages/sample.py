@@ -90,16 +90,18 @@ def _sample(
 ) -> Trajectory:
     source = _mask_source(spec)
     items = None if source is None else [model.item_tokens(one.prompt.text, one.prompt.items) for one in part]
+    size = model.latent_size(spec.sampling)
     return sample(
         model.unet,
         model.scheduler,
-        model.encode_prompts([one.prompt.text for one in part]),
-        model.encode_prompts([""]),
+        model.encode_prompts([one.prompt.text for one in part], size),
+        model.encode_prompts([""], size),
         [one.seed for one in part],
         items=items,
         config=spec.sampling,
         on_step=task.on_step,
         mask_source=source or "first_up",
+        latent_size=size,
     )
 
 

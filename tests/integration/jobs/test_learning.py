@@ -30,8 +30,9 @@ from dfusion.thresholds import thresholds_of
 from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair
 from dfusion.trajectories import load_trajectory
-from dfusion.types import Trajectory
+from dfusion.types import Conditioning, Trajectory
 from tests.installation import Installation
+from tests.nets import tiny_xl_pipeline
 from tests.scorers import Brightness
 from tests.service import PROMPTS, settings_for, work_until_idle
 from tests.training_loop import DpoLoop
@@ -180,6 +181,58 @@ def test_a_falling_preferred_side_is_an_event(installation: Installation, monkey
     assert (figures["round"], figures["model"], figures["updates"]) == (1, job["last_model"], last["update"])
     for side in ("log_ratio_preferred", "log_ratio_rejected", "below_epsilon", "accuracy"):
         assert figures[side] == last[side]
+
+
+def test_images_of_another_size_go_through_a_whole_job(
+    installation: Installation, learned: list[list[Example]], tmp_path: Path
+) -> None:
+    """12 x 20 pixels, 6 x 10 latents; the model's own are 16 x 16 and 8 x 8."""
+    sampling = {"num_steps": 4, "height": 12, "width": 20}
+    job = installation.run(prompts=OPEN, sampling=sampling, pairing=EVERY_TARGET, training=TRAINING)
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    samples = installation.all(job["links"]["samples"])
+    assert {row["role"] for row in samples} >= {"reference", "base", "target", "evaluation"}
+    for row in samples:
+        with Image.open(io.BytesIO(installation.client.get(row["image"]).content)) as image:
+            assert image.size == (20, 12)
+    [pair, *_] = installation.all(job["links"]["pairs"])
+    for side in ("reference", "base", "target"):
+        stored = trajectory_of(installation, pair[side]["id"], tmp_path)
+        assert (stored.config.height, stored.config.width, stored.latent_size) == (12, 20, (6, 10))
+    assert {side.latent_size for example in learned[0] for side in example.sides} == {(6, 10)}
+
+
+def test_sdxl_is_told_the_size_in_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Original and target size of its time ids, uncropped."""
+    tiny_xl_pipeline().save_pretrained(tmp_path / "xl")
+    sizes: set[tuple[float, ...]] = set()
+    encode = DiffusionModel.encode_prompts
+
+    def recorded(model: DiffusionModel, *arguments: Any) -> Conditioning:
+        conditioning = encode(model, *arguments)
+        assert conditioning.time_ids is not None
+        sizes.update(tuple(row) for row in conditioning.time_ids.tolist())
+        return conditioning
+
+    monkeypatch.setattr(DiffusionModel, "encode_prompts", recorded)
+    with TestClient(create_app(settings_for(tmp_path / "data", tmp_path / "xl"))) as client:
+        sampling = {"num_steps": 4, "height": 12, "width": 20}
+        job = Installation(client).run(prompts=OPEN[:1], sampling=sampling, pairing=EVERY_TARGET, training=TRAINING)
+    assert (job["state"], job["made"]["models"]) == ("succeeded", 1)
+    assert sizes == {(12, 20, 0, 0, 12, 20)}
+
+
+def test_pairs_of_images_of_two_sizes_are_not_trained_on_together(installation: Installation) -> None:
+    pairs: list[str] = []
+    for sampling in ({"num_steps": 4}, {"num_steps": 4, "width": 20}):
+        body = {"model": "tiny", "prompts": OPEN[:1], "sampling": sampling, "scorers": ["brightness"]}
+        sampled = installation.done("/samplings", body)
+        fusion = {"sampling": sampled["id"], "reward": "brightness", "fusion": FUSION.model_dump()}
+        fused = installation.done("/fusions", fusion)
+        pairs.append(installation.all(fused["links"]["pairs"])[0]["id"])
+    answer = installation.client.post("/trainings", json={"pairs": pairs, "training": TRAINING})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/pairs")
+    assert "same steps, guidance, eta and size" in answer.json()["detail"]
 
 
 def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: list[list[Example]]) -> None:

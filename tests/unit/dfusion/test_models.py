@@ -204,6 +204,15 @@ def test_sdxl_time_ids_say_the_size_in_pixels(xl_model: DiffusionModel) -> None:
     assert xl_model.encode_prompts(PROMPTS[:1], (6, 10)).time_ids.tolist() == [[12, 20, 0, 0, 12, 20]]
 
 
+def test_latents_are_of_the_asked_size(model: DiffusionModel) -> None:
+    """This VAE halves once; the model's own images are 16 x 16."""
+    assert model.latent_size(SamplingConfig()) == (8, 8)
+    assert model.latent_size(SamplingConfig(height=12, width=20)) == (6, 10)
+    assert model.latent_size(SamplingConfig(width=20)) == (8, 10)
+    with pytest.raises(InvalidInputError, match=r"width: expected a multiple of 2 pixels \(20 or 22\), got 21"):
+        model.latent_size(SamplingConfig(height=12, width=21))
+
+
 def test_decode_gives_pixels(model: DiffusionModel) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     images = model.decode(latents)
@@ -225,7 +234,7 @@ def test_a_vae_that_overflows_in_half_precision_is_named_and_float32_decodes(tmp
     upcast = DiffusionModel.load(tmp_path, dtype="float16", vae_dtype="float32")
     assert (upcast.unet.dtype, upcast.vae.dtype) == (torch.float16, torch.float32)
     assert upcast.decode(latents).std() > 0
-    with pytest.raises(InvalidInputError, match="vae_dtype: .*'float8'"):
+    with pytest.raises(InvalidInputError, match=r"vae_dtype: .*'float8'"):
         DiffusionModel.load(tmp_path, vae_dtype="float8")  # type: ignore[arg-type]
 
 
@@ -234,8 +243,8 @@ def test_decode_says_whether_latents_or_the_vae_are_not_finite(value: float) -> 
     model, latents = tiny_model(), torch.zeros(2, 4, 8, 8)
     with torch.no_grad():
         model.vae.decoder.conv_out.bias[0] = value
-    with pytest.raises(NonFiniteError, match="VAE in float32: .* weights"):
+    with pytest.raises(NonFiniteError, match=r"VAE in float32: .* weights"):
         model.decode(latents)
     latents[1, 0, 0, 0] = value
-    with pytest.raises(NonFiniteError, match="^latents"):
+    with pytest.raises(NonFiniteError, match=r"^latents"):
         model.decode(latents)

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,8 @@ from dfusion.seeds import sample_seed
 from dfusion.thresholds import thresholds_of
 from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair, TrainingSample
-from dfusion.types import Trajectory
-from tests.nets import tiny_model
+from dfusion.types import Conditioning, Trajectory
+from tests.nets import tiny_model, tiny_xl_model
 from tests.scorers import Brightness, Constant
 
 PROMPTS = [Prompt(text="a red [circle]"), Prompt(text="a blue [star]", thresholds=(0.03,))]
@@ -87,6 +87,48 @@ def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
     # 4 pairs x 3 rows: step 0 is not fused, so target and base share it
     assert [update.rows for update in result.updates] == [12]
     assert result.updates[0].loss == pytest.approx(math.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_xl_model])
+def test_a_round_of_images_of_another_size(
+    make: Callable[[], DiffusionModel], learned: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10 x 14 pixels are 5 x 7 latents, which no level of the U-Net can halve; the model's own are 8 x 8. All that is
+    told to SDXL, in sampling, fusion and training, is that size."""
+    conditionings: list[Conditioning] = []
+    encode = DiffusionModel.encode_prompts
+
+    def recorded(model: DiffusionModel, *arguments: Any) -> Conditioning:
+        conditionings.append(encode(model, *arguments))
+        return conditionings[-1]
+
+    monkeypatch.setattr(DiffusionModel, "encode_prompts", recorded)
+    model, config = make(), round_config()
+    sampling = SamplingConfig(num_steps=4, height=10, width=14)
+    result = run_round(model, PROMPTS, Brightness(), config.model_copy(update={"sampling": sampling}), seed=5)
+    drawn = [one for pair in result.pairs for one in (pair.reference, pair.base, pair.target) if one is not None]
+    assert len(drawn) == 12 and {one.image.shape for one in drawn} == {(10, 14, 3)}
+    assert {one.trajectory.latent_size for one in drawn} == {(5, 7)}
+    assert {one.trajectory.config for one in drawn} == {sampling}
+    assert len(learned) == 4 and len(result.updates) == 2
+    told = {tuple(row) for one in conditionings if one.time_ids is not None for row in one.time_ids.tolist()}
+    assert told == ({(10, 14, 0, 0, 10, 14)} if model.text_encoder_2 is not None else set())
+
+
+def test_images_of_the_models_own_size_are_the_same_asked_for_or_not() -> None:
+    config = round_config(None)
+    asked = SamplingConfig(num_steps=4, height=16, width=16)
+    results = [
+        run_round(tiny_model(), PROMPTS, Brightness(), config.model_copy(update={"sampling": sampling}), seed=5)
+        for sampling in (config.sampling, asked)
+    ]
+    assert scores_of(results[0]) == scores_of(results[1])
+
+
+def test_a_size_without_latents_is_refused_before_the_first_sample() -> None:
+    config = round_config().model_copy(update={"sampling": SamplingConfig(num_steps=4, height=11)})
+    with pytest.raises(InvalidInputError, match=r"height: expected a multiple of 2 pixels \(10 or 12\), got 11"):
+        run_round(tiny_model(), PROMPTS, Brightness(), config, seed=5)
 
 
 def test_targets_are_those_that_fuse_gives() -> None:

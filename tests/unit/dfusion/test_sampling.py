@@ -136,3 +136,5 @@ def test_bad_input_is_named() -> None:
             sample(unet, scheduler, embeds(1), embeds(1), [seed])  # type: ignore[list-item]
     with pytest.raises(InvalidInputError, match="latent_size"):
         sample(unet, scheduler, embeds(1), embeds(1), [1], latent_size=(0, 8))
+    with pytest.raises(InvalidInputError, match=r"latent_size: .* height None and width 24"):
+        sample(unet, scheduler, embeds(1), embeds(1), [1], config=SamplingConfig(width=24))

@@ -69,6 +69,30 @@ def test_layers_that_it_has_are_taken_and_no_fusion_asks_for_none(client: TestCl
     assert named(client, "/rounds", round_body(fusion=None)) == (200, [])
 
 
+@pytest.mark.parametrize(
+    ("sampling", "pointers"),
+    [
+        ({"num_steps": 1}, ["/sampling/num_steps"]),
+        ({"num_steps": 4, "height": 13}, ["/sampling/height"]),
+        ({"num_steps": 1, "height": 1, "width": 31}, ["/sampling/num_steps", "/sampling/height", "/sampling/width"]),
+    ],
+)
+def test_sampling_that_the_model_cannot_do_is_named(
+    client: TestClient, sampling: dict[str, int], pointers: list[str]
+) -> None:
+    """The tiny scheduler is leading, the tiny VAE makes 2 pixels of one latent."""
+    problems = [("unsuitable_sampling", pointer) for pointer in pointers]
+    samples = {"model": "tiny", "prompts": PROMPTS, "scorers": ["brightness"], "sampling": sampling}
+    assert named(client, "/rounds", round_body(sampling=sampling, fusion=None)) == (422, problems)
+    assert named(client, "/samplings", samples) == (422, problems)
+    assert named(client, "/evaluations", EVALUATION | {"prompts": PROMPTS, "sampling": sampling}) == (422, problems)
+
+
+def test_sizes_of_the_vae_are_taken(client: TestClient) -> None:
+    assert named(client, "/rounds", round_body(sampling={"num_steps": 4, "height": 12, "width": 22})) == (200, [])
+
+
 def test_nothing_is_said_of_a_model_that_is_not_on_this_machine(client: TestClient) -> None:
     fusion = round_body()["fusion"] | {"layers": [99]}
     assert named(client, "/rounds", round_body(model="far", prompts=[TOO_LONG], fusion=fusion)) == (200, [])
+    assert named(client, "/rounds", round_body(model="far", sampling={"num_steps": 4, "height": 13})) == (200, [])
