@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from dfusion.config import Settings
-from dfusion.errors import ItemNotInPromptError, PromptItemsError
+from dfusion.errors import InvalidInputError, ItemNotInPromptError, PromptItemsError
 from dfusion.prompts.items import find_items, parse_marked
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
@@ -83,3 +84,25 @@ def builtin_lists() -> Mapping[str, PromptList]:
             loaded = PromptList.model_validate_json(file.read_text("utf-8"))
             found[loaded.name] = loaded
     return found
+
+
+def read_prompts(source: str) -> tuple[Prompt, ...]:
+    """The prompts of the built-in list of that name, or of a file: a list as above where its name ends in .json, else a
+    prompt a line, with items marked or found.
+
+    Raises InvalidInputError where there is no such list or file, or it holds no prompts.
+    """
+    known = builtin_lists()
+    if source in known:
+        return known[source].prompts
+    try:
+        text = Path(source).read_text("utf-8-sig")
+        if source.endswith(".json"):
+            return PromptList.model_validate_json(text).prompts
+        prompts = tuple(Prompt(text=line.strip()) for line in text.splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        names = ", ".join(known)
+        raise InvalidInputError(f"prompts: expected a file, or one of {names}; got {source!r}: {error}") from error
+    if not prompts:
+        raise InvalidInputError(f"prompts: expected at least one in {source}, got none")
+    return prompts

@@ -1,7 +1,8 @@
-"""The ablations' pictures and tables, on a random pipeline and a judge that accepts every second picture."""
+"""The ablations' pictures and tables, on a random pipeline and a reward that any picture has."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,24 +10,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfusion.ablations.cover import COVERS
 from dfusion.ablations.figures import (
     GAP,
     HEADER,
     MARGIN,
-    Pairs,
+    REPORTS,
     Target,
-    find_pairs,
     labelled,
+    main,
+    report_cover,
+    report_grid,
     report_inversion_of_targets,
     report_variants,
     table,
 )
+from dfusion.ablations.pairs import Bench, Pairs, find_pairs
 from dfusion.config import FusionConfig
-from dfusion.errors import InvalidInputError
 from dfusion.figures import PairFigures
-from dfusion.models import DiffusionModel
-from dfusion.shapes.prompts import prompt_list
-from tests.nets import tiny_model
+from dfusion.prompts import Prompt
+from tests.nets import tiny_model, tiny_pipeline
+from tests.scorers import Brightness
 
 
 class EverySecond:
@@ -37,51 +41,55 @@ class EverySecond:
         return [i % 2 == 0 for i in range(len(images))]
 
 
-class Never:
-    def accepts(self, images: np.ndarray, _prompts: Sequence[str]) -> list[bool]:
-        return [False] * len(images)
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return Bench(tiny_model(), Brightness())
 
 
 @pytest.fixture(scope="module")
-def model() -> DiffusionModel:
-    return tiny_model()
+def found(bench: Bench) -> list[Pairs]:
+    return find_pairs(bench, [Prompt(text="a red [circle]")], 4, seed=1)
 
 
-@pytest.fixture(scope="module")
-def found(model: DiffusionModel) -> list[Pairs]:
-    return find_pairs(model, EverySecond(), "attribute", 4, seed=1)
+def cells(line: str) -> list[str]:
+    return line.strip("| ").split(" | ")
 
 
-def test_pairs_are_of_rejected_bases_and_accepted_references(found: list[Pairs]) -> None:
-    """16 samples with seeds 1 to 16 of the first prompt, every second accepted; the first four rejected are bases."""
-    (pairs,) = found
-    assert pairs.base.seeds == (2, 4, 6, 8) and pairs.reference.seeds == (1, 3, 5, 7)
-    assert pairs.base_pictures.shape == (4, 16, 16, 3) and pairs.first().base.seeds == (2,)
-
-
-def test_a_prompt_without_pairs_is_an_error(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = prompt_list("attribute", "train")[:1]
-    monkeypatch.setattr("dfusion.ablations.figures.prompt_list", lambda *_: one)
-    with pytest.raises(InvalidInputError, match="attribute"):
-        find_pairs(model, Never(), "attribute", 4, seed=1)
-
-
-def test_variants_give_a_sheet_and_a_table(model: DiffusionModel, found: list[Pairs], tmp_path: Path) -> None:
+def test_variants_give_a_sheet_and_a_table(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
     variants = {"masked_kv": FusionConfig(first_step=18), "kv": FusionConfig(first_step=18, control="kv")}
-    lines = report_variants(model, EverySecond(), found, tmp_path / "sheet.png", variants)
-    assert [line.split(" | ")[:3] for line in lines[2:]] == [
-        ["| masked_kv", "4", "50%"],
-        ["| kv", "4", "50%"],
-        ["| (the reference itself)", "4", "100%"],
-    ]
+    lines = report_variants(bench, found, tmp_path / "sheet.png", variants)
+    assert "judge" not in lines[0] and len({len(cells(line)) for line in lines}) == 1
+    assert [cells(line)[:2] for line in lines[2:]] == [["masked_kv", "4"], ["kv", "4"], ["(the reference itself)", "4"]]
+    gain = np.mean(np.subtract(found[0].reference_scores, found[0].base_scores))
+    assert cells(lines[-1])[3] == f"{gain:.3f}"
     with Image.open(tmp_path / "sheet.png") as image:  # base, reference and two targets of four pairs
         assert image.size == (4 * (32 + GAP), HEADER + 4 * (32 + GAP))
 
 
-def test_inversion_gives_both_pictures_and_a_line_a_step(
-    model: DiffusionModel, found: list[Pairs], tmp_path: Path
-) -> None:
-    lines = report_inversion_of_targets(model, found, tmp_path / "sheet.png")
+def test_the_judge_is_a_further_column_where_there_is_one(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
+    judged = Bench(bench.model, bench.scorer, EverySecond())  # type: ignore[arg-type]
+    lines = report_variants(judged, found, tmp_path / "sheet.png", {"kv": FusionConfig(first_step=18, control="kv")})
+    place = cells(lines[0]).index("judge accepts")
+    assert [cells(line)[place] for line in lines[2:]] == ["50%", "-"]
+
+
+def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
+    lines = report_grid(bench, found, tmp_path / "sheet.png")
+    assert cells(lines[0]) == ["a red circle", "0-19", "2-19", "5-19", "10-19", "2-14", "2-9"]
+    assert [cells(line)[0] for line in lines[2:]] == ["middle", "middle and its neighbours", "middle and up"]
+    assert {cell for line in lines[2:] for cell in cells(line)[1:]} <= {"adopted", "not"}
+
+
+def test_covers_give_a_sheet_and_a_line_each(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
+    lines = report_cover(bench, found, tmp_path / "sheet.png", first_step=18)
+    assert len(lines) == 3 + len(COVERS) and lines[0].startswith("Fused from step 18 on.")
+    assert cells(lines[-1])[:2] == ["1.00", "4"] and cells(lines[-1])[4] == "-"
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.size == ((2 + len(COVERS)) * (32 + GAP), HEADER + 4 * (32 + GAP))
+
+
+def test_inversion_gives_both_pictures_and_a_line_a_step(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
+    lines = report_inversion_of_targets(bench.model, found, tmp_path / "sheet.png")
     assert lines[0].startswith("1 targets") and len(lines) == 3 + 20
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.size == (MARGIN + 32 + GAP, HEADER + 2 * (32 + GAP))
@@ -91,14 +99,28 @@ def test_tables_are_means_over_the_pairs_that_have_such_a_place() -> None:
     def target(accepted: bool, outside: float | None) -> Target:
         places = {"inside": 2.0, "outside": outside}
         by_place = {"target_to_base": places, "reference_to_base": {"inside": 4.0, "outside": 3.0}}
-        figures = PairFigures({}, 0.5, by_place, by_place, by_place, by_place)
-        return Target(np.zeros((16, 16, 3), np.uint8), accepted, figures)
+        margin = {"target_over_base": 0.5 if accepted else -0.1, "reference_over_base": 1.0}
+        figures = PairFigures(margin, 0.5, by_place, by_place, by_place, by_place)
+        return Target(np.zeros((16, 16, 3), np.uint8), not accepted, accepted, figures)
 
     lines = table({"ours": [target(True, 1.0), target(False, 0.5), target(False, None), target(False, None)]})
     assert lines[2:] == [
-        "| ours | 4 | 25% | 0.750 | 2.000 | 0.750 |",
-        "| (the reference itself) | 4 | 100% | 3.000 | 4.000 | 3.000 |",
+        "| ours | 4 | 75% | 0.050 | 25% | 0.750 | 2.000 | 0.750 |",
+        "| (the reference itself) | 4 | - | 1.000 | - | 3.000 | 4.000 | 3.000 |",
     ]
+
+
+@pytest.mark.parametrize("what", REPORTS)
+def test_the_command_works_on_any_pipeline_and_prompts(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that is no shapes world, a file of prompts, a reward that scores pictures of any size."""
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "prompts.json").write_text(json.dumps({"name": "own", "prompts": [{"text": "a big [cat]"}]}))
+    given = [what, "--pipeline", str(tmp_path / "pipeline"), "--prompts", str(tmp_path / "prompts.json")]
+    main([*given, "--reward", "shapes-clip", "--out", str(tmp_path / "out"), "--pairs", "1", "--first-step", "18"])
+    assert capsys.readouterr().out.startswith(f"{what}, {tmp_path}/prompts.json, shapes-clip\n")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [f"ablations-{what}.png"]
 
 
 def test_labels_leave_the_pictures_as_they_are() -> None:

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from dfusion.prompts import builtin_lists
+from dfusion.errors import InvalidInputError
+from dfusion.prompts import Prompt, builtin_lists, read_prompts
 from dfusion.prompts.items import find_items
 
 LISTS = builtin_lists()
@@ -101,3 +103,22 @@ def test_all_rows_stay_as_they_were_compared_with_the_paper() -> None:
     rows = [[name, prompt.text, prompt.items, prompt.thresholds] for name in names for prompt in LISTS[name].prompts]
     found = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     assert found == "a73130bdb1d9a84c6175246923a9b385bf3bc3d039652dab04ac7dc0f2bd6650"
+
+
+def test_prompts_are_read_from_lists_and_files(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"name": "own", "prompts": [{"text": "a [cat]"}]}))
+    (tmp_path / "lines.txt").write_text("\ufeffa [cat] on a [sofa]\r\n\n  a dog  \n", "utf-8")
+    assert read_prompts("paper-attribute-test") == LISTS["paper-attribute-test"].prompts
+    assert read_prompts(str(tmp_path / "own.json")) == (Prompt(text="a [cat]"),)
+    assert read_prompts(str(tmp_path / "lines.txt")) == (Prompt(text="a [cat] on a [sofa]"), Prompt(text="a dog"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("none.txt", None), ("empty.txt", b" \n"), ("bad.json", b"{"), ("list.json", b"[]"), ("latin.txt", b"caf\xe9")],
+)
+def test_what_is_no_prompt_list_is_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidInputError, match=name):
+        read_prompts(str(tmp_path / name))

@@ -1,0 +1,135 @@
+"""Pairs to try ablations on: chosen by a reward from fresh samples of any model and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfusion.errors import InvalidInputError
+from dfusion.models import DiffusionModel
+from dfusion.pairing import choose_pairs
+from dfusion.prompts import Prompt
+from dfusion.rewards import Scorer
+from dfusion.rewards.checks import checked_scores
+from dfusion.sampling import sample
+from dfusion.shapes.judge import Judge, read_prompt
+from dfusion.shapes.scenes import IMAGE_SIZE
+from dfusion.thresholds import thresholds_of
+from dfusion.types import Conditioning, Trajectory
+
+SAMPLES_A_PROMPT = 16
+PAIRS_A_PROMPT = 4
+BATCH = 8
+"""Samples that go through the U-Net at once."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model with what scores its pictures: the reward, and the shapes world's judge where it applies."""
+
+    model: DiffusionModel
+    scorer: Scorer
+    judge: Judge | None = None
+
+    def scores(self, pictures: np.ndarray, prompt: str) -> list[float]:
+        """The reward of each picture."""
+        scores = self.scorer.score(pictures, [prompt] * len(pictures))
+        return checked_scores(self.scorer.name, scores, len(pictures))
+
+    def accepts(self, pictures: np.ndarray, prompt: str) -> list[bool | None]:
+        """Whether the judge accepts each picture; None without a judge."""
+        if self.judge is None:
+            return [None] * len(pictures)
+        return list(self.judge.accepts(pictures, [prompt] * len(pictures)))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of one prompt with their mask thresholds; pictures and rewards of bases and references."""
+
+    prompt: str
+    thresholds: tuple[float, ...]
+    base: Trajectory
+    reference: Trajectory
+    base_pictures: np.ndarray
+    reference_pictures: np.ndarray
+    base_scores: tuple[float, ...]
+    reference_scores: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def one(self, row: int) -> Pairs:
+        """A pair alone."""
+        return Pairs(
+            self.prompt,
+            self.thresholds,
+            self.base.select([row]),
+            self.reference.select([row]),
+            self.base_pictures[row : row + 1],
+            self.reference_pictures[row : row + 1],
+            self.base_scores[row : row + 1],
+            self.reference_scores[row : row + 1],
+        )
+
+
+def judge_for(model: DiffusionModel, prompts: Sequence[Prompt]) -> Judge | None:
+    """The shapes world's judge, where it can read all the prompts and the model's pictures are of its size."""
+    sides = {side * model.pixels_per_latent for side in model.latent_shape[1:]}
+    try:
+        for prompt in prompts:
+            read_prompt(prompt.text)
+    except InvalidInputError:
+        return None
+    return Judge.load() if sides == {IMAGE_SIZE} else None
+
+
+def find_pairs(bench: Bench, prompts: Sequence[Prompt], count: int, seed: int) -> list[Pairs]:
+    """At least `count` pairs, if the prompts give so many: of each prompt the first few that `choose_pairs` makes of 16
+    samples, by the reward. Raises InvalidInputError where no prompt gives a pair."""
+    found: list[Pairs] = []
+    for number, prompt in enumerate(prompts):
+        first = seed + number * 1000
+        trajectory = _sampled(bench.model, prompt, range(first, first + SAMPLES_A_PROMPT))
+        pictures = bench.model.decode(trajectory.final)
+        scores = bench.scores(pictures, prompt.text)
+        chosen = choose_pairs(scores)[:PAIRS_A_PROMPT]
+        if chosen:
+            bases = [pair.base for pair in chosen]
+            references = [pair.reference for pair in chosen]
+            pairs = Pairs(
+                prompt.text,
+                prompt.thresholds or thresholds_of(trajectory),
+                trajectory.select(bases),
+                trajectory.select(references),
+                pictures[bases],
+                pictures[references],
+                tuple(scores[i] for i in bases),
+                tuple(scores[i] for i in references),
+            )
+            found.append(pairs)
+        if sum(map(len, found)) >= count:
+            break
+    if not found:
+        raise InvalidInputError(f"prompts: expected samples of different {bench.scorer.name}, got equal scores for all")
+    return found
+
+
+def _sampled(model: DiffusionModel, prompt: Prompt, seeds: Sequence[int]) -> Trajectory:
+    """Samples with item maps, in batches."""
+    items = model.item_tokens(prompt.text, prompt.items)
+    embeds = model.encode_prompts([prompt.text])
+    negative = model.encode_prompts([""])
+    parts = []
+    for start in range(0, len(seeds), BATCH):
+        part = list(seeds[start : start + BATCH])
+        rows = embeds.expand(len(part))
+        parts.append(sample(model.unet, model.scheduler, rows, negative, part, items=[items] * len(part)))
+    return Trajectory.cat(parts)
+
+
+def conditions(model: DiffusionModel, pairs: Pairs) -> tuple[Conditioning, Conditioning]:
+    """What the U-Net is conditioned on for all pairs, and what guidance leads away from (one row)."""
+    return model.encode_prompts([pairs.prompt]).expand(len(pairs)), model.encode_prompts([""])
