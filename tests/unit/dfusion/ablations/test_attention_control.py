@@ -37,7 +37,7 @@ def test_sets_of_layers_that_are_the_same_come_once() -> None:
     }
 
 
-def test_steps_of_figure_9() -> None:
+def test_ranges_of_steps() -> None:
     found = steps(20, FusionConfig(control="kv"))
     assert list(found) == ["0-19", "2-19", "5-19", "10-19", "2-14", "2-9"]
     assert found["2-9"] == FusionConfig(control="kv", first_step=2, last_step=9)
