@@ -142,6 +142,12 @@ class PairingConfig(Settings):
     )
     adoption_threshold: float = Field(1.0, ge=0, description="lambda of Eq. 7 (table 3); 0 adopts every target")
     adoption_against: Literal["base", "reference"] = Field("base", description="Whose score lambda multiplies in Eq. 7")
+    max_mask_cover: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        description="Largest mean of the mask with which a target is adopted; 1 is without (decision 003)",
+    )
 
     @classmethod
     def paper(cls) -> PairingConfig:
@@ -151,7 +157,7 @@ class PairingConfig(Settings):
     @classmethod
     def released_code(cls) -> PairingConfig:
         """What the authors' released code does; it keeps every target."""
-        return cls(dealing="rank_order", adoption_threshold=0)
+        return cls(dealing="rank_order", adoption_threshold=0, max_mask_cover=1)
 
 
 class LoraConfig(Settings):

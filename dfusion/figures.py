@@ -93,12 +93,24 @@ def pair_figures(reference: Side, base: Side, target: Side, mask: torch.Tensor) 
 def decide(
     reference: Side, base: Side, target: Side, config: PairingConfig, mask: torch.Tensor, fusion: FusionConfig
 ) -> Adoption:
-    """Eq. 7 with its reason in words; see `dfusion.pairing.adopt`. A target that is its base over again, since its
-    `mask` is empty, teaches nothing and is not adopted (decision 003). Raises NonFiniteError."""
+    """Eq. 7 with its reason in words; see `dfusion.pairing.adopt`.
+
+    Whatever it scores, a target is not adopted (decision 003)
+    * that is identical to its base, since its `mask` is empty: it teaches nothing
+    * whose `mask` covers more of the image than `config.max_mask_cover`: it keeps too little of its base. Controls that
+      use no mask are not limited by it
+
+    Raises NonFiniteError.
+    """
     control = CONTROLS[fusion.control]
     takes_nothing = control.mask is not None and not control.cross and not control.limited and not bool(mask.any())
     if takes_nothing or torch.equal(target.latents, base.latents):
         return Adoption(False, "the target is its base over again: nothing was taken from the reference")
+    cover = float(mask.mean())
+    if control.mask is not None and cover > config.max_mask_cover:
+        limit = f"max_mask_cover is {config.max_mask_cover:g}"
+        return Adoption(False, f"the mask covers {cover:.3g} of the image, {limit}: too little of the base is kept")
+
     target_score, base_score, reference_score = target.score, base.score, reference.score
     adopted = adopt(target_score, base_score, reference_score, config)
     against = base_score if config.adoption_against == "base" else reference_score

@@ -33,7 +33,8 @@ def run(task: Task) -> Record:
     pairs = load_pairs(task)
     fused = [pair for pair in pairs if pair.target is not None]
     targets = [pair.target for pair in fused if pair.target is not None]
-    scorer = task.bench.scorer(task.spec_as(RoundSpec, FusionJobSpec).reward or "")
+    spec = task.spec_as(RoundSpec, FusionJobSpec)
+    scorer = task.bench.scorer(spec.reward or "")
     for pair in pairs:
         if (pair.row.scorer, pair.row.scorer_version) != (scorer.name, scorer.version):
             chosen, ours = f"{pair.row.scorer} {pair.row.scorer_version}", f"{scorer.name} {scorer.version}"
@@ -42,6 +43,8 @@ def run(task: Task) -> Record:
     rows = score_rows([scorer], [target.row.id for target in targets], scored.values)
     scores = {row.sample_id: row.value for row in rows}
     verdicts = [*_verdicts(task, fused, scores), *(_naive(pair) for pair in pairs if pair.target is None)]
+    limit = spec.pairing.max_mask_cover
+    wide = sum(verdict.values["figures"]["mask_cover"] > limit for verdict in verdicts if "figures" in verdict.values)
 
     def record(session: Session) -> None:
         task.record_artifacts(session)
@@ -50,7 +53,10 @@ def run(task: Task) -> Record:
             results.update_pair(session, verdict.pair_id, verdict.values)
         adopted = sum(bool(verdict.values["adopted"]) for verdict in verdicts)
         message = f"{adopted} of {len(fused)} targets adopted"
-        jobs.add_event(session, task.claim.job_id, "round.verified", message, task.claim.stage_id, adopted=adopted)
+        if wide:
+            message += f"; {wide} masks cover more than {limit:g} of the image (pairing.max_mask_cover)"
+        figures = {"adopted": adopted, "wide_masks": wide}
+        jobs.add_event(session, task.claim.job_id, "round.verified", message, task.claim.stage_id, **figures)
         if not pairs:
             execution.end_review(session, jobs.get(session, task.claim.job_id), "there is no pair to judge")
 

@@ -29,7 +29,7 @@ from worker.workbench import Workbench
 STEPS = {"num_steps": 4}
 FUSION = {"first_step": 1, "last_step": 3}
 TRAINING = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
-EVERY_TARGET = {"adoption_threshold": 0}
+EVERY_TARGET = {"adoption_threshold": 0, "max_mask_cover": 1}
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,8 @@ def test_presets_fill_in_what_is_not_said(installation: Installation) -> None:
         "resolution",
         1,
     )
-    assert (spec["pairing"]["dealing"], spec["pairing"]["adoption_threshold"]) == ("rank_order", 0)
+    pairing = spec["pairing"]
+    assert (pairing["dealing"], pairing["adoption_threshold"], pairing["max_mask_cover"]) == ("rank_order", 0, 1)
 
 
 @pytest.mark.usefixtures("sampled")
@@ -469,6 +470,25 @@ def test_targets_that_copy_their_bases_teach_nothing_and_end_nothing(installatio
     job = installation.done("/rounds", round_body(prompts=prompts, evaluation=None, pairing=EVERY_TARGET))
     assert (job["state"], job["error"]) == ("succeeded", None)
     assert {pair["figures"]["mask_cover"] for pair in installation.all(f"/pairs?job={job['id']}")} == {0}
+
+
+def test_targets_whose_masks_fill_the_image_are_not_adopted_and_say_why(installation: Installation) -> None:
+    """The threshold is below all attention, so that every place of every pair is taken from the reference."""
+    body = round_body(prompts=[{**PROMPTS[0], "thresholds": [1e-9]}], evaluation=None)
+    refused = installation.done("/rounds", body | {"pairing": {"adoption_threshold": 0}})
+    assert (refused["state"], refused["error"]) == ("succeeded", None)
+    pairs = installation.all(refused["links"]["pairs"])
+    assert len(pairs) == 2 and {pair["figures"]["mask_cover"] for pair in pairs} == {1}
+    assert not any(pair["adopted"] for pair in pairs)
+    assert {pair["why"] for pair in pairs} == {
+        "the mask covers 1 of the image, max_mask_cover is 0.7: too little of the base is kept"
+    }
+    [verified] = [e for e in installation.all(refused["links"]["events"]) if e["kind"] == "round.verified"]
+    assert verified["data"] == {"adopted": 0, "wide_masks": 2}
+    assert "2 masks cover more than 0.7 of the image" in verified["message"]
+    assert installation.get(f"/models/{refused['last_model']}")["figures"]["adopted"] == 0
+    kept = installation.done("/rounds", body | {"pairing": EVERY_TARGET})
+    assert all(pair["adopted"] for pair in installation.all(kept["links"]["pairs"]))
 
 
 def test_verdicts_decide_in_a_data_set_where_they_are_asked(installation: Installation, fused: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ from worker.stages import train
 FOUR = SamplingConfig(num_steps=4)
 FUSION = FusionConfig(first_step=1, last_step=3)
 TRAINING: dict[str, Any] = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1, "learning_rate": 0.01}
-EVERY_TARGET = {"adoption_threshold": 0}
+EVERY_TARGET = {"adoption_threshold": 0, "max_mask_cover": 1}
 OPEN = [{"text": prompt["text"], "items": prompt["items"]} for prompt in PROMPTS]
 """The prompts without thresholds."""
 

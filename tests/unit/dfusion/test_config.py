@@ -51,10 +51,12 @@ def test_presets_hold_every_point_of_difference() -> None:
         "training", "ddpo"
     )
     assert (released.fusion.merge, released.fusion.mask_source) == ("or", "resolution")
-    assert (released.pairing.dealing, released.pairing.adoption_threshold) == ("rank_order", 0)
+    pairing = released.pairing
+    assert (pairing.dealing, pairing.adoption_threshold, pairing.max_mask_cover) == ("rank_order", 0, 1)
     shared = {"merge": "xor", "mask_source": "first_up"}
     assert released.fusion.model_copy(update=shared) == paper.fusion
-    assert released.pairing.model_copy(update={"dealing": "worst_first", "adoption_threshold": 1.0}) == paper.pairing
+    of_the_paper = {"dealing": "worst_first", "adoption_threshold": 1.0, "max_mask_cover": 0.7}
+    assert pairing.model_copy(update=of_the_paper) == paper.pairing
 
 
 def test_layers_are_numbers() -> None:

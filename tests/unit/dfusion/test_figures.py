@@ -1,10 +1,11 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from dfusion.config import FusionConfig, PairingConfig, SamplingConfig
+from dfusion.config import PRESETS, AttentionControl, FusionConfig, PairingConfig, SamplingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
 from dfusion.figures import PSNR_MAX, Side, decide, fusion_mask, mask_image, pair_figures, ssim
 from dfusion.types import Trajectory
@@ -155,7 +156,7 @@ def test_the_mask_counts_the_fused_steps() -> None:
 
 def test_decisions_say_what_was_compared() -> None:
     reference, base, target = side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5)
-    mask, ours = torch.ones(2, 2), FusionConfig()
+    mask, ours = UPPER_HALF, FusionConfig()
     adopted = decide(reference, base, target, PairingConfig(), mask, ours)
     assert (adopted.adopted, adopted.why) == (True, "target 0.5 >= 1 x base 0.25")
     keep_all = PairingConfig(adoption_threshold=0)
@@ -167,3 +168,27 @@ def test_decisions_say_what_was_compared() -> None:
     assert decide(reference, base, target, keep_all, 0 * mask, FusionConfig(control="kv")).adopted
     refused = decide(reference, base, target, PairingConfig(adoption_against="reference"), mask, ours)
     assert (refused.adopted, refused.why) == (False, "target 0.5 < 1 x reference 0.75")
+
+
+@pytest.mark.parametrize(
+    ("cells", "limit", "adopted"), [([1, 1], 0.75, True), ([1, 1, 1], 0.75, True), ([1, 1, 1, 0.04], 0.75, False)]
+)
+def test_masks_over_more_of_the_image_than_the_limit_are_not_adopted(
+    cells: list[float], limit: float, adopted: bool
+) -> None:
+    """Four places: 2 / 4, 3 / 4 and 3.04 / 4 of the image."""
+    mask = torch.tensor(cells + [0.0] * (4 - len(cells))).reshape(2, 2)
+    config = PairingConfig(adoption_threshold=0, max_mask_cover=limit)
+    decision = decide(side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5), config, mask, FusionConfig())
+    assert decision.adopted is adopted
+    if not adopted:
+        assert decision.why.startswith("the mask covers 0.76 of the image, max_mask_cover is 0.75")
+
+
+@pytest.mark.parametrize("control", get_args(AttentionControl))
+def test_a_full_mask_counts_where_the_control_uses_it(control: AttentionControl) -> None:
+    everywhere, fusion = torch.ones(2, 2), FusionConfig(control=control)
+    sides = side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5)
+    masked = control in ("masked_kv", "masactrl_maps", "masactrl_features", "masactrl")
+    assert decide(*sides, PairingConfig(), everywhere, fusion).adopted is not masked
+    assert decide(*sides, PRESETS["released_code"].pairing, everywhere, fusion).adopted

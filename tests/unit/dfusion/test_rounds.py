@@ -43,7 +43,7 @@ def round_config(fusion: FusionConfig | None = FUSION, **training: Any) -> Round
     return RoundConfig(
         samples_per_prompt=4,
         sampling=SamplingConfig(num_steps=4),
-        pairing=PairingConfig(adoption_threshold=0),
+        pairing=PairingConfig(adoption_threshold=0, max_mask_cover=1),
         fusion=fusion,
         training=TrainingConfig(**({"examples_per_update": 8, "inner_epochs": 1} | training)),
     )
