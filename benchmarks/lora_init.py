@@ -45,7 +45,9 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     parser.add_argument("--unet", choices=list(UNETS), default="small")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     arguments = parser.parse_args()
-    write(f"{arguments.unet}, rank 4, one AdamW step of {arguments.learning_rate:g}: relative change of the prediction\n")
+    write(
+        f"{arguments.unet}, rank 4, one AdamW step of {arguments.learning_rate:g}: relative change of the prediction\n"
+    )
     for init in get_args(Init):
         write(f"{init:10}{change(arguments.unet, init, arguments.learning_rate):10.2e}\n")
 
