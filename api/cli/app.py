@@ -36,7 +36,7 @@ def root(
 
     A command line for the service's REST API. These options may stand anywhere on the line.
 
-    Exit codes: 0; 1 an error; 2 a wrong command line; 3 a job that was followed failed or was cancelled.
+    Exit codes: 0; 1 an error; 2 a wrong command line; 3 a job that was followed, or a cell, failed or was cancelled.
 
     Examples:
       dfusion doctor

@@ -34,7 +34,7 @@ class Cell:
     @property
     def round_label(self) -> str:
         """Of its round job. It follows from that job's settings, so that experiments share equal jobs."""
-        return f"{self._title} [{digest(self.round_body)[:12]}]"
+        return f"{self._title} [{digest([self.settings.revision, self.round_body])[:12]}]"
 
     @property
     def evaluation_label(self) -> str:

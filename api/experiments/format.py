@@ -87,12 +87,14 @@ class EvaluationPlan(Settings):
 class CellSettings(Settings):
     """Everything that decides what a cell finds. Cells of equal settings find the same.
 
+    revision  of the experiment
     model     measured without training where `round` is null
     round     the training, without its label
     rounds    after which of its rounds the model is measured
     splits    the prompt set that each split is measured on
     """
 
+    revision: int = 0
     model: Name
     round: RoundSpec | None
     rounds: tuple[int, ...]
@@ -114,6 +116,7 @@ class Experiment(Settings):
 
     name: Slug
     description: str = ""
+    revision: int = Field(0, ge=0, description="Raise it to run every cell again, as after a change of the code")
     model: Name = "shapes"
     common: dict[str, Any] = Field(default_factory=dict)
     prompt_lists: dict[Slug, PromptListSpec] = Field(min_length=1)
@@ -200,7 +203,9 @@ class Experiment(Settings):
         )
         splits = {split: set_name(prompts.prompts(split) or ()) for split in plan.splits}
         if arm == BASE:
-            return CellSettings(model=self.model, round=None, rounds=(0,), splits=splits, measure=measure)
+            return CellSettings(
+                revision=self.revision, model=self.model, round=None, rounds=(0,), splits=splits, measure=measure
+            )
 
         training = self.training(arm)
         own: dict[str, Any] = {"prompt_set": set_name(prompts.train), "seed": seed}
@@ -208,7 +213,12 @@ class Experiment(Settings):
             own["held_out_prompt_set"] = set_name(prompts.held_out)
         training = training.model_copy(update=own)
         return CellSettings(
-            model=self.model, round=training, rounds=self._measured(training), splits=splits, measure=measure
+            revision=self.revision,
+            model=self.model,
+            round=training,
+            rounds=self._measured(training),
+            splits=splits,
+            measure=measure,
         )
 
     @classmethod

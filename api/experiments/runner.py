@@ -248,7 +248,7 @@ class _Runner:
         return self._job(JobKind.EVALUATION, body | {"label": cell.evaluation_label})
 
     def _job(self, kind: JobKind, body: Mapping[str, Any]) -> JobDetail:
-        """The job with these settings; where it has failed before, its latest retry."""
+        """The job with these settings; where it has failed before, its latest retry. Its label names the revision."""
         key = f"experiment-{kind}-{digest(body)}"
         job = self.client.submit(kind, body, idempotency_key=key)
         while has_failed(job):

@@ -103,6 +103,16 @@ def test_a_change_reaches_the_keys_of_its_cells_alone(change: dict[str, Any], ce
     assert changed(experiment(), experiment(**change)) == {f"shapes/{cell}" for cell in cells}
 
 
+def test_a_new_revision_runs_everything_again() -> None:
+    after = experiment(revision=1)
+    assert changed(experiment(), after) == set(keys(after))
+    for name, cell in cells_by_name(experiment()).items():
+        other = cells_by_name(after)[name]
+        assert (cell.round_label, cell.evaluation_label) != (other.round_label, other.evaluation_label)
+        if cell.round_body is not None:
+            assert cell.round_body == other.round_body and cell.round_label != other.round_label
+
+
 def test_another_evaluation_is_another_cell_of_the_same_training() -> None:
     after = experiment(evaluation=CONTENT["evaluation"] | {"seed": 5})
     assert changed(experiment(), after) == set(keys(after))
