@@ -25,7 +25,7 @@ _CONSISTENCY = {
     "reference to base, inside": "ssim.reference_to_base.inside",
     "reference to base, outside": "ssim.reference_to_base.outside",
 }
-_TRAINING = ("loss", "accuracy", "grad_norm", "kl")
+_TRAINING = ("loss", "accuracy", "log_ratio_preferred", "log_ratio_rejected", "grad_norm", "below_epsilon", "kl")
 
 
 @dataclass(frozen=True)

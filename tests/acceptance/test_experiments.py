@@ -21,7 +21,7 @@ EXPERIMENT: dict[str, Any] = {
     "common": {
         "samples_per_prompt": 4,
         "sampling": {"num_steps": 6},
-        "training": {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1},
+        "training": {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1},
         "reward": "brightness",
     },
     "prompt_lists": {"own": {"train": ["a red [circle]", "a blue [star]"], "held_out": ["a green [heart]"]}},

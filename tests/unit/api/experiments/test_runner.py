@@ -33,7 +33,7 @@ CONTENT: dict[str, Any] = {
         "rounds": 2,
         "samples_per_prompt": 4,
         "sampling": {"num_steps": 4},
-        "training": {"rows_per_update": 8, "micro_batch": 4, "inner_epochs": 1},
+        "training": {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1},
         "reward": "brightness",
     },
     "prompt_lists": {"own": {"train": TRAIN, "held_out": HELD_OUT}},
