@@ -36,12 +36,21 @@ class Update:
     seconds, peak_bytes  of wall time; of GPU memory, 0 on a CPU
     gradient             of the adapter, as one vector
     off                  the largest |p / p_old - 1| before it
+    below_epsilon        share of the gradient's non-zero elements below AdamW's epsilon, as AdamW sees them
+    scale                what the gradient is multiplied by before AdamW sees it
     """
 
     seconds: float
     peak_bytes: int
     gradient: torch.Tensor
     off: float
+    below_epsilon: float
+    scale: float
+
+    def below_epsilon_unscaled(self, epsilon: float) -> float:
+        """The same share if AdamW got the gradient as it is."""
+        sizes = self.gradient[self.gradient != 0].abs()
+        return float((sizes < epsilon).float().mean())
 
 
 def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, checkpointing: bool) -> Update:
@@ -61,12 +70,13 @@ def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, c
         torch.cuda.reset_peak_memory_stats(device)
     wait()
     started = time.perf_counter()
-    trainer.step()
+    report = trainer.step()
     wait()
     seconds = time.perf_counter() - started
     gradients = [parameter.grad.flatten().cpu() for parameter in lora_parameters(model.unet).values()]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return Update(seconds, peak, torch.cat(gradients), max(abs(ratio - 1) for ratio in ratios))
+    off = max(abs(ratio - 1) for ratio in ratios)
+    return Update(seconds, peak, torch.cat(gradients), off, report.below_epsilon, trainer.gradient_scale)
 
 
 def drawn_pairs(model: DiffusionModel, count: int, steps: int) -> list[TrainingPair]:
@@ -93,13 +103,18 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
 
     write(f"{setting(arguments)}; an update of {rows} rows\n")
     write(f"{'micro-batch':24}{'s per row':>12}{'GiB at peak':>14}{'gradient off by':>18}{'ratio off by':>15}\n")
-    plain = None
+    plain: Update | None = None
     for micro_batch, checkpointing in WAYS:
         cost = update(model, pairs, micro_batch, checkpointing)
         plain = cost if plain is None else plain
         off = (cost.gradient - plain.gradient).norm() / plain.gradient.norm()
         name = f"{micro_batch}{', checkpointing' if checkpointing else ''}"
         write(f"{name:24}{cost.seconds / rows:12.3f}{cost.peak_bytes / 2**30:14.1f}{off:18.1e}{cost.off:15.1e}\n")
+
+    epsilon = TrainingConfig().adam_epsilon
+    unscaled = plain.below_epsilon_unscaled(epsilon)
+    write(f"gradient elements below AdamW's epsilon, {epsilon:g}, at beta {TrainingConfig().beta:g}: {unscaled:.1%};")
+    write(f" {plain.below_epsilon:.2%} at the scale that AdamW sees, {plain.scale:g}\n")
 
 
 if __name__ == "__main__":
