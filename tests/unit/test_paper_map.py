@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfusion.config import FusionConfig, PairingConfig, SamplingConfig, TrainingConfig
+from dfusion.config import FusionConfig, PairingConfig, RoundConfig, SamplingConfig, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 MAP = (ROOT / "docs" / "paper-map.md").read_text("utf-8")
@@ -32,9 +32,19 @@ def test_links_lead_somewhere(link):
 
 
 def test_every_row_names_a_function_and_a_test():
-    rows = [line for line in MAP.splitlines() if line.startswith("| ") and not line.startswith("| Paper")]
+    equations, _, _ = MAP.partition("## Table 3")
+    rows = [line for line in equations.splitlines() if line.startswith("| ") and not line.startswith("| Paper")]
     assert len(rows) > 10
     assert all("`dfusion." in row and "`tests/" in row for row in rows)
+
+
+def test_every_row_of_table_3_names_settings_that_there_are():
+    _, _, table = MAP.partition("## Table 3")
+    names = re.findall(r"`((?:sampling|fusion|pairing|training)\.\w+)`", table)
+    assert len(names) > 10
+    for name in names:
+        part, _, field = name.partition(".")
+        assert field in type(getattr(RoundConfig(), part)).model_fields
 
 
 def test_defaults_are_those_of_table_3():

@@ -80,9 +80,10 @@ def test_figures_by_hand() -> None:
     second = RowLosses(torch.tensor([6.0]), margins=torch.tensor([3.0]))
     tally.add([4], second, torch.tensor([[0.0, 0.0]]), torch.tensor([4.0]))
     tally.add_grad_norm(4, 7.0)
-    report = tally.report(3, grad_norm=9.0)
+    report = tally.report(3, grad_norm=9.0, below_epsilon=0.25)
     assert (report.update, report.rows, report.grad_norm, report.clipped) == (3, 3, 9.0, None)
-    assert (report.loss, report.margin, report.kl) == (3.0, 1.0, 2.0)
+    assert (report.loss, report.margin, report.kl, report.below_epsilon) == (3.0, 1.0, 2.0, 0.25)
+    assert report.log_ratio_preferred == pytest.approx(0.1) and report.log_ratio_rejected == pytest.approx(-0.1)
     assert report.accuracy == pytest.approx(2 / 3) and report.ratio_max == pytest.approx(math.exp(0.3))
     one, four = report.steps
     assert (one.step_index, one.rows, one.loss, one.kl, one.grad_norm) == (1, 1, 2.0, 1.5, None)
@@ -96,7 +97,7 @@ def test_clipped_rows_are_counted() -> None:
     tally = Tally()
     found = RowLosses(torch.zeros(4), clipped=torch.tensor([True, False, False, False]))
     tally.add([0, 0, 0, 1], found, torch.zeros(4, 1), torch.zeros(4))
-    report = tally.report(1, 0.0)
+    report = tally.report(1, 0.0, 0.0)
     assert (report.clipped, report.margin, report.accuracy) == (0.25, None, None)
 
 
