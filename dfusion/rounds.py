@@ -7,7 +7,7 @@ in memory.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,10 +126,7 @@ def run_round(
     history = _of_scorer(history, scorer, config)
     if not has_lora(model.unet):
         attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
-    groups = []
-    for i, prompt in enumerate(prompts):
-        seeds = [sample_seed(seed, round_number, i, prompt.text, n) for n in range(config.samples_per_prompt)]
-        groups.append((prompt, _draw(model, prompt, seeds, scorer, config)))
+    groups = list(_groups(model, prompts, scorer, config, seed, round_number))
     means = _means(groups, scorer, watch)
     for prompt, drawn in groups:
         history = history.extended({prompt.text: [one.score for one in drawn]}, _named(scorer))
@@ -142,6 +139,35 @@ def run_round(
     while trainer.updates_done < trainer.updates_total:
         trainer.step(on_rows)
     return RoundResult(tuple(pairs), tuple(trainer.reports), history, means, tested, trainer.optimizer_state())
+
+
+def make_pairs(
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    config: RoundConfig = RoundConfig(),
+    *,
+    seed: int,
+    round_number: int = 1,
+) -> Iterator[list[RoundPair]]:
+    """The pairs of a round, prompt by prompt, without training; arguments and errors as of `run_round`."""
+    _check(model, prompts, scorer, None, config)
+    for prompt, samples in _groups(model, prompts, scorer, config, seed, round_number):
+        yield list(_pairs(model, prompt, samples, scorer, config))
+
+
+def _groups(
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    config: RoundConfig,
+    seed: int,
+    round_number: int,
+) -> Iterator[tuple[Prompt, list[Drawn]]]:
+    """Each prompt with its samples."""
+    for i, prompt in enumerate(prompts):
+        seeds = [sample_seed(seed, round_number, i, prompt.text, n) for n in range(config.samples_per_prompt)]
+        yield prompt, _draw(model, prompt, seeds, scorer, config)
 
 
 def _named(scorer: Scorer) -> str:
