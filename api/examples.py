@@ -303,7 +303,7 @@ ANSWERS: dict[str, Example] = {
         "id": 3,
         "at": _STARTED,
         "kind": "stage.started",
-        "message": "sample of round 1 started, attempt 1",
+        "message": "sample of round 1, shard 1 of 10 started",
         "stage": _STAGE,
         "data": {"stage": "sample", "round": 1, "shard": 0, "attempt": 1, "worker": "embedded-1.4711"},
     },

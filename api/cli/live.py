@@ -84,7 +84,7 @@ def screen(job: JobDetail, metrics: Sequence[MetricOut]) -> RenderableType:
     if progress.round is not None and job.rounds > 1:
         where.append(f"round {progress.round} of {job.rounds}")
     if progress.stage is not None:
-        where.append(progress.stage + (f" {progress.done}/{progress.total}" if progress.total else ""))
+        where.append(_stage(job))
     if not job.state.is_final:
         where.append(f"{clock(progress.eta_seconds)} left")
     parts: list[RenderableType] = [
@@ -104,6 +104,17 @@ def screen(job: JobDetail, metrics: Sequence[MetricOut]) -> RenderableType:
         if stage.error is not None and stage.state in _TO_BE_TRIED:
             parts.append(Text(f"{stage.kind} is tried again: {stage.error.message}", style="yellow"))
     return Group(*parts)
+
+
+def _stage(job: JobDetail) -> str:
+    """The stage that runs, which of its shards, and how far that is: "sample 3 of 10, 4/16"."""
+    progress = job.progress
+    name = progress.stage or ""
+    shards = [stage for stage in job.stages if (stage.kind, stage.round) == (progress.stage, progress.round)]
+    running = [stage.shard + 1 for stage in shards if stage.state == StageState.RUNNING]
+    if len(shards) > 1 and running:
+        name += f" {running[0]} of {len(shards)},"
+    return f"{name} {progress.done}/{progress.total}" if progress.total else name.rstrip(",")
 
 
 def _bar(percent: float) -> RenderableType:

@@ -83,7 +83,8 @@ def _claim(
         if stage is None:
             trial.rollback()
         else:
-            message = f"{stage.kind} of round {stage.round} started, attempt {stage.attempt}"
+            again = f", attempt {stage.attempt}" if stage.attempt > 1 else ""
+            message = f"{_named(session, stage)} started{again}"
             jobs.add_event(session, job_id, "stage.started", message, stage_id, **_about(stage), worker=owner)
             return _as_claim(stage, jobs.get(session, job_id))
     return None
@@ -116,6 +117,13 @@ def _as_claim(stage: Stage, job: Job) -> Claim:
         prompt_set_id=job.prompt_set_id,
         spec=spec_of(job.kind, job.spec),
     )
+
+
+def _named(session: Session, stage: Stage | Claim) -> str:
+    """The stage as the log names it: "train of round 1", or "sample of round 1, shard 3 of 10" if there are several."""
+    name = f"{stage.kind} of round {stage.round}"
+    shards = stages.count_shards(session, stage.job_id, stage.round, stage.kind)
+    return name if shards == 1 else f"{name}, shard {stage.shard + 1} of {shards}"
 
 
 def _about(stage: Stage) -> dict[str, object]:
@@ -168,9 +176,8 @@ def finish(
             raise StageCancelledError("a cancel was asked for before the stage ended")
         record(session)
         stage = stages.get(session, held.stage_id)
-        jobs.add_event(
-            session, job.id, "stage.succeeded", f"{stage.kind} of round {stage.round} done", stage.id, **_about(stage)
-        )
+        message = f"{_named(session, stage)} done"
+        jobs.add_event(session, job.id, "stage.succeeded", message, stage.id, **_about(stage))
         if held.kind is StageKind.TRAIN and isinstance(held.spec, RoundSpec) and held.round < held.spec.rounds:
             sizes = round_sizes(session, settings, job)
             plan = plan_round(held.spec, held.round + 1, sizes)
@@ -209,7 +216,8 @@ def paused(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
 
     def release(session: Session, job: Job) -> None:
         stages.give_back(session, held.stage_id, held.epoch)
-        jobs.add_event(session, job.id, "stage.paused", f"{held.kind} keeps what it has done", held.stage_id)
+        message = f"{_named(session, held)} keeps what it has done"
+        jobs.add_event(session, job.id, "stage.paused", message, held.stage_id)
         _settle(session, job)
 
     _release(uow, settings, held, release)
@@ -220,7 +228,8 @@ def cancelled(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
 
     def release(session: Session, job: Job) -> None:
         stages.end(session, held.stage_id, held.epoch, StageState.CANCELLED, "cancelled", "a cancel was asked for")
-        jobs.add_event(session, job.id, "stage.cancelled", f"{held.kind} has stopped", held.stage_id)
+        message = f"{_named(session, held)} has stopped"
+        jobs.add_event(session, job.id, "stage.cancelled", message, held.stage_id)
         _settle(session, job)
 
     _release(uow, settings, held, release)
@@ -231,7 +240,8 @@ def give_back(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
 
     def release(session: Session, job: Job) -> None:
         stages.give_back(session, held.stage_id, held.epoch)
-        jobs.add_event(session, job.id, "stage.given_back", f"{held.kind} goes back to the queue", held.stage_id)
+        message = f"{_named(session, held)} goes back to the queue"
+        jobs.add_event(session, job.id, "stage.given_back", message, held.stage_id)
         hint_free(session, job.id)
 
     _release(uow, settings, held, release)
@@ -323,7 +333,8 @@ def _lose(uow: UnitOfWork, settings: Settings, lost: Stage, only_expired: bool) 
         if not stages.count_crash(session, lost.id, lost.lease_epoch, only_expired):
             return False
         stage = stages.get(session, lost.id)
-        message = f"the worker of {stage.kind} was lost ({stage.crash_count} of at most {settings.max_crashes} times)"
+        times = f"{stage.crash_count} of at most {settings.max_crashes} times"
+        message = f"the worker of {_named(session, stage)} was lost ({times})"
         retryable = stage.crash_count < settings.max_crashes
         _end_attempt(session, settings, job, stage, stage.lease_epoch, Failure(WORKER_LOST, message, retryable))
         return True

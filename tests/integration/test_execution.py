@@ -101,6 +101,39 @@ def test_a_job_succeeds_with_its_last_stage_and_rounds_follow_each_other(service
     assert job_of(service, job_id).state == "succeeded"
 
 
+def messages(service: Service, job_id: str) -> list[str]:
+    with service.uow.reading() as session:
+        return [event.message for event in jobs.events(session, job_id, 100, None).rows]
+
+
+def test_the_log_names_shards_where_there_are_several(service: Service) -> None:
+    job_id = start(service, rounds=2)  # 3 prompts in shards of 2, measured together
+    while (held := claim(service)) is not None:
+        finish(service, held)
+    written = messages(service, job_id)
+    assert written[1:3] == ["evaluate of round 0 started", "evaluate of round 0 done"]
+    assert written[5:9] == [
+        "sample of round 1, shard 1 of 2 started",
+        "sample of round 1, shard 1 of 2 done",
+        "sample of round 1, shard 2 of 2 started",
+        "sample of round 1, shard 2 of 2 done",
+    ]
+    assert "train of round 1 done" in written and "fuse of round 2, shard 2 of 2 started" in written
+
+
+def test_the_log_names_the_shard_that_stops_and_its_further_attempts(service: Service) -> None:
+    job_id = start(service)
+    held = [take(service) for _ in range(3)][-1]  # evaluate and two shards of sample
+    execution.fail(service.uow, service.settings, held, Failure("x", "out of luck", True))
+    again = _claim_again(service, held)
+    execution.give_back(service.uow, service.settings, again)
+    assert messages(service, job_id)[-3:] == [
+        "out of luck",
+        "sample of round 1, shard 2 of 2 started, attempt 2",
+        "sample of round 1, shard 2 of 2 goes back to the queue",
+    ]
+
+
 def test_workers_that_claim_at_once_never_share_a_stage(service: Service) -> None:
     for seed in range(4):
         start(service, seed=seed)

@@ -100,6 +100,17 @@ def test_queued_jobs_are_counted_without_those_that_have_ended(uow: UnitOfWork) 
     assert "Index Cond: ((state)::text = ANY" in plan, plan
 
 
+def test_shards_are_counted_by_the_last_one(uow: UnitOfWork) -> None:
+    def count(session: Session) -> int:
+        return stages.count_shards(session, JOB, 1, StageKind.FUSE)
+
+    with uow.reading() as session:
+        assert count(session) == 1000
+    plan = plan_of(uow, count)
+    assert plan.startswith("Limit\n  ->  Index Only Scan Backward using uq_stages_job_id_round_kind_shard"), plan
+    assert "Filter" not in plan, plan
+
+
 def test_claims_on_postgresql(uow: UnitOfWork) -> None:
     for query in (stages.any_free, lambda session: stages.first_free(session, 8)):
         plan = plan_of(uow, query)

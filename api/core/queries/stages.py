@@ -114,6 +114,13 @@ def last_number(session: Session, job_id: str) -> int:
     return session.scalar(select(func.max(Stage.number)).where(Stage.job_id == job_id)) or 0
 
 
+def count_shards(session: Session, job_id: str, round_number: int, kind: str) -> int:
+    """How many stages of a kind a round has, one of them at least. They are planned together and their shards are
+    numbered from 0, so the last one gives the count: one entry of an index, however many there are."""
+    of_kind = (Stage.job_id == job_id, Stage.round == round_number, Stage.kind == kind)
+    return session.scalars(select(Stage.shard).where(*of_kind).order_by(Stage.shard.desc()).limit(1)).one() + 1
+
+
 def is_free(stage: type[Stage]) -> ColumnElement[bool]:
     """Queued, due, and all that it needs has succeeded."""
     return and_(stage.state == StageState.QUEUED, stage.unmet == 0, stage.not_before <= now_seconds())

@@ -282,6 +282,10 @@ def test_the_screen_fits_a_narrow_terminal(live: Live) -> None:
     ]
     assert max(map(len, lines)) <= 46
 
+    second = next(stage for stage in job.stages if (stage.kind, stage.shard) == ("sample", 1))
+    second.state = "running"
+    assert drawn(screen(job, metrics), 60)[3] == "round 1 of 3  sample 2 of 2, 3/9  1:02:03 left"
+
 
 def test_ids_stay_whole_where_there_is_little_room() -> None:
     name = "job_" + "0" * 26
