@@ -1,59 +1,264 @@
 """What the demo shows, from what the service answers."""
 
+from argparse import Namespace
+from datetime import UTC, datetime
+from io import StringIO
+
+import pytest
 from PIL import Image
+from rich.console import Console
 
-from api.demo import before_and_after, contact_sheet, html_report, triptychs
+from api.core.specs import RoundSpec
+from api.core.states import Split
+from api.demo.__main__ import changes_table, request_of
+from api.demo.changes import HEADINGS, Change, changes, headline
+from api.demo.report import html_report
+from api.demo.results import BeforeAfter, FusedPair, Picture, Results, first_of_each_prompt, gain, results_of
+from api.demo.sheets import GAP, MARGIN, before_after_sheet, contact_sheet
+from api.schemas import SampleOut
+from dfusion.errors import InvalidInputError
+from dfusion.evaluation import Estimate
+from tests.service import round_body, work_until_idle
+from tests.unit.api.conftest import Live
 
-
-def metric(round_number, split, scorer, mean):
-    return {"round": round_number, "split": split, "scorer": scorer, "mean": mean}
-
-
-METRICS = [
-    metric(0, "train", "clip", 0.2),
-    metric(1, "train", "clip", 0.9),
-    metric(2, "train", "clip", 0.5),
-    metric(0, "held_out", "clip", 0.3),
-    metric(2, "held_out", "clip", 0.25),
-    metric(1, "rollout", "clip", 0.1),
-]
-PAIR = {
-    "prompt": "a <b>red</b> star",
-    "base": {"score": 0.1},
-    "reference": {"score": 0.3},
-    "target": {"score": 0.2},
-}
+GREEN, RED = (30, 140, 60), (200, 50, 40)
 
 
-def test_before_is_the_first_round_and_after_the_last():
-    assert before_and_after(METRICS) == [("train", "clip", 0.2, 0.5), ("held_out", "clip", 0.3, 0.25)]
+def sample(prompt: int, seed: int, split: str = "held_out", number: int = 0, **scores: float) -> SampleOut:
+    return SampleOut.model_validate(
+        {
+            "id": f"smp_{split}_{prompt}_{seed}",
+            "job": "job_x",
+            "round": 0,
+            "role": "evaluation",
+            "split": split,
+            "prompt": f"prompt {prompt}",
+            "prompt_index": prompt,
+            "number": number,
+            "seed": seed,
+            "model": "mdl_x",
+            "scores": [{"scorer": name, "version": "1", "value": value} for name, value in scores.items()],
+            "image": "/artifacts/art_x",
+            "trajectory": None,
+            "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+            "links": {"self": "/samples/smp_x"},
+        }
+    )
 
 
-def test_sheet_shows_every_picture_where_its_heading_says():
-    colours = ["red", "lime", "blue", "white"]
-    row = {"pair": PAIR, "pictures": [Image.new("RGB", (128, 128), colour) for colour in colours]}
-    sheet = contact_sheet([row, row])
-    for x, expected in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
-        assert sheet.getpixel((8 + x * 136 + 64, 34 + 64)) == expected
-        assert sheet.getpixel((8 + x * 136 + 64, 34 + 162 + 64)) == expected
+def change(difference: float, interval: tuple[float, float] | None, prompts: int = 40) -> Change:
+    return Change(Split.HELD_OUT, "clip", prompts, 0.75, 0.75 + difference, Estimate(difference, interval, prompts))
 
 
-def test_report_needs_no_other_file_and_escapes_prompts():
-    row = {"pair": PAIR, "pictures": [Image.new("RGB", (8, 8))] * 4}
-    page = html_report([("train", "clip", 0.2, 0.5)], [row], {"id": "job_x", "pairs": 80, "adopted": 62})
-    assert "The 1 targets that gained most" in page and "Of 80 pairs the targets of 62 were adopted" in page
-    assert "a &lt;b&gt;red&lt;/b&gt; star" in page
-    assert page.count("data:image/png;base64,") == 4
-    assert "+0.3000" in page and "http" not in page
+def picture(colour: str, reward: float | None = None, accepted: bool | None = None) -> Picture:
+    return Picture(Image.new("RGB", (128, 128), colour), reward, accepted)
 
 
-def test_pairs_are_those_that_gained_most(live):
+def results(**other: object) -> Results:
+    shown = BeforeAfter("a <b>red</b> star", picture("blue", 0.25, False), picture("lime", 0.5, True))
+    fused = FusedPair(
+        target_id="smp_t",
+        prompt="a blue star",
+        base=picture("navy", 0.125),
+        reference=picture("white", 0.375),
+        target=picture("yellow", 0.625),
+        mask=picture("black"),
+    )
+    values = {
+        "job": "job_x",
+        "reward": "clip",
+        "judge": "judge",
+        "changes": (change(0.02, (0.01, 0.03)),),
+        "shown": (shown,) * 3,
+        "fused": (fused,) * 2,
+        "pairs": 80,
+        "adopted": 62,
+    }
+    return Results(**(values | other))  # type: ignore[arg-type]
+
+
+def test_two_prompts_give_the_smaller_and_the_larger_change_as_interval() -> None:
+    """Of the four resamples of two prompts one has twice the first and one twice the second: 25 % each, more than the
+    2.5 % beyond either end of the interval, so its ends are the two prompts' own changes."""
+    before = [sample(0, 10, clip=0.1), sample(1, 20, clip=0.9)]
+    after = [sample(1, 20, clip=1.0), sample(0, 10, clip=0.4)]  # in another order
+    (row,) = changes(before, after, "clip")
+    assert (row.split, row.scorer, row.prompts) == ("held_out", "clip", 2)
+    assert (row.before, row.after, row.difference.mean) == pytest.approx((0.5, 0.7, 0.2))
+    assert row.difference.interval == pytest.approx((0.1, 0.3)) and row.excludes_zero
+    assert row.cells == ("held-out", "clip", "0.5000", "0.7000", "+0.2000", "+0.1000 to +0.3000")
+
+
+def test_differences_are_taken_image_by_image_and_averaged_by_prompt() -> None:
+    """Prompts and seeds differ by far more than the change of 0.25, which is the same everywhere and so is certain."""
+    before = [sample(p, 10 * p + s, number=s, clip=p + s / 2) for p in range(3) for s in range(2)]
+    after = [sample(p, 10 * p + s, number=s, clip=p + s / 2 + 0.25) for p in range(3) for s in range(2)]
+    (row,) = changes(before, after, "clip")
+    assert row.prompts == 3 and row.difference.count == 6
+    assert row.difference.interval == (0.25, 0.25)
+
+    # two prompts whose images change by (0, 0.2) and (0.1, 0.3): 0.1 and 0.2 by prompt
+    before = [sample(p, s, number=s, clip=0.5) for p in range(2) for s in range(2)]
+    after = [sample(p, s, number=s, clip=0.5 + (2 * s + p) / 10) for p in range(2) for s in range(2)]
+    (row,) = changes(before, after, "clip")
+    assert row.difference.interval == pytest.approx((0.1, 0.2))
+
+
+def test_held_out_prompts_and_the_reward_come_first() -> None:
+    samples = [sample(p, p, split, judge=1.0, clip=0.5, art=0.0) for split in ("train", "held_out") for p in range(2)]
+    assert [(row.split, row.scorer) for row in changes(samples, samples, "clip")] == [
+        ("held_out", "clip"),
+        ("held_out", "art"),
+        ("held_out", "judge"),
+        ("train", "clip"),
+        ("train", "art"),
+        ("train", "judge"),
+    ]
+
+
+@pytest.mark.parametrize("lost", [sample(1, 20, clip=1), sample(0, 11, clip=1), sample(0, 10, judge=1)])
+def test_what_has_no_counterpart_is_refused(lost: SampleOut) -> None:
+    with pytest.raises(InvalidInputError, match="expected"):
+        changes([sample(0, 10, clip=0)], [lost], "clip")
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "end"),
+    [
+        (0.02, (0.0001, 0.04), "the interval excludes zero, so the score rose."),
+        (-0.02, (-0.04, -0.0001), "the interval excludes zero, so the score fell."),
+        (0.02, (-0.0001, 0.04), "the interval includes zero, so this run does not show a change."),
+        (0.0, (0.0, 0.0), "the interval includes zero, so this run does not show a change."),
+        (0.02, (0.0, 0.04), "the interval includes zero, so this run does not show a change."),
+        (0.02, None, "one prompt alone has no interval, so this run does not show a change."),
+    ],
+)
+def test_headline_claims_no_more_than_the_interval(
+    difference: float, interval: tuple[float, float] | None, end: str
+) -> None:
+    sentence = headline(change(difference, interval))
+    assert sentence.startswith(f"On 40 held-out prompts clip went from 0.7500 to {0.75 + difference:.4f} (")
+    assert f"({difference:+.4f}, 95 % interval " in sentence
+    assert sentence.endswith(f"): {end}")
+
+
+def test_prompts_are_shown_in_the_lists_order_whatever_their_scores() -> None:
+    """Each with its first seed, before and after, though pages mix shards and splits."""
+    before = [
+        sample(2, 30, clip=0.9),
+        sample(0, 11, number=1, clip=0.9),
+        sample(0, 10, clip=0.1),
+        sample(0, 10, "train", clip=0.9),
+        sample(1, 20, clip=0.2),
+    ]
+    after = [one.model_copy(update={"id": f"{one.id}_after"}) for one in reversed(before)]
+    chosen = first_of_each_prompt(before, after, "held_out", 2)
+    assert [(old.id, new.id) for old, new in chosen] == [
+        ("smp_held_out_0_10", "smp_held_out_0_10_after"),
+        ("smp_held_out_1_20", "smp_held_out_1_20_after"),
+    ]
+
+
+def test_captions_give_verdict_and_reward() -> None:
+    pictures = [picture("red", 0.5, True), picture("red", 0.25, False), picture("red", 0.125), picture("red")]
+    assert [one.caption for one in pictures] == ["accepted, 0.500", "rejected, 0.250", "0.125", ""]
+
+
+def places_of(sheet: Image.Image, colour: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """The left upper corners of the 128 x 128 squares of that colour, from top to bottom."""
+    column = range(MARGIN, sheet.width, 128 + GAP)
+    starts = [(x, y) for y in range(1, sheet.height) for x in column if sheet.getpixel((x, y)) == colour]
+    return [(x, y) for x, y in starts if sheet.getpixel((x, y - 1)) != colour]
+
+
+def test_before_after_sheet_has_two_prompts_in_a_row() -> None:
+    sheet = before_after_sheet(results())
+    before, after = places_of(sheet, (0, 0, 255)), places_of(sheet, (0, 255, 0))
+    first, second = sorted({y for _, y in before})
+    assert before == [(MARGIN, first), (MARGIN + 288, first), (MARGIN, second)]
+    assert after == [(x + 144, y) for x, y in before]
+
+    # the judge's verdict frames them
+    x, y = before[0]
+    assert sheet.getpixel((x - 2, y + 64)) == RED and sheet.getpixel((x + 144 + 129, y + 64)) == GREEN
+
+
+def test_contact_sheet_leads_with_the_result_and_ends_with_fused_pairs() -> None:
+    short, sheet = before_after_sheet(results()), contact_sheet(results())
+    assert sheet.crop((0, 0, *short.size)).tobytes() == short.tobytes()
+    colours = [(0, 0, 128), (255, 255, 255), (255, 255, 0), (0, 0, 0)]
+    targets = places_of(sheet, colours[2])
+    assert len(targets) == 2 and all(y > short.height for _, y in targets)
+    for x, y in targets:
+        centres = [sheet.getpixel((MARGIN + column * 144 + 64, y + 64)) for column in range(4)]
+        assert x == MARGIN + 2 * 144 and centres == colours
+
+
+def test_a_run_without_adopted_pairs_has_sheets_all_the_same() -> None:
+    bare = results(fused=(), shown=(), judge=None)
+    assert contact_sheet(bare).width == before_after_sheet(bare).width
+    assert "first 0 held-out prompts" in html_report(bare)
+
+
+def test_report_leads_with_the_result_needs_no_other_file_and_escapes_prompts() -> None:
+    page = html_report(results())
+    order = [
+        "the interval excludes zero, so the score rose.",
+        "95 % interval</tr>",
+        '<td class="n">+0.0100 to +0.0300',
+        "The first 3 held-out prompts of the list, first seed of each. Below each picture: judge&#39;s verdict",
+        "a &lt;b&gt;red&lt;/b&gt; star",
+        "The targets of 62 of 80 pairs were adopted; these 2 gained most over their bases.",
+        "a blue star",
+    ]
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    assert page.count("data:image/png;base64,") == 3 * 2 + 2 * 4
+    assert page.count('<figure class="accepted">') == page.count('<figure class="rejected">') == 3
+    assert "http" not in page
+
+
+def test_the_table_is_whole_in_80_columns() -> None:
+    rows = (change(-0.02, (-0.1234, 0.0005)), Change(Split.TRAIN, "shapes-judge", 40, 1, 1, Estimate(0, None, 40)))
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(changes_table(results(changes=rows)))
+    text = console.export_text()
+    assert all(heading in text for heading in HEADINGS)
+    assert all(cell in text for row in rows for cell in row.cells)
+
+
+def test_the_demo_asks_for_a_valid_round() -> None:
+    spec = RoundSpec.model_validate(request_of(Namespace(template="position", rounds=2, seed=3)))
+    assert (spec.prompt_set, spec.held_out_prompt_set) == ("shapes-position-train", "shapes-position-test")
+    assert spec.evaluation is not None and not spec.evaluation.every_round
+
+
+def test_results_of_a_job(live: Live) -> None:
+    every_target = {"adoption_threshold": 0, "max_mask_cover": 1}  # the tiny model's masks cover the whole image
     with live.client() as client:
-        adopted = list(client.pairs(job=live.done_job, adopted=True))
-        chosen = triptychs(client, live.done_job, 2)
-        rows = before_and_after([metric.model_dump() for metric in client.metrics(live.done_job).data])
-    gains = sorted((pair.target.score - pair.base.score for pair in adopted), reverse=True)
-    assert [row["pair"]["target"]["score"] - row["pair"]["base"]["score"] for row in chosen] == gains[:2] != []
-    assert all([picture.size for picture in row["pictures"]] == [(128, 128)] * 4 for row in chosen)
-    assert [row[:2] for row in rows] == [("train", "brightness")]
-    assert contact_sheet(chosen).height == 34 + 2 * 162
+        started = client.start_round(round_body(pairing=every_target))
+        work_until_idle(live.service)
+        job = client.job(started.id)
+        adopted = list(client.pairs(job=job.id, adopted=True))
+        old, new = (list(client.samples(job=job.id, role="evaluation", round=number)) for number in (0, 1))
+        means = {m.round: m.mean for m in client.metrics(job.id).data if m.split == "train"}
+        found = results_of(client, job, 2, 2)
+
+    assert (found.job, found.reward, found.judge, found.pairs) == (job.id, "brightness", None, job.made["pairs"])
+    (row,) = found.changes
+    assert (row.split, row.scorer, row.prompts) == ("train", "brightness", 3)
+    assert (row.before, row.after) == pytest.approx((means[0], means[1]))
+    differences = [b.scores[0].value - a.scores[0].value for a, b in zip(old, new, strict=True)]
+    # a resample of three prompts is three times the same one in 1 of 27 cases: more than 2.5 %
+    assert row.difference.interval == pytest.approx((min(differences), max(differences)))
+
+    assert [one.prompt for one in found.shown] == [one.prompt for one in old[:2]]
+    assert [one.before.reward for one in found.shown] == [one.scores[0].value for one in old[:2]]
+    assert [one.after.reward for one in found.shown] == [one.scores[0].value for one in new[:2]]
+    assert {one.after.accepted for one in found.shown} == {None}
+
+    gains = sorted(map(gain, adopted), reverse=True)
+    assert [(one.target.reward or 0) - (one.base.reward or 0) for one in found.fused] == gains[:2] != []
+    assert found.adopted == len(adopted)
+    assert all(one.mask.image.size == (128, 128) and one.mask.reward is None for one in found.fused)
+    assert contact_sheet(found).height > before_after_sheet(found).height

@@ -1,0 +1,108 @@
+"""How much a model's scores changed, from the images that it was measured by before and after. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from api.core.states import Split
+from api.schemas import SampleOut
+from dfusion.evaluation import Bootstrap, Estimate, ScoreRow, ScoreTable, compare
+
+SPLITS = {Split.HELD_OUT: "held-out", Split.TRAIN: "training"}
+"""Names of an evaluation's prompts; those that the model was not trained on come first."""
+HEADINGS = ("prompts", "scorer", "before", "after", "change", "95 % interval")
+"""Of a table of changes; the last four are numbers."""
+_BEFORE = "before"
+_AFTER = "after"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A scorer's mean over a split's images before and after, and the paired difference with its 95 % interval."""
+
+    split: Split
+    scorer: str
+    prompts: int
+    before: float
+    after: float
+    difference: Estimate
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; never where there is no interval."""
+        if self.difference.interval is None:
+            return False
+        low, high = self.difference.interval
+        return low > 0 or high < 0
+
+    @property
+    def interval_text(self) -> str:
+        """The interval as it is shown."""
+        if self.difference.interval is None:
+            return "-"
+        low, high = self.difference.interval
+        return f"{low:+.4f} to {high:+.4f}"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A row of a table, under HEADINGS."""
+        numbers = (f"{self.before:.4f}", f"{self.after:.4f}", f"{self.difference.mean:+.4f}")
+        return (SPLITS[self.split], self.scorer, *numbers, self.interval_text)
+
+
+def changes(before: Sequence[SampleOut], after: Sequence[SampleOut], reward: str) -> list[Change]:
+    """The change by each split and scorer; held-out prompts and the reward come first.
+
+    Images are paired by prompt and seed, and intervals resample prompts (`dfusion.evaluation`).
+
+    Args:
+        before: evaluation samples of the model before training.
+        after: those of the trained model, with the same prompts, seeds and scorers.
+        reward: the scorer that was trained on.
+
+    Raises:
+        InvalidInputError: an image or a score has no counterpart.
+    """
+    rows = []
+    for split in SPLITS:
+        scores = [*_scores(_BEFORE, before, split), *_scores(_AFTER, after, split)]
+        if not scores:
+            continue
+
+        table = ScoreTable.from_rows(scores)
+        for scorer in sorted(table.scorers, key=lambda name: (name != reward, name)):
+            rows.append(_change(table, split, scorer))
+    return rows
+
+
+def _scores(model: str, samples: Iterable[SampleOut], split: Split) -> Iterator[ScoreRow]:
+    for sample in samples:
+        if sample.split == split:
+            for score in sample.scores:
+                yield ScoreRow(model, sample.prompt, sample.seed, score.scorer, score.value)
+
+
+def _change(table: ScoreTable, split: Split, scorer: str) -> Change:
+    return Change(
+        split=split,
+        scorer=scorer,
+        prompts=len(table.prompts),
+        before=float(table.scores(_BEFORE, scorer).mean()),
+        after=float(table.scores(_AFTER, scorer).mean()),
+        difference=compare(table, _AFTER, _BEFORE, scorer, Bootstrap(confidence=0.95)).difference,
+    )
+
+
+def headline(change: Change) -> str:
+    """The change in one sentence: its size, its interval, and what the interval says."""
+    measured = (
+        f"On {change.prompts} {SPLITS[change.split]} prompts {change.scorer} went from {change.before:.4f} to "
+        f"{change.after:.4f} ({change.difference.mean:+.4f}, 95 % interval {change.interval_text})"
+    )
+    if change.difference.interval is None:
+        return f"{measured}: one prompt alone has no interval, so this run does not show a change."
+    if not change.excludes_zero:
+        return f"{measured}: the interval includes zero, so this run does not show a change."
+    verb = "rose" if change.difference.mean > 0 else "fell"
+    return f"{measured}: the interval excludes zero, so the score {verb}."

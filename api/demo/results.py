@@ -1,0 +1,186 @@
+"""What a demo's job made, as the service tells it: changes of scores, and pictures with their scores."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from api.client import Client
+from api.core.states import SampleRole
+from api.demo.changes import SPLITS, Change, changes, headline
+from api.schemas import JobDetail, PairOut, SampleOut
+from dfusion.errors import InvalidInputError
+
+PICTURE = 128
+"""Side of a picture that is shown, pixels."""
+_ACCEPTED = 0.5
+"""A judge gives 1 to an image that it accepts, 0 to others."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image at the size in which it is shown.
+
+    reward    its score; None for a mask
+    accepted  the judge's verdict; None where it was not asked
+    """
+
+    image: Image.Image
+    reward: float | None = None
+    accepted: bool | None = None
+
+    @property
+    def caption(self) -> str:
+        """Verdict and reward, of which either may be missing."""
+        verdict = {True: "accepted", False: "rejected", None: ""}[self.accepted]
+        score = "" if self.reward is None else f"{self.reward:.3f}"
+        return ", ".join(filter(None, (verdict, score)))
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """A prompt and a seed, as the model drew them before and after training."""
+
+    prompt: str
+    before: Picture
+    after: Picture
+
+
+@dataclass(frozen=True)
+class FusedPair:
+    """A pair that was trained on; `mask` is where the reference's keys and values were read."""
+
+    target_id: str
+    prompt: str
+    base: Picture
+    reference: Picture
+    target: Picture
+    mask: Picture
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is shown of a job.
+
+    reward, judge   scorers: the one that was trained on, and one whose verdict was not (None: there is none)
+    shown           before and after: the first held-out prompts, each with its first seed
+    fused           the adopted pairs whose targets gained most over their bases
+    pairs, adopted  how many pairs there were, and of how many the target was adopted
+    """
+
+    job: str
+    reward: str
+    judge: str | None
+    changes: tuple[Change, ...]
+    shown: tuple[BeforeAfter, ...]
+    fused: tuple[FusedPair, ...]
+    pairs: int
+    adopted: int
+
+    @property
+    def headline(self) -> str:
+        """The first change in one sentence."""
+        return headline(self.changes[0])
+
+    @property
+    def shown_rule(self) -> str:
+        """Which prompts are shown before and after, and what stands below the pictures."""
+        score = f"{self.reward}'s score"
+        below = score if self.judge is None else f"{self.judge}'s verdict and {score}"
+        name = SPLITS[self.changes[0].split]
+        return (
+            f"The first {len(self.shown)} {name} prompts of the list, first seed of each. Below each picture: {below}."
+        )
+
+    @property
+    def fused_rule(self) -> str:
+        """Which pairs are shown, and what stands below the pictures."""
+        chosen = (
+            f"The targets of {self.adopted} of {self.pairs} pairs were adopted; these {len(self.fused)} gained most"
+        )
+        below = f"Below each picture: {self.reward}'s score. Mask: where the reference's keys and values were read."
+        return f"{chosen} over their bases. {below}"
+
+
+def results_of(client: Client, job: JobDetail, shown: int, fused: int) -> Results:
+    """What a round job made that measured its model before the first round and after the last.
+
+    Args:
+        shown: how many prompts to show before and after.
+        fused: how many pairs to show.
+
+    Raises:
+        ApiError: the service does not answer.
+        InvalidInputError: the model was not measured alike before and after.
+    """
+    reward = job.spec["reward"]
+    judge = job.spec["watch"]
+
+    # 1. the same prompts and seeds before and after
+    before = list(client.samples(job=job.id, role=SampleRole.EVALUATION, round=0))
+    after = list(client.samples(job=job.id, role=SampleRole.EVALUATION, round=job.rounds))
+    changed = changes(before, after, reward)
+    pictured = first_of_each_prompt(before, after, changed[0].split, shown)
+
+    # 2. the pairs that it learned from
+    adopted = sorted(client.pairs(job=job.id, adopted=True), key=gain, reverse=True)
+    return Results(
+        job=job.id,
+        reward=reward,
+        judge=judge,
+        changes=tuple(changed),
+        shown=tuple(_before_after(client, old, new, reward, judge) for old, new in pictured),
+        fused=tuple(_fused_pair(client, pair) for pair in adopted[:fused]),
+        pairs=job.made["pairs"],
+        adopted=len(adopted),
+    )
+
+
+def first_of_each_prompt(
+    before: Sequence[SampleOut], after: Sequence[SampleOut], split: str, count: int
+) -> list[tuple[SampleOut, SampleOut]]:
+    """The first image of each of the split's first prompts, before and after; scores play no part in the choice."""
+    later = {(sample.prompt_index, sample.seed): sample for sample in after if sample.split == split}
+    first = [sample for sample in before if sample.split == split and sample.number == 0]
+    first.sort(key=lambda sample: sample.prompt_index)
+    return [(sample, later[sample.prompt_index, sample.seed]) for sample in first[:count]]
+
+
+def gain(pair: PairOut) -> float:
+    """How much higher an adopted pair's target was scored than its base."""
+    if pair.target is None or pair.target.score is None or pair.base.score is None:
+        return 0.0
+    return pair.target.score - pair.base.score
+
+
+def _fused_pair(client: Client, pair: PairOut) -> FusedPair:
+    if pair.target is None or pair.mask is None:
+        raise InvalidInputError(f"{pair.id}: expected an adopted pair with a target and a mask")
+    return FusedPair(
+        target_id=pair.target.id,
+        prompt=pair.prompt,
+        base=Picture(_image(client, pair.base.image), pair.base.score),
+        reference=Picture(_image(client, pair.reference.image), pair.reference.score),
+        target=Picture(_image(client, pair.target.image), pair.target.score),
+        mask=Picture(_image(client, pair.mask)),
+    )
+
+
+def _before_after(client: Client, before: SampleOut, after: SampleOut, reward: str, judge: str | None) -> BeforeAfter:
+    pictures = [_sample_picture(client, sample, reward, judge) for sample in (before, after)]
+    return BeforeAfter(before.prompt, *pictures)
+
+
+def _sample_picture(client: Client, sample: SampleOut, reward: str, judge: str | None) -> Picture:
+    scores = {score.scorer: score.value for score in sample.scores}
+    accepted = scores[judge] >= _ACCEPTED if judge in scores else None
+    return Picture(_image(client, sample.image), scores[reward], accepted)
+
+
+def _image(client: Client, artifact: str) -> Image.Image:
+    image = Image.open(io.BytesIO(client.read(artifact))).convert("RGB")
+    enlarged = image.width <= PICTURE
+    return image.resize((PICTURE, PICTURE), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
