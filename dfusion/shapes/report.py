@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dfusion.attention.masks import merge_masks, resize_mask
-from dfusion.config import FusionConfig
+from dfusion.config import FusionConfig, SamplingConfig
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.rewards import load_scorer
@@ -44,7 +44,13 @@ class Sampled:
 
 
 def sample_prompts(
-    model: DiffusionModel, judge: Judge, prompts: Sequence[ShapesPrompt], count: int, seed: int, items: bool = False
+    model: DiffusionModel,
+    judge: Judge,
+    prompts: Sequence[ShapesPrompt],
+    count: int,
+    seed: int,
+    items: bool = False,
+    config: SamplingConfig = SamplingConfig(),
 ) -> Iterator[Sampled]:
     """`count` samples of each prompt, seeds from `seed` on."""
     negative = model.encode_prompts([""])
@@ -57,6 +63,7 @@ def sample_prompts(
             negative.expand(count, -1, -1),
             seeds,
             items=[model.item_tokens(prompt.text, prompt.items)] * count if items else None,
+            config=config,
         )
         pictures = model.decode(trajectory.final)
         yield Sampled(prompt, trajectory, pictures, judge.accepts(pictures, [prompt.text] * count))
@@ -110,7 +117,7 @@ def clip_accuracy(count: int) -> dict[Template, float]:
     return {template: float(np.mean(rows)) for template, rows in right.items()}
 
 
-def report_models(model: DiffusionModel, out: Path, samples: int, seed: int) -> list[str]:
+def report_models(model: DiffusionModel, out: Path, samples: int, seed: int, config: SamplingConfig) -> list[str]:
     """Lines of the "models" report; one contact sheet a template."""
     judge = Judge.load()
     accepts, rejects = judge_accuracy(judge, 1500)
@@ -121,7 +128,7 @@ def report_models(model: DiffusionModel, out: Path, samples: int, seed: int) -> 
         lines.append(f"CLIP picks the right caption among its hard negatives, {template}: {share:.1%}")
     for template in TEMPLATES:
         accepted, rows = [], []
-        for sampled in sample_prompts(model, judge, prompt_list(template, "train"), samples, seed):
+        for sampled in sample_prompts(model, judge, prompt_list(template, "train"), samples, seed, config=config):
             accepted += sampled.accepted
             rows.append([framed(p, a) for p, a in zip(sampled.pictures[:4], sampled.accepted, strict=False)])
         lines.append(f"base pipeline, judge accepts, {template}: {np.mean(accepted):.1%} of {len(accepted)}")
@@ -180,22 +187,30 @@ def union_mask(reference: Trajectory, row: int, thresholds: Sequence[float], con
     return resize_mask(masks.any(0, keepdim=True), (reference.final.shape[-2], reference.final.shape[-1]))[0].float()
 
 
-def _endless_samples(model: DiffusionModel, judge: Judge, template: Template, seed: int) -> Iterator[Sampled]:
+def _endless_samples(
+    model: DiffusionModel, judge: Judge, template: Template, seed: int, config: SamplingConfig
+) -> Iterator[Sampled]:
     """16 new samples of each training prompt, over and over."""
     prompts = prompt_list(template, "train")
     while True:
-        yield from sample_prompts(model, judge, prompts, 16, seed, items=True)
+        yield from sample_prompts(model, judge, prompts, 16, seed, items=True, config=config)
         seed += 1000 * len(prompts)
 
 
 def report_fusion(
-    model: DiffusionModel, out: Path, pairs: int, seed: int, config: FusionConfig, templates: Sequence[Template]
+    model: DiffusionModel,
+    out: Path,
+    pairs: int,
+    seed: int,
+    sampling: SamplingConfig,
+    config: FusionConfig,
+    templates: Sequence[Template],
 ) -> list[str]:
     """Lines of the "fusion" report; a sheet of base / reference / target / mask a template."""
     judge, lines = Judge.load(), []
     for template in templates:
         carried: list[Carried] = []
-        for sampled in _endless_samples(model, judge, template, seed):
+        for sampled in _endless_samples(model, judge, template, seed, sampling):
             carried += fused_pairs(model, judge, sampled, config)
             if len(carried) >= pairs:
                 break
@@ -224,17 +239,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200, help="pairs a template, at least (fusion)")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--template", choices=TEMPLATES, action="append")
+    parser.add_argument("--steps", type=int, default=SamplingConfig().num_steps)
     parser.add_argument("--first-step", type=int, default=FUSION.first_step)
     parser.add_argument("--merge", choices=["xor", "or"], default=FUSION.merge)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = DiffusionModel.load(arguments.pipeline)
+    sampling = SamplingConfig(num_steps=arguments.steps)
     if arguments.what == "models":
-        lines = report_models(model, arguments.out, arguments.samples, arguments.seed)
+        lines = report_models(model, arguments.out, arguments.samples, arguments.seed, sampling)
     else:
         config = FUSION.model_copy(update={"first_step": arguments.first_step, "merge": arguments.merge})
         templates = arguments.template or TEMPLATES
-        lines = report_fusion(model, arguments.out, arguments.pairs, arguments.seed, config, templates)
+        lines = report_fusion(model, arguments.out, arguments.pairs, arguments.seed, sampling, config, templates)
     sys.stdout.write("\n".join(lines) + "\n")
 
 
