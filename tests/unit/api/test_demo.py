@@ -233,29 +233,40 @@ def test_the_demo_asks_for_a_valid_round() -> None:
     assert spec.evaluation is not None and not spec.evaluation.every_round
 
 
+def score_of(one: SampleOut, scorer: str) -> float:
+    (value,) = [score.value for score in one.scores if score.scorer == scorer]
+    return value
+
+
 def test_results_of_a_job(live: Live) -> None:
     every_target = {"adoption_threshold": 0, "max_mask_cover": 1}  # the tiny model's masks cover the whole image
     with live.client() as client:
-        started = client.start_round(round_body(pairing=every_target))
+        measured = {"samples_per_prompt": 1, "scorers": ["constant", "brightness"]}
+        started = client.start_round(round_body(pairing=every_target, watch="constant", evaluation=measured))
         work_until_idle(live.service)
         job = client.job(started.id)
         adopted = list(client.pairs(job=job.id, adopted=True))
         old, new = (list(client.samples(job=job.id, role="evaluation", round=number)) for number in (0, 1))
-        means = {m.round: m.mean for m in client.metrics(job.id).data if m.split == "train"}
+        metrics = client.metrics(job.id).data
         found = results_of(client, job, 2, 2)
 
-    assert (found.job, found.reward, found.judge, found.pairs) == (job.id, "brightness", None, job.made["pairs"])
-    (row,) = found.changes
+    means = {m.round: m.mean for m in metrics if (m.split, m.scorer) == ("train", "brightness")}
+    rewards = [[score_of(one, "brightness") for one in samples] for samples in (old, new)]
+    differences = [after - before for before, after in zip(*rewards, strict=True)]
+
+    assert (found.job, found.reward, found.judge, found.pairs) == (job.id, "brightness", "constant", job.made["pairs"])
+    row, judged = found.changes
     assert (row.split, row.scorer, row.prompts) == ("train", "brightness", 3)
     assert (row.before, row.after) == pytest.approx((means[0], means[1]))
-    differences = [b.scores[0].value - a.scores[0].value for a, b in zip(old, new, strict=True)]
     # a resample of three prompts is three times the same one in 1 of 27 cases: more than 2.5 %
     assert row.difference.interval == pytest.approx((min(differences), max(differences)))
+    assert judged.cells[1:] == ("constant", "0.5000", "0.5000", "+0.0000", "+0.0000 to +0.0000")
 
     assert [one.prompt for one in found.shown] == [one.prompt for one in old[:2]]
-    assert [one.before.reward for one in found.shown] == [one.scores[0].value for one in old[:2]]
-    assert [one.after.reward for one in found.shown] == [one.scores[0].value for one in new[:2]]
-    assert {one.after.accepted for one in found.shown} == {None}
+    assert [[one.before.reward, one.after.reward] for one in found.shown] == [
+        list(two) for two in zip(*rewards, strict=True)
+    ][:2]
+    assert {one.after.accepted for one in found.shown} == {True}
 
     gains = sorted(map(gain, adopted), reverse=True)
     assert [(one.target.reward or 0) - (one.base.reward or 0) for one in found.fused] == gains[:2] != []
