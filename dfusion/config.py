@@ -232,7 +232,10 @@ class TrainingConfig(Settings):
     )
     inner_epochs: Count = Field(2, description="Passes over a round's examples (table 3)")
     timestep_fraction: float = Field(
-        1.0, gt=0, le=1, description="Share of its steps that a pair or sample is trained on, drawn by the seed"
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of its steps that a pair or sample is trained on in an inner epoch, drawn anew for each",
     )
     skip_dominant_step: bool = Field(
         False, description="Leave out the step whose log-prob answers most to the U-Net (for SD at T = 20: timestep 51)"

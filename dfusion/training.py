@@ -23,7 +23,7 @@ from dfusion.losses.objective import RowTerms, row_losses
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, restore, state_of
 from dfusion.policy import transition_mean
-from dfusion.training_data import Example, TrainingPair, check_examples, digest, rows_of, split_evenly
+from dfusion.training_data import Example, TrainingPair, check_examples, digest, draw_epoch, rows_of
 from dfusion.training_report import (
     SelfTest,
     Tally,
@@ -103,7 +103,7 @@ class Trainer:
             model: Whose adapter is trained.
             examples: What it is trained on.
             config: How.
-            seed: Of the order of examples, and of the steps that `timestep_fraction` chooses.
+            seed: Of the order of examples, and of the steps that `timestep_fraction` draws.
             optimizer: AdamW's moments from the rounds before (`optimizer_state`); not used with
                 `optimizer_start="fresh"`. None or an empty one: from 0.
 
@@ -116,8 +116,11 @@ class Trainer:
         self.model, self.examples, self.config, self.seed = model, tuple(examples), config, seed
         self.schedule = Schedule.from_scheduler(model.scheduler, self.sampling.num_steps, self.sampling.eta)
         generator = torch.Generator().manual_seed(seed)
-        self._rows = rows_of(self.examples, self.schedule, config, generator)
-        self._updates = [update for _ in range(config.inner_epochs) for update in self._epoch(generator)]
+        usable = rows_of(self.examples, self.schedule, config)
+        updates = [update for _ in range(config.inner_epochs) for update in draw_epoch(usable, config, generator)]
+        self._rows = sorted({row for update in updates for row in update})
+        numbers = {row: number for number, row in enumerate(self._rows)}
+        self._updates = [[numbers[row] for row in update] for update in updates]
         self._ratio_tolerance = config.ratio_tolerance or ratio_tolerance_of(placement(model.unet)[1])
         self._parameters = lora_parameters(model.unet)
         if not all(parameter.requires_grad for parameter in self._parameters.values()):
@@ -148,24 +151,18 @@ class Trainer:
 
     @property
     def rows_total(self) -> int:
-        """Rows of one inner epoch."""
+        """Rows that some update takes; `prepare` evaluates each once."""
         return len(self._rows)
+
+    @property
+    def rows_by_update(self) -> tuple[int, ...]:
+        """How many rows each update takes."""
+        return tuple(map(len, self._updates))
 
     @property
     def updates_total(self) -> int:
         """Updates of all inner epochs."""
         return len(self._updates)
-
-    def _epoch(self, generator: torch.Generator) -> list[list[int]]:
-        """The row numbers of each update of one inner epoch: all rows of its examples, which are permuted."""
-        rows_of_example: dict[int, list[int]] = {}
-        for number, row in enumerate(self._rows):
-            rows_of_example.setdefault(row.example, []).append(number)
-
-        places = list(rows_of_example)
-        order = [places[place] for place in torch.randperm(len(places), generator=generator).tolist()]
-        updates = split_evenly(order, self.config.examples_per_update)
-        return [[number for example in update for number in rows_of_example[example]] for update in updates]
 
     def prepare(self, on_rows: OnRows | None = None) -> SelfTest:
         """Evaluate all rows under the policy before the first update, and test that it is the one that sampled.

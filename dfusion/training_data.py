@@ -123,7 +123,7 @@ class TrainingSample:
 Example = TrainingPair | TrainingSample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Row:
     """One term of the loss: the transition `step` of each side of example number `example`."""
 
@@ -160,14 +160,12 @@ def check_examples(examples: Sequence[Example], config: TrainingConfig, channels
     return sides[0].config
 
 
-def rows_of(
-    examples: Sequence[Example], schedule: Schedule, config: TrainingConfig, generator: torch.Generator
-) -> list[Row]:
-    """All rows in order: example by example, step by step.
+def rows_of(examples: Sequence[Example], schedule: Schedule, config: TrainingConfig) -> list[Row]:
+    """All rows that may be trained on, in order: example by example, step by step.
 
-    Left out are steps without noise, transitions that a pair's trajectories share, the dominant step if
-    `skip_dominant_step`, and all but `timestep_fraction` of each example's steps (rounded, at least one), drawn from
-    `generator`. Raises ScheduleError for trajectories of other timesteps, InvalidInputError where no row is left.
+    Left out are steps without noise, transitions that a pair's trajectories share, and the dominant step if
+    `skip_dominant_step`. Raises ScheduleError for trajectories of other timesteps, InvalidInputError where no row is
+    left.
     """
     if not all(torch.equal(side.timesteps, schedule.timesteps) for example in examples for side in example.sides):
         raise ScheduleError(f"examples: expected trajectories of timesteps {schedule.timesteps.tolist()}")
@@ -176,15 +174,31 @@ def rows_of(
         steps -= {int(step_weights(schedule).argmax())}
     rows = []
     for n, example in enumerate(examples):
-        usable = sorted(steps - example.shared_steps())
-        if usable and config.timestep_fraction < 1:
-            count = max(1, round(len(usable) * config.timestep_fraction))
-            chosen = torch.randperm(len(usable), generator=generator)[:count].tolist()
-            usable = sorted(usable[place] for place in chosen)
-        rows += [Row(n, step) for step in usable]
+        rows += [Row(n, step) for step in sorted(steps - example.shared_steps())]
     if not rows:
         raise InvalidInputError("examples: expected a step to train on, got none (pairs of equal trajectories?)")
     return rows
+
+
+def draw_epoch(rows: Sequence[Row], config: TrainingConfig, generator: torch.Generator) -> list[list[Row]]:
+    """The rows of each update of one inner epoch.
+
+    The examples are permuted and dealt to updates of at most `examples_per_update`. Of each example's rows
+    `timestep_fraction` (rounded, at least one) are drawn, in every epoch anew as in ddpo-pytorch, and stay in order.
+    """
+    rows_of_example: dict[int, list[Row]] = {}
+    for row in rows:
+        rows_of_example.setdefault(row.example, []).append(row)
+
+    examples = list(rows_of_example)
+    order = [examples[place] for place in torch.randperm(len(examples), generator=generator).tolist()]
+    if config.timestep_fraction < 1:
+        for example, usable in rows_of_example.items():
+            count = max(1, round(len(usable) * config.timestep_fraction))
+            places = torch.randperm(len(usable), generator=generator)[:count].tolist()
+            rows_of_example[example] = [usable[place] for place in sorted(places)]
+    updates = split_evenly(order, config.examples_per_update)
+    return [[row for example in update for row in rows_of_example[example]] for update in updates]
 
 
 def split_evenly(numbers: Sequence[int], most: int) -> list[list[int]]:

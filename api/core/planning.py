@@ -123,8 +123,7 @@ def count(spec: JobSpec, sizes: Sizes) -> Counts:
             pairs = _fusion_pairs(spec, sizes)
             return Counts(fused_at_most=pairs, fusion_at_most=pairs * _fusion_rows(spec.fusion, sizes.sampling))
         case TrainingJobSpec():
-            rows = _rows_per_pair(spec.training, sizes.sampling) * (1 + spec.training.inner_epochs)
-            return Counts(training_at_most=sizes.pairs * rows)
+            return Counts(training_at_most=sizes.pairs * _rows_per_pair(spec.training, sizes.sampling))
         case EvaluationJobSpec():
             images = len(sizes.models) * sizes.measured_prompts * spec.samples_per_prompt
             return Counts(evaluated=images, evaluation=images * _sampling_rows(spec.sampling))
@@ -143,7 +142,7 @@ def _count_rounds(spec: RoundSpec, sizes: Sizes) -> Counts:
         evaluated=evaluated,
         sampling=sampled * _sampling_rows(spec.sampling),
         fusion_at_most=0 if spec.fusion is None else pairs * _fusion_rows(spec.fusion, spec.sampling),
-        training_at_most=spec.rounds * _training_rows(spec, sizes.prompts, 1 + spec.training.inner_epochs),
+        training_at_most=spec.rounds * _training_rows(spec, sizes.prompts),
         evaluation=evaluated * _sampling_rows(spec.sampling),
     )
 
@@ -161,8 +160,7 @@ def plan_start(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:
         case FusionJobSpec():
             return _plan_fusion(spec, sizes)
         case TrainingJobSpec():
-            passes = 1 + _BACKWARD_WORK * spec.training.inner_epochs
-            work = sizes.pairs * _rows_per_pair(spec.training, sizes.sampling) * passes
+            work = sizes.pairs * _rows_per_pair(spec.training, sizes.sampling, _BACKWARD_WORK)
             return [PlannedStage(StageKind.TRAIN, 1, work)]
         case EvaluationJobSpec():
             return _plan_evaluation(spec, sizes)
@@ -184,7 +182,7 @@ def plan_round(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[Planned
     plan.append(PlannedStage(StageKind.VERIFY, round_number, sizes.prompts * pairs, needs=needs))
     if spec.review:
         plan.append(PlannedStage(StageKind.REVIEW, round_number, 1, needs=_last(plan)))
-    work = _training_rows(spec, sizes.prompts, 1 + _BACKWARD_WORK * spec.training.inner_epochs)
+    work = _training_rows(spec, sizes.prompts, _BACKWARD_WORK)
     plan.append(PlannedStage(StageKind.TRAIN, round_number, work, needs=_last(plan)))
     if round_number in evaluated_rounds(spec):
         plan = _joined(plan, _evaluation(spec, round_number, sizes), _last(plan))
@@ -314,17 +312,21 @@ def _fusion_rows(fusion: FusionConfig, sampling: SamplingConfig) -> int:
     return (2 * len(fused) + steps - fused.stop + inversion) * _guidance_rows(sampling)
 
 
-def _rows_per_pair(training: TrainingConfig, sampling: SamplingConfig) -> int:
-    """U-Net evaluations that one pair takes in one pass: both trajectories at every step that is trained on."""
-    return max(1, round(2 * sampling.num_steps * training.timestep_fraction)) * _guidance_rows(sampling)
+def _rows_per_pair(training: TrainingConfig, sampling: SamplingConfig, update_work: int = 1) -> int:
+    """U-Net evaluations that one pair takes at most: both trajectories, once at each step that an inner epoch draws,
+    and `update_work` times in the updates."""
+    steps = max(1, round(sampling.num_steps * training.timestep_fraction))
+    evaluated = min(sampling.num_steps, steps * training.inner_epochs)
+    updated = steps * training.inner_epochs
+    return 2 * (evaluated + update_work * updated) * _guidance_rows(sampling)
 
 
-def _training_rows(spec: RoundSpec, prompts: int, passes: int) -> int:
+def _training_rows(spec: RoundSpec, prompts: int, update_work: int = 1) -> int:
     """U-Net evaluations of one round's training: pairs, or all samples where ddpo and dpok learn without fusion."""
     pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt) * prompts
     if spec.training.algorithm != "dpo" and spec.fusion is None:
         pairs = ceil(prompts * spec.samples_per_prompt / 2)
-    return pairs * _rows_per_pair(spec.training, spec.sampling) * passes
+    return pairs * _rows_per_pair(spec.training, spec.sampling, update_work)
 
 
 def measured_splits(

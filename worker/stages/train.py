@@ -18,7 +18,6 @@ from api.core.specs import RoundSpec, TrainingJobSpec
 from api.core.storage import StoredObject
 from api.core.tables import Model
 from dfusion.adapter import attach_lora, save_adapter
-from dfusion.config import TrainingConfig
 from dfusion.errors import CheckpointError, PolicyMismatchError
 from dfusion.optimizer_state import save_optimizer
 from dfusion.seeds import training_seed
@@ -44,7 +43,7 @@ def run(task: Task) -> Record:
         trainer = Trainer(model, learned.examples, spec.training, seed, task.optimizer_of(parent))
         checkpoints = _Checkpoints(task, trainer)
         checkpoints.resume()
-        tested = _train(task, spec.training, trainer, checkpoints)
+        tested = _train(task, trainer, checkpoints)
         path = task.scratch / "adapter.safetensors"
         # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
         save_adapter(model.unet, path, {"base": parent.base, "round": str(task.claim.round)})
@@ -101,14 +100,14 @@ def _note_nothing_to_learn(session: Session, task: Task) -> None:
     jobs.add_event(session, task.claim.job_id, "round.without_pairs", message, task.claim.stage_id)
 
 
-def _train(task: Task, config: TrainingConfig, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
-    """All updates that are left. Progress counts rows: once for log pref, then once an inner epoch."""
-    rows = trainer.rows_total
-    task.heartbeat.plan(rows * (1 + config.inner_epochs))
+def _train(task: Task, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
+    """All updates that are left. Progress counts rows: once for log pref, then those of each update."""
+    rows = trainer.rows_by_update
+    task.heartbeat.plan(trainer.rows_total + sum(rows))
     try:
         tested = trainer.prepare(task.heartbeat.at)
         while trainer.updates_done < trainer.updates_total:
-            before = rows + rows * config.inner_epochs * trainer.updates_done // trainer.updates_total
+            before = trainer.rows_total + sum(rows[: trainer.updates_done])
             trainer.step(lambda done, before=before: task.heartbeat.at(before + done))  # type: ignore[misc]
             checkpoints.save_if_due()
     except (StagePausedError, StageStoppedError):  # raised between micro-batches: the last update is whole

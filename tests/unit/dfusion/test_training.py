@@ -484,7 +484,10 @@ def test_the_first_update_must_start_at_ratio_1(model: DiffusionModel) -> None:
 
 
 def test_steps_can_be_left_out(model: DiffusionModel) -> None:
-    assert trainer_of(model, timestep_fraction=0.5).rows_total == 4
+    half = trainer_of(model, timestep_fraction=0.5, inner_epochs=1, examples_per_update=8)
+    assert (half.rows_total, half.rows_by_update) == (4, (4,))  # 2 pairs, 2 of 4 steps
+    epochs = trainer_of(model, timestep_fraction=0.5, inner_epochs=9, examples_per_update=8)
+    assert (epochs.rows_total, epochs.rows_by_update) == (8, (4,) * 9)  # other steps each epoch: all 8 rows
     report = trainer_of(model, skip_dominant_step=True, examples_per_update=8).step()
     assert [step.step_index for step in report.steps] == [0, 1, 3]
 

@@ -7,7 +7,16 @@ import torch
 from dfusion.config import SamplingConfig, TrainingConfig
 from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
-from dfusion.training_data import Example, Row, TrainingPair, TrainingSample, check_examples, digest, rows_of
+from dfusion.training_data import (
+    Example,
+    Row,
+    TrainingPair,
+    TrainingSample,
+    check_examples,
+    digest,
+    draw_epoch,
+    rows_of,
+)
 from dfusion.types import Trajectory
 from tests.nets import sd_scheduler
 
@@ -34,9 +43,8 @@ def fused(base: Trajectory, first_step: int) -> Trajectory:
     return replace(base, latents=latents)
 
 
-def rows(examples: list[Example], seed: int = 0, schedule: Schedule = SCHEDULE, **settings: object) -> list[Row]:
-    generator = torch.Generator().manual_seed(seed)
-    return rows_of(examples, schedule, TrainingConfig(**settings), generator)
+def rows(examples: list[Example], schedule: Schedule = SCHEDULE, **settings: object) -> list[Row]:
+    return rows_of(examples, schedule, TrainingConfig(**settings))
 
 
 def test_rows_are_all_steps_of_all_examples() -> None:
@@ -59,14 +67,24 @@ def test_samples_skip_nothing() -> None:
     assert [row.step for row in rows([sample], algorithm="ddpo")] == list(range(STEPS))
 
 
-def test_a_share_of_the_steps_is_drawn_for_each_example() -> None:
-    pairs = [TrainingPair(trajectory(n), trajectory(n + 50), "a") for n in range(30)]
-    found = rows(pairs, timestep_fraction=0.4)
-    chosen = [[row.step for row in found if row.example == n] for n in range(30)]
-    assert all(len(set(steps)) == 2 and steps == sorted(steps) for steps in chosen)
-    assert {step for steps in chosen for step in steps} == set(range(STEPS)) and len(set(map(tuple, chosen))) > 5
-    assert found == rows(pairs, timestep_fraction=0.4) != rows(pairs, seed=1, timestep_fraction=0.4)
-    assert len(rows(pairs, timestep_fraction=0.01)) == 30  # at least one
+def test_each_epoch_draws_a_share_of_the_steps_anew() -> None:
+    """Two of an example's five steps an epoch, all of which come up in a few epochs."""
+    usable = [Row(n, step) for n in range(30) for step in range(STEPS)]
+
+    def epochs(seed: int, share: float) -> list[list[Row]]:
+        generator = torch.Generator().manual_seed(seed)
+        config = TrainingConfig(timestep_fraction=share)
+        return [row for _ in range(6) for row in draw_epoch(usable, config, generator)]
+
+    drawn = epochs(0, 0.4)
+    assert [len(epoch) for epoch in drawn] == [60] * 6
+    for n in range(30):
+        chosen = [[row.step for row in epoch if row.example == n] for epoch in drawn]
+        assert all(len(set(steps)) == 2 and steps == sorted(steps) for steps in chosen)
+        assert len(set(map(tuple, chosen))) > 1
+    assert {row.step for epoch in drawn for row in epoch} == set(range(STEPS))
+    assert drawn == epochs(0, 0.4) != epochs(1, 0.4)
+    assert [len(epoch) for epoch in epochs(0, 0.01)] == [30] * 6  # at least one
 
 
 def test_the_dominant_step_is_left_out() -> None:
