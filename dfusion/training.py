@@ -328,7 +328,7 @@ class Trainer:
 
         new = self._evaluate(numbers)
         kl = gaussian_kl(new.means, old_means, sigmas)
-        terms = RowTerms(new.log_probs, old, kl, advantages, (new.means - new.x_prev).detach())
+        terms = RowTerms(new.log_probs, old, kl, advantages, self._residuals(numbers, new))
         results = row_losses(terms, self.config)
         for row, loss in zip(rows, results.losses.tolist(), strict=True):
             if not math.isfinite(loss):
@@ -357,6 +357,11 @@ class Trainer:
         log_probs = self._log_probs(numbers, x_prev, means, credited=self.config.credit == "mask")
         return _Transitions(log_probs, means, x_prev)
 
+    def _residuals(self, numbers: Sequence[int], transitions: _Transitions) -> torch.Tensor:
+        """mu - x_prev of rows, (R, S, C, h, w), each element weighted as it is in the row's log p."""
+        residuals = (transitions.means - transitions.x_prev).detach()
+        return residuals if self.config.credit == "all" else residuals * self._masks(numbers)[:, None, None]
+
     def _log_probs(
         self, numbers: Sequence[int], x_prev: torch.Tensor, means: torch.Tensor, *, credited: bool
     ) -> torch.Tensor:
@@ -365,12 +370,14 @@ class Trainer:
         rows = [self._rows[number] for number in numbers]
         sides = x_prev.shape[1]
         sigmas = self.schedule.sigmas[[row.step for row in rows]].repeat_interleave(sides).to(means.device)
-        weights = None
-        if credited:
-            masks = torch.stack([self._credit_weights[row.example] for row in rows])
-            weights = masks.repeat_interleave(sides, 0).to(means.device)
+        weights = self._masks(numbers).repeat_interleave(sides, 0) if credited else None
         log_probs = log_prob(x_prev.flatten(0, 1), means.flatten(0, 1), sigmas, weights)
         return log_probs.reshape(len(rows), sides)
+
+    def _masks(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The latent elements that count in each row, (R, h, w)."""
+        device, _ = placement(self.model.unet)
+        return torch.stack([self._credit_weights[self._rows[number].example] for number in numbers]).to(device)
 
     @cached_property
     def _credit_weights(self) -> list[torch.Tensor]:

@@ -61,7 +61,8 @@ def safeguard_scale(residual_w: torch.Tensor, residual_l: torch.Tensor, mu: floa
     mu_theta - x_prev times one common number, which cancels.
 
     Args:
-        residual_w, residual_l: (B, C, h, w) mu_theta - x_prev of the preferred and the rejected transition.
+        residual_w, residual_l: (B, C, h, w) mu_theta - x_prev of the preferred and the rejected transition, times the
+            elements' weights where log p is a weighted mean.
         mu: 0 keeps the preferred side's log-prob from falling; 1 takes the rejected side out wherever the two pull
             alike.
 

@@ -20,14 +20,14 @@ class RowTerms:
     old         (R, S) log p of the policy before the update
     kl          (R,) KL from the reference policy, mean over the S transitions, with gradients
     advantages  (R,); not read for pairs
-    residuals   (R, S, C, h, w) mu - x_prev; read for pairs with a safeguard
+    residuals   (R, S, C, h, w) mu - x_prev, each element weighted as it is in log p; read for pairs with a safeguard
     """
 
     log_probs: torch.Tensor
     old: torch.Tensor
     kl: torch.Tensor
     advantages: torch.Tensor
-    residuals: torch.Tensor | None = None
+    residuals: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def row_losses(terms: RowTerms, config: TrainingConfig) -> RowLosses:
 def _dpo(terms: RowTerms, config: TrainingConfig) -> RowLosses:
     preferred, rejected = terms.log_probs.unbind(1)
     old_preferred, old_rejected = terms.old.unbind(1)
-    if config.safeguard is not None and terms.residuals is not None:
+    if config.safeguard is not None:
         # the same value; of the gradient only this share
         share = safeguard_scale(terms.residuals[:, 0], terms.residuals[:, 1], config.safeguard)
         rejected = share * rejected + (1 - share) * rejected.detach()

@@ -642,6 +642,36 @@ def test_masked_credit_counts_what_the_mask_covers(model: DiffusionModel) -> Non
     assert report.loss == pytest.approx(torch.log1p((-margins).exp()).mean().item(), abs=2e-6)
 
 
+@pytest.mark.parametrize("credit", ["all", "mask"])
+def test_the_safeguard_looks_at_the_elements_that_count(model: DiffusionModel, credit: str) -> None:
+    """The first gradient of Eq. 6, beta / 2 of each side's, with the rejected side's times
+    min(1, (1 - mu) |g_w|^2 / (g_w . g_l)), where g is the gradient of -log p by what the network predicts. As a target
+    has its base's, the preferred side has part of the rejected side's noise: without, the two are nearly orthogonal."""
+    drawn = draw(model)
+    for place in (0, 2):
+        mixed = 0.8 * drawn[place].latents + 0.6 * drawn[place + 1].latents
+        drawn[place] = replace(drawn[place], latents=mixed)
+    mask = torch.tensor([[1.0, 0.25], [0.0, 0.0]])
+    counts = mask.repeat_interleave(4, 0).repeat_interleave(4, 1) if credit == "mask" else torch.ones(8, 8)
+    now = Replayed(model, drawn)
+    residuals = now.means - torch.cat([one.latents for one in drawn])[:, 1:]
+    log_probs = -(counts * (residuals / now.sigmas.reshape(4, 1, 1, 1)) ** 2).mean((2, 3, 4)) / counts.mean() / 2
+
+    pulls = (counts * residuals).detach().flatten(2)
+    common = (pulls[0::2] * pulls[1::2]).sum(2)
+    bound = 0.1 * pulls[0::2].square().sum(2) / common
+    share = torch.where((common > 0) & (bound < 1), bound, 1.0)
+    assert share.min() < 0.5
+    expected_loss = -SETTINGS["dpo"]["beta"] / 2 * (log_probs[0::2] - share * log_probs[1::2]).mean()
+    parameters = list(lora_parameters(model.unet).values())
+    expected = torch.cat([value.flatten() for value in torch.autograd.grad(expected_loss, parameters)])
+
+    pairs = [TrainingPair(drawn[i], drawn[i + 1], PROMPTS[i], on_policy=False, mask=mask) for i in (0, 2)]
+    settings = config(**ALL_AT_ONCE, max_grad_norm=1e9, safeguard=0.9, credit=credit)
+    Trainer(model, pairs, settings, seed=0).step()
+    assert (gradient(model) - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_without_a_mask_all_elements_count(model: DiffusionModel) -> None:
     """A reference that stands in for a target, or a mask that covers nothing."""
     before, results = weights(model), []

@@ -10,7 +10,8 @@ from dfusion.losses.objective import RowLosses, RowTerms, row_losses
 def found(algorithm: str, sides: int, **settings: float) -> RowLosses:
     """One row whose first transition has log-ratio 0.1, the second -0.1; KL 0.5, advantage 2."""
     log_ratios = torch.tensor([[0.1, -0.1]])[:, :sides]
-    terms = RowTerms(log_ratios, torch.zeros(1, sides), torch.tensor([0.5]), torch.tensor([2.0]))
+    residuals = torch.zeros(1, sides, 1, 1, 1)
+    terms = RowTerms(log_ratios, torch.zeros(1, sides), torch.tensor([0.5]), torch.tensor([2.0]), residuals)
     return row_losses(terms, TrainingConfig(algorithm=algorithm, **settings))
 
 
