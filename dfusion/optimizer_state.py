@@ -46,17 +46,21 @@ def state_of(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter
     )
 
 
-def restore(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
-    """Continue from `state`; an empty one starts afresh.
-
-    Raises InvalidInputError, with nothing changed, where it is of other parameters.
-    """
+def require_moments_of(parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
+    """Raise InvalidInputError unless `state` is empty or of parameters of these names and shapes."""
     shapes = {name: value.shape for name, value in parameters.items()}
     own = {name: values["exp_avg"].shape for name, values in state.moments.items()}
     if own and own != shapes:
         different = sorted(name for name in {*own, *shapes} if own.get(name) != shapes.get(name))
         raise InvalidInputError(f"optimizer state: expected the adapter's parameters, got others: {different[:3]}")
 
+
+def restore(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
+    """Continue from `state`; an empty one starts afresh.
+
+    Raises InvalidInputError, with nothing changed, where it is of other parameters.
+    """
+    require_moments_of(parameters, state)
     places = {name: place for place, name in enumerate(parameters)}
     moments = {
         places[name]: {key: value.clone() for key, value in values.items()} for name, values in state.moments.items()

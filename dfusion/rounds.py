@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dfusion.adapter import attach_lora, has_lora, lora_config
+from dfusion.adapter import attach_lora, has_lora, lora_config, lora_parameters
 from dfusion.advantages import RewardHistory
 from dfusion.attention.layers import find_layers, resolve_layers
 from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig, SamplingConfig
@@ -21,7 +21,7 @@ from dfusion.errors import InvalidInputError
 from dfusion.figures import PairFigures, Side, decide, fusion_mask, pair_figures
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
-from dfusion.optimizer_state import OptimizerState
+from dfusion.optimizer_state import OptimizerState, require_moments_of
 from dfusion.pairing import choose_pairs
 from dfusion.prompts import Prompt
 from dfusion.rewards import Scorer
@@ -118,14 +118,16 @@ def run_round(
 
     Items and thresholds of a prompt are its own, or found (decision 008). A prompt whose samples all score the same
     gives no pair; without any there is no update. Raises InvalidInputError without prompts, for prompts whose items
-    cannot be found, for an image size that the VAE has no latents for, for a history of another scorer (ddpo, dpok), or
-    where a rank is asked for and an adapter is attached already; LayerNotFoundError, ScorerError, NonFiniteError,
-    PolicyMismatchError.
+    cannot be found, for an image size that the VAE has no latents for, for a history of another scorer (ddpo, dpok),
+    for moments of another adapter, or where another rank or alpha is asked for than the attached adapter has;
+    LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError.
     """
     _check(model, prompts, scorer, watch, config)
     history = _of_scorer(history, scorer, config)
     if not has_lora(model.unet):
         attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
+    if optimizer is not None and config.training.optimizer_start == "carried":
+        require_moments_of(lora_parameters(model.unet), optimizer)
     groups = list(_groups(model, prompts, scorer, config, seed, round_number))
     means = _means(groups, scorer, watch)
     for prompt, drawn in groups:
@@ -190,16 +192,21 @@ def _check(
     if (watch is not None and watch.name in (scorer.name, "diversity")) or scorer.name == "diversity":
         names = [scorer.name, watch.name if watch else None]
         raise InvalidInputError(f"watch: expected another name than the reward's and 'diversity', got {names}")
-    own = config.training.lora
-    if has_lora(model.unet) and own not in (LoraConfig(), lora_config(model.unet)):
-        attached = lora_config(model.unet)
-        raise InvalidInputError(f"training.lora: expected {attached!r}, as the attached adapter has, got {own!r}")
+    if has_lora(model.unet):
+        _keeps_adapter(lora_config(model.unet), config.training.lora)
     model.latent_size(config.sampling)
     if config.fusion is not None:
         resolve_layers(find_layers(model.unet), config.fusion.layers)
         if not config.fusion.steps(config.sampling.num_steps):
             steps = config.sampling.num_steps
             raise InvalidInputError(f"fusion.first_step: expected less than {steps}, got {config.fusion.first_step}")
+
+
+def _keeps_adapter(attached: LoraConfig, asked: LoraConfig) -> None:
+    """Raise InvalidInputError where another rank or alpha is asked for. How the adapter began no longer matters."""
+    if (asked.rank, asked.alpha) not in ((LoraConfig().rank, LoraConfig().alpha), (attached.rank, attached.alpha)):
+        expected = f"rank {attached.rank} and alpha {attached.alpha:g}, as the attached adapter has"
+        raise InvalidInputError(f"training.lora: expected {expected}, got {asked.rank} and {asked.alpha:g}")
 
 
 def _means(groups: Sequence[tuple[Prompt, Sequence[Drawn]]], scorer: Scorer, watch: Scorer | None) -> dict[str, float]:

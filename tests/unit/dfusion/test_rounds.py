@@ -240,6 +240,30 @@ def test_an_item_without_a_map_goes_without_a_target(monkeypatch: pytest.MonkeyP
     assert result.pairs[0].why == "nothing was fused: item_maps: no threshold for item 0"
 
 
+def test_moments_of_another_adapter_are_refused_before_the_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `optimizer_start="fresh"` they are not used, so that they may be any."""
+    small = round_config(lora={"rank": 2, "alpha": 2})
+    moments = run_round(tiny_model(), PROMPTS[1:], Brightness(), small, seed=5).optimizer
+    fresh = round_config(optimizer_start="fresh")
+    assert run_round(tiny_model(), PROMPTS[1:], Brightness(), fresh, seed=5, optimizer=moments).updates
+
+    def never(*_arguments: Any, **_settings: Any) -> Trajectory:
+        raise AssertionError("a sample was made")
+
+    monkeypatch.setattr(rounds, "sample", never)
+    with pytest.raises(InvalidInputError, match="optimizer state"):
+        run_round(tiny_model(), PROMPTS[1:], Brightness(), round_config(), seed=5, optimizer=moments)
+
+
+def test_a_round_continues_from_an_adapter_whatever_its_initialisation_was() -> None:
+    """Adapters of other tools do not say it, and count as Kaiming."""
+    model = tiny_model()
+    attach_lora(model.unet, LoraConfig(rank=2, alpha=2, init="kaiming"), seed=1)
+    config = round_config(lora={"rank": 2, "alpha": 2})
+    assert run_round(model, PROMPTS[1:], Brightness(), config, seed=5).updates
+    assert lora_config(model.unet).init == "kaiming"
+
+
 def test_what_cannot_be_is_told_before_the_first_sample() -> None:
     model, config = tiny_model(), round_config()
     late = config.model_copy(update={"fusion": FusionConfig(first_step=4)})
