@@ -107,7 +107,7 @@ def decide(
     if takes_nothing or torch.equal(target.latents, base.latents):
         return Adoption(False, "the target is its base over again: nothing was taken from the reference")
     cover = float(mask.mean())
-    if control.mask is not None and cover > config.max_mask_cover:
+    if covers_too_much(cover, config, fusion):
         limit = f"max_mask_cover is {config.max_mask_cover:g}"
         return Adoption(False, f"the mask covers {cover:.3g} of the image, {limit}: too little of the base is kept")
 
@@ -116,6 +116,11 @@ def decide(
     against = base_score if config.adoption_against == "base" else reference_score
     limit = f"{config.adoption_threshold:g} x {config.adoption_against} {against:.6g}"
     return Adoption(adopted, f"target {target_score:.6g} {'>=' if adopted else '<'} {limit}")
+
+
+def covers_too_much(cover: float, config: PairingConfig, fusion: FusionConfig) -> bool:
+    """Whether a mask of that mean covers more of the image than a target may take; never with controls without one."""
+    return CONTROLS[fusion.control].mask is not None and cover > config.max_mask_cover
 
 
 def fusion_mask(reference: Trajectory, thresholds: Sequence[float], config: FusionConfig) -> torch.Tensor:

@@ -13,7 +13,7 @@ from api.core import execution
 from api.core.queries import jobs, results
 from api.core.specs import FusionJobSpec, RoundSpec
 from dfusion.errors import ScorerError
-from dfusion.figures import Side, decide, fusion_mask, mask_image, pair_figures
+from dfusion.figures import Side, covers_too_much, decide, fusion_mask, mask_image, pair_figures
 from dfusion.types import Trajectory
 from worker.pairs import PairSamples, StoredSample, fusion_of, load_pairs, trajectory_of
 from worker.scoring import score_images, score_rows
@@ -44,7 +44,8 @@ def run(task: Task) -> Record:
     scores = {row.sample_id: row.value for row in rows}
     verdicts = [*_verdicts(task, fused, scores), *(_naive(pair) for pair in pairs if pair.target is None)]
     limit = spec.pairing.max_mask_cover
-    wide = sum(verdict.values["figures"]["mask_cover"] > limit for verdict in verdicts if "figures" in verdict.values)
+    covers = [verdict.values["figures"]["mask_cover"] for verdict in verdicts if "figures" in verdict.values]
+    wide = sum(covers_too_much(cover, spec.pairing, fusion_of(task)) for cover in covers)
 
     def record(session: Session) -> None:
         task.record_artifacts(session)

@@ -491,6 +491,16 @@ def test_targets_whose_masks_fill_the_image_are_not_adopted_and_say_why(installa
     assert all(pair["adopted"] for pair in installation.all(kept["links"]["pairs"]))
 
 
+def test_masks_that_a_control_does_not_use_are_not_counted_as_wide(installation: Installation) -> None:
+    """The masks cover all of the image, but "kv" takes keys and values from everywhere whatever they cover."""
+    body = round_body(prompts=[{**PROMPTS[0], "thresholds": [1e-9]}], evaluation=None)
+    fusion = FUSION | {"control": "kv"}
+    job = installation.done("/rounds", body | {"fusion": fusion, "pairing": {"adoption_threshold": 0}})
+    assert all(pair["adopted"] for pair in installation.all(job["links"]["pairs"]))
+    [verified] = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "round.verified"]
+    assert (verified["data"], verified["message"]) == ({"adopted": 2, "wide_masks": 0}, "2 of 2 targets adopted")
+
+
 def test_verdicts_decide_in_a_data_set_where_they_are_asked(installation: Installation, fused: dict[str, Any]) -> None:
     pairs = installation.all(f"/pairs?job={fused['id']}")
     for pair, verdict in zip(pairs, ["base", "reject", *["target"] * 4], strict=True):
