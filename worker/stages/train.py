@@ -40,7 +40,8 @@ def run(task: Task) -> Record:
     with task.bench.models.for_training(parent.base, adapter) as model:
         if adapter is None:
             attach_lora(model.unet, spec.training.lora, seed)
-        trainer = Trainer(model, learned.examples, spec.training, seed, task.optimizer_of(parent))
+        carried = task.optimizer_of(parent) if spec.training.optimizer_start == "carried" else None
+        trainer = Trainer(model, learned.examples, spec.training, seed, carried)
         checkpoints = _Checkpoints(task, trainer)
         checkpoints.resume()
         tested = _train(task, trainer, checkpoints)

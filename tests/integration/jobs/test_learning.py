@@ -157,6 +157,15 @@ def test_a_fresh_optimizer_may_be_asked_for(installation: Installation) -> None:
     assert installation.get(f"/models/{job['last_model']}")["figures"]["optimizer_updates"] == 1
 
 
+def test_a_fresh_optimizer_does_not_need_the_file_of_the_old_one(installation: Installation, tmp_path: Path) -> None:
+    asked = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET}
+    first = installation.run(training=TRAINING, **asked)
+    [file] = (tmp_path / "data").rglob("optimizer/*")
+    file.unlink()
+    fresh = installation.run(model=first["last_model"], training=TRAINING | {"optimizer_start": "fresh"}, **asked)
+    assert (fresh["state"], fresh["made"]["models"]) == ("succeeded", 1)
+
+
 def test_masked_credit_takes_each_pairs_own_mask(installation: Installation, learned: list[list[Example]]) -> None:
     """The mask is the pair's mask image; a reference that stands in for a target has none."""
     training = TRAINING | {"credit": "mask"}
