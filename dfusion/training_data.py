@@ -54,11 +54,13 @@ class TrainingPair:
             raise InvalidInputError(f"pair: expected a mask (h_m, w_m) in [0, 1], got {described}")
 
     def credit_weights(self) -> torch.Tensor:
-        """(h, w) at the latents' size: the mask, or ones where there is none or it covers nothing."""
+        """(h, w) at the latents' size: the mask, or ones where there is none or it covers nothing at that size."""
         height, width = self.preferred.latents.shape[3:]
-        if self.mask is None or not bool(self.mask.any()):
-            return torch.ones(height, width)
-        return functional.interpolate(self.mask[None, None].float(), size=(height, width), mode="nearest")[0, 0]
+        everywhere = torch.ones(height, width)
+        if self.mask is None:
+            return everywhere
+        resized = functional.interpolate(self.mask[None, None].float(), size=(height, width), mode="nearest")[0, 0]
+        return resized if bool(resized.any()) else everywhere
 
     @property
     def sides(self) -> tuple[Trajectory, ...]:

@@ -61,6 +61,24 @@ def test_pairs_skip_the_transitions_that_they_share() -> None:
     assert TrainingPair(trajectory(1), trajectory(2), "a").shared_steps() == frozenset()
 
 
+def test_a_masks_weights_are_at_the_latents_size() -> None:
+    """2 x 3 latents. A mask that is finer, and covers only what the nearest places leave out, counts as none."""
+    pair = TrainingPair(trajectory(1), trajectory(2), "a", mask=torch.tensor([[0.0, 0.25, 1.0]]))
+    assert pair.credit_weights().tolist() == [[0.0, 0.25, 1.0]] * 2
+    between = torch.zeros(4, 6)
+    between[1, 1] = 1
+    for mask in (None, torch.zeros(1, 1), between):
+        assert replace(pair, mask=mask).credit_weights().tolist() == [[1.0] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(1, 2, 2), 2 * torch.ones(2, 2), -torch.ones(2, 2), torch.full((2, 2), torch.nan)]
+)
+def test_masks_outside_their_range_are_refused(mask: torch.Tensor) -> None:
+    with pytest.raises(InvalidInputError, match=r"expected a mask \(h_m, w_m\) in \[0, 1\]"):
+        TrainingPair(trajectory(1), trajectory(2), "a", mask=mask)
+
+
 def test_samples_skip_nothing() -> None:
     """The policy gradient of a target's first transitions is not zero: only a pair's two sides cancel."""
     sample = TrainingSample(fused(trajectory(1), 2), "a", 0.5, on_policy=False)
