@@ -134,7 +134,7 @@ class FusionJobSpec(Labelled, PresetSpec):
         return self
 
 
-class TrainingJobSpec(Labelled):
+class TrainingJobSpec(Labelled, PresetSpec):
     """A training alone, on stored pairs."""
 
     pairs: tuple[Name, ...] | None = Field(None, min_length=1, max_length=10_000)
