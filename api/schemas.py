@@ -318,10 +318,10 @@ class MetricOut(BaseModel):
 
 
 class TrainingOut(BaseModel):
-    """How a round's training went: figures of its last update, which are of the policy before it.
+    """How a round's training went: the figures of its last update, measured on the policy before that update.
 
-    `log_ratio_preferred` and `log_ratio_rejected` are mean log-ratios to the policy before the round (dpo). The report
-    of every update is the model's artifact `updates`.
+    `log_ratio_preferred` and `log_ratio_rejected` are mean log-ratios to the policy before the round (dpo). The reports
+    of all updates are in the file that `log` in the model's figures links.
     """
 
     round: int

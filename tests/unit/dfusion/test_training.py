@@ -503,11 +503,14 @@ def test_sdxl_is_conditioned_as_it_was_sampled() -> None:
 
 
 def test_the_papers_defaults_make_two_updates_a_round(model: DiffusionModel) -> None:
-    """Table 3: 640 images are 320 pairs, one update in each of two inner epochs; one pair more makes two of it."""
+    """Table 3: 640 images are 320 pairs, one update in each of two inner epochs; one pair more makes two of it. As
+    samples of DDPO they are 640 examples, two updates in each."""
     pair = examples_of(model)[0]
     assert Trainer(model, [pair] * 320, TrainingConfig(), seed=0).updates_total == 2
     more = Trainer(model, [pair] * 321, TrainingConfig(), seed=0)
     assert [len(update) for update in more._updates] == [160 * 4, 161 * 4] * 2
+    samples = examples_of(model, "ddpo")[:1] * 640
+    assert Trainer(model, samples, TrainingConfig(algorithm="ddpo"), seed=0).updates_total == 4
 
 
 def test_rounds_with_a_carried_optimizer_are_one_loop_with_one_adamw(model: DiffusionModel, tmp_path: Path) -> None:

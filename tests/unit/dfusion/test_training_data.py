@@ -124,6 +124,8 @@ def test_digest_tells_examples_apart() -> None:
         [TrainingPair(two, one, "a")],
         [TrainingPair(one, two, "b")],
         [TrainingPair(one, two, "a", on_policy=False)],
+        [TrainingPair(one, two, "a", mask=torch.ones(2, 2))],
+        [TrainingPair(one, two, "a", mask=torch.eye(2))],
         [TrainingPair(one, two, "a"), TrainingPair(one, two, "a")],
         [TrainingSample(one, "a", 0.5)],
         [TrainingSample(one, "a", 0.25)],
