@@ -1,5 +1,6 @@
 """Migrations on both kinds of database."""
 
+import json
 import logging
 import multiprocessing
 import os
@@ -7,17 +8,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, select, text
+from sqlalchemy.orm import Session
 
 from api.core.errors import UnknownRevisionError
 from api.core.migrate import migrate, revisions
-from api.core.tables import Table
+from api.core.specs import RoundSpec, TrainingJobSpec, spec_of
+from api.core.tables import Job, Table
 from api.core.unit_of_work import make_engine
 from tests.servers import PostgresServer
 
@@ -97,6 +101,34 @@ def test_what_the_first_version_held_is_counted_by_the_newest(engine: Engine, tm
         made = connection.execute(text("SELECT samples_made, pairs_made, models_made FROM jobs")).one()
         sets = connection.execute(text("SELECT prompt_set_id FROM samples ORDER BY id")).scalars().all()
     assert (unmet, tuple(made), sets) == ([0, 0, 1], (2, 0, 0), ["set_a", "set_b"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "examples"),
+    [
+        # 320 rows are 20 examples of 16 steps, or 53.3 of which each has 0.3 of 20 steps
+        ("round", {"model": "a", "prompt_set": "a", "sampling": {"num_steps": 16}, "pairing": {}}, 20),
+        ("training", {"jobs": ["job_0"], "training": {"timestep_fraction": 0.3}}, 54),
+    ],
+)
+def test_jobs_from_before_the_recipe_are_read_as_what_they_were(
+    engine: Engine, tmp_path: Path, kind: str, spec: dict[str, Any], examples: int
+) -> None:
+    """Stored with the defaults of that time filled in."""
+    training = {"rows_per_update": 320, "lora": {"rank": 4, "alpha": 4.0}, "gradient_checkpointing": False}
+    stored = spec | {"training": training | spec.get("training", {})}
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0001")
+        for statement in FIRST_VERSION_ROWS.split(";\n"):
+            connection.execute(text(statement))
+        connection.execute(text("UPDATE jobs SET spec = :spec"), {"spec": json.dumps(stored)})
+    migrate(engine, tmp_path / "lock")
+    with Session(engine) as session:
+        read = spec_of(kind, session.scalars(select(Job.spec)).one())
+    assert isinstance(read, RoundSpec | TrainingJobSpec)
+    assert read.training.examples_per_update == examples
+    assert (read.training.lora.init, read.training.optimizer_start) == ("kaiming", "fresh")
+    assert not isinstance(read, RoundSpec) or read.pairing.max_mask_cover == 1
 
 
 def test_a_database_of_an_unknown_revision_is_left_alone(engine: Engine, url: str, tmp_path: Path) -> None:
