@@ -45,7 +45,7 @@ class Catalogue:
         """What this installation has."""
         own = {
             name: BaseModel(
-                name, str(entry.folder), "float32", entry.default_reward, entry.held_out, tuple(entry.scorers)
+                name, str(entry.folder), entry.dtype, entry.default_reward, entry.held_out, tuple(entry.scorers)
             )
             for name, entry in MODELS.items()
         }
