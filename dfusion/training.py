@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dfusion.adapter import lora_parameters
+from dfusion.attention.processors import fast_backward
 from dfusion.config import TrainingConfig
 from dfusion.ddim import Schedule, log_prob
 from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError
@@ -278,7 +279,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         done = 0
         scale = self.gradient_scale * 2.0 ** round(math.log2(len(numbers)))
-        with self._checkpointing():
+        with self._checkpointing(), fast_backward(self.model.unet):
             for step, group in self._groups(numbers):
                 before = [parameter.grad for parameter in parameters]
                 self._optimizer.zero_grad(set_to_none=True)

@@ -66,6 +66,25 @@ class PlainProcessor(AttnProcessor2_0):  # type: ignore[misc]
         return output
 
 
+class Float32Processor:
+    """Plain attention between projections of another dtype, itself in float32."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,  # noqa: ARG002  (what diffusers hands to a processor)
+    ) -> torch.Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            part.float() for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        output = _attend(attn, query, key, value, attention_mask).to(hidden_states.dtype)
+        return attn.to_out[1](attn.to_out[0](output))  # type: ignore[no-any-return]
+
+
 class CaptureProcessor(PlainProcessor):
     """Cross-attention of a mask layer: its output is the plain one, bit for bit; the item maps are computed beside it.
 
@@ -162,6 +181,21 @@ def _mean_attention(attn: Attention, hidden_states: torch.Tensor, encoder_hidden
 def _fused_paths(layer: Layer, fuse: Sequence[Layer], fuse_cross: Sequence[Layer]) -> tuple[str, ...]:
     """The layer's fused attention modules; the last of them is the last that the U-Net calls."""
     return (layer.self_attention if layer in fuse else ()) + (layer.cross_attention if layer in fuse_cross else ())
+
+
+@contextmanager
+def fast_backward(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Within the context, attention of a bfloat16 U-Net on a CPU is computed in float32: torch's backward pass of it
+    takes three times as long in bfloat16 (`python -m benchmarks.attention_backward`). Others stay as they are."""
+    if unet.device.type != "cpu" or unet.dtype != torch.bfloat16:
+        yield
+        return
+    before: dict[str, Any] = dict(unet.attn_processors)
+    unet.set_attn_processor({name: Float32Processor() for name in before})
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)
 
 
 @contextmanager

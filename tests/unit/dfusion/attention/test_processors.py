@@ -8,7 +8,13 @@ from peft import LoraConfig
 
 from dfusion.attention.fusion import Fusion, fuse_rows
 from dfusion.attention.layers import find_layers, first_up_layer, resolve_layers
-from dfusion.attention.processors import AttentionContext, FuseProcessor, processors_installed
+from dfusion.attention.processors import (
+    AttentionContext,
+    Float32Processor,
+    FuseProcessor,
+    fast_backward,
+    processors_installed,
+)
 from dfusion.errors import ShapeMismatchError
 from tests.nets import TOKENS, XL_POOLED, tiny_unet, tiny_xl_unet
 
@@ -42,6 +48,26 @@ def test_context_reaches_processors_without_a_warning(caplog: pytest.LogCaptureF
     logging.getLogger("diffusers").propagate = False
     assert len(context.captured) == len(layer.cross_attention) == 2
     assert caplog.records == []
+
+
+def test_bfloat16_on_a_cpu_attends_in_float32_for_the_backward_pass() -> None:
+    """What comes out is plain attention's but for its rounding; a float32 U-Net keeps its processors."""
+    unet = tiny_unet()
+    stock = dict(unet.attn_processors)
+    with fast_backward(unet):
+        assert unet.attn_processors == stock
+    unet = unet.bfloat16()
+    stock = dict(unet.attn_processors)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 8, 8, generator=generator)
+    prompts = torch.randn(2, TOKENS, unet.config.cross_attention_dim, generator=generator)
+    inputs = x.bfloat16(), 5, prompts.bfloat16()
+    plain = unet(*inputs).sample
+    with fast_backward(unet):
+        assert all(type(each) is Float32Processor for each in unet.attn_processors.values())
+        other = unet(*inputs).sample
+    assert unet.attn_processors == stock
+    assert not torch.equal(other, plain) and (other - plain).norm() < 0.05 * plain.norm()
 
 
 def test_processors_without_context_change_nothing() -> None:

@@ -1,0 +1,55 @@
+"""Attention's forward and backward pass on a CPU by dtype: `python -m benchmarks.attention_backward`.
+
+Of the shapes world's U-Net at 64 rows: milliseconds in float32, in bfloat16, and in bfloat16 with the attention in
+float32, as `dfusion.attention.processors.fast_backward` has it. The best of `--repeats`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+SHAPES = {
+    "self, 256 pixels": (256, 256, 16),
+    "cross, 256 pixels": (256, 77, 16),
+    "self, 64 pixels": (64, 64, 32),
+}
+"""Queries, keys, channels of a head."""
+ROWS, HEADS = 64, 4
+
+
+def milliseconds(shape: tuple[int, int, int], dtype: torch.dtype, inner: torch.dtype, repeats: int) -> float:
+    """The best time of one forward and backward pass whose inputs are `dtype` and whose attention is `inner`."""
+    queries, keys, channels = shape
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for length in (queries, keys, keys):
+        part = torch.randn(ROWS, HEADS, length, channels, generator=generator)
+        parts.append(part.to(dtype).requires_grad_())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        scaled_dot_product_attention(*(part.to(inner) for part in parts)).to(dtype).sum().backward()
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times)
+
+
+def main(write: Callable[[str], object] = sys.stdout.write) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    write(f"{'':20}{'float32':>12}{'bfloat16':>12}{'mixed':>12}\n")
+    ways = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32))
+    for name, shape in SHAPES.items():
+        times = [milliseconds(shape, dtype, inner, arguments.repeats) for dtype, inner in ways]
+        write(f"{name:20}" + "".join(f"{ms:12.1f}" for ms in times) + "\n")
+
+
+if __name__ == "__main__":
+    main()
