@@ -10,7 +10,7 @@ from dfusion.attention.fusion import Fusion, fuse_rows
 from dfusion.attention.layers import find_layers, first_up_layer, resolve_layers
 from dfusion.attention.processors import (
     AttentionContext,
-    Float32Processor,
+    BackwardProcessor,
     FuseProcessor,
     fast_backward,
     processors_installed,
@@ -50,8 +50,8 @@ def test_context_reaches_processors_without_a_warning(caplog: pytest.LogCaptureF
     assert caplog.records == []
 
 
-def test_bfloat16_on_a_cpu_attends_in_float32_for_the_backward_pass() -> None:
-    """What comes out is plain attention's but for its rounding; a float32 U-Net keeps its processors."""
+def test_bfloat16_on_a_cpu_has_its_own_backward_pass() -> None:
+    """The same output, bit for bit; gradients differ by bfloat16's rounding. A float32 U-Net keeps its processors."""
     unet = tiny_unet()
     stock = dict(unet.attn_processors)
     with fast_backward(unet):
@@ -61,13 +61,21 @@ def test_bfloat16_on_a_cpu_attends_in_float32_for_the_backward_pass() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 8, 8, generator=generator)
     prompts = torch.randn(2, TOKENS, unet.config.cross_attention_dim, generator=generator)
-    inputs = x.bfloat16(), 5, prompts.bfloat16()
-    plain = unet(*inputs).sample
+
+    def outcome() -> tuple[torch.Tensor, torch.Tensor]:
+        unet.zero_grad()
+        output = unet(x.bfloat16(), 5, prompts.bfloat16()).sample
+        output.float().square().sum().backward()
+        gradients = [each.grad.flatten() for name, each in unet.named_parameters() if ".to_q." in name]
+        return output.detach(), torch.cat(gradients).float()
+
+    output, gradient = outcome()
     with fast_backward(unet):
-        assert all(type(each) is Float32Processor for each in unet.attn_processors.values())
-        other = unet(*inputs).sample
+        assert all(type(each) is BackwardProcessor for each in unet.attn_processors.values())
+        same, other = outcome()
     assert unet.attn_processors == stock
-    assert not torch.equal(other, plain) and (other - plain).norm() < 0.05 * plain.norm()
+    assert torch.equal(same, output)
+    assert 0 < (other - gradient).norm() < 0.05 * gradient.norm()
 
 
 def test_processors_without_context_change_nothing() -> None:
