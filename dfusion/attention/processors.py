@@ -99,9 +99,9 @@ class _Float32Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        parts = [part.detach().float().requires_grad_() for part in ctx.saved_tensors]
+        query, key, value = parts = [part.detach().float().requires_grad_() for part in ctx.saved_tensors]
         with torch.enable_grad():
-            output = functional.scaled_dot_product_attention(*parts, scale=ctx.scale)
+            output = functional.scaled_dot_product_attention(query, key, value, scale=ctx.scale)
         gradients = torch.autograd.grad(output, parts, gradient.float())
         return *(part.to(gradient.dtype) for part in gradients), None
 
@@ -110,7 +110,7 @@ def attention_with_float32_backward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None
 ) -> torch.Tensor:
     """Attention of (B, heads, L, channels), without dropout and mask; its backward pass is computed in float32."""
-    return _Float32Backward.apply(query, key, value, scale)  # type: ignore[no-any-return]
+    return _Float32Backward.apply(query, key, value, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class CaptureProcessor(PlainProcessor):
