@@ -8,9 +8,11 @@ adapter's file, and the curl lines to look further.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from api.client import ApiError
 from api.core.states import JobState
 from api.demo.changes import HEADINGS
 from api.demo.report import html_report
-from api.demo.results import Results, results_of
+from api.demo.results import Results, as_json, results_of
 from api.demo.sheets import before_after_sheet, contact_sheet
 from api.local_service import LocalServiceError, local_service
 from api.schemas import JobDetail
@@ -73,6 +75,7 @@ def request_of(arguments: argparse.Namespace) -> Json:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """The demo."""
+    started = time.monotonic()
     out: Path = arguments.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -93,6 +96,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         contact_sheet(results).save(out / "contact-sheet.png")
         (out / "report.html").write_text(html_report(results), encoding="utf-8")
         client.download_model(job.last_model, out / "adapter.safetensors")
+        numbers = as_json(results, arguments.seed, time.monotonic() - started)
+        (out / "results.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         show_files(console, job, results, out, data)
 
 
@@ -102,6 +107,7 @@ def show_files(console: Console, job: JobDetail, results: Results, out: Path, da
         "before and after": "before-after.png",
         "contact sheet": "contact-sheet.png",
         "HTML report": "report.html",
+        "numbers": "results.json",
         "adapter": "adapter.safetensors",
     }
     console.print()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -103,6 +104,26 @@ class Results:
         )
         below = f"Below each picture: {self.reward}'s score. Mask: where the reference's keys and values were read."
         return f"{chosen} over their bases. {below}"
+
+
+def as_json(results: Results, seed: int, seconds: float) -> dict[str, Any]:
+    """The numbers alone, for `results.json`; `seconds` is how long the demo took."""
+    rows = []
+    for change in results.changes:
+        numbers = {"before": change.before, "after": change.after, "difference": change.difference.mean}
+        rounded = {name: round(value, 6) for name, value in numbers.items()}
+        interval = change.difference.interval
+        own = {"split": str(change.split), "scorer": change.scorer, "prompts": change.prompts}
+        rows.append({**own, **rounded, "interval": interval and [round(end, 6) for end in interval]})
+    return {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "reward": results.reward,
+        "judge": results.judge,
+        "pairs": results.pairs,
+        "adopted": results.adopted,
+        "changes": rows,
+    }
 
 
 def results_of(client: Client, job: JobDetail, shown: int, fused: int) -> Results:

@@ -1,6 +1,7 @@
 """What the demo shows, from what the service answers."""
 
 from argparse import Namespace
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 
@@ -13,7 +14,7 @@ from api.core.states import Split
 from api.demo.__main__ import changes_table, request_of
 from api.demo.changes import HEADINGS, Change, changes, headline
 from api.demo.report import html_report
-from api.demo.results import BeforeAfter, FusedPair, Picture, Results, first_of_each_prompt, gain, results_of
+from api.demo.results import BeforeAfter, FusedPair, Picture, Results, as_json, first_of_each_prompt, gain, results_of
 from api.demo.sheets import GAP, MARGIN, before_after_sheet, contact_sheet
 from api.schemas import SampleOut
 from dfusion.errors import InvalidInputError
@@ -273,3 +274,20 @@ def test_results_of_a_job(live: Live) -> None:
     assert found.adopted == len(adopted)
     assert all(one.mask.image.size == (128, 128) and one.mask.reward is None for one in found.fused)
     assert contact_sheet(found).height > before_after_sheet(found).height
+
+
+def test_the_numbers_are_written_as_json() -> None:
+    """Rounded; a change without an interval has null."""
+    shown = replace(results(), changes=(change(0.0312345678, (0.01, 0.05)), change(0.02, None)))
+    numbers = as_json(shown, seed=3, seconds=12.34)
+    assert (numbers["seed"], numbers["seconds"]) == (3, 12.3)
+    assert numbers["changes"][0] == {
+        "split": "held_out",
+        "scorer": "clip",
+        "prompts": 40,
+        "before": 0.75,
+        "after": 0.781235,
+        "difference": 0.031235,
+        "interval": [0.01, 0.05],
+    }
+    assert numbers["changes"][1]["interval"] is None
