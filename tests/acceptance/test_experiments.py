@@ -40,9 +40,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def start(service: Deployment, file: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(service: Deployment, file: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
     """`dfusion experiment run` as a process."""
-    command = [sys.executable, "-c", "from api.cli import app; app()", "experiment", "run", str(file)]
+    command = [sys.executable, "-c", "from api.cli import app; app()", "experiment", "run", str(file), *options]
     environment = service.settings.for_child() | {
         "DFUSION_URL": f"http://127.0.0.1:{service.settings.port}",
         "NO_PROXY": "127.0.0.1",
@@ -141,3 +141,29 @@ def test_the_service_of_a_killed_runner_ends_and_the_next_continues(file: Path, 
     assert records(out).keys() == {"own--base.json", "own--naive--seed1.json"}
     report = json.loads((out / "matrix" / "report.json").read_text("utf-8"))
     assert report["missing"] == [] and len(report["scores"]) == 2
+
+
+def test_a_committed_record_comes_out_again(tmp_path: Path, pipeline: Path) -> None:
+    """One cell of experiments/smoke.yaml: its scores and its training, but for the rounding of another machine."""
+    folder = ROOT / "experiments"
+    with deployment(EMBEDDED, tmp_path, pipeline) as service:
+        runner = start(service, folder / "smoke.yaml", tmp_path, "--arm", "fused", "--seed", "1")
+        assert runner.wait(PATIENCE_SECONDS) == 0
+    name = "smoke/attribute--fused--seed1.json"
+    again = json.loads((tmp_path / name).read_text("utf-8"))
+    committed = json.loads((folder / "records" / name).read_text("utf-8"))
+    assert (again["key"], again["prompts"]) == (committed["key"], committed["prompts"])
+    assert clip_scores(again) == pytest.approx(clip_scores(committed), abs=1e-3)
+    assert len(clip_scores(committed)) == 4  # two prompts of each split
+    for figure in ("loss", "log_ratio_preferred", "log_ratio_rejected", "grad_norm"):
+        assert last_update(again)[figure] == pytest.approx(last_update(committed)[figure], rel=0.02, abs=1e-6)
+
+
+def clip_scores(record: dict[str, Any]) -> list[float]:
+    """Means by prompt, of both splits."""
+    return [mean for scores in record["scores"] if scores["scorer"] == "shapes-clip" for mean in scores["means"]]
+
+
+def last_update(record: dict[str, Any]) -> dict[str, float]:
+    update: dict[str, float] = record["rounds"][-1]["training"]["updates"][-1]
+    return update
