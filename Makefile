@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments serve stack test test-units test-library test-integration test-acceptance test-faults check compile check-docker fix openapi bench bench-service clean
+.PHONY: help demo experiments results serve stack test test-units test-library test-integration test-acceptance test-faults check compile check-docker fix openapi bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,9 @@ demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the
 
 experiments: $(VENV)/.ready ## run and report FILES (all of experiments/); takes hours, continues where it was stopped
 	$(BIN)/python -m api.experiments $(FILES)
+
+results: $(VENV)/.ready ## reports of all experiments and the tables of docs/results.md, from their records
+	$(BIN)/python -m api.experiments.results_page docs/results.md experiments
 
 serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until Ctrl-C
 	$(BIN)/python -m api

@@ -183,19 +183,28 @@ def _page(report: Report, images: Sequence[str]) -> Iterator[str]:
     for place, (split, scorer) in enumerate(report.measures):
         name = f"{scorer} on {SPLIT_NAMES[split]}"
         yield from (f"## {name}" + (" (primary)" if place == 0 else ""), "")
-        yield from _table_1(report, split, scorer)
-        yield from _difference_table(report, split, scorer)
+        yield from ("Mean score after the last measured round:", "", *score_table(report, split, scorer))
+        differences = list(difference_table(report, split, scorer))
+        if differences:
+            yield from ("Paired differences:", "", *differences)
         for image in images:
             if image.endswith(f"--{split}--{scorer}.png"):
                 yield from (f"![{image.partition('--')[0]}: {name}]({image})", "")
-    yield from _round_tables(report)
-    yield from _pair_table(report)
-    yield from _training_table(report)
+    yield from ("## After each round", "")
+    yield from round_tables(report)
+    yield from ("## Pairs", "")
+    yield "Means over the pairs of all seeds and rounds. Similarity is SSIM inside and outside the mask."
+    yield ""
+    yield from pair_table(report)
+    yield from ("## Training", "")
+    yield "Means over the last updates of all rounds; seconds of a cell's jobs, from start to end."
+    yield ""
+    yield from training_table(report)
     yield from _record_table(report)
 
 
-def _table_1(report: Report, split: str, scorer: str) -> Iterator[str]:
-    """Models by prompt lists, after the last measured round."""
+def score_table(report: Report, split: str, scorer: str) -> Iterator[str]:
+    """Models by prompt lists, after the last measured round (table 1 of the paper)."""
     scores = report.of(split, scorer)
     last = {(one.list, mean.arm): mean for one in scores for mean in one.means}
     rows = []
@@ -203,11 +212,10 @@ def _table_1(report: Report, split: str, scorer: str) -> Iterator[str]:
         cells = [last.get((one.list, arm)) for one in scores]
         if any(cells):
             rows.append([arm, *("" if mean is None else _estimate(mean.mean, mean.interval) for mean in cells)])
-    yield from ("Mean score after the last measured round:", "")
     yield from table(["model", *(f"{one.list}>" for one in scores)], rows)
 
 
-def _difference_table(report: Report, split: str, scorer: str) -> Iterator[str]:
+def difference_table(report: Report, split: str, scorer: str) -> Iterator[str]:
     """All pairs of arms for the primary measure, each arm against the model before training for the others."""
     is_primary = (split, scorer) == report.primary
     rows = [
@@ -217,7 +225,6 @@ def _difference_table(report: Report, split: str, scorer: str) -> Iterator[str]:
         if is_primary or difference.against == BASE
     ]
     if rows:
-        yield from ("Paired differences:", "")
         headings = [
             "list",
             "model",
@@ -245,9 +252,8 @@ def _difference_row(list_name: str, one: Difference) -> list[str]:
     ]
 
 
-def _round_tables(report: Report) -> Iterator[str]:
+def round_tables(report: Report) -> Iterator[str]:
     """Every measured round, by list and split."""
-    yield from ("## After each round", "")
     for list_name in report.experiment.prompt_lists:
         for split in report.experiment.evaluation.splits:
             scores = [one for one in report.scores if (one.list, one.split) == (list_name, split)]
@@ -278,7 +284,8 @@ def _mean_and_change(mean: Mean | None) -> tuple[str, str]:
     return _estimate(mean.mean, mean.interval), change
 
 
-def _pair_table(report: Report) -> Iterator[str]:
+def pair_table(report: Report) -> Iterator[str]:
+    """How many pairs each arm had, how many targets were adopted, and how alike the images are."""
     rows = [
         [
             arm.list,
@@ -290,14 +297,12 @@ def _pair_table(report: Report) -> Iterator[str]:
         ]
         for arm in report.arms
     ]
-    yield from ("## Pairs", "")
-    yield "Means over the pairs of all seeds and rounds. Similarity is SSIM inside and outside the mask."
-    yield ""
     headings = ["list", "arm", "pairs>", "targets>", "share adopted>", *(f"{name}>" for name in _CONSISTENCY)]
     yield from table(headings, rows)
 
 
-def _training_table(report: Report) -> Iterator[str]:
+def training_table(report: Report) -> Iterator[str]:
+    """How each arm's trainings went."""
     rows = [
         [
             arm.list,
@@ -309,9 +314,6 @@ def _training_table(report: Report) -> Iterator[str]:
         ]
         for arm in report.arms
     ]
-    yield from ("## Training", "")
-    yield "Means over the last updates of all rounds; seconds of a cell's jobs, from start to end."
-    yield ""
     headings = ["list", "arm", "seeds>", "rounds>", *(f"{name.replace('_', ' ')}>" for name in _TRAINING), "seconds>"]
     yield from table(headings, rows)
 
