@@ -1,1 +1,1 @@
-"""The service's front: HTTP over `api.core`. Knows no torch and no worker."""
+"""The service's front: HTTP over `service`. Knows no torch and no worker."""

@@ -8,10 +8,10 @@ import sys
 
 import uvicorn
 
-from api.core import logs
-from api.core.errors import StartError
-from api.core.settings import Settings
 from api.main import create_app
+from service import logs
+from service.errors import StartError
+from service.settings import Settings
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.core import keys
-from api.core.errors import ForbiddenError, StartError
-from api.core.keys import ANYONE, Caller, KeyScope
-from api.core.limits import TokenBuckets, retry_after
-from api.core.service import Service
-from api.core.settings import Settings
 from api.errors import problem
+from service import keys
+from service.errors import ForbiddenError, StartError
+from service.jobs.limits import TokenBuckets, retry_after
+from service.keys import ANYONE, Caller, KeyScope
+from service.service import Service
+from service.settings import Settings
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
 """What answers without a key: whether the service lives, and how it is to be used."""

@@ -10,8 +10,8 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.core.keys import Caller
-from api.core.service import Service
+from service.keys import Caller
+from service.service import Service
 
 
 async def _service(request: Request) -> Service:

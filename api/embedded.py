@@ -16,9 +16,9 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.core import execution
-from api.core.errors import ServiceError
-from api.core.service import Service
+from service.errors import ServiceError
+from service.jobs import execution
+from service.service import Service
 
 _OWNER = "embedded-"
 """How the names of such workers begin."""

@@ -15,7 +15,8 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from api.core.errors import (
+from service.db.unit_of_work import is_passing
+from service.errors import (
     ConflictError,
     ForbiddenError,
     IdempotencyError,
@@ -29,7 +30,6 @@ from api.core.errors import (
     StorageError,
     json_pointer,
 )
-from api.core.unit_of_work import is_passing
 
 MEDIA_TYPE = "application/problem+json"
 _STATUS: tuple[tuple[type[ServiceError], HTTPStatus], ...] = (

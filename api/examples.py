@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.core.specs import RoundSpec
+from service.jobs.specs import RoundSpec
 
 Example = dict[str, Any]
 

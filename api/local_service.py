@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from api.client import ApiError, Client
-from api.core.errors import AlreadyRunningError
-from api.core.locks import file_lock
 from api.stack.guard import KILL, STOP
 from api.stack.program import free_port
+from service.db.locks import file_lock
+from service.errors import AlreadyRunningError
 
 _STOP_SECONDS = 30.0
 _LOCK_SECONDS = 60.0

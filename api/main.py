@@ -12,11 +12,6 @@ from starlette.types import ASGIApp
 
 from api import access, errors, openapi
 from api.body import BodyGuard
-from api.broker import open_queue
-from api.core import keys
-from api.core.locks import file_lock
-from api.core.service import Service
-from api.core.settings import Settings
 from api.embedded import WorkerSupervisor
 from api.metrics import HttpMetrics, InstallationMetrics
 from api.observe import Observed
@@ -33,6 +28,11 @@ from api.routes import (
     submissions,
     workers,
 )
+from service import keys
+from service.broker import open_queue
+from service.db.locks import file_lock
+from service.service import Service
+from service.settings import Settings
 
 
 class Application(FastAPI):

@@ -11,9 +11,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from api.core.limits import free_disk_bytes
-from api.core.queries import figures, workers
-from api.core.service import Service
+from service.db.queries import figures, workers
+from service.jobs.limits import free_disk_bytes
+from service.service import Service
 
 _METHODS = frozenset(HTTPMethod)
 _REQUEST_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)

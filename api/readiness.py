@@ -17,14 +17,15 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import broker as redis
-from api.core import limits, migrate
-from api.core.errors import StorageError
-from api.core.queries import jobs, workers
-from api.core.service import Service
-from api.core.states import QueueName
 from api.embedded import WorkerSupervisor
 from api.schemas import CheckOut, CheckState
+from service import broker as redis
+from service.db import migrate
+from service.db.queries import jobs, workers
+from service.errors import StorageError
+from service.jobs import limits
+from service.service import Service
+from service.states import QueueName
 
 _logger = logging.getLogger(__name__)
 Check = Callable[[Service, WorkerSupervisor | None], CheckOut | None]
@@ -57,7 +58,7 @@ def migrations(service: Service, _supervisor: WorkerSupervisor | None) -> CheckO
         return _found("migrations", "warning", "unknown without the database")
     if present != newest:
         have, want = (", ".join(sorted(one)) or "none" for one in (present, newest))
-        mend = "run `python -m api.core.migrate`, or start the version that made it"
+        mend = "run `python -m service.db.migrate`, or start the version that made it"
         return _found("migrations", "wrong", f"the schema is at {have}, this version's at {want}: {mend}")
     return _found("migrations", "ok", f"the schema is at {', '.join(newest)}")
 

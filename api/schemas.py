@@ -8,14 +8,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
-from api.core.estimates import Estimate
-from api.core.keys import KeyScope
-from api.core.planning import Counts
-from api.core.progress import progress_of
-from api.core.queries.jobs import JobView
-from api.core.queries.pages import Page
-from api.core.states import JobKind, JobState, Verdict
-from api.core.tables import (
+from service.db.queries.jobs import JobView
+from service.db.queries.pages import Page
+from service.db.tables import (
     ApiKey,
     Artifact,
     Event,
@@ -30,6 +25,11 @@ from api.core.tables import (
     Stage,
     Worker,
 )
+from service.jobs.estimates import Estimate
+from service.jobs.progress import progress_of
+from service.keys import KeyScope
+from service.plan import Counts
+from service.states import JobKind, JobState, Verdict
 
 T = TypeVar("T")
 Row = TypeVar("Row")

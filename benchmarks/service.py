@@ -25,10 +25,10 @@ from random import Random
 import httpx
 from fastapi.testclient import TestClient
 
-from api.core.settings import Settings
-from api.core.tables import StageDependency
 from api.main import create_app
 from benchmarks.service_data import SAMPLES_PER_JOB, fill, measure_pages
+from service.db.tables import StageDependency
+from service.settings import Settings
 from tests.deployment import DEPLOYED, EMBEDDED, HASTE, Deployment, deployment, until
 from tests.nets import tiny_pipeline
 from tests.servers import postgres_server

@@ -19,16 +19,16 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from sqlalchemy import Connection, Engine, event
 
-from api.core import execution
-from api.core.planning import PlannedStage
-from api.core.queries import stages
-from api.core.queries.pages import encode_cursor
-from api.core.service import Service, create_job
-from api.core.settings import Settings
-from api.core.specs import RoundSpec
-from api.core.states import StageKind
 from api.main import create_app
 from dfusion.prompts import Prompt
+from service.db.queries import stages
+from service.db.queries.pages import encode_cursor
+from service.jobs import execution
+from service.jobs.specs import RoundSpec
+from service.plan import PlannedStage
+from service.service import Service, create_job
+from service.settings import Settings
+from service.states import StageKind
 from tests.servers import postgres_server
 
 _JOBS = 40

@@ -1,13 +1,13 @@
-"""Run by Alembic. The connection comes from api.core.migrate; from the command line, the settings' database."""
+"""Run by Alembic. The connection comes from service.db.migrate; from the command line, the settings' database."""
 
 from __future__ import annotations
 
 from alembic import context
 from sqlalchemy import Connection
 
-from api.core.settings import Settings
-from api.core.tables import Table
-from api.core.unit_of_work import make_engine
+from service.db.tables import Table
+from service.db.unit_of_work import make_engine
+from service.settings import Settings
 
 
 def _run(connection: Connection) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 import httpx
 import psutil
 
-from api.core.queries import stages
-from api.core.service import Service
-from api.core.settings import Settings
-from api.core.tables import Stage
+from service.db.queries import stages
+from service.db.tables import Stage
+from service.service import Service
+from service.settings import Settings
 from tests.servers import PostgresServer, RedisServer, S3Server, free_port, postgres_server, redis_server, s3_server
 from tests.service import HASTE as HASTE_IN_PROCESS
 from tests.service import settings_for

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 from safetensors.torch import load
 
-from api.core.service import Service
+from service.service import Service
 from tests.service import round_body, work_until_idle
 
 

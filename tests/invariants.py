@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterable
 
 from sqlalchemy import func, select
 
-from api.core.collector import collect
-from api.core.service import Service
-from api.core.states import FINAL_JOB_STATES, StageKind, StageState
-from api.core.tables import Artifact, Event, Job, Model, Pair, Sample, Stage, StageDependency
+from service.db.tables import Artifact, Event, Job, Model, Pair, Sample, Stage, StageDependency
+from service.jobs.collector import collect
+from service.service import Service
+from service.states import FINAL_JOB_STATES, StageKind, StageState
 
 _ENDS = tuple(f"stage.{how}" for how in ("succeeded", "given_back", "retried", "failed", "paused", "cancelled"))
 

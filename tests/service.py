@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy import make_url
 
-from api.core import execution
-from api.core.execution import Claim
-from api.core.migrate import migrate
-from api.core.service import Service
-from api.core.settings import Settings
-from api.core.unit_of_work import make_engine
+from service.db.migrate import migrate
+from service.db.unit_of_work import make_engine
+from service.jobs import execution
+from service.jobs.execution import Claim
+from service.service import Service
+from service.settings import Settings
 from tests.servers import PostgresServer
 
 PROMPTS = [

@@ -1,1 +1,1 @@
-"""Runs stages: the method (dfusion) over what is stored (api.core). Knows no web framework."""
+"""Runs stages: the method (dfusion) over what is stored (service). Knows no web framework."""

@@ -19,9 +19,9 @@ from celery.platforms import EX_OK
 from celery.signals import setup_logging
 from celery.worker import state
 
-from api.broker import make_celery
-from api.core import logs
-from api.core.settings import Settings
+from service import logs
+from service.broker import make_celery
+from service.settings import Settings
 from worker.stop_flag import StopFlag
 
 settings = Settings.or_exit()

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from api.broker import open_queue
-from api.core import execution, limits
-from api.core.service import Service
-from api.core.settings import Settings
+from service.broker import open_queue
+from service.jobs import execution, limits
+from service.service import Service
+from service.settings import Settings
 from worker.imports import without_garbage_collection
 from worker.presence import Presence
 from worker.stop_flag import Stop

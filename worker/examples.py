@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from api.core.queries import results
-from api.core.specs import RoundSpec, TrainingJobSpec
-from api.core.states import SampleRole, Verdict
-from api.core.tables import Model
 from dfusion.advantages import RewardHistory
 from dfusion.config import TrainingConfig
 from dfusion.training_data import Example, TrainingPair, TrainingSample
 from dfusion.types import Trajectory
+from service.db.queries import results
+from service.db.tables import Model
+from service.jobs.specs import RoundSpec, TrainingJobSpec
+from service.states import SampleRole, Verdict
 from worker.pairs import PairSamples, StoredSample, load_pairs, stored_samples, trajectory_of, with_samples
 from worker.scoring import scores_by
 from worker.sources import pairs_to_train_on

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from api.core.settings import Settings
+from service.settings import Settings
 
 _MISSED = 6
 

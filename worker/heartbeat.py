@@ -9,10 +9,10 @@ from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.core import execution
-from api.core.errors import LeaseLostError, StageCancelledError, StagePausedError, StageStoppedError
-from api.core.execution import Claim
-from api.core.queries.stages import Wish
+from service.db.queries.stages import Wish
+from service.errors import LeaseLostError, StageCancelledError, StagePausedError, StageStoppedError
+from service.jobs import execution
+from service.jobs.execution import Claim
 from worker.stop_flag import Stop
 from worker.workbench import Workbench
 

@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 
-from api.core import execution, limits, logs
-from api.core.collector import collect
-from api.core.errors import StorageError
-from api.core.service import Service
-from api.core.settings import Settings
-from api.core.states import QueueName
-from api.core.unit_of_work import is_passing
+from service import logs
+from service.db.unit_of_work import is_passing
+from service.errors import StorageError
+from service.jobs import execution, limits
+from service.jobs.collector import collect
+from service.service import Service
+from service.settings import Settings
+from service.states import QueueName
 from worker.imports import without_garbage_collection
 from worker.presence import Presence
 

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from api.core.catalogue import BaseModel, Catalogue
-from api.core.storage import Store
-from api.core.tables import Artifact
 from dfusion.adapter import detach, load_adapter
 from dfusion.errors import ModelNotFoundError
 from dfusion.models import DiffusionModel
+from service.catalogue import BaseModel, Catalogue
+from service.db.tables import Artifact
+from service.storage import Store
 
 _logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from api.core.errors import TrajectoryGoneError
-from api.core.queries import results
-from api.core.specs import FusionJobSpec, RoundSpec
-from api.core.tables import Artifact, Pair, Sample
 from dfusion.config import FusionConfig
 from dfusion.types import Trajectory
+from service.db.queries import results
+from service.db.tables import Artifact, Pair, Sample
+from service.errors import TrajectoryGoneError
+from service.jobs.specs import FusionJobSpec, RoundSpec
 from worker.task import Task
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.core.errors import ServiceError
-from api.core.queries import workers
-from api.core.settings import Settings
-from api.core.unit_of_work import UnitOfWork
+from service.db.queries import workers
+from service.db.unit_of_work import UnitOfWork
+from service.errors import ServiceError
+from service.settings import Settings
 
 _logger = logging.getLogger(__name__)
 

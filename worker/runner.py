@@ -7,10 +7,11 @@ import logging
 import torch
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from api.core import execution, logs
-from api.core.errors import LeaseLostError, ServiceError, StageCancelledError, StagePausedError, StageStoppedError
-from api.core.execution import Claim, Failure
 from dfusion.errors import DFusionError
+from service import logs
+from service.errors import LeaseLostError, ServiceError, StageCancelledError, StagePausedError, StageStoppedError
+from service.jobs import execution
+from service.jobs.execution import Claim, Failure
 from worker.heartbeat import Heartbeat
 from worker.stages import HANDLERS
 from worker.stop_flag import Stop

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from api.core.queries import results
-from api.core.tables import Artifact, Sample, Score
 from dfusion.rewards import Scorer
 from dfusion.rewards.checks import checked_scores
 from dfusion.rewards.watch import Diversity, diversity
+from service.db.queries import results
+from service.db.tables import Artifact, Sample, Score
 from worker.task import Task, batches
 
 _THUMBNAIL = 32

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from api.core.queries import results
-from api.core.specs import FusionJobSpec, TrainingJobSpec
-from api.core.states import SampleRole, Verdict
-from api.core.tables import Pair, Sample
+from service.db.queries import results
+from service.db.tables import Pair, Sample
+from service.jobs.specs import FusionJobSpec, TrainingJobSpec
+from service.states import SampleRole, Verdict
 
 _DRAWN = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
 

@@ -12,14 +12,15 @@ from contextlib import ExitStack, contextmanager
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.broker import open_queue
-from api.core import execution, logs
-from api.core.collector import collect
-from api.core.errors import AlreadyRunningError, ServiceError
-from api.core.locks import file_lock
-from api.core.queries import workers
-from api.core.service import Service
-from api.core.settings import Settings
+from service import logs
+from service.broker import open_queue
+from service.db.locks import file_lock
+from service.db.queries import workers
+from service.errors import AlreadyRunningError, ServiceError
+from service.jobs import execution
+from service.jobs.collector import collect
+from service.service import Service
+from service.settings import Settings
 from worker.presence import touch
 
 _LOCK = 0x6466_7573_696F_6E01

@@ -16,18 +16,18 @@ import numpy as np
 from PIL import Image
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.errors import ConflictError
-from api.core.execution import Claim
-from api.core.ids import IdKind, new_id
-from api.core.queries import jobs, prompt_sets, results
-from api.core.specs import JobSpec
-from api.core.tables import Artifact, Model
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, load_optimizer
 from dfusion.prompts import Prompt
 from dfusion.trajectories import load_trajectory, save_trajectory
 from dfusion.types import Trajectory
+from service.db.clock import now_seconds
+from service.db.queries import jobs, prompt_sets, results
+from service.db.tables import Artifact, Model
+from service.errors import ConflictError
+from service.ids import IdKind, new_id
+from service.jobs.execution import Claim
+from service.jobs.specs import JobSpec
 from worker.heartbeat import Heartbeat
 from worker.workbench import Workbench
 

@@ -8,7 +8,7 @@ from typing import Any
 from celery import Task
 from celery.signals import worker_process_init, worker_process_shutdown
 
-from api.broker import RUN_STAGE
+from service.broker import RUN_STAGE
 from worker.celery_app import app, settings, stop
 from worker.child import Child
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from api.core.catalogue import Catalogue
-from api.core.service import Service
-from api.core.settings import Settings
-from api.core.specs import ScorerRef
-from api.core.storage import Store
-from api.core.unit_of_work import UnitOfWork
 from dfusion.rewards import Scorer, load_scorer
+from service.catalogue import Catalogue
+from service.db.unit_of_work import UnitOfWork
+from service.jobs.specs import ScorerRef
+from service.service import Service
+from service.settings import Settings
+from service.storage import Store
 from worker.allocator import keep_freed_memory
 from worker.model_cache import ModelCache
 

@@ -17,10 +17,10 @@ from rich.console import RenderableType
 from api.cli.screens import listing, size, styled_state
 from api.cli.session import ERROR, Session
 from api.client import ApiError, Client, UnauthorizedError, UnreachableError
-from api.core.catalogue import Catalogue
-from api.core.errors import StartError
-from api.core.settings import Settings
 from api.schemas import CheckOut, CheckState
+from service.catalogue import Catalogue
+from service.errors import StartError
+from service.settings import Settings
 
 _LITTLE_BYTES = 5_000_000_000
 _TORCH_SECONDS = 120

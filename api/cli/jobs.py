@@ -17,9 +17,9 @@ from api.cli.screens import figure, listing, moment, sheet, styled_state
 from api.cli.session import INTERRUPTED, Session
 from api.client import Client
 from api.client.client import JobFilters
-from api.core.states import JobKind, JobState
 from api.experiments.tensorboard import export_tensorboard
 from api.schemas import JobDetail, JobOut
+from service.states import JobKind, JobState
 
 app = typer.Typer(
     no_args_is_help=True, help="Jobs: list, show, follow, pause, resume, cancel, retry, logs, metrics, TensorBoard."

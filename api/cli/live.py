@@ -15,8 +15,8 @@ from rich.text import Text
 
 from api.cli.screens import clock, figure, state
 from api.client import Client
-from api.core.states import JobKind, JobState, StageState
 from api.schemas import JobDetail, MetricOut
+from service.states import JobKind, JobState, StageState
 
 SPLITS = {"train": "training", "held_out": "held out", "rollout": "samples"}
 """Which images a score is over, in few letters."""

@@ -10,7 +10,7 @@ from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
-from api.core.ids import kind_of
+from service.ids import kind_of
 
 STYLES = {
     "succeeded": "green",

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from api.client import ApiError, Client, UnauthorizedError, UnreachableError
-from api.core.states import JobState
 from api.schemas import JobDetail
+from service.states import JobState
 
 ERROR, JOB_FAILED, INTERRUPTED = 1, 3, 130
 """Exit codes beside 0, and 2 for a wrong command line."""

@@ -20,16 +20,6 @@ from api.client import sse
 from api.client.downloads import download, fetch
 from api.client.errors import ApiError, NotFoundError, TooManyRequestsError, UnavailableError, UnreachableError
 from api.client.transport import Backoff, OnRetry, Transport
-from api.core.keys import KeyScope
-from api.core.specs import (
-    EvaluationJobSpec,
-    ExportJobSpec,
-    FusionJobSpec,
-    RoundSpec,
-    SamplingJobSpec,
-    TrainingJobSpec,
-)
-from api.core.states import JobKind, JobState, SampleRole, Verdict
 from api.schemas import (
     ApiKeyMade,
     ApiKeyOut,
@@ -52,6 +42,16 @@ from api.schemas import (
     SampleOut,
     WorkersOut,
 )
+from service.jobs.specs import (
+    EvaluationJobSpec,
+    ExportJobSpec,
+    FusionJobSpec,
+    RoundSpec,
+    SamplingJobSpec,
+    TrainingJobSpec,
+)
+from service.keys import KeyScope
+from service.states import JobKind, JobState, SampleRole, Verdict
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)

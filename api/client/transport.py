@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from api.client.errors import UnauthorizedError, UnreachableError, error_of
-from api.core.errors import OutcomeUnknownError
+from service.errors import OutcomeUnknownError
 
 PASSING = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """Answers that say "not now"."""

@@ -22,7 +22,6 @@ from rich.text import Text
 
 from api.cli.live import follow_job
 from api.client import ApiError
-from api.core.states import JobState
 from api.demo.changes import HEADINGS
 from api.demo.report import html_report
 from api.demo.results import Results, as_json, results_of
@@ -30,6 +29,7 @@ from api.demo.sheets import before_after_sheet, contact_sheet
 from api.local_service import LocalServiceError, local_service
 from api.schemas import JobDetail
 from dfusion.errors import DFusionError
+from service.states import JobState
 
 Json = dict[str, Any]
 

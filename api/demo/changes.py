@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from api.core.states import Split
 from api.schemas import SampleOut
 from dfusion.evaluation import Bootstrap, Estimate, ScoreRow, ScoreTable, compare
+from service.states import Split
 
 SPLITS = {Split.HELD_OUT: "held-out", Split.TRAIN: "training"}
 """Names of an evaluation's prompts; those that the model was not trained on come first."""

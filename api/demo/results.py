@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 from api.client import Client
-from api.core.states import SampleRole
 from api.demo.changes import SPLITS, Change, changes, headline
 from api.schemas import JobDetail, PairOut, SampleOut
 from dfusion.errors import InvalidInputError
+from service.states import SampleRole
 
 PICTURE = 128
 """Side of a picture that is shown, pixels."""

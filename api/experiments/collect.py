@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 from api.client import Client, NotFoundError
-from api.core.states import JobState, Split, StageState
 from api.experiments.cells import Cell
 from api.experiments.records import (
     JobFacts,
@@ -24,6 +23,7 @@ from api.experiments.records import (
     flat,
 )
 from api.schemas import JobDetail, MetricOut, ModelOut, PairOut
+from service.states import JobState, Split, StageState
 
 SILENT = "silent"
 """The state of a worker that has not reported itself for a while."""

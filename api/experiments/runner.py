@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from api.client import Client, InvalidError, TooManyRequestsError, UnavailableError, UnreachableError
-from api.core.states import JobKind
 from api.experiments.cells import Cell, Selection, cells_of
 from api.experiments.collect import SILENT, collect, has_failed, models_after
 from api.experiments.errors import ExperimentError
 from api.experiments.format import Experiment, PromptListSpec, digest, evaluation_body, set_name
 from api.experiments.records import folder_of, record_of, write_record
 from api.schemas import EstimateOut, FieldError, JobDetail
+from service.states import JobKind
 
 _PASSING = (UnreachableError, UnavailableError, TooManyRequestsError)
 _BACKWARD_WORK = 3

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from api.client import Client
-from api.core.states import JobKind
 from api.experiments.cells import Cell, Selection, cells_of
 from api.experiments.format import Experiment
 from api.experiments.records import folder_of, record_of
 from api.schemas import JobOut
+from service.states import JobKind
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 
 from api.access import needs
-from api.core import keys
-from api.core.queries import api_keys, jobs
 from api.deps import PageParameters, ServiceDep
 from api.openapi import MADE_KEY
 from api.schemas import ApiKeyIn, ApiKeyMade, ApiKeyOut, ListOut
+from service import keys
+from service.db.queries import api_keys, jobs
 
 router = APIRouter(prefix="/api-keys", tags=["API keys"], dependencies=[needs("admin")])
 

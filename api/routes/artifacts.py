@@ -9,11 +9,11 @@ from fastapi import APIRouter, Header, Response, status
 from fastapi.responses import RedirectResponse, StreamingResponse
 
 from api.access import needs
-from api.core.queries import results
-from api.core.tables import Artifact
 from api.deps import ServiceDep
 from api.errors import problem
 from api.openapi import ARTIFACT, ARTIFACT_HEAD
+from service.db.queries import results
+from service.db.tables import Artifact
 
 router = APIRouter(tags=["artifacts"], dependencies=[needs("read")])
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")

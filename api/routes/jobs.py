@@ -15,16 +15,16 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.access import needs
-from api.core.errors import InvalidRequestError
-from api.core.queries import jobs, prompt_sets, results, stages
-from api.core.queries.pages import Page, encode_cursor
-from api.core.service import Service, cancel_job, job_spec, pause_job, resume_job, retry_job
-from api.core.specs import RoundSpec
-from api.core.states import JobKind, JobState
-from api.core.tables import Event, Job
 from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import MADE_JOB, RETRY_AFTER
 from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut, TrainingOut
+from service.db.queries import jobs, prompt_sets, results, stages
+from service.db.queries.pages import Page, encode_cursor
+from service.db.tables import Event, Job
+from service.errors import InvalidRequestError
+from service.jobs.specs import RoundSpec
+from service.service import Service, cancel_job, job_spec, pause_job, resume_job, retry_job
+from service.states import JobKind, JobState
 
 RETRY_AFTER_SECONDS = 2
 _LOOK_SECONDS = 0.2

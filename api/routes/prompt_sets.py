@@ -12,16 +12,16 @@ from pydantic import ValidationError
 
 from api.access import needs
 from api.body import media_type
-from api.core.errors import NotFoundError
-from api.core.ids import IdKind, expect
-from api.core.prompt_files import Description, PromptSetSpec, SetName, from_csv, from_lines
-from api.core.queries import prompt_sets
-from api.core.service import save_prompt_set
 from api.deps import PageParameters, Parameters, ServiceDep
 from api.examples import PROMPT_SET_CSV, PROMPT_SET_LINES
 from api.openapi import MADE_PROMPT_SET
 from api.schemas import ListOut, PromptSetDetail, PromptSetOut
 from dfusion.prompts import Prompt
+from service.db.queries import prompt_sets
+from service.errors import NotFoundError
+from service.ids import IdKind, expect
+from service.prompt_files import Description, PromptSetSpec, SetName, from_csv, from_lines
+from service.service import save_prompt_set
 
 router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"], dependencies=[needs("read")])
 _TEXTS = {"text/plain": from_lines, "text/csv": from_csv}

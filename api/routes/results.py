@@ -11,12 +11,6 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.access import needs
-from api.core.errors import ConflictError, InvalidRequestError, NotFoundError
-from api.core.ids import IdKind, expect
-from api.core.queries import jobs, prompt_sets, results
-from api.core.service import Service, give_verdict, set_alias
-from api.core.states import SampleRole
-from api.core.tables import Model
 from api.deps import PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import ETAG, REDIRECT
 from api.schemas import (
@@ -32,6 +26,12 @@ from api.schemas import (
     SampleOut,
     VerdictIn,
 )
+from service.db.queries import jobs, prompt_sets, results
+from service.db.tables import Model
+from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.ids import IdKind, expect
+from service.service import Service, give_verdict, set_alias
+from service.states import SampleRole
 
 router = APIRouter(dependencies=[needs("read")])
 

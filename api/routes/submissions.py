@@ -10,9 +10,12 @@ from fastapi import APIRouter, Depends, Query, Response, status
 from pydantic import BaseModel
 
 from api.access import needs
-from api.core.estimates import estimate_of
-from api.core.service import Service, create_and_read, estimate_job
-from api.core.specs import (
+from api.deps import CallerDep, IdempotencyKey, Parameters, ServiceDep
+from api.openapi import SUBMISSION
+from api.routes.jobs import RETRY_AFTER_SECONDS, job_detail
+from api.schemas import EstimateOut
+from service.jobs.estimates import estimate_of
+from service.jobs.specs import (
     EvaluationJobSpec,
     ExportJobSpec,
     FusionJobSpec,
@@ -21,10 +24,7 @@ from api.core.specs import (
     SamplingJobSpec,
     TrainingJobSpec,
 )
-from api.deps import CallerDep, IdempotencyKey, Parameters, ServiceDep
-from api.openapi import SUBMISSION
-from api.routes.jobs import RETRY_AFTER_SECONDS, job_detail
-from api.schemas import EstimateOut
+from service.service import Service, create_and_read, estimate_job
 
 
 class SubmissionParameters(Parameters):

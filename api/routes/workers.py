@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from api.access import needs
-from api.core.queries import jobs, workers
 from api.deps import ServiceDep
 from api.schemas import WorkerOut, WorkersOut
+from service.db.queries import jobs, workers
 
 router = APIRouter(tags=["workers"], dependencies=[needs("read")])
 

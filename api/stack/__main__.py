@@ -16,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from api.core.errors import AlreadyRunningError, ProgramError, StartError
-from api.core.locks import file_lock
-from api.core.settings import Settings
 from api.stack.layout import Layout, Ports
 from api.stack.program import free_port
 from api.stack.supervisor import Supervisor
 from api.stack.terminal import Terminal
+from service.db.locks import file_lock
+from service.errors import AlreadyRunningError, ProgramError, StartError
+from service.settings import Settings
 
 
 def main() -> int:

@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
-from api.core.errors import ProgramError
-from api.core.settings import Settings
 from api.stack.program import Program, answers
 from api.stack.secrets import Secrets
 from api.stack.servers import PostgresServer, RedisServer, S3Server, Server
+from service.errors import ProgramError
+from service.settings import Settings
 
 _BUCKET = "dfusion"
 _DATABASE = "dfusion"
@@ -77,7 +77,7 @@ class Layout:
 
     def migrate(self) -> Program:
         """Brings the database up to date, and ends."""
-        return self._program("migrate", "api.core.migrate")
+        return self._program("migrate", "service.db.migrate")
 
     def workers(self) -> Sequence[Program]:
         """The sweeper and the workers."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import IO, Any
 
-from api.core.errors import ProgramError
+from service.errors import ProgramError
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ import httpx
 import psycopg
 from redis import Redis, RedisError
 
-from api.core.errors import ProgramError
 from api.stack.program import Program, answers, as_user, free_port, launch, wait_until_ready
+from service.errors import ProgramError
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0

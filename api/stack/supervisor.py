@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from api.core.errors import ProgramError
 from api.stack.guard import KILL, STOP
 from api.stack.program import Program
 from api.stack.terminal import PartLog, Terminal
+from service.errors import ProgramError
 
 _START_SECONDS = 300.0
 _FIRST_PAUSE_SECONDS = 0.5

@@ -1,6 +1,6 @@
 """Workers report themselves, and stages know since when they are free.
 
-The tables are written out here and do not follow later changes of `api.core.tables`.
+The tables are written out here and do not follow later changes of `service.db.tables`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.core.tables import Artifact, Event, Model, Sample, Stage
 from api.main import create_app
+from service.db.tables import Artifact, Event, Model, Sample, Stage
 from tests import invariants
 from tests.deployment import DEPLOYED, EMBEDDED, PATIENCE_SECONDS, Deployment, until
 from tests.installation import Installation

@@ -67,7 +67,7 @@ def test_the_apis_image_starts_without_torch(tmp_path: Path, context: Path) -> N
     assert run(python, tmp_path, "-c", found) == "[]"
     names = "import api.main, worker.sweeper, worker.health; print(api.main.create_app().title)"
     assert run(python, tmp_path, "-c", names) == "D-Fusion"
-    run(python, tmp_path, "-m", "api.core.migrate")
+    run(python, tmp_path, "-m", "service.db.migrate")
     assert (tmp_path / "dfusion-data" / "dfusion.db").exists()
 
 

@@ -8,10 +8,10 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from api.core import execution
-from api.core.execution import Failure
-from api.core.service import Service
 from api.main import create_app
+from service.jobs import execution
+from service.jobs.execution import Failure
+from service.service import Service
 from tests.service import round_body, settings_for
 
 ADMIN = "dfk_" + "a1" * 20

@@ -10,14 +10,14 @@ import httpx
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from api.core.clock import now_seconds
-from api.core.collector import collect
-from api.core.ids import IdKind, new_id
-from api.core.queries import jobs, stages
-from api.core.service import Service, create_job
-from api.core.specs import RoundSpec
-from api.core.tables import Artifact
 from api.main import create_app
+from service.db.clock import now_seconds
+from service.db.queries import jobs, stages
+from service.db.tables import Artifact
+from service.ids import IdKind, new_id
+from service.jobs.collector import collect
+from service.jobs.specs import RoundSpec
+from service.service import Service, create_job
 from tests.servers import S3Server, s3_server
 from tests.service import round_body, settings_for, work_until_idle
 

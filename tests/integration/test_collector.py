@@ -12,16 +12,16 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.core import collector, execution
-from api.core.clock import now_seconds
-from api.core.collector import Collected, collect
-from api.core.execution import Claim
-from api.core.ids import IdKind, new_id
-from api.core.queries import jobs, stages
-from api.core.service import Service, cancel_job, create_job
-from api.core.specs import RoundSpec
-from api.core.storage import StoredObject
-from api.core.tables import Artifact, Pair, Sample, Stage
+from service.db.clock import now_seconds
+from service.db.queries import jobs, stages
+from service.db.tables import Artifact, Pair, Sample, Stage
+from service.ids import IdKind, new_id
+from service.jobs import collector, execution
+from service.jobs.collector import Collected, collect
+from service.jobs.execution import Claim
+from service.jobs.specs import RoundSpec
+from service.service import Service, cancel_job, create_job
+from service.storage import StoredObject
 from tests.servers import S3Server
 from tests.service import round_body, settings_for
 from worker.local import work

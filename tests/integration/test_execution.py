@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from api.core import execution
-from api.core.errors import (
+from service.db.locks import file_lock
+from service.db.queries import jobs, stages
+from service.db.queries.stages import Hint, Wish
+from service.db.tables import Job, Stage
+from service.errors import (
     AlreadyRunningError,
     ConflictError,
     IdempotencyError,
@@ -17,14 +20,11 @@ from api.core.errors import (
     StageCancelledError,
     TooManyJobsError,
 )
-from api.core.execution import Claim, Failure
-from api.core.locks import file_lock
-from api.core.queries import jobs, stages
-from api.core.queries.stages import Hint, Wish
-from api.core.queue import SilentQueue
-from api.core.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
-from api.core.specs import RoundSpec
-from api.core.tables import Job, Stage
+from service.jobs import execution
+from service.jobs.execution import Claim, Failure
+from service.jobs.specs import RoundSpec
+from service.queue import SilentQueue
+from service.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
 from tests.service import round_body, settings_for
 
 

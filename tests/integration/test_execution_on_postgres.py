@@ -11,15 +11,15 @@ from fastapi.testclient import TestClient
 from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
-from api.core import execution
-from api.core.clock import now_seconds
-from api.core.execution import Failure
-from api.core.ids import IdKind, new_id
-from api.core.queries import jobs, results, stages
-from api.core.service import Service, cancel_job, create_job, set_alias
-from api.core.specs import RoundSpec
-from api.core.tables import Artifact, Sample, Table
 from api.main import create_app
+from service.db.clock import now_seconds
+from service.db.queries import jobs, results, stages
+from service.db.tables import Artifact, Sample, Table
+from service.ids import IdKind, new_id
+from service.jobs import execution
+from service.jobs.execution import Failure
+from service.jobs.specs import RoundSpec
+from service.service import Service, cancel_job, create_job, set_alias
 from tests.servers import CuttingProxy, PostgresServer, cutting_proxy, postgres_server
 from tests.service import migrated_template, round_body, settings_for
 from worker.local import work

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from api.core import execution
-from api.core.clock import now_seconds
-from api.core.execution import Claim, Failure
-from api.core.locks import file_lock
-from api.core.queries import stages, workers
-from api.core.queue import Hint
-from api.core.service import Service, create_job, pause_job, resume_job
-from api.core.specs import RoundSpec
-from api.core.tables import Stage, Worker
+from service.db.clock import now_seconds
+from service.db.locks import file_lock
+from service.db.queries import stages, workers
+from service.db.tables import Stage, Worker
+from service.jobs import execution
+from service.jobs.execution import Claim, Failure
+from service.jobs.specs import RoundSpec
+from service.queue import Hint
+from service.service import Service, create_job, pause_job, resume_job
 from tests.service import round_body, settings_for
 from worker.sweeper import sweep_once
 

@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
-from api.core.migrate import migrate
-from api.core.planning import PlannedStage
-from api.core.queries import jobs, results, stages
-from api.core.queries.pages import encode_cursor
-from api.core.states import StageKind
-from api.core.unit_of_work import UnitOfWork
 from benchmarks.service_data import fill
+from service.db.migrate import migrate
+from service.db.queries import jobs, results, stages
+from service.db.queries.pages import encode_cursor
+from service.db.unit_of_work import UnitOfWork
+from service.plan import PlannedStage
+from service.states import StageKind
 
 Query = Callable[[Session], object]
 JOB, SET = f"job_{3:026d}", f"set_{2:026d}"

@@ -18,11 +18,11 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, inspect, select, text
 from sqlalchemy.orm import Session
 
-from api.core.errors import UnknownRevisionError
-from api.core.migrate import migrate, revisions
-from api.core.specs import RoundSpec, TrainingJobSpec, spec_of
-from api.core.tables import Job, Table
-from api.core.unit_of_work import make_engine
+from service.db.migrate import migrate, revisions
+from service.db.tables import Job, Table
+from service.db.unit_of_work import make_engine
+from service.errors import UnknownRevisionError
+from service.jobs.specs import RoundSpec, TrainingJobSpec, spec_of
 from tests.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def test_a_database_of_an_unknown_revision_is_left_alone(engine: Engine, url: st
 
 def run_command(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"DFUSION_DATABASE_URL": url, "DFUSION_DATA_DIR": str(folder), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "api.core.migrate"]
+    command = [sys.executable, "-m", "service.db.migrate"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 

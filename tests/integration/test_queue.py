@@ -19,11 +19,11 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from api.core.queries import stages
-from api.core.service import Service
-from api.core.settings import Settings
-from api.core.tables import Stage
 from api.main import create_app
+from service.db.queries import stages
+from service.db.tables import Stage
+from service.service import Service
+from service.settings import Settings
 from tests.servers import RedisServer, redis_server
 from tests.service import round_body, settings_for, work_until_idle
 from worker.sweeper import sweep_once

@@ -16,10 +16,10 @@ from minio import Minio
 from sqlalchemy import text
 
 from api import readiness
-from api.core.unit_of_work import make_engine
 from api.main import create_app
 from api.readiness import Readiness
 from api.schemas import CheckOut
+from service.db.unit_of_work import make_engine
 from tests.deployment import until
 from tests.servers import PostgresServer, S3Server, free_port, postgres_server, redis_server, s3_server
 from tests.service import migrated_template, settings_for

@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.core.errors import StartError, StorageCorruptError, StorageError
-from api.core.storage import Store, StoredObject, open_store
-from api.core.storage import s3 as s3_module
+from service.errors import StartError, StorageCorruptError, StorageError
+from service.storage import Store, StoredObject, open_store
+from service.storage import s3 as s3_module
 from tests.proxy import proxy
 from tests.servers import S3Server, s3_server
 from tests.service import settings_for

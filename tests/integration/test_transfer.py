@@ -1,4 +1,4 @@
-"""A project moved between installations, as `python -m api.transfer` does it."""
+"""A project moved between installations, as `python -m service.transfer` does it."""
 
 import hashlib
 import io
@@ -14,17 +14,17 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from api import transfer
-from api.core.errors import TransferError
-from api.core.service import Service, give_verdict, save_prompt_set
-from api.core.settings import Settings
-from api.core.states import Verdict
-from api.core.tables import Artifact, Pair, Table
-from api.core.transfer.exporting import export_project
-from api.core.transfer.importing import import_project
-from api.core.transfer.rows import TABLES
 from api.main import create_app
 from dfusion.prompts import Prompt
+from service.db.tables import Artifact, Pair, Table
+from service.errors import TransferError
+from service.service import Service, give_verdict, save_prompt_set
+from service.settings import Settings
+from service.states import Verdict
+from service.transfer import __main__ as transfer
+from service.transfer.exporting import export_project
+from service.transfer.importing import import_project
+from service.transfer.rows import TABLES
 from tests.installation import Installation
 from tests.servers import S3Server
 from tests.service import PROMPTS, round_body, settings_for

@@ -10,12 +10,12 @@ from sqlalchemy import create_engine, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.errors import OutcomeUnknownError
-from api.core.queries import prompt_sets
-from api.core.tables import PromptSet
-from api.core.unit_of_work import UnitOfWork, is_passing
 from dfusion.prompts import Prompt
+from service.db.clock import now_seconds
+from service.db.queries import prompt_sets
+from service.db.tables import PromptSet
+from service.db.unit_of_work import UnitOfWork, is_passing
+from service.errors import OutcomeUnknownError
 from tests.servers import CuttingProxy, PostgresServer, cutting_proxy, postgres_server
 
 COMMIT = b"COMMIT\0"

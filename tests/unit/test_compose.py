@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from api.core.settings import Settings
+from service.settings import Settings
 from tests import compose
 from tests.compose import ROOT, SECRETS, MissingVariableError
 

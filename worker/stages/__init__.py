@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from api.core.states import StageKind
+from service.states import StageKind
 from worker.stages import compare, evaluate, export, fuse, sample, score, select, train, verify
 from worker.task import Record, Task
 

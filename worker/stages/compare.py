@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.queries import jobs, results
-from api.core.specs import EvaluationJobSpec
-from api.core.states import SampleRole
-from api.core.tables import Metric, Sample, Score
 from dfusion.evaluation import Bootstrap, ScoreRow, ScoreTable, Summary, compare, summarise
+from service.db.clock import now_seconds
+from service.db.queries import jobs, results
+from service.db.tables import Metric, Sample, Score
+from service.jobs.specs import EvaluationJobSpec
+from service.states import SampleRole
 from worker.scoring import scores_by
 from worker.stages.evaluate import Measuring
 from worker.task import Record, Task

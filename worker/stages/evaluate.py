@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.errors import ConflictError
-from api.core.ids import IdKind, new_id
-from api.core.queries import results
-from api.core.specs import EvaluationJobSpec, EvaluationSpec, RoundSpec, ScorerRef
-from api.core.states import SampleRole
-from api.core.tables import Model, Sample, Score
 from dfusion.config import SamplingConfig
 from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
 from dfusion.seeds import evaluation_seed
+from service.db.clock import now_seconds
+from service.db.queries import results
+from service.db.tables import Model, Sample, Score
+from service.errors import ConflictError
+from service.ids import IdKind, new_id
+from service.jobs.specs import EvaluationJobSpec, EvaluationSpec, RoundSpec, ScorerRef
+from service.states import SampleRole
 from worker.scoring import score_pixels, score_rows
 from worker.task import Record, Task, batches
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.errors import ConflictError
-from api.core.ids import IdKind, new_id
-from api.core.queries import jobs, results
-from api.core.specs import ExportJobSpec
-from api.core.tables import Export
 from dfusion.export import export_adapter
 from dfusion.preference_data import PreferencePair, write_preferences
+from service.db.clock import now_seconds
+from service.db.queries import jobs, results
+from service.db.tables import Export
+from service.errors import ConflictError
+from service.ids import IdKind, new_id
+from service.jobs.specs import ExportJobSpec
 from worker.examples import better_and_worse
 from worker.pairs import PairSamples, StoredSample, with_samples
 from worker.task import SAFETENSORS, Record, Task

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.ids import IdKind, new_id
-from api.core.queries import results
-from api.core.states import SampleRole, Split
-from api.core.tables import Pair, Sample
 from dfusion.config import FusionConfig
 from dfusion.errors import InvalidInputError
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.thresholds import thresholds_of
 from dfusion.types import Trajectory
+from service.db.clock import now_seconds
+from service.db.queries import results
+from service.db.tables import Pair, Sample
+from service.ids import IdKind, new_id
+from service.states import SampleRole, Split
 from worker.pairs import PairSamples, fusion_of, load_pairs, trajectory_of
 from worker.task import Record, Task, batches
 

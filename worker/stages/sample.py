@@ -9,17 +9,17 @@ from typing import Literal
 import numpy as np
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.ids import IdKind, new_id
-from api.core.queries import results
-from api.core.specs import RoundSpec, SamplingJobSpec
-from api.core.states import SampleRole, Split
-from api.core.tables import Sample
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt
 from dfusion.sampling import sample
 from dfusion.seeds import sample_seed
 from dfusion.types import Trajectory
+from service.db.clock import now_seconds
+from service.db.queries import results
+from service.db.tables import Sample
+from service.ids import IdKind, new_id
+from service.jobs.specs import RoundSpec, SamplingJobSpec
+from service.states import SampleRole, Split
 from worker.task import Record, Task, batches
 
 

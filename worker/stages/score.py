@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.errors import ConflictError
-from api.core.queries import jobs, results
-from api.core.specs import FusionJobSpec, RoundSpec, SamplingJobSpec, ScorerRef
-from api.core.states import DIVERSITY, SampleRole, Split
-from api.core.tables import Metric
 from dfusion.rewards import Scorer
 from dfusion.rewards.watch import falling_figures
+from service.db.clock import now_seconds
+from service.db.queries import jobs, results
+from service.db.tables import Metric
+from service.errors import ConflictError
+from service.jobs.specs import FusionJobSpec, RoundSpec, SamplingJobSpec, ScorerRef
+from service.states import DIVERSITY, SampleRole, Split
 from worker.scoring import Scored, score_images, score_rows, scores_by
 from worker.sources import samples_to_fuse
 from worker.task import Record, Task

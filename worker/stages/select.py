@@ -7,16 +7,16 @@ from itertools import groupby
 
 from sqlalchemy.orm import Session
 
-from api.core.clock import now_seconds
-from api.core.errors import ConflictError
-from api.core.ids import IdKind, new_id
-from api.core.queries import jobs, prompt_sets, results
-from api.core.specs import FusionJobSpec, RoundSpec
-from api.core.states import SampleRole
-from api.core.tables import Pair, Sample
 from dfusion.config import PairingConfig
 from dfusion.pairing import choose_pairs
 from dfusion.rewards import Scorer
+from service.db.clock import now_seconds
+from service.db.queries import jobs, prompt_sets, results
+from service.db.tables import Pair, Sample
+from service.errors import ConflictError
+from service.ids import IdKind, new_id
+from service.jobs.specs import FusionJobSpec, RoundSpec
+from service.states import SampleRole
 from worker.scoring import scores_by
 from worker.sources import samples_to_fuse, sides_to_fuse
 from worker.task import Record, Task

@@ -9,20 +9,20 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.core import execution
-from api.core.clock import now_seconds
-from api.core.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageGoneError
-from api.core.ids import IdKind, new_id
-from api.core.queries import jobs, results
-from api.core.specs import RoundSpec, TrainingJobSpec
-from api.core.storage import StoredObject
-from api.core.tables import Model
 from dfusion.adapter import attach_lora, save_adapter
 from dfusion.errors import CheckpointError, PolicyMismatchError
 from dfusion.optimizer_state import save_optimizer
 from dfusion.seeds import training_seed
 from dfusion.training import STATE_FILE, Trainer
 from dfusion.training_report import SelfTest, UpdateReport, falling_preferred
+from service.db.clock import now_seconds
+from service.db.queries import jobs, results
+from service.db.tables import Model
+from service.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageGoneError
+from service.ids import IdKind, new_id
+from service.jobs import execution
+from service.jobs.specs import RoundSpec, TrainingJobSpec
+from service.storage import StoredObject
 from worker.examples import Lesson, lesson
 from worker.task import SAFETENSORS, Record, Task
 

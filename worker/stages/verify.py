@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.core import execution
-from api.core.queries import jobs, results
-from api.core.specs import FusionJobSpec, RoundSpec
 from dfusion.errors import ScorerError
 from dfusion.figures import Side, covers_too_much, decide, fusion_mask, mask_image, pair_figures
 from dfusion.types import Trajectory
+from service.db.queries import jobs, results
+from service.jobs import execution
+from service.jobs.specs import FusionJobSpec, RoundSpec
 from worker.pairs import PairSamples, StoredSample, fusion_of, load_pairs, trajectory_of
 from worker.scoring import score_images, score_rows
 from worker.task import Record, Task

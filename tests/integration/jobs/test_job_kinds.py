@@ -16,9 +16,9 @@ from diffusers import StableDiffusionPipeline
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from api.core import execution
-from api.core.tables import Stage
 from api.main import create_app
+from service.db.tables import Stage
+from service.jobs import execution
 from tests.installation import Installation
 from tests.nets import overflowing_pipeline
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle

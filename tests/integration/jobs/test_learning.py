@@ -16,8 +16,6 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from api.core.errors import StageStoppedError, StorageCorruptError, StorageError, StorageGoneError
-from api.core.storage.files import FileStore
 from api.main import create_app
 from dfusion.adapter import attach_lora, load_adapter, lora_parameters
 from dfusion.config import FusionConfig, SamplingConfig, TrainingConfig
@@ -31,6 +29,8 @@ from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair
 from dfusion.trajectories import load_trajectory
 from dfusion.types import Conditioning, Trajectory
+from service.errors import StageStoppedError, StorageCorruptError, StorageError, StorageGoneError
+from service.storage.files import FileStore
 from tests.installation import Installation
 from tests.nets import tiny_xl_pipeline
 from tests.scorers import Brightness

@@ -11,10 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from api.core.queries.stages import Wish
-from api.core.service import cancel_job
 from api.main import create_app
 from dfusion.seeds import sample_seed
+from service.db.queries.stages import Wish
+from service.service import cancel_job
 from tests.installation import Installation
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat

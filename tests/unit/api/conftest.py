@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 
 from api.client import Client
 from api.client.transport import Backoff
-from api.core.service import Service
 from api.main import create_app
+from service.service import Service
 from tests.live_service import Busy, serving
 from tests.service import round_body, settings_for, work_until_idle
 

@@ -13,12 +13,12 @@ from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
 
 from api.access import needs
-from api.core.errors import StartError
-from api.core.ids import IdKind, new_id
-from api.core.keys import token_hash
-from api.core.queries import api_keys, jobs
-from api.core.service import Service
 from api.main import create_app
+from service.db.queries import api_keys, jobs
+from service.errors import StartError
+from service.ids import IdKind, new_id
+from service.keys import token_hash
+from service.service import Service
 from tests.service import round_body, settings_for
 
 ADMIN = "dfk_" + "a1" * 20

@@ -10,10 +10,10 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import update
 
-from api.core.errors import StartError
-from api.core.service import Service
-from api.core.tables import ApiKey
 from api.main import create_app
+from service.db.tables import ApiKey
+from service.errors import StartError
+from service.service import Service
 from tests.service import settings_for
 
 ADMIN = "dfk_" + "a1" * 20

@@ -7,9 +7,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from api.core.ids import IdKind, new_id
-from api.core.service import Service
-from api.core.tables import Table
+from service.db.tables import Table
+from service.ids import IdKind, new_id
+from service.service import Service
 from tests.service import PROMPTS, round_body
 
 

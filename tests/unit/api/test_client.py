@@ -25,8 +25,8 @@ from api.client import (
     UnreachableError,
 )
 from api.client.transport import Backoff
-from api.core.specs import RoundSpec
-from api.core.states import JobKind
+from service.jobs.specs import RoundSpec
+from service.states import JobKind
 from tests.proxy import proxy
 from tests.service import round_body
 from tests.unit.api.conftest import Live

@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from api.core.specs import RoundSpec
-from api.core.states import Split
 from api.demo.__main__ import changes_table, request_of
 from api.demo.changes import HEADINGS, Change, changes, headline
 from api.demo.report import html_report
@@ -19,6 +17,8 @@ from api.demo.sheets import GAP, MARGIN, before_after_sheet, contact_sheet
 from api.schemas import SampleOut
 from dfusion.errors import InvalidInputError
 from dfusion.evaluation import Estimate
+from service.jobs.specs import RoundSpec
+from service.states import Split
 from tests.service import round_body, work_until_idle
 from tests.unit.api.conftest import Live
 

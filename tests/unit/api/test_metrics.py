@@ -11,12 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
-from api.core import execution
-from api.core.execution import Claim, Failure
-from api.core.queries import figures
-from api.core.service import Service
-from api.core.tables import Stage
 from api.main import create_app
+from service.db.queries import figures
+from service.db.tables import Stage
+from service.jobs import execution
+from service.jobs.execution import Claim, Failure
+from service.service import Service
 from tests.service import round_body, settings_for
 
 ROOT = Path(__file__).parents[3]

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from api.access import needs
-from api.core import logs
 from api.main import create_app
+from service import logs
 from tests.service import settings_for
 
 ADMIN = "dfk_" + "a1" * 20

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from api.core.ids import kind_of
 from api.examples import ANSWERS, REQUESTS
+from service.ids import kind_of
 from tests.openapi import COMMAND, GOLDEN, document, text
 from tests.unit.api.conftest import Live
 

@@ -2,7 +2,7 @@
 
 from fastapi.testclient import TestClient
 
-from api.core.service import Service
+from service.service import Service
 from tests.service import round_body
 from tests.unit.api.test_bad_input import row_counts
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from api.core import execution, logs
-from api.core.queries import stages
-from api.core.service import Service, create_job
-from api.core.specs import RoundSpec
+from service import logs
+from service.db.queries import stages
+from service.jobs import execution
+from service.jobs.specs import RoundSpec
+from service.service import Service, create_job
 from tests.service import round_body, settings_for
 from worker import local
 from worker.heartbeat import Heartbeat

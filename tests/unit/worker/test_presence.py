@@ -3,8 +3,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from api.core.queries import workers
-from api.core.service import Service
+from service.db.queries import workers
+from service.service import Service
 from tests.service import settings_for
 from worker.health import is_well
 from worker.presence import Presence

@@ -2,8 +2,8 @@ import pytest
 import torch
 from sqlalchemy.exc import OperationalError
 
-from api.core.errors import StorageCorruptError, StorageError
 from dfusion.errors import NonFiniteError, ShapeMismatchError
+from service.errors import StorageCorruptError, StorageError
 from worker.runner import failure_of, spoils_the_device
 
 

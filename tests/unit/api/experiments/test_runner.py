@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from api.cli import app
 from api.client import NotFoundError, UnreachableError
-from api.core.states import JobKind, JobState
 from api.experiments import Cell, Experiment, ExperimentError, Record, RunResult, State, read_record, run
 from api.experiments.format import set_name
 from api.experiments.records import folder_of
 from api.experiments.status import status
 from api.experiments.tensorboard import export_tensorboard
+from service.states import JobKind, JobState
 from tests.unit.api.conftest import Live
 from tests.unit.api.experiments.examples import cells_by_name
 

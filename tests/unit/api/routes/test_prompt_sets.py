@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from api.core.service import Service
+from service.service import Service
 from tests.unit.api.test_bad_input import row_counts
 
 CAT = {"text": "a cat eating a sandwich", "items": ["cat", "sandwich"], "thresholds": None}

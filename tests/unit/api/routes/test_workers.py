@@ -3,13 +3,13 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from api.core import execution
-from api.core.clock import now_seconds
-from api.core.queries import workers
-from api.core.service import create_job
-from api.core.specs import RoundSpec
-from api.core.tables import Worker
 from api.main import create_app
+from service.db.clock import now_seconds
+from service.db.queries import workers
+from service.db.tables import Worker
+from service.jobs import execution
+from service.jobs.specs import RoundSpec
+from service.service import create_job
 from tests.service import round_body, settings_for
 
 

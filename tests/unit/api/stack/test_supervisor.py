@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from api.core.errors import ProgramError
 from api.stack.program import Program
 from api.stack.supervisor import Supervisor
 from api.stack.terminal import Terminal
+from service.errors import ProgramError
 
 PATIENCE_SECONDS = 60
 WORKING = """

@@ -1,0 +1,90 @@
+"""Queries over API keys. Rows are never deleted: jobs name the key that made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy.orm import Session
+
+from service.db.clock import now_seconds
+from service.db.queries.pages import Page, fetch_page
+from service.db.tables import ApiKey
+from service.errors import NotFoundError
+from service.ids import IdKind, expect, new_id
+
+_USE_NOTED_EVERY_SECONDS = 300.0
+# made once, as every request with a key runs it: to make it takes about as long as to run it
+_USE_IS_NEWS = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now_seconds() - _USE_NOTED_EVERY_SECONDS)
+_IS_ACTIVE = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now_seconds())
+_CANDIDATES = select(ApiKey.id, ApiKey.sha256, ApiKey.scopes, _USE_IS_NEWS).where(
+    ApiKey.prefix == bindparam("prefix"), _IS_ACTIVE
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An active key with the prefix that was asked for; `use_is_news`: its last use was noted some time ago."""
+
+    id: str
+    sha256: str
+    scopes: list[str]
+    use_is_news: bool
+
+
+def add(
+    session: Session, *, name: str, prefix: str, sha256: str, scopes: list[str], expires_at: float | None
+) -> ApiKey:
+    """A new key."""
+    row = ApiKey(
+        id=new_id(IdKind.API_KEY),
+        name=name,
+        prefix=prefix,
+        sha256=sha256,
+        scopes=scopes,
+        expires_at=expires_at,
+        created_at=now_seconds(),
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def get(session: Session, key_id: str) -> ApiKey:
+    """The key. Raises NotFoundError."""
+    row = session.get(ApiKey, expect(IdKind.API_KEY, key_id))
+    if row is None:
+        raise NotFoundError(f"there is no key {key_id}")
+    return row
+
+
+def page(session: Session, limit: int, cursor: str | None) -> Page[ApiKey]:
+    """Keys, newest first."""
+    return fetch_page(session, select(ApiKey), ApiKey.id, limit, cursor, newest_first=True)
+
+
+def named(session: Session, name: str) -> list[ApiKey]:
+    """All keys of that name, revoked ones too."""
+    return list(session.scalars(select(ApiKey).where(ApiKey.name == name)))
+
+
+def active(session: Session, scope: str) -> list[ApiKey]:
+    """Keys with that very scope that are neither revoked nor expired."""
+    return [row for row in session.scalars(select(ApiKey).where(_IS_ACTIVE)) if scope in row.scopes]
+
+
+def candidates(session: Session, prefix: str) -> list[Candidate]:
+    """Active keys that begin so."""
+    rows = session.execute(_CANDIDATES, {"prefix": prefix})
+    return [Candidate(row[0], row[1], row[2], bool(row[3])) for row in rows]
+
+
+def note_use(session: Session, key_id: str) -> None:
+    """The key is used now."""
+    session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now_seconds()))
+
+
+def revoke(session: Session, key_id: str) -> None:
+    """The key is revoked from now on, if it was not before."""
+    query = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+    session.execute(query.values(revoked_at=now_seconds()))

@@ -1,0 +1,111 @@
+"""Writing a project into a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, or_
+from sqlalchemy import Table as SqlTable
+from sqlalchemy.orm import Session
+
+from service.db.queries import jobs
+from service.ids import IdKind
+from service.service import Service
+from service.states import FINAL_JOB_STATES
+from service.transfer import queries
+from service.transfer.archive import ArchiveWriter, Header, writing
+from service.transfer.rows import JOBS, MODEL_ALIASES, MODELS, PROMPT_SETS, TABLES, read_lines, to_line
+
+_MENTION = re.compile(rf"(?:{IdKind.MODEL}|{IdKind.PROMPT_SET})_[0-9a-z]{{26}}")
+_NOBODYS = (PROMPT_SETS, MODELS, MODEL_ALIASES)
+"""Tables whose rows go along because others name them."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    jobs: int
+    rows: int
+    objects: int
+    object_bytes: int
+    unfinished: tuple[str, ...]
+
+
+def export_project(service: Service, path: Path, job_ids: Sequence[str] = ()) -> Exported:
+    """Write everything, or these jobs and what they were made from, into a new file at `path`.
+
+    The rows are those of one moment; the service may run meanwhile. Raises NotFoundError for a job that is not there,
+    StorageError where an object cannot be read, OSError where the file cannot be written. There is no file then.
+    """
+    with service.store.scratch() as folder:
+        with service.uow.reading() as session:
+            header = _Dump(session, folder, job_ids).write()
+        counts = {table.name: _count_lines(folder / table.name) for table in TABLES}
+        with writing(path) as archive:
+            archive.add_header(header)
+            for table in TABLES:
+                archive.add_rows(table.name, folder / table.name)
+            _add_objects(service, archive, folder / "artifacts")
+            archive.add_manifest()
+    return Exported(
+        path, counts["jobs"], sum(counts.values()), archive.objects, archive.object_bytes, header.unfinished
+    )
+
+
+class _Dump:
+    """Writes the rows of one moment into files, a table each."""
+
+    def __init__(self, session: Session, folder: Path, job_ids: Sequence[str]) -> None:
+        self._session, self._folder = session, folder
+        wanted = [jobs.get(session, job_id).id for job_id in job_ids]
+        self._jobs = queries.with_their_sources(session, wanted) if wanted else None
+        self._mentioned: set[str] = set()
+        self._unfinished: list[str] = []
+
+    def write(self) -> Header:
+        owned = [table for table in TABLES if table not in _NOBODYS]
+        for table in (*owned, *_NOBODYS):
+            self._write_table(table)
+        return Header(queries.revision(self._session), tuple(self._unfinished))
+
+    def _write_table(self, table: SqlTable) -> None:
+        where = None if self._jobs is None else self._chosen(table, self._jobs)
+        with (self._folder / table.name).open("w", encoding="utf-8", newline="\n") as file:
+            for row in queries.rows(self._session, table, where):
+                line = to_line(row)
+                file.write(line + "\n")
+                if self._jobs is not None:
+                    self._mentioned |= set(_MENTION.findall(line))
+                if table is JOBS and row["state"] not in FINAL_JOB_STATES:
+                    self._unfinished.append(row["id"])
+
+    def _chosen(self, table: SqlTable, job_ids: set[str]) -> ColumnElement[bool] | None:
+        """Which rows go along with these jobs."""
+        mentioned = self._mentioned | queries.parents(self._session, job_ids)
+        if table is PROMPT_SETS:
+            return table.c.id.in_(mentioned)
+        if table is MODELS:
+            return or_(table.c.job_id.in_(job_ids), table.c.id.in_(mentioned))
+        if table is MODEL_ALIASES:
+            return table.c.model_id.in_(mentioned)
+        return queries.of_jobs(table, job_ids)
+
+
+def _count_lines(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for _ in lines)
+
+
+def _add_objects(service: Service, archive: ArchiveWriter, artifacts: Path) -> None:
+    """The bytes of the artifacts, each once; the rows are in the order of their SHA-256."""
+    last = ""
+    for row in read_lines(artifacts, {}):
+        if row["sha256"] != last:
+            last = row["sha256"]
+            with service.store.borrow(row["key"], last) as file:
+                archive.add_object(last, file)

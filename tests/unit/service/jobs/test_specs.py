@@ -1,0 +1,50 @@
+"""What a request may hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from dfusion.config import TrainingConfig
+from dfusion.rewards.config import ScorerConfig
+from service.jobs.specs import FusionJobSpec, RoundSpec, ScorerRef, TrainingJobSpec
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "http", "url": "http://169.254.169.254/"},
+        {"kind": "open_clip", "folder": "/etc"},
+        {"kind": "entry_point", "entry_point": "red"},
+        {"kind": "verdicts"},
+    ],
+)
+def test_a_client_names_no_address_file_or_code(settings: dict[str, str]) -> None:
+    TypeAdapter[Any](ScorerConfig).validate_python(settings)
+    with pytest.raises(ValidationError, match="kind"):
+        TypeAdapter[Any](ScorerRef).validate_python(settings)
+
+
+@pytest.mark.parametrize(
+    ("training", "clip"),
+    [
+        ({}, 0.1),
+        ({"ratio_clip": 0.2, "beta": 5.0}, 0.2),
+        ({"ratio_clip": None}, None),
+        ({"algorithm": "ddpo"}, None),
+        (TrainingConfig(beta=5.0), 0.1),
+    ],
+)
+def test_a_preset_clips_dpos_ratio_where_a_training_does_not_say_otherwise(training: Any, clip: float | None) -> None:
+    """In rounds, and where stored pairs are trained on; not for algorithms whose loss has another clip."""
+    asked = {"preset": "released_code", "training": training}
+    for spec in (RoundSpec(model="tiny", prompt_set="a", **asked), TrainingJobSpec(jobs=("a",), **asked)):
+        assert spec.training.ratio_clip == clip
+    assert not hasattr(FusionJobSpec(sampling="a", preset="released_code"), "training")
+
+
+def test_a_preset_leaves_a_naive_round_naive() -> None:
+    spec = RoundSpec(model="tiny", prompt_set="a", fusion=None, preset="released_code")
+    assert spec.fusion is None and spec.pairing.dealing == "rank_order"
