@@ -11,7 +11,7 @@ from service.db.queries import results
 from service.db.tables import Artifact, Pair, Sample
 from service.errors import TrajectoryGoneError
 from service.jobs.specs import FusionJobSpec, RoundSpec
-from worker.task import Task
+from worker.context import StageContext
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class PairSamples:
     target: StoredSample | None
 
 
-def load_pairs(task: Task) -> list[PairSamples]:
+def load_pairs(context: StageContext) -> list[PairSamples]:
     """The round's pairs in order: all of them, or the shard's where the stage is one."""
-    spans = {of: task.span(of) for of in ("prompts", "pairs") if of in task.claim.params}
-    with task.reading() as session:
+    spans = {of: context.span(of) for of in ("prompts", "pairs") if of in context.claim.params}
+    with context.reading() as session:
         rows = results.round_pairs(
-            session, task.claim.job_id, task.claim.round, spans.get("prompts"), spans.get("pairs")
+            session, context.claim.job_id, context.claim.round, spans.get("prompts"), spans.get("pairs")
         )
-    return with_samples(task, rows)
+    return with_samples(context, rows)
 
 
-def with_samples(task: Task, rows: Sequence[Pair]) -> list[PairSamples]:
+def with_samples(context: StageContext, rows: Sequence[Pair]) -> list[PairSamples]:
     """These pairs with their samples."""
-    with task.reading() as session:
+    with context.reading() as session:
         samples = results.samples(session, results.sides_of(rows))
-    stored = stored_samples(task, samples.values())
+    stored = stored_samples(context, samples.values())
     return [
         PairSamples(
             row,
@@ -60,9 +60,9 @@ def with_samples(task: Task, rows: Sequence[Pair]) -> list[PairSamples]:
     ]
 
 
-def stored_samples(task: Task, samples: Collection[Sample]) -> dict[str, StoredSample]:
+def stored_samples(context: StageContext, samples: Collection[Sample]) -> dict[str, StoredSample]:
     """The samples with their images, by id."""
-    with task.reading() as session:
+    with context.reading() as session:
         images = results.artifacts(session, [sample.image_artifact_id for sample in samples])
     return {
         sample.id: StoredSample(
@@ -79,6 +79,6 @@ def trajectory_of(sample: StoredSample, stored: Mapping[str, Trajectory]) -> Tra
     return stored[sample.trajectory].select([sample.trajectory_row])
 
 
-def fusion_of(task: Task) -> FusionConfig:
+def fusion_of(context: StageContext) -> FusionConfig:
     """How the job's targets are fused."""
-    return task.spec_as(RoundSpec, FusionJobSpec).fusion or FusionConfig()
+    return context.spec_as(RoundSpec, FusionJobSpec).fusion or FusionConfig()

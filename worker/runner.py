@@ -1,4 +1,4 @@
-"""The task boundary: runs one claimed stage, and turns whatever happens into a state of the stage."""
+"""The boundary of a task: runs one claimed stage, and turns whatever happens into a state of the stage."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from service import logs
 from service.errors import LeaseLostError, ServiceError, StageCancelledError, StagePausedError, StageStoppedError
 from service.jobs import execution
 from service.jobs.execution import Claim, Failure
+from worker.context import StageContext
 from worker.heartbeat import Heartbeat
 from worker.stages import HANDLERS
 from worker.stop_flag import Stop
-from worker.task import Task
 from worker.workbench import Workbench
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def _attempt(bench: Workbench, claim: Claim, stop: Stop) -> bool:
         with bench.store.scratch() as scratch:
             bench.forget_peak_memory()
             with Heartbeat(bench, claim, stop) as heartbeat:
-                record = HANDLERS[claim.kind](Task(bench, claim, heartbeat, scratch))
+                record = HANDLERS[claim.kind](StageContext(bench, claim, heartbeat, scratch))
             execution.finish(bench.uow, bench.settings, claim, record, heartbeat.total, bench.peak_memory())
     except LeaseLostError:
         raise

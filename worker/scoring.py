@@ -13,7 +13,7 @@ from dfusion.rewards.checks import checked_scores
 from dfusion.rewards.watch import Diversity, diversity
 from service.db.queries import results
 from service.db.tables import Artifact, Sample, Score
-from worker.task import Task, batches
+from worker.context import StageContext, batches
 
 _THUMBNAIL = 32
 """Side of the pictures whose pixels stand for an image where no scorer has features."""
@@ -35,18 +35,20 @@ class Scored:
         return diversity(self.features, prompts, "rms" if self.features_of == "pixels" else "cosine")
 
 
-def score_images(task: Task, scorers: Sequence[Scorer], images: Sequence[Artifact], prompts: Sequence[str]) -> Scored:
+def score_images(
+    context: StageContext, scorers: Sequence[Scorer], images: Sequence[Artifact], prompts: Sequence[str]
+) -> Scored:
     """Stored images by all scorers; each image is read once. Counts a step an image."""
-    task.heartbeat.plan(len(images))
+    context.heartbeat.plan(len(images))
     values: list[list[float]] = [[] for _ in scorers]
     with_features = next((scorer for scorer in scorers if hasattr(scorer, "features")), None)
     features = []
-    for part in batches(list(zip(images, prompts, strict=True)), task.bench.settings.batch_size):
-        pixels = np.stack([task.load_image(artifact) for artifact, _ in part])
+    for part in batches(list(zip(images, prompts, strict=True)), context.bench.settings.batch_size):
+        pixels = np.stack([context.load_image(artifact) for artifact, _ in part])
         for found, scorer in zip(values, scorers, strict=True):
             found += score_pixels(scorer, pixels, [prompt for _, prompt in part])
         features.append(_thumbnails(pixels) if with_features is None else with_features.features(pixels))
-        task.heartbeat.step(len(part))
+        context.heartbeat.step(len(part))
     name = "pixels" if with_features is None else f"{with_features.name}@{with_features.version}"
     return Scored(values, np.concatenate(features) if features else np.empty((0, 1), np.float32), name)
 
@@ -59,9 +61,9 @@ class KnownScores:
     found: list[Score]
 
 
-def scores_by(task: Task, scorer: Scorer, samples: Sequence[Sample]) -> KnownScores:
+def scores_by(context: StageContext, scorer: Scorer, samples: Sequence[Sample]) -> KnownScores:
     """What this version of the scorer gives the samples: those that it has not scored yet, it scores now."""
-    with task.reading() as session:
+    with context.reading() as session:
         rows = results.scores(session, [sample.id for sample in samples])
         stored = [row for of_sample in rows.values() for row in of_sample]
         known = {row.sample_id: row.value for row in stored if (row.scorer, row.version) == _identity(scorer)}
@@ -70,7 +72,7 @@ def scores_by(task: Task, scorer: Scorer, samples: Sequence[Sample]) -> KnownSco
     if not lacking:
         return KnownScores(known, [])
     pictures = [images[sample.image_artifact_id] for sample in lacking]
-    scored = score_images(task, [scorer], pictures, [sample.prompt for sample in lacking])
+    scored = score_images(context, [scorer], pictures, [sample.prompt for sample in lacking])
     found = score_rows([scorer], [sample.id for sample in lacking], scored.values)
     return KnownScores(known | {row.sample_id: row.value for row in found}, found)
 

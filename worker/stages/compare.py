@@ -15,41 +15,41 @@ from service.db.queries import jobs, results
 from service.db.tables import Metric, Sample, Score
 from service.jobs.specs import EvaluationJobSpec
 from service.states import SampleRole
+from worker.context import Record, StageContext
 from worker.scoring import scores_by
 from worker.stages.evaluate import Measuring
-from worker.task import Record, Task
 
 
-def run(task: Task) -> Record:
+def run(context: StageContext) -> Record:
     """Metrics by model, split and scorer; for an evaluation the comparison, too."""
-    with task.reading() as session:
-        samples = results.samples_of_job(session, task.claim.job_id, task.claim.round, SampleRole.EVALUATION)
-    scores, late = _scores(task, samples)
-    metrics = list(_metrics(task, samples, scores))
-    spec = task.spec
+    with context.reading() as session:
+        samples = results.samples_of_job(session, context.claim.job_id, context.claim.round, SampleRole.EVALUATION)
+    scores, late = _scores(context, samples)
+    metrics = list(_metrics(context, samples, scores))
+    spec = context.spec
     result = None
     if isinstance(spec, EvaluationJobSpec):
-        with task.reading() as session:
-            first = jobs.get(session, task.claim.job_id).model_id
+        with context.reading() as session:
+            first = jobs.get(session, context.claim.job_id).model_id
         result = _comparison(spec, first, samples, scores)
 
     def record(session: Session) -> None:
         results.add_scores(session, late)
         results.add_all(session, metrics)
         if result is not None:
-            jobs.set_result(session, task.claim.job_id, result)
+            jobs.set_result(session, context.claim.job_id, result)
 
     return record
 
 
-def _scores(task: Task, samples: Sequence[Sample]) -> tuple[Mapping[str, Sequence[Score]], list[Score]]:
+def _scores(context: StageContext, samples: Sequence[Sample]) -> tuple[Mapping[str, Sequence[Score]], list[Score]]:
     """All samples by each scorer in this worker's version, and which of these scores are in no table yet: shards may
     have been scored by an older version."""
     found: dict[str, list[Score]] = {sample.id: [] for sample in samples}
     late: list[Score] = []
-    for ref in Measuring.of(task).scorers:
-        scorer = task.bench.scorer(ref)
-        known = scores_by(task, scorer, samples)
+    for ref in Measuring.of(context).scorers:
+        scorer = context.bench.scorer(ref)
+        known = scores_by(context, scorer, samples)
         late += known.found
         for sample_id, value in known.by_sample.items():
             row = Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
@@ -57,7 +57,9 @@ def _scores(task: Task, samples: Sequence[Sample]) -> tuple[Mapping[str, Sequenc
     return found, late
 
 
-def _metrics(task: Task, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]) -> Iterator[Metric]:
+def _metrics(
+    context: StageContext, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]
+) -> Iterator[Metric]:
     groups: dict[tuple[str, str, str, str], list[float]] = {}
     for sample in samples:
         for score in scores[sample.id]:
@@ -65,8 +67,8 @@ def _metrics(task: Task, samples: Sequence[Sample], scores: Mapping[str, Sequenc
             groups.setdefault(key, []).append(score.value)
     for (model, split, scorer, version), values in groups.items():
         yield Metric(
-            job_id=task.claim.job_id,
-            round=task.claim.round,
+            job_id=context.claim.job_id,
+            round=context.claim.round,
             split=split,
             scorer=scorer,
             version=version,

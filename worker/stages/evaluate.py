@@ -19,8 +19,8 @@ from service.errors import ConflictError
 from service.ids import IdKind, new_id
 from service.jobs.specs import EvaluationJobSpec, EvaluationSpec, RoundSpec, ScorerRef
 from service.states import SampleRole
+from worker.context import Record, StageContext, batches
 from worker.scoring import score_pixels, score_rows
-from worker.task import Record, Task, batches
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Measuring:
     sampling: SamplingConfig
 
     @classmethod
-    def of(cls, task: Task) -> Measuring:
+    def of(cls, context: StageContext) -> Measuring:
         """As the job's spec says. Raises ConflictError for a kind of job that measures nothing."""
-        match task.spec:
+        match context.spec:
             case EvaluationJobSpec() as spec:
                 return cls(spec.samples_per_prompt, spec.scorers or (), spec.seed, spec.sampling)
             case RoundSpec(evaluation=evaluation, reward=reward, sampling=sampling):
@@ -55,32 +55,34 @@ class _Wanted:
     seed: int
 
 
-def run(task: Task) -> Record:
+def run(context: StageContext) -> Record:
     """Samples and scores of the shard's model (for rounds, that after the round; 0: before the first)."""
-    how, params = Measuring.of(task), task.claim.params
-    wanted = _wanted(task, how)
-    row, adapter = task.model(params["model"]) if "model" in params else task.model_before(task.claim.round + 1)
-    model = task.load_model(row, adapter)
-    parts = list(batches(wanted, task.bench.settings.batch_size))
-    task.heartbeat.plan(len(parts) * how.sampling.num_steps)
-    images = np.concatenate([_draw(task, how, model, part) for part in parts])
+    how, params = Measuring.of(context), context.claim.params
+    wanted = _wanted(context, how)
+    row, adapter = (
+        context.model(params["model"]) if "model" in params else context.model_before(context.claim.round + 1)
+    )
+    model = context.load_model(row, adapter)
+    parts = list(batches(wanted, context.bench.settings.batch_size))
+    context.heartbeat.plan(len(parts) * how.sampling.num_steps)
+    images = np.concatenate([_draw(context, how, model, part) for part in parts])
     samples = [
-        _sample_row(task, row, one, task.store_image(f"image-{place:06d}", pixels))
+        _sample_row(context, row, one, context.store_image(f"image-{place:06d}", pixels))
         for place, (one, pixels) in enumerate(zip(wanted, images, strict=True))
     ]
-    scores = _scores(task, how, samples, images)
+    scores = _scores(context, how, samples, images)
 
     def record(session: Session) -> None:
-        task.record_artifacts(session)
+        context.record_artifacts(session)
         results.add_all(session, samples)
         results.add_all(session, scores)
 
     return record
 
 
-def _wanted(task: Task, how: Measuring) -> list[_Wanted]:
-    params, (start, stop) = task.claim.params, task.span("prompts")
-    prompts = task.prompts(params["set"])
+def _wanted(context: StageContext, how: Measuring) -> list[_Wanted]:
+    params, (start, stop) = context.claim.params, context.span("prompts")
+    prompts = context.prompts(params["set"])
     return [
         _Wanted(i, prompts[i].text, n, evaluation_seed(how.seed, params["split"], i, prompts[i].text, n))
         for i in range(start, stop)
@@ -88,7 +90,7 @@ def _wanted(task: Task, how: Measuring) -> list[_Wanted]:
     ]
 
 
-def _draw(task: Task, how: Measuring, model: DiffusionModel, part: Sequence[_Wanted]) -> np.ndarray:
+def _draw(context: StageContext, how: Measuring, model: DiffusionModel, part: Sequence[_Wanted]) -> np.ndarray:
     size = model.latent_size(how.sampling)
     trajectory = sample(
         model.unet,
@@ -97,14 +99,14 @@ def _draw(task: Task, how: Measuring, model: DiffusionModel, part: Sequence[_Wan
         model.encode_prompts([""], size),
         [one.seed for one in part],
         config=how.sampling,
-        on_step=task.on_step,
+        on_step=context.on_step,
         latent_size=size,
     )
     return model.decode(trajectory.final)
 
 
-def _sample_row(task: Task, model: Model, one: _Wanted, image: str) -> Sample:
-    claim = task.claim
+def _sample_row(context: StageContext, model: Model, one: _Wanted, image: str) -> Sample:
+    claim = context.claim
     return Sample(
         id=new_id(IdKind.SAMPLE),
         job_id=claim.job_id,
@@ -123,12 +125,12 @@ def _sample_row(task: Task, model: Model, one: _Wanted, image: str) -> Sample:
     )
 
 
-def _scores(task: Task, how: Measuring, samples: list[Sample], images: np.ndarray) -> list[Score]:
+def _scores(context: StageContext, how: Measuring, samples: list[Sample], images: np.ndarray) -> list[Score]:
     found = []
     for ref in how.scorers:
-        scorer = task.bench.scorer(ref)
-        for part in batches(range(len(samples)), task.bench.settings.batch_size):
-            task.heartbeat.check()
+        scorer = context.bench.scorer(ref)
+        for part in batches(range(len(samples)), context.bench.settings.batch_size):
+            context.heartbeat.check()
             values = score_pixels(scorer, images[list(part)], [samples[i].prompt for i in part])
             found += score_rows([scorer], [samples[i].id for i in part], [values])
     return found

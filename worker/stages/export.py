@@ -18,23 +18,23 @@ from service.db.tables import Export
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
 from service.jobs.specs import ExportJobSpec
-from worker.examples import better_and_worse
+from worker.context import SAFETENSORS, Record, StageContext
 from worker.pairs import PairSamples, StoredSample, with_samples
-from worker.task import SAFETENSORS, Record, Task
+from worker.training_examples import better_and_worse
 
 _PARQUET = "application/vnd.apache.parquet"
 _ZIP = "application/zip"
 
 
-def run(task: Task) -> Record:
+def run(context: StageContext) -> Record:
     """The export's file; done only when it was read again."""
-    spec = task.spec_as(ExportJobSpec)
-    file, figures = _pairs(task, spec.job, spec.prefer == "verdicts") if spec.job else _adapter(task, spec)
-    with task.reading() as session:
-        model_id = jobs.get(session, task.claim.job_id).model_id
+    spec = context.spec_as(ExportJobSpec)
+    file, figures = _pairs(context, spec.job, spec.prefer == "verdicts") if spec.job else _adapter(context, spec)
+    with context.reading() as session:
+        model_id = jobs.get(session, context.claim.job_id).model_id
     row = Export(
         id=new_id(IdKind.EXPORT),
-        job_id=task.claim.job_id,
+        job_id=context.claim.job_id,
         model_id=None if spec.job else model_id,
         of_job_id=spec.job,
         format=spec.format,
@@ -44,49 +44,49 @@ def run(task: Task) -> Record:
     )
 
     def record(session: Session) -> None:
-        task.record_artifacts(session)
+        context.record_artifacts(session)
         results.add_all(session, [row])
 
     return record
 
 
-def _adapter(task: Task, spec: ExportJobSpec) -> tuple[str, dict[str, Any]]:
-    row, adapter = task.model_before(0)
+def _adapter(context: StageContext, spec: ExportJobSpec) -> tuple[str, dict[str, Any]]:
+    row, adapter = context.model_before(0)
     if adapter is None or spec.format == "parquet":
         raise ConflictError(f"{row.id} has no adapter to export as {spec.format}")
-    source = task.bench.models.source(row.base)
-    out = task.scratch / ("merged" if spec.format == "merged" else f"{spec.format}.safetensors")
-    with task.bench.store.borrow(adapter.key, adapter.sha256) as file:
-        report = export_adapter(source, file, out, spec.format, device=task.bench.device)
+    source = context.bench.models.source(row.base)
+    out = context.scratch / ("merged" if spec.format == "merged" else f"{spec.format}.safetensors")
+    with context.bench.store.borrow(adapter.key, adapter.sha256) as file:
+        report = export_adapter(source, file, out, spec.format, device=context.bench.device)
     if spec.format != "merged":
-        return task.store("export", out, SAFETENSORS), asdict(report)
+        return context.store("export", out, SAFETENSORS), asdict(report)
     packed = Path(shutil.make_archive(str(out), "zip", out))
     shutil.rmtree(out)
-    return task.store("export", packed, _ZIP), asdict(report)
+    return context.store("export", packed, _ZIP), asdict(report)
 
 
-def _pairs(task: Task, job_id: str, by_verdicts: bool) -> tuple[str, dict[str, Any]]:
-    with task.reading() as session:
+def _pairs(context: StageContext, job_id: str, by_verdicts: bool) -> tuple[str, dict[str, Any]]:
+    with context.reading() as session:
         rows = results.job_pairs(session, job_id)
-    pairs = with_samples(task, rows)
-    task.heartbeat.plan(len(pairs))
-    out = task.scratch / "pairs.parquet"
-    count = write_preferences(out, _preferences(task, pairs, by_verdicts))
-    return task.store("export", out, _PARQUET), {"pairs": count}
+    pairs = with_samples(context, rows)
+    context.heartbeat.plan(len(pairs))
+    out = context.scratch / "pairs.parquet"
+    count = write_preferences(out, _preferences(context, pairs, by_verdicts))
+    return context.store("export", out, _PARQUET), {"pairs": count}
 
 
-def _preferences(task: Task, pairs: list[PairSamples], by_verdicts: bool) -> Iterator[PreferencePair]:
+def _preferences(context: StageContext, pairs: list[PairSamples], by_verdicts: bool) -> Iterator[PreferencePair]:
     """The side that trains over the other; pairs without a better one are left out."""
     for pair in pairs:
         row, sides = pair.row, better_and_worse(pair, by_verdicts)
-        task.heartbeat.step()
+        context.heartbeat.step()
         if sides is None:
             continue
         better, worse = sides
         yield PreferencePair(
             pair_id=row.id,
             caption=row.prompt,
-            images=(task.read_bytes(better.sample.image), task.read_bytes(worse.sample.image)),
+            images=(context.read_bytes(better.sample.image), context.read_bytes(worse.sample.image)),
             roles=(_role(pair, better.sample), _role(pair, worse.sample)),
             seeds=(better.sample.row.seed, worse.sample.row.seed),
             scores=(better.score, worse.score),

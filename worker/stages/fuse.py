@@ -20,23 +20,23 @@ from service.db.queries import results
 from service.db.tables import Pair, Sample
 from service.ids import IdKind, new_id
 from service.states import SampleRole, Split
+from worker.context import Record, StageContext, batches
 from worker.pairs import PairSamples, fusion_of, load_pairs, trajectory_of
-from worker.task import Record, Task, batches
 
 _Stored = Mapping[str, Trajectory]
 
 
-def run(task: Task) -> Record:
+def run(context: StageContext) -> Record:
     """A target for each pair of the shard that can have one, by the model that its base was sampled from."""
-    pairs, config = load_pairs(task), fusion_of(task)
-    stored = task.load_trajectories({s.trajectory for pair in pairs for s in (pair.base, pair.reference)})
-    found = _thresholds(pairs, stored, config, together="prompts" in task.claim.params)
+    pairs, config = load_pairs(context), fusion_of(context)
+    stored = context.load_trajectories({s.trajectory for pair in pairs for s in (pair.base, pair.reference)})
+    found = _thresholds(pairs, stored, config, together="prompts" in context.claim.params)
     ready = [pair for pair in pairs if pair.row.id in found.by_pair]
     thresholds = [found.by_pair[pair.row.id] for pair in ready]
-    targets = _targets(task, ready, thresholds, stored, config) if ready else []
+    targets = _targets(context, ready, thresholds, stored, config) if ready else []
 
     def record(session: Session) -> None:
-        task.record_artifacts(session)
+        context.record_artifacts(session)
         results.add_all(session, targets)
         for pair, target, limits in zip(ready, targets, thresholds, strict=True):
             results.update_pair(session, pair.row.id, {"target_id": target.id, "thresholds": list(limits)})
@@ -76,29 +76,29 @@ def _thresholds(pairs: Sequence[PairSamples], stored: _Stored, config: FusionCon
 
 
 def _targets(
-    task: Task,
+    context: StageContext,
     pairs: Sequence[PairSamples],
     thresholds: Sequence[Sequence[float]],
     stored: _Stored,
     config: FusionConfig,
 ) -> list[Sample]:
     """The targets as rows, in the order of their pairs; their files are stored."""
-    model = task.load_model(*task.model(pairs[0].base.row.model_id))
-    size = task.bench.settings.batch_size
+    model = context.load_model(*context.model(pairs[0].base.row.model_id))
+    size = context.bench.settings.batch_size
     parts = list(zip(batches(pairs, size), batches(thresholds, size), strict=True))
     steps = next(iter(stored.values())).config.num_steps * (2 if config.trajectory == "ddim_inversion" else 1)
-    task.heartbeat.plan(len(parts) * steps)
-    targets = [_fuse(task, model, part, limits, stored, config) for part, limits in parts]
+    context.heartbeat.plan(len(parts) * steps)
+    targets = [_fuse(context, model, part, limits, stored, config) for part, limits in parts]
     images = np.concatenate([model.decode(target.final) for target in targets])
-    file = task.store_trajectory("trajectories", Trajectory.cat(targets))
+    file = context.store_trajectory("trajectories", Trajectory.cat(targets))
     return [
-        _target(task, pair.row, pair.base.row, file, place, task.store_image(f"image-{place:06d}", pixels))
+        _target(context, pair.row, pair.base.row, file, place, context.store_image(f"image-{place:06d}", pixels))
         for place, (pair, pixels) in enumerate(zip(pairs, images, strict=True))
     ]
 
 
 def _fuse(
-    task: Task,
+    context: StageContext,
     model: DiffusionModel,
     part: Sequence[PairSamples],
     thresholds: Sequence[Sequence[float]],
@@ -116,16 +116,16 @@ def _fuse(
         model.encode_prompts([""], size),
         thresholds=thresholds,
         config=config,
-        on_step=task.on_step,
+        on_step=context.on_step,
     )
 
 
-def _target(task: Task, pair: Pair, base: Sample, file: str, place: int, image: str) -> Sample:
+def _target(context: StageContext, pair: Pair, base: Sample, file: str, place: int, image: str) -> Sample:
     return Sample(
         id=new_id(IdKind.SAMPLE),
-        job_id=task.claim.job_id,
-        stage_id=task.claim.stage_id,
-        round=task.claim.round,
+        job_id=context.claim.job_id,
+        stage_id=context.claim.stage_id,
+        round=context.claim.round,
         role=SampleRole.TARGET,
         split=Split.TRAIN,
         prompt_set_id=pair.prompt_set_id,

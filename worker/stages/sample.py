@@ -20,7 +20,7 @@ from service.db.tables import Sample
 from service.ids import IdKind, new_id
 from service.jobs.specs import RoundSpec, SamplingJobSpec
 from service.states import SampleRole, Split
-from worker.task import Record, Task, batches
+from worker.context import Record, StageContext, batches
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,28 @@ class _Wanted:
     seed: int
 
 
-def run(task: Task) -> Record:
+def run(context: StageContext) -> Record:
     """Trajectories (with item maps where they may be fused) and images of the shard's prompts."""
-    spec = task.spec_as(RoundSpec, SamplingJobSpec)
-    wanted = _wanted(task, spec)
-    row, adapter = task.model_before(task.claim.round)
-    model = task.load_model(row, adapter)
-    parts = list(batches(wanted, task.bench.settings.batch_size))
-    task.heartbeat.plan(len(parts) * spec.sampling.num_steps)
+    spec = context.spec_as(RoundSpec, SamplingJobSpec)
+    wanted = _wanted(context, spec)
+    row, adapter = context.model_before(context.claim.round)
+    model = context.load_model(row, adapter)
+    parts = list(batches(wanted, context.bench.settings.batch_size))
+    context.heartbeat.plan(len(parts) * spec.sampling.num_steps)
     trajectories, images = [], []
     for part in parts:
-        trajectories.append(_sample(task, spec, model, part))
+        trajectories.append(_sample(context, spec, model, part))
         images.append(model.decode(trajectories[-1].final))
-    file = task.store_trajectory("trajectories", Trajectory.cat(trajectories))
+    file = context.store_trajectory("trajectories", Trajectory.cat(trajectories))
     rows = [
         Sample(
             id=new_id(IdKind.SAMPLE),
-            job_id=task.claim.job_id,
-            stage_id=task.claim.stage_id,
-            round=task.claim.round,
+            job_id=context.claim.job_id,
+            stage_id=context.claim.stage_id,
+            round=context.claim.round,
             role=SampleRole.PLAIN,
             split=Split.TRAIN,
-            prompt_set_id=task.claim.prompt_set_id,
+            prompt_set_id=context.claim.prompt_set_id,
             prompt_index=one.prompt_index,
             prompt=one.prompt.text,
             number=one.number,
@@ -62,31 +62,31 @@ def run(task: Task) -> Record:
             model_id=row.id,
             trajectory_artifact_id=file,
             trajectory_row=place,
-            image_artifact_id=task.store_image(f"image-{place:06d}", pixels),
+            image_artifact_id=context.store_image(f"image-{place:06d}", pixels),
             created_at=now_seconds(),
         )
         for place, (one, pixels) in enumerate(zip(wanted, np.concatenate(images), strict=True))
     ]
 
     def record(session: Session) -> None:
-        task.record_artifacts(session)
+        context.record_artifacts(session)
         results.add_all(session, rows)
 
     return record
 
 
-def _wanted(task: Task, spec: RoundSpec | SamplingJobSpec) -> list[_Wanted]:
-    start, stop = task.span("prompts")
-    prompts = task.prompts()
+def _wanted(context: StageContext, spec: RoundSpec | SamplingJobSpec) -> list[_Wanted]:
+    start, stop = context.span("prompts")
+    prompts = context.prompts()
     return [
-        _Wanted(i, prompts[i], n, sample_seed(spec.seed, task.claim.round, i, prompts[i].text, n))
+        _Wanted(i, prompts[i], n, sample_seed(spec.seed, context.claim.round, i, prompts[i].text, n))
         for i in range(start, stop)
         for n in range(spec.samples_per_prompt)
     ]
 
 
 def _sample(
-    task: Task, spec: RoundSpec | SamplingJobSpec, model: DiffusionModel, part: Sequence[_Wanted]
+    context: StageContext, spec: RoundSpec | SamplingJobSpec, model: DiffusionModel, part: Sequence[_Wanted]
 ) -> Trajectory:
     source = _mask_source(spec)
     items = None if source is None else [model.item_tokens(one.prompt.text, one.prompt.items) for one in part]
@@ -99,7 +99,7 @@ def _sample(
         [one.seed for one in part],
         items=items,
         config=spec.sampling,
-        on_step=task.on_step,
+        on_step=context.on_step,
         mask_source=source or "first_up",
         latent_size=size,
     )

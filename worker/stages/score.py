@@ -15,36 +15,36 @@ from service.db.tables import Metric
 from service.errors import ConflictError
 from service.jobs.specs import FusionJobSpec, RoundSpec, SamplingJobSpec, ScorerRef
 from service.states import DIVERSITY, SampleRole, Split
+from worker.context import Record, StageContext
 from worker.scoring import Scored, score_images, score_rows, scores_by
 from worker.sources import samples_to_fuse
-from worker.task import Record, Task
 
 
-def run(task: Task) -> Record:
+def run(context: StageContext) -> Record:
     """Scores of the samples that this job made, or that a fusion is to pair."""
-    if isinstance(task.spec, FusionJobSpec):
-        with task.reading() as session:
-            samples = samples_to_fuse(session, task.spec)
-        found = scores_by(task, task.bench.scorer(task.spec.reward or ""), samples).found
+    if isinstance(context.spec, FusionJobSpec):
+        with context.reading() as session:
+            samples = samples_to_fuse(session, context.spec)
+        found = scores_by(context, context.bench.scorer(context.spec.reward or ""), samples).found
         return lambda session: results.add_scores(session, found)
-    scorers = [task.bench.scorer(ref) for ref in _scorers(task)]
-    with task.reading() as session:
-        made = results.round_images(session, task.claim.job_id, task.claim.round, [SampleRole.PLAIN])
+    scorers = [context.bench.scorer(ref) for ref in _scorers(context)]
+    with context.reading() as session:
+        made = results.round_images(session, context.claim.job_id, context.claim.round, [SampleRole.PLAIN])
     prompts = [sample.prompt for sample, _ in made]
-    scored = score_images(task, scorers, [artifact for _, artifact in made], prompts)
+    scored = score_images(context, scorers, [artifact for _, artifact in made], prompts)
     rows = score_rows(scorers, [sample.id for sample, _ in made], scored.values)
-    metrics = _metrics(task, made[0][0].model_id, prompts, scorers, scored) if made else []
+    metrics = _metrics(context, made[0][0].model_id, prompts, scorers, scored) if made else []
 
     def record(session: Session) -> None:
         results.add_all(session, [*rows, *metrics])
-        if isinstance(task.spec, RoundSpec):
-            _warn(session, task, scorers)
+        if isinstance(context.spec, RoundSpec):
+            _warn(session, context, scorers)
 
     return record
 
 
-def _scorers(task: Task) -> Sequence[ScorerRef]:
-    match task.spec:
+def _scorers(context: StageContext) -> Sequence[ScorerRef]:
+    match context.spec:
         case RoundSpec(reward=reward, watch=watch) if reward is not None:
             return [reward] if watch in (None, reward) else [reward, watch]
         case SamplingJobSpec(scorers=scorers):
@@ -54,7 +54,7 @@ def _scorers(task: Task) -> Sequence[ScorerRef]:
 
 
 def _metrics(
-    task: Task, model_id: str, prompts: Sequence[str], scorers: Sequence[Scorer], scored: Scored
+    context: StageContext, model_id: str, prompts: Sequence[str], scorers: Sequence[Scorer], scored: Scored
 ) -> list[Metric]:
     """The round's means by each scorer, and its diversity."""
     found = [
@@ -65,8 +65,8 @@ def _metrics(
         found.append((DIVERSITY, scored.features_of, list(spread.prompts.values())))
     return [
         Metric(
-            job_id=task.claim.job_id,
-            round=task.claim.round,
+            job_id=context.claim.job_id,
+            round=context.claim.round,
             split=Split.ROLLOUT,
             scorer=name,
             version=version,
@@ -80,11 +80,11 @@ def _metrics(
     ]
 
 
-def _warn(session: Session, task: Task, scorers: Sequence[Scorer]) -> None:
+def _warn(session: Session, context: StageContext, scorers: Sequence[Scorer]) -> None:
     """Say so in the job's events where the reward rises over the last rounds and other figures fall."""
     series: dict[tuple[str, str], list[float]] = {}
-    for row in results.metrics(session, task.claim.job_id):
-        if row.split == Split.ROLLOUT and row.round <= task.claim.round:
+    for row in results.metrics(session, context.claim.job_id):
+        if row.split == Split.ROLLOUT and row.round <= context.claim.round:
             series.setdefault((row.scorer, row.version), []).append(row.mean)
     reward = series.pop((scorers[0].name, scorers[0].version), [])
     others = {name: values for (name, _), values in series.items() if len(values) == len(reward)}
@@ -92,5 +92,10 @@ def _warn(session: Session, task: Task, scorers: Sequence[Scorer]) -> None:
     if falling:
         message = f"the reward {scorers[0].name} rises while {' and '.join(falling)} fall: is it being gamed?"
         jobs.add_event(
-            session, task.claim.job_id, "round.reward_misleads", message, task.claim.stage_id, falling=list(falling)
+            session,
+            context.claim.job_id,
+            "round.reward_misleads",
+            message,
+            context.claim.stage_id,
+            falling=list(falling),
         )

@@ -17,26 +17,26 @@ from service.errors import ConflictError
 from service.ids import IdKind, new_id
 from service.jobs.specs import FusionJobSpec, RoundSpec
 from service.states import SampleRole
+from worker.context import Record, StageContext
 from worker.scoring import scores_by
 from worker.sources import samples_to_fuse, sides_to_fuse
-from worker.task import Record, Task
 
 _Sides = tuple[Sample, Sample]
 _Thresholds = Mapping[tuple[str | None, int], Sequence[float] | None]
 """By prompt set and place in it: the same text may stand in several places, with other items."""
 
 
-def run(task: Task) -> Record:
+def run(context: StageContext) -> Record:
     """The pairs, and the roles of their samples."""
-    match task.spec:
+    match context.spec:
         case RoundSpec() as spec:
-            with task.reading() as session:
-                found = results.round_images(session, task.claim.job_id, task.claim.round, [SampleRole.PLAIN])
+            with context.reading() as session:
+                found = results.round_images(session, context.claim.job_id, context.claim.round, [SampleRole.PLAIN])
                 samples = [sample for sample, _ in found]
                 thresholds = _thresholds(session, samples)
             named: list[_Sides] = []
         case FusionJobSpec() as spec:
-            with task.reading() as session:
+            with context.reading() as session:
                 samples = samples_to_fuse(session, spec)
                 named = sides_to_fuse(session, spec)
                 thresholds = _thresholds(session, samples)
@@ -45,17 +45,19 @@ def run(task: Task) -> Record:
                 thresholds = dict.fromkeys(thresholds, spec.thresholds or own)
         case other:
             raise ConflictError(f"nothing is paired for a {type(other).__name__}")
-    scorer = task.bench.scorer(spec.reward or "")
-    known = scores_by(task, scorer, samples)
+    scorer = context.bench.scorer(spec.reward or "")
+    known = scores_by(context, scorer, samples)
     sides = named or _choose(samples, known.by_sample, spec.pairing)
-    pairs = [_pair(task, number, *one, scorer, known.by_sample, thresholds) for number, one in enumerate(sides)]
+    pairs = [_pair(context, number, *one, scorer, known.by_sample, thresholds) for number, one in enumerate(sides)]
 
     def record(session: Session) -> None:
         results.add_scores(session, known.found)
         results.add_all(session, pairs)
-        results.mark_paired(session, task.claim.job_id, task.claim.round)
+        results.mark_paired(session, context.claim.job_id, context.claim.round)
         message = f"{len(pairs)} pairs from {len(samples)} samples"
-        jobs.add_event(session, task.claim.job_id, "round.paired", message, task.claim.stage_id, round=task.claim.round)
+        jobs.add_event(
+            session, context.claim.job_id, "round.paired", message, context.claim.stage_id, round=context.claim.round
+        )
 
     return record
 
@@ -80,7 +82,7 @@ def _thresholds(session: Session, samples: Iterable[Sample]) -> _Thresholds:
 
 
 def _pair(
-    task: Task,
+    context: StageContext,
     number: int,
     reference: Sample,
     base: Sample,
@@ -91,9 +93,9 @@ def _pair(
     own = thresholds.get((reference.prompt_set_id, reference.prompt_index))
     return Pair(
         id=new_id(IdKind.PAIR),
-        job_id=task.claim.job_id,
-        stage_id=task.claim.stage_id,
-        round=task.claim.round,
+        job_id=context.claim.job_id,
+        stage_id=context.claim.stage_id,
+        round=context.claim.round,
         number=number,
         prompt_set_id=base.prompt_set_id,
         prompt_index=base.prompt_index,

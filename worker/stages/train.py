@@ -23,45 +23,45 @@ from service.ids import IdKind, new_id
 from service.jobs import execution
 from service.jobs.specs import RoundSpec, TrainingJobSpec
 from service.storage import StoredObject
-from worker.examples import Lesson, lesson
-from worker.task import SAFETENSORS, Record, Task
+from worker.context import SAFETENSORS, Record, StageContext
+from worker.training_examples import TrainingExamples, training_examples
 
 JSON = "application/json"
 
 
-def run(task: Task) -> Record:
+def run(context: StageContext) -> Record:
     """The model after this round, or of a training alone; without anything to learn from there is no new model."""
-    spec = task.spec_as(RoundSpec, TrainingJobSpec)
-    parent, adapter = task.model_before(task.claim.round)
-    learned = lesson(task, spec.training, parent)
+    spec = context.spec_as(RoundSpec, TrainingJobSpec)
+    parent, adapter = context.model_before(context.claim.round)
+    learned = training_examples(context, spec.training, parent)
     if not learned.examples:
-        return lambda session: _note_nothing_to_learn(session, task)
-    seed = training_seed(spec.seed, task.claim.round)
-    with task.bench.models.for_training(parent.base, adapter) as model:
+        return lambda session: _note_nothing_to_learn(session, context)
+    seed = training_seed(spec.seed, context.claim.round)
+    with context.bench.models.for_training(parent.base, adapter) as model:
         if adapter is None:
             attach_lora(model.unet, spec.training.lora, seed)
-        carried = task.optimizer_of(parent) if spec.training.optimizer_start == "carried" else None
+        carried = context.optimizer_of(parent) if spec.training.optimizer_start == "carried" else None
         trainer = Trainer(model, learned.examples, spec.training, seed, carried)
-        checkpoints = _Checkpoints(task, trainer)
+        checkpoints = _Checkpoints(context, trainer)
         checkpoints.resume()
-        tested = _train(task, trainer, checkpoints)
-        path = task.scratch / "adapter.safetensors"
+        tested = _train(context, trainer, checkpoints)
+        path = context.scratch / "adapter.safetensors"
         # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
-        save_adapter(model.unet, path, {"base": parent.base, "round": str(task.claim.round)})
-        file = task.store("adapter", path, SAFETENSORS)
+        save_adapter(model.unet, path, {"base": parent.base, "round": str(context.claim.round)})
+        file = context.store("adapter", path, SAFETENSORS)
         optimizer = trainer.optimizer_state()
         save_optimizer(optimizer, path)
-        optimizer_file = task.store("optimizer", path, SAFETENSORS)
-    log = _store_log(task, tested, trainer.reports)
+        optimizer_file = context.store("optimizer", path, SAFETENSORS)
+    log = _store_log(context, tested, trainer.reports)
     figures = _figures(learned, trainer.reports, log) | {"optimizer_updates": optimizer.updates}
     falling = falling_preferred(trainer.reports)
     row = Model(
         id=new_id(IdKind.MODEL),
         base=parent.base,
         parent_id=parent.id,
-        job_id=task.claim.job_id,
-        stage_id=task.claim.stage_id,
-        round=task.claim.round,
+        job_id=context.claim.job_id,
+        stage_id=context.claim.stage_id,
+        round=context.claim.round,
         adapter_artifact_id=file,
         optimizer_artifact_id=optimizer_file,
         figures=figures,
@@ -69,54 +69,54 @@ def run(task: Task) -> Record:
     )
 
     def record(session: Session) -> None:
-        task.record_artifacts(session)
+        context.record_artifacts(session)
         results.add_all(session, [row])
         if falling is not None:
-            _warn_of_falling(session, task, *falling)
+            _warn_of_falling(session, context, *falling)
 
     return record
 
 
-def _warn_of_falling(session: Session, task: Task, before: float, after: float) -> None:
+def _warn_of_falling(session: Session, context: StageContext, before: float, after: float) -> None:
     message = (
         f"the preferred sides became less likely over the last updates: their mean log-ratio fell from {before:.3g} to"
         f" {after:.3g}; a lower learning rate or training.safeguard may help"
     )
     jobs.add_event(
         session,
-        task.claim.job_id,
+        context.claim.job_id,
         "training.preferred_falls",
         message,
-        task.claim.stage_id,
+        context.claim.stage_id,
         before=before,
         after=after,
-        round=task.claim.round,
+        round=context.claim.round,
     )
 
 
-def _note_nothing_to_learn(session: Session, task: Task) -> None:
+def _note_nothing_to_learn(session: Session, context: StageContext) -> None:
     message = (
-        f"round {task.claim.round} has no pairs (equal scores, or no verdict for either side): nothing was trained"
+        f"round {context.claim.round} has no pairs (equal scores, or no verdict for either side): nothing was trained"
     )
-    jobs.add_event(session, task.claim.job_id, "round.without_pairs", message, task.claim.stage_id)
+    jobs.add_event(session, context.claim.job_id, "round.without_pairs", message, context.claim.stage_id)
 
 
-def _train(task: Task, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
+def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
     """All updates that are left. Progress counts rows: once for log pref, then those of each update."""
     rows = trainer.rows_by_update
-    task.heartbeat.plan(trainer.rows_total + sum(rows))
+    context.heartbeat.plan(trainer.rows_total + sum(rows))
     try:
-        tested = trainer.prepare(task.heartbeat.at)
+        tested = trainer.prepare(context.heartbeat.at)
         while trainer.updates_done < trainer.updates_total:
             before = trainer.rows_total + sum(rows[: trainer.updates_done])
-            trainer.step(lambda done, before=before: task.heartbeat.at(before + done))  # type: ignore[misc]
+            trainer.step(lambda done, before=before: context.heartbeat.at(before + done))  # type: ignore[misc]
             checkpoints.save_if_due()
     except (StagePausedError, StageStoppedError):  # raised between micro-batches: the last update is whole
         checkpoints.save()
         raise
     except PolicyMismatchError as error:
         report = {"tolerance": error.tolerance, "ratio_by_step": dict(error.ratio_by_step)}
-        execution.note(task.bench.uow, task.claim, "training.refused", str(error), **report)
+        execution.note(context.bench.uow, context.claim, "training.refused", str(error), **report)
         raise
     return tested
 
@@ -124,9 +124,9 @@ def _train(task: Task, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
 class _Checkpoints:
     """Where a training goes on after its worker was lost."""
 
-    def __init__(self, task: Task, trainer: Trainer) -> None:
-        self._task, self._trainer = task, trainer
-        self._last: StoredObject | None = task.claim.checkpoint
+    def __init__(self, context: StageContext, trainer: Trainer) -> None:
+        self._context, self._trainer = context, trainer
+        self._last: StoredObject | None = context.claim.checkpoint
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
@@ -134,10 +134,10 @@ class _Checkpoints:
         StorageError where it cannot be read just now."""
         if self._last is None:
             return
-        bench, claim = self._task.bench, self._task.claim
+        bench, claim = self._context.bench, self._context.claim
         try:
             with bench.store.borrow(self._last.key, self._last.sha256) as path:
-                link = self._task.scratch / STATE_FILE
+                link = self._context.scratch / STATE_FILE
                 link.write_bytes(path.read_bytes())
             self._trainer.load(link.parent)
         except (StorageGoneError, StorageCorruptError, CheckpointError) as error:
@@ -150,7 +150,7 @@ class _Checkpoints:
     def save_if_due(self) -> None:
         """Store a checkpoint if the last is old."""
         finished = self._trainer.updates_done == self._trainer.updates_total
-        due = time.monotonic() - self._saved_at >= self._task.bench.settings.checkpoint_seconds
+        due = time.monotonic() - self._saved_at >= self._context.bench.settings.checkpoint_seconds
         if due and not finished:
             self.save()
 
@@ -158,24 +158,26 @@ class _Checkpoints:
         """Store a checkpoint, unless nothing was learned yet; the one before it is removed."""
         if self._trainer.updates_done == 0:
             return
-        task = self._task
-        self._trainer.save(task.scratch)
-        stored = task.bench.store.put(task.claim.job_id, task.claim.stage_id, "checkpoint", task.scratch / STATE_FILE)
-        execution.checkpoint(task.bench.uow, task.claim, stored)
+        context = self._context
+        self._trainer.save(context.scratch)
+        stored = context.bench.store.put(
+            context.claim.job_id, context.claim.stage_id, "checkpoint", context.scratch / STATE_FILE
+        )
+        execution.checkpoint(context.bench.uow, context.claim, stored)
         if self._last is not None and self._last.key != stored.key:
-            task.bench.store.remove(self._last.key)
+            context.bench.store.remove(self._last.key)
         self._last, self._saved_at = stored, time.monotonic()
 
 
-def _store_log(task: Task, tested: SelfTest, reports: list[UpdateReport]) -> str:
-    path = task.scratch / "updates.json"
+def _store_log(context: StageContext, tested: SelfTest, reports: list[UpdateReport]) -> str:
+    path = context.scratch / "updates.json"
     path.write_text(
         json.dumps({"self_test": asdict(tested), "updates": [asdict(report) for report in reports]}), "utf-8"
     )
-    return task.store("updates", path, JSON)
+    return context.store("updates", path, JSON)
 
 
-def _figures(learned: Lesson, reports: list[UpdateReport], log: str) -> dict[str, Any]:
+def _figures(learned: TrainingExamples, reports: list[UpdateReport], log: str) -> dict[str, Any]:
     """`log` links the self-test and the report of each update."""
     last = reports[-1] if reports else None
     return {

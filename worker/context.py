@@ -47,7 +47,7 @@ def batches(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 @dataclass
-class Task:
+class StageContext:
     """One attempt at a stage."""
 
     bench: Workbench

@@ -15,14 +15,14 @@ from service.db.queries import results
 from service.db.tables import Model
 from service.jobs.specs import RoundSpec, TrainingJobSpec
 from service.states import SampleRole, Verdict
+from worker.context import StageContext
 from worker.pairs import PairSamples, StoredSample, load_pairs, stored_samples, trajectory_of, with_samples
 from worker.scoring import scores_by
 from worker.sources import pairs_to_train_on
-from worker.task import Task
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingExamples:
     """Examples, how many pairs are behind them, and in how many of those the target is the better side."""
 
     examples: list[Example]
@@ -38,29 +38,29 @@ class Side:
     score: float
 
 
-def lesson(task: Task, config: TrainingConfig, parent: Model) -> Lesson:
-    """All that the task's training is to learn from, to be trained on `parent`."""
-    spec = task.spec_as(RoundSpec, TrainingJobSpec)
+def training_examples(context: StageContext, config: TrainingConfig, parent: Model) -> TrainingExamples:
+    """All that the stage's training is to learn from, to be trained on `parent`."""
+    spec = context.spec_as(RoundSpec, TrainingJobSpec)
     if isinstance(spec, RoundSpec) and spec.fusion is None and config.algorithm != "dpo":
-        samples = _plain_samples(task, config, spec, parent)
-        return Lesson(list(samples), 0, 0)
+        samples = _plain_samples(context, config, spec, parent)
+        return TrainingExamples(list(samples), 0, 0)
     if isinstance(spec, RoundSpec):
-        pairs = load_pairs(task)
+        pairs = load_pairs(context)
     else:
-        with task.reading() as session:
+        with context.reading() as session:
             rows = pairs_to_train_on(session, spec)
-        pairs = with_samples(task, rows)
+        pairs = with_samples(context, rows)
     decided = [(pair, *sides) for pair in pairs if (sides := _sides(pair, spec)) is not None]
-    stored = task.load_trajectories({s.sample.trajectory for _, *sides in decided for s in sides})
+    stored = context.load_trajectories({s.sample.trajectory for _, *sides in decided for s in sides})
     if config.algorithm == "dpo":
-        masks = _masks(task, [pair for pair, *_ in decided]) if config.credit == "mask" else {}
+        masks = _masks(context, [pair for pair, *_ in decided]) if config.credit == "mask" else {}
         examples: Iterable[Example] = (
             _pair(pair, better, worse, stored, parent, masks.get(pair.row.id)) for pair, better, worse in decided
         )
     else:
-        examples = _pair_samples(task, decided, stored, config, parent)
+        examples = _pair_samples(context, decided, stored, config, parent)
     adopted = sum(better.sample.row.role == SampleRole.TARGET for _, better, _ in decided)
-    return Lesson(list(examples), len(decided), adopted)
+    return TrainingExamples(list(examples), len(decided), adopted)
 
 
 def _sides(pair: PairSamples, spec: RoundSpec | TrainingJobSpec) -> tuple[Side, Side] | None:
@@ -84,12 +84,12 @@ def better_and_worse(pair: PairSamples, by_verdicts: bool) -> tuple[Side, Side] 
     return reference, base
 
 
-def _masks(task: Task, pairs: Sequence[PairSamples]) -> dict[str, torch.Tensor]:
+def _masks(context: StageContext, pairs: Sequence[PairSamples]) -> dict[str, torch.Tensor]:
     """Where each pair's target took from the reference, by the pair's id: its mask image, (H, W) in [0, 1]."""
-    with task.reading() as session:
+    with context.reading() as session:
         images = results.artifacts(session, [pair.row.mask_artifact_id for pair in pairs if pair.row.mask_artifact_id])
     return {
-        pair.row.id: torch.from_numpy(task.load_image(images[pair.row.mask_artifact_id])[..., 0] / 255).float()
+        pair.row.id: torch.from_numpy(context.load_image(images[pair.row.mask_artifact_id])[..., 0] / 255).float()
         for pair in pairs
         if pair.row.mask_artifact_id is not None
     }
@@ -119,7 +119,7 @@ def _drawn_by(sample: StoredSample, parent: Model) -> bool:
 
 
 def _pair_samples(
-    task: Task,
+    context: StageContext,
     decided: Sequence[tuple[PairSamples, Side, Side]],
     stored: Mapping[str, Trajectory],
     config: TrainingConfig,
@@ -133,7 +133,7 @@ def _pair_samples(
         row = pair.row
         scorer = (row.scorer, row.scorer_version)
         if scorer not in histories:
-            histories[scorer] = _history(task, jobs, *scorer, newest)
+            histories[scorer] = _history(context, jobs, *scorer, newest)
         scores = [better.score, worse.score]
         advantages = histories[scorer].advantages(row.prompt, scores, config.advantage_clip)
         for side, advantage in zip((better, worse), advantages, strict=True):
@@ -141,16 +141,18 @@ def _pair_samples(
             yield TrainingSample(trajectory, row.prompt, advantage, _drawn_by(side.sample, parent))
 
 
-def _plain_samples(task: Task, config: TrainingConfig, spec: RoundSpec, parent: Model) -> Iterable[TrainingSample]:
+def _plain_samples(
+    context: StageContext, config: TrainingConfig, spec: RoundSpec, parent: Model
+) -> Iterable[TrainingSample]:
     """The round's own samples (naive ddpo and dpok)."""
-    scorer = task.bench.scorer(spec.reward or "")
-    with task.reading() as session:
+    scorer = context.bench.scorer(spec.reward or "")
+    with context.reading() as session:
         roles = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
-        rows = [row for row, _ in results.round_images(session, task.claim.job_id, task.claim.round, roles)]
-    known = scores_by(task, scorer, rows)
-    found = stored_samples(task, rows)
-    stored = task.load_trajectories({sample.trajectory for sample in found.values()})
-    history = _history(task, {task.claim.job_id}, scorer.name, scorer.version, task.claim.round)
+        rows = [row for row, _ in results.round_images(session, context.claim.job_id, context.claim.round, roles)]
+    known = scores_by(context, scorer, rows)
+    found = stored_samples(context, rows)
+    stored = context.load_trajectories({sample.trajectory for sample in found.values()})
+    history = _history(context, {context.claim.job_id}, scorer.name, scorer.version, context.claim.round)
     prompts = {row.id: row.prompt for row in rows}
     for late in known.found:  # scored just now, since this worker's scorer is of another version
         history = history.extended({prompts[late.sample_id]: [late.value]})
@@ -160,8 +162,8 @@ def _plain_samples(task: Task, config: TrainingConfig, spec: RoundSpec, parent: 
         yield TrainingSample(trajectory_of(sample, stored), row.prompt, advantage, _drawn_by(sample, parent))
 
 
-def _history(task: Task, jobs: Iterable[str], scorer: str, version: str, newest: int) -> RewardHistory:
+def _history(context: StageContext, jobs: Iterable[str], scorer: str, version: str, newest: int) -> RewardHistory:
     """Every score of the round `newest` and all earlier ones. It is read from the database, so a restart loses nothing
     of it."""
-    with task.reading() as session:
+    with context.reading() as session:
         return RewardHistory().extended(results.score_history(session, jobs, scorer, version, newest))
