@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import KINDS, RoundSpec
+from service.jobs.kinds.base import (
+    EXAMPLE_BASE,
+    EXAMPLE_BASE_MODEL,
+    EXAMPLE_JOB,
+    EXAMPLE_MODEL,
+    EXAMPLE_PAIR,
+    EXAMPLE_REFERENCE,
+    Example,
+)
+from service.jobs.kinds.rounds import EXAMPLE as ROUND
 
-Example = dict[str, Any]
-
-_JOB = "job_01m8a1pxvper1w4ygsyx0hjs4m"
 _STAGE = "stg_01m8a1pxvsjq34jafdn1zyvz2r"
 _SET = "set_01m8a1pxvjkc3qz66zf7y24t1d"
-_BASE_MODEL = "mdl_01m8a1pxsnbr7kqk7524659k0z"
-_MODEL = "mdl_01m8a1pz2njcg4jgh3z6rby2e1"
-_PAIR = "pair_01m8a1pydrc1tp73rptyprcnvn"
-_REFERENCE = "smp_01m8a1py9r4yx4az4f5bkcgypm"
-_BASE = "smp_01m8a1py9p4nzzye7q46sc4w7e"
 _TARGET = "smp_01m8a1pyg0twbkkyepg7jax9vn"
 _PROMPT = "a red and striped circle"
 _CREATED, _STARTED, _FINISHED = "2026-11-25T19:07:54.102Z", "2026-11-25T19:07:54.271Z", "2026-11-25T19:31:10.490Z"
@@ -51,93 +54,14 @@ PROMPT_SET_CSV = (
     "text,items,thresholds\na cat eating a sandwich,cat;sandwich,0.03;0.005\na dog eating a pizza,dog;pizza,\n"
 )
 
-_ROUND: Example = {
-    "model": "shapes",
-    "prompt_set": "shapes-attribute-train",
-    "held_out_prompt_set": "shapes-attribute-test",
-    "rounds": 3,
-    "samples_per_prompt": 8,
-    "seed": 1,
-}
-REQUESTS: dict[str, dict[str, Example]] = {
-    "start_rounds": {
-        "named": {"summary": "Three rounds on a list that is there from the start", "value": _ROUND},
-        "own": {
-            "summary": "One's own prompts, few steps, verdicts of people before it trains",
-            "value": {
-                "model": "shapes",
-                "prompts": [{"text": "a red and striped [circle]"}, {"text": "a blue and dotted [star]"}],
-                "samples_per_prompt": 4,
-                "sampling": {"num_steps": 10},
-                "fusion": {"first_step": 5, "last_step": 9},
-                "training": {"learning_rate": 0.001, "examples_per_update": 2, "inner_epochs": 1},
-                "review": True,
-            },
-        },
-        "naive": {
-            "summary": "DDPO without fusion, as the paper's comparison",
-            "value": {
-                "prompt_set": "shapes-attribute-train",
-                "fusion": None,
-                "training": {"algorithm": "ddpo"},
-                "evaluation": None,
-            },
-        },
-    },
-    "start_sampling": {
-        "named": {
-            "summary": "Four images of each prompt of a list",
-            "value": {"model": "shapes", "prompt_set": "shapes-attribute-test", "samples_per_prompt": 4},
-        }
-    },
-    "start_fusion": {
-        "pair": {
-            "summary": "A pair again, with other thresholds",
-            "value": {"pair": _PAIR, "thresholds": [0.03], "fusion": {"merge": "or"}, "reward": "shapes-clip"},
-        },
-        "pairs": {
-            "summary": "A reference and a base of one's own choice",
-            "value": {"pairs": [{"reference": _REFERENCE, "base": _BASE}], "reward": "shapes-clip"},
-        },
-    },
-    "start_training": {
-        "jobs": {
-            "summary": "All pairs of a job",
-            "value": {"jobs": [_JOB], "training": {"learning_rate": 0.0003}},
-        },
-        "pairs": {"summary": "A few pairs", "value": {"pairs": [_PAIR], "seed": 3}},
-    },
-    "start_evaluation": {
-        "named": {
-            "summary": "A base model on two lists",
-            "value": {
-                "models": ["shapes"],
-                "prompt_sets": ["shapes-attribute-train", "shapes-attribute-test"],
-                "samples_per_prompt": 2,
-            },
-        },
-        "before_and_after": {
-            "summary": "A trained model against what it was trained from",
-            "value": {
-                "models": [_BASE_MODEL, _MODEL],
-                "prompts": [{"text": "a green [triangle]"}],
-                "scorers": ["shapes-clip", "shapes-judge"],
-            },
-        },
-    },
-    "start_export": {
-        "kohya": {
-            "summary": "An adapter for ComfyUI and A1111",
-            "value": {"model": _MODEL, "format": "kohya"},
-        },
-        "parquet": {"summary": "A job's pairs as a data set", "value": {"job": _JOB, "format": "parquet"}},
-    },
+REQUESTS: dict[str, Mapping[str, Example]] = {
+    **{kind.operation: kind.examples for kind in KINDS.values()},
     "create_prompt_set": PROMPT_SETS,
     "put_verdict": {
         "target": {"summary": "The fused one is better", "value": {"prefer": "target", "reviewer": "ann"}},
         "undo": {"summary": "Take the verdict back", "value": {"prefer": None}},
     },
-    "put_alias": {"champion": {"summary": "Move the name to this model", "value": {"model": _MODEL}}},
+    "put_alias": {"champion": {"summary": "Move the name to this model", "value": {"model": EXAMPLE_MODEL}}},
     "make_key": {
         "reviewer": {
             "summary": "A key that judges pairs until the end of a year",
@@ -147,12 +71,12 @@ REQUESTS: dict[str, dict[str, Example]] = {
 }
 
 _JOB_OUT: Example = {
-    "id": _JOB,
+    "id": EXAMPLE_JOB,
     "kind": "round",
     "state": "running",
     "label": None,
     "rounds": 3,
-    "model": _BASE_MODEL,
+    "model": EXAMPLE_BASE_MODEL,
     "prompt_set": _SET,
     "held_out_prompt_set": None,
     "origin": None,
@@ -162,7 +86,11 @@ _JOB_OUT: Example = {
     "created_at": _CREATED,
     "started_at": _STARTED,
     "finished_at": None,
-    "links": {"self": f"/jobs/{_JOB}", "events": f"/jobs/{_JOB}/events", "cancel": f"/jobs/{_JOB}/cancel"},
+    "links": {
+        "self": f"/jobs/{EXAMPLE_JOB}",
+        "events": f"/jobs/{EXAMPLE_JOB}/events",
+        "cancel": f"/jobs/{EXAMPLE_JOB}/cancel",
+    },
 }
 _STAGE_OUT: Example = {
     "id": _STAGE,
@@ -183,7 +111,7 @@ _STAGE_OUT: Example = {
 _SCORE: Example = {"scorer": "shapes-clip", "version": "1", "value": 0.3127}
 _SAMPLE: Example = {
     "id": _TARGET,
-    "job": _JOB,
+    "job": EXAMPLE_JOB,
     "round": 1,
     "role": "target",
     "split": "train",
@@ -191,12 +119,12 @@ _SAMPLE: Example = {
     "prompt_index": 0,
     "number": 0,
     "seed": 1321580563292643,
-    "model": _BASE_MODEL,
+    "model": EXAMPLE_BASE_MODEL,
     "scores": [_SCORE],
     "image": "/artifacts/art_01m8a1pyg0twbkkyepg7jax9vm",
     "trajectory": {"artifact": "/artifacts/art_01m8a1pyfykkcw4c77g2vvpmsm", "row": 0},
     "created_at": _STARTED,
-    "links": {"self": f"/samples/{_TARGET}", "job": f"/jobs/{_JOB}", "model": f"/models/{_BASE_MODEL}"},
+    "links": {"self": f"/samples/{_TARGET}", "job": f"/jobs/{EXAMPLE_JOB}", "model": f"/models/{EXAMPLE_BASE_MODEL}"},
 }
 
 
@@ -206,8 +134,8 @@ def _side(sample: str, seed: int, score: float, image: str) -> Example:
 
 _VERDICT: Example = {"prefer": "target", "reviewer": "ann", "at": _FINISHED}
 _PAIR_OUT: Example = {
-    "id": _PAIR,
-    "job": _JOB,
+    "id": EXAMPLE_PAIR,
+    "job": EXAMPLE_JOB,
     "round": 1,
     "number": 0,
     "prompt": _PROMPT,
@@ -219,21 +147,21 @@ _PAIR_OUT: Example = {
     "scorer": "shapes-clip",
     "scorer_version": "1",
     "thresholds": [0.02],
-    "reference": _side(_REFERENCE, 7271443894501871, 0.3342, "art_01m8a1py9sek71y6c00mmxs3d2"),
-    "base": _side(_BASE, 1321580563292643, 0.2765, "art_01m8a1py9r4yx4az4f5bkcgypk"),
+    "reference": _side(EXAMPLE_REFERENCE, 7271443894501871, 0.3342, "art_01m8a1py9sek71y6c00mmxs3d2"),
+    "base": _side(EXAMPLE_BASE, 1321580563292643, 0.2765, "art_01m8a1py9r4yx4az4f5bkcgypk"),
     "target": _side(_TARGET, 1321580563292643, 0.3127, "art_01m8a1pyg0twbkkyepg7jax9vm"),
     "figures": {"mask_cover": 0.21, "margin": {"target_over_base": 0.0362, "reference_over_base": 0.0577}},
     "mask": "/artifacts/art_01m8a1pyjtj47r1xhv4n4aexfq",
     "created_at": _STARTED,
-    "links": {"self": f"/pairs/{_PAIR}", "job": f"/jobs/{_JOB}"},
+    "links": {"self": f"/pairs/{EXAMPLE_PAIR}", "job": f"/jobs/{EXAMPLE_JOB}"},
 }
 _FIGURES: Example = {"pairs": 96, "adopted": 71, "updates": 12, "first_loss": 0.6931, "last_loss": 0.6187}
 _MODEL_OUT: Example = {
-    "id": _MODEL,
+    "id": EXAMPLE_MODEL,
     "name": None,
     "base": "shapes",
-    "parent": _BASE_MODEL,
-    "job": _JOB,
+    "parent": EXAMPLE_BASE_MODEL,
+    "job": EXAMPLE_JOB,
     "round": 1,
     "adapter": {
         "artifact": "/artifacts/art_01m8a1pz2dy6wat4as5evzyycn",
@@ -243,11 +171,15 @@ _MODEL_OUT: Example = {
     "aliases": ["champion"],
     "figures": _FIGURES,
     "created_at": _FINISHED,
-    "links": {"self": f"/models/{_MODEL}", "lineage": f"/models/{_MODEL}/lineage", "job": f"/jobs/{_JOB}"},
+    "links": {
+        "self": f"/models/{EXAMPLE_MODEL}",
+        "lineage": f"/models/{EXAMPLE_MODEL}/lineage",
+        "job": f"/jobs/{EXAMPLE_JOB}",
+    },
 }
 _EXPORT: Example = {
     "id": "exp_01m8a1q1v0c9k3s8x3c1d5m7wz",
-    "model": _MODEL,
+    "model": EXAMPLE_MODEL,
     "job": None,
     "format": "kohya",
     "artifact": "/artifacts/art_01m8a1q1tz5w2dn0a5q4r7t6jx",
@@ -279,10 +211,10 @@ ANSWERS: dict[str, Example] = {
     "JobOut": _JOB_OUT,
     "JobDetail": {
         **_JOB_OUT,
-        "spec": RoundSpec.model_validate(_ROUND).model_dump(mode="json"),
+        "spec": RoundSpec.model_validate(ROUND).model_dump(mode="json"),
         "stages": [_STAGE_OUT],
         "made": {"samples": 192, "pairs": 96, "models": 1},
-        "last_model": _MODEL,
+        "last_model": EXAMPLE_MODEL,
         "result": None,
     },
     "EstimateOut": {
@@ -314,7 +246,7 @@ ANSWERS: dict[str, Example] = {
                 "split": "train",
                 "scorer": "shapes-clip",
                 "version": "1",
-                "model": _MODEL,
+                "model": EXAMPLE_MODEL,
                 "training_images": 192,
                 "count": 24,
                 "mean": 0.3018,
@@ -324,7 +256,7 @@ ANSWERS: dict[str, Example] = {
         "trainings": [
             {
                 "round": 1,
-                "model": _MODEL,
+                "model": EXAMPLE_MODEL,
                 "examples": 80,
                 "updates": 2,
                 "loss": 0.6928,
@@ -340,18 +272,18 @@ ANSWERS: dict[str, Example] = {
     "SampleDetail": {**_SAMPLE, "pairs": [_PAIR_OUT]},
     "PairOut": _PAIR_OUT,
     "ModelOut": _MODEL_OUT,
-    "ModelDetail": {**_MODEL_OUT, "lineage": [_MODEL, _BASE_MODEL], "exports": [_EXPORT]},
+    "ModelDetail": {**_MODEL_OUT, "lineage": [EXAMPLE_MODEL, EXAMPLE_BASE_MODEL], "exports": [_EXPORT]},
     "LineageOut": {
         "data": [
             {
-                "model": _MODEL,
+                "model": EXAMPLE_MODEL,
                 "name": None,
                 "base": "shapes",
                 "round": 1,
-                "job": _JOB,
+                "job": EXAMPLE_JOB,
                 "seed": 1,
                 "prompt_set": _SET,
-                "pairs": f"/pairs?job={_JOB}&round=1",
+                "pairs": f"/pairs?job={EXAMPLE_JOB}&round=1",
                 "figures": _FIGURES,
             }
         ]
@@ -375,7 +307,7 @@ ANSWERS: dict[str, Example] = {
                 "device": "cuda",
                 "model": "shapes",
                 "gpu_memory_bytes": 9663676416,
-                "stage": {"id": _STAGE, "job": f"/jobs/{_JOB}", "kind": "sample", "round": 2},
+                "stage": {"id": _STAGE, "job": f"/jobs/{EXAMPLE_JOB}", "kind": "sample", "round": 2},
                 "started_at": _CREATED,
                 "seen_at": _STARTED,
             }

@@ -24,7 +24,7 @@ from dfusion.prompts import Prompt
 from service.db.queries import stages
 from service.db.queries.pages import encode_cursor
 from service.jobs import execution
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.plan import PlannedStage
 from service.service import Service, create_job
 from service.settings import Settings

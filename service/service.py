@@ -19,13 +19,14 @@ from service.db.tables import Job, Pair, PromptSet
 from service.db.unit_of_work import UnitOfWork, repeatable
 from service.errors import ConflictError, IdempotencyError, PreconditionError
 from service.jobs import execution, limits
-from service.jobs.checking import OWN_PROMPTS, Checked, check
-from service.jobs.planning import count, plan_start, total_work
-from service.jobs.specs import SPECS, EvaluationJobSpec, JobSpec, RoundSpec, spec_of
+from service.jobs.checking import check
+from service.jobs.kinds import JobSpec, kind_of, spec_of
+from service.jobs.kinds.base import Checked
+from service.jobs.planning import count, plan_start, rounds_of, total_work
 from service.plan import Counts, Sizes
 from service.queue import Queue
 from service.settings import Settings
-from service.states import JobKind, JobState, StageKind, Verdict
+from service.states import JobKind, JobState, Verdict
 from service.storage import Store, open_store
 
 T = TypeVar("T")
@@ -121,7 +122,7 @@ def _create(
     origin_id: str | None,
 ) -> tuple[str, bool]:
     """The job's id, and whether it was made now."""
-    kind = _kind_of(spec)
+    kind = kind_of(spec).name
     fingerprint = hashlib.sha256(f"{kind} {origin_id} {spec.model_dump_json()}".encode()).hexdigest()
     known = None if key is None else jobs.by_key(session, key)
     if known is not None:
@@ -136,11 +137,9 @@ def _create(
     return job.id, True
 
 
-def _kind_of(spec: JobSpec) -> JobKind:
-    return next(kind for kind, model in SPECS.items() if type(spec) is model)
-
-
-def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | None, api_key_id: str | None) -> Job:
+def _insert(
+    session: Session, kind: JobKind, checked: Checked[Any], origin_id: str | None, api_key_id: str | None
+) -> Job:
     spec = checked.spec
     if checked.new_set is not None:
         results.add_all(session, [checked.new_set])
@@ -149,7 +148,7 @@ def _insert(session: Session, kind: JobKind, checked: Checked, origin_id: str | 
         kind=kind,
         spec=spec.model_dump(mode="json"),
         label=spec.label,
-        rounds=spec.rounds if isinstance(spec, RoundSpec) else 0,
+        rounds=rounds_of(spec),
         model_id=checked.model.id if checked.model else None,
         prompt_set_id=checked.prompt_set.id if checked.prompt_set else None,
         held_out_prompt_set_id=checked.held_out_set.id if checked.held_out_set else None,
@@ -226,10 +225,7 @@ def _as_resolved(session: Session, job: Job) -> JobSpec:
         "prompt_set": job.prompt_set_id,
         "held_out_prompt_set": job.held_out_prompt_set_id,
     }
-    if isinstance(spec, EvaluationJobSpec):
-        params = [stage.params for stage in stages.of_job(session, job.id) if stage.kind == StageKind.EVALUATE]
-        meant["models"] = tuple(dict.fromkeys(one["model"] for one in params))
-        meant["prompt_sets"] = tuple(dict.fromkeys(one["set"] for one in params if one["split"] != OWN_PROMPTS))
+    meant |= kind_of(spec).resolved([stage.params for stage in stages.of_job(session, job.id)])
     return spec.model_copy(update={name: to for name, to in meant.items() if getattr(spec, name, None) is not None})
 
 

@@ -73,6 +73,10 @@ class JobKind(StrEnum):
     EXPORT = "export"
 
 
+TRAJECTORY_READERS = frozenset({JobKind.FUSION, JobKind.TRAINING})
+"""Kinds whose jobs may work on stored trajectories of other jobs."""
+
+
 class StageKind(StrEnum):
     """What a stage does; worker.stages has a module for each but `review`, which people do."""
 

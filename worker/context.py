@@ -27,7 +27,7 @@ from service.db.tables import Artifact, Model
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
 from service.jobs.execution import Claim
-from service.jobs.specs import JobSpec
+from service.jobs.kinds import JobSpec
 from worker.heartbeat import Heartbeat
 from worker.workbench import Workbench
 

@@ -10,7 +10,7 @@ from dfusion.types import Trajectory
 from service.db.queries import results
 from service.db.tables import Artifact, Pair, Sample
 from service.errors import TrajectoryGoneError
-from service.jobs.specs import FusionJobSpec, RoundSpec
+from service.jobs.kinds import FusionJobSpec, RoundSpec
 from worker.context import StageContext
 
 

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from service.db.queries import results
 from service.db.tables import Pair, Sample
-from service.jobs.specs import FusionJobSpec, TrainingJobSpec
+from service.jobs.kinds import FusionJobSpec, TrainingJobSpec
 from service.states import SampleRole, Verdict
 
 _DRAWN = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)

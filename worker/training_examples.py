@@ -13,7 +13,7 @@ from dfusion.training_data import Example, TrainingPair, TrainingSample
 from dfusion.types import Trajectory
 from service.db.queries import results
 from service.db.tables import Model
-from service.jobs.specs import RoundSpec, TrainingJobSpec
+from service.jobs.kinds import RoundSpec, TrainingJobSpec
 from service.states import SampleRole, Verdict
 from worker.context import StageContext
 from worker.pairs import PairSamples, StoredSample, load_pairs, stored_samples, trajectory_of, with_samples

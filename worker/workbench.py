@@ -10,7 +10,7 @@ import torch
 from dfusion.rewards import Scorer, load_scorer
 from service.catalogue import Catalogue
 from service.db.unit_of_work import UnitOfWork
-from service.jobs.specs import ScorerRef
+from service.jobs.kinds import ScorerRef
 from service.service import Service
 from service.settings import Settings
 from service.storage import Store

@@ -47,10 +47,8 @@ def root(
 
 
 app.add_typer(submissions.rounds, name="round")
-app.command("sample")(submissions.sample)
-app.command("fuse")(submissions.fuse)
-app.command("train")(submissions.train)
-app.command("evaluate")(submissions.evaluate)
+for name, command in submissions.COMMANDS.items():
+    app.command(name)(command)
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(pairs.app, name="pairs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -229,6 +231,12 @@ def evaluate(
         "label": label,
     }
     _ask(ctx.obj, JobKind.EVALUATION, body_of(spec, options, settings or []), follow, dry_run, key)
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
+    {"sample": sample, "fuse": fuse, "train": train, "evaluate": evaluate}
+)
+"""The commands that ask for one job, by their names."""
 
 
 def _ask(session: Session, kind: JobKind, body: dict[str, Any], follow: bool, dry_run: bool, key: str | None) -> None:

@@ -42,7 +42,8 @@ from api.schemas import (
     SampleOut,
     WorkersOut,
 )
-from service.jobs.specs import (
+from service.jobs.kinds import (
+    KINDS,
     EvaluationJobSpec,
     ExportJobSpec,
     FusionJobSpec,
@@ -58,16 +59,7 @@ M = TypeVar("M", bound=BaseModel)
 Body = Mapping[str, Any]
 AdapterFormat = Literal["diffusers", "kohya", "merged"]
 
-PATHS: Mapping[JobKind, str] = MappingProxyType(
-    {
-        JobKind.ROUND: "/rounds",
-        JobKind.SAMPLING: "/samplings",
-        JobKind.FUSION: "/fusions",
-        JobKind.TRAINING: "/trainings",
-        JobKind.EVALUATION: "/evaluations",
-        JobKind.EXPORT: "/exports",
-    }
-)
+PATHS: Mapping[JobKind, str] = MappingProxyType({name: kind.path for name, kind in KINDS.items()})
 """Where each kind of job is asked for."""
 DEFAULT_URL = "http://127.0.0.1:8000"
 _MOST = 200

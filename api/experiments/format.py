@@ -16,7 +16,7 @@ from api.experiments.yaml_file import read_yaml
 from api.schemas import FieldError
 from dfusion.config import SamplingConfig, Settings
 from dfusion.prompts import Prompt
-from service.jobs.specs import EvaluationJobSpec, Name, RoundSpec, ScorerRefs, Seed
+from service.jobs.kinds import EvaluationJobSpec, Name, RoundSpec, ScorerRefs, Seed
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*$", max_length=64)]
 """A name that is part of a record's file name; `--` separates such names."""

@@ -22,7 +22,7 @@ from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.queries.pages import Page, encode_cursor
 from service.db.tables import Event, Job
 from service.errors import InvalidRequestError
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, job_spec, pause_job, resume_job, retry_job
 from service.states import JobKind, JobState
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response, status
 from pydantic import BaseModel
@@ -15,15 +15,7 @@ from api.openapi import SUBMISSION
 from api.routes.jobs import RETRY_AFTER_SECONDS, job_detail
 from api.schemas import EstimateOut
 from service.jobs.estimates import estimate_of
-from service.jobs.specs import (
-    EvaluationJobSpec,
-    ExportJobSpec,
-    FusionJobSpec,
-    JobSpec,
-    RoundSpec,
-    SamplingJobSpec,
-    TrainingJobSpec,
-)
+from service.jobs.kinds import KINDS, JobSpec, Kind
 from service.service import Service, create_and_read, estimate_job
 
 
@@ -75,37 +67,15 @@ router = APIRouter(
 )
 
 
-@router.post("/rounds", status_code=status.HTTP_202_ACCEPTED)
-def start_rounds(spec: RoundSpec, submission: SubmissionDep) -> Response:
-    """Train a model online, for some rounds, on pairs of its own samples. Answers at once; follow `Location`."""
-    return submission.answer(spec)
+def _endpoint(kind: Kind[Any]) -> Callable[..., Response]:
+    def start(spec: JobSpec, submission: SubmissionDep) -> Response:
+        return submission.answer(spec)
+
+    # FastAPI reads what a request may hold, and the operation's name, from the function
+    start.__annotations__["spec"] = kind.spec
+    start.__name__ = kind.operation
+    return start
 
 
-@router.post("/samplings", status_code=status.HTTP_202_ACCEPTED)
-def start_sampling(spec: SamplingJobSpec, submission: SubmissionDep) -> Response:
-    """Sample a model on prompts; trajectories and item maps are kept, so that samples can be fused later."""
-    return submission.answer(spec)
-
-
-@router.post("/fusions", status_code=status.HTTP_202_ACCEPTED)
-def start_fusion(spec: FusionJobSpec, submission: SubmissionDep) -> Response:
-    """Fuse stored samples: named pairs, a pair again with other settings, or the best and worst of a sampling."""
-    return submission.answer(spec)
-
-
-@router.post("/trainings", status_code=status.HTTP_202_ACCEPTED)
-def start_training(spec: TrainingJobSpec, submission: SubmissionDep) -> Response:
-    """Train on stored pairs, also on those that people judged."""
-    return submission.answer(spec)
-
-
-@router.post("/evaluations", status_code=status.HTTP_202_ACCEPTED)
-def start_evaluation(spec: EvaluationJobSpec, submission: SubmissionDep) -> Response:
-    """Measure models on the same prompts and seeds, with confidence intervals and paired comparison."""
-    return submission.answer(spec)
-
-
-@router.post("/exports", status_code=status.HTTP_202_ACCEPTED)
-def start_export(spec: ExportJobSpec, submission: SubmissionDep) -> Response:
-    """Write a model's adapter for diffusers, ComfyUI and A1111, or merged; or a job's pairs as a parquet data set."""
-    return submission.answer(spec)
+for _kind in KINDS.values():
+    router.post(_kind.path, status_code=status.HTTP_202_ACCEPTED, description=_kind.description)(_endpoint(_kind))

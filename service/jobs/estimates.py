@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from service.db.tables import Artifact, Job, Sample, Stage
-from service.jobs.planning import count, plan_round, plan_start
-from service.jobs.specs import JobSpec, RoundSpec
+from service.jobs.kinds import JobSpec
+from service.jobs.planning import count, plan_round, plan_start, rounds_of
 from service.plan import PlannedStage, Sizes
 from service.states import StageKind, StageState
 
@@ -38,9 +38,7 @@ def estimate_of(session: Session, spec: JobSpec, sizes: Sizes) -> Estimate:
 
 def _whole_plan(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:
     plan = plan_start(spec, sizes)
-    if isinstance(spec, RoundSpec) and spec.rounds > 1:
-        plan += plan_round(spec, 2, sizes) * (spec.rounds - 1)
-    return plan
+    return plan + plan_round(spec, 2, sizes) * max(0, rounds_of(spec) - 1)
 
 
 def _seconds_per_work(session: Session) -> dict[str, float]:

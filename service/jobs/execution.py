@@ -19,8 +19,9 @@ from service.db.queries.stages import Wish
 from service.db.tables import Job, Stage
 from service.db.unit_of_work import UnitOfWork, hint_after_commit, repeatable
 from service.errors import ConflictError, StageCancelledError
-from service.jobs.planning import measured_splits, plan_round
-from service.jobs.specs import JobSpec, RoundSpec, spec_of
+from service.jobs.kinds import JobSpec, spec_of
+from service.jobs.kinds.rounds import measured_splits
+from service.jobs.planning import plan_round, rounds_of
 from service.plan import PlannedStage, Sizes
 from service.settings import Settings
 from service.states import FINAL_JOB_STATES, JobState, StageKind, StageState
@@ -179,7 +180,7 @@ def finish(
         stage = stages.get(session, held.stage_id)
         message = f"{_named(session, stage)} done"
         jobs.add_event(session, job.id, "stage.succeeded", message, stage.id, **_about(stage))
-        if held.kind is StageKind.TRAIN and isinstance(held.spec, RoundSpec) and held.round < held.spec.rounds:
+        if held.kind is StageKind.TRAIN and held.round < rounds_of(held.spec):
             sizes = round_sizes(session, settings, job)
             plan = plan_round(held.spec, held.round + 1, sizes)
             last, held_back = stages.last_number(session, job.id), job.pause_requested_at is not None

@@ -16,7 +16,7 @@ from service.db.queries import jobs, stages
 from service.db.tables import Artifact
 from service.ids import IdKind, new_id
 from service.jobs.collector import collect
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.service import Service, create_job
 from tests.servers import S3Server, s3_server
 from tests.service import round_body, settings_for, work_until_idle

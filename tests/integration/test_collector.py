@@ -19,7 +19,7 @@ from service.ids import IdKind, new_id
 from service.jobs import collector, execution
 from service.jobs.collector import Collected, collect
 from service.jobs.execution import Claim
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, create_job
 from service.storage import StoredObject
 from tests.servers import S3Server

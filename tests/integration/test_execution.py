@@ -22,7 +22,7 @@ from service.errors import (
 )
 from service.jobs import execution
 from service.jobs.execution import Claim, Failure
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.queue import SilentQueue
 from service.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
 from tests.service import round_body, settings_for

@@ -18,7 +18,7 @@ from service.db.tables import Artifact, Sample, Table
 from service.ids import IdKind, new_id
 from service.jobs import execution
 from service.jobs.execution import Failure
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, create_job, set_alias
 from tests.servers import CuttingProxy, PostgresServer, cutting_proxy, postgres_server
 from tests.service import migrated_template, round_body, settings_for

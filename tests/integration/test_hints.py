@@ -13,7 +13,7 @@ from service.db.queries import stages, workers
 from service.db.tables import Stage, Worker
 from service.jobs import execution
 from service.jobs.execution import Claim, Failure
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.queue import Hint
 from service.service import Service, create_job, pause_job, resume_job
 from tests.service import round_body, settings_for

@@ -22,7 +22,7 @@ from service.db.migrate import migrate, revisions
 from service.db.tables import Job, Table
 from service.db.unit_of_work import make_engine
 from service.errors import UnknownRevisionError
-from service.jobs.specs import RoundSpec, TrainingJobSpec, spec_of
+from service.jobs.kinds import RoundSpec, TrainingJobSpec, spec_of
 from tests.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]

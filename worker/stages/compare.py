@@ -13,7 +13,7 @@ from dfusion.evaluation import Bootstrap, ScoreRow, ScoreTable, Summary, compare
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Metric, Sample, Score
-from service.jobs.specs import EvaluationJobSpec
+from service.jobs.kinds import EvaluationJobSpec
 from service.states import SampleRole
 from worker.context import Record, StageContext
 from worker.scoring import scores_by

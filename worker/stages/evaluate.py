@@ -17,7 +17,7 @@ from service.db.queries import results
 from service.db.tables import Model, Sample, Score
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
-from service.jobs.specs import EvaluationJobSpec, EvaluationSpec, RoundSpec, ScorerRef
+from service.jobs.kinds import EvaluationJobSpec, EvaluationSpec, RoundSpec, ScorerRef
 from service.states import SampleRole
 from worker.context import Record, StageContext, batches
 from worker.scoring import score_pixels, score_rows

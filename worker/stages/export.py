@@ -17,7 +17,7 @@ from service.db.queries import jobs, results
 from service.db.tables import Export
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
-from service.jobs.specs import ExportJobSpec
+from service.jobs.kinds import ExportJobSpec
 from worker.context import SAFETENSORS, Record, StageContext
 from worker.pairs import PairSamples, StoredSample, with_samples
 from worker.training_examples import better_and_worse

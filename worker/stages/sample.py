@@ -18,7 +18,7 @@ from service.db.clock import now_seconds
 from service.db.queries import results
 from service.db.tables import Sample
 from service.ids import IdKind, new_id
-from service.jobs.specs import RoundSpec, SamplingJobSpec
+from service.jobs.kinds import RoundSpec, SamplingJobSpec
 from service.states import SampleRole, Split
 from worker.context import Record, StageContext, batches
 

@@ -13,7 +13,7 @@ from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Metric
 from service.errors import ConflictError
-from service.jobs.specs import FusionJobSpec, RoundSpec, SamplingJobSpec, ScorerRef
+from service.jobs.kinds import FusionJobSpec, RoundSpec, SamplingJobSpec, ScorerRef
 from service.states import DIVERSITY, SampleRole, Split
 from worker.context import Record, StageContext
 from worker.scoring import Scored, score_images, score_rows, scores_by

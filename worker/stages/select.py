@@ -15,7 +15,7 @@ from service.db.queries import jobs, prompt_sets, results
 from service.db.tables import Pair, Sample
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
-from service.jobs.specs import FusionJobSpec, RoundSpec
+from service.jobs.kinds import FusionJobSpec, RoundSpec
 from service.states import SampleRole
 from worker.context import Record, StageContext
 from worker.scoring import scores_by

@@ -21,7 +21,7 @@ from service.db.tables import Model
 from service.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageGoneError
 from service.ids import IdKind, new_id
 from service.jobs import execution
-from service.jobs.specs import RoundSpec, TrainingJobSpec
+from service.jobs.kinds import RoundSpec, TrainingJobSpec
 from service.storage import StoredObject
 from worker.context import SAFETENSORS, Record, StageContext
 from worker.training_examples import TrainingExamples, training_examples

@@ -8,7 +8,7 @@ from sqlalchemy import Select, delete, select, union, update
 from sqlalchemy.orm import Session
 
 from service.db.tables import Artifact, Job, Pair, Sample, Stage
-from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, JobKind
+from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, TRAJECTORY_READERS
 
 _UNSYNCHRONISED = {"synchronize_session": False}
 
@@ -41,7 +41,7 @@ def forget_trajectories(session: Session, keep_pairs: bool, limit: int) -> list[
     With `keep_pairs`, files with a sample in a pair stay whole. None goes while a job waits or runs that may work on
     stored trajectories of others.
     """
-    using = select(Job.id).where(Job.kind.in_((JobKind.FUSION, JobKind.TRAINING)), Job.state.not_in(FINAL_JOB_STATES))
+    using = select(Job.id).where(Job.kind.in_(TRAJECTORY_READERS), Job.state.not_in(FINAL_JOB_STATES))
     if session.scalar(using.limit(1)) is not None:
         return []
     ended = select(Job.id).where(Job.state.in_(FINAL_JOB_STATES))

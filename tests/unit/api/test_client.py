@@ -25,7 +25,7 @@ from api.client import (
     UnreachableError,
 )
 from api.client.transport import Backoff
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.states import JobKind
 from tests.proxy import proxy
 from tests.service import round_body

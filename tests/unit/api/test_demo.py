@@ -17,7 +17,7 @@ from api.demo.sheets import GAP, MARGIN, before_after_sheet, contact_sheet
 from api.schemas import SampleOut
 from dfusion.errors import InvalidInputError
 from dfusion.evaluation import Estimate
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.states import Split
 from tests.service import round_body, work_until_idle
 from tests.unit.api.conftest import Live

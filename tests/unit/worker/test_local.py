@@ -12,7 +12,7 @@ from sqlalchemy import text
 from service import logs
 from service.db.queries import stages
 from service.jobs import execution
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.service import Service, create_job
 from tests.service import round_body, settings_for
 from worker import local

@@ -8,7 +8,7 @@ from service.db.clock import now_seconds
 from service.db.queries import workers
 from service.db.tables import Worker
 from service.jobs import execution
-from service.jobs.specs import RoundSpec
+from service.jobs.kinds import RoundSpec
 from service.service import create_job
 from tests.service import round_body, settings_for
 

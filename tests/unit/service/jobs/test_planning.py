@@ -1,7 +1,6 @@
 from typing import Any
 
-from service.jobs.planning import count, pairs_at_most, plan_round, plan_start, total_work
-from service.jobs.specs import (
+from service.jobs.kinds import (
     EvaluationJobSpec,
     ExportJobSpec,
     FusionJobSpec,
@@ -9,6 +8,8 @@ from service.jobs.specs import (
     SamplingJobSpec,
     TrainingJobSpec,
 )
+from service.jobs.kinds.work import pairs_at_most
+from service.jobs.planning import count, plan_round, plan_start, total_work
 from service.plan import PromptsToMeasure, Sizes
 from tests.service import round_body
 

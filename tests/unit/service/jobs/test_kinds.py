@@ -1,7 +1,9 @@
-"""What a request may hold."""
+"""The kinds of jobs, and what a request for one may hold."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from dfusion.config import TrainingConfig
 from dfusion.rewards.config import ScorerConfig
-from service.jobs.specs import FusionJobSpec, RoundSpec, ScorerRef, TrainingJobSpec
+from service.jobs.kinds import KINDS, FusionJobSpec, RoundSpec, ScorerRef, TrainingJobSpec, kind_of, spec_of
+from service.states import JobKind
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,25 @@ def test_a_client_names_no_address_file_or_code(settings: dict[str, str]) -> Non
     TypeAdapter[Any](ScorerConfig).validate_python(settings)
     with pytest.raises(ValidationError, match="kind"):
         TypeAdapter[Any](ScorerRef).validate_python(settings)
+
+
+def test_every_kind_is_registered_under_its_name() -> None:
+    assert set(KINDS) == set(JobKind)
+    assert all(kind.name is name for name, kind in KINDS.items())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_stored_request_is_of_its_kind(name: JobKind) -> None:
+    for example in KINDS[name].examples.values():
+        spec = spec_of(name.value, example["value"])
+        assert kind_of(spec).name is name
+        assert spec_of(name.value, spec.model_dump(mode="json")) == spec
+
+
+def test_requests_are_built_without_a_database() -> None:
+    code = "import sys, service.jobs.kinds; print(sorted({'sqlalchemy', 'torch', 'fastapi'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(

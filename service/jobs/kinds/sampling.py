@@ -1,0 +1,69 @@
+"""A sampling: images of a model on prompts, with scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from service.jobs.kinds.base import Checked, Kind, SamplesSpec, ScorerRefs
+from service.jobs.kinds.work import all_of, sample_shards, sampling_rows
+from service.plan import Counts, PlannedStage, Sizes
+from service.states import JobKind, StageKind
+
+if TYPE_CHECKING:
+    from service.jobs.checking import Checker
+
+
+class SamplingJobSpec(SamplesSpec):
+    """Samples alone, with their trajectories and item maps, so that they can be fused later."""
+
+    samples_per_prompt: int = Field(4, ge=1, le=1024)
+    mask_source: Literal["first_up", "resolution"] = Field("first_up", description="As in a fusion (Eq. 4)")
+    scorers: ScorerRefs | None = Field(None, description="By whom they are scored; the model's own if not given")
+
+
+def check(checker: Checker, spec: SamplingJobSpec) -> Checked[SamplingJobSpec] | None:
+    """The model, the prompts and the scorers."""
+    model, base = checker.model("/model", spec.model)
+    prompt_set, new_set = checker.prompts(spec)
+    checker.fits_prompts("/prompts" if spec.prompts else "/prompt_set", base, prompt_set)
+    checker.fits_sampling(base, spec.sampling)
+    scorers = checker.scorers("/scorers", spec.scorers, base, base.reward if base else None)
+    checker.limit_images(prompt_set, spec.samples_per_prompt)
+    if prompt_set is None or model is None:
+        return None
+
+    filled = spec.model_copy(update={"scorers": scorers})
+    return Checked(filled, Sizes(checker.shard_prompts, len(prompt_set.prompts)), model, prompt_set, None, new_set)
+
+
+def count(spec: SamplingJobSpec, sizes: Sizes) -> Counts:
+    """Every prompt's samples."""
+    images = sizes.prompts * spec.samples_per_prompt
+    return Counts(sampled=images, sampling=images * sampling_rows(spec.sampling))
+
+
+def plan(spec: SamplingJobSpec, sizes: Sizes) -> list[PlannedStage]:
+    """Sample (shards), score."""
+    stages = sample_shards(sizes, 0, spec.samples_per_prompt * sampling_rows(spec.sampling))
+    images = sizes.prompts * spec.samples_per_prompt
+    return [*stages, PlannedStage(StageKind.SCORE, 0, images, needs=all_of(stages))]
+
+
+KIND = Kind(
+    name=JobKind.SAMPLING,
+    path="/samplings",
+    operation="start_sampling",
+    description="Sample a model on prompts; trajectories and item maps are kept, so that samples can be fused later.",
+    spec=SamplingJobSpec,
+    check=check,
+    count=count,
+    plan=plan,
+    examples={
+        "named": {
+            "summary": "Four images of each prompt of a list",
+            "value": {"model": "shapes", "prompt_set": "shapes-attribute-test", "samples_per_prompt": 4},
+        }
+    },
+)
