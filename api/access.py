@@ -27,9 +27,10 @@ from api.errors import problem
 from service import keys
 from service.errors import ForbiddenError, StartError
 from service.jobs.limits import TokenBuckets, retry_after
-from service.keys import ANYONE, Caller, KeyScope
+from service.keys import ANYONE, Caller
 from service.service import Service
 from service.settings import Settings
+from service.states import KeyScope
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
 """What answers without a key: whether the service lives, and how it is to be used."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from api.client import ApiError, Client
 from api.stack.guard import KILL, STOP
 from api.stack.program import free_port
-from service.db.locks import file_lock
 from service.errors import AlreadyRunningError
+from service.file_lock import file_lock
 
 _STOP_SECONDS = 30.0
 _LOCK_SECONDS = 60.0

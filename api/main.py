@@ -30,7 +30,7 @@ from api.routes import (
 )
 from service import keys
 from service.broker import open_queue
-from service.db.locks import file_lock
+from service.file_lock import file_lock
 from service.service import Service
 from service.settings import Settings
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from api.errors import MEDIA_TYPE
 from api.examples import ANSWERS, REQUESTS
-from api.schemas import EstimateOut, JobDetail, Problem
+from api.wire.common import Problem
+from api.wire.estimates import EstimateOut
+from api.wire.jobs import JobDetail
 
 Responses = dict[int | str, dict[str, Any]]
 

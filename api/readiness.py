@@ -18,7 +18,7 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.embedded import WorkerSupervisor
-from api.schemas import CheckOut, CheckState
+from api.wire.health import CheckOut, CheckState
 from service import broker as redis
 from service.db import migrate
 from service.db.queries import jobs, workers

@@ -8,7 +8,6 @@ import logging
 import re
 import secrets
 from dataclasses import dataclass
-from enum import StrEnum
 
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
@@ -18,6 +17,7 @@ from service.db.tables import ApiKey
 from service.db.unit_of_work import UnitOfWork
 from service.errors import ConflictError, InvalidRequestError, StartError
 from service.settings import Settings
+from service.states import KeyScope
 
 BOOTSTRAP = "bootstrap"
 """The name of the key that the settings give; no other may have it."""
@@ -26,24 +26,6 @@ _RANDOM_BYTES = 38
 """304 bits, of which the shown prefix tells 48: 256 are left to guess."""
 _TOKEN = re.compile(r"dfk_[A-Za-z0-9_-]{32,200}")
 _logger = logging.getLogger(__name__)
-
-
-class KeyScope(StrEnum):
-    """What a key is good for.
-
-    read      look at everything            submit   read, and make, change and call off work
-    review    read, and judge pairs         admin    all of these, and the keys themselves
-    """
-
-    READ = "read"
-    SUBMIT = "submit"
-    REVIEW = "review"
-    ADMIN = "admin"
-
-    @property
-    def includes(self) -> frozenset[KeyScope]:
-        """Itself and what comes with it."""
-        return frozenset(KeyScope) if self is KeyScope.ADMIN else frozenset({self, KeyScope.READ})
 
 
 @dataclass(frozen=True)

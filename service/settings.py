@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 from dfusion.config import Precision
 from dfusion.config import Settings as MethodSettings
@@ -24,6 +23,8 @@ from service.states import DIVERSITY, QueueName
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+_DATABASE_URL = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?:\[[^/?]+\]|[^/:?]+)?(?::(?P<port>[^/?]*))?")
+"""What SQLAlchemy takes for a URL. The command line reads settings, too, and does without SQLAlchemy."""
 
 
 class ModelSetting(MethodSettings):
@@ -177,10 +178,9 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        try:
-            make_url(url or "sqlite://")
-        except ArgumentError as error:
-            raise ValueError("expected a URL such as postgresql+psycopg://user:password@host/name") from error
+        parts = _DATABASE_URL.match(url or "sqlite://")
+        if parts is None or not (parts["port"] is None or parts["port"].isdecimal()):
+            raise ValueError("expected a URL such as postgresql+psycopg://user:password@host/name")
         return url
 
     @field_validator("scorers")

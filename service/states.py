@@ -1,4 +1,4 @@
-"""States of jobs and stages, and the kinds of things."""
+"""States of jobs and stages, the kinds of things, and what keys are good for."""
 
 from __future__ import annotations
 
@@ -137,3 +137,21 @@ class Split(StrEnum):
     ROLLOUT = "rollout"
     TRAIN = "train"
     HELD_OUT = "held_out"
+
+
+class KeyScope(StrEnum):
+    """What a key is good for.
+
+    read      look at everything            submit   read, and make, change and call off work
+    review    read, and judge pairs         admin    all of these, and the keys themselves
+    """
+
+    READ = "read"
+    SUBMIT = "submit"
+    REVIEW = "review"
+    ADMIN = "admin"
+
+    @property
+    def includes(self) -> frozenset[KeyScope]:
+        """Itself and what comes with it."""
+        return frozenset(KeyScope) if self is KeyScope.ADMIN else frozenset({self, KeyScope.READ})

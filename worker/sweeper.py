@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import logs
 from service.broker import open_queue
-from service.db.locks import file_lock
 from service.db.queries import workers
 from service.errors import AlreadyRunningError, ServiceError
+from service.file_lock import file_lock
 from service.jobs import execution
 from service.jobs.collector import collect
 from service.service import Service

@@ -12,8 +12,8 @@ from rich.text import Text
 from api.cli.options import Limit, gather
 from api.cli.screens import listing, moment, sheet, yes_or_no
 from api.cli.session import Session
-from api.schemas import ApiKeyMade
-from service.keys import KeyScope
+from api.wire.api_keys import ApiKeyMade
+from service.states import KeyScope
 
 app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 

@@ -17,7 +17,7 @@ from rich.console import RenderableType
 from api.cli.screens import listing, size, styled_state
 from api.cli.session import ERROR, Session
 from api.client import ApiError, Client, UnauthorizedError, UnreachableError
-from api.schemas import CheckOut, CheckState
+from api.wire.health import CheckOut, CheckState
 from service.catalogue import Catalogue
 from service.errors import StartError
 from service.settings import Settings

@@ -18,7 +18,7 @@ from api.cli.session import INTERRUPTED, Session
 from api.client import Client
 from api.client.client import JobFilters
 from api.experiments.tensorboard import export_tensorboard
-from api.schemas import JobDetail, JobOut
+from api.wire.jobs import JobDetail, JobOut
 from service.states import JobKind, JobState
 
 app = typer.Typer(

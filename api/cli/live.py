@@ -15,7 +15,7 @@ from rich.text import Text
 
 from api.cli.screens import clock, figure, state
 from api.client import Client
-from api.schemas import JobDetail, MetricOut
+from api.wire.jobs import JobDetail, MetricOut
 from service.states import JobKind, JobState, StageState
 
 SPLITS = {"train": "training", "held_out": "held out", "rollout": "samples"}

@@ -13,7 +13,7 @@ from api.cli.jobs import followed, job_sheet
 from api.cli.options import Follow, Key, Limit, OfJob, gather
 from api.cli.screens import figure, listing, moment, sheet, size
 from api.cli.session import Session
-from api.schemas import ModelDetail, ModelOut
+from api.wire.models import ModelDetail, ModelOut
 
 app = typer.Typer(no_args_is_help=True, help="Models: list, show, lineage, export, download, alias.")
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model's id, its name or an alias")]

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from api.schemas import ListOut
+from api.wire.common import ListOut
 
 T = TypeVar("T")
 

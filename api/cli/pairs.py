@@ -14,7 +14,7 @@ from api.cli.options import Follow, Key, Limit, OfJob, OfPromptSet, gather
 from api.cli.screens import figure, listing, moment, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import PairFilters
-from api.schemas import PairOut
+from api.wire.pairs import PairOut
 
 app = typer.Typer(no_args_is_help=True, help="Pairs: list, show, judge, export.")
 PairId = Annotated[str, typer.Argument(metavar="PAIR", help="The pair's id")]

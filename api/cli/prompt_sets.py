@@ -14,7 +14,7 @@ from api.cli.options import Limit, Prompts, gather, texts
 from api.cli.screens import listing, sheet
 from api.cli.session import Session
 from api.client import Client
-from api.schemas import PromptSetDetail
+from api.wire.prompt_sets import PromptSetDetail
 
 app = typer.Typer(no_args_is_help=True, help="Prompt sets: list, show, add.")
 

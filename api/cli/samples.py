@@ -13,7 +13,8 @@ from api.cli.options import Limit, OfJob, OfPromptSet, gather
 from api.cli.screens import figure, listing, moment, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import SampleFilters
-from api.schemas import PairOut, SampleDetail, SampleOut
+from api.wire.pairs import PairOut
+from api.wire.samples import SampleDetail, SampleOut
 from service.states import SampleRole
 
 app = typer.Typer(no_args_is_help=True, help="Samples: list, show, save.")

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from api.client import ApiError, Client, UnauthorizedError, UnreachableError
-from api.schemas import JobDetail
+from api.wire.jobs import JobDetail
 from service.states import JobState
 
 ERROR, JOB_FAILED, INTERRUPTED = 1, 3, 130

@@ -14,7 +14,7 @@ from api.cli.jobs import followed, job_sheet
 from api.cli.options import DryRun, Follow, Key, Label, Prompts, Seed, Sets, Spec, texts
 from api.cli.screens import clock, sheet, size
 from api.cli.session import Session
-from api.schemas import EstimateOut
+from api.wire.estimates import EstimateOut
 from service.states import JobKind
 
 rounds = typer.Typer(no_args_is_help=True, help="Online training: sample, pair, fuse, verify, train, evaluate.")

@@ -1,4 +1,4 @@
-"""Everything that the REST API does, as typed methods. Answers are the models of api.schemas."""
+"""Everything that the REST API does, as typed methods. Answers are the models of api.wire."""
 
 from __future__ import annotations
 
@@ -20,28 +20,16 @@ from api.client import sse
 from api.client.downloads import download, fetch
 from api.client.errors import ApiError, NotFoundError, TooManyRequestsError, UnavailableError, UnreachableError
 from api.client.transport import Backoff, OnRetry, Transport
-from api.schemas import (
-    ApiKeyMade,
-    ApiKeyOut,
-    EstimateOut,
-    EventOut,
-    ExportOut,
-    HealthOut,
-    JobDetail,
-    JobOut,
-    LineageOut,
-    ListOut,
-    MetricsOut,
-    ModelDetail,
-    ModelOut,
-    PairOut,
-    PromptSetDetail,
-    PromptSetOut,
-    ReadyOut,
-    SampleDetail,
-    SampleOut,
-    WorkersOut,
-)
+from api.wire.api_keys import ApiKeyMade, ApiKeyOut
+from api.wire.common import ListOut
+from api.wire.estimates import EstimateOut
+from api.wire.health import HealthOut, ReadyOut
+from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut
+from api.wire.models import ExportOut, LineageOut, ModelDetail, ModelOut
+from api.wire.pairs import PairOut
+from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
+from api.wire.samples import SampleDetail, SampleOut
+from api.wire.workers import WorkersOut
 from service.jobs.kinds import (
     KINDS,
     EvaluationJobSpec,
@@ -51,8 +39,7 @@ from service.jobs.kinds import (
     SamplingJobSpec,
     TrainingJobSpec,
 )
-from service.keys import KeyScope
-from service.states import JobKind, JobState, SampleRole, Verdict
+from service.states import JobKind, JobState, KeyScope, SampleRole, Verdict
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)

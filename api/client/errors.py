@@ -21,7 +21,7 @@ from types import MappingProxyType
 import httpx
 from pydantic import ValidationError
 
-from api.schemas import FieldError, Problem
+from api.wire.common import FieldError, Problem
 
 
 class ApiError(Exception):

@@ -27,7 +27,7 @@ from api.demo.report import html_report
 from api.demo.results import Results, as_json, results_of
 from api.demo.sheets import before_after_sheet, contact_sheet
 from api.local_service import LocalServiceError, local_service
-from api.schemas import JobDetail
+from api.wire.jobs import JobDetail
 from dfusion.errors import DFusionError
 from service.states import JobState
 

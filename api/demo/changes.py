@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from api.schemas import SampleOut
+from api.wire.samples import SampleOut
 from dfusion.evaluation import Bootstrap, Estimate, ScoreRow, ScoreTable, compare
 from service.states import Split
 

@@ -11,7 +11,9 @@ from PIL import Image
 
 from api.client import Client
 from api.demo.changes import SPLITS, Change, changes, headline
-from api.schemas import JobDetail, PairOut, SampleOut
+from api.wire.jobs import JobDetail
+from api.wire.pairs import PairOut
+from api.wire.samples import SampleOut
 from dfusion.errors import InvalidInputError
 from service.states import SampleRole
 

@@ -22,7 +22,9 @@ from api.experiments.records import (
     TrainingFacts,
     flat,
 )
-from api.schemas import JobDetail, MetricOut, ModelOut, PairOut
+from api.wire.jobs import JobDetail, MetricOut
+from api.wire.models import ModelOut
+from api.wire.pairs import PairOut
 from service.states import JobState, Split, StageState
 
 SILENT = "silent"

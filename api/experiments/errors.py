@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from api.schemas import FieldError
+from api.wire.common import FieldError
 
 
 class ExperimentError(Exception):

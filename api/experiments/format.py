@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 
 from api.experiments.errors import FormatError
 from api.experiments.yaml_file import read_yaml
-from api.schemas import FieldError
+from api.wire.common import FieldError
 from dfusion.config import SamplingConfig, Settings
 from dfusion.prompts import Prompt
 from service.jobs.kinds import EvaluationJobSpec, Name, RoundSpec, ScorerRefs, Seed

@@ -19,7 +19,9 @@ from api.experiments.collect import SILENT, collect, has_failed, models_after
 from api.experiments.errors import ExperimentError
 from api.experiments.format import Experiment, PromptListSpec, digest, evaluation_body, set_name
 from api.experiments.records import folder_of, record_of, write_record
-from api.schemas import EstimateOut, FieldError, JobDetail
+from api.wire.common import FieldError
+from api.wire.estimates import EstimateOut
+from api.wire.jobs import JobDetail
 from service.states import JobKind
 
 _PASSING = (UnreachableError, UnavailableError, TooManyRequestsError)

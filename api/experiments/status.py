@@ -10,7 +10,7 @@ from api.client import Client
 from api.experiments.cells import Cell, Selection, cells_of
 from api.experiments.format import Experiment
 from api.experiments.records import folder_of, record_of
-from api.schemas import JobOut
+from api.wire.jobs import JobOut
 from service.states import JobKind
 
 

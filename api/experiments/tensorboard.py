@@ -10,7 +10,7 @@ from pathlib import Path
 from api.client import Client
 from api.experiments.collect import pair_facts, updates_of
 from api.experiments.errors import ExperimentError, MissingExtraError
-from api.schemas import JobDetail, MetricOut
+from api.wire.jobs import JobDetail, MetricOut
 from service.states import JobKind
 
 _EVENT_FILES = "events.out.tfevents.*"

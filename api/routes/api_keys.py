@@ -7,9 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 
 from api.access import needs
+from api.converters.api_keys import api_key_made, api_key_out
+from api.converters.common import list_of
 from api.deps import PageParameters, ServiceDep
 from api.openapi import MADE_KEY
-from api.schemas import ApiKeyIn, ApiKeyMade, ApiKeyOut, ListOut
+from api.wire.api_keys import ApiKeyIn, ApiKeyMade, ApiKeyOut
+from api.wire.common import ListOut
 from service import keys
 from service.db.queries import api_keys, jobs
 
@@ -23,7 +26,7 @@ def make_key(body: ApiKeyIn, service: ServiceDep) -> ApiKeyMade:
     with service.uow.writing() as session:
         row, token = keys.create(session, body.name, frozenset(body.scopes), expires_at)
         session.refresh(row)
-        return ApiKeyMade.made(row, jobs.now(session), token)
+        return api_key_made(row, jobs.now(session), token)
 
 
 @router.get("")
@@ -31,7 +34,7 @@ def list_keys(service: ServiceDep, page: Annotated[PageParameters, Query()]) -> 
     """Keys, newest first, revoked and expired ones too."""
     with service.uow.reading() as session:
         found, now = api_keys.page(session, page.limit, page.cursor), jobs.now(session)
-        return ListOut[ApiKeyOut].of(found, lambda row: ApiKeyOut.of(row, now))
+        return list_of(ListOut[ApiKeyOut], found, lambda row: api_key_out(row, now))
 
 
 @router.delete("/{key_id}", status_code=status.HTTP_204_NO_CONTENT, response_class=Response)

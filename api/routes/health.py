@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response, status
 
 from api.readiness import ESSENTIAL, Readiness
-from api.schemas import HealthOut, ReadyOut
+from api.wire.health import HealthOut, ReadyOut
 
 router = APIRouter(tags=["health"])
 

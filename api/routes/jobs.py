@@ -15,9 +15,12 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.access import needs
+from api.converters.common import list_of
+from api.converters.jobs import event_out, job_detail, job_out, metric_out, training_out
 from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import MADE_JOB, RETRY_AFTER
-from api.schemas import EventOut, JobDetail, JobOut, ListOut, MetricOut, MetricsOut, TrainingOut
+from api.wire.common import ListOut
+from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.queries.pages import Page, encode_cursor
 from service.db.tables import Event, Job
@@ -73,7 +76,7 @@ def list_jobs(service: ServiceDep, filters: Annotated[JobFilters, Query()]) -> L
             origin_id=filters.parent,
         )
         of_jobs, now = stages.of_jobs(session, [job.id for job in page.rows]), jobs.now(session)
-        return ListOut[JobOut].of(page, lambda job: JobOut.of(job, of_jobs[job.id], now))
+        return list_of(ListOut[JobOut], page, lambda job: job_out(job, of_jobs[job.id], now))
 
 
 @router.get("/{job_id}", responses={status.HTTP_200_OK: {"headers": {"Retry-After": RETRY_AFTER}}})
@@ -107,12 +110,12 @@ def _state(service: Service, job_id: str) -> JobState:
 def read_job(service: Service, job_id: str) -> JobDetail:
     """The job as it is now. Raises NotFoundError."""
     with service.uow.reading() as session:
-        return job_detail(session, job_id)
+        return view_job(session, job_id)
 
 
-def job_detail(session: Session, job_id: str) -> JobDetail:
+def view_job(session: Session, job_id: str) -> JobDetail:
     """The job as it is now. Raises NotFoundError."""
-    return JobDetail.detailed(jobs.get_view(session, job_id), stages.of_job(session, job_id))
+    return job_detail(jobs.get_view(session, job_id), stages.of_job(session, job_id))
 
 
 @router.post(
@@ -193,7 +196,7 @@ async def list_events(
             return jobs.events(session, job_id, page.limit, page.cursor)
 
     found = await _until(page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows))
-    told = ListOut[EventOut].of(found, EventOut.of)
+    told = list_of(ListOut[EventOut], found, event_out)
     last = encode_cursor(str(found.rows[-1].id)) if found.rows else page.cursor
     return told.model_copy(update={"next_cursor": last or encode_cursor("0")})
 
@@ -216,7 +219,7 @@ async def _stream(service: Service, job_id: str, after: int) -> AsyncIterator[by
         with service.uow.reading() as session:
             ended = JobState(jobs.get(session, job_id).state).is_final
             rows = jobs.events(session, job_id, _EVENTS_AT_ONCE, encode_cursor(str(after))).rows
-            return [EventOut.of(row) for row in rows], ended
+            return [event_out(row) for row in rows], ended
 
     said = time.monotonic()
     while True:
@@ -245,7 +248,7 @@ def get_logs(job_id: str, service: ServiceDep) -> PlainTextResponse:
         cursor: str | None = None
         while True:
             page = jobs.events(session, job_id, _EVENTS_AT_ONCE, cursor)
-            for event in (EventOut.of(row) for row in page.rows):
+            for event in (event_out(row) for row in page.rows):
                 about = " ".join(f"{name}={value}" for name, value in event.data.items())
                 lines.append(
                     f"{event.at.isoformat(timespec='milliseconds')} {event.kind}: {event.message} {about}".rstrip()
@@ -266,6 +269,6 @@ def get_job_metrics(job_id: str, service: ServiceDep) -> MetricsOut:
         if isinstance(spec, RoundSpec) and job.prompt_set_id is not None:
             images = prompt_sets.size(session, job.prompt_set_id) * spec.samples_per_prompt
         return MetricsOut(
-            data=[MetricOut.of(row, images) for row in results.metrics(session, job_id)],
-            trainings=[TrainingOut.of(row) for row in results.models_of_job(session, job_id)],
+            data=[metric_out(row, images) for row in results.metrics(session, job_id)],
+            trainings=[training_out(row) for row in results.models_of_job(session, job_id)],
         )

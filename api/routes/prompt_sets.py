@@ -12,10 +12,13 @@ from pydantic import ValidationError
 
 from api.access import needs
 from api.body import media_type
+from api.converters.common import list_of
+from api.converters.prompt_sets import prompt_set_detail, prompt_set_out
 from api.deps import PageParameters, Parameters, ServiceDep
 from api.examples import PROMPT_SET_CSV, PROMPT_SET_LINES
 from api.openapi import MADE_PROMPT_SET
-from api.schemas import ListOut, PromptSetDetail, PromptSetOut
+from api.wire.common import ListOut
+from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
 from dfusion.prompts import Prompt
 from service.db.queries import prompt_sets
 from service.errors import NotFoundError
@@ -92,7 +95,7 @@ def create_prompt_set(
     if not is_new:
         response.status_code = status.HTTP_200_OK
     response.headers["Location"] = f"/prompt-sets/{row.id}"
-    return PromptSetDetail.detailed(row)
+    return prompt_set_detail(row)
 
 
 def _read(sent: Sent, parameters: PromptSetParameters) -> tuple[str, str, tuple[Prompt, ...]]:
@@ -120,7 +123,7 @@ def _read_json(body: bytes, named: dict[str, str]) -> PromptSetSpec:
 def list_prompt_sets(service: ServiceDep, page: Annotated[PageParameters, Query()]) -> ListOut[PromptSetOut]:
     """Prompt sets that have a name, in their newest versions."""
     with service.uow.reading() as session:
-        return ListOut[PromptSetOut].of(prompt_sets.page(session, page.limit, page.cursor), PromptSetOut.of)
+        return list_of(ListOut[PromptSetOut], prompt_sets.page(session, page.limit, page.cursor), prompt_set_out)
 
 
 @router.get("/{name_or_id}")
@@ -132,4 +135,4 @@ def get_prompt_set(name_or_id: str, service: ServiceDep) -> PromptSetDetail:
             row = prompt_sets.by_id(session, expect(IdKind.PROMPT_SET, name_or_id))
         if row is None:
             raise NotFoundError(f"there is no prompt set {name_or_id}")
-        return PromptSetDetail.detailed(row)
+        return prompt_set_detail(row)

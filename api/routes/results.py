@@ -11,21 +11,16 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.access import needs
+from api.converters.common import list_of
+from api.converters.models import ancestor_out, export_out, model_detail, model_out
+from api.converters.pairs import pair_out
+from api.converters.samples import sample_detail, sample_out
 from api.deps import PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import ETAG, REDIRECT
-from api.schemas import (
-    AliasIn,
-    AncestorOut,
-    ExportOut,
-    LineageOut,
-    ListOut,
-    ModelDetail,
-    ModelOut,
-    PairOut,
-    SampleDetail,
-    SampleOut,
-    VerdictIn,
-)
+from api.wire.common import ListOut
+from api.wire.models import AliasIn, ExportOut, LineageOut, ModelDetail, ModelOut
+from api.wire.pairs import PairOut, VerdictIn
+from api.wire.samples import SampleDetail, SampleOut
 from service.db.queries import jobs, prompt_sets, results
 from service.db.tables import Model
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -76,7 +71,7 @@ def list_samples(service: ServiceDep, filters: Annotated[SampleFilters, Query()]
         job_id, set_id = _job_id(filters.job), _set_id(session, filters.prompt_set)
         page = results.sample_page(session, filters.limit, filters.cursor, job_id, filters.role, filters.round, set_id)
         scores = results.scores(session, [row.id for row in page.rows])
-        return ListOut[SampleOut].of(page, lambda row: SampleOut.of(row, scores[row.id]))
+        return list_of(ListOut[SampleOut], page, lambda row: sample_out(row, scores[row.id]))
 
 
 @router.get("/samples/{sample_id}", tags=["samples"])
@@ -86,7 +81,7 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
         row = results.get_sample(session, sample_id)
         pairs = results.pairs_with(session, row.id)
         samples = results.samples(session, results.sides_of(pairs))
-        return SampleDetail.detailed(row, results.scores(session, [row.id])[row.id], pairs, samples)
+        return sample_detail(row, results.scores(session, [row.id])[row.id], pairs, samples)
 
 
 @router.get("/pairs", tags=["pairs"])
@@ -105,7 +100,7 @@ def list_pairs(service: ServiceDep, filters: Annotated[PairFilters, Query()]) ->
             prompt_set_id=set_id,
         )
         samples = results.samples(session, results.sides_of(page.rows))
-        return ListOut[PairOut].of(page, lambda row: PairOut.of(row, samples))
+        return list_of(ListOut[PairOut], page, lambda row: pair_out(row, samples))
 
 
 @router.get("/pairs/{pair_id}", tags=["pairs"], responses={status.HTTP_200_OK: {"headers": {"ETag": ETAG}}})
@@ -119,7 +114,7 @@ def get_pair(pair_id: str, service: ServiceDep, response: Response) -> PairOut:
 def _read_pair(service: Service, pair_id: str) -> PairOut:
     with service.uow.reading() as session:
         row = results.get_pair(session, pair_id)
-        return PairOut.of(row, results.samples(session, results.sides_of([row])))
+        return pair_out(row, results.samples(session, results.sides_of([row])))
 
 
 @router.put(
@@ -156,8 +151,8 @@ def list_models(service: ServiceDep, filters: Annotated[ModelFilters, Query()]) 
         page = results.model_page(session, filters.limit, filters.cursor, _job_id(filters.job))
         files = results.artifacts(session, [row.adapter_artifact_id for row in page.rows if row.adapter_artifact_id])
         names = results.aliases(session, [row.id for row in page.rows])
-        return ListOut[ModelOut].of(
-            page, lambda row: ModelOut.of(row, files.get(row.adapter_artifact_id or ""), names[row.id])
+        return list_of(
+            ListOut[ModelOut], page, lambda row: model_out(row, files.get(row.adapter_artifact_id or ""), names[row.id])
         )
 
 
@@ -168,9 +163,7 @@ def get_model(model: str, service: ServiceDep) -> ModelDetail:
         row = _model(session, model)
         adapter = results.get_artifact(session, row.adapter_artifact_id) if row.adapter_artifact_id else None
         names = results.aliases(session, [row.id])[row.id]
-        return ModelDetail.detailed(
-            row, adapter, names, results.lineage(session, row), results.exports(session, row.id)
-        )
+        return model_detail(row, adapter, names, results.lineage(session, row), results.exports(session, row.id))
 
 
 def _model(session: Session, name: str) -> Model:
@@ -183,7 +176,7 @@ def get_lineage(model: str, service: ServiceDep) -> LineageOut:
     with service.uow.reading() as session:
         line = results.lineage(session, _model(session, model))
         made_by = {row.job_id: jobs.get(session, row.job_id) for row in line if row.job_id}
-        return LineageOut(data=[AncestorOut.of(row, made_by.get(row.job_id or "")) for row in line])
+        return LineageOut(data=[ancestor_out(row, made_by.get(row.job_id or "")) for row in line])
 
 
 class DownloadParameters(Parameters):
@@ -249,4 +242,4 @@ def list_exports(service: ServiceDep, filters: Annotated[ExportFilters, Query()]
     """The data sets that were made of a job's pairs, newest first."""
     with service.uow.reading() as session:
         rows = results.exports(session, of_job_id=expect(IdKind.JOB, filters.job))
-        return ListOut[ExportOut](data=[ExportOut.of(row) for row in rows], has_more=False, next_cursor=None)
+        return ListOut[ExportOut](data=[export_out(row) for row in rows], has_more=False, next_cursor=None)

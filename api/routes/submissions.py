@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, Query, Response, status
 from pydantic import BaseModel
 
 from api.access import needs
+from api.converters.estimates import estimate_out
 from api.deps import CallerDep, IdempotencyKey, Parameters, ServiceDep
 from api.openapi import SUBMISSION
-from api.routes.jobs import RETRY_AFTER_SECONDS, job_detail
-from api.schemas import EstimateOut
+from api.routes.jobs import RETRY_AFTER_SECONDS, view_job
 from service.jobs.estimates import estimate_of
 from service.jobs.kinds import KINDS, JobSpec, Kind
 from service.service import Service, create_and_read, estimate_job
@@ -39,8 +39,8 @@ class Submission:
         if self.dry_run:
             counts, sizes = estimate_job(self.service, spec)
             with self.service.uow.reading() as session:
-                return _json(status.HTTP_200_OK, EstimateOut.of(counts, estimate_of(session, spec, sizes)))
-        job = create_and_read(self.service, spec, job_detail, self.idempotency_key, self.api_key_id)
+                return _json(status.HTTP_200_OK, estimate_out(counts, estimate_of(session, spec, sizes)))
+        job = create_and_read(self.service, spec, view_job, self.idempotency_key, self.api_key_id)
         headers = {"Location": f"/jobs/{job.id}", "Retry-After": str(RETRY_AFTER_SECONDS)}
         return _json(status.HTTP_202_ACCEPTED, job, headers)
 

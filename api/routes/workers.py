@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from api.access import needs
+from api.converters.workers import worker_out
 from api.deps import ServiceDep
-from api.schemas import WorkerOut, WorkersOut
+from api.wire.workers import WorkersOut
 from service.db.queries import jobs, workers
 
 router = APIRouter(tags=["workers"], dependencies=[needs("read")])
@@ -19,4 +20,4 @@ def list_workers(service: ServiceDep) -> WorkersOut:
         now, in_work = jobs.now(session), workers.stages_in_work(session)
         silent_after = 3 * service.settings.presence_seconds
         rows = workers.all_workers(session)
-        return WorkersOut(data=[WorkerOut.of(row, in_work.get(row.name), now, silent_after) for row in rows])
+        return WorkersOut(data=[worker_out(row, in_work.get(row.name), now, silent_after) for row in rows])

@@ -20,8 +20,8 @@ from api.stack.layout import Layout, Ports
 from api.stack.program import free_port
 from api.stack.supervisor import Supervisor
 from api.stack.terminal import Terminal
-from service.db.locks import file_lock
 from service.errors import AlreadyRunningError, ProgramError, StartError
+from service.file_lock import file_lock
 from service.settings import Settings
 
 

@@ -1,38 +1,11 @@
-"""Exclusive locks on files, freed by the operating system when their process ends; and the database's own."""
+"""The database's own locks."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import Path
-from typing import IO
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
-
-from service.errors import AlreadyRunningError
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-else:
-    import fcntl
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 class AdvisoryLock(IntEnum):
@@ -46,19 +19,3 @@ def hold(session: Session, lock: AdvisoryLock) -> None:
     """Hold the database's lock until the transaction ends; SQLite has only one writer anyway."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock.value})
-
-
-@contextmanager
-def file_lock(path: Path, wait_seconds: float = 0.0) -> Iterator[IO[bytes]]:
-    """Hold the lock of the file at `path`. Raises AlreadyRunningError if another process has it for that long.
-
-    Processes that inherit the file hold the lock, too, until they end.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + wait_seconds
-    with path.open("ab") as file:
-        while not _try_lock(file):
-            if time.monotonic() >= deadline:
-                raise AlreadyRunningError(f"another process holds {path}")
-            time.sleep(0.05)
-        yield file

@@ -17,9 +17,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from service.db.locks import AdvisoryLock, file_lock
+from service.db.locks import AdvisoryLock
 from service.db.unit_of_work import make_engine
 from service.errors import StartError, UnknownRevisionError
+from service.file_lock import file_lock
 from service.settings import Settings
 
 _SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"

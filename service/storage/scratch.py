@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from service.db.locks import file_lock
 from service.errors import AlreadyRunningError
+from service.file_lock import file_lock
 
 _PREFIX = ".scratch-"
 _LOCK = "lock"

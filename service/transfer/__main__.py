@@ -16,8 +16,8 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from service.db.locks import file_lock
 from service.errors import ServiceError
+from service.file_lock import file_lock
 from service.service import Service
 from service.settings import Settings
 from service.transfer.exporting import export_project

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from service.db.locks import file_lock
 from service.db.queries import jobs, stages
 from service.db.queries.stages import Hint, Wish
 from service.db.tables import Job, Stage
@@ -20,6 +19,7 @@ from service.errors import (
     StageCancelledError,
     TooManyJobsError,
 )
+from service.file_lock import file_lock
 from service.jobs import execution
 from service.jobs.execution import Claim, Failure
 from service.jobs.kinds import RoundSpec

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import select, update
 
 from service.db.clock import now_seconds
-from service.db.locks import file_lock
 from service.db.queries import stages, workers
 from service.db.tables import Stage, Worker
+from service.file_lock import file_lock
 from service.jobs import execution
 from service.jobs.execution import Claim, Failure
 from service.jobs.kinds import RoundSpec

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from api import readiness
 from api.main import create_app
 from api.readiness import Readiness
-from api.schemas import CheckOut
+from api.wire.health import CheckOut
 from service.db.unit_of_work import make_engine
 from tests.deployment import until
 from tests.servers import PostgresServer, S3Server, free_port, postgres_server, redis_server, s3_server

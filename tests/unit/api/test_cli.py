@@ -22,7 +22,8 @@ from api.cli.doctor import torch_check
 from api.cli.live import changes, screen
 from api.cli.root import hoisted
 from api.cli.screens import clock, listing, size
-from api.schemas import CheckOut, JobDetail, MetricOut
+from api.wire.health import CheckOut
+from api.wire.jobs import JobDetail, MetricOut
 from tests.service import PROMPTS, round_body
 from tests.unit.api.conftest import Live
 

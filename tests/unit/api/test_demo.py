@@ -14,7 +14,7 @@ from api.demo.changes import HEADINGS, Change, changes, headline
 from api.demo.report import html_report
 from api.demo.results import BeforeAfter, FusedPair, Picture, Results, as_json, first_of_each_prompt, gain, results_of
 from api.demo.sheets import GAP, MARGIN, before_after_sheet, contact_sheet
-from api.schemas import SampleOut
+from api.wire.samples import SampleOut
 from dfusion.errors import InvalidInputError
 from dfusion.evaluation import Estimate
 from service.jobs.kinds import RoundSpec

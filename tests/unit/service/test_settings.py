@@ -63,6 +63,7 @@ def test_secrets_reach_a_child_but_are_never_shown(monkeypatch: pytest.MonkeyPat
         ("PORT", "99999", "DFUSION_PORT: .*65535"),
         ("MODELS", "oops", '"models"'),
         ("DATABASE_URL", "nonsense", "DFUSION_DATABASE_URL: .*expected a URL"),
+        ("DATABASE_URL", "postgresql://u:p@host:port/name", "DFUSION_DATABASE_URL: .*expected a URL"),
         ("SCORERS", '{"diversity": "a:b"}', "DFUSION_SCORERS: .*'diversity', which is a metric's"),
         ("HEARTBEAT_SECONDS", "40", r"DFUSION_HEARTBEAT_SECONDS: .*half of DFUSION_LEASE_SECONDS \(60\), got 40"),
         ("BROKER_URL", "localhost:6379", "DFUSION_BROKER_URL: expected a URL such as redis://"),

@@ -8,7 +8,7 @@ from rich.console import Console
 from api.cli.experiment_live import progress, screen
 from api.client import Client
 from api.experiments.runner import Failure, Running, State
-from api.schemas import JobDetail
+from api.wire.jobs import JobDetail
 from tests.unit.api.conftest import Live
 from tests.unit.api.experiments.examples import cells_by_name, experiment
 

@@ -1,0 +1,1 @@
+"""From rows to what goes over the wire, by resource."""

@@ -1,0 +1,119 @@
+"""Jobs, their stages, events and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from api.converters.common import maybe_moment, moment
+from api.wire.jobs import EventOut, JobDetail, JobErrorOut, JobOut, MetricOut, ProgressOut, StageOut, TrainingOut
+from service.db.queries.jobs import JobView
+from service.db.tables import Event, Job, Metric, Model, Stage
+from service.jobs.progress import progress_of
+
+
+def stage_out(row: Stage) -> StageOut:
+    return StageOut(
+        id=row.id,
+        kind=row.kind,
+        queue=row.queue,
+        round=row.round,
+        shard=row.shard,
+        state=row.state,
+        worker=row.lease_owner,
+        done=row.progress_done,
+        total=row.progress_total,
+        attempts=row.attempt,
+        crashes=row.crash_count,
+        started_at=maybe_moment(row.started_at),
+        finished_at=maybe_moment(row.finished_at),
+        error=_error(row.error_code, row.error_message),
+    )
+
+
+def job_out(job: Job, stages: Sequence[Stage], now: float) -> JobOut:
+    return JobOut(**_job_fields(job, stages, now))
+
+
+def job_detail(view: JobView, stages: Sequence[Stage]) -> JobDetail:
+    job = view.job
+    return JobDetail(
+        **_job_fields(job, stages, view.now),
+        spec=job.spec,
+        stages=[stage_out(stage) for stage in stages],
+        made={"samples": job.samples_made, "pairs": job.pairs_made, "models": job.models_made},
+        last_model=view.last_model_id,
+        result=job.result,
+    )
+
+
+def _job_fields(job: Job, stages: Sequence[Stage], now: float) -> dict[str, Any]:
+    progress = progress_of(job, stages, now)
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "label": job.label,
+        "rounds": job.rounds,
+        "model": job.model_id,
+        "prompt_set": job.prompt_set_id,
+        "held_out_prompt_set": job.held_out_prompt_set_id,
+        "origin": job.origin_id,
+        "progress": ProgressOut(**progress.__dict__),
+        "attempts": max((stage.attempt for stage in stages), default=0),
+        "error": _error(job.error_code, job.error_message),
+        "created_at": moment(job.created_at),
+        "started_at": maybe_moment(job.started_at),
+        "finished_at": maybe_moment(job.finished_at),
+        "links": {
+            "self": f"/jobs/{job.id}",
+            "events": f"/jobs/{job.id}/events",
+            "logs": f"/jobs/{job.id}/logs",
+            "metrics": f"/jobs/{job.id}/metrics",
+            "samples": f"/samples?job={job.id}",
+            "pairs": f"/pairs?job={job.id}",
+            "models": f"/models?job={job.id}",
+            "cancel": f"/jobs/{job.id}/cancel",
+            "pause": f"/jobs/{job.id}/pause",
+            "resume": f"/jobs/{job.id}/resume",
+        },
+    }
+
+
+def _error(code: str | None, message: str | None) -> JobErrorOut | None:
+    return None if code is None else JobErrorOut(code=code, message=message or "")
+
+
+def event_out(row: Event) -> EventOut:
+    return EventOut(id=row.id, at=moment(row.at), kind=row.kind, message=row.message, stage=row.stage_id, data=row.data)
+
+
+def metric_out(row: Metric, images_per_round: int) -> MetricOut:
+    trained_rounds = row.round - 1 if row.split == "rollout" else row.round
+    return MetricOut(
+        round=row.round,
+        split=row.split,
+        scorer=row.scorer,
+        version=row.version,
+        model=row.model_id,
+        training_images=trained_rounds * images_per_round,
+        count=row.count,
+        mean=row.mean,
+        std=row.std,
+    )
+
+
+def training_out(row: Model) -> TrainingOut:
+    figures = row.figures
+    return TrainingOut(
+        round=row.round or 0,
+        model=row.id,
+        examples=figures.get("examples", 0),
+        updates=figures.get("updates", 0),
+        loss=figures.get("last_loss"),
+        accuracy=figures.get("last_accuracy"),
+        log_ratio_preferred=figures.get("last_log_ratio_preferred"),
+        log_ratio_rejected=figures.get("last_log_ratio_rejected"),
+        below_epsilon=figures.get("last_below_epsilon"),
+        grad_norm=figures.get("last_grad_norm"),
+    )

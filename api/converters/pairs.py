@@ -1,0 +1,46 @@
+"""Pairs and people's verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from api.converters.common import artifact_path, moment
+from api.wire.pairs import PairOut, SideOut, VerdictOut
+from service.db.tables import Pair, Sample
+from service.states import Verdict
+
+
+def verdict_out(row: Pair) -> VerdictOut | None:
+    if row.verdict is None or row.verdict_at is None:
+        return None
+    return VerdictOut(prefer=Verdict(row.verdict), reviewer=row.verdict_by, at=moment(row.verdict_at))
+
+
+def pair_out(row: Pair, samples: Mapping[str, Sample]) -> PairOut:
+    return PairOut(
+        id=row.id,
+        job=row.job_id,
+        round=row.round,
+        number=row.number,
+        prompt=row.prompt,
+        prompt_index=row.prompt_index,
+        adopted=row.adopted,
+        why=row.why,
+        verdict=verdict_out(row),
+        revision=row.revision,
+        scorer=row.scorer,
+        scorer_version=row.scorer_version,
+        thresholds=row.thresholds,
+        reference=_side(samples[row.reference_id], row.reference_score),
+        base=_side(samples[row.base_id], row.base_score),
+        target=None if row.target_id is None else _side(samples[row.target_id], row.target_score),
+        figures=row.figures,
+        mask=artifact_path(row.mask_artifact_id),
+        created_at=moment(row.created_at),
+        links={"self": f"/pairs/{row.id}", "job": f"/jobs/{row.job_id}"},
+    )
+
+
+def _side(row: Sample, score: float | None) -> SideOut:
+    image = f"/artifacts/{row.image_artifact_id}"
+    return SideOut(id=row.id, seed=row.seed, score=score, image=image, href=f"/samples/{row.id}")

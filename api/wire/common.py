@@ -1,0 +1,36 @@
+"""What several resources answer: pages of lists, and problems."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+
+T = TypeVar("T")
+Links = dict[str, str]
+
+
+class ListOut(BaseModel, Generic[T]):
+    """A page of a list."""
+
+    data: list[T]
+    has_more: bool
+    next_cursor: str | None
+
+
+class FieldError(BaseModel):
+    """A field and what is wrong with it; `pointer` is a JSON pointer into the body, or a parameter's name."""
+
+    pointer: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457), as application/problem+json."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError]

@@ -1,0 +1,130 @@
+"""Jobs, their stages, events and metrics."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.wire.common import Links
+from service.states import JobKind, JobState
+
+
+class ProgressOut(BaseModel):
+    """The current stage with its own count, and the share of the whole job."""
+
+    stage: str | None
+    round: int | None
+    done: int
+    total: int
+    percent: float
+    eta_seconds: float | None
+
+
+class JobErrorOut(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class StageOut(BaseModel):
+    """A stage of a job."""
+
+    id: str
+    kind: str
+    queue: str
+    round: int
+    shard: int
+    state: str
+    worker: str | None
+    done: int
+    total: int
+    attempts: int
+    crashes: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: JobErrorOut | None
+
+
+class JobOut(BaseModel):
+    """A job in a list."""
+
+    id: str
+    kind: JobKind
+    state: JobState
+    label: str | None
+    rounds: int
+    model: str | None
+    prompt_set: str | None
+    held_out_prompt_set: str | None
+    origin: str | None
+    progress: ProgressOut
+    attempts: int
+    error: JobErrorOut | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    links: Links
+
+
+class JobDetail(JobOut):
+    """A job with its checked request, its stages, what it has made so far, and what it found (an evaluation)."""
+
+    spec: dict[str, Any]
+    stages: list[StageOut]
+    made: dict[str, int]
+    last_model: str | None
+    result: dict[str, Any] | None
+
+
+class EventOut(BaseModel):
+    """Something that happened to a job."""
+
+    id: int
+    at: datetime
+    kind: str
+    message: str
+    stage: str | None
+    data: dict[str, Any]
+
+
+class MetricOut(BaseModel):
+    """Scores of one round's images. `training_images` is how many the model had been trained on by then."""
+
+    round: int
+    split: str
+    scorer: str
+    version: str
+    model: str
+    training_images: int
+    count: int
+    mean: float
+    std: float
+
+
+class TrainingOut(BaseModel):
+    """How a round's training went: the figures of its last update, measured on the policy before that update.
+
+    `log_ratio_preferred` and `log_ratio_rejected` are mean log-ratios to the policy before the round (dpo). The reports
+    of all updates are in the file that `log` in the model's figures links.
+    """
+
+    round: int
+    model: str
+    examples: int
+    updates: int
+    loss: float | None
+    accuracy: float | None
+    log_ratio_preferred: float | None
+    log_ratio_rejected: float | None
+    below_epsilon: float | None
+    grad_norm: float | None
+
+
+class MetricsOut(BaseModel):
+    """All metrics of a job, by round, split and scorer, and its trainings by round."""
+
+    data: list[MetricOut]
+    trainings: list[TrainingOut]

@@ -1,0 +1,81 @@
+"""Models, their lineage, aliases and exports."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.wire.common import Links
+
+
+class AdapterOut(BaseModel):
+    """A trained adapter's file."""
+
+    artifact: str
+    sha256: str
+    size_bytes: int
+
+
+class ModelOut(BaseModel):
+    """A base model (`name` set), or an adapter on one. `figures` say how its training went."""
+
+    id: str
+    name: str | None
+    base: str
+    parent: str | None
+    job: str | None
+    round: int | None
+    adapter: AdapterOut | None
+    aliases: list[str]
+    figures: dict[str, Any]
+    created_at: datetime
+    links: Links
+
+
+class ExportOut(BaseModel):
+    """A model's adapter, or a job's pairs, in a form that other programs read. `figures` say how it was checked."""
+
+    id: str
+    model: str | None
+    job: str | None
+    format: str
+    artifact: str
+    figures: dict[str, Any]
+    created_at: datetime
+
+
+class ModelDetail(ModelOut):
+    """A model with its lineage (itself, what it was trained from, and so on to the base model) and its exports."""
+
+    lineage: list[str]
+    exports: list[ExportOut]
+
+
+class AncestorOut(BaseModel):
+    """A model of a lineage, with what it was trained by: job, seed and prompts."""
+
+    model: str
+    name: str | None
+    base: str
+    round: int | None
+    job: str | None
+    seed: int | None
+    prompt_set: str | None
+    pairs: str | None
+    figures: dict[str, Any]
+
+
+class LineageOut(BaseModel):
+    """A model and what it came from, down to the base model."""
+
+    data: list[AncestorOut]
+
+
+class AliasIn(BaseModel):
+    """The model that a name shall mean."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(max_length=100)

@@ -1,0 +1,64 @@
+"""Pairs and people's verdicts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.wire.common import Links
+from service.states import Verdict
+
+
+class SideOut(BaseModel):
+    """One of the images of a pair, with its score by the pair's scorer."""
+
+    id: str
+    seed: int
+    score: float | None
+    image: str
+    href: str
+
+
+class VerdictIn(BaseModel):
+    """A person's word on a pair; `prefer` null takes it back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prefer: Verdict | None
+    reviewer: str | None = Field(None, min_length=1, max_length=100)
+
+
+class VerdictOut(BaseModel):
+    """What a person said of a pair."""
+
+    prefer: Verdict
+    reviewer: str | None
+    at: datetime
+
+
+class PairOut(BaseModel):
+    """Base, reference and target side by side. `adopted` is null until the target is verified; `revision` counts
+    verdicts and is the pair's ETag."""
+
+    id: str
+    job: str
+    round: int
+    number: int
+    prompt: str
+    prompt_index: int
+    adopted: bool | None
+    why: str | None
+    verdict: VerdictOut | None
+    revision: int
+    scorer: str
+    scorer_version: str
+    thresholds: list[float] | None
+    reference: SideOut
+    base: SideOut
+    target: SideOut | None
+    figures: dict[str, Any]
+    mask: str | None
+    created_at: datetime
+    links: Links
