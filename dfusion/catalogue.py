@@ -18,17 +18,17 @@ class ModelEntry:
     """A base model.
 
     folder          a pipeline in diffusers' layout
-    default_reward  the scorer that trains it unless another is asked for
-    held_out        the scorer that watches the training beside the reward and is never trained on
+    reward          the scorer that trains it unless another is asked for
+    watch           the scorer that watches the training beside the reward and is never trained on
     scorers         the scorers that can judge its images
     """
 
     name: str
     folder: Path
-    default_reward: str
+    reward: str
     scorers: tuple[str, ...]
     description: str = ""
-    held_out: str | None = None
+    watch: str | None = None
     dtype: Precision = "float32"
 
 
@@ -44,10 +44,10 @@ _SHAPES = Path(__file__).parent / "shapes" / "models"
 _SHAPES_MODEL = ModelEntry(
     name="shapes",
     folder=_SHAPES / "pipeline",
-    default_reward="shapes-clip",
+    reward="shapes-clip",
     scorers=("shapes-clip", "shapes-judge"),
     description="A small world of coloured shapes, 64x64 pixels; runs on a CPU",
-    held_out="shapes-judge",
+    watch="shapes-judge",
 )
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(

@@ -55,8 +55,8 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Settings(Frozen):
-    """Base of all settings. What pydantic would take for a number, true or "7", is refused."""
+class StrictModel(Frozen):
+    """Base of all settings and requests. What pydantic would take for a number, true or "7", is refused."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -69,7 +69,7 @@ class Settings(Frozen):
         return value
 
 
-class SamplingConfig(Settings):
+class SamplingConfig(StrictModel):
     """How a trajectory is sampled (Eq. 1; table 3, "Sampling")."""
 
     num_steps: int = Field(20, ge=1, le=1000, description="Denoising steps T (table 3)")
@@ -81,7 +81,7 @@ class SamplingConfig(Settings):
     width: Pixels | None = Field(None, description="As for height")
 
 
-class FusionConfig(Settings):
+class FusionConfig(StrictModel):
     """How a target is fused (Eq. 4 and 5; table 3, "Fusion").
 
     The defaults are the paper's text; `released_code()` gives what the authors' code does where it differs.
@@ -129,7 +129,7 @@ class FusionConfig(Settings):
         return cls(mask_source="resolution", merge="or")
 
 
-class PairingConfig(Settings):
+class PairingConfig(StrictModel):
     """Who becomes a reference or a base, and which targets are adopted (released code; Eq. 7)."""
 
     reference_share: float = Field(0.25, gt=0, le=0.5, description="Best share of a prompt's samples: references")
@@ -160,7 +160,7 @@ class PairingConfig(Settings):
         return cls(dealing="rank_order", adoption_threshold=0, max_mask_cover=1)
 
 
-class LoraConfig(Settings):
+class LoraConfig(StrictModel):
     """Low-rank adapter on the U-Net's attention projections: it adds alpha / rank * B A to each weight."""
 
     rank: int = Field(4, ge=1, le=256)
@@ -172,7 +172,7 @@ class LoraConfig(Settings):
     )
 
 
-class TrainingConfig(Settings):
+class TrainingConfig(StrictModel):
     """How the adapter is trained on a round's trajectories (Eq. 6, 8, 9; table 3, "Optimizer" and "Training").
 
     An example is a pair (dpo) or a sample (ddpo, dpok); a row is one denoising step of an example. Where the paper
@@ -282,7 +282,7 @@ _ALGORITHMS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-class Preset(Settings):
+class Preset(StrictModel):
     """The settings in which the paper's text and the authors' released code differ (docs/decisions/006-presets.md)."""
 
     fusion: FusionConfig
@@ -291,7 +291,7 @@ class Preset(Settings):
 
     def settings_of(self, part: str, algorithm: str) -> dict[str, Any]:
         """The settings of `fusion`, `pairing` or `training` that `algorithm` uses, by name."""
-        settings: Settings = getattr(self, part)
+        settings: StrictModel = getattr(self, part)
         return {
             name: value
             for name, value in settings.model_dump(exclude_defaults=part == "training").items()
@@ -311,7 +311,7 @@ PRESETS: Mapping[Literal["paper", "released_code"], Preset] = MappingProxyType(
 )
 
 
-class RoundConfig(Settings):
+class RoundConfig(StrictModel):
     """How a round runs: samples of each prompt, pairs and targets from them, and what is learned (figure 3)."""
 
     samples_per_prompt: int = Field(16, ge=2, le=1024, description="A pair takes two")

@@ -11,14 +11,14 @@ from dfusion.errors import NonFiniteError
 
 
 @dataclass(frozen=True)
-class Pair:
+class ChosenPair:
     """Two samples of one prompt by their place in its scores; score(reference) > score(base)."""
 
     reference: int
     base: int
 
 
-def choose_pairs(scores: Sequence[float], config: PairingConfig = PairingConfig()) -> list[Pair]:
+def choose_pairs(scores: Sequence[float], config: PairingConfig = PairingConfig()) -> list[ChosenPair]:
     """The pairs of one prompt from the scores of its n samples.
 
     Samples are ranked by score, equal scores by their place (the earlier one ranks higher). The best
@@ -43,7 +43,7 @@ def choose_pairs(scores: Sequence[float], config: PairingConfig = PairingConfig(
     if config.dealing == "rank_order":
         uses, bases = sorted(uses, key=references.index), bases[::-1]
     dealt = zip(uses, bases, strict=False)
-    return [Pair(reference, base) for reference, base in dealt if scores[reference] > scores[base]]
+    return [ChosenPair(reference, base) for reference, base in dealt if scores[reference] > scores[base]]
 
 
 def adopt(

@@ -14,7 +14,7 @@ from service.settings import ModelSetting, Settings
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class InstalledModel:
     """A base model.
 
     source     as for `DiffusionModel.load`, and so are dtype and vae_dtype
@@ -35,7 +35,7 @@ class BaseModel:
 class Catalogue:
     """Models and scorers by name. `installed` are the scorers that the settings add."""
 
-    models: Mapping[str, BaseModel]
+    models: Mapping[str, InstalledModel]
     scorers: frozenset[str]
     installed: Mapping[str, str | ScorerConfig]
     _facts: dict[str, PipelineFacts] = field(default_factory=dict)
@@ -44,9 +44,7 @@ class Catalogue:
     def of(cls, settings: Settings) -> Catalogue:
         """What this installation has."""
         own = {
-            name: BaseModel(
-                name, str(entry.folder), entry.dtype, entry.default_reward, entry.held_out, tuple(entry.scorers)
-            )
+            name: InstalledModel(name, str(entry.folder), entry.dtype, entry.reward, entry.watch, tuple(entry.scorers))
             for name, entry in MODELS.items()
         }
         added = {name: _added(name, setting) for name, setting in settings.models.items()}
@@ -62,9 +60,9 @@ class Catalogue:
         return self._facts[name]
 
 
-def _added(name: str, setting: str | ModelSetting) -> BaseModel:
+def _added(name: str, setting: str | ModelSetting) -> InstalledModel:
     if isinstance(setting, str):
         setting = ModelSetting(source=setting)
-    return BaseModel(
+    return InstalledModel(
         name, setting.source, setting.dtype, setting.reward, setting.watch, setting.scorers, setting.vae_dtype
     )

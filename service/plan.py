@@ -54,7 +54,7 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
-class Counts:
+class WorkCounts:
     """Images and U-Net evaluations (one row through the U-Net is one; guidance takes two) of a job.
 
     Fused targets and training rows are upper bounds: a pair needs two samples with different scores.

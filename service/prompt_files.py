@@ -13,7 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from dfusion.config import Settings
+from dfusion.config import StrictModel
 from dfusion.prompts import Prompt, Threshold
 from dfusion.prompts.items import names_no_thing
 from service.errors import FieldProblem, InvalidRequestError, json_pointer
@@ -29,7 +29,7 @@ _FILES_EXPECTED = (
 )
 
 
-class PromptSetSpec(Settings):
+class PromptSetSpec(StrictModel):
     """Prompts under a name: `prompts`, or `text` with one a line, or what the files of the released D-Fusion code hold.
 
     The released code's files give an item by the number of its word in the prompt, from 0: [1, 4] in "a cat eating a

@@ -23,7 +23,7 @@ from service.jobs.checking import check
 from service.jobs.kinds import JobSpec, kind_of, spec_of
 from service.jobs.kinds.base import Checked
 from service.jobs.planning import count, plan_start, rounds_of, total_work
-from service.plan import Counts, Sizes
+from service.plan import Sizes, WorkCounts
 from service.queue import Queue
 from service.settings import Settings
 from service.states import JobKind, JobState, Verdict
@@ -59,7 +59,7 @@ class Service:
         self.uow.close()
 
 
-def estimate_job(service: Service, spec: JobSpec) -> tuple[Counts, Sizes]:
+def estimate_job(service: Service, spec: JobSpec) -> tuple[WorkCounts, Sizes]:
     """What the job would take. Raises InvalidRequestError as `create_job` does; makes nothing."""
     with service.uow.reading() as session:
         checked = check(service.catalogue, service.settings, session, spec)

@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from dfusion.config import Precision
-from dfusion.config import Settings as MethodSettings
+from dfusion.config import Precision, StrictModel
 from dfusion.rewards.config import ScorerConfig
 from service.errors import StartError
 from service.states import DIVERSITY, QueueName
@@ -27,7 +26,7 @@ _DATABASE_URL = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?:\[[^/?]+\]|[^/:?
 """What SQLAlchemy takes for a URL. The command line reads settings, too, and does without SQLAlchemy."""
 
 
-class ModelSetting(MethodSettings):
+class ModelSetting(StrictModel):
     """A base model of this installation."""
 
     source: str = Field(description="A diffusers folder, a name of decision 010, or owner/name@revision")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dfusion.adapter import detach, load_adapter
 from dfusion.errors import ModelNotFoundError
 from dfusion.models import DiffusionModel
-from service.catalogue import BaseModel, Catalogue
+from service.catalogue import Catalogue, InstalledModel
 from service.db.tables import Artifact
 from service.storage import Store
 
@@ -54,7 +54,7 @@ class ModelCache:
         """Where the base model of that name comes from. Raises ModelNotFoundError."""
         return self._entry(name).source
 
-    def _entry(self, name: str) -> BaseModel:
+    def _entry(self, name: str) -> InstalledModel:
         entry = self._catalogue.models.get(name)
         if entry is None:
             raise ModelNotFoundError(f"model: expected one of {sorted(self._catalogue.models)}, got {name!r}")

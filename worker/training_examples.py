@@ -31,7 +31,7 @@ class TrainingExamples:
 
 
 @dataclass(frozen=True)
-class Side:
+class ScoredSide:
     """One side of a pair with its score by the pair's scorer."""
 
     sample: StoredSample
@@ -63,17 +63,17 @@ def training_examples(context: StageContext, config: TrainingConfig, parent: Mod
     return TrainingExamples(list(examples), len(decided), adopted)
 
 
-def _sides(pair: PairSamples, spec: RoundSpec | TrainingJobSpec) -> tuple[Side, Side] | None:
+def _sides(pair: PairSamples, spec: RoundSpec | TrainingJobSpec) -> tuple[ScoredSide, ScoredSide] | None:
     asks = spec.review if isinstance(spec, RoundSpec) else spec.prefer == "verdicts"
     return better_and_worse(pair, asks)
 
 
-def better_and_worse(pair: PairSamples, by_verdicts: bool) -> tuple[Side, Side] | None:
+def better_and_worse(pair: PairSamples, by_verdicts: bool) -> tuple[ScoredSide, ScoredSide] | None:
     """The better and the worse side: as people said, where they are asked and did, or by Eq. 7: the target where it
     was adopted, else the reference, over the base. None where people see no better one."""
     row = pair.row
-    base, reference = Side(pair.base, row.base_score), Side(pair.reference, row.reference_score)
-    target = Side(pair.target, row.target_score) if pair.target and row.target_score is not None else None
+    base, reference = ScoredSide(pair.base, row.base_score), ScoredSide(pair.reference, row.reference_score)
+    target = ScoredSide(pair.target, row.target_score) if pair.target and row.target_score is not None else None
     if by_verdicts and row.verdict is not None:
         better = target or reference
         if row.verdict == Verdict.TARGET:
@@ -97,8 +97,8 @@ def _masks(context: StageContext, pairs: Sequence[PairSamples]) -> dict[str, tor
 
 def _pair(
     pair: PairSamples,
-    better: Side,
-    worse: Side,
+    better: ScoredSide,
+    worse: ScoredSide,
     stored: Mapping[str, Trajectory],
     parent: Model,
     mask: torch.Tensor | None,
@@ -120,7 +120,7 @@ def _drawn_by(sample: StoredSample, parent: Model) -> bool:
 
 def _pair_samples(
     context: StageContext,
-    decided: Sequence[tuple[PairSamples, Side, Side]],
+    decided: Sequence[tuple[PairSamples, ScoredSide, ScoredSide]],
     stored: Mapping[str, Trajectory],
     config: TrainingConfig,
     parent: Model,

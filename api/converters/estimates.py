@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from api.wire.estimates import EstimateOut, ImageCounts, UnetCounts
-from service.jobs.estimates import Estimate
-from service.plan import Counts
+from service.jobs.estimates import ResourceEstimate
+from service.plan import WorkCounts
 
 
-def estimate_out(counts: Counts, estimate: Estimate) -> EstimateOut:
+def estimate_out(counts: WorkCounts, estimate: ResourceEstimate) -> EstimateOut:
     return EstimateOut(
         dry_run=True,
         images=ImageCounts(

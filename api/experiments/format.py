@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 from api.experiments.errors import FormatError
 from api.experiments.yaml_file import read_yaml
 from api.wire.common import FieldError
-from dfusion.config import SamplingConfig, Settings
+from dfusion.config import SamplingConfig, StrictModel
 from dfusion.prompts import Prompt
 from service.jobs.kinds import EvaluationJobSpec, Name, RoundSpec, ScorerRefs, Seed
 
@@ -37,7 +37,7 @@ _OF_THE_EXPERIMENT = {
 """Settings of a round that the experiment makes itself, and from which of its fields."""
 
 
-class PromptListSpec(Settings):
+class PromptListSpec(StrictModel):
     """Prompts to train on and prompts that are only measured: names of prompt sets, or the prompts themselves."""
 
     train: Name | tuple[Prompt, ...]
@@ -62,7 +62,7 @@ class PromptListSpec(Settings):
         return self.train if split == "train" else self.held_out
 
 
-class MeasureSpec(Settings):
+class MeasureSpec(StrictModel):
     """How a model is measured: the same for all models of an experiment."""
 
     samples_per_prompt: int = Field(8, ge=1, le=256)
@@ -71,7 +71,7 @@ class MeasureSpec(Settings):
     sampling: SamplingConfig = SamplingConfig()
 
 
-class EvaluationPlan(Settings):
+class EvaluationPlan(StrictModel):
     """Which models are measured, and on what. `sampling` is that of `common` if not given."""
 
     samples_per_prompt: int = Field(8, ge=1, le=256)
@@ -84,7 +84,7 @@ class EvaluationPlan(Settings):
     primary: Name | None = Field(None, description="The scorer that the report leads with; the first if not given")
 
 
-class CellSettings(Settings):
+class CellSettings(StrictModel):
     """Everything that decides what a cell finds. Cells of equal settings find the same.
 
     revision  of the experiment
@@ -107,7 +107,7 @@ class CellSettings(Settings):
         return digest(self.model_dump(mode="json"))
 
 
-class Experiment(Settings):
+class Experiment(StrictModel):
     """A matrix of trainings and their measurement.
 
     common   settings of a round (the body of POST /rounds) that all arms share

@@ -14,14 +14,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from dfusion.config import Settings
+from dfusion.config import StrictModel
 from dfusion.errors import InvalidInputError, ItemNotInPromptError, PromptItemsError
 from dfusion.prompts.items import find_items, parse_marked
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Prompt(Settings):
+class Prompt(StrictModel):
     """A prompt and the items whose cross-attention makes the mask (Eq. 4), with a threshold for each.
 
     Without `items` they are those marked in the text, "a [cat] eating a [sandwich]" (the marks are taken out of
@@ -68,7 +68,7 @@ def _occurs(item: str, text: str) -> bool:
     return bool(phrase) and re.search(rf"(?<!\w){phrase}(?!\w)", text, re.IGNORECASE) is not None
 
 
-class PromptList(Settings):
+class PromptList(StrictModel):
     """A named list of prompts."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")

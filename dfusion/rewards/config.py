@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
-from dfusion.config import Count, Frozen, Settings
+from dfusion.config import Count, Frozen, StrictModel
 
 ScorerName = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -52,7 +52,7 @@ class VerdictScorerConfig(Frozen):
     kind: Literal["verdicts"] = "verdicts"
 
 
-class WeightedPart(Settings):
+class WeightedPart(StrictModel):
     """One scorer of a weighted sum, by name. A negative weight makes it a penalty."""
 
     scorer: ScorerName

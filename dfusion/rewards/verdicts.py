@@ -20,7 +20,7 @@ from dfusion.rewards.checks import check_images
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ImageVerdict:
     """What one person said of two images of one prompt: which is better, that they tie, or that neither is good.
 
     first, second   keys of the images (`image_key`)
@@ -39,7 +39,7 @@ def image_key(image: np.ndarray, prompt: str) -> str:
     return digest.hexdigest()
 
 
-def win_shares(verdicts: Iterable[Verdict]) -> dict[str, float]:
+def win_shares(verdicts: Iterable[ImageVerdict]) -> dict[str, float]:
     """A score in [0, 1] for each image: its mean over the verdicts on it; a win is 1, a tie 1/2, else 0."""
     points: dict[str, list[float]] = {}
     for verdict in verdicts:

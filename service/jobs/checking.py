@@ -14,7 +14,7 @@ from dfusion.config import FusionConfig, LoraConfig, SamplingConfig, TrainingCon
 from dfusion.errors import LayerNotFoundError
 from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
-from service.catalogue import BaseModel, Catalogue
+from service.catalogue import Catalogue, InstalledModel
 from service.db.queries import jobs, prompt_sets, results
 from service.db.tables import Job, Model, Pair, PromptSet, Sample
 from service.errors import FieldProblem, InvalidRequestError, NotFoundError
@@ -60,7 +60,7 @@ class Checker:
 
     # what there is
 
-    def model(self, pointer: str, name: str) -> tuple[Model | None, BaseModel | None]:
+    def model(self, pointer: str, name: str) -> tuple[Model | None, InstalledModel | None]:
         """The model that the field names, and its base model."""
         row = results.find_model(self._session, name)
         base = self._catalogue.models.get(row.base) if row else None
@@ -144,7 +144,7 @@ class Checker:
         """The request's own prompts as a set that is not in the database yet."""
         return prompt_sets.unsaved(prompts)
 
-    def base_of(self, model: Model | None) -> BaseModel | None:
+    def base_of(self, model: Model | None) -> InstalledModel | None:
         """The base model of a model."""
         return self._catalogue.models.get(model.base) if model else None
 
@@ -174,7 +174,7 @@ class Checker:
             message = f"{model.id} has an adapter, whose rank and alpha are kept: leave lora out"
             self.wrong("/training/lora", message, "adapter_is_kept")
 
-    def fits_prompts(self, pointer: str, base: BaseModel | None, prompt_set: PromptSet | None) -> None:
+    def fits_prompts(self, pointer: str, base: InstalledModel | None, prompt_set: PromptSet | None) -> None:
         """Whether the model's tokenizer takes the prompts; nothing is said while its files are not here."""
         facts = self._catalogue.facts(base.name) if base else None
         if base is None or facts is None or facts.prompt_length is None or prompt_set is None:
@@ -195,7 +195,7 @@ class Checker:
             message = f"expected less than the samples' {sampling.num_steps} steps, got {fusion.first_step}"
             self.wrong("/fusion/first_step", message, "invalid_request")
 
-    def fits_sampling(self, base: BaseModel | None, sampling: SamplingConfig) -> None:
+    def fits_sampling(self, base: InstalledModel | None, sampling: SamplingConfig) -> None:
         """Whether the model can sample so; nothing is said while its files are not here."""
         facts = self._catalogue.facts(base.name) if base else None
         if base is None or facts is None:
@@ -203,7 +203,7 @@ class Checker:
         for setting, problem in facts.sampling_problems(sampling):
             self.wrong(f"/sampling/{setting}", f"{base.name}: {problem}", "unsuitable_sampling")
 
-    def fits_layers(self, base: BaseModel | None, fusion: FusionConfig | None) -> None:
+    def fits_layers(self, base: InstalledModel | None, fusion: FusionConfig | None) -> None:
         """Whether the model's U-Net has the layers."""
         facts = self._catalogue.facts(base.name) if base else None
         if facts is None or fusion is None:
@@ -214,7 +214,7 @@ class Checker:
             self.wrong("/fusion/layers", str(error), "unknown_layer")
 
     def scorers(
-        self, pointer: str, given: Sequence[ScorerRef] | None, base: BaseModel | None, reward: ScorerRef | None
+        self, pointer: str, given: Sequence[ScorerRef] | None, base: InstalledModel | None, reward: ScorerRef | None
     ) -> tuple[ScorerRef, ...] | None:
         """Those that are given, or else the model's usual ones, or else the reward."""
         if given is not None:

@@ -18,7 +18,7 @@ _LATEST = 200
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ResourceEstimate:
     """Seconds and memory on one worker, and bytes stored; None where nothing of the kind was done here before."""
 
     seconds: float | None
@@ -26,14 +26,14 @@ class Estimate:
     storage_bytes: int | None
 
 
-def estimate_of(session: Session, spec: JobSpec, sizes: Sizes) -> Estimate:
+def estimate_of(session: Session, spec: JobSpec, sizes: Sizes) -> ResourceEstimate:
     """What the job may take, from the latest stages of the same kinds, stages and samples of the same base."""
     plan = _whole_plan(spec, sizes)
     known = _seconds_per_work(session)
     kinds = {stage.kind for stage in plan if stage.work > 1}
     seconds = sum(stage.work * known.get(stage.kind, 0.0) for stage in plan) if kinds <= known.keys() else None
     memory = _memory(session, spec, {stage.kind for stage in plan})
-    return Estimate(None if seconds is None else round(seconds, 1), memory, _bytes(session, spec, sizes))
+    return ResourceEstimate(None if seconds is None else round(seconds, 1), memory, _bytes(session, spec, sizes))
 
 
 def _whole_plan(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:

@@ -6,10 +6,10 @@ What is planned is said by the kind of job (`service.jobs.kinds`).
 from __future__ import annotations
 
 from service.jobs.kinds import JobSpec, kind_of
-from service.plan import Counts, PlannedStage, Sizes
+from service.plan import PlannedStage, Sizes, WorkCounts
 
 
-def count(spec: JobSpec, sizes: Sizes) -> Counts:
+def count(spec: JobSpec, sizes: Sizes) -> WorkCounts:
     """What the whole job takes."""
     return kind_of(spec).count(spec, sizes)
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVa
 
 from pydantic import Field, StringConstraints, model_validator
 
-from dfusion.config import PRESETS, SamplingConfig, Settings
+from dfusion.config import PRESETS, SamplingConfig, StrictModel
 from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
-from service.plan import Counts, PlannedStage, Sizes
+from service.plan import PlannedStage, Sizes, WorkCounts
 from service.states import JobKind
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ EXAMPLE_BASE = "smp_01m8a1py9p4nzzye7q46sc4w7e"
 Example = dict[str, Any]
 
 
-class Labelled(Settings):
+class Labelled(StrictModel):
     """Base of all requests for a job."""
 
     label: str | None = Field(None, max_length=200, description="Free text")
@@ -60,7 +60,7 @@ class SamplesSpec(Labelled):
         return self
 
 
-class PresetSpec(Settings):
+class PresetSpec(StrictModel):
     """A request whose `fusion`, `pairing` and `training` a preset may fill in, as far as it has them."""
 
     preset: Literal["paper", "released_code"] | None = Field(
@@ -77,14 +77,14 @@ class PresetSpec(Settings):
         filled = dict(given)
         for name in _PRESET_PARTS & cls.model_fields.keys():
             own = given.get(name, {})
-            if isinstance(own, Settings):
+            if isinstance(own, StrictModel):
                 own = own.model_dump(exclude_unset=True)
             if isinstance(own, Mapping):
                 filled[name] = {**preset.settings_of(name, own.get("algorithm", "dpo")), **own}
         return filled
 
 
-def require_one(spec: Settings, *names: str) -> None:
+def require_one(spec: StrictModel, *names: str) -> None:
     """Exactly one of these fields must be given. Raises ValueError."""
     given = [name for name in names if getattr(spec, name) is not None]
     if len(given) != 1:
@@ -146,7 +146,7 @@ class Kind(Generic[S]):
     description: str
     spec: type[S]
     check: Callable[[Checker, S], Checked[S] | None]
-    count: Callable[[S, Sizes], Counts]
+    count: Callable[[S, Sizes], WorkCounts]
     plan: Callable[[S, Sizes], list[PlannedStage]]
     examples: Mapping[str, Example]
     rounds: Callable[[S], int] = _no_rounds

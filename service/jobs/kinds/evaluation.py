@@ -21,11 +21,11 @@ from service.jobs.kinds.base import (
     Seed,
 )
 from service.jobs.kinds.work import all_of, evaluation_shards, sampling_rows
-from service.plan import Counts, PlannedStage, PromptsToMeasure, Sizes
+from service.plan import PlannedStage, PromptsToMeasure, Sizes, WorkCounts
 from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
-    from service.catalogue import BaseModel
+    from service.catalogue import InstalledModel
     from service.db.tables import PromptSet
     from service.jobs.checking import Checker
 
@@ -108,16 +108,16 @@ def _check_names(checker: Checker, sets: Sequence[PromptSet | None], new_set: Pr
         checker.wrong("/prompt_sets", message, "invalid_request")
 
 
-def _usual_scorers(bases: Sequence[BaseModel]) -> tuple[ScorerRef, ...]:
+def _usual_scorers(bases: Sequence[InstalledModel]) -> tuple[ScorerRef, ...]:
     """Those that judge the models' images, each once; for a model without any its reward."""
     names = [name for base in bases for name in (base.scorers or (base.reward,))]
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def count(spec: EvaluationJobSpec, sizes: Sizes) -> Counts:
+def count(spec: EvaluationJobSpec, sizes: Sizes) -> WorkCounts:
     """Every model's images of every prompt."""
     images = len(sizes.models) * sizes.measured_prompts * spec.samples_per_prompt
-    return Counts(evaluated=images, evaluation=images * sampling_rows(spec.sampling))
+    return WorkCounts(evaluated=images, evaluation=images * sampling_rows(spec.sampling))
 
 
 def plan(spec: EvaluationJobSpec, sizes: Sizes) -> list[PlannedStage]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from service.jobs.kinds.base import EXAMPLE_JOB, EXAMPLE_MODEL, Checked, Kind, Labelled, Name, require_one
-from service.plan import Counts, PlannedStage, Sizes
+from service.plan import PlannedStage, Sizes, WorkCounts
 from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def check(checker: Checker, spec: ExportJobSpec) -> Checked[ExportJobSpec] | Non
     return Checked(spec, sizes, model)
 
 
-def count(_spec: ExportJobSpec, _sizes: Sizes) -> Counts:
+def count(_spec: ExportJobSpec, _sizes: Sizes) -> WorkCounts:
     """No image is made that is kept."""
-    return Counts()
+    return WorkCounts()
 
 
 def plan(_spec: ExportJobSpec, _sizes: Sizes) -> list[PlannedStage]:

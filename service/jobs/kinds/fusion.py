@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from dfusion.config import FusionConfig, PairingConfig, Settings
+from dfusion.config import FusionConfig, PairingConfig, StrictModel
 from dfusion.prompts import Threshold
 from service.jobs.kinds.base import (
     EXAMPLE_BASE,
@@ -25,7 +25,7 @@ from service.jobs.kinds.base import (
 from service.jobs.kinds.rounds import RoundSpec
 from service.jobs.kinds.sampling import SamplingJobSpec
 from service.jobs.kinds.work import fuse_shards, fusion_rows, pairs_at_most, shards
-from service.plan import Counts, PlannedStage, Sizes
+from service.plan import PlannedStage, Sizes, WorkCounts
 from service.states import JobKind, JobState, SampleRole, StageKind
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _PAIRS_TOGETHER = 4
 """Named pairs in one fusion stage, for each prompt of a sampling stage."""
 
 
-class SamplePair(Settings):
+class SamplePair(StrictModel):
     """A reference and a base, samples of one prompt."""
 
     reference: Name
@@ -197,10 +197,10 @@ def _fits_items(checker: Checker, spec: FusionJobSpec, references: Sequence[Samp
             return
 
 
-def count(spec: FusionJobSpec, sizes: Sizes) -> Counts:
+def count(spec: FusionJobSpec, sizes: Sizes) -> WorkCounts:
     """A target for every pair."""
     pairs = _pairs(spec, sizes)
-    return Counts(fused_at_most=pairs, fusion_at_most=pairs * fusion_rows(spec.fusion, sizes.sampling))
+    return WorkCounts(fused_at_most=pairs, fusion_at_most=pairs * fusion_rows(spec.fusion, sizes.sampling))
 
 
 def _pairs(spec: FusionJobSpec, sizes: Sizes) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from dfusion.config import FusionConfig, PairingConfig, Settings, TrainingConfig
+from dfusion.config import FusionConfig, PairingConfig, StrictModel, TrainingConfig
 from service.jobs.kinds.base import Checked, Example, Kind, Name, PresetSpec, SamplesSpec, ScorerRef, ScorerRefs, Seed
 from service.jobs.kinds.work import (
     BACKWARD_WORK,
@@ -27,14 +27,14 @@ from service.jobs.kinds.work import (
     sample_shards,
     sampling_rows,
 )
-from service.plan import Counts, PlannedStage, PromptsToMeasure, Sizes
+from service.plan import PlannedStage, PromptsToMeasure, Sizes, WorkCounts
 from service.states import JobKind, Split, StageKind
 
 if TYPE_CHECKING:
     from service.jobs.checking import Checker
 
 
-class EvaluationSpec(Settings):
+class EvaluationSpec(StrictModel):
     """How the models of a round job are measured: the same prompts and seeds every round."""
 
     samples_per_prompt: int = Field(1, ge=1, le=256)
@@ -110,13 +110,13 @@ def measured_splits(
     return train, PromptsToMeasure(Split.HELD_OUT, held_out_id, sizes[held_out_id])
 
 
-def count(spec: RoundSpec, sizes: Sizes) -> Counts:
+def count(spec: RoundSpec, sizes: Sizes) -> WorkCounts:
     """All rounds, and the measurements before, between and after them."""
     pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt) * sizes.prompts * spec.rounds
     per_evaluation = 0 if spec.evaluation is None else spec.evaluation.samples_per_prompt
     evaluated = sizes.measured_prompts * per_evaluation * len(evaluated_rounds(spec))
     sampled = sizes.prompts * spec.samples_per_prompt * spec.rounds
-    return Counts(
+    return WorkCounts(
         sampled=sampled,
         fused_at_most=0 if spec.fusion is None else pairs,
         evaluated=evaluated,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from service.jobs.kinds.base import Checked, Kind, SamplesSpec, ScorerRefs
 from service.jobs.kinds.work import all_of, sample_shards, sampling_rows
-from service.plan import Counts, PlannedStage, Sizes
+from service.plan import PlannedStage, Sizes, WorkCounts
 from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def check(checker: Checker, spec: SamplingJobSpec) -> Checked[SamplingJobSpec] |
     return Checked(filled, Sizes(checker.shard_prompts, len(prompt_set.prompts)), model, prompt_set, None, new_set)
 
 
-def count(spec: SamplingJobSpec, sizes: Sizes) -> Counts:
+def count(spec: SamplingJobSpec, sizes: Sizes) -> WorkCounts:
     """Every prompt's samples."""
     images = sizes.prompts * spec.samples_per_prompt
-    return Counts(sampled=images, sampling=images * sampling_rows(spec.sampling))
+    return WorkCounts(sampled=images, sampling=images * sampling_rows(spec.sampling))
 
 
 def plan(spec: SamplingJobSpec, sizes: Sizes) -> list[PlannedStage]:

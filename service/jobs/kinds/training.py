@@ -19,7 +19,7 @@ from service.jobs.kinds.base import (
     require_one,
 )
 from service.jobs.kinds.work import BACKWARD_WORK, rows_per_pair
-from service.plan import Counts, PlannedStage, Sizes
+from service.plan import PlannedStage, Sizes, WorkCounts
 from service.states import JobKind, StageKind, Verdict
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def _pairs(checker: Checker, spec: TrainingJobSpec) -> list[Pair]:
     return list(pairs.values())
 
 
-def count(spec: TrainingJobSpec, sizes: Sizes) -> Counts:
+def count(spec: TrainingJobSpec, sizes: Sizes) -> WorkCounts:
     """Every pair, in each inner epoch."""
-    return Counts(training_at_most=sizes.pairs * rows_per_pair(spec.training, sizes.sampling))
+    return WorkCounts(training_at_most=sizes.pairs * rows_per_pair(spec.training, sizes.sampling))
 
 
 def plan(spec: TrainingJobSpec, sizes: Sizes) -> list[PlannedStage]:

@@ -21,9 +21,9 @@ def test_what_a_service_reads_imports_no_torch() -> None:
 
 def test_names_fit_each_other() -> None:
     for name, entry in MODELS.items():
-        assert entry.name == name and entry.default_reward in entry.scorers
+        assert entry.name == name and entry.reward in entry.scorers
         assert set(entry.scorers) <= set(SCORERS)
-        assert entry.held_out in (*entry.scorers, None) and entry.held_out != entry.default_reward
+        assert entry.watch in (*entry.scorers, None) and entry.watch != entry.reward
 
 
 def test_unknown_scorer() -> None:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dfusion.config import PRESETS, FusionConfig, PairingConfig, SamplingConfig, Settings, TrainingConfig
+from dfusion.config import PRESETS, FusionConfig, PairingConfig, SamplingConfig, StrictModel, TrainingConfig
 
 
 def test_published_defaults() -> None:
@@ -74,7 +74,7 @@ def test_layers_are_numbers() -> None:
         (TrainingConfig, {"lora": {"rank": "4"}}),
     ],
 )
-def test_numbers_in_disguise_are_refused(settings: type[Settings], given: dict[str, Any]) -> None:
+def test_numbers_in_disguise_are_refused(settings: type[StrictModel], given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="expected a number"):
         settings.model_validate(given)
     assert FusionConfig.model_validate({"layers": [1, 2]}).layers == (1, 2)

@@ -4,13 +4,13 @@ import pytest
 
 from dfusion.config import PairingConfig
 from dfusion.errors import NonFiniteError
-from dfusion.pairing import Pair, adopt, choose_pairs
+from dfusion.pairing import ChosenPair, adopt, choose_pairs
 
 
 def test_best_quarter_twice_against_the_worst_half() -> None:
     """Eight samples, ranked 7 3 | 0 5 | 1 2 6 4: two references, four bases, worst first."""
     scores = [0.6, 0.4, 0.3, 0.8, 0.0, 0.5, 0.2, 0.9]
-    assert choose_pairs(scores) == [Pair(7, 4), Pair(3, 6), Pair(7, 2), Pair(3, 1)]
+    assert choose_pairs(scores) == [ChosenPair(7, 4), ChosenPair(3, 6), ChosenPair(7, 2), ChosenPair(3, 1)]
 
 
 @pytest.mark.parametrize(
@@ -18,25 +18,25 @@ def test_best_quarter_twice_against_the_worst_half() -> None:
     [
         (0, []),
         (1, []),
-        (2, [Pair(1, 0)]),
-        (3, [Pair(2, 0)]),
-        (4, [Pair(3, 0), Pair(3, 1)]),
-        (5, [Pair(4, 0), Pair(4, 1)]),
-        (7, [Pair(6, 0), Pair(6, 1)]),
+        (2, [ChosenPair(1, 0)]),
+        (3, [ChosenPair(2, 0)]),
+        (4, [ChosenPair(3, 0), ChosenPair(3, 1)]),
+        (5, [ChosenPair(4, 0), ChosenPair(4, 1)]),
+        (7, [ChosenPair(6, 0), ChosenPair(6, 1)]),
     ],
 )
-def test_any_count(count: int, expected: list[Pair]) -> None:
+def test_any_count(count: int, expected: list[ChosenPair]) -> None:
     assert choose_pairs([float(i) for i in range(count)]) == expected
 
 
 def test_equal_scores_make_no_pair() -> None:
     assert choose_pairs([0.5] * 8) == []
-    assert choose_pairs([0.5, 0.5, 0.5, 0.4]) == [Pair(0, 3)]  # the second base, place 2, scores as the reference
+    assert choose_pairs([0.5, 0.5, 0.5, 0.4]) == [ChosenPair(0, 3)]  # the second base, place 2, scores as the reference
 
 
 def test_uses_and_shares_are_settings() -> None:
     config = PairingConfig(reference_share=0.25, reference_uses=1, base_share=0.25)
-    assert choose_pairs([1, 2, 3, 4, 5, 6, 7, 8], config) == [Pair(7, 0), Pair(6, 1)]
+    assert choose_pairs([1, 2, 3, 4, 5, 6, 7, 8], config) == [ChosenPair(7, 0), ChosenPair(6, 1)]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -65,7 +65,7 @@ def test_rank_order_deals_as_the_released_code() -> None:
 def test_rank_order_takes_the_worst_share_even_where_some_are_left_over() -> None:
     """7 samples: one reference with 2 uses, bases 2, 1, 0 from the best down; the worst is left over."""
     config = PairingConfig(dealing="rank_order")
-    assert choose_pairs([float(i) for i in range(7)], config) == [Pair(6, 2), Pair(6, 1)]
+    assert choose_pairs([float(i) for i in range(7)], config) == [ChosenPair(6, 2), ChosenPair(6, 1)]
 
 
 def test_the_released_code_keeps_every_target() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dfusion.errors import NonFiniteError, ScorerError, ShapeMismatchError
-from dfusion.rewards.verdicts import Verdict, VerdictScorer, image_key, win_shares
+from dfusion.rewards.verdicts import ImageVerdict, VerdictScorer, image_key, win_shares
 
 IMAGES = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
 
@@ -32,10 +32,10 @@ def test_the_version_changes_with_the_verdicts_and_not_with_their_order() -> Non
 
 def test_shares_of_wins_by_hand() -> None:
     verdicts = [
-        Verdict("a", "b", "first"),
-        Verdict("a", "b", "second"),
-        Verdict("a", "c", "tie"),
-        Verdict("c", "b", "reject"),
+        ImageVerdict("a", "b", "first"),
+        ImageVerdict("a", "b", "second"),
+        ImageVerdict("a", "c", "tie"),
+        ImageVerdict("c", "b", "reject"),
     ]
     assert win_shares(verdicts) == {"a": 0.5, "b": pytest.approx(1 / 3), "c": 0.25}
     assert win_shares([]) == {}
