@@ -24,9 +24,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import problem
+from api.token_buckets import TokenBuckets, retry_after
 from service import keys
 from service.errors import ForbiddenError, StartError
-from service.jobs.limits import TokenBuckets, retry_after
 from service.keys import ANYONE, Caller
 from service.service import Service
 from service.settings import Settings

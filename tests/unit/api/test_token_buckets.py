@@ -1,4 +1,4 @@
-from service.jobs.limits import TokenBuckets, retry_after
+from api.token_buckets import TokenBuckets, retry_after
 
 
 class Clock:
