@@ -17,7 +17,6 @@ from dfusion import _torchvision_ops  # noqa: F401
 # isort: split
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from dfusion.ablations.inversion import invert
 from dfusion.attention.fusion import CONTROLS, Control, Fusion
 from dfusion.attention.layers import Layer, find_layers, resolve_layers
 from dfusion.attention.masks import merge_masks, resize_mask
@@ -26,6 +25,7 @@ from dfusion.config import FusionConfig
 from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
 from dfusion.guidance import check_embeds, placement, predict
+from dfusion.inversion import invert
 from dfusion.sampling import OnStep, draw, generators, take_step
 from dfusion.types import Conditioning, Prompts, Trajectory
 
@@ -58,7 +58,7 @@ def fuse(
     policy: training evaluates the stored states under the plain network instead. It has no item maps.
 
     With `config.trajectory` "ddim_inversion" only the clean latents of the targets are kept, and their other states
-    are what `dfusion.ablations.inversion.invert` makes of them (section 4.4).
+    are what `dfusion.inversion.invert` makes of them (section 4.4).
 
     Raises InvalidInputError where base and reference do not fit or are of other prompts or items, item maps are
     missing or were recorded with another `mask_source`, or thresholds do not fit the items; ShapeMismatchError,

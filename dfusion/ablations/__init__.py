@@ -1,1 +1,1 @@
-"""The paper's ablations: trajectories by DDIM inversion, attention control, fused layers and steps."""
+"""The paper's ablations: attention control, fused layers and steps, covers of the mask."""

@@ -27,12 +27,12 @@ from PIL import Image, ImageDraw
 
 from dfusion.ablations import attention_control
 from dfusion.ablations.cover import COVERS, covered
-from dfusion.ablations.inversion import report_inversion
 from dfusion.ablations.pairs import Bench, Pairs, conditions, find_pairs, judge_for
 from dfusion.attention.layers import find_layers
 from dfusion.config import FusionConfig, PairingConfig, Precision, SamplingConfig
 from dfusion.figures import PairFigures, Side, fusion_mask, pair_figures
 from dfusion.fused_sampling import fuse
+from dfusion.inversion import report_inversion
 from dfusion.models import DiffusionModel
 from dfusion.pairing import adopt
 from dfusion.prompts import read_prompts

@@ -12,10 +12,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.plain_fusion import plain_fuse
-from dfusion.ablations.inversion import invert
 from dfusion.config import AttentionControl, FusionConfig, SamplingConfig
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
 from dfusion.fused_sampling import fuse
+from dfusion.inversion import invert
 from dfusion.sampling import sample
 from dfusion.types import Conditioning, Trajectory
 from tests.nets import (

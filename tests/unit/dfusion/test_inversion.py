@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, UNet2DConditionModel
 
-from dfusion.ablations.inversion import denoise, invert, report_inversion
 from dfusion.config import SamplingConfig
 from dfusion.errors import NonFiniteError, ShapeMismatchError
 from dfusion.guidance import predict
+from dfusion.inversion import denoise, invert, report_inversion
 from dfusion.policy import log_probs
 from dfusion.sampling import sample
 from tests.nets import SD_SCHEDULE, embeds, relative_error, sd_scheduler, tiny_unet
