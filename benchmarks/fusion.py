@@ -24,13 +24,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import UNet2DConditionModel
-
 from benchmarks.nets import TOKENS, UNETS, random_unet, sd_scheduler
 from benchmarks.plain_fusion import plain_fuse
+from dfusion._diffusers import UNet2DConditionModel
 from dfusion.config import FusionConfig, SamplingConfig
 from dfusion.fused_sampling import fuse
 from dfusion.sampling import sample

@@ -5,13 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
-
+from dfusion._diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from dfusion.models import DiffusionModel
 from dfusion.shapes.captions import new_tokenizer
 
@@ -61,7 +57,7 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> DiffusionModel:
     """The U-Net of that name with a shallow text encoder and VAE of the sizes that fit it."""
     unet, tokenizer = random_unet(name, device, dtype), new_tokenizer()
     tokenizer.model_max_length = max(TOKENS[name], tokenizer.model_max_length)
-    text = CLIPTextConfig(
+    text = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=unet.config.cross_attention_dim,
         intermediate_size=64,
@@ -78,5 +74,5 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> DiffusionModel:
         block_out_channels=(8,) * 4,
         norm_num_groups=4,
     )
-    encoder, decoder = (_frozen(part, device, dtype) for part in (CLIPTextModel(text), vae))
+    encoder, decoder = (_frozen(part, device, dtype) for part in (transformers.CLIPTextModel(text), vae))
     return DiffusionModel(unet, sd_scheduler(), decoder, encoder, tokenizer, device)

@@ -12,15 +12,16 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-import peft
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-
+from dfusion._diffusers import (
+    LORA_ADAPTER_METADATA_KEY,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    convert_state_dict_to_diffusers,
+    convert_unet_state_dict_to_peft,
+    get_peft_model_state_dict,
+    peft,
+    set_peft_model_state_dict,
+)
 from dfusion.config import LoraConfig
 from dfusion.errors import CheckpointError, InvalidInputError
 from dfusion.files import read_tensors, write_tensors, write_whole

@@ -9,11 +9,7 @@ from typing import Literal
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import DDIMScheduler
-
+from dfusion._diffusers import DDIMScheduler
 from dfusion.config import MOST_INITIAL_SIGNAL
 from dfusion.errors import ScheduleError
 

@@ -12,11 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import DDIMScheduler, UNet2DConditionModel
-
+from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.attention.fusion import CONTROLS, Control, Fusion
 from dfusion.attention.layers import Layer, find_layers, resolve_layers
 from dfusion.attention.masks import merge_masks, resize_mask

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import UNet2DConditionModel
-
+from dfusion._diffusers import UNet2DConditionModel
 from dfusion.attention.processors import AttentionContext
 from dfusion.errors import InvalidInputError, ShapeMismatchError
 from dfusion.types import Conditioning, Prompts

@@ -16,11 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import DDIMScheduler, UNet2DConditionModel
-
+from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.config import SamplingConfig
 from dfusion.ddim import Schedule, mean, recorded_log_prob
 from dfusion.errors import NonFiniteError, ShapeMismatchError

@@ -12,17 +12,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import (
+from dfusion._diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-
 from dfusion.config import Precision, SamplingConfig
 from dfusion.ddim import PredictionType
 from dfusion.errors import (

@@ -7,11 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import DDIMScheduler, UNet2DConditionModel
-
+from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.ddim import Schedule, log_prob, mean
 from dfusion.errors import ScheduleError, ShapeMismatchError
 from dfusion.guidance import check_embeds, placement, predict

@@ -6,11 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import DDIMScheduler, UNet2DConditionModel
-
+from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.attention.layers import Layer, MaskSource, find_layers, mask_layers
 from dfusion.attention.masks import Item, item_weights, normalise_items
 from dfusion.attention.processors import AttentionContext, processors_installed

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import torch
+import transformers
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import (
+from dfusion._diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
 from dfusion.models import DiffusionModel
 from dfusion.shapes.captions import new_tokenizer
 
@@ -114,7 +110,7 @@ def tiny_pipeline(**scheduler_changes: object) -> StableDiffusionPipeline:
     """A random pipeline of 8x8 latents and 16x16 pixels, with the shapes world's tokenizer."""
     tokenizer = new_tokenizer()
     torch.manual_seed(3)
-    text_encoder = CLIPTextModel(_text_config(tokenizer, WIDTH))
+    text_encoder = transformers.CLIPTextModel(_text_config(tokenizer, WIDTH))
     return StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=text_encoder,
@@ -141,8 +137,10 @@ def tiny_xl_pipeline(force_zeros: bool = True) -> StableDiffusionXLPipeline:
     """The same of SDXL's layout, with two text encoders."""
     tokenizer = new_tokenizer()
     torch.manual_seed(3)
-    text_encoder = CLIPTextModel(_text_config(tokenizer, WIDTH))
-    text_encoder_2 = CLIPTextModelWithProjection(_text_config(tokenizer, XL_WIDTH, projection_dim=XL_POOLED))
+    text_encoder = transformers.CLIPTextModel(_text_config(tokenizer, WIDTH))
+    text_encoder_2 = transformers.CLIPTextModelWithProjection(
+        _text_config(tokenizer, XL_WIDTH, projection_dim=XL_POOLED)
+    )
     return StableDiffusionXLPipeline(
         vae=_vae(),
         text_encoder=text_encoder,
@@ -156,8 +154,8 @@ def tiny_xl_pipeline(force_zeros: bool = True) -> StableDiffusionXLPipeline:
     )
 
 
-def _text_config(tokenizer: CLIPTokenizer, width: int, **more: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
+def _text_config(tokenizer: transformers.CLIPTokenizer, width: int, **more: int) -> transformers.CLIPTextConfig:
+    return transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=32,

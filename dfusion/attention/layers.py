@@ -12,13 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
+from dfusion._diffusers import Attention, Transformer2DModel, UNet2DConditionModel
 from dfusion.errors import LayerNotFoundError
 
 MaskSource = Literal["first_up", "resolution"]

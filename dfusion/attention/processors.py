@@ -16,12 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-
+from dfusion._diffusers import Attention, AttnProcessor2_0, UNet2DConditionModel
 from dfusion.attention.fusion import Attend, Fusion, cross_attention, self_attention
 from dfusion.attention.layers import Layer
 from dfusion.errors import InvalidInputError, ShapeMismatchError

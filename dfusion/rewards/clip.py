@@ -15,11 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
-import open_clip
-
+from dfusion import _torchvision_ops  # noqa: F401  (open_clip imports torchvision)
 from dfusion.errors import ModelNotFoundError
 from dfusion.rewards.checks import check_images, checked_scores
 
@@ -66,12 +62,16 @@ class ClipScorer:
         """A model that open_clip knows; it is downloaded if it is not cached. The version is the tag of its weights.
 
         Raises ModelNotFoundError."""
+        import open_clip
+
         if (architecture, weights) not in open_clip.list_pretrained():
             raise ModelNotFoundError(f"open_clip knows no weights {weights!r} of {architecture!r}")
         return cls._load(architecture, weights, name or f"clip-{architecture}".lower(), weights, device)
 
     @classmethod
     def _load(cls, identifier: str, weights: str | None, name: str, version: str, device: str) -> ClipScorer:
+        import open_clip
+
         try:
             model, preprocess = open_clip.create_model_from_pretrained(identifier, weights, device=device)
             tokenize = open_clip.get_tokenizer(identifier)

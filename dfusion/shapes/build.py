@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dfusion import _torchvision_ops  # noqa: F401
+from dfusion._diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from dfusion.shapes.captions import MAX_TOKENS, new_tokenizer, wrong_parts
 from dfusion.shapes.denoiser import (
     TEXT_LAYERS,
@@ -125,8 +125,6 @@ def train(
 
 def new_vae() -> Any:
     """AutoencoderKL, factor 4, 4 latent channels."""
-    from diffusers import AutoencoderKL
-
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -195,8 +193,6 @@ def latent_dataset(out: Path, vae: Any) -> tuple[dict[str, torch.Tensor], list[S
 def build_unet(out: Path, steps: int) -> None:
     """Epsilon prediction, item words grounded in their items; a tenth of the captions empty. Weights are those of
     min-SNR (arXiv 2303.09556) at little noise; at much noise, where the layout is decided, they grow."""
-    from diffusers import AutoencoderKL
-
     torch.manual_seed(SEED)
     vae = AutoencoderKL.from_pretrained(out / "vae")
     dataset, drawn = latent_dataset(out, vae)
@@ -356,7 +352,6 @@ def build_clip(out: Path, steps: int) -> None:
 
 def ship(out: Path, _: int, models: Path = MODELS) -> None:
     """Put everything into the package in half precision, as stock diffusers and open_clip load it."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     pipeline = StableDiffusionPipeline(

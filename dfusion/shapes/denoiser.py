@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfusion import _torchvision_ops  # noqa: F401
+from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.shapes.captions import MAX_TOKENS
 from dfusion.shapes.scenes import Template
 
@@ -19,8 +19,6 @@ TEXT_WIDTH, TEXT_LAYERS = 128, 3
 def new_unet() -> Any:
     """Two levels with cross-attention at 16x16 and 8x8. Two transformer layers a block and narrow convolutions:
     objects are carried by attention, which is what fusion can reach."""
-    from diffusers import UNet2DConditionModel
-
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -77,8 +75,6 @@ def new_text_encoder(clip: dict[str, torch.Tensor]) -> Any:
 
 def new_scheduler() -> Any:
     """DDIM as Stable Diffusion configures it."""
-    from diffusers import DDIMScheduler
-
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

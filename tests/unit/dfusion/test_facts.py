@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
 from dfusion.attention.layers import find_layers
@@ -15,9 +16,6 @@ from dfusion.errors import InvalidInputError, LayerNotFoundError, ScheduleError
 from dfusion.facts import read_facts
 from dfusion.models import DiffusionModel
 from tests.nets import sd_scheduler, sd_unet, tiny_pipeline, tiny_unet, tiny_xl_pipeline, tiny_xl_unet
-
-# isort: split
-from open_clip.tokenizer import SimpleTokenizer
 
 TEXTS = [
     "a black and woolen bus",  # two tokens for "woolen"

@@ -5,10 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from dfusion import _torchvision_ops  # noqa: F401
-
-# isort: split
 from diffusers import EulerDiscreteScheduler
 
 from dfusion.config import SamplingConfig

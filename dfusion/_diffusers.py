@@ -1,0 +1,40 @@
+"""All that this library takes from diffusers and peft; no other module of it imports them.
+
+Both import torchvision, which fails beside a CPU-only torch unless `_torchvision_ops` was imported first.
+"""
+
+from __future__ import annotations
+
+import dfusion._torchvision_ops  # noqa: F401
+
+# isort: split
+import peft
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+__all__ = [
+    "LORA_ADAPTER_METADATA_KEY",
+    "Attention",
+    "AttnProcessor2_0",
+    "AutoencoderKL",
+    "DDIMScheduler",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "Transformer2DModel",
+    "UNet2DConditionModel",
+    "convert_state_dict_to_diffusers",
+    "convert_unet_state_dict_to_peft",
+    "get_peft_model_state_dict",
+    "peft",
+    "set_peft_model_state_dict",
+]
