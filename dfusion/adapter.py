@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,6 +103,20 @@ def lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
     if not found:
         raise InvalidInputError("unet: expected an attached LoRA adapter, found none; see attach_lora")
     return found
+
+
+@contextmanager
+def weights_as(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Within the context the parameters have these weights, by name. A forward pass and its backward pass must be both
+    inside or both outside."""
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]
 
 
 def save_adapter(unet: UNet2DConditionModel, file: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
-from dfusion.adapter import lora_parameters
+from dfusion.adapter import lora_parameters, weights_as
 from dfusion.attention.processors import fast_backward
 from dfusion.config import TrainingConfig
 from dfusion.ddim import Schedule, log_prob
-from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError
-from dfusion.files import read_tensors, write_tensors
+from dfusion.errors import InvalidInputError, NonFiniteError
+from dfusion.gradients import checkpointing, gradient_norm, scale_gradients, share_below
 from dfusion.guidance import placement
 from dfusion.losses.dpok import gaussian_kl
 from dfusion.losses.objective import RowTerms, row_losses
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, restore, state_of
 from dfusion.policy import transition_mean
+from dfusion.trainer_state import FORMAT, TrainerState
 from dfusion.training_data import Example, TrainingPair, check_examples, digest, draw_epoch, rows_of
 from dfusion.training_report import (
     SelfTest,
@@ -34,20 +32,10 @@ from dfusion.training_report import (
     self_test,
 )
 
-FORMAT = "dfusion-trainer-4"
-STATE_FILE = "trainer.safetensors"
 OnRows = Callable[[int], None]
 """Called as on_rows(done_rows) after each micro-batch; it may raise to cancel."""
 _WITHOUT_EFFECT = {"micro_batch", "gradient_checkpointing", "log_gradient_norms", "ratio_tolerance"}
 """Settings that do not change what is learned: a state may be loaded where they differ."""
-
-
-@dataclass(frozen=True)
-class TrainerState:
-    """Everything that a trainer needs to go on: tensors by name, and plain values (JSON)."""
-
-    tensors: Mapping[str, torch.Tensor]
-    about: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -192,12 +180,12 @@ class Trainer:
         base = {name: torch.zeros_like(value) for name, value in self._start.items()}  # an adapter that adds nothing
 
         for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
-            with self._weights(self._start):
+            with weights_as(self._parameters, self._start):
                 old = self._evaluate(numbers)
             log_probs[numbers] = old.log_probs.cpu()
             plain[numbers] = self._log_probs(numbers, old.x_prev, old.means, credited=False).cpu()
             if self.config.kl_reference == "base":
-                with self._weights(base):
+                with weights_as(self._parameters, base):
                     old = self._evaluate(numbers)
             means[numbers] = old.means.cpu()
             if on_rows is not None:
@@ -235,10 +223,11 @@ class Trainer:
 
         # 4. AdamW
         scale = self.gradient_scale
-        below_epsilon = self._share_below_epsilon(scale)
-        self._scale_gradients(scale)
+        parameters = self._parameters.values()
+        below_epsilon = share_below(parameters, self.config.adam_epsilon / scale)
+        scale_gradients(parameters, scale)
         self._optimizer.step()
-        self._scale_gradients(1 / scale)
+        scale_gradients(parameters, 1 / scale)
 
         self.reports.append(tally.report(self.updates_done + 1, norm, below_epsilon))
         return self.reports[-1]
@@ -254,19 +243,6 @@ class Trainer:
         elements = math.prod(self.examples[0].sides[0].latents.shape[2:])
         return 2.0 ** round(math.log2(elements / weight))
 
-    def _scale_gradients(self, factor: float) -> None:
-        """Multiply all gradients by a power of two, which is exact."""
-        for parameter in self._parameters.values():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
-
-    def _share_below_epsilon(self, scale: float) -> float:
-        """The share of the gradient's elements, of those that are not 0, that AdamW's epsilon exceeds."""
-        limit = self.config.adam_epsilon / scale
-        sizes = torch.cat([p.grad.abs().flatten() for p in self._parameters.values() if p.grad is not None])
-        nonzero = int((sizes > 0).sum())
-        return int(((sizes > 0) & (sizes < limit)).sum()) / nonzero if nonzero else 0.0
-
     def _add_gradients(
         self, numbers: Sequence[int], reference: _Reference, tally: Tally, on_rows: OnRows | None
     ) -> None:
@@ -279,7 +255,8 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         done = 0
         scale = self.gradient_scale * 2.0 ** round(math.log2(len(numbers)))
-        with self._checkpointing(), fast_backward(self.model.unet):
+        unet = self.model.unet
+        with checkpointing(unet, self.config.gradient_checkpointing), fast_backward(unet):
             for step, group in self._groups(numbers):
                 before = [parameter.grad for parameter in parameters]
                 self._optimizer.zero_grad(set_to_none=True)
@@ -293,7 +270,7 @@ class Trainer:
                 for parameter, earlier in zip(parameters, before, strict=True):
                     if earlier is not None:
                         parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)
-        self._scale_gradients(1 / scale)
+        scale_gradients(parameters, 1 / scale)
 
     @property
     def _in_float16(self) -> str:
@@ -311,8 +288,7 @@ class Trainer:
         return [(step, group) for step, group in by_step.items() if group]
 
     def _grad_norm(self, step: int) -> float:
-        grads = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        norm = float(torch.stack([grad.norm() for grad in grads]).norm())
+        norm = gradient_norm(self._parameters.values())
         if not math.isfinite(norm):
             where = f"in update {self.updates_done + 1} at step_index {step}"
             raise NonFiniteError(f"gradient became {norm} {where}{self._in_float16}")
@@ -385,34 +361,6 @@ class Trainer:
         """Of each pair, the latent elements that count, (h, w)."""
         return [example.credit_weights() for example in self.examples if isinstance(example, TrainingPair)]
 
-    @contextmanager
-    def _checkpointing(self) -> Iterator[None]:
-        """Within the context the U-Net checkpoints activations, if it is asked to; after it, it is as it was."""
-        unet = self.model.unet
-        device, _ = placement(unet)
-        setting = self.config.gradient_checkpointing
-        wanted = device.type != "cpu" if setting is None else setting
-        asked = wanted and not unet.is_gradient_checkpointing
-        if asked:
-            unet.enable_gradient_checkpointing()
-        try:
-            yield
-        finally:
-            if asked:
-                unet.disable_gradient_checkpointing()
-
-    @contextmanager
-    def _weights(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Within the context the adapter has these weights. Not for the time between a forward and a backward pass."""
-        own = {name: parameter.data for name, parameter in self._parameters.items()}
-        try:
-            for name, parameter in self._parameters.items():
-                parameter.data = weights[name]
-            yield
-        finally:
-            for name, parameter in self._parameters.items():
-                parameter.data = own[name]
-
     def optimizer_state(self) -> OptimizerState:
         """AdamW's moments now, for the round that continues from this adapter."""
         return state_of(self._optimizer, self._parameters)
@@ -423,13 +371,7 @@ class Trainer:
         A trainer of the same examples that loads it goes on bit for bit (on a CPU, with the same `micro_batch`): its
         `prepare` evaluates all rows under the saved policy again.
         """
-        tensors = {}
-        for name, parameter in self._parameters.items():
-            tensors[f"adapter.{name}"] = parameter.detach().cpu().clone()
-            tensors[f"start.{name}"] = self._start[name].cpu().clone()
-        for name, values in self.optimizer_state().moments.items():
-            tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
-        return TrainerState(tensors, self._about | {"reports": [asdict(report) for report in self.reports]})
+        return TrainerState.of(self._about, self._parameters, self._start, self.optimizer_state(), self.reports)
 
     @cached_property
     def _about(self) -> dict[str, object]:
@@ -440,67 +382,18 @@ class Trainer:
     def load_state(self, state: TrainerState) -> None:
         """Go on from `state`. Raises CheckpointError, with nothing changed, if it is of other examples, settings, seed
         or another adapter."""
-        for key, expected in self._about.items():
-            if state.about.get(key) != expected:
-                raise CheckpointError(f"trainer state: expected {key} {expected!r}, got {state.about.get(key)!r}")
-        reports = self._saved_reports(state)
-        weights = {
-            kind: {name: _saved(state, f"{kind}.{name}", value) for name, value in self._parameters.items()}
-            for kind in ("adapter", "start")
-        }
-        moments = self._saved_moments(state)
+        state.require_training(self._about)
+        reports = state.reports(self.updates_total)
+        adapter = state.weights("adapter", self._parameters)
+        start = state.weights("start", self._parameters)
+        moments = state.moments(self._parameters)
+
         for name, parameter in self._parameters.items():
-            parameter.data.copy_(weights["adapter"][name])
-            self._start[name] = weights["start"][name].to(parameter.device)
+            parameter.data.copy_(adapter[name])
+            self._start[name] = start[name].to(parameter.device)
         restore(self._optimizer, self._parameters, moments)
         self._reference = None
         self.reports = reports
-
-    def _saved_reports(self, state: TrainerState) -> list[UpdateReport]:
-        try:
-            reports = [UpdateReport.of(one) for one in state.about["reports"]]  # type: ignore[attr-defined]
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"trainer state: expected the reports of its updates: {error!r}") from error
-        if [report.update for report in reports] != list(range(1, len(reports) + 1)) or (
-            len(reports) > self.updates_total
-        ):
-            raise CheckpointError(
-                f"trainer state: expected reports of up to {self.updates_total} updates, got {len(reports)}"
-            )
-        return reports
-
-    def _saved_moments(self, state: TrainerState) -> OptimizerState:
-        """AdamW's moments; there are none before the first update of a training that carries none."""
-        if not any(name.startswith("optimizer.") for name in state.tensors) and not state.about["reports"]:
-            return OptimizerState({})
-        moments = {}
-        for name, parameter in self._parameters.items():
-            like = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
-            moments[name] = {key: _saved(state, f"optimizer.{name}.{key}", value) for key, value in like.items()}
-        return OptimizerState(moments)
-
-    def save(self, folder: Path) -> None:
-        """Write the state into `folder`: one safetensors file with JSON metadata, whole or not at all."""
-        state = self.state()
-        write_tensors(folder / STATE_FILE, state.tensors, {"trainer": json.dumps(state.about)})
-
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote. Raises CheckpointError if it is missing, damaged or of something else."""
-        tensors, metadata = read_tensors(folder / STATE_FILE)
-        try:
-            about = dict(json.loads(metadata["trainer"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / STATE_FILE}: expected a trainer's state: {error!r}") from error
-        self.load_state(TrainerState(tensors, about))
-
-
-def _saved(state: TrainerState, name: str, like: torch.Tensor) -> torch.Tensor:
-    """A copy of the state's tensor of that name. Raises CheckpointError unless it is there with the shape of `like`."""
-    found = state.tensors.get(name)
-    if found is None or found.shape != like.shape:
-        got = None if found is None else tuple(found.shape)
-        raise CheckpointError(f"trainer state: expected {name} of shape {tuple(like.shape)}, got {got}")
-    return found.clone()
 
 
 def _split(numbers: list[int], size: int) -> Iterator[list[int]]:

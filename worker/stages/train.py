@@ -13,7 +13,8 @@ from dfusion.adapter import attach_lora, save_adapter
 from dfusion.errors import CheckpointError, PolicyMismatchError
 from dfusion.optimizer_state import save_optimizer
 from dfusion.seeds import training_seed
-from dfusion.training import STATE_FILE, Trainer
+from dfusion.trainer_state import STATE_FILE, TrainerState
+from dfusion.training import Trainer
 from dfusion.training_report import SelfTest, UpdateReport, falling_preferred
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
@@ -139,7 +140,7 @@ class _Checkpoints:
             with bench.store.borrow(self._last.key, self._last.sha256) as path:
                 link = self._context.scratch / STATE_FILE
                 link.write_bytes(path.read_bytes())
-            self._trainer.load(link.parent)
+            self._trainer.load_state(TrainerState.load(link.parent))
         except (StorageGoneError, StorageCorruptError, CheckpointError) as error:
             message = f"the checkpoint cannot be used, the training begins afresh: {error}"
             execution.note(bench.uow, claim, "training.restarted", message)
@@ -159,7 +160,7 @@ class _Checkpoints:
         if self._trainer.updates_done == 0:
             return
         context = self._context
-        self._trainer.save(context.scratch)
+        self._trainer.state().save(context.scratch)
         stored = context.bench.store.put(
             context.claim.job_id, context.claim.stage_id, "checkpoint", context.scratch / STATE_FILE
         )

@@ -16,7 +16,8 @@ from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import load_optimizer, save_optimizer
 from dfusion.policy import log_probs, transition_mean
 from dfusion.sampling import sample
-from dfusion.training import Trainer, TrainerState
+from dfusion.trainer_state import TrainerState
+from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair, TrainingSample
 from dfusion.types import Trajectory
 from tests.nets import sd_scheduler, tiny_model, tiny_xl_model
@@ -338,10 +339,10 @@ def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: s
         assert resumed.step() == reports[done]
         assert same(weights(model), after[done])
     through.load_state(states[1])
-    through.save(tmp_path)
+    through.state().save(tmp_path)
     attach_lora(model.unet, seed=77)
     from_file = Trainer(model, examples, settings, seed=0)
-    from_file.load(tmp_path)
+    from_file.load_state(TrainerState.load(tmp_path))
     assert [from_file.step() for _ in reports[1:]] == reports[1:] and same(weights(model), after[-1])
 
 
@@ -380,16 +381,17 @@ def test_states_of_something_else_are_refused(model: DiffusionModel, tmp_path: P
     examples = examples_of(model)
     trainer = Trainer(model, examples, config(), seed=0)
     with pytest.raises(CheckpointError):
-        trainer.load(tmp_path)
-    trainer.save(tmp_path)
+        trainer.load_state(TrainerState.load(tmp_path))
+    trainer.state().save(tmp_path)
     for other in (
         Trainer(model, examples, config(), seed=1),
         Trainer(model, examples[::-1], config(), seed=0),
         Trainer(model, examples, config(beta=0.2), seed=0),
     ):
         with pytest.raises(CheckpointError, match="expected"):
-            other.load(tmp_path)
-    Trainer(model, examples, config(micro_batch=1, gradient_checkpointing=True), seed=0).load(tmp_path)
+            other.load_state(TrainerState.load(tmp_path))
+    cheaper = Trainer(model, examples, config(micro_batch=1, gradient_checkpointing=True), seed=0)
+    cheaper.load_state(TrainerState.load(tmp_path))
 
 
 def test_a_damaged_state_leaves_the_trainer_as_it_was(model: DiffusionModel) -> None:

@@ -1,0 +1,105 @@
+"""What a trainer is between two updates, and the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from dfusion.errors import CheckpointError
+from dfusion.files import read_tensors, write_tensors
+from dfusion.optimizer_state import OptimizerState
+from dfusion.training_report import UpdateReport
+
+FORMAT = "dfusion-trainer-4"
+STATE_FILE = "trainer.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Everything that a trainer needs to continue.
+
+    tensors  by name: `adapter.*`, the weights; `start.*`, the weights before the first update; `optimizer.*`, AdamW's
+             moments
+    about    plain values (JSON): the reports of all updates so far, and what the training is of, which a trainer that
+             loads the state compares with its own
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    about: Mapping[str, object]
+
+    @classmethod
+    def of(
+        cls,
+        training: Mapping[str, object],
+        adapter: Mapping[str, torch.Tensor],
+        start: Mapping[str, torch.Tensor],
+        optimizer: OptimizerState,
+        reports: Sequence[UpdateReport],
+    ) -> TrainerState:
+        """The state of a training that is described by `training`; weights are copied to the CPU."""
+        tensors = {}
+        for name, parameter in adapter.items():
+            tensors[f"adapter.{name}"] = parameter.detach().cpu().clone()
+            tensors[f"start.{name}"] = start[name].cpu().clone()
+        for name, values in optimizer.moments.items():
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
+        return cls(tensors, {**training, "reports": [asdict(report) for report in reports]})
+
+    def require_training(self, training: Mapping[str, object]) -> None:
+        """Raise CheckpointError naming the first value of `training` that the state was not made with."""
+        for key, expected in training.items():
+            if self.about.get(key) != expected:
+                raise CheckpointError(f"trainer state: expected {key} {expected!r}, got {self.about.get(key)!r}")
+
+    def reports(self, most: int) -> list[UpdateReport]:
+        """The reports of its updates, of which there are at most `most`. Raises CheckpointError for anything else."""
+        try:
+            reports = [UpdateReport.of(report) for report in self.about["reports"]]  # type: ignore[attr-defined]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"trainer state: expected the reports of its updates: {error!r}") from error
+        if [report.update for report in reports] != list(range(1, len(reports) + 1)) or len(reports) > most:
+            raise CheckpointError(f"trainer state: expected reports of up to {most} updates, got {len(reports)}")
+        return reports
+
+    def weights(self, kind: str, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copies of the weights of `kind`, "adapter" or "start", by the names and with the shapes of `like`.
+
+        Raises CheckpointError where one is missing or has another shape.
+        """
+        return {name: self._tensor(f"{kind}.{name}", parameter) for name, parameter in like.items()}
+
+    def moments(self, like: Mapping[str, torch.Tensor]) -> OptimizerState:
+        """Copies of AdamW's moments of the parameters `like`; there are none before the first update of a training
+        that carries none. Raises CheckpointError as `weights` does."""
+        if not any(name.startswith("optimizer.") for name in self.tensors) and not self.about["reports"]:
+            return OptimizerState({})
+        moments = {}
+        for name, parameter in like.items():
+            shapes = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            moments[name] = {key: self._tensor(f"optimizer.{name}.{key}", value) for key, value in shapes.items()}
+        return OptimizerState(moments)
+
+    def _tensor(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.shape != like.shape:
+            got = None if tensor is None else tuple(tensor.shape)
+            raise CheckpointError(f"trainer state: expected {name} of shape {tuple(like.shape)}, got {got}")
+        return tensor.clone()
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder` as STATE_FILE: one safetensors file with JSON metadata, whole or not at all."""
+        write_tensors(folder / STATE_FILE, self.tensors, {"trainer": json.dumps(self.about)})
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainerState:
+        """What `save` wrote. Raises CheckpointError where it is missing or damaged."""
+        tensors, metadata = read_tensors(folder / STATE_FILE)
+        try:
+            about = dict(json.loads(metadata["trainer"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / STATE_FILE}: expected a trainer's state: {error!r}") from error
+        return cls(tensors, about)
