@@ -11,7 +11,19 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from dfusion.algorithms import ALGORITHMS, readers
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -36,6 +48,17 @@ AttentionControl = Literal[
 ]
 """What of the reference's attention a target takes: Eq. 5, and the variants of appendix B (figure 8); each is defined
 in `dfusion.attention.fusion.CONTROLS` and in docs/decisions/007-attention-control.md."""
+
+
+def _known_algorithm(name: str) -> str:
+    if name not in ALGORITHMS:
+        *others, last = map(repr, ALGORITHMS)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+    return name
+
+
+AlgorithmName = Annotated[str, AfterValidator(_known_algorithm)]
+"""A name in `dfusion.algorithms.ALGORITHMS`."""
 
 
 @cache
@@ -180,7 +203,11 @@ class TrainingConfig(StrictModel):
     (docs/decisions/005-algorithms.md). A setting that `algorithm` does not use must be left at its default.
     """
 
-    algorithm: Literal["dpo", "ddpo", "dpok"] = Field("dpo", description="Eq. 6, Eq. 8 or Eq. 9")
+    algorithm: AlgorithmName = Field(
+        "dpo",
+        description="Eq. 6, Eq. 8 or Eq. 9",
+        json_schema_extra=lambda schema: schema.update(enum=list(ALGORITHMS)),
+    )
     beta: Rate = Field(0.1, description="dpo: beta of Eq. 6, on log-probs that are means over C x h x w (D3PO)")
     ratio_clip: float | None = Field(
         None,
@@ -250,11 +277,23 @@ class TrainingConfig(StrictModel):
 
     @model_validator(mode="after")
     def _settings_of_the_algorithm(self) -> Self:
-        for name, algorithms in _ALGORITHMS_OF.items():
-            unused = self.algorithm not in algorithms
-            if unused and getattr(self, name) != type(self).model_fields[name].default:
+        for name, field in type(self).model_fields.items():
+            algorithms = readers(name)
+            unused = algorithms and self.algorithm not in algorithms
+            if unused and getattr(self, name) != field.default:
                 raise ValueError(f"{name} is a setting of {' and '.join(algorithms)}, not of {self.algorithm}")
         return self
+
+    @property
+    def learns_from_pairs(self) -> bool:
+        """Whether its examples are pairs; else they are samples with advantages."""
+        return ALGORITHMS[self.algorithm].learns_from == "pairs"
+
+    @property
+    def loss_weight(self) -> float:
+        """The factor that the loss's gradient is proportional to: beta of Eq. 6, alpha of Eq. 9, else 1."""
+        weight = ALGORITHMS[self.algorithm].weight
+        return 1.0 if weight is None else float(getattr(self, weight))
 
     @classmethod
     def paper(cls) -> TrainingConfig:
@@ -265,21 +304,6 @@ class TrainingConfig(StrictModel):
     def released_code(cls) -> TrainingConfig:
         """What the authors' released configuration says; the code that would read it was not released."""
         return cls(ratio_clip=0.1)
-
-
-_ALGORITHMS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "beta": ("dpo",),
-        "ratio_clip": ("dpo",),
-        "safeguard": ("dpo",),
-        "credit": ("dpo",),
-        "clip_range": ("ddpo", "dpok"),
-        "advantage_clip": ("ddpo", "dpok"),
-        "policy_weight": ("dpok",),
-        "kl_weight": ("dpok",),
-        "kl_reference": ("dpok",),
-    }
-)
 
 
 class Preset(StrictModel):
@@ -295,7 +319,7 @@ class Preset(StrictModel):
         return {
             name: value
             for name, value in settings.model_dump(exclude_defaults=part == "training").items()
-            if algorithm in _ALGORITHMS_OF.get(name, (algorithm,))
+            if not readers(name) or algorithm in readers(name)
         }
 
 

@@ -111,14 +111,15 @@ def run_round(
     seed          of the run, the same for all its rounds; with `round_number` and the prompt's place it gives each
                   sample's seed (`dfusion.seeds`), as in the service
     round_number  from 1; another for each round, or it samples the same noise again
-    history       the same scorer's scores of earlier rounds, for ddpo and dpok; dpo begins anew where it is another's
+    history       the same scorer's scores of earlier rounds, for advantages; an algorithm that learns from pairs has
+                  none, and ignores a history of another scorer
     optimizer     AdamW's moments of the round before, so that it goes through all rounds as in ddpo-pytorch
     watch         a scorer that is never trained on
     on_rows       as for `Trainer.step`
 
     Items and thresholds of a prompt are its own, or found (decision 008). A prompt whose samples all score the same
     gives no pair; without any there is no update. Raises InvalidInputError without prompts, for prompts whose items
-    cannot be found, for an image size that the VAE has no latents for, for a history of another scorer (ddpo, dpok),
+    cannot be found, for an image size that the VAE has no latents for, for a history of another scorer (with samples),
     for moments of another adapter, or where another rank or alpha is asked for than the attached adapter has;
     LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError.
     """
@@ -177,8 +178,9 @@ def _named(scorer: Scorer) -> str:
 
 
 def _of_scorer(history: RewardHistory, scorer: Scorer, config: RoundConfig) -> RewardHistory:
-    """The history to go on from. Advantages of another scorer's scores would be wrong, and dpo has none."""
-    if config.training.algorithm == "dpo" and history.scorer not in (None, _named(scorer)):
+    """The history to go on from. Advantages of another scorer's scores would be wrong; pairs have
+    none."""
+    if config.training.learns_from_pairs and history.scorer not in (None, _named(scorer)):
         return RewardHistory()
     return history.extended({}, _named(scorer))
 
@@ -298,8 +300,8 @@ def _examples(
     history: RewardHistory,
     config: RoundConfig,
 ) -> Iterable[Example]:
-    """Pairs for dpo; for ddpo and dpok both sides of each pair, or without fusion all samples."""
-    if config.training.algorithm == "dpo":
+    """Pairs; or, as samples, both sides of each pair, or without fusion all samples."""
+    if config.training.learns_from_pairs:
         for pair in pairs:
             yield TrainingPair(
                 pair.better.trajectory,

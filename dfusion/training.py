@@ -23,14 +23,7 @@ from dfusion.optimizer_state import OptimizerState, restore, state_of
 from dfusion.policy import transition_mean
 from dfusion.trainer_state import FORMAT, TrainerState
 from dfusion.training_data import Example, TrainingPair, check_examples, digest, draw_epoch, rows_of
-from dfusion.training_report import (
-    SelfTest,
-    Tally,
-    UpdateReport,
-    ratio_tolerance_of,
-    require_ratio_one,
-    self_test,
-)
+from dfusion.training_report import SelfTest, Tally, UpdateReport, ratio_tolerance_of, require_ratio_one, self_test
 
 OnRows = Callable[[int], None]
 """Called as on_rows(done_rows) after each micro-batch; it may raise to cancel."""
@@ -68,8 +61,9 @@ class _Transitions:
 class Trainer:
     """Trains the adapter attached to `model.unet` by the algorithm of `config`; a call of `step` is one update.
 
-    `examples` are TrainingPairs for dpo, TrainingSamples for ddpo and dpok. Naive or with D-Fusion is a matter of
-    what they are: without it references and bases, or plain samples; with it fused targets among them.
+    `examples` are TrainingPairs or TrainingSamples, as the algorithm learns from (`dfusion.algorithms`). Naive or with
+    D-Fusion is a matter of what they are: without it references and bases, or plain samples; with it fused targets
+    among them.
 
     p_old (pref of Eq. 6) is the policy as it is when the trainer is made; with a loaded state, the saved one. All rows
     are evaluated under it once, before the first update (`prepare`). For fused targets, too, both policies in the loss
@@ -239,9 +233,8 @@ class Trainer:
         The loss is a mean over C x h x w, times the algorithm's weight (beta of Eq. 6, alpha of Eq. 9). Its gradient is
         so small that AdamW's epsilon, 1e-8, would shorten the step, and more so the smaller beta is (decision 017).
         """
-        weight = {"dpo": self.config.beta, "ddpo": 1.0, "dpok": self.config.policy_weight}[self.config.algorithm]
         elements = math.prod(self.examples[0].sides[0].latents.shape[2:])
-        return 2.0 ** round(math.log2(elements / weight))
+        return 2.0 ** round(math.log2(elements / self.config.loss_weight))
 
     def _add_gradients(
         self, numbers: Sequence[int], reference: _Reference, tally: Tally, on_rows: OnRows | None

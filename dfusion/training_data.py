@@ -21,7 +21,7 @@ from dfusion.types import Trajectory
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """A preferred and a rejected trajectory of one prompt, each of one sample, for dpo.
+    """A preferred and a rejected trajectory of one prompt, each of one sample, for Eq. 6.
 
     on_policy           whether the policy that is about to be trained drew the preferred trajectory. A fused target and
                         an inverted trajectory are not its own: the log-probs recorded with them are another network's
@@ -88,7 +88,7 @@ class TrainingPair:
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A trajectory of one sample and its advantage, for ddpo and dpok.
+    """A trajectory of one sample and its advantage, for Eq. 8 and 9.
 
     advantage  see `dfusion.advantages`
     on_policy  whether the policy that is about to be trained drew the trajectory; not so for a fused target or an
@@ -141,7 +141,7 @@ def check_examples(examples: Sequence[Example], config: TrainingConfig, channels
     """
     if not examples:
         raise InvalidInputError("examples: expected at least one, got none")
-    kind = TrainingPair if config.algorithm == "dpo" else TrainingSample
+    kind = TrainingPair if config.learns_from_pairs else TrainingSample
     for n, example in enumerate(examples):
         if not isinstance(example, kind):
             raise InvalidInputError(

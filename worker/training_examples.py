@@ -1,4 +1,4 @@
-"""What a training learns from: pairs with a better side for dpo, samples with advantages for ddpo and dpok."""
+"""What a training learns from: pairs with a better side, or samples with advantages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ScoredSide:
 def training_examples(context: StageContext, config: TrainingConfig, parent: Model) -> TrainingExamples:
     """All that the stage's training is to learn from, to be trained on `parent`."""
     spec = context.spec_as(RoundSpec, TrainingJobSpec)
-    if isinstance(spec, RoundSpec) and spec.fusion is None and config.algorithm != "dpo":
+    if isinstance(spec, RoundSpec) and spec.fusion is None and not config.learns_from_pairs:
         samples = _plain_samples(context, config, spec, parent)
         return TrainingExamples(list(samples), 0, 0)
     if isinstance(spec, RoundSpec):
@@ -52,7 +52,7 @@ def training_examples(context: StageContext, config: TrainingConfig, parent: Mod
         pairs = with_samples(context, rows)
     decided = [(pair, *sides) for pair in pairs if (sides := _sides(pair, spec)) is not None]
     stored = context.load_trajectories({s.sample.trajectory for _, *sides in decided for s in sides})
-    if config.algorithm == "dpo":
+    if config.learns_from_pairs:
         masks = _masks(context, [pair for pair, *_ in decided]) if config.credit == "mask" else {}
         examples: Iterable[Example] = (
             _pair(pair, better, worse, stored, parent, masks.get(pair.row.id)) for pair, better, worse in decided
@@ -144,7 +144,7 @@ def _pair_samples(
 def _plain_samples(
     context: StageContext, config: TrainingConfig, spec: RoundSpec, parent: Model
 ) -> Iterable[TrainingSample]:
-    """The round's own samples (naive ddpo and dpok)."""
+    """The round's own samples, for an algorithm that learns from samples without fusion."""
     scorer = context.bench.scorer(spec.reward or "")
     with context.reading() as session:
         roles = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)

@@ -15,6 +15,7 @@ from api.cli.options import DryRun, Follow, Key, Label, Prompts, Seed, Sets, Spe
 from api.cli.screens import clock, sheet, size
 from api.cli.session import Session
 from api.wire.estimates import EstimateOut
+from dfusion.algorithms import ALGORITHMS
 from service.states import JobKind
 
 rounds = typer.Typer(no_args_is_help=True, help="Online training: sample, pair, fuse, verify, train, evaluate.")
@@ -22,7 +23,10 @@ Many = Annotated[int | None, typer.Option(help="Samples of each prompt")]
 Model = Annotated[str | None, typer.Option(help="A base model, an alias, or the id of a model to go on from")]
 PromptSet = Annotated[str | None, typer.Option(help="Name or id of a prompt set")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps T")]
-Algorithm = Annotated[Literal["dpo", "ddpo", "dpok"] | None, typer.Option(help="Loss: Eq. 6, Eq. 8 or Eq. 9")]
+Algorithm = Annotated[
+    str | None,
+    typer.Option(help="Loss: Eq. 6, Eq. 8 or Eq. 9", metavar=f"<{'|'.join(ALGORITHMS)}>"),
+]
 
 
 @rounds.command("start")

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from dfusion.config import TrainingConfig
+from dfusion.losses.objective import RowLosses, RowTerms
+
+
+def row_losses(terms: RowTerms, config: TrainingConfig) -> RowLosses:
+    """Eq. 8 for each row of samples."""
+    policy = terms.log_probs[:, 0], terms.old[:, 0], terms.advantages
+    clipped = is_clipped(*policy, config.clip_range).detach()
+    return RowLosses(ddpo_loss(*policy, config.clip_range), clipped=clipped)
+
 
 def ddpo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
     """Eq. 8 for each row: -min(A * ratio, A * clip(ratio, 1 - epsilon, 1 + epsilon)) with ratio = p / p_old.

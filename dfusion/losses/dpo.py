@@ -7,6 +7,27 @@ import math
 import torch
 from torch.nn import functional
 
+from dfusion.config import TrainingConfig
+from dfusion.losses.objective import RowLosses, RowTerms
+
+
+def row_losses(terms: RowTerms, config: TrainingConfig) -> RowLosses:
+    """Eq. 6 for each row of pairs, with the safeguard if there is one."""
+    preferred, rejected = terms.log_probs.unbind(1)
+    old_preferred, old_rejected = terms.old.unbind(1)
+    if config.safeguard is not None:
+        # the same value; of the gradient only this share
+        share = safeguard_scale(terms.residuals[:, 0], terms.residuals[:, 1], config.safeguard)
+        rejected = share * rejected + (1 - share) * rejected.detach()
+
+    sides = preferred, old_preferred, rejected, old_rejected, config.beta
+    losses = dpo_loss(*sides, config.ratio_clip)
+    margins = dpo_margin(*sides).detach()
+    if config.ratio_clip is None:
+        return RowLosses(losses, margins)
+    ratios = (terms.log_probs - terms.old).detach().exp()
+    return RowLosses(losses, margins, ((ratios - 1).abs() > config.ratio_clip).any(1))
+
 
 def dpo_margin(
     logp_w: torch.Tensor,

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from dfusion.config import TrainingConfig
 from dfusion.errors import ScheduleError, ShapeMismatchError
-from dfusion.losses.ddpo import ddpo_loss
+from dfusion.losses.ddpo import ddpo_loss, is_clipped
+from dfusion.losses.objective import RowLosses, RowTerms
+
+
+def row_losses(terms: RowTerms, config: TrainingConfig) -> RowLosses:
+    """Eq. 9 for each row of samples."""
+    policy = terms.log_probs[:, 0], terms.old[:, 0], terms.advantages
+    clipped = is_clipped(*policy, config.clip_range).detach()
+    losses = dpok_loss(*policy, terms.kl, config.clip_range, config.policy_weight, config.kl_weight)
+    return RowLosses(losses, clipped=clipped)
 
 
 def gaussian_kl(mean: torch.Tensor, reference_mean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

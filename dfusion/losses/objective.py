@@ -1,15 +1,15 @@
-"""The loss of a training's rows under the algorithm that it is set to."""
+"""The loss of a training's rows: what every algorithm is given, what it gives, and how it is found."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pkgutil import resolve_name
 
 import torch
 
+from dfusion.algorithms import ALGORITHMS
 from dfusion.config import TrainingConfig
-from dfusion.losses.ddpo import ddpo_loss, is_clipped
-from dfusion.losses.dpo import dpo_loss, dpo_margin, safeguard_scale
-from dfusion.losses.dpok import dpok_loss
 
 
 @dataclass(frozen=True)
@@ -45,29 +45,6 @@ class RowLosses:
 
 
 def row_losses(terms: RowTerms, config: TrainingConfig) -> RowLosses:
-    """Eq. 6, 8 or 9 for each row, by `config.algorithm`."""
-    if config.algorithm == "dpo":
-        return _dpo(terms, config)
-    policy = terms.log_probs[:, 0], terms.old[:, 0], terms.advantages
-    clipped = is_clipped(*policy, config.clip_range).detach()
-    if config.algorithm == "ddpo":
-        return RowLosses(ddpo_loss(*policy, config.clip_range), clipped=clipped)
-    weights = config.policy_weight, config.kl_weight
-    return RowLosses(dpok_loss(*policy, terms.kl, config.clip_range, *weights), clipped=clipped)
-
-
-def _dpo(terms: RowTerms, config: TrainingConfig) -> RowLosses:
-    preferred, rejected = terms.log_probs.unbind(1)
-    old_preferred, old_rejected = terms.old.unbind(1)
-    if config.safeguard is not None:
-        # the same value; of the gradient only this share
-        share = safeguard_scale(terms.residuals[:, 0], terms.residuals[:, 1], config.safeguard)
-        rejected = share * rejected + (1 - share) * rejected.detach()
-
-    sides = preferred, old_preferred, rejected, old_rejected, config.beta
-    losses = dpo_loss(*sides, config.ratio_clip)
-    margins = dpo_margin(*sides).detach()
-    if config.ratio_clip is None:
-        return RowLosses(losses, margins)
-    ratios = (terms.log_probs - terms.old).detach().exp()
-    return RowLosses(losses, margins, ((ratios - 1).abs() > config.ratio_clip).any(1))
+    """The loss of each row under `config.algorithm`: Eq. 6, 8 or 9."""
+    losses: Callable[[RowTerms, TrainingConfig], RowLosses] = resolve_name(ALGORITHMS[config.algorithm].losses)
+    return losses(terms, config)

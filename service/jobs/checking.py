@@ -164,7 +164,7 @@ class Checker:
 
     def learns_from_verdicts(self, pointer: str, training: TrainingConfig) -> None:
         """Whether the algorithm learns from which side of a pair is better."""
-        if training.algorithm != "dpo":
+        if not training.learns_from_pairs:
             message = f"verdicts say which side is better, which {training.algorithm} does not learn from"
             self.wrong(pointer, message, "invalid_request")
 

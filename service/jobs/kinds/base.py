@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVa
 
 from pydantic import Field, StringConstraints, model_validator
 
-from dfusion.config import PRESETS, SamplingConfig, StrictModel
+from dfusion.config import PRESETS, SamplingConfig, StrictModel, TrainingConfig
 from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
 from service.plan import PlannedStage, Sizes, WorkCounts
@@ -80,7 +80,7 @@ class PresetSpec(StrictModel):
             if isinstance(own, StrictModel):
                 own = own.model_dump(exclude_unset=True)
             if isinstance(own, Mapping):
-                filled[name] = {**preset.settings_of(name, own.get("algorithm", "dpo")), **own}
+                filled[name] = {**preset.settings_of(name, own.get("algorithm", TrainingConfig().algorithm)), **own}
         return filled
 
 

@@ -135,9 +135,10 @@ def evaluated_rounds(spec: RoundSpec) -> tuple[int, ...]:
 
 
 def _training_rows(spec: RoundSpec, prompts: int, update_work: int = 1) -> int:
-    """U-Net evaluations of one round's training: pairs, or all samples where ddpo and dpok learn without fusion."""
+    """U-Net evaluations of one round's training: its pairs, or all samples where it learns from samples without
+    fusion."""
     pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt) * prompts
-    if spec.training.algorithm != "dpo" and spec.fusion is None:
+    if not spec.training.learns_from_pairs and spec.fusion is None:
         pairs = ceil(prompts * spec.samples_per_prompt / 2)
     return pairs * rows_per_pair(spec.training, spec.sampling, update_work)
 

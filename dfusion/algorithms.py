@@ -1,0 +1,66 @@
+"""The algorithms that a training can use, each described in one place. Imports no torch.
+
+Settings are checked, examples chosen, gradients scaled and jobs planned by these descriptions; nothing else knows an
+algorithm by its name. docs/how-to/add-an-algorithm.md shows how to add one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One algorithm.
+
+    name         the value of `TrainingConfig.algorithm`
+    learns_from  "pairs", a better and a worse trajectory of one prompt (`TrainingPair`), or "samples", a trajectory
+                 with its advantage (`TrainingSample`)
+    losses       "module:function" of its loss, (RowTerms, TrainingConfig) -> RowLosses (`dfusion.losses.objective`);
+                 imported on first use, since it needs torch
+    settings     the fields of `TrainingConfig` that it reads and that not every algorithm reads; a training by another
+                 algorithm must leave them at their defaults
+    weight       the setting that the loss's gradient is proportional to; None where there is no such factor
+    """
+
+    name: str
+    learns_from: Literal["pairs", "samples"]
+    losses: str
+    settings: tuple[str, ...]
+    weight: str | None = None
+
+
+DPO = Algorithm(
+    name="dpo",
+    learns_from="pairs",
+    losses="dfusion.losses.dpo:row_losses",
+    settings=("beta", "ratio_clip", "safeguard", "credit"),
+    weight="beta",
+)
+"""Eq. 6."""
+
+DDPO = Algorithm(
+    name="ddpo",
+    learns_from="samples",
+    losses="dfusion.losses.ddpo:row_losses",
+    settings=("clip_range", "advantage_clip"),
+)
+"""Eq. 8."""
+
+DPOK = Algorithm(
+    name="dpok",
+    learns_from="samples",
+    losses="dfusion.losses.dpok:row_losses",
+    settings=("clip_range", "advantage_clip", "policy_weight", "kl_weight", "kl_reference"),
+    weight="policy_weight",
+)
+"""Eq. 9."""
+
+ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (DPO, DDPO, DPOK)}
+"""All of them by name."""
+
+
+def readers(setting: str) -> tuple[str, ...]:
+    """The names of the algorithms that read a setting that not every algorithm reads; empty for any other setting."""
+    return tuple(name for name, algorithm in ALGORITHMS.items() if setting in algorithm.settings)
