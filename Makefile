@@ -39,10 +39,10 @@ test: $(VENV)/.ready ## all checks, then all tests, three suites at a time
 
 # these two stand back: acceptance tests take longest, and much of that is waiting
 test-units: $(VENV)/.ready
-	nice -n 5 $(BIN)/pytest tests/unit --ignore tests/unit/dfusion
+	nice -n 5 $(BIN)/pytest tests/unit --ignore tests/unit/dfusion --ignore tests/unit/tools
 
 test-library: $(VENV)/.ready
-	nice -n 5 $(BIN)/pytest tests/unit/dfusion
+	nice -n 5 $(BIN)/pytest tests/unit/dfusion tests/unit/tools
 
 test-integration: $(VENV)/.ready
 	$(BIN)/pytest tests/integration

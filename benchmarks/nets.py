@@ -9,7 +9,7 @@ import transformers
 
 from dfusion._diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from dfusion.models import DiffusionModel
-from dfusion.shapes.captions import new_tokenizer
+from tools.shapes.captions import new_tokenizer
 
 UNETS: dict[str, dict[str, Any]] = {
     "small": {

@@ -13,7 +13,7 @@ from dfusion._diffusers import (
     UNet2DConditionModel,
 )
 from dfusion.models import DiffusionModel
-from dfusion.shapes.captions import new_tokenizer
+from tools.shapes.captions import new_tokenizer
 
 TOKENS = 7
 WIDTH = 16

@@ -10,7 +10,7 @@ from dfusion.config import FusionConfig, PairingConfig, RoundConfig, SamplingCon
 
 ROOT = Path(__file__).parents[2]
 MAP = (ROOT / "docs" / "paper-map.md").read_text("utf-8")
-FUNCTIONS = re.findall(r"`(dfusion(?:\.\w+)+)`", MAP)
+FUNCTIONS = re.findall(r"`((?:dfusion|tools)(?:\.\w+)+)`", MAP)
 TESTS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", MAP)
 LINKS = re.findall(r"\]\(([\w/.-]+\.md)\)", MAP)
 
@@ -35,7 +35,7 @@ def test_every_row_names_a_function_and_a_test():
     equations, _, _ = MAP.partition("## Table 3")
     rows = [line for line in equations.splitlines() if line.startswith("| ") and not line.startswith("| Paper")]
     assert len(rows) > 10
-    assert all("`dfusion." in row and "`tests/" in row for row in rows)
+    assert all(re.search(r"`(dfusion|tools)\.", row) and "`tests/" in row for row in rows)
 
 
 def test_every_row_of_table_3_names_settings_that_there_are():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dfusion.errors import ModelNotFoundError, ShapeMismatchError
 from dfusion.rewards.clip import ClipScorer
-from dfusion.shapes.captions import new_tokenizer
+from tools.shapes.captions import new_tokenizer
 
 CONFIG = {
     "embed_dim": 8,

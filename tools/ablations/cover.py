@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfusion.ablations.pairs import Bench, Pairs, conditions
 from dfusion.config import FusionConfig, PairingConfig
 from dfusion.figures import fusion_mask
 from dfusion.fused_sampling import fuse
 from dfusion.pairing import adopt
 from dfusion.types import Trajectory
+from tools.ablations.pairs import Bench, Pairs, conditions
 
 COVERS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 

@@ -1,4 +1,4 @@
-"""The paper's ablations in pictures and numbers, on any model and prompts: `python -m dfusion.ablations.figures`.
+"""The paper's ablations in pictures and numbers, on any model and prompts: `python -m tools.ablations.figures`.
 
     control    each attention control of appendix B on the same pairs (figure 8)
     layers     which layers are fused (as figure 9)
@@ -25,9 +25,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from dfusion.ablations import attention_control
-from dfusion.ablations.cover import COVERS, covered
-from dfusion.ablations.pairs import Bench, Pairs, conditions, find_pairs, judge_for
 from dfusion.attention.layers import find_layers
 from dfusion.config import FusionConfig, PairingConfig, Precision, SamplingConfig
 from dfusion.figures import PairFigures, Side, fusion_mask, pair_figures
@@ -38,8 +35,11 @@ from dfusion.pairing import adopt
 from dfusion.prompts import read_prompts
 from dfusion.rewards import load_scorer
 from dfusion.shapes.judge import MODELS
-from dfusion.shapes.report import framed, sheet
 from dfusion.types import Trajectory
+from tools.ablations import attention_control
+from tools.ablations.cover import COVERS, covered
+from tools.ablations.pairs import Bench, Pairs, conditions, find_pairs, judge_for
+from tools.shapes.report import framed, sheet
 
 REPORTS = ("control", "layers", "steps", "grid", "cover", "inversion")
 SHOWN = 8

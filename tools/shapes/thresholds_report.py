@@ -1,4 +1,4 @@
-"""Automatic mask thresholds beside hand-set ones: `python -m dfusion.shapes.thresholds_report`.
+"""Automatic mask thresholds beside hand-set ones: `python -m tools.shapes.thresholds_report`.
 
 Only a rendered picture has true masks, so scenes of every training prompt are rendered, encoded, noised to each fused
 step and given to the U-Net with their prompt; the thresholded item maps are compared with where the renderer drew the

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfusion.ablations.cover import COVERS
-from dfusion.ablations.figures import (
+from dfusion.config import FusionConfig
+from dfusion.figures import PairFigures
+from dfusion.prompts import Prompt
+from tests.nets import tiny_model, tiny_pipeline
+from tests.scorers import Brightness
+from tools.ablations.cover import COVERS
+from tools.ablations.figures import (
     GAP,
     HEADER,
     MARGIN,
@@ -25,12 +30,7 @@ from dfusion.ablations.figures import (
     report_variants,
     table,
 )
-from dfusion.ablations.pairs import Bench, Pairs, find_pairs
-from dfusion.config import FusionConfig
-from dfusion.figures import PairFigures
-from dfusion.prompts import Prompt
-from tests.nets import tiny_model, tiny_pipeline
-from tests.scorers import Brightness
+from tools.ablations.pairs import Bench, Pairs, find_pairs
 
 
 class EverySecond:

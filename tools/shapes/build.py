@@ -1,4 +1,4 @@
-"""Train the shapes world's models from nothing: `python -m dfusion.shapes.build all --out BUILD`.
+"""Train the shapes world's models from nothing: `python -m tools.shapes.build all --out BUILD`.
 
 Each part is resumable: it saves its state every minute beside its log and goes on from there.
     vae     AutoencoderKL, 64x64 RGB <-> 16x16x4 latents
@@ -25,8 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dfusion._diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from dfusion.shapes.captions import MAX_TOKENS, new_tokenizer, wrong_parts
-from dfusion.shapes.denoiser import (
+from dfusion.shapes.judge import MODELS, PARTS, JudgeNet, canonical_parts, mirrored_parts
+from dfusion.shapes.prompts import caption, named_parts
+from dfusion.shapes.scenes import MIRRORED, TEMPLATES, Scene, Template, item_masks, random_scene, render
+from tools.shapes.captions import MAX_TOKENS, new_tokenizer, wrong_parts
+from tools.shapes.denoiser import (
     TEXT_LAYERS,
     TEXT_WIDTH,
     TrainingAttention,
@@ -37,9 +40,6 @@ from dfusion.shapes.denoiser import (
     new_unet,
     noisy_timesteps,
 )
-from dfusion.shapes.judge import MODELS, PARTS, JudgeNet, canonical_parts, mirrored_parts
-from dfusion.shapes.prompts import caption, named_parts
-from dfusion.shapes.scenes import MIRRORED, TEMPLATES, Scene, Template, item_masks, random_scene, render
 
 SEED = 20260
 DATASET_SIZE = 36_000

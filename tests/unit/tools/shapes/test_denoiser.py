@@ -9,10 +9,10 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 
 from dfusion.catalogue import SHAPES_CLIP_FOLDER
-from dfusion.shapes.captions import new_tokenizer
-from dfusion.shapes.denoiser import TrainingAttention, grounding_loss, item_columns, new_text_encoder, new_unet
 from dfusion.shapes.prompts import caption, named_parts
 from dfusion.shapes.scenes import TEMPLATES, random_scene
+from tools.shapes.captions import new_tokenizer
+from tools.shapes.denoiser import TrainingAttention, grounding_loss, item_columns, new_text_encoder, new_unet
 
 
 def test_the_text_encoder_starts_as_clips():

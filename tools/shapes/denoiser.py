@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel
-from dfusion.shapes.captions import MAX_TOKENS
 from dfusion.shapes.scenes import Template
+from tools.shapes.captions import MAX_TOKENS
 
 TEXT_WIDTH, TEXT_LAYERS = 128, 3
 

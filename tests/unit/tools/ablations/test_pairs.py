@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dfusion.ablations.pairs import Bench, find_pairs, judge_for
 from dfusion.catalogue import MODELS
 from dfusion.errors import InvalidInputError, NonFiniteError
 from dfusion.models import DiffusionModel
@@ -16,6 +15,7 @@ from dfusion.prompts import Prompt, builtin_lists
 from dfusion.thresholds import thresholds_of
 from tests.nets import tiny_model, tiny_xl_model
 from tests.scorers import Brightness, Constant
+from tools.ablations.pairs import Bench, find_pairs, judge_for
 
 PROMPTS = [Prompt(text="a red [circle]"), Prompt(text="a blue [star]", thresholds=(0.03,))]
 

@@ -1,9 +1,9 @@
 from typing import get_args
 
-from dfusion.ablations.attention_control import controls, layers, steps
 from dfusion.attention.layers import find_layers
 from dfusion.config import AttentionControl, FusionConfig
 from tests.nets import sd_unet, tiny_unet
+from tools.ablations.attention_control import controls, layers, steps
 
 
 def test_all_controls_with_the_rest_as_it_was() -> None:

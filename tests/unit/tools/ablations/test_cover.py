@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfusion.ablations.cover import COVERS, covered, widened
-from dfusion.ablations.pairs import Bench, conditions, find_pairs
 from dfusion.config import FusionConfig, SamplingConfig
 from dfusion.figures import fusion_mask
 from dfusion.fused_sampling import fuse
@@ -14,6 +12,8 @@ from dfusion.prompts import Prompt
 from dfusion.types import Trajectory
 from tests.nets import tiny_model
 from tests.scorers import Brightness
+from tools.ablations.cover import COVERS, covered, widened
+from tools.ablations.pairs import Bench, conditions, find_pairs
 
 OR = FusionConfig(merge="or", first_step=0)
 

@@ -15,10 +15,10 @@ from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
 from dfusion.shapes.judge import Judge
 from dfusion.shapes.prompts import FUSION, prompt_list
-from dfusion.shapes.report import Sampled, clip_accuracy, fused_pairs, judge_accuracy, sample_prompts, union_mask
 from dfusion.shapes.scenes import TEMPLATES
-from dfusion.shapes.thresholds_report import measure
 from dfusion.types import Trajectory
+from tools.shapes.report import Sampled, clip_accuracy, fused_pairs, judge_accuracy, sample_prompts, union_mask
+from tools.shapes.thresholds_report import measure
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from dfusion.ddim import Schedule
 from dfusion.guidance import predict
 from dfusion.shapes.prompts import prompt_list
 from dfusion.shapes.scenes import Backdrop, Scene, Thing, random_scene, render
-from dfusion.shapes.thresholds_report import encode_images, measure, noised_item_maps, report, true_masks
 from tests.nets import tiny_model
+from tools.shapes.thresholds_report import encode_images, measure, noised_item_maps, report, true_masks
 
 PROMPT = prompt_list("behaviour", "train")[0]
 
@@ -58,7 +58,7 @@ def test_states_are_the_noised_latents_of_their_steps(monkeypatch: pytest.Monkey
         seen.append((x_t, int(timestep)))
         return predict(unet, x_t, timestep, *rest)
 
-    monkeypatch.setattr("dfusion.shapes.thresholds_report.predict", remember)
+    monkeypatch.setattr("tools.shapes.thresholds_report.predict", remember)
     clean = torch.ones(1, 4, 8, 8)
     noised_item_maps(model, clean, PROMPT, Schedule.from_scheduler(model.scheduler, 20, 1.0), [3], seed=7)
     (x_t, timestep), noise = seen[0], torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(7))

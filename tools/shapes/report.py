@@ -1,4 +1,4 @@
-"""How good the shapes world is, in numbers and pictures: `python -m dfusion.shapes.report [models|fusion]`.
+"""How good the shapes world is, in numbers and pictures: `python -m tools.shapes.report [models|fusion]`.
 
     models   the judge and the CLIP model on held-out renders; how often the judge accepts the base pipeline's samples
     fusion   what fusion carries: pairs whose base the judge rejects and whose reference it accepts, and the targets
@@ -24,11 +24,11 @@ from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.rewards import load_scorer
 from dfusion.sampling import sample
-from dfusion.shapes.build import hard_negatives, scenes
 from dfusion.shapes.judge import MODELS, Judge
 from dfusion.shapes.prompts import FUSION, ShapesPrompt, caption, named_parts, prompt_list
 from dfusion.shapes.scenes import TEMPLATES, Template, render
 from dfusion.types import Trajectory
+from tools.shapes.build import hard_negatives, scenes
 
 HELD_OUT_STREAM = 4 * 10**7
 

@@ -1,0 +1,9 @@
+"""One thread, and memory that stays, as for the library's own tests (tests/unit/dfusion/conftest.py)."""
+
+import torch
+
+from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or open_clip)
+from worker.allocator import keep_freed_memory
+
+torch.set_num_threads(1)
+keep_freed_memory()

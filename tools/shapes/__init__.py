@@ -1,0 +1,1 @@
+"""How the models of the shapes world are made and measured (docs/shapes-world.md)."""
