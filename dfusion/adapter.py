@@ -119,7 +119,7 @@ def weights_as(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, tor
             parameter.data = own[name]
 
 
-def save_adapter(unet: UNet2DConditionModel, file: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping[str, str] | None = None) -> None:
     """Write the adapter as safetensors that `load_lora_weights` of stock pipelines loads, whole or not at all.
 
     `metadata` is kept in the file and given back by `load_adapter`. Equal adapters and metadata give equal bytes.
@@ -144,7 +144,7 @@ def save_adapter(unet: UNet2DConditionModel, file: Path, metadata: Mapping[str, 
             save_function=lambda weights, path: write_tensors(Path(path), weights, about),
         )
 
-    write_whole(file, write)
+    write_whole(Path(file), write)
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,12 @@ def read_adapter(file: Path) -> AdapterFile:
         raise CheckpointError(f"{file}: expected the metadata of an adapter: {error!r}") from error
 
 
-def load_adapter(unet: UNet2DConditionModel, file: Path) -> dict[str, str]:
+def load_adapter(unet: UNet2DConditionModel, file: Path | str) -> dict[str, str]:
     """Attach the adapter of a file as a trainable one, in place of any other; returns the file's metadata.
 
     Raises CheckpointError for a file that is damaged or does not fit the U-Net (which then has no adapter).
     """
-    adapter = read_adapter(file)
+    adapter = read_adapter(Path(file))
     attach_lora(unet, adapter.config)
     expected = {name: value.shape for name, value in get_peft_model_state_dict(unet).items()}
     if expected != {name: value.shape for name, value in adapter.weights.items()}:
