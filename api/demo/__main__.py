@@ -60,11 +60,12 @@ def request_of(arguments: argparse.Namespace) -> Json:
         "seed": arguments.seed,
         "sampling": {"num_steps": 10},
         "fusion": {"first_step": 3},
-        # Eight updates a round: two, as in the paper, move little in so few rounds (docs/decisions/015-demo.md).
+        # The experiments' recipe (docs/decisions/018-experiment-settings.md).
         "training": {
             "learning_rate": 7e-4,
-            "examples_per_update": 10,
-            "inner_epochs": 1,
+            "beta": 50.0,
+            "inner_epochs": 8,
+            "timestep_fraction": 0.12,
             "micro_batch": 16,
             "log_gradient_norms": False,
         },
