@@ -116,7 +116,7 @@ def test_a_deadlock_is_tried_again(uow: UnitOfWork) -> None:
         thread.join()
     with uow.reading() as session:
         assert [session.get_one(PromptSet, set_id).version for set_id in ids] == [3, 3]
-    assert len(tries) == 3  # one of the two was given up, and went again
+    assert len(tries) >= 3  # one of the two was given up and tried again, on a busy machine perhaps twice
 
 
 def test_a_connection_lost_before_the_commit_is_tried_again(uow: UnitOfWork, postgres: PostgresServer) -> None:

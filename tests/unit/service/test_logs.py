@@ -37,11 +37,15 @@ def settings(**changes: Any) -> Settings:
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, as it was before afterwards."""
+    """The root logger, restored afterwards. Levels that a server of another test gave to uvicorn's do not count."""
     logger = logging.getLogger()
     handlers, level = logger.handlers[:], logger.level
+    server = logging.getLogger("uvicorn.error")
+    level_of_server = server.level
+    server.setLevel(logging.NOTSET)
     yield logger
     logger.handlers[:], logger.level = handlers, level
+    server.setLevel(level_of_server)
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
