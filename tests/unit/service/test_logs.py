@@ -37,15 +37,19 @@ def settings(**changes: Any) -> Settings:
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, restored afterwards. Levels that a server of another test gave to uvicorn's do not count."""
+    """The root logger, restored afterwards. What a server of another test set on uvicorn's loggers does not count."""
     logger = logging.getLogger()
     handlers, level = logger.handlers[:], logger.level
-    server = logging.getLogger("uvicorn.error")
-    level_of_server = server.level
-    server.setLevel(logging.NOTSET)
+    servers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error")]
+    before = [(server.level, server.propagate) for server in servers]
+    for server in servers:
+        server.setLevel(logging.NOTSET)
+        server.propagate = True
     yield logger
     logger.handlers[:], logger.level = handlers, level
-    server.setLevel(level_of_server)
+    for server, (own_level, propagate) in zip(servers, before, strict=True):
+        server.setLevel(own_level)
+        server.propagate = propagate
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
