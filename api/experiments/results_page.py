@@ -89,6 +89,8 @@ def demo_table(results: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def _change(change: dict[str, Any]) -> str:
+    if change["interval"] is None:
+        return f"{change['difference']:+.4f}"
     low, high = change["interval"]
     text = f"{change['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
     return f"**{text}**" if low > 0 or high < 0 else text

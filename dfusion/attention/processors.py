@@ -7,7 +7,7 @@ What a U-Net call should capture or fuse reaches the processors as one explicit 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from torch.nn import functional
 from dfusion._diffusers import Attention, AttnProcessor2_0, UNet2DConditionModel
 from dfusion.attention.fusion import Attend, Fusion, cross_attention, self_attention
 from dfusion.attention.layers import Layer
-from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.errors import ShapeMismatchError
 
 
 @dataclass
@@ -72,40 +72,55 @@ class BackwardProcessor:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,  # noqa: ARG002  (what diffusers hands to a processor)
     ) -> torch.Tensor:
-        if attention_mask is not None:
-            raise InvalidInputError("attention_mask: expected None in training")
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        parts = (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
-        query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
-        output = attention_with_float32_backward(query, key, value, attn.scale)
-        return attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+
+        output = _attend(attn, query, key, value, attention_mask, attention_with_float32_backward)
+        return attn.to_out[1](attn.to_out[0](output))  # type: ignore[no-any-return]
 
 
 class _Float32Backward(torch.autograd.Function):
-    """scaled_dot_product_attention of (B, heads, L, channels), without dropout and mask."""
+    """scaled_dot_product_attention of (B, heads, L, channels), without dropout."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None,
+        scale: float | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
+        ctx.attn_mask = attn_mask
         ctx.scale = scale
-        return functional.scaled_dot_product_attention(query, key, value, scale=scale)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value = parts = [part.detach().float().requires_grad_() for part in ctx.saved_tensors]
+        mask = ctx.attn_mask
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.float()
+
         with torch.enable_grad():
-            output = functional.scaled_dot_product_attention(query, key, value, scale=ctx.scale)
+            output = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=ctx.scale)
         gradients = torch.autograd.grad(output, parts, gradient.float())
-        return *(part.to(gradient.dtype) for part in gradients), None
+        return *(part.to(gradient.dtype) for part in gradients), None, None
 
 
 def attention_with_float32_backward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention of (B, heads, L, channels), without dropout and mask; its backward pass is computed in float32."""
-    return _Float32Backward.apply(query, key, value, scale)  # type: ignore[no-any-return, no-untyped-call]
+    """`scaled_dot_product_attention` of (B, heads, L, channels), without dropout, with its backward pass in float32.
+
+    The mask is a constant: no gradient flows into it.
+    """
+    return _Float32Backward.apply(query, key, value, attn_mask, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class CaptureProcessor(PlainProcessor):
@@ -166,11 +181,16 @@ class FuseProcessor(PlainProcessor):
 
 
 def _attend(
-    attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor | None
+    attn: Attention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.Tensor | None,
+    attention: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention,
 ) -> torch.Tensor:
     """Multi-head attention of projected rows; see `dfusion.attention.fusion.Attend`."""
     query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-    output = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=attn.scale)
+    output = attention(query, key, value, attn_mask=allowed, scale=attn.scale)
     return output.transpose(1, 2).flatten(2)
 
 
