@@ -23,6 +23,7 @@ from api.stack.program import as_user
 
 STOP, KILL = b"s", b"k"
 _STDIN = 0
+_REAPED_SECONDS = 2.0
 
 
 def main() -> int:
@@ -86,9 +87,16 @@ def _end_of(process: subprocess.Popen[bytes]) -> int:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """The program and what is left of its children."""
+    """Kill what is left of the program and its children, and wait until it is gone.
+
+    The wait is bounded: where nothing reaps orphans, they stay zombies.
+    """
+    deadline = time.monotonic() + _REAPED_SECONDS
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+            os.killpg(process.pid, 0)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.deployment import until
-
 PATIENCE_SECONDS = 60
 FAMILY = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(15, lambda *_: None); print(0, flush=True)\nwhile 1: time.sleep(9)"
@@ -30,11 +28,7 @@ def test_program_and_grandchild_end_when_it_is_told_or_its_supervisor_is_gone(tm
     assert psutil.pid_exists(grandchild)
     guard.communicate(told, timeout=PATIENCE_SECONDS)  # which also closes the pipe
     assert guard.returncode == 128 + signal.SIGTERM
-    until(lambda: has_ended(grandchild))
-
-
-def has_ended(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(("told", "seconds"), [("s", 0.2), ("sk", PATIENCE_SECONDS)])
