@@ -51,6 +51,7 @@ def local_service(data_dir: Path, log: Path) -> Iterator[Client]:
         "EMBEDDED_WORKER": "1",
     }
     environment = os.environ | {f"DFUSION_{name}": value for name, value in own.items()}
+
     try:
         with file_lock(data_dir / "local-service.lock", _LOCK_SECONDS) as lock, log.open("ab") as output:
             process = subprocess.Popen(

@@ -67,15 +67,21 @@ def fuse(
     schedule = Schedule.from_scheduler(scheduler, settings.num_steps, settings.eta)
     if not torch.equal(schedule.timesteps, base.timesteps):
         raise ScheduleError(f"scheduler: expected the samples' timesteps {base.timesteps.tolist()}, got others")
+
+    # 1. what is fused, and where
     fused_steps = config.steps(len(schedule))
     layers = resolve_layers(find_layers(unet), config.layers)
     control = CONTROLS[config.control]
     batch = _Batch(unet, reference, prompt, negative, control)
+
+    # 2. the base's states and noise
     shape: tuple[int, int, int] = tuple(base.latents.shape[2:])  # type: ignore[assignment]
     sources = generators(base.seeds)
     latents, log_probs = base.latents.clone(), base.log_probs.clone()
     draw(sources, shape)  # x_T
     device, _ = placement(unet)
+
+    # 3. the steps: copied before the first fused one, plain after the last
     with processors_installed(unet, fuse=layers if control.own else (), fuse_cross=layers if control.cross else ()):
         for i in range(len(schedule)):
             if on_step is not None:
@@ -83,6 +89,7 @@ def fuse(
             noise = draw(sources, shape)
             if i < config.first_step:
                 continue
+
             x_t = latents[:, i].to(device)
             if i in fused_steps:
                 masks = merge_masks(_item_maps(reference)[:, i], thresholds, config.merge)
@@ -91,7 +98,10 @@ def fuse(
                 timestep = schedule.timesteps[i]
                 noise_pred = predict(unet, x_t, timestep, prompt, negative, settings.guidance_scale)
             x_prev, log_p = take_step(schedule, i, x_t, noise_pred, noise)
-            latents[:, i + 1], log_probs[:, i] = x_prev.cpu(), log_p.cpu()
+            latents[:, i + 1] = x_prev.cpu()
+            log_probs[:, i] = log_p.cpu()
+
+    # 4. the target, or its inversion
     target = replace(base, latents=latents, log_probs=log_probs, item_maps=None, items=None, mask_source=None)
     if config.trajectory == "fused":
         return target
@@ -195,6 +205,8 @@ def _check(
         raise InvalidInputError(
             f"first_step: expected less than {base.config.num_steps} steps, got {config.first_step}"
         )
+
+    # prompts and items
     prompts = {"base": base.prompts, "reference": reference.prompts, "prompt_embeds": texts}
     known = {name: found for name, found in prompts.items() if found is not None}
     if len(set(known.values())) > 1:
@@ -203,6 +215,8 @@ def _check(
         raise InvalidInputError(
             f"base and reference: expected samples of one prompt, got items at {base.items} and {reference.items}"
         )
+
+    # latents and maps
     for name, side in (("base", base), ("reference", reference)):
         if not bool(side.latents.isfinite().all()):
             raise NonFiniteError(f"{name}.latents: expected finite numbers, got NaN or infinity")
@@ -213,6 +227,8 @@ def _check(
         raise InvalidInputError(
             f"mask_source: expected maps recorded with {config.mask_source!r}, got {reference.mask_source!r}"
         )
+
+    # thresholds
     counts = [maps.shape[-1]] * len(maps) if reference.items is None else [len(items) for items in reference.items]
     got = [len(sample) for sample in thresholds]
     if got != counts:

@@ -83,21 +83,25 @@ def invert(
         raise ShapeMismatchError("latents", f"({len(seeds)}, C, h, w)", tuple(latents.shape))
     embeds = prompt_embeds, check_embeds(prompt_embeds, negative_prompt_embeds, len(latents), config.guidance_scale)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
-    steps, x_t = len(schedule), _finite(latents.to(placement(unet)[0], torch.float32), "that were given")
+    steps = len(schedule)
+    x_t = _finite(latents.to(placement(unet)[0], torch.float32), "that were given")
     backward = replace(
         schedule, alphas=schedule.prev_alphas, prev_alphas=schedule.alphas, sigmas=torch.zeros_like(schedule.sigmas)
     )
+
     states, log_probs, errors = [x_t], [], []
     for i in reversed(range(steps)):
         if on_step is not None:
             on_step(steps - 1 - i, steps)
-        x_prev, timestep = x_t, schedule.timesteps[i]
+        x_prev = x_t
+        timestep = schedule.timesteps[i]
         estimate = predict(unet, x_prev, timestep, *embeds, config.guidance_scale)
         x_t = _finite(mean(backward, i, x_prev, estimate), f"at step_index {i}")
         noise_pred = predict(unet, x_t, timestep, *embeds, config.guidance_scale)
         states.append(x_t)
         log_probs.append(recorded_log_prob(schedule, i, x_prev, mean(schedule, i, x_t, noise_pred)))
         errors.append(_relative_errors(estimate, noise_pred))
+
     trajectory = Trajectory(
         latents=torch.stack(states[::-1], 1).cpu(),
         timesteps=schedule.timesteps,

@@ -252,6 +252,8 @@ def _pairs(
     sides = [(drawn[pair.reference], drawn[pair.base]) for pair in chosen]
     if config.fusion is None:
         return [RoundPair(prompt.text, *pair) for pair in sides]
+
+    # thresholds, from all samples that are paired if none are given
     paired = list({id(one): one for pair in sides for one in pair}.values())
     thresholds = prompt.thresholds
     if thresholds is None and paired:
@@ -259,7 +261,9 @@ def _pairs(
             thresholds = thresholds_of(Trajectory.cat([one.trajectory for one in paired]), config.fusion)
         except InvalidInputError as error:  # an item whose map is the same everywhere
             return [RoundPair(prompt.text, *pair, why=f"nothing was fused: {error}") for pair in sides]
-    found = []
+
+    # targets, and what is decided on them
+    pairs = []
     for start in range(0, len(sides), BATCH):
         part = sides[start : start + BATCH]
         fused = fuse(
@@ -272,8 +276,8 @@ def _pairs(
             config=config.fusion,
         )
         for pair, target in zip(part, _scored(model, prompt, fused, scorer), strict=True):
-            found.append(_judged(prompt, *pair, target, thresholds or (), config.fusion, config.pairing))
-    return found
+            pairs.append(_judged(prompt, *pair, target, thresholds or (), config.fusion, config.pairing))
+    return pairs
 
 
 def _judged(

@@ -76,11 +76,15 @@ def sample(
     if latent_size is None and (config.height, config.width) != (None, None):
         size = f"height {config.height} and width {config.width}"
         raise InvalidInputError(f"latent_size: expected model.latent_size(config) with {size} of config, got None")
+
+    # 1. x_T, and what is captured
     shape = latent_shape(unet, latent_size)
     capture = _Capture(unet, items, Conditioning.of(prompt_embeds).embeds, mask_source, shape[1:])
     sources = generators(seeds)
     latents, log_probs = [draw(sources, shape)], []
     x_t = latents[0].to(placement(unet)[0])
+
+    # 2. T steps of Eq. 1
     with processors_installed(unet, capture=capture.layers):
         for i in range(len(schedule)):
             if on_step is not None:
@@ -92,6 +96,7 @@ def sample(
             capture.keep(context)
             latents.append(x_t.cpu())
             log_probs.append(log_p.cpu())
+
     return Trajectory(
         latents=torch.stack(latents, 1),
         timesteps=schedule.timesteps,

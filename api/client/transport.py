@@ -100,6 +100,7 @@ class Transport:
             headers=dict(headers or {}),
             timeout=self._patience(self._timeout + wait_seconds),
         )
+
         for attempt in count():
             try:
                 answer = self._http.send(request)

@@ -64,6 +64,7 @@ def make_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+
     parsed = make_url(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -72,6 +73,7 @@ def make_engine(url: str) -> Engine:
         "lock_timeout": _LOCK_MILLISECONDS,
         "idle_in_transaction_session_timeout": _IDLE_IN_TRANSACTION_MILLISECONDS,
     }
+
     arguments = {
         "application_name": "dfusion",
         "connect_timeout": _CONNECT_SECONDS,

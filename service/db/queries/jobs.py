@@ -81,7 +81,7 @@ def get(session: Session, job_id: str) -> Job:
 
 
 def get_view(session: Session, job_id: str) -> JobView:
-    """The job as it is now, with what is told of it. Raises NotFoundError."""
+    """The job as it is now, with what an answer shows of it. Raises NotFoundError."""
     row = session.execute(_VIEW, {"job_id": expect(IdKind.JOB, job_id)}).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no job {job_id}")

@@ -79,6 +79,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
     """
     if not plan:
         return []
+
     session.flush()
     ids = [new_id(IdKind.STAGE) for _ in plan]
     rows: list[dict[str, Any]] = [
@@ -99,6 +100,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
         for number, (stage_id, planned) in enumerate(zip(ids, plan, strict=True), after + 1)
     ]
     session.execute(_INSERT, rows)
+
     needs = [
         {"stage_id": stage_id, "needs_id": ids[need]}
         for stage_id, planned in zip(ids, plan, strict=True)
