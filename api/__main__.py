@@ -25,7 +25,7 @@ def main() -> None:
         raise SystemExit(f"cannot start: {error}") from error
     except OSError as error:
         raise SystemExit(f"cannot start: DFUSION_DATA_DIR: {settings.data_dir}: {error.strerror}") from error
-    # uvicorn raises the signal that ended it once more; being told to stop is no failure
+    # uvicorn raises the signal that ended it once more; a requested stop is no failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         app,

@@ -58,8 +58,8 @@ def migrations(service: Service, _supervisor: WorkerSupervisor | None) -> CheckO
         return _found("migrations", "warning", "unknown without the database")
     if present != newest:
         have, want = (", ".join(sorted(one)) or "none" for one in (present, newest))
-        mend = "run `python -m service.db.migrate`, or start the version that made it"
-        return _found("migrations", "wrong", f"the schema is at {have}, this version's at {want}: {mend}")
+        fix = "run `python -m service.db.migrate`, or start the version that made it"
+        return _found("migrations", "wrong", f"the schema is at {have}, this version's at {want}: {fix}")
     return _found("migrations", "ok", f"the schema is at {', '.join(newest)}")
 
 
@@ -166,7 +166,7 @@ class Readiness:
     def _run(self, check: Check, future: Future[CheckOut | None]) -> None:
         try:
             future.set_result(check(self._service, self._supervisor))
-        except Exception as error:  # whoever waits for it is told
+        except Exception as error:  # the waiting request reports it
             future.set_exception(error)
 
     def _told(self, name: str, future: Future[CheckOut | None], deadline: float) -> CheckOut | None:

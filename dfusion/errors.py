@@ -4,7 +4,7 @@ DFusionError
   InvalidInputError       what was given cannot be worked on
     ShapeMismatchError    a tensor's shape or dtype is not what its place needs
     ItemNotInPromptError  an item is not a word of its prompt
-    PromptItemsError      the items of a prompt cannot be told from its text
+    PromptItemsError      the items of a prompt cannot be found in its text
     ScheduleError         a trained step of the schedule has no noise, or no previous step
     LayerNotFoundError    the U-Net has no layer of the asked kind
   ModelNotFoundError      no model of that name, or its files are missing
@@ -47,7 +47,7 @@ class ItemNotInPromptError(InvalidInputError):
 
 
 class PromptItemsError(InvalidInputError):
-    """The items of a prompt cannot be told from its text: brackets do not pair up, or no word names a thing."""
+    """The items of a prompt cannot be found in its text: brackets do not pair up, or no word names a thing."""
 
 
 class ScheduleError(InvalidInputError):

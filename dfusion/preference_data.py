@@ -69,7 +69,7 @@ class PreferencePair:
 def write_preferences(path: Path, pairs: Iterable[PreferencePair]) -> int:
     """Write `pairs` as one parquet file, whole or not at all; returns how many they were.
 
-    Columns, in this order (the second is the caption, which Diffusion-DPO takes it to be unless told otherwise):
+    Columns, in this order (the second is the caption, which is Diffusion-DPO's default):
 
         jpg_0, caption, jpg_1, label_0, label_1      the preferred image is jpg_0: label_0 is 1, label_1 is 0
         pair_id, round, scorer, adopted, mask_cover  as in PreferencePair

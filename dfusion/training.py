@@ -272,7 +272,7 @@ class Trainer:
         return "; a bfloat16 or float32 U-Net takes larger ones" if dtype == torch.float16 else ""
 
     def _groups(self, numbers: Sequence[int]) -> list[tuple[int | None, list[int]]]:
-        """The rows step by step, so that each step's gradient can be told; all at once where nobody asks for it."""
+        """The rows grouped by step if each step's gradient norm is logged, else in one group."""
         if not self.config.log_gradient_norms:
             return [(None, list(numbers))]
         by_step: dict[int | None, list[int]] = {step: [] for step in range(len(self.schedule))}

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         0, ge=0, description="A Celery worker's child that has grown past it is replaced after its stage; 0: never"
     )
     worker_stop_seconds: Seconds = Field(
-        60, description="A Celery worker that is told to stop ends its child after so long"
+        60, description="How long a stopping Celery worker waits for its child before it ends it"
     )
     presence_seconds: Seconds = Field(5, description="How often a worker says that it is there")
     health_file: str = Field("", description="File that a worker or sweeper touches while it is well; empty: none")
@@ -77,12 +77,12 @@ class Settings(BaseSettings):
     )
     metrics_open: bool = Field(False, description="Whether /metrics needs no key")
     requests_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0, description="Requests of one key, or of one address without a key; 0: as many as come"
+        0, description="Requests per second per API key, or per address without keys; 0: unlimited"
     )
-    max_queued_jobs: Count = Field(1000, description="Jobs that may wait for their start; more are refused for now")
-    max_queued_jobs_per_key: Count = Field(100, description="Those of one key")
+    max_queued_jobs: Count = Field(1000, description="Most queued jobs; further requests get 429")
+    max_queued_jobs_per_key: Count = Field(100, description="Most queued jobs per API key")
     min_free_disk_mb: Annotated[int, Field(ge=0)] = Field(
-        500, description="With less room on data_dir's disk no work is taken on or begun"
+        500, description="With less free space on data_dir's disk, new jobs are refused and stages do not start"
     )
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or JSON objects")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="From which level on")

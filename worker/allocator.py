@@ -1,4 +1,4 @@
-"""The C library's allocator, told how a worker uses memory."""
+"""Settings of the C library's allocator for a worker's use of memory."""
 
 from __future__ import annotations
 

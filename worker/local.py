@@ -1,4 +1,4 @@
-"""`python -m worker.local`: one worker process that claims stages from the database until it is told to stop.
+"""`python -m worker.local`: one worker process that claims stages from the database until it is stopped.
 
 It stops on SIGTERM, on SIGINT, and when its standard input closes (the service that started it is gone).
 """

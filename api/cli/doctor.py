@@ -1,4 +1,4 @@
-"""`dfusion doctor`: what works, what does not, and how to mend it. Looks at the service, and at this machine."""
+"""`dfusion doctor`: diagnoses the service and this machine, and suggests fixes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print(json.dumps(found))
 def doctor(ctx: typer.Context) -> None:
     """Check the service (reachable, ready, files) and this machine (disk, torch, GPU, model files).
 
-    Each line is ok, a warning, or wrong, with how to mend it. Exit code 1 if anything is wrong.
+    Each line is ok, a warning, or wrong, with a suggested fix. Exit code 1 if anything is wrong.
 
     Example: dfusion doctor --url http://gpu-box:8000
     """
@@ -61,8 +61,8 @@ def _service(session: Session) -> Iterator[CheckOut]:
             yield _key(client)
             yield _artifact(client)
     except UnreachableError as error:
-        mend = "start it with `make serve` or `python -m api`, or say where it is with --url or DFUSION_URL"
-        yield _check("service", "wrong", f"{error.detail}; {mend}")
+        fix = "start it with `make serve` or `python -m api`, or say where it is with --url or DFUSION_URL"
+        yield _check("service", "wrong", f"{error.detail}; {fix}")
     except ApiError as error:
         yield _check("service", "wrong", error.detail)
 
@@ -137,10 +137,10 @@ def torch_check(python: str) -> CheckOut:
     """torch and GPUs, in a process of its own: this one must stay small and start at once."""
     name = "here: torch"
     try:
-        told = subprocess.run(
+        probe = subprocess.run(
             [python, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TORCH_SECONDS, check=True
         )
-        found = json.loads(told.stdout.splitlines()[-1])
+        found = json.loads(probe.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         why = (error.stderr.strip().splitlines() or ["no message"])[-1]
         return _check(name, "wrong", f"torch cannot be imported ({why}): install it again for this machine")

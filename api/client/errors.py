@@ -8,7 +8,7 @@ ApiError
   NotFoundError           404: there is nothing of that id
   ConflictError           409: what was asked does not fit the present state
     PreconditionError     412: what was to be changed has changed since it was read
-  TooManyRequestsError    429: too much was asked for, for now
+  TooManyRequestsError    429: too many requests or queued jobs; try again later
   UnavailableError        502, 503, 504: the service cannot work just now
   DownloadError           the bytes that came are not those that the service has
 """
@@ -67,7 +67,7 @@ class PreconditionError(ConflictError):
 
 
 class TooManyRequestsError(ApiError):
-    """Too much was asked for, for now."""
+    """Too many requests or queued jobs; try again later."""
 
 
 class UnavailableError(ApiError):

@@ -183,9 +183,9 @@ async def list_events(
     accept: Annotated[str, Header()] = "*/*",
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
 ) -> ListOut[EventOut] | Response:
-    """What happened to a job, in order. `next_cursor` goes on after the last event that is told, also where there is
-    none yet: with `wait` that is a long poll. With `Accept: text/event-stream` they come as they happen, until the job
-    has ended; `Last-Event-ID` goes on after that one."""
+    """The events of a job, in order. `next_cursor` continues after the last event of the answer, even if there is none
+    yet: with `wait` this is a long poll. With `Accept: text/event-stream` events are streamed until the job has ended;
+    `Last-Event-ID` continues after that event."""
     await run_in_threadpool(_require_job, service, job_id)
     if "text/event-stream" in accept:
         after = 0 if last_event_id is None else _event_number(last_event_id)
@@ -195,10 +195,10 @@ async def list_events(
         with service.uow.reading() as session:
             return jobs.events(session, job_id, page.limit, page.cursor)
 
-    found = await _until(page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows))
-    told = list_of(ListOut[EventOut], found, event_out)
-    last = encode_cursor(str(found.rows[-1].id)) if found.rows else page.cursor
-    return told.model_copy(update={"next_cursor": last or encode_cursor("0")})
+    events = await _until(page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows))
+    answer = list_of(ListOut[EventOut], events, event_out)
+    last = encode_cursor(str(events.rows[-1].id)) if events.rows else page.cursor
+    return answer.model_copy(update={"next_cursor": last or encode_cursor("0")})
 
 
 def _require_job(service: Service, job_id: str) -> None:

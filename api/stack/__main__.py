@@ -88,7 +88,7 @@ def _stop(supervisor: Supervisor) -> None:
 
 
 def _start(layout: Layout, supervisor: Supervisor, terminal: Terminal) -> None:
-    """Start what others need first. Returns early once the supervisor is told to stop."""
+    """Start what others need first. Returns early once the supervisor is stopped."""
 
     def start_servers() -> None:
         for server in layout.servers:

@@ -1,4 +1,4 @@
-"""Runs one program, and ends it and its children when it is told to, or when whoever told it is gone.
+"""Runs one program, and ends it and its children on request or when its supervisor is gone.
 
 `python -m api.stack.guard --signal 15 --seconds 30 [--user 65534] --folder PATH -- PROGRAM ARGUMENT …`
 
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # told by the pipe alone; SIG_IGN would be inherited by the program
+        signal.signal(number, lambda *_: None)  # only the pipe stops it; SIG_IGN would be inherited by the program
     process = subprocess.Popen(
         arguments.command,
         cwd=arguments.folder,
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _watch(process: subprocess.Popen[bytes], stop_signal: int, stop_seconds: float) -> None:
-    """Return when the program has ended, by itself or as it was told."""
+    """Return when the program has ended, by itself or on request."""
     watched, deadline = [_STDIN, _end_of(process)], None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

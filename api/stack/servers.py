@@ -205,7 +205,7 @@ class RedisServer(Server):
 class S3Server(Server):
     """`rclone serve s3`; its buckets are the folders below `objects`, its objects files in them.
 
-    With a control port it can be told to look at its folders again.
+    With a control port it can be asked to read its folders again.
     """
 
     name = "s3"

@@ -86,8 +86,8 @@ class Part:
             if time.monotonic() - started > _HEALTHY_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             self.log.show_last()
-            told = f"ended with exit code {self._exit_code}; it is started again in {pause:.1f} s"
-            self._terminal.show(self.program.name, told)
+            message = f"ended with exit code {self._exit_code}; it is started again in {pause:.1f} s"
+            self._terminal.show(self.program.name, message)
             self._stopping.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 

@@ -17,7 +17,7 @@ CheckState = Literal["ok", "warning", "wrong"]
 
 
 class CheckOut(BaseModel):
-    """Something that was looked at. `detail` says what was found and, unless it is ok, how to mend it."""
+    """One health check. `detail` is its result and, unless it is ok, a suggested fix."""
 
     name: str
     state: CheckState

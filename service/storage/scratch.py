@@ -1,4 +1,4 @@
-"""Local folders for unfinished files. Their process holds a lock, so that a dead one's can be told and removed."""
+"""Local folders for unfinished files. Their process holds a lock, so that those of dead processes can be removed."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _comparison(
 def _of_split(
     samples: Sequence[Sample], first: str | None, scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Prompts are told apart by their place, too: a list may hold one twice."""
+    """Prompts are identified by their place, too: a list may hold one twice."""
     table = ScoreTable.from_rows(
         ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)
         for sample in sorted(samples, key=lambda s: (s.model_id != first, s.prompt_index, s.number))

@@ -82,7 +82,7 @@ def check(checker: Checker, spec: FusionJobSpec) -> Checked[FusionJobSpec] | Non
     base = checker.base_of(model)
     checker.fits_layers(base, spec.fusion)
     reward = spec.reward or (base.reward if base else None)
-    checker.scorer("/reward", reward or "", "the model has no reward of its own")
+    checker.scorer("/reward", reward or "", "the model has no default reward")
     sampling = checker.sampling_of(named.job)
     checker.fits_steps(spec.fusion, sampling)
 

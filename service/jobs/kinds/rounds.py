@@ -78,7 +78,7 @@ def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
     # who scores
     reward = spec.reward or (base.reward if base else None)
     watch = spec.watch or (base.watch if base else None)
-    checker.scorer("/reward", reward or "", "the model has no reward of its own")
+    checker.scorer("/reward", reward or "", "the model has no default reward")
     if spec.review:
         checker.learns_from_verdicts("/review", spec.training)
     if watch is not None:
