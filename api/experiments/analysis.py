@@ -16,7 +16,7 @@ import numpy as np
 
 from api.experiments.errors import RecordError
 from api.experiments.format import BASE, Experiment
-from api.experiments.records import Record, ScoreFacts
+from api.experiments.records import Record, RoundFacts, ScoreFacts
 from dfusion.evaluation import Bootstrap, Counts
 
 Interval = tuple[float, float] | None
@@ -94,6 +94,8 @@ class ArmFacts:
     pair_means         means of the pairs' figures, weighted by their pairs
     update_means       means of the updates' figures
     last_update_means  the same over the last updates of the rounds
+    rollout_means      mean scores of the images sampled for training, by scorer, before the round's training
+    images_before      with `round`: images used for training before these were sampled
     seconds            of its jobs, for each seed; None for one round
     """
 
@@ -109,6 +111,8 @@ class ArmFacts:
     pair_means: Mapping[str, float]
     update_means: Mapping[str, float]
     last_update_means: Mapping[str, float]
+    rollout_means: Mapping[str, float]
+    images_before: int | None
     seconds: float | None
     records: tuple[str, ...]
 
@@ -266,7 +270,10 @@ def _arm_facts(list_name: str, arm: str, number: int | None, records: Mapping[st
     targets = sum(one.pairs.targets for one in rounds)
     adopted = sum(one.pairs.adopted for one in rounds)
     trainings = [one.training.updates for one in rounds if one.training is not None and one.training.updates]
+    rollouts = [metric for facts in rounds for metric in facts.metrics if metric.split == "rollout"]
+    images_before = [facts.images - _rollout_images(facts) for facts in rounds]
     seconds = [job.seconds for record in records.values() for job in record.jobs.values() if job.seconds is not None]
+
     return ArmFacts(
         list=list_name,
         arm=arm,
@@ -280,9 +287,16 @@ def _arm_facts(list_name: str, arm: str, number: int | None, records: Mapping[st
         pair_means=_weighted_means([(one.pairs.means, one.pairs.targets) for one in rounds]),
         update_means=_weighted_means([(update, 1) for updates in trainings for update in updates]),
         last_update_means=_weighted_means([(updates[-1], 1) for updates in trainings]),
+        rollout_means=_weighted_means([({metric.scorer: metric.mean}, metric.count) for metric in rollouts]),
+        images_before=None if number is None else min(images_before, default=None),
         seconds=sum(seconds) / len(records) if seconds and number is None else None,
         records=tuple(records),
     )
+
+
+def _rollout_images(facts: RoundFacts) -> int:
+    # A metric over prompts, such as the diversity, counts less than the images.
+    return max((metric.count for metric in facts.metrics if metric.split == "rollout"), default=0)
 
 
 def _weighted_means(rows: Sequence[tuple[Mapping[str, int | float | None], int]]) -> dict[str, float]:

@@ -192,6 +192,10 @@ def _page(report: Report, images: Sequence[str]) -> Iterator[str]:
                 yield from (f"![{image.partition('--')[0]}: {name}]({image})", "")
     yield from ("## After each round", "")
     yield from round_tables(report)
+    yield from ("## Rollouts", "")
+    yield "Mean scores of the images sampled for training, each round's before its training, over all seeds."
+    yield ""
+    yield from rollout_table(report)
     yield from ("## Pairs", "")
     yield "Means over the pairs of all seeds and rounds. Similarity is SSIM inside and outside the mask."
     yield ""
@@ -237,15 +241,33 @@ def difference_table(report: Report, split: str, scorer: str) -> Iterator[str]:
         yield from table(headings, rows)
 
 
+def change_table(report: Report, split: str, scorer: str) -> Iterator[str]:
+    """Scores before training and all paired differences of `difference_table`, a column for each prompt list."""
+    scores = report.of(split, scorer)
+    before = [next((mean.mean for mean in of_list.means if mean.arm == BASE), None) for of_list in scores]
+    rows = [[f"{BASE}, score", *map(_number, before)]]
+
+    differences = [{(each.arm, each.against): each for each in of_list.differences} for of_list in scores]
+    for arm, against in dict.fromkeys(key for of_list in differences for key in of_list):
+        cells = [of_list.get((arm, against)) for of_list in differences]
+        rows.append([f"{arm} - {against}", *("" if each is None else _difference(each) for each in cells)])
+    yield from table(["", *(f"{of_list.list}>" for of_list in scores)], rows)
+
+
+def _difference(difference: Difference) -> str:
+    """The estimate, bold where its interval excludes zero."""
+    estimate = _estimate(difference.mean, difference.interval, signed=True)
+    excludes_zero = difference.interval is not None and (difference.interval[0] > 0 or difference.interval[1] < 0)
+    return f"**{estimate}**" if excludes_zero else estimate
+
+
 def _difference_row(list_name: str, one: Difference) -> list[str]:
-    clear = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
-    estimate = _estimate(one.mean, one.interval, signed=True)
     counts = f"{one.better} / {one.worse} / {one.equal}"
     return [
         list_name,
         one.arm,
         one.against,
-        f"**{estimate}**" if clear else estimate,
+        _difference(one),
         str(one.seeds),
         counts,
         "< 0.001" if one.chance < 0.001 else f"{one.chance:.3f}",
@@ -282,6 +304,24 @@ def _mean_and_change(mean: Mean | None) -> tuple[str, str]:
         return "", ""
     change = "" if mean.change is None else _estimate(mean.change, mean.change_interval, signed=True)
     return _estimate(mean.mean, mean.interval), change
+
+
+def rollout_table(report: Report) -> Iterator[str]:
+    """Mean scores of the images that each round sampled for training, by the images used before."""
+    scorers = sorted({scorer for arm in report.arms for scorer in arm.rollout_means})
+    rows = [
+        [
+            arm.list,
+            arm.arm,
+            str(arm.round),
+            _number(arm.images_before),
+            str(arm.seeds),
+            *(_number(arm.rollout_means.get(scorer)) for scorer in scorers),
+        ]
+        for arm in report.arms_by_round
+    ]
+    headings = ["list", "arm", "round>", "images used before>", "seeds>", *(f"{scorer}>" for scorer in scorers)]
+    yield from table(headings, rows)
 
 
 def pair_table(report: Report) -> Iterator[str]:

@@ -1,13 +1,13 @@
-"""`make results`: every experiment's report, and the tables of docs/results.md, from the committed records alone.
+"""`make results`: every experiment's report and the tables of README.md and docs/results.md, from records alone.
 
-The page is written by hand, but for what stands between two comments:
+The pages are written by hand, except for what stands between two comments:
 
     <!-- table: EXPERIMENT KIND [SPLIT SCORER] -->
     <!-- end of table -->
 
-KIND is `scores` or `differences`, each of a split and a scorer, or `rounds`, `pairs` or `training`. Two tables come
-from other records: `demo` from the `results.json` of demos (records/demo/), `gradient-noise` from the output of
-`benchmarks.gradient_noise` (records/gradient-noise/).
+KIND is `scores`, `differences` or `changes` (differences with a column for each list), each of a split and a scorer, or
+`rounds`, `rollouts`, `pairs` or `training`. Two tables come from other records: `demo` from the `results.json` of demos
+(records/demo/), `gradient-noise` from the output of `benchmarks.gradient_noise` (records/gradient-noise/).
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from api.experiments.format import SPLIT_NAMES, Experiment
 from api.experiments.records import write_text
 from api.experiments.reporting import (
     Report,
+    change_table,
     difference_table,
     pair_table,
+    rollout_table,
     round_tables,
     score_table,
     table,
@@ -69,8 +71,12 @@ def _table(what: str, reports: Mapping[str, Report], records: Path) -> Iterable[
             return score_table(reports[name], split, scorer)
         case [name, "differences", split, scorer] if name in reports:
             return difference_table(reports[name], split, scorer)
+        case [name, "changes", split, scorer] if name in reports:
+            return change_table(reports[name], split, scorer)
         case [name, "rounds"] if name in reports:
             return round_tables(reports[name])
+        case [name, "rollouts"] if name in reports:
+            return rollout_table(reports[name])
         case [name, "pairs"] if name in reports:
             return pair_table(reports[name])
         case [name, "training"] if name in reports:
@@ -123,13 +129,13 @@ def write_reports(folder: Path, *, plots: bool = True) -> Iterator[Report]:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m api.experiments.results_page", description=__doc__.split("\n")[0])
-    parser.add_argument("page", type=Path, help="docs/results.md")
-    parser.add_argument("folder", type=Path, help="of the experiments, as YAML, and their records/")
+    parser.add_argument("folder", type=Path, help="experiments (YAML) with their records/")
+    parser.add_argument("pages", type=Path, nargs="+", help="pages whose tables are written again")
     arguments = parser.parse_args()
     try:
-        page = arguments.page.read_text("utf-8")
         reports = {report.experiment.name: report for report in write_reports(arguments.folder)}
-        write_text(arguments.page, fill(page, reports, arguments.folder / "records"))
+        for page in arguments.pages:
+            write_text(page, fill(page.read_text("utf-8"), reports, arguments.folder / "records"))
     except (ExperimentError, OSError) as error:
         Console(stderr=True).print(f"results: {error}", style="red", markup=False, highlight=False)
         return 1

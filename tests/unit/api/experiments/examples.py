@@ -9,6 +9,7 @@ from typing import Any
 from api.experiments import Cell, Experiment, Record, cells_of
 from api.experiments.records import (
     JobFacts,
+    MetricFacts,
     PairFacts,
     RoundFacts,
     ScoreFacts,
@@ -83,12 +84,16 @@ def _round(number: int) -> RoundFacts:
         round=number,
         images=100 * number,
         model="mdl_1",
-        metrics=(),
+        metrics=(_rollout("judge", 100, 0.5 + 0.1 * number), _rollout("diversity", 2, 0.25)),
         pairs=PairFacts(pairs=4, targets=targets, adopted=3 - number, means={"mask_cover": 0.1 * number}),
         training=TrainingFacts(
             figures={}, updates=({"update": 1, "loss": 0.75}, {"update": 2, "loss": 0.5 - 0.25 * (number - 1)})
         ),
     )
+
+
+def _rollout(scorer: str, count: int, mean: float) -> MetricFacts:
+    return MetricFacts(split="rollout", scorer=scorer, version="1", count=count, mean=mean, std=0.1)
 
 
 def write_records(trial: Experiment, out: Path, means: dict[str, dict[int, list[float]]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from api.experiments import RecordError, report
 from api.experiments.analysis import Difference, Mean
 from api.experiments.records import folder_of, write_record
-from api.experiments.reporting import Report, as_json
+from api.experiments.reporting import Report, as_json, change_table
 from dfusion.evaluation import Bootstrap
 from tests.unit.api.experiments.examples import cells_by_name, experiment, record, write_records
 
@@ -97,6 +97,26 @@ def test_pairs_and_updates_by_hand(reported: Report) -> None:
     assert fused.seconds == 60
     second = next(one for one in reported.arms_by_round if (one.arm, one.round) == ("fused", 2))
     assert (second.targets, second.adopted, second.adopted_share, second.seconds) == (8, 2, 0.25, None)
+
+
+def test_rollouts_are_reported_by_the_images_used_before(reported: Report) -> None:
+    rounds = [arm for arm in reported.arms_by_round if arm.arm == "fused"]
+    assert [arm.images_before for arm in rounds] == [0, 100]  # 100 images a round; the diversity counts two prompts
+    assert [arm.rollout_means["judge"] for arm in rounds] == pytest.approx([0.6, 0.7])
+    page = reported.files[1].read_text("utf-8")
+    assert "| list | arm | round | images used before | seeds | diversity | judge |" in page
+    assert "| shapes | fused | 2 | 100 | 2 | 0.25 | 0.7 |" in page
+
+
+def test_changes_have_a_column_for_each_list(reported: Report) -> None:
+    lines = list(change_table(reported, "held_out", "judge"))
+    assert lines[0] == "|  | shapes |"
+    assert [line.split(" [")[0].rstrip("|").rstrip() for line in lines[2:6]] == [
+        "| base, score | 0.4",
+        "| naive - base | +0.1000",  # +0.2, +0.0; +0.0, +0.2
+        "| fused - base | **+0.2500",
+        "| fused - naive | +0.1500",  # from 0: a resample of prompt 2 and seed 2 alone is 0
+    ]
 
 
 def test_the_page_says_what_the_json_says(reported: Report) -> None:

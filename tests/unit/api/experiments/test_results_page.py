@@ -1,4 +1,4 @@
-"""docs/results.md says what the committed records say."""
+"""README.md and docs/results.md say what the committed records say."""
 
 from pathlib import Path
 
@@ -49,10 +49,8 @@ def test_an_unknown_table_is_an_error(tmp_path: Path, what: str) -> None:
         fill(f"<!-- table: {what} -->\n<!-- end of table -->\n", reports, tmp_path)
 
 
-def test_the_committed_page_follows_from_the_committed_records(tmp_path: Path) -> None:
+def test_the_committed_pages_follow_from_the_committed_records(tmp_path: Path) -> None:
     """`make results` would change nothing. Reports are written elsewhere, the checkout stays as it is."""
-    for name in ("experiments", "docs"):
-        (tmp_path / name).mkdir()
     for file in (ROOT / "experiments").rglob("*"):
         if file.suffix in (".yaml", ".json") and file.name != "report.json":
             copy = tmp_path / file.relative_to(ROOT)
@@ -60,8 +58,10 @@ def test_the_committed_page_follows_from_the_committed_records(tmp_path: Path) -
             copy.write_bytes(file.read_bytes())
     folder = tmp_path / "experiments"
     reports = {each.experiment.name: each for each in write_reports(folder, plots=False)}
-    page = (ROOT / "docs" / "results.md").read_text("utf-8")
-    assert reports and fill(page, reports, folder / "records") == page
+    assert reports
+    for name in ("README.md", "docs/results.md"):
+        page = (ROOT / name).read_text("utf-8")
+        assert fill(page, reports, folder / "records") == page
 
 
 def test_demos_and_gradients_are_tables_too() -> None:
