@@ -69,7 +69,7 @@ def request_of(arguments: argparse.Namespace) -> Json:
             "micro_batch": 16,
             "log_gradient_norms": False,
         },
-        "evaluation": {"samples_per_prompt": 2, "every_round": False},
+        "evaluation": {"samples_per_prompt": 4, "every_round": False},
         "label": "demo",
     }
 
