@@ -14,9 +14,9 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import EventSource
 from pydantic import BaseModel, ValidationError
 
-from api.client import sse
 from api.client.downloads import download, fetch
 from api.client.errors import ApiError, NotFoundError, TooManyRequestsError, UnavailableError, UnreachableError
 from api.client.transport import Backoff, OnRetry, Transport
@@ -240,12 +240,6 @@ class Client:
         path, after = f"/jobs/{_part(job_id)}/events", last_event_id
         attempt, lost_at = 0, 0.0
 
-        def alive(pieces: Iterator[bytes]) -> Iterator[bytes]:
-            nonlocal attempt
-            for piece in pieces:
-                attempt = 0
-                yield piece
-
         while True:
             headers = {"Accept": "text/event-stream"}
             if after is not None:
@@ -253,12 +247,16 @@ class Client:
             problem: ApiError = UnreachableError(f"{self.base_url} closed the stream of events of {job_id}")
             try:
                 with self._transport.stream(path, headers, _SILENCE_SECONDS) as answer:
-                    for event in sse.parse(alive(answer.iter_bytes())):
-                        if event.name == "end":
-                            return
-                        found = _read(EventOut, event.data)
-                        after = found.id
-                        yield found
+                    try:
+                        for message in EventSource(answer).iter_sse():
+                            if message.event == "end":
+                                return
+                            if message.data:  # httpx-sse makes an empty message of a keep-alive comment
+                                event = _read(EventOut, message.data)
+                                after = event.id
+                                yield event
+                    finally:
+                        attempt = 0 if answer.num_bytes_downloaded else attempt
             except httpx.TransportError as error:
                 problem = self._transport.unreachable(error)
             except (UnavailableError, TooManyRequestsError) as error:

@@ -1,14 +1,18 @@
 """The Python client against the real application on a real port."""
 
 import hashlib
+import json
 import re
 import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 
 import api.client.client as client_module
 from api.client import (
@@ -25,8 +29,10 @@ from api.client import (
     UnreachableError,
 )
 from api.client.transport import Backoff
+from api.wire.jobs import EventOut
 from service.jobs.kinds import RoundSpec
 from service.states import JobKind
+from tests.live_service import serving
 from tests.proxy import proxy
 from tests.service import round_body
 from tests.unit.api.conftest import Live
@@ -268,6 +274,74 @@ def test_follow_gives_up_when_nothing_comes_for_too_long(live: Live) -> None:
     assert pauses
     with live.client() as client, pytest.raises(NotFoundError):
         list(client.follow("job_" + "0" * 26))
+
+
+class Streams:
+    """An application that answers each request with the next of some streams, seven bytes a piece."""
+
+    def __init__(self, *streams: bytes, media_type: bytes = b"text/event-stream") -> None:
+        self._streams, self._media_type = list(streams), media_type
+        self.last_event_ids: list[str | None] = []
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.last_event_ids.append(Headers(scope=scope).get("last-event-id"))
+        stream = self._streams.pop(0) if self._streams else b""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", self._media_type)]})
+        for start in range(0, len(stream), 7):
+            await send({"type": "http.response.body", "body": stream[start : start + 7], "more_body": True})
+        await send({"type": "http.response.body"})
+
+
+def follow(streams: Streams, pauses: list[float], **settings: Any) -> list[EventOut]:
+    with serving(streams) as port:
+        backoff = Backoff(pauses.append)
+        with Client(f"http://127.0.0.1:{port}", trust_env=False, backoff=backoff) as client:
+            return list(client.follow("job_1", **settings))
+
+
+def sent(number: int, message: str = "x") -> str:
+    event = {
+        "id": number,
+        "at": "2026-01-01T00:00:00Z",
+        "kind": "job.created",
+        "message": message,
+        "stage": None,
+        "data": {},
+    }
+    return f"id: {number}\nevent: job.created\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+END = "event: end\ndata: {}\n\n"
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_follow_reads_streams_as_the_standard_says(line_end: str) -> None:
+    odd = "a\u2028b\x85c é"  # Python ends lines here, the standard does not
+    parts = (
+        ": still here\n\n" + sent(1, odd) + ": still here\n\n" + sent(2).removesuffix("\n"),
+        sent(2) + sent(3)[:-8],
+        sent(3) + END + sent(4),
+    )
+    streams = Streams(*(part.replace("\n", line_end).encode() for part in parts))
+    events = follow(streams, pauses := [])
+    assert [(event.id, event.message) for event in events] == [(1, odd), (2, "x"), (3, "x")]
+    assert streams.last_event_ids == [None, "1", "2"]
+    assert len(pauses) == 2
+
+
+def test_a_keep_alive_is_a_sign_of_life() -> None:
+    streams = Streams(*[b": still here\n\n"] * 8, END.encode())
+    assert follow(streams, pauses := [], last_event_id=1) == []
+    assert len(pauses) == 8
+    assert max(pauses) <= 0.25  # the first pause each time: they double only while nothing comes
+
+
+def test_follow_gives_up_on_a_page_that_is_no_stream() -> None:
+    streams = Streams(*[b"<p>Sign in</p>"] * 1000, media_type=b"text/html")
+    with pytest.raises(UnreachableError, match="text/event-stream"):
+        follow(streams, [], patience_seconds=0.2)
 
 
 def test_a_download_that_is_cut_goes_on_where_it_broke(live: Live, tmp_path: Path) -> None:
