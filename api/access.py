@@ -24,7 +24,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import problem
-from api.token_buckets import TokenBuckets, retry_after
+from api.rate_limit import RateLimit
+from api.token_buckets import retry_after
 from service import keys
 from service.errors import ForbiddenError, StartError
 from service.keys import ANYONE, Caller
@@ -103,11 +104,10 @@ def describe_security(app: FastAPI, schema: dict[str, Any]) -> None:
 class Guard:
     """Middleware that lets a request past with its caller in `request.state.caller`, or answers it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, rate_limit: RateLimit | None) -> None:
         self._app, self._settings = app, settings
         self._open = open_paths(settings)
-        rate = settings.requests_per_second
-        self._buckets = TokenBuckets(rate) if rate else None
+        self._rate_limit = rate_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,9 +129,9 @@ class Guard:
         except SQLAlchemyError:
             detail = "the service cannot look up the key just now"
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, "database", detail, headers={"Retry-After": "5"})
-        if self._buckets is not None:
+        if self._rate_limit is not None:
             address = request.client.host if request.client else ""
-            if wait := self._buckets.take((caller.key_id if caller else None) or f"address {address}"):
+            if wait := await self._rate_limit.take((caller.key_id if caller else None) or f"address {address}"):
                 detail = f"expected at most {self._settings.requests_per_second:g} requests a second"
                 headers = {"Retry-After": str(retry_after(wait))}
                 return problem(HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", detail, headers=headers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,6 +15,7 @@ from api.body import BodyGuard
 from api.embedded import WorkerSupervisor
 from api.metrics import HttpMetrics, InstallationMetrics
 from api.observe import Observed
+from api.rate_limit import RateLimit
 from api.readiness import Readiness
 from api.routes import (
     api_keys,
@@ -63,11 +64,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     access.require_closed_or_local(settings)
+    rate_limit = RateLimit(settings) if settings.requests_per_second else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         access.require_scopes(app)
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
+            if rate_limit is not None:
+                stack.push_async_callback(rate_limit.close)
             if settings.database.startswith("sqlite"):
                 stack.enter_context(file_lock(settings.data_dir / "service.lock"))
             service = Service.open(settings, open_queue(settings))
@@ -98,7 +102,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
-    app.add_middleware(access.Guard, settings=settings)
+    app.add_middleware(access.Guard, settings=settings, rate_limit=rate_limit)
     errors.install(app)
     parts = (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, health, metrics, docs)
     for module in parts:
