@@ -1,4 +1,4 @@
-"""All tables of the first version.
+"""All tables of version 0.1.0.
 
 The tables are written out here and do not follow later changes of `service.db.tables`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "0001_tables"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -47,10 +47,27 @@ sa.Table(
     sa.Column("stage_id", sa.String(255), sa.ForeignKey("stages.id", use_alter=True), nullable=True),
     sa.Column("round", sa.BigInteger(), nullable=True),
     sa.Column("adapter_artifact_id", sa.String(255), sa.ForeignKey("artifacts.id", use_alter=True), nullable=True),
+    sa.Column("optimizer_artifact_id", sa.String(255), sa.ForeignKey("artifacts.id", use_alter=True), nullable=True),
     sa.Column("figures", sa.JSON(), nullable=False),
     sa.Column("created_at", sa.Double(), nullable=False),
     sa.UniqueConstraint("job_id", "round"),
     sa.UniqueConstraint("name"),
+)
+
+sa.Table(
+    "api_keys",
+    _metadata,
+    sa.Column("id", sa.String(255), primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("prefix", sa.String(255), nullable=False),
+    sa.Column("sha256", sa.String(255), nullable=False),
+    sa.Column("scopes", sa.JSON(), nullable=False),
+    sa.Column("created_at", sa.Double(), nullable=False),
+    sa.Column("last_used_at", sa.Double(), nullable=True),
+    sa.Column("expires_at", sa.Double(), nullable=True),
+    sa.Column("revoked_at", sa.Double(), nullable=True),
+    sa.UniqueConstraint("sha256"),
+    sa.Index(None, "prefix"),
 )
 
 sa.Table(
@@ -61,18 +78,26 @@ sa.Table(
     sa.Column("state", sa.String(255), nullable=False),
     sa.Column("label", sa.String(255), nullable=True),
     sa.Column("spec", sa.JSON(), nullable=False),
-    sa.Column("prompt_set_id", sa.String(255), sa.ForeignKey("prompt_sets.id"), nullable=False),
+    sa.Column("prompt_set_id", sa.String(255), sa.ForeignKey("prompt_sets.id"), nullable=True),
     sa.Column("held_out_prompt_set_id", sa.String(255), sa.ForeignKey("prompt_sets.id"), nullable=True),
-    sa.Column("model_id", sa.String(255), sa.ForeignKey("models.id"), nullable=False),
+    sa.Column("model_id", sa.String(255), sa.ForeignKey("models.id"), nullable=True),
+    sa.Column("origin_id", sa.String(255), sa.ForeignKey("jobs.id"), nullable=True),
+    sa.Column("result", sa.JSON(), nullable=True),
     sa.Column("rounds", sa.BigInteger(), nullable=False),
     sa.Column("work_total", sa.Double(), nullable=False),
+    sa.Column("samples_made", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("pairs_made", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("models_made", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("created_at", sa.Double(), nullable=False),
     sa.Column("started_at", sa.Double(), nullable=True),
     sa.Column("finished_at", sa.Double(), nullable=True),
     sa.Column("cancel_requested_at", sa.Double(), nullable=True),
+    sa.Column("pause_requested_at", sa.Double(), nullable=True),
     sa.Column("error_code", sa.String(255), nullable=True),
     sa.Column("error_message", sa.Text(), nullable=True),
-    sa.Index("ix_jobs_state", "state"),
+    sa.Column("api_key_id", sa.String(255), sa.ForeignKey("api_keys.id"), nullable=True),
+    sa.Index(None, "api_key_id"),
+    sa.Index(None, "state"),
 )
 
 sa.Table(
@@ -82,6 +107,7 @@ sa.Table(
     sa.Column("job_id", sa.String(255), sa.ForeignKey("jobs.id"), nullable=False),
     sa.Column("number", sa.BigInteger(), nullable=False),
     sa.Column("kind", sa.String(255), nullable=False),
+    sa.Column("queue", sa.String(255), nullable=False),
     sa.Column("round", sa.BigInteger(), nullable=False),
     sa.Column("shard", sa.BigInteger(), nullable=False),
     sa.Column("params", sa.JSON(), nullable=False),
@@ -95,20 +121,25 @@ sa.Table(
     sa.Column("progress_at", sa.Double(), nullable=True),
     sa.Column("attempt", sa.BigInteger(), nullable=False),
     sa.Column("crash_count", sa.BigInteger(), nullable=False),
+    sa.Column("unmet", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("not_before", sa.Double(), nullable=False),
+    sa.Column("free_at", sa.Double(), nullable=True),
     sa.Column("hinted_at", sa.Double(), nullable=True),
     sa.Column("cancel_requested_at", sa.Double(), nullable=True),
+    sa.Column("pause_requested_at", sa.Double(), nullable=True),
     sa.Column("checkpoint_key", sa.String(255), nullable=True),
     sa.Column("checkpoint_sha256", sa.String(255), nullable=True),
     sa.Column("checkpoint_at", sa.Double(), nullable=True),
     sa.Column("created_at", sa.Double(), nullable=False),
     sa.Column("started_at", sa.Double(), nullable=True),
     sa.Column("finished_at", sa.Double(), nullable=True),
+    sa.Column("memory_bytes", sa.BigInteger(), nullable=True),
     sa.Column("error_code", sa.String(255), nullable=True),
     sa.Column("error_message", sa.Text(), nullable=True),
     sa.UniqueConstraint("job_id", "number"),
     sa.UniqueConstraint("job_id", "round", "kind", "shard"),
-    sa.Index("ix_stages_state_not_before", "state", "not_before"),
+    sa.Index(None, "state", "lease_expires_at"),
+    sa.Index(None, "state", "unmet", "job_id", "number"),
 )
 
 sa.Table(
@@ -116,7 +147,7 @@ sa.Table(
     _metadata,
     sa.Column("stage_id", sa.String(255), sa.ForeignKey("stages.id"), primary_key=True),
     sa.Column("needs_id", sa.String(255), sa.ForeignKey("stages.id"), primary_key=True),
-    sa.Index("ix_stage_dependencies_needs_id", "needs_id"),
+    sa.Index(None, "needs_id"),
 )
 
 sa.Table(
@@ -133,7 +164,7 @@ sa.Table(
     sa.Column("created_at", sa.Double(), nullable=False),
     sa.UniqueConstraint("key"),
     sa.UniqueConstraint("stage_id", "slot"),
-    sa.Index("ix_artifacts_job_id", "job_id"),
+    sa.Index(None, "job_id"),
 )
 
 sa.Table(
@@ -145,6 +176,7 @@ sa.Table(
     sa.Column("round", sa.BigInteger(), nullable=False),
     sa.Column("role", sa.String(255), nullable=False),
     sa.Column("split", sa.String(255), nullable=False),
+    sa.Column("prompt_set_id", sa.String(255), nullable=True),
     sa.Column("prompt_index", sa.BigInteger(), nullable=False),
     sa.Column("prompt", sa.Text(), nullable=False),
     sa.Column("number", sa.BigInteger(), nullable=False),
@@ -154,7 +186,15 @@ sa.Table(
     sa.Column("trajectory_row", sa.BigInteger(), nullable=True),
     sa.Column("image_artifact_id", sa.String(255), sa.ForeignKey("artifacts.id"), nullable=False),
     sa.Column("created_at", sa.Double(), nullable=False),
-    sa.Index("ix_samples_job_id_round_role", "job_id", "round", "role"),
+    sa.Index(None, "job_id", "id"),
+    sa.Index(None, "job_id", "role", "id"),
+    sa.Index(None, "job_id", "round", "id"),
+    sa.Index(None, "job_id", "round", "role", "id"),
+    sa.Index(None, "prompt_set_id", "id"),
+    sa.Index(None, "prompt_set_id", "role", "id"),
+    sa.Index(None, "role", "id"),
+    sa.Index(None, "round", "id"),
+    sa.Index(None, "trajectory_artifact_id"),
 )
 
 sa.Table(
@@ -174,6 +214,7 @@ sa.Table(
     sa.Column("stage_id", sa.String(255), sa.ForeignKey("stages.id"), nullable=False),
     sa.Column("round", sa.BigInteger(), nullable=False),
     sa.Column("number", sa.BigInteger(), nullable=False),
+    sa.Column("prompt_set_id", sa.String(255), nullable=True),
     sa.Column("prompt_index", sa.BigInteger(), nullable=False),
     sa.Column("prompt", sa.Text(), nullable=False),
     sa.Column("reference_id", sa.String(255), sa.ForeignKey("samples.id"), nullable=False),
@@ -182,16 +223,28 @@ sa.Table(
     sa.Column("adopted", sa.Boolean(), nullable=True),
     sa.Column("why", sa.Text(), nullable=True),
     sa.Column("scorer", sa.String(255), nullable=False),
+    sa.Column("scorer_version", sa.String(), nullable=False),
     sa.Column("reference_score", sa.Double(), nullable=False),
     sa.Column("base_score", sa.Double(), nullable=False),
     sa.Column("target_score", sa.Double(), nullable=True),
     sa.Column("figures", sa.JSON(), nullable=False),
     sa.Column("mask_artifact_id", sa.String(255), sa.ForeignKey("artifacts.id"), nullable=True),
+    sa.Column("thresholds", sa.JSON(), nullable=True),
+    sa.Column("verdict", sa.String(255), nullable=True),
+    sa.Column("verdict_by", sa.String(255), nullable=True),
+    sa.Column("verdict_at", sa.Double(), nullable=True),
+    sa.Column("revision", sa.BigInteger(), nullable=False),
     sa.Column("created_at", sa.Double(), nullable=False),
     sa.UniqueConstraint("job_id", "round", "number"),
-    sa.Index("ix_pairs_base_id", "base_id"),
-    sa.Index("ix_pairs_reference_id", "reference_id"),
-    sa.Index("ix_pairs_target_id", "target_id"),
+    sa.Index(None, "adopted", "id"),
+    sa.Index(None, "base_id"),
+    sa.Index(None, "job_id", "adopted", "id"),
+    sa.Index(None, "job_id", "id"),
+    sa.Index(None, "job_id", "round", "id"),
+    sa.Index(None, "prompt_set_id", "id"),
+    sa.Index(None, "reference_id"),
+    sa.Index(None, "round", "id"),
+    sa.Index(None, "target_id"),
 )
 
 sa.Table(
@@ -201,12 +254,35 @@ sa.Table(
     sa.Column("round", sa.BigInteger(), primary_key=True),
     sa.Column("split", sa.String(255), primary_key=True),
     sa.Column("scorer", sa.String(255), primary_key=True),
-    sa.Column("version", sa.String(255), nullable=False),
-    sa.Column("model_id", sa.String(255), sa.ForeignKey("models.id"), nullable=False),
+    sa.Column("model_id", sa.String(255), sa.ForeignKey("models.id"), primary_key=True),
+    sa.Column("version", sa.Text(), nullable=False),
     sa.Column("count", sa.BigInteger(), nullable=False),
     sa.Column("mean", sa.Double(), nullable=False),
     sa.Column("std", sa.Double(), nullable=False),
     sa.Column("created_at", sa.Double(), nullable=False),
+)
+
+sa.Table(
+    "model_aliases",
+    _metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("model_id", sa.String(255), sa.ForeignKey("models.id"), nullable=False),
+    sa.Column("updated_at", sa.Double(), nullable=False),
+)
+
+sa.Table(
+    "exports",
+    _metadata,
+    sa.Column("id", sa.String(255), primary_key=True),
+    sa.Column("job_id", sa.String(255), sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("model_id", sa.String(255), sa.ForeignKey("models.id"), nullable=True),
+    sa.Column("of_job_id", sa.String(255), sa.ForeignKey("jobs.id"), nullable=True),
+    sa.Column("format", sa.String(255), nullable=False),
+    sa.Column("artifact_id", sa.String(255), sa.ForeignKey("artifacts.id"), nullable=False),
+    sa.Column("figures", sa.JSON(), nullable=False),
+    sa.Column("created_at", sa.Double(), nullable=False),
+    sa.Index(None, "model_id"),
+    sa.Index(None, "of_job_id"),
 )
 
 sa.Table(
@@ -219,7 +295,23 @@ sa.Table(
     sa.Column("kind", sa.String(255), nullable=False),
     sa.Column("message", sa.Text(), nullable=False),
     sa.Column("data", sa.JSON(), nullable=False),
-    sa.Index("ix_events_job_id", "job_id"),
+    sa.Index(None, "job_id"),
+    sa.Index(None, "kind"),
+)
+
+sa.Table(
+    "workers",
+    _metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.BigInteger(), nullable=False),
+    sa.Column("queues", sa.JSON(), nullable=False),
+    sa.Column("device", sa.String(255), nullable=False),
+    sa.Column("model", sa.String(255), nullable=True),
+    sa.Column("gpu_memory_bytes", sa.BigInteger(), nullable=True),
+    sa.Column("started_at", sa.Double(), nullable=False),
+    sa.Column("seen_at", sa.Double(), nullable=False),
+    sa.Index(None, "seen_at"),
 )
 
 sa.Table(

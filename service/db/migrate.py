@@ -25,6 +25,9 @@ from service.settings import Settings
 
 _SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
 _TABLE = "alembic_version"
+_UNRELEASED = frozenset(f"{number:04}" for number in range(1, 11))
+"""Revisions of the versions before 0.1.0, which no migration leads on from."""
+
 _WAIT_SECONDS = 600.0
 _LOOK_SECONDS = 0.05
 
@@ -61,13 +64,22 @@ def _upgrade(config: Config, connection: Connection) -> None:
     present = _present(connection)
     connection.rollback()
     if present - known:
-        raise UnknownRevisionError(
-            f"the database is at revision {', '.join(sorted(present))}, which this version does not know: "
-            "it was made by a newer one"
-        )
+        raise UnknownRevisionError(_reason(present))
+
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")
     connection.commit()
+
+
+def _reason(present: frozenset[str]) -> str:
+    """Why a database at an unknown revision cannot be migrated, and what to do."""
+    at = f"the database is at revision {', '.join(sorted(present))}"
+    if present <= _UNRELEASED:
+        return (
+            f"{at}, created by a version before 0.1.0, and cannot be upgraded: export the models to keep with that "
+            "version (`dfusion models export`), then start with an empty database and an empty data folder"
+        )
+    return f"{at}, which this version does not know: it was created by a newer version; start that one"
 
 
 @contextmanager

@@ -278,7 +278,7 @@ class Pair(Table):
     adopted: Mapped[bool | None]
     why: Mapped[str | None] = mapped_column(Text)
     scorer: Mapped[str]
-    scorer_version: Mapped[str]
+    scorer_version: Mapped[str] = mapped_column(String())
     reference_score: Mapped[float]
     base_score: Mapped[float]
     target_score: Mapped[float | None]

@@ -244,7 +244,7 @@ def _damages(file: Path, to: Path) -> dict[str, Path]:
         "without a table": {"rows/scores.jsonl": None},
         "with a path": {"../escaped": b"x"},
         "of a newer format": {"header.json": json.dumps(header | {"format": 2}).encode()},
-        "of another revision": _consistent(found, "header.json", json.dumps(header | {"revision": "0001"}).encode()),
+        "of another revision": _consistent(found, "header.json", json.dumps(header | {"revision": "0010"}).encode()),
     }
     made = {name: rewritten(file, to / f"{name}.tar", change) for name, change in changes.items()}
     for name, content in contents.items():
@@ -272,7 +272,7 @@ def test_a_file_that_is_damaged_or_of_another_version_is_refused_whole(
         assert row_counts(new) == before
         assert list(new.store.objects()) == []
     assert "newer than 1" in said["of a newer format"]
-    assert "0001" in said["of another revision"]
+    assert "0010" in said["of another revision"]
     assert "rows/jobs.jsonl is damaged" in said["with another row"]
     assert "objects" in said["without an object"]
 
