@@ -1,32 +1,30 @@
-"""The round's pairs with their samples."""
+"""Pairs as stages load them, and the samples that a fusion names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sqlalchemy.orm import Session
+
 from dfusion.config import FusionConfig
-from dfusion.types import Trajectory
 from service.db.queries import results
-from service.db.tables import Artifact, Pair, Sample
-from service.errors import TrajectoryGoneError
+from service.db.tables import Pair, Sample
+from service.jobs.execution import Claim
 from service.jobs.kinds import FusionJobSpec, RoundSpec
-from worker.context import StageContext
+from worker.inputs import SAMPLED_ROLES, StoredSample, load_round_samples, load_samples, shard_range, spec_as
 
 
 @dataclass(frozen=True)
-class StoredSample:
-    """A sample with its image and where its trajectory is: artifact and row, empty where it is not kept."""
+class StoredPair:
+    """A pair as it is stored.
 
-    row: Sample
-    trajectory: str
-    trajectory_row: int
-    image: Artifact
-
-
-@dataclass(frozen=True)
-class PairSamples:
-    """A pair with its samples; `target` is None before fusion, or without it."""
+    Attributes:
+        row: The pair.
+        reference: Its well-aligned sample.
+        base: Its poorly-aligned sample.
+        target: The sample fused from the two; None before fusion, or without it.
+    """
 
     row: Pair
     reference: StoredSample
@@ -34,51 +32,47 @@ class PairSamples:
     target: StoredSample | None
 
 
-def load_pairs(context: StageContext) -> list[PairSamples]:
-    """The round's pairs in order: all of them, or the shard's where the stage is one."""
-    spans = {of: context.span(of) for of in ("prompts", "pairs") if of in context.claim.params}
-    with context.reading() as session:
-        rows = results.round_pairs(
-            session, context.claim.job_id, context.claim.round, spans.get("prompts"), spans.get("pairs")
-        )
-    return with_samples(context, rows)
-
-
-def with_samples(context: StageContext, rows: Sequence[Pair]) -> list[PairSamples]:
-    """These pairs with their samples."""
-    with context.reading() as session:
-        samples = results.samples(session, results.sides_of(rows))
-    stored = stored_samples(context, samples.values())
+def load_pairs(session: Session, rows: Sequence[Pair]) -> list[StoredPair]:
+    """These pairs with their samples, in the same order."""
+    samples = load_samples(session, results.samples(session, results.sides_of(rows)).values())
     return [
-        PairSamples(
+        StoredPair(
             row,
-            stored[row.reference_id],
-            stored[row.base_id],
-            None if row.target_id is None else stored[row.target_id],
+            samples[row.reference_id],
+            samples[row.base_id],
+            None if row.target_id is None else samples[row.target_id],
         )
         for row in rows
     ]
 
 
-def stored_samples(context: StageContext, samples: Collection[Sample]) -> dict[str, StoredSample]:
-    """The samples with their images, by id."""
-    with context.reading() as session:
-        images = results.artifacts(session, [sample.image_artifact_id for sample in samples])
-    return {
-        sample.id: StoredSample(
-            sample, sample.trajectory_artifact_id or "", sample.trajectory_row or 0, images[sample.image_artifact_id]
-        )
-        for sample in samples
-    }
+def load_round_pairs(session: Session, claim: Claim) -> list[StoredPair]:
+    """The pairs of the claim's round by number; those of its shard if the stage has one."""
+    prompts = shard_range(claim, "prompts") if "prompts" in claim.params else None
+    numbers = shard_range(claim, "pairs") if "pairs" in claim.params else None
+    return load_pairs(session, results.round_pairs(session, claim.job_id, claim.round, prompts, numbers))
 
 
-def trajectory_of(sample: StoredSample, stored: Mapping[str, Trajectory]) -> Trajectory:
-    """The sample's own trajectory, of one sample. Raises TrajectoryGoneError where it is not kept any more."""
-    if sample.trajectory not in stored:
-        raise TrajectoryGoneError(f"the trajectory of {sample.row.id} is not kept (DFUSION_KEEP_TRAJECTORIES)")
-    return stored[sample.trajectory].select([sample.trajectory_row])
+def load_sides_to_fuse(session: Session, spec: FusionJobSpec) -> list[tuple[Sample, Sample]]:
+    """The (reference, base) samples that the spec names; none if the spec pairs a sampling."""
+    if spec.pair is not None:
+        pair = results.get_pair(session, spec.pair)
+        ids = [(pair.reference_id, pair.base_id)]
+    else:
+        ids = [(sides.reference, sides.base) for sides in spec.pairs or ()]
+
+    samples = results.samples(session, {sample_id for sides in ids for sample_id in sides})
+    return [(samples[reference_id], samples[base_id]) for reference_id, base_id in ids]
 
 
-def fusion_of(context: StageContext) -> FusionConfig:
-    """How the job's targets are fused."""
-    return context.spec_as(RoundSpec, FusionJobSpec).fusion or FusionConfig()
+def load_samples_to_fuse(session: Session, spec: FusionJobSpec) -> list[StoredSample]:
+    """All samples that may become a side of a pair, each once."""
+    if spec.sampling is not None:
+        return load_round_samples(session, spec.sampling, 0, SAMPLED_ROLES)
+    samples = {sample.id: sample for sides in load_sides_to_fuse(session, spec) for sample in sides}
+    return list(load_samples(session, samples.values()).values())
+
+
+def fusion_of(claim: Claim) -> FusionConfig:
+    """How the targets of the claim's job are fused."""
+    return spec_as(claim, RoundSpec, FusionJobSpec).fusion or FusionConfig()

@@ -1,4 +1,4 @@
-"""The boundary of a task: runs one claimed stage, and turns whatever happens into a state of the stage."""
+"""The boundary of a task: runs one claimed stage, and turns its outcome into a state of the stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.jobs import execution
 from service.jobs.execution import Claim, Failure
 from worker.context import StageContext
 from worker.heartbeat import Heartbeat
-from worker.stages import HANDLERS
+from worker.stages import STAGES
 from worker.stop_flag import Stop
 from worker.workbench import Workbench
 
@@ -22,9 +22,13 @@ _logger = logging.getLogger(__name__)
 
 
 def run_stage(bench: Workbench, claim: Claim, stop: Stop) -> bool:
-    """Run the stage to one of its ends; whether this process is still fit for another one.
+    """Run the stage until it succeeds, fails or stops.
 
-    Only what the database itself refuses comes out of here.
+    Returns:
+        Whether this process can run another stage.
+
+    Raises:
+        SQLAlchemyError: The outcome could not be written.
     """
     with logs.about(job_id=claim.job_id, stage_id=claim.stage_id):
         _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
@@ -40,7 +44,7 @@ def _attempt(bench: Workbench, claim: Claim, stop: Stop) -> bool:
         with bench.store.scratch() as scratch:
             bench.forget_peak_memory()
             with Heartbeat(bench, claim, stop) as heartbeat:
-                record = HANDLERS[claim.kind](StageContext(bench, claim, heartbeat, scratch))
+                record = STAGES[claim.kind].run(StageContext(bench, claim, heartbeat, scratch))
             execution.finish(bench.uow, bench.settings, claim, record, heartbeat.total, bench.peak_memory())
     except LeaseLostError:
         raise
@@ -58,12 +62,12 @@ def _attempt(bench: Workbench, claim: Claim, stop: Stop) -> bool:
 
 
 def spoils_the_device(error: Exception) -> bool:
-    """Whether CUDA may be unusable in this process from now on (or its memory in pieces)."""
+    """Whether the error may leave CUDA unusable in this process, or its memory fragmented."""
     return isinstance(error, (torch.cuda.OutOfMemoryError, torch.AcceleratorError)) or "CUDA error" in str(error)
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an error means for its stage."""
+    """The code and message of an error, and whether a retry may help."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         advice = "the GPU's memory is too small: lower DFUSION_BATCH_SIZE or training.micro_batch"
         return Failure("out_of_memory", advice, retryable=False)

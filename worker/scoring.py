@@ -7,87 +7,132 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from sqlalchemy.orm import Session
 
 from dfusion.rewards import Scorer
 from dfusion.rewards.checks import checked_scores
 from dfusion.rewards.watch import Diversity, diversity
 from service.db.queries import results
-from service.db.tables import Artifact, Sample, Score
+from service.db.tables import Artifact, Score
 from worker.context import StageContext, batches
+from worker.inputs import StoredSample
 
 _THUMBNAIL = 32
-"""Side of the pictures whose pixels stand for an image where no scorer has features."""
+"""Side of the thumbnails whose pixels are the features of an image where no scorer has any."""
+_PIXELS = "pixels"
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The scores of N images by each scorer, (scorers, N), and features of the images, (N, …) float32."""
+class ImageScores:
+    """The scores of N images by S scorers.
+
+    Attributes:
+        values: (S, N).
+        features: (N, ...) float32, one row an image.
+        features_name: Which scorer the features are of, with its version; "pixels" where no scorer has features.
+    """
 
     values: list[list[float]]
     features: np.ndarray
-    features_of: str
-    """Whose features they are."""
+    features_name: str
 
     def diversity(self, prompts: Sequence[str]) -> Diversity | None:
-        """How different the images of each prompt are; None where no prompt has two."""
+        """How different the images of each prompt are; None if no prompt has two."""
         if len(set(prompts)) == len(prompts):
             return None
-        return diversity(self.features, prompts, "rms" if self.features_of == "pixels" else "cosine")
+        return diversity(self.features, prompts, "rms" if self.features_name == _PIXELS else "cosine")
 
 
 def score_images(
     context: StageContext, scorers: Sequence[Scorer], images: Sequence[Artifact], prompts: Sequence[str]
-) -> Scored:
-    """Stored images by all scorers; each image is read once. Counts a step an image."""
+) -> ImageScores:
+    """Score stored images. Each image is read once and counts as one step.
+
+    Args:
+        context: The stage, whose steps are planned here.
+        scorers: S scorers.
+        images: N stored images.
+        prompts: The prompt of each image.
+
+    Returns:
+        The scores and features, in the order of the images.
+
+    Raises:
+        ScorerError, NonFiniteError, StorageError: An image could not be scored or read.
+    """
     context.heartbeat.plan(len(images))
     values: list[list[float]] = [[] for _ in scorers]
-    with_features = next((scorer for scorer in scorers if hasattr(scorer, "features")), None)
     features = []
-    for part in batches(list(zip(images, prompts, strict=True)), context.bench.settings.batch_size):
-        pixels = np.stack([context.load_image(artifact) for artifact, _ in part])
-        for found, scorer in zip(values, scorers, strict=True):
-            found += score_pixels(scorer, pixels, [prompt for _, prompt in part])
+    with_features = next((scorer for scorer in scorers if hasattr(scorer, "features")), None)
+
+    for batch in batches(list(zip(images, prompts, strict=True)), context.bench.settings.batch_size):
+        pixels = np.stack([context.load_image(artifact) for artifact, _ in batch])
+        for scorer_values, scorer in zip(values, scorers, strict=True):
+            scorer_values += score_pixels(scorer, pixels, [prompt for _, prompt in batch])
         features.append(_thumbnails(pixels) if with_features is None else with_features.features(pixels))
-        context.heartbeat.step(len(part))
-    name = "pixels" if with_features is None else f"{with_features.name}@{with_features.version}"
-    return Scored(values, np.concatenate(features) if features else np.empty((0, 1), np.float32), name)
+        context.heartbeat.step(len(batch))
+
+    name = _PIXELS if with_features is None else f"{with_features.name}@{with_features.version}"
+    return ImageScores(values, np.concatenate(features) if features else np.empty((0, 1), np.float32), name)
 
 
 @dataclass(frozen=True)
-class KnownScores:
-    """Scores by sample; `found` are those among them that are in no table yet."""
+class ScoredSamples:
+    """Samples with all scores that are stored for them.
+
+    Attributes:
+        samples: The samples.
+        scores: Their scores by the sample's id, whichever scorer and version they are of.
+    """
+
+    samples: Sequence[StoredSample]
+    scores: Mapping[str, Sequence[Score]]
+
+
+def load_scores(session: Session, samples: Sequence[StoredSample]) -> ScoredSamples:
+    """These samples with all scores that are stored for them."""
+    return ScoredSamples(samples, results.scores(session, [sample.row.id for sample in samples]))
+
+
+@dataclass(frozen=True)
+class CompleteScores:
+    """The scores of samples by one version of a scorer.
+
+    Attributes:
+        by_sample: The score of every sample, by the sample's id.
+        new: Those of them that are not stored yet.
+    """
 
     by_sample: Mapping[str, float]
-    found: list[Score]
+    new: Sequence[Score]
 
 
-def scores_by(context: StageContext, scorer: Scorer, samples: Sequence[Sample]) -> KnownScores:
-    """What this version of the scorer gives the samples: those that it has not scored yet, it scores now."""
-    with context.reading() as session:
-        rows = results.scores(session, [sample.id for sample in samples])
-        stored = [row for of_sample in rows.values() for row in of_sample]
-        known = {row.sample_id: row.value for row in stored if (row.scorer, row.version) == _identity(scorer)}
-        lacking = [sample for sample in samples if sample.id not in known]
-        images = results.artifacts(session, [sample.image_artifact_id for sample in lacking])
-    if not lacking:
-        return KnownScores(known, [])
-    pictures = [images[sample.image_artifact_id] for sample in lacking]
-    scored = score_images(context, [scorer], pictures, [sample.prompt for sample in lacking])
-    found = score_rows([scorer], [sample.id for sample in lacking], scored.values)
-    return KnownScores(known | {row.sample_id: row.value for row in found}, found)
+def score_missing(context: StageContext, scorer: Scorer, known: ScoredSamples) -> CompleteScores:
+    """Complete the scores of samples: those that this version of the scorer has not scored yet are scored now."""
+    stored = {
+        score.sample_id: score.value
+        for scores in known.scores.values()
+        for score in scores
+        if (score.scorer, score.version) == (scorer.name, scorer.version)
+    }
+    missing = [sample for sample in known.samples if sample.row.id not in stored]
+    if not missing:
+        return CompleteScores(stored, [])
+
+    scored = score_images(
+        context, [scorer], [sample.image for sample in missing], [sample.row.prompt for sample in missing]
+    )
+    new = score_rows([scorer], [sample.row.id for sample in missing], scored.values)
+    return CompleteScores(stored | {score.sample_id: score.value for score in new}, new)
 
 
 def score_rows(scorers: Sequence[Scorer], sample_ids: Sequence[str], values: Sequence[Sequence[float]]) -> list[Score]:
-    """Values (scorers, N) as rows, scorer by scorer."""
+    """Values (S, N) of S scorers for N samples as rows, scorer by scorer."""
     return [
         Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
-        for scorer, of_scorer in zip(scorers, values, strict=True)
-        for sample_id, value in zip(sample_ids, of_scorer, strict=True)
+        for scorer, scorer_values in zip(scorers, values, strict=True)
+        for sample_id, value in zip(sample_ids, scorer_values, strict=True)
     ]
-
-
-def _identity(scorer: Scorer) -> tuple[str, str]:
-    return scorer.name, scorer.version
 
 
 def score_pixels(scorer: Scorer, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
@@ -98,5 +143,5 @@ def score_pixels(scorer: Scorer, images: np.ndarray, prompts: Sequence[str]) -> 
 def _thumbnails(images: np.ndarray) -> np.ndarray:
     """(B, 32, 32, 3) float32 in [0, 1]."""
     size = (_THUMBNAIL, _THUMBNAIL)
-    small = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)) for image in images]
-    return np.stack(small).astype(np.float32) / 255
+    thumbnails = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)) for image in images]
+    return np.stack(thumbnails).astype(np.float32) / 255

@@ -2,168 +2,262 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from sqlalchemy.orm import Session
 
 from dfusion.advantages import RewardHistory
 from dfusion.config import TrainingConfig
 from dfusion.training_data import Example, TrainingPair, TrainingSample
 from dfusion.types import Trajectory
-from service.db.queries import results
-from service.db.tables import Model
+from service.db.queries import results, training_pairs
+from service.db.tables import Artifact, Model, Pair
+from service.jobs.execution import Claim
 from service.jobs.kinds import RoundSpec, TrainingJobSpec
 from service.states import SampleRole, Verdict
 from worker.context import StageContext
-from worker.pairs import PairSamples, StoredSample, load_pairs, stored_samples, trajectory_of, with_samples
-from worker.scoring import scores_by
-from worker.sources import pairs_to_train_on
+from worker.inputs import SAMPLED_ROLES, StoredSample, load_round_samples, spec_as, trajectory_of
+from worker.pairs import StoredPair, load_pairs, load_round_pairs
+from worker.scoring import ScoredSamples, load_scores, score_missing
+
+_Histories = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
+"""All scores of the policy's own samples so far, by scorer and version, then by prompt. They are read from the
+database, so that they survive restarts."""
+
+
+@dataclass(frozen=True)
+class ScoredSide:
+    """A side of a pair, and its score by the pair's scorer."""
+
+    sample: StoredSample
+    score: float
+
+
+@dataclass(frozen=True)
+class RankedPair:
+    """A pair with its sides by preference."""
+
+    pair: StoredPair
+    better: ScoredSide
+    worse: ScoredSide
+
+    @property
+    def sides(self) -> tuple[ScoredSide, ScoredSide]:
+        """Both sides, the better one first."""
+        return self.better, self.worse
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Pairs to learn from.
+
+    Attributes:
+        pairs: Those that have a better side.
+        masks: Where a target took from its reference: the mask's image by the pair's id. Empty unless the loss is
+            weighted by them.
+        histories: What advantages are computed from; empty if the algorithm learns from pairs.
+    """
+
+    pairs: Sequence[RankedPair]
+    masks: Mapping[str, Artifact]
+    histories: _Histories
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """Samples to learn from, without fusion.
+
+    Attributes:
+        samples: The round's own samples by prompt and number, with their scores.
+        histories: What advantages are computed from.
+    """
+
+    samples: ScoredSamples
+    histories: _Histories
 
 
 @dataclass(frozen=True)
 class TrainingExamples:
-    """Examples, how many pairs are behind them, and in how many of those the target is the better side."""
+    """What a trainer takes.
+
+    Attributes:
+        examples: Pairs or samples.
+        pairs: How many pairs they come from.
+        adopted: In how many of those the target is the better side.
+    """
 
     examples: list[Example]
     pairs: int
     adopted: int
 
 
-@dataclass(frozen=True)
-class ScoredSide:
-    """One side of a pair with its score by the pair's scorer."""
+def load_source(session: Session, claim: Claim) -> PairSource | SampleSource:
+    """What the claim's training may learn from. Raises ConflictError for jobs that do not train."""
+    spec = spec_as(claim, RoundSpec, TrainingJobSpec)
+    if isinstance(spec, RoundSpec) and spec.fusion is None and not spec.training.learns_from_pairs:
+        samples = load_scores(session, load_round_samples(session, claim.job_id, claim.round, SAMPLED_ROLES))
+        return SampleSource(samples, results.score_histories(session, [claim.job_id], claim.round))
 
-    sample: StoredSample
-    score: float
-
-
-def training_examples(context: StageContext, config: TrainingConfig, parent: Model) -> TrainingExamples:
-    """All that the stage's training is to learn from, to be trained on `parent`."""
-    spec = context.spec_as(RoundSpec, TrainingJobSpec)
-    if isinstance(spec, RoundSpec) and spec.fusion is None and not config.learns_from_pairs:
-        samples = _plain_samples(context, config, spec, parent)
-        return TrainingExamples(list(samples), 0, 0)
     if isinstance(spec, RoundSpec):
-        pairs = load_pairs(context)
+        pairs = load_round_pairs(session, claim)
+        ranked = _rank_pairs(pairs, by_verdicts=spec.review)
     else:
-        with context.reading() as session:
-            rows = pairs_to_train_on(session, spec)
-        pairs = with_samples(context, rows)
-    decided = [(pair, *sides) for pair in pairs if (sides := _sides(pair, spec)) is not None]
-    stored = context.load_trajectories({s.sample.trajectory for _, *sides in decided for s in sides})
-    if config.learns_from_pairs:
-        masks = _masks(context, [pair for pair, *_ in decided]) if config.credit == "mask" else {}
-        examples: Iterable[Example] = (
-            _pair(pair, better, worse, stored, parent, masks.get(pair.row.id)) for pair, better, worse in decided
-        )
-    else:
-        examples = _pair_samples(context, decided, stored, config, parent)
-    adopted = sum(better.sample.row.role == SampleRole.TARGET for _, better, _ in decided)
-    return TrainingExamples(list(examples), len(decided), adopted)
+        pairs = load_pairs(session, _pairs_to_train_on(session, spec))
+        ranked = _rank_pairs(pairs, by_verdicts=spec.prefer == "verdicts")
+
+    if not spec.training.learns_from_pairs:
+        return PairSource(ranked, {}, _load_histories(session, ranked))
+    return PairSource(ranked, _load_masks(session, ranked) if spec.training.credit == "mask" else {}, {})
 
 
-def _sides(pair: PairSamples, spec: RoundSpec | TrainingJobSpec) -> tuple[ScoredSide, ScoredSide] | None:
-    asks = spec.review if isinstance(spec, RoundSpec) else spec.prefer == "verdicts"
-    return better_and_worse(pair, asks)
+def _pairs_to_train_on(session: Session, spec: TrainingJobSpec) -> list[Pair]:
+    pairs = training_pairs.named(session, spec.pairs or (), spec.jobs or ())
+    return training_pairs.with_preferred_side(pairs) if spec.prefer == "verdicts" else pairs
 
 
-def better_and_worse(pair: PairSamples, by_verdicts: bool) -> tuple[ScoredSide, ScoredSide] | None:
-    """The better and the worse side: as people said, where they are asked and did, or by Eq. 7: the target where it
-    was adopted, else the reference, over the base. None where people see no better one."""
+def _load_histories(session: Session, pairs: Sequence[RankedPair]) -> _Histories:
+    """The scores of all rounds up to the newest pair's, in the jobs that sampled the pairs' bases."""
+    bases = [ranked.pair.base.row for ranked in pairs]
+    newest = max((base.round for base in bases), default=0)
+    return results.score_histories(session, {base.job_id for base in bases}, newest)
+
+
+def _load_masks(session: Session, pairs: Sequence[RankedPair]) -> dict[str, Artifact]:
+    """The mask images of those pairs that have one, by the pair's id."""
+    mask_ids = {ranked.pair.row.id: ranked.pair.row.mask_artifact_id for ranked in pairs}
+    images = results.artifacts(session, [mask_id for mask_id in mask_ids.values() if mask_id is not None])
+    return {pair_id: images[mask_id] for pair_id, mask_id in mask_ids.items() if mask_id is not None}
+
+
+def _rank_pairs(pairs: Sequence[StoredPair], *, by_verdicts: bool) -> list[RankedPair]:
+    """Those of the pairs that have a better side."""
+    ranked = (rank_pair(pair, by_verdicts=by_verdicts) for pair in pairs)
+    return [pair for pair in ranked if pair is not None]
+
+
+def rank_pair(pair: StoredPair, *, by_verdicts: bool) -> RankedPair | None:
+    """The better side over the worse: by the verdict if it counts and there is one, else by Eq. 7.
+
+    By Eq. 7 the target, if it was adopted, or the reference is better than the base.
+
+    Returns:
+        The ranked pair; None if the verdict prefers neither side.
+    """
     row = pair.row
-    base, reference = ScoredSide(pair.base, row.base_score), ScoredSide(pair.reference, row.reference_score)
-    target = ScoredSide(pair.target, row.target_score) if pair.target and row.target_score is not None else None
+    base = ScoredSide(pair.base, row.base_score)
+    reference = ScoredSide(pair.reference, row.reference_score)
+    target = None
+    if pair.target is not None and row.target_score is not None:
+        target = ScoredSide(pair.target, row.target_score)
+
     if by_verdicts and row.verdict is not None:
-        better = target or reference
+        judged = target or reference
         if row.verdict == Verdict.TARGET:
-            return better, base
-        return (base, better) if row.verdict == Verdict.BASE else None
+            return RankedPair(pair, judged, base)
+        return RankedPair(pair, base, judged) if row.verdict == Verdict.BASE else None
+
     if row.adopted and target is not None:
-        return target, base
-    return reference, base
+        return RankedPair(pair, target, base)
+    return RankedPair(pair, reference, base)
 
 
-def _masks(context: StageContext, pairs: Sequence[PairSamples]) -> dict[str, torch.Tensor]:
-    """Where each pair's target took from the reference, by the pair's id: its mask image, (H, W) in [0, 1]."""
-    with context.reading() as session:
-        images = results.artifacts(session, [pair.row.mask_artifact_id for pair in pairs if pair.row.mask_artifact_id])
-    return {
-        pair.row.id: torch.from_numpy(context.load_image(images[pair.row.mask_artifact_id])[..., 0] / 255).float()
-        for pair in pairs
-        if pair.row.mask_artifact_id is not None
-    }
+def training_examples(
+    context: StageContext, source: PairSource | SampleSource, config: TrainingConfig, parent: Model
+) -> TrainingExamples:
+    """All that a training learns from.
+
+    Args:
+        context: The stage.
+        source: What `load_source` read.
+        config: The training's settings.
+        parent: The model that is trained.
+
+    Raises:
+        TrajectoryGoneError: A trajectory is not kept any more.
+        StorageError: A file cannot be read.
+    """
+    if isinstance(source, SampleSource):
+        return TrainingExamples(list(_examples_of_samples(context, source, config, parent)), 0, 0)
+
+    sides = [side.sample for ranked in source.pairs for side in ranked.sides]
+    trajectories = context.load_trajectories(sides)
+    examples: list[Example] = []
+    if config.learns_from_pairs:
+        masks = {pair_id: _mask(context, image) for pair_id, image in source.masks.items()}
+        examples += [
+            _training_pair(ranked, trajectories, parent, masks.get(ranked.pair.row.id)) for ranked in source.pairs
+        ]
+    else:
+        examples += _examples_of_sides(source, trajectories, config, parent)
+
+    adopted = sum(ranked.better.sample.row.role == SampleRole.TARGET for ranked in source.pairs)
+    return TrainingExamples(examples, len(source.pairs), adopted)
 
 
-def _pair(
-    pair: PairSamples,
-    better: ScoredSide,
-    worse: ScoredSide,
-    stored: Mapping[str, Trajectory],
-    parent: Model,
-    mask: torch.Tensor | None,
+def _mask(context: StageContext, image: Artifact) -> torch.Tensor:
+    """A mask from its image: (H, W) float32 in [0, 1]."""
+    return torch.from_numpy(context.load_image(image)[..., 0] / 255).float()
+
+
+def _training_pair(
+    ranked: RankedPair, trajectories: Mapping[str, Trajectory], parent: Model, mask: torch.Tensor | None
 ) -> TrainingPair:
-    sides = (better.sample.row.role, worse.sample.row.role)
+    better = ranked.better.sample
+    worse = ranked.worse.sample
+    has_target = SampleRole.TARGET in (better.row.role, worse.row.role)
     return TrainingPair(
-        trajectory_of(better.sample, stored),
-        trajectory_of(worse.sample, stored),
-        pair.row.prompt,
-        _drawn_by(better.sample, parent),
-        _drawn_by(worse.sample, parent),
-        mask if SampleRole.TARGET in sides else None,
+        trajectory_of(better, trajectories),
+        trajectory_of(worse, trajectories),
+        ranked.pair.row.prompt,
+        _is_on_policy(better, parent),
+        _is_on_policy(worse, parent),
+        mask if has_target else None,
     )
 
 
-def _drawn_by(sample: StoredSample, parent: Model) -> bool:
+def _is_on_policy(sample: StoredSample, parent: Model) -> bool:
+    """Whether the model that is trained sampled it."""
     return sample.row.role != SampleRole.TARGET and sample.row.model_id == parent.id
 
 
-def _pair_samples(
-    context: StageContext,
-    decided: Sequence[tuple[PairSamples, ScoredSide, ScoredSide]],
-    stored: Mapping[str, Trajectory],
-    config: TrainingConfig,
-    parent: Model,
-) -> Iterable[TrainingSample]:
-    """Both sides of each pair, measured against all that the scorer gave the prompt's own samples up to their round."""
-    jobs = {pair.base.row.job_id for pair, *_ in decided}
-    newest = max((pair.base.row.round for pair, *_ in decided), default=0)
+def _examples_of_sides(
+    source: PairSource, trajectories: Mapping[str, Trajectory], config: TrainingConfig, parent: Model
+) -> Iterator[TrainingSample]:
+    """Both sides of each pair. Their advantages are relative to all scores that the pair's scorer gave the prompt."""
     histories: dict[tuple[str, str], RewardHistory] = {}
-    for pair, better, worse in decided:
-        row = pair.row
+    for ranked in source.pairs:
+        row = ranked.pair.row
         scorer = (row.scorer, row.scorer_version)
         if scorer not in histories:
-            histories[scorer] = _history(context, jobs, *scorer, newest)
-        scores = [better.score, worse.score]
+            histories[scorer] = RewardHistory().extended(source.histories.get(scorer, {}))
+
+        scores = [side.score for side in ranked.sides]
         advantages = histories[scorer].advantages(row.prompt, scores, config.advantage_clip)
-        for side, advantage in zip((better, worse), advantages, strict=True):
-            trajectory = trajectory_of(side.sample, stored)
-            yield TrainingSample(trajectory, row.prompt, advantage, _drawn_by(side.sample, parent))
+        for side, advantage in zip(ranked.sides, advantages, strict=True):
+            trajectory = trajectory_of(side.sample, trajectories)
+            yield TrainingSample(trajectory, row.prompt, advantage, _is_on_policy(side.sample, parent))
 
 
-def _plain_samples(
-    context: StageContext, config: TrainingConfig, spec: RoundSpec, parent: Model
-) -> Iterable[TrainingSample]:
-    """The round's own samples, for an algorithm that learns from samples without fusion."""
-    scorer = context.bench.scorer(spec.reward or "")
-    with context.reading() as session:
-        roles = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
-        rows = [row for row, _ in results.round_images(session, context.claim.job_id, context.claim.round, roles)]
-    known = scores_by(context, scorer, rows)
-    found = stored_samples(context, rows)
-    stored = context.load_trajectories({sample.trajectory for sample in found.values()})
-    history = _history(context, {context.claim.job_id}, scorer.name, scorer.version, context.claim.round)
-    prompts = {row.id: row.prompt for row in rows}
-    for late in known.found:  # scored just now, since this worker's scorer is of another version
-        history = history.extended({prompts[late.sample_id]: [late.value]})
-    for row in rows:
-        advantage = history.advantages(row.prompt, [known.by_sample[row.id]], config.advantage_clip)[0]
-        sample = found[row.id]
-        yield TrainingSample(trajectory_of(sample, stored), row.prompt, advantage, _drawn_by(sample, parent))
+def _examples_of_samples(
+    context: StageContext, source: SampleSource, config: TrainingConfig, parent: Model
+) -> Iterator[TrainingSample]:
+    """The round's own samples. Their advantages are relative to all scores that the reward gave the prompt."""
+    # 1. scores by this worker's version of the reward
+    reward = context.bench.scorer(spec_as(context.claim, RoundSpec).reward or "")
+    scores = score_missing(context, reward, source.samples)
+    samples = source.samples.samples
 
+    # 2. the history, with the scores that are not stored yet
+    prompts = {sample.row.id: sample.row.prompt for sample in samples}
+    history = RewardHistory().extended(source.histories.get((reward.name, reward.version), {}))
+    for score in scores.new:
+        history = history.extended({prompts[score.sample_id]: [score.value]})
 
-def _history(context: StageContext, jobs: Iterable[str], scorer: str, version: str, newest: int) -> RewardHistory:
-    """Every score of the round `newest` and all earlier ones. It is read from the database, so a restart loses nothing
-    of it."""
-    with context.reading() as session:
-        return RewardHistory().extended(results.score_history(session, jobs, scorer, version, newest))
+    # 3. the examples
+    trajectories = context.load_trajectories(samples)
+    for sample in samples:
+        row = sample.row
+        [advantage] = history.advantages(row.prompt, [scores.by_sample[row.id]], config.advantage_clip)
+        yield TrainingSample(trajectory_of(sample, trajectories), row.prompt, advantage, _is_on_policy(sample, parent))

@@ -15,7 +15,7 @@ from dfusion.errors import LayerNotFoundError
 from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
 from service.catalogue import Catalogue, InstalledModel
-from service.db.queries import jobs, prompt_sets, results
+from service.db.queries import jobs, prompt_sets, results, training_pairs
 from service.db.tables import Job, Model, Pair, PromptSet, Sample
 from service.errors import FieldProblem, InvalidRequestError, NotFoundError
 from service.ids import IdKind, kind_of
@@ -128,9 +128,13 @@ class Checker:
         """A sample of the job, if it has any."""
         return results.sample_page(self._session, 1, None, job_id).rows
 
-    def pairs_of_job(self, job_id: str) -> list[Pair]:
-        """All pairs of the job."""
-        return results.job_pairs(self._session, job_id)
+    def named_pairs(self, pair_ids: Sequence[str], job_ids: Sequence[str]) -> list[Pair]:
+        """The pairs of these ids that there are, then all pairs of these jobs."""
+        return training_pairs.named(self._session, pair_ids, job_ids)
+
+    def with_preferred_side(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Those of these pairs of which a person prefers a side."""
+        return training_pairs.with_preferred_side(pairs)
 
     def has_pairs(self, job_id: str) -> bool:
         """Whether the job has pairs."""

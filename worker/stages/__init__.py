@@ -1,21 +1,26 @@
-"""What each kind of stage does: a function from its context to what is written when it ends."""
+"""What each kind of stage does. A module for each kind: its inputs, its outputs, and the stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from service.states import StageKind
-from worker.context import Record, StageContext
 from worker.stages import compare, evaluate, export, fuse, sample, score, select, train, verify
+from worker.stages.base import Stage
 
-HANDLERS: Mapping[StageKind, Callable[[StageContext], Record]] = {
-    StageKind.SAMPLE: sample.run,
-    StageKind.SCORE: score.run,
-    StageKind.SELECT: select.run,
-    StageKind.FUSE: fuse.run,
-    StageKind.VERIFY: verify.run,
-    StageKind.TRAIN: train.run,
-    StageKind.EVALUATE: evaluate.run,
-    StageKind.COMPARE: compare.run,
-    StageKind.EXPORT: export.run,
-}
+STAGES: Mapping[StageKind, Stage[Any, Any]] = MappingProxyType(
+    {
+        StageKind.SAMPLE: sample.STAGE,
+        StageKind.SCORE: score.STAGE,
+        StageKind.SELECT: select.STAGE,
+        StageKind.FUSE: fuse.STAGE,
+        StageKind.VERIFY: verify.STAGE,
+        StageKind.TRAIN: train.STAGE,
+        StageKind.EVALUATE: evaluate.STAGE,
+        StageKind.COMPARE: compare.STAGE,
+        StageKind.EXPORT: export.STAGE,
+    }
+)
+"""Every kind of stage that workers run."""

@@ -3,125 +3,158 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from dfusion.evaluation import Bootstrap, ScoreRow, ScoreTable, Summary, compare, summarise
+from dfusion.evaluation import Bootstrap, Comparison, ScoreRow, ScoreTable, Summary, compare, summarise
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Metric, Sample, Score
+from service.jobs.execution import Claim
 from service.jobs.kinds import EvaluationJobSpec
 from service.states import SampleRole
-from worker.context import Record, StageContext
-from worker.scoring import scores_by
-from worker.stages.evaluate import Measuring
+from worker.context import StageContext
+from worker.inputs import load_samples
+from worker.scoring import ScoredSamples, load_scores, score_missing
+from worker.stages.base import Stage
+from worker.stages.evaluate import Measurement
 
 
-def run(context: StageContext) -> Record:
-    """Metrics by model, split and scorer; for an evaluation the comparison, too."""
-    with context.reading() as session:
-        samples = results.samples_of_job(session, context.claim.job_id, context.claim.round, SampleRole.EVALUATION)
-    scores, late = _scores(context, samples)
-    metrics = list(_metrics(context, samples, scores))
-    spec = context.spec
-    result = None
+@dataclass(frozen=True)
+class Inputs:
+    """What is compared.
+
+    Attributes:
+        samples: The evaluation's samples by split, prompt and number, with their scores.
+        baseline_id: The model that an evaluation compares the others with: the first of the request.
+    """
+
+    samples: ScoredSamples
+    baseline_id: str | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What came out.
+
+    Attributes:
+        scores: New scores of samples that this version of a scorer had not scored.
+        metrics: Mean and deviation by model, split and scorer.
+        comparison: The result of an evaluation, as GET /jobs/{id} shows it; None for rounds.
+    """
+
+    scores: Sequence[Score]
+    metrics: Sequence[Metric]
+    comparison: dict[str, Any] | None
+
+
+def load(session: Session, claim: Claim) -> Inputs:
+    """The samples that the evaluate stages made, with their scores."""
+    rows = results.samples_of_job(session, claim.job_id, claim.round, SampleRole.EVALUATION)
+    samples = list(load_samples(session, rows).values())
+    return Inputs(load_scores(session, samples), jobs.get(session, claim.job_id).model_id)
+
+
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Metrics by model, split and scorer; for an evaluation also the comparison."""
+    samples = [sample.row for sample in inputs.samples.samples]
+    scores: dict[str, list[Score]] = {sample.id: [] for sample in samples}
+    new: list[Score] = []
+
+    # shards may have been scored by an older version of a scorer: complete each in this worker's version
+    for scorer_ref in Measurement.of(context.claim.spec).scorers:
+        scorer = context.bench.scorer(scorer_ref)
+        complete = score_missing(context, scorer, inputs.samples)
+        new += complete.new
+        for sample_id, value in complete.by_sample.items():
+            score = Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
+            scores[sample_id].append(score)
+
+    spec = context.claim.spec
+    comparison = None
     if isinstance(spec, EvaluationJobSpec):
-        with context.reading() as session:
-            first = jobs.get(session, context.claim.job_id).model_id
-        result = _comparison(spec, first, samples, scores)
-
-    def record(session: Session) -> None:
-        results.add_scores(session, late)
-        results.add_all(session, metrics)
-        if result is not None:
-            jobs.set_result(session, context.claim.job_id, result)
-
-    return record
+        comparison = _comparison(spec, inputs.baseline_id, samples, scores)
+    return Outputs(new, _metrics(context.claim, samples, scores), comparison)
 
 
-def _scores(context: StageContext, samples: Sequence[Sample]) -> tuple[Mapping[str, Sequence[Score]], list[Score]]:
-    """All samples by each scorer in this worker's version, and which of these scores are in no table yet: shards may
-    have been scored by an older version."""
-    found: dict[str, list[Score]] = {sample.id: [] for sample in samples}
-    late: list[Score] = []
-    for ref in Measuring.of(context).scorers:
-        scorer = context.bench.scorer(ref)
-        known = scores_by(context, scorer, samples)
-        late += known.found
-        for sample_id, value in known.by_sample.items():
-            row = Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
-            found[sample_id].append(row)
-    return found, late
-
-
-def _metrics(
-    context: StageContext, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]
-) -> Iterator[Metric]:
+def _metrics(claim: Claim, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]) -> list[Metric]:
     groups: dict[tuple[str, str, str, str], list[float]] = {}
     for sample in samples:
         for score in scores[sample.id]:
             key = (sample.model_id, sample.split, score.scorer, score.version)
             groups.setdefault(key, []).append(score.value)
-    for (model, split, scorer, version), values in groups.items():
-        yield Metric(
-            job_id=context.claim.job_id,
-            round=context.claim.round,
+
+    return [
+        Metric(
+            job_id=claim.job_id,
+            round=claim.round,
             split=split,
             scorer=scorer,
             version=version,
-            model_id=model,
+            model_id=model_id,
             count=len(values),
             mean=statistics.fmean(values),
             std=statistics.pstdev(values),
             created_at=now_seconds(),
         )
+        for (model_id, split, scorer, version), values in groups.items()
+    ]
 
 
 def _comparison(
-    spec: EvaluationJobSpec, first: str | None, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]
+    spec: EvaluationJobSpec, baseline_id: str | None, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]
 ) -> dict[str, Any]:
     """By split: every model by every scorer with its interval, and every model against the request's first, image by
-    image. Which shard was done first does not matter."""
+    image. The order in which the shards ended does not matter."""
     bootstrap = Bootstrap(spec.confidence, spec.resamples, seed=0)
-    splits = dict.fromkeys(sample.split for sample in samples)
-    return {
-        "confidence": spec.confidence,
-        "splits": {
-            split: _of_split([sample for sample in samples if sample.split == split], first, scores, bootstrap)
-            for split in splits
-        },
-    }
+    by_split: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_split.setdefault(sample.split, []).append(sample)
+
+    splits = {split: _split(members, baseline_id, scores, bootstrap) for split, members in by_split.items()}
+    return {"confidence": spec.confidence, "splits": splits}
 
 
-def _of_split(
-    samples: Sequence[Sample], first: str | None, scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap
+def _split(
+    samples: Sequence[Sample], baseline_id: str | None, scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Prompts are identified by their place, too: a list may hold one twice."""
+    """The models on one split. Prompts are told apart by their place, too: a list may hold one twice."""
+    ordered = sorted(samples, key=lambda s: (s.model_id != baseline_id, s.prompt_index, s.number))
     table = ScoreTable.from_rows(
         ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)
-        for sample in sorted(samples, key=lambda s: (s.model_id != first, s.prompt_index, s.number))
+        for sample in ordered
         for score in scores[sample.id]
     )
+
     baseline, *others = table.models
-    comparisons = (compare(table, other, baseline, scorer, bootstrap) for other in others for scorer in table.scorers)
+    comparisons = [compare(table, other, baseline, scorer, bootstrap) for other in others for scorer in table.scorers]
     return {
         "models": [_summary(summary) for summary in summarise(table, bootstrap)],
-        "compared_with_the_first": [
-            asdict(one) | {"chance_by_prompt": one.prompts.chance, "chance_by_image": one.images.chance}
-            for one in comparisons
-        ],
+        "compared_with_the_first": [_against_baseline(comparison) for comparison in comparisons],
     }
+
+
+def _against_baseline(comparison: Comparison) -> dict[str, Any]:
+    chances = {"chance_by_prompt": comparison.prompts.chance, "chance_by_image": comparison.images.chance}
+    return asdict(comparison) | chances
 
 
 def _summary(summary: Summary) -> dict[str, Any]:
-    return {
-        "model": summary.model,
-        "scorer": summary.scorer,
-        **asdict(summary.overall),
-        "prompts": [
-            {"prompt": prompt.partition(": ")[2], **asdict(estimate)} for prompt, estimate in summary.prompts.items()
-        ],
-    }
+    prompts = [
+        {"prompt": prompt.partition(": ")[2], **asdict(estimate)} for prompt, estimate in summary.prompts.items()
+    ]
+    return {"model": summary.model, "scorer": summary.scorer, **asdict(summary.overall), "prompts": prompts}
+
+
+def record(session: Session, claim: Claim, outputs: Outputs) -> None:
+    """Insert scores and metrics, and set the job's result."""
+    results.add_scores(session, outputs.scores)
+    results.add_all(session, outputs.metrics)
+    if outputs.comparison is not None:
+        jobs.set_result(session, claim.job_id, outputs.comparison)
+
+
+STAGE = Stage(load, compute, record)

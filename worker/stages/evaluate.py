@@ -1,4 +1,4 @@
-"""Evaluate: a shard of the images that a model is measured by, from the same seeds every round, and their scores."""
+"""Evaluate: a shard of the images that a model is measured by, from the same seeds in every round, and their scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from dfusion.config import SamplingConfig
 from dfusion.models import DiffusionModel
+from dfusion.prompts import Prompt
 from dfusion.sampling import sample
 from dfusion.seeds import evaluation_seed
 from service.db.clock import now_seconds
@@ -17,15 +18,46 @@ from service.db.queries import results
 from service.db.tables import Model, Sample, Score
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
-from service.jobs.kinds import EvaluationJobSpec, EvaluationSpec, RoundSpec, ScorerRef
+from service.jobs.execution import Claim
+from service.jobs.kinds import EvaluationJobSpec, EvaluationSpec, JobSpec, RoundSpec, ScorerRef
 from service.states import SampleRole
-from worker.context import Record, StageContext, batches
+from worker.context import StageContext, batches
+from worker.inputs import StoredModel, load_model, load_model_before, load_prompts, shard_range
 from worker.scoring import score_pixels, score_rows
+from worker.stages.base import Stage
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """How the job's models are measured."""
+class Inputs:
+    """What is measured.
+
+    Attributes:
+        prompts: All prompts of the split; the shard is a range of them.
+        model: The model to sample from. In a job of rounds: the model after the round (0: before the first).
+    """
+
+    prompts: Sequence[Prompt]
+    model: StoredModel
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The samples of the shard by prompt and number, and their scores scorer by scorer."""
+
+    samples: Sequence[Sample]
+    scores: Sequence[Score]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How the models of a job are measured.
+
+    Attributes:
+        samples_per_prompt: Images for each prompt.
+        scorers: Who scores them.
+        seed: What their seeds are derived from.
+        sampling: How they are sampled.
+    """
 
     samples_per_prompt: int
     scorers: Sequence[ScorerRef]
@@ -33,21 +65,22 @@ class Measuring:
     sampling: SamplingConfig
 
     @classmethod
-    def of(cls, context: StageContext) -> Measuring:
+    def of(cls, spec: JobSpec) -> Measurement:
         """As the job's spec says. Raises ConflictError for a kind of job that measures nothing."""
-        match context.spec:
-            case EvaluationJobSpec() as spec:
+        match spec:
+            case EvaluationJobSpec():
                 return cls(spec.samples_per_prompt, spec.scorers or (), spec.seed, spec.sampling)
-            case RoundSpec(evaluation=evaluation, reward=reward, sampling=sampling):
-                own = evaluation or EvaluationSpec()
-                return cls(own.samples_per_prompt, own.scorers or (reward or "",), own.seed, sampling)
-            case spec:
+            case RoundSpec():
+                evaluation = spec.evaluation or EvaluationSpec()
+                scorers = evaluation.scorers or (spec.reward or "",)
+                return cls(evaluation.samples_per_prompt, scorers, evaluation.seed, spec.sampling)
+            case _:
                 raise ConflictError(f"nothing is measured for a {type(spec).__name__}")
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """An image to be made and scored."""
+class _PlannedImage:
+    """An image that is yet to be sampled from its seed."""
 
     prompt_index: int
     prompt: str
@@ -55,58 +88,60 @@ class _Wanted:
     seed: int
 
 
-def run(context: StageContext) -> Record:
-    """Samples and scores of the shard's model (for rounds, that after the round; 0: before the first)."""
-    how, params = Measuring.of(context), context.claim.params
-    wanted = _wanted(context, how)
-    row, adapter = (
-        context.model(params["model"]) if "model" in params else context.model_before(context.claim.round + 1)
-    )
-    model = context.load_model(row, adapter)
-    parts = list(batches(wanted, context.bench.settings.batch_size))
-    context.heartbeat.plan(len(parts) * how.sampling.num_steps)
-    images = np.concatenate([_draw(context, how, model, part) for part in parts])
-    samples = [
-        _sample_row(context, row, one, context.store_image(f"image-{place:06d}", pixels))
-        for place, (one, pixels) in enumerate(zip(wanted, images, strict=True))
-    ]
-    scores = _scores(context, how, samples, images)
-
-    def record(session: Session) -> None:
-        context.record_artifacts(session)
-        results.add_all(session, samples)
-        results.add_all(session, scores)
-
-    return record
+def load(session: Session, claim: Claim) -> Inputs:
+    """The prompts of the shard's split, and its model."""
+    prompts = load_prompts(session, claim.params["set"])
+    if "model" in claim.params:
+        return Inputs(prompts, load_model(session, claim.params["model"]))
+    return Inputs(prompts, load_model_before(session, claim, claim.round + 1))
 
 
-def _wanted(context: StageContext, how: Measuring) -> list[_Wanted]:
-    params, (start, stop) = context.claim.params, context.span("prompts")
-    prompts = context.prompts(params["set"])
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Sample the shard's prompts, store the images and score them."""
+    measurement = Measurement.of(context.claim.spec)
+    planned = _plan(context.claim, measurement, inputs.prompts)
+    model = context.load_model(inputs.model)
+    parts = list(batches(planned, context.bench.settings.batch_size))
+    context.heartbeat.plan(len(parts) * measurement.sampling.num_steps)
+
+    images = np.concatenate([_sample(context, measurement, model, part) for part in parts])
+    samples = []
+    for place, (plan, pixels) in enumerate(zip(planned, images, strict=True)):
+        image_id = context.store_image(f"image-{place:06d}", pixels)
+        samples.append(_sample_row(context.claim, inputs.model.row, plan, image_id))
+
+    return Outputs(samples, _scores(context, measurement, samples, images))
+
+
+def _plan(claim: Claim, measurement: Measurement, prompts: Sequence[Prompt]) -> list[_PlannedImage]:
+    split = claim.params["split"]
+    start, stop = shard_range(claim, "prompts")
     return [
-        _Wanted(i, prompts[i].text, n, evaluation_seed(how.seed, params["split"], i, prompts[i].text, n))
+        _PlannedImage(i, prompts[i].text, n, evaluation_seed(measurement.seed, split, i, prompts[i].text, n))
         for i in range(start, stop)
-        for n in range(how.samples_per_prompt)
+        for n in range(measurement.samples_per_prompt)
     ]
 
 
-def _draw(context: StageContext, how: Measuring, model: DiffusionModel, part: Sequence[_Wanted]) -> np.ndarray:
-    size = model.latent_size(how.sampling)
+def _sample(
+    context: StageContext, measurement: Measurement, model: DiffusionModel, part: Sequence[_PlannedImage]
+) -> np.ndarray:
+    """The images of a batch, (B, H, W, 3) uint8."""
+    size = model.latent_size(measurement.sampling)
     trajectory = sample(
         model.unet,
         model.scheduler,
-        model.encode_prompts([one.prompt for one in part], size),
+        model.encode_prompts([image.prompt for image in part], size),
         model.encode_prompts([""], size),
-        [one.seed for one in part],
-        config=how.sampling,
+        [image.seed for image in part],
+        config=measurement.sampling,
         on_step=context.on_step,
         latent_size=size,
     )
     return model.decode(trajectory.final)
 
 
-def _sample_row(context: StageContext, model: Model, one: _Wanted, image: str) -> Sample:
-    claim = context.claim
+def _sample_row(claim: Claim, model: Model, planned: _PlannedImage, image_id: str) -> Sample:
     return Sample(
         id=new_id(IdKind.SAMPLE),
         job_id=claim.job_id,
@@ -115,22 +150,33 @@ def _sample_row(context: StageContext, model: Model, one: _Wanted, image: str) -
         role=SampleRole.EVALUATION,
         split=claim.params["split"],
         prompt_set_id=claim.params["set"],
-        prompt_index=one.prompt_index,
-        prompt=one.prompt,
-        number=one.number,
-        seed=one.seed,
+        prompt_index=planned.prompt_index,
+        prompt=planned.prompt,
+        number=planned.number,
+        seed=planned.seed,
         model_id=model.id,
-        image_artifact_id=image,
+        image_artifact_id=image_id,
         created_at=now_seconds(),
     )
 
 
-def _scores(context: StageContext, how: Measuring, samples: list[Sample], images: np.ndarray) -> list[Score]:
-    found = []
-    for ref in how.scorers:
-        scorer = context.bench.scorer(ref)
+def _scores(
+    context: StageContext, measurement: Measurement, samples: Sequence[Sample], images: np.ndarray
+) -> list[Score]:
+    scores = []
+    for scorer_ref in measurement.scorers:
+        scorer = context.bench.scorer(scorer_ref)
         for part in batches(range(len(samples)), context.bench.settings.batch_size):
             context.heartbeat.check()
             values = score_pixels(scorer, images[list(part)], [samples[i].prompt for i in part])
-            found += score_rows([scorer], [samples[i].id for i in part], [values])
-    return found
+            scores += score_rows([scorer], [samples[i].id for i in part], [values])
+    return scores
+
+
+def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
+    """Insert the samples and their scores."""
+    results.add_all(session, outputs.samples)
+    results.add_all(session, outputs.scores)
+
+
+STAGE = Stage(load, compute, record)

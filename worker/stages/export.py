@@ -1,10 +1,10 @@
-"""Export: an adapter for other programs, loaded again and checked by its image, or a job's pairs as a data set."""
+"""Export: an adapter for other programs, reloaded and verified by its image, or a job's pairs as a data set."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,103 +13,148 @@ from sqlalchemy.orm import Session
 from dfusion.export import export_adapter
 from dfusion.preference_data import PreferencePair, write_preferences
 from service.db.clock import now_seconds
-from service.db.queries import jobs, results
+from service.db.queries import results
 from service.db.tables import Export
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
+from service.jobs.execution import Claim
 from service.jobs.kinds import ExportJobSpec
-from worker.context import SAFETENSORS, Record, StageContext
-from worker.pairs import PairSamples, StoredSample, with_samples
-from worker.training_examples import better_and_worse
+from worker.context import SAFETENSORS, StageContext
+from worker.inputs import StoredModel, StoredSample, load_model_before, spec_as
+from worker.pairs import StoredPair, load_pairs
+from worker.stages.base import Stage
+from worker.training_examples import RankedPair, rank_pair
 
 _PARQUET = "application/vnd.apache.parquet"
 _ZIP = "application/zip"
 
 
-def run(context: StageContext) -> Record:
-    """The export's file; done only when it was read again."""
-    spec = context.spec_as(ExportJobSpec)
-    file, figures = _pairs(context, spec.job, spec.prefer == "verdicts") if spec.job else _adapter(context, spec)
-    with context.reading() as session:
-        model_id = jobs.get(session, context.claim.job_id).model_id
-    row = Export(
+@dataclass(frozen=True)
+class Inputs:
+    """What is exported: a model or pairs.
+
+    Attributes:
+        model: The model whose adapter is exported; None for a job's pairs.
+        pairs: The pairs of the job that the request names, round by round; empty for a model.
+    """
+
+    model: StoredModel | None
+    pairs: Sequence[StoredPair] = ()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The export, with what its verification measured."""
+
+    export: Export
+
+
+def load(session: Session, claim: Claim) -> Inputs:
+    """The model with its adapter, or all pairs of a job."""
+    spec = spec_as(claim, ExportJobSpec)
+    if spec.job is not None:
+        return Inputs(None, load_pairs(session, results.job_pairs(session, spec.job)))
+    return Inputs(load_model_before(session, claim, 0))
+
+
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Write the export's file, verify it and store it. Raises ConflictError for a model without an adapter."""
+    spec = spec_as(context.claim, ExportJobSpec)
+    if inputs.model is None:
+        file_id, figures = _export_pairs(context, inputs.pairs, by_verdicts=spec.prefer == "verdicts")
+    else:
+        file_id, figures = _export_adapter(context, spec, inputs.model)
+
+    export = Export(
         id=new_id(IdKind.EXPORT),
         job_id=context.claim.job_id,
-        model_id=None if spec.job else model_id,
+        model_id=None if inputs.model is None else inputs.model.row.id,
         of_job_id=spec.job,
         format=spec.format,
-        artifact_id=file,
+        artifact_id=file_id,
         figures=figures,
         created_at=now_seconds(),
     )
-
-    def record(session: Session) -> None:
-        context.record_artifacts(session)
-        results.add_all(session, [row])
-
-    return record
+    return Outputs(export)
 
 
-def _adapter(context: StageContext, spec: ExportJobSpec) -> tuple[str, dict[str, Any]]:
-    row, adapter = context.model_before(0)
+def _export_adapter(context: StageContext, spec: ExportJobSpec, model: StoredModel) -> tuple[str, dict[str, Any]]:
+    """The id of the file's artifact, and what its verification measured."""
+    adapter = model.adapter
     if adapter is None or spec.format == "parquet":
-        raise ConflictError(f"{row.id} has no adapter to export as {spec.format}")
-    source = context.bench.models.source(row.base)
+        raise ConflictError(f"{model.row.id} has no adapter to export as {spec.format}")
+
+    source = context.bench.models.source(model.row.base)
     out = context.scratch / ("merged" if spec.format == "merged" else f"{spec.format}.safetensors")
     with context.bench.store.borrow(adapter.key, adapter.sha256) as file:
         report = export_adapter(source, file, out, spec.format, device=context.bench.device)
+
     if spec.format != "merged":
         return context.store("export", out, SAFETENSORS), asdict(report)
-    packed = Path(shutil.make_archive(str(out), "zip", out))
+    archive = Path(shutil.make_archive(str(out), "zip", out))
     shutil.rmtree(out)
-    return context.store("export", packed, _ZIP), asdict(report)
+    return context.store("export", archive, _ZIP), asdict(report)
 
 
-def _pairs(context: StageContext, job_id: str, by_verdicts: bool) -> tuple[str, dict[str, Any]]:
-    with context.reading() as session:
-        rows = results.job_pairs(session, job_id)
-    pairs = with_samples(context, rows)
+def _export_pairs(
+    context: StageContext, pairs: Sequence[StoredPair], *, by_verdicts: bool
+) -> tuple[str, dict[str, Any]]:
+    """The id of the file's artifact, and how many pairs are in it."""
     context.heartbeat.plan(len(pairs))
     out = context.scratch / "pairs.parquet"
     count = write_preferences(out, _preferences(context, pairs, by_verdicts))
     return context.store("export", out, _PARQUET), {"pairs": count}
 
 
-def _preferences(context: StageContext, pairs: list[PairSamples], by_verdicts: bool) -> Iterator[PreferencePair]:
-    """The side that trains over the other; pairs without a better one are left out."""
+def _preferences(context: StageContext, pairs: Sequence[StoredPair], by_verdicts: bool) -> Iterator[PreferencePair]:
+    """The pairs that have a better side. Each pair counts as one step."""
     for pair in pairs:
-        row, sides = pair.row, better_and_worse(pair, by_verdicts)
+        ranked = rank_pair(pair, by_verdicts=by_verdicts)
         context.heartbeat.step()
-        if sides is None:
-            continue
-        better, worse = sides
-        yield PreferencePair(
-            pair_id=row.id,
-            caption=row.prompt,
-            images=(context.read_bytes(better.sample.image), context.read_bytes(worse.sample.image)),
-            roles=(_role(pair, better.sample), _role(pair, worse.sample)),
-            seeds=(better.sample.row.seed, worse.sample.row.seed),
-            scores=(better.score, worse.score),
-            scorer=f"{row.scorer}@{row.scorer_version}",
-            round=row.round,
-            adopted=None if pair.target is None else bool(row.adopted),
-            mask_cover=row.figures.get("mask_cover"),
-            figures=_flat(row.figures),
-        )
+        if ranked is not None:
+            yield _preference(context, ranked)
 
 
-def _role(pair: PairSamples, sample: StoredSample) -> str:
-    """What the sample is in this pair; it may be something else in another."""
+def _preference(context: StageContext, ranked: RankedPair) -> PreferencePair:
+    pair = ranked.pair
+    row = pair.row
+    better = ranked.better.sample
+    worse = ranked.worse.sample
+    return PreferencePair(
+        pair_id=row.id,
+        caption=row.prompt,
+        images=(context.read_bytes(better.image), context.read_bytes(worse.image)),
+        roles=(_role(pair, better), _role(pair, worse)),
+        seeds=(better.row.seed, worse.row.seed),
+        scores=(ranked.better.score, ranked.worse.score),
+        scorer=f"{row.scorer}@{row.scorer_version}",
+        round=row.round,
+        adopted=None if pair.target is None else bool(row.adopted),
+        mask_cover=row.figures.get("mask_cover"),
+        figures=_flatten(row.figures),
+    )
+
+
+def _role(pair: StoredPair, sample: StoredSample) -> str:
+    """What the sample is in this pair; it may have another role in another pair."""
     names = {pair.reference.row.id: "reference", pair.base.row.id: "base"}
     return names.get(sample.row.id, "target")
 
 
-def _flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested figures by joined names; those that are None are left out."""
-    found: dict[str, float] = {}
+def _flatten(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested figures by joined names, without those that are None."""
+    flat: dict[str, float] = {}
     for name, value in figures.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}_")
+            flat |= _flatten(value, f"{prefix}{name}_")
         elif isinstance(value, int | float):
-            found[prefix + name] = float(value)
-    return found
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
+    """Insert the export."""
+    results.add_all(session, [outputs.export])
+
+
+STAGE = Stage(load, compute, record)

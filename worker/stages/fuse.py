@@ -17,101 +17,163 @@ from dfusion.thresholds import thresholds_of
 from dfusion.types import Trajectory
 from service.db.clock import now_seconds
 from service.db.queries import results
-from service.db.tables import Pair, Sample
+from service.db.tables import Sample
 from service.ids import IdKind, new_id
+from service.jobs.execution import Claim
 from service.states import SampleRole, Split
-from worker.context import Record, StageContext, batches
-from worker.pairs import PairSamples, fusion_of, load_pairs, trajectory_of
+from worker.context import StageContext, batches
+from worker.inputs import StoredModel, load_model, trajectory_of
+from worker.pairs import StoredPair, fusion_of, load_round_pairs
+from worker.stages.base import Stage
 
-_Stored = Mapping[str, Trajectory]
+_Trajectories = Mapping[str, Trajectory]
+"""By the id of their artifact."""
 
 
-def run(context: StageContext) -> Record:
-    """A target for each pair of the shard that can have one, by the model that its base was sampled from."""
-    pairs, config = load_pairs(context), fusion_of(context)
-    stored = context.load_trajectories({s.trajectory for pair in pairs for s in (pair.base, pair.reference)})
-    found = _thresholds(pairs, stored, config, together="prompts" in context.claim.params)
-    ready = [pair for pair in pairs if pair.row.id in found.by_pair]
-    thresholds = [found.by_pair[pair.row.id] for pair in ready]
-    targets = _targets(context, ready, thresholds, stored, config) if ready else []
+@dataclass(frozen=True)
+class Inputs:
+    """What is fused.
 
-    def record(session: Session) -> None:
-        context.record_artifacts(session)
-        results.add_all(session, targets)
-        for pair, target, limits in zip(ready, targets, thresholds, strict=True):
-            results.update_pair(session, pair.row.id, {"target_id": target.id, "thresholds": list(limits)})
-        for pair_id, why in found.why_not.items():
-            results.update_pair(session, pair_id, {"why": f"nothing was fused: {why}"})
+    Attributes:
+        pairs: The pairs of the shard, by number.
+        model: The model that their bases were sampled from; None without pairs.
+    """
 
-    return record
+    pairs: Sequence[StoredPair]
+    model: StoredModel | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A fused sample and the thresholds of its masks, one an item."""
+
+    sample: Sample
+    thresholds: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What became of the pairs.
+
+    Attributes:
+        targets: The target of each pair that could be fused, by the pair's id.
+        why_not: For every other pair why it has no target, by the pair's id.
+    """
+
+    targets: Mapping[str, Target]
+    why_not: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class _Thresholds:
-    """Mask thresholds by pair, and for pairs without why there are none."""
+    """Mask thresholds by pair; for pairs without any, why."""
 
     by_pair: dict[str, Sequence[float]] = field(default_factory=dict)
     why_not: dict[str, str] = field(default_factory=dict)
 
 
-def _thresholds(pairs: Sequence[PairSamples], stored: _Stored, config: FusionConfig, *, together: bool) -> _Thresholds:
-    """The pairs' own, or those of the maps of all samples that are paired on the prompt, which a shard of prompts has
-    together; a pair that a request named stands alone, so that what else it named does not matter."""
-    found = _Thresholds()
-    groups: dict[object, list[PairSamples]] = defaultdict(list)
+def load(session: Session, claim: Claim) -> Inputs:
+    """The pairs of the shard, and the model of their bases, which is the same for all pairs of a job's round."""
+    pairs = load_round_pairs(session, claim)
+    return Inputs(pairs, load_model(session, pairs[0].base.row.model_id) if pairs else None)
+
+
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Fuse a target for each pair of the shard that has masks; store trajectories and images."""
+    config = fusion_of(context.claim)
+    sides = [sample for pair in inputs.pairs for sample in (pair.base, pair.reference)]
+    trajectories = context.load_trajectories(sides)
+
+    together = "prompts" in context.claim.params
+    thresholds = _find_thresholds(inputs.pairs, trajectories, config, together=together)
+    pairs = [pair for pair in inputs.pairs if pair.row.id in thresholds.by_pair]
+    if inputs.model is None or not pairs:
+        return Outputs({}, thresholds.why_not)
+
+    limits = [thresholds.by_pair[pair.row.id] for pair in pairs]
+    samples = _fuse_pairs(context, context.load_model(inputs.model), pairs, limits, trajectories, config)
+    targets = {
+        pair.row.id: Target(sample, thresholds.by_pair[pair.row.id])
+        for pair, sample in zip(pairs, samples, strict=True)
+    }
+    return Outputs(targets, thresholds.why_not)
+
+
+def _find_thresholds(
+    pairs: Sequence[StoredPair], trajectories: _Trajectories, config: FusionConfig, *, together: bool
+) -> _Thresholds:
+    """The pairs' own thresholds, or those found from the maps of several samples.
+
+    Args:
+        pairs: The pairs of the shard.
+        trajectories: The trajectories of their sides.
+        config: How the pairs are fused.
+        together: Whether thresholds are found from all samples that are paired on the prompt, which a shard of prompts
+            has together. Otherwise a pair's come from its own two samples, so that they do not depend on what else the
+            request names.
+    """
+    thresholds = _Thresholds()
+    groups: dict[object, list[StoredPair]] = defaultdict(list)
     for pair in pairs:
         if pair.row.thresholds is not None:
-            found.by_pair[pair.row.id] = pair.row.thresholds
+            thresholds.by_pair[pair.row.id] = pair.row.thresholds
         else:
             groups[pair.row.prompt_index if together else pair.row.id].append(pair)
+
     for members in groups.values():
         sides = {side.row.id: side for pair in members for side in (pair.reference, pair.base)}
+        ids = [pair.row.id for pair in members]
         try:
-            limits = thresholds_of(Trajectory.cat([trajectory_of(side, stored) for side in sides.values()]), config)
+            maps = Trajectory.cat([trajectory_of(side, trajectories) for side in sides.values()])
+            limits = thresholds_of(maps, config)
         except InvalidInputError as error:  # an item whose map is the same everywhere
-            found.why_not.update((pair.row.id, str(error)) for pair in members)
+            thresholds.why_not.update(dict.fromkeys(ids, str(error)))
         else:
-            found.by_pair.update((pair.row.id, limits) for pair in members)
-    return found
+            thresholds.by_pair.update(dict.fromkeys(ids, limits))
+    return thresholds
 
 
-def _targets(
+def _fuse_pairs(
     context: StageContext,
-    pairs: Sequence[PairSamples],
+    model: DiffusionModel,
+    pairs: Sequence[StoredPair],
     thresholds: Sequence[Sequence[float]],
-    stored: _Stored,
+    trajectories: _Trajectories,
     config: FusionConfig,
 ) -> list[Sample]:
     """The targets as rows, in the order of their pairs; their files are stored."""
-    model = context.load_model(*context.model(pairs[0].base.row.model_id))
     size = context.bench.settings.batch_size
     parts = list(zip(batches(pairs, size), batches(thresholds, size), strict=True))
-    steps = next(iter(stored.values())).config.num_steps * (2 if config.trajectory == "ddim_inversion" else 1)
-    context.heartbeat.plan(len(parts) * steps)
-    targets = [_fuse(context, model, part, limits, stored, config) for part, limits in parts]
+    num_steps = next(iter(trajectories.values())).config.num_steps
+    passes = 2 if config.trajectory == "ddim_inversion" else 1
+    context.heartbeat.plan(len(parts) * passes * num_steps)
+
+    targets = [_fuse(context, model, part, limits, trajectories, config) for part, limits in parts]
     images = np.concatenate([model.decode(target.final) for target in targets])
-    file = context.store_trajectory("trajectories", Trajectory.cat(targets))
-    return [
-        _target(context, pair.row, pair.base.row, file, place, context.store_image(f"image-{place:06d}", pixels))
-        for place, (pair, pixels) in enumerate(zip(pairs, images, strict=True))
-    ]
+
+    file_id = context.store_trajectory("trajectories", Trajectory.cat(targets))
+    samples = []
+    for row, (pair, pixels) in enumerate(zip(pairs, images, strict=True)):
+        image_id = context.store_image(f"image-{row:06d}", pixels)
+        samples.append(_sample_row(context.claim, pair, image_id, file_id, row))
+    return samples
 
 
 def _fuse(
     context: StageContext,
     model: DiffusionModel,
-    part: Sequence[PairSamples],
+    part: Sequence[StoredPair],
     thresholds: Sequence[Sequence[float]],
-    stored: _Stored,
+    trajectories: _Trajectories,
     config: FusionConfig,
 ) -> Trajectory:
-    base = Trajectory.cat([trajectory_of(pair.base, stored) for pair in part])
+    base = Trajectory.cat([trajectory_of(pair.base, trajectories) for pair in part])
     size = base.latent_size
     return fuse(
         model.unet,
         model.scheduler,
         base,
-        Trajectory.cat([trajectory_of(pair.reference, stored) for pair in part]),
+        Trajectory.cat([trajectory_of(pair.reference, trajectories) for pair in part]),
         model.encode_prompts([pair.row.prompt for pair in part], size),
         model.encode_prompts([""], size),
         thresholds=thresholds,
@@ -120,22 +182,36 @@ def _fuse(
     )
 
 
-def _target(context: StageContext, pair: Pair, base: Sample, file: str, place: int, image: str) -> Sample:
+def _sample_row(claim: Claim, pair: StoredPair, image_id: str, file_id: str, row: int) -> Sample:
+    base = pair.base.row
     return Sample(
         id=new_id(IdKind.SAMPLE),
-        job_id=context.claim.job_id,
-        stage_id=context.claim.stage_id,
-        round=context.claim.round,
+        job_id=claim.job_id,
+        stage_id=claim.stage_id,
+        round=claim.round,
         role=SampleRole.TARGET,
         split=Split.TRAIN,
-        prompt_set_id=pair.prompt_set_id,
-        prompt_index=pair.prompt_index,
-        prompt=pair.prompt,
+        prompt_set_id=pair.row.prompt_set_id,
+        prompt_index=pair.row.prompt_index,
+        prompt=pair.row.prompt,
         number=base.number,
         seed=base.seed,
         model_id=base.model_id,
-        trajectory_artifact_id=file,
-        trajectory_row=place,
-        image_artifact_id=image,
+        trajectory_artifact_id=file_id,
+        trajectory_row=row,
+        image_artifact_id=image_id,
         created_at=now_seconds(),
     )
+
+
+def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
+    """Insert the targets, and write into each pair its target, or why it has none."""
+    results.add_all(session, [target.sample for target in outputs.targets.values()])
+    for pair_id, target in outputs.targets.items():
+        values = {"target_id": target.sample.id, "thresholds": list(target.thresholds)}
+        results.update_pair(session, pair_id, values)
+    for pair_id, why in outputs.why_not.items():
+        results.update_pair(session, pair_id, {"why": f"nothing was fused: {why}"})
+
+
+STAGE = Stage(load, compute, record)

@@ -18,14 +18,37 @@ from service.db.clock import now_seconds
 from service.db.queries import results
 from service.db.tables import Sample
 from service.ids import IdKind, new_id
+from service.jobs.execution import Claim
 from service.jobs.kinds import RoundSpec, SamplingJobSpec
 from service.states import SampleRole, Split
-from worker.context import Record, StageContext, batches
+from worker.context import StageContext, batches
+from worker.inputs import StoredModel, load_model_before, load_prompts, shard_range, spec_as
+from worker.stages.base import Stage
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """A sample to be made."""
+class Inputs:
+    """What is sampled.
+
+    Attributes:
+        prompts: All prompts of the job; the shard is a range of them.
+        model: The model to sample from.
+    """
+
+    prompts: Sequence[Prompt]
+    model: StoredModel
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The samples of the shard, by prompt and number."""
+
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class _PlannedSample:
+    """A sample that is yet to be drawn from its seed."""
 
     prompt_index: int
     prompt: Prompt
@@ -33,70 +56,58 @@ class _Wanted:
     seed: int
 
 
-def run(context: StageContext) -> Record:
-    """Trajectories (with item maps where they may be fused) and images of the shard's prompts."""
-    spec = context.spec_as(RoundSpec, SamplingJobSpec)
-    wanted = _wanted(context, spec)
-    row, adapter = context.model_before(context.claim.round)
-    model = context.load_model(row, adapter)
-    parts = list(batches(wanted, context.bench.settings.batch_size))
+def load(session: Session, claim: Claim) -> Inputs:
+    """The job's prompts, and the model of its round."""
+    return Inputs(load_prompts(session, claim.prompt_set_id), load_model_before(session, claim, claim.round))
+
+
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Sample the shard's prompts, with item maps where samples may be fused; store trajectories and images."""
+    spec = spec_as(context.claim, RoundSpec, SamplingJobSpec)
+    planned = _plan(context.claim, spec, inputs.prompts)
+    model = context.load_model(inputs.model)
+    parts = list(batches(planned, context.bench.settings.batch_size))
     context.heartbeat.plan(len(parts) * spec.sampling.num_steps)
-    trajectories, images = [], []
+
+    trajectories = []
+    images = []
     for part in parts:
-        trajectories.append(_sample(context, spec, model, part))
-        images.append(model.decode(trajectories[-1].final))
-    file = context.store_trajectory("trajectories", Trajectory.cat(trajectories))
-    rows = [
-        Sample(
-            id=new_id(IdKind.SAMPLE),
-            job_id=context.claim.job_id,
-            stage_id=context.claim.stage_id,
-            round=context.claim.round,
-            role=SampleRole.PLAIN,
-            split=Split.TRAIN,
-            prompt_set_id=context.claim.prompt_set_id,
-            prompt_index=one.prompt_index,
-            prompt=one.prompt.text,
-            number=one.number,
-            seed=one.seed,
-            model_id=row.id,
-            trajectory_artifact_id=file,
-            trajectory_row=place,
-            image_artifact_id=context.store_image(f"image-{place:06d}", pixels),
-            created_at=now_seconds(),
-        )
-        for place, (one, pixels) in enumerate(zip(wanted, np.concatenate(images), strict=True))
-    ]
+        trajectory = _sample(context, spec, model, part)
+        trajectories.append(trajectory)
+        images.append(model.decode(trajectory.final))
 
-    def record(session: Session) -> None:
-        context.record_artifacts(session)
-        results.add_all(session, rows)
-
-    return record
+    file_id = context.store_trajectory("trajectories", Trajectory.cat(trajectories))
+    samples = []
+    for row, (plan, pixels) in enumerate(zip(planned, np.concatenate(images), strict=True)):
+        image_id = context.store_image(f"image-{row:06d}", pixels)
+        samples.append(_sample_row(context.claim, inputs.model, plan, image_id, file_id, row))
+    return Outputs(samples)
 
 
-def _wanted(context: StageContext, spec: RoundSpec | SamplingJobSpec) -> list[_Wanted]:
-    start, stop = context.span("prompts")
-    prompts = context.prompts()
+def _plan(claim: Claim, spec: RoundSpec | SamplingJobSpec, prompts: Sequence[Prompt]) -> list[_PlannedSample]:
+    start, stop = shard_range(claim, "prompts")
     return [
-        _Wanted(i, prompts[i], n, sample_seed(spec.seed, context.claim.round, i, prompts[i].text, n))
+        _PlannedSample(i, prompts[i], n, sample_seed(spec.seed, claim.round, i, prompts[i].text, n))
         for i in range(start, stop)
         for n in range(spec.samples_per_prompt)
     ]
 
 
 def _sample(
-    context: StageContext, spec: RoundSpec | SamplingJobSpec, model: DiffusionModel, part: Sequence[_Wanted]
+    context: StageContext, spec: RoundSpec | SamplingJobSpec, model: DiffusionModel, part: Sequence[_PlannedSample]
 ) -> Trajectory:
     source = _mask_source(spec)
-    items = None if source is None else [model.item_tokens(one.prompt.text, one.prompt.items) for one in part]
+    items = None
+    if source is not None:
+        items = [model.item_tokens(image.prompt.text, image.prompt.items) for image in part]
+
     size = model.latent_size(spec.sampling)
     return sample(
         model.unet,
         model.scheduler,
-        model.encode_prompts([one.prompt.text for one in part], size),
+        model.encode_prompts([image.prompt.text for image in part], size),
         model.encode_prompts([""], size),
-        [one.seed for one in part],
+        [image.seed for image in part],
         items=items,
         config=spec.sampling,
         on_step=context.on_step,
@@ -110,3 +121,34 @@ def _mask_source(spec: RoundSpec | SamplingJobSpec) -> Literal["first_up", "reso
     if isinstance(spec, SamplingJobSpec):
         return spec.mask_source
     return None if spec.fusion is None else spec.fusion.mask_source
+
+
+def _sample_row(
+    claim: Claim, model: StoredModel, planned: _PlannedSample, image_id: str, file_id: str, row: int
+) -> Sample:
+    return Sample(
+        id=new_id(IdKind.SAMPLE),
+        job_id=claim.job_id,
+        stage_id=claim.stage_id,
+        round=claim.round,
+        role=SampleRole.PLAIN,
+        split=Split.TRAIN,
+        prompt_set_id=claim.prompt_set_id,
+        prompt_index=planned.prompt_index,
+        prompt=planned.prompt.text,
+        number=planned.number,
+        seed=planned.seed,
+        model_id=model.row.id,
+        trajectory_artifact_id=file_id,
+        trajectory_row=row,
+        image_artifact_id=image_id,
+        created_at=now_seconds(),
+    )
+
+
+def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
+    """Insert the samples."""
+    results.add_all(session, outputs.samples)
+
+
+STAGE = Stage(load, compute, record)

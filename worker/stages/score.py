@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
@@ -11,91 +12,161 @@ from dfusion.rewards import Scorer
 from dfusion.rewards.watch import falling_figures
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
-from service.db.tables import Metric
+from service.db.tables import Metric, Score
 from service.errors import ConflictError
-from service.jobs.kinds import FusionJobSpec, RoundSpec, SamplingJobSpec, ScorerRef
+from service.jobs.execution import Claim
+from service.jobs.kinds import FusionJobSpec, JobSpec, RoundSpec, SamplingJobSpec, ScorerRef
 from service.states import DIVERSITY, SampleRole, Split
-from worker.context import Record, StageContext
-from worker.scoring import Scored, score_images, score_rows, scores_by
-from worker.sources import samples_to_fuse
+from worker.context import StageContext
+from worker.inputs import StoredSample, load_round_samples
+from worker.pairs import load_samples_to_fuse
+from worker.scoring import ImageScores, ScoredSamples, load_scores, score_images, score_missing, score_rows
+from worker.stages.base import Stage
 
 
-def run(context: StageContext) -> Record:
-    """Scores of the samples that this job made, or that a fusion is to pair."""
-    if isinstance(context.spec, FusionJobSpec):
-        with context.reading() as session:
-            samples = samples_to_fuse(session, context.spec)
-        found = scores_by(context, context.bench.scorer(context.spec.reward or ""), samples).found
-        return lambda session: results.add_scores(session, found)
-    scorers = [context.bench.scorer(ref) for ref in _scorers(context)]
-    with context.reading() as session:
-        made = results.round_images(session, context.claim.job_id, context.claim.round, [SampleRole.PLAIN])
-    prompts = [sample.prompt for sample, _ in made]
-    scored = score_images(context, scorers, [artifact for _, artifact in made], prompts)
-    rows = score_rows(scorers, [sample.id for sample, _ in made], scored.values)
-    metrics = _metrics(context, made[0][0].model_id, prompts, scorers, scored) if made else []
+@dataclass(frozen=True)
+class Inputs:
+    """What is scored.
 
-    def record(session: Session) -> None:
-        results.add_all(session, [*rows, *metrics])
-        if isinstance(context.spec, RoundSpec):
-            _warn(session, context, scorers)
+    Attributes:
+        samples: The round's samples, without scores; for a fusion the stored samples that it is to pair, with theirs.
+        metrics: The metrics of the job's earlier rounds.
+    """
 
-    return record
+    samples: ScoredSamples
+    metrics: Sequence[Metric]
 
 
-def _scorers(context: StageContext) -> Sequence[ScorerRef]:
-    match context.spec:
+@dataclass(frozen=True)
+class Outputs:
+    """What the scorers gave.
+
+    Attributes:
+        scores: The new scores.
+        metrics: The round's mean by each scorer, and its diversity; none for a fusion.
+        misleading: A warning that the reward rises while other figures fall; None if it does not.
+    """
+
+    scores: Sequence[Score]
+    metrics: Sequence[Metric] = ()
+    misleading: MisleadingReward | None = None
+
+
+@dataclass(frozen=True)
+class MisleadingReward:
+    """A reward that rises while other figures fall.
+
+    Attributes:
+        reward: The name of its scorer.
+        falling: The names of the figures.
+    """
+
+    reward: str
+    falling: tuple[str, ...]
+
+
+def load(session: Session, claim: Claim) -> Inputs:
+    """The samples with their scores, and the metrics of earlier rounds."""
+    if isinstance(claim.spec, FusionJobSpec):
+        return Inputs(load_scores(session, load_samples_to_fuse(session, claim.spec)), [])
+
+    samples = load_round_samples(session, claim.job_id, claim.round, [SampleRole.PLAIN])
+    metrics = [metric for metric in results.metrics(session, claim.job_id) if metric.round < claim.round]
+    return Inputs(ScoredSamples(samples, {}), metrics)
+
+
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Score the job's own samples by all its scorers; for a fusion, those that its reward has not scored yet."""
+    spec = context.claim.spec
+    if isinstance(spec, FusionJobSpec):
+        return Outputs(score_missing(context, context.bench.scorer(spec.reward or ""), inputs.samples).new)
+
+    scorers = [context.bench.scorer(scorer_ref) for scorer_ref in _scorers(spec)]
+    samples = inputs.samples.samples
+    prompts = [sample.row.prompt for sample in samples]
+    scored = score_images(context, scorers, [sample.image for sample in samples], prompts)
+
+    scores = score_rows(scorers, [sample.row.id for sample in samples], scored.values)
+    metrics = _metrics(context.claim, samples, scorers, scored) if samples else []
+    misleading = None
+    if isinstance(spec, RoundSpec):
+        misleading = _misleading(scorers[0], [*inputs.metrics, *sorted(metrics, key=lambda metric: metric.scorer)])
+    return Outputs(scores, metrics, misleading)
+
+
+def _scorers(spec: JobSpec) -> Sequence[ScorerRef]:
+    match spec:
         case RoundSpec(reward=reward, watch=watch) if reward is not None:
             return [reward] if watch in (None, reward) else [reward, watch]
         case SamplingJobSpec(scorers=scorers):
             return scorers or ()
-        case spec:
+        case _:
             raise ConflictError(f"nothing is scored for a {type(spec).__name__}")
 
 
 def _metrics(
-    context: StageContext, model_id: str, prompts: Sequence[str], scorers: Sequence[Scorer], scored: Scored
+    claim: Claim, samples: Sequence[StoredSample], scorers: Sequence[Scorer], scored: ImageScores
 ) -> list[Metric]:
-    """The round's means by each scorer, and its diversity."""
-    found = [
+    """The round's mean by each scorer, and its diversity."""
+    series = [
         (scorer.name, scorer.version, values) for scorer, values in zip(scorers, scored.values, strict=True) if values
     ]
-    spread = scored.diversity(prompts)
-    if spread is not None:
-        found.append((DIVERSITY, scored.features_of, list(spread.prompts.values())))
+    diversity = scored.diversity([sample.row.prompt for sample in samples])
+    if diversity is not None:
+        series.append((DIVERSITY, scored.features_name, list(diversity.prompts.values())))
+
     return [
         Metric(
-            job_id=context.claim.job_id,
-            round=context.claim.round,
+            job_id=claim.job_id,
+            round=claim.round,
             split=Split.ROLLOUT,
             scorer=name,
             version=version,
-            model_id=model_id,
+            model_id=samples[0].row.model_id,
             count=len(values),
             mean=statistics.fmean(values),
             std=statistics.pstdev(values),
             created_at=now_seconds(),
         )
-        for name, version, values in found
+        for name, version, values in series
     ]
 
 
-def _warn(session: Session, context: StageContext, scorers: Sequence[Scorer]) -> None:
-    """Say so in the job's events where the reward rises over the last rounds and other figures fall."""
+def _misleading(reward: Scorer, metrics: Sequence[Metric]) -> MisleadingReward | None:
+    """Whether the reward rises over the last rounds while other figures fall.
+
+    Args:
+        reward: The reward's scorer.
+        metrics: The metrics of all rounds up to this one, round by round.
+    """
     series: dict[tuple[str, str], list[float]] = {}
-    for row in results.metrics(session, context.claim.job_id):
-        if row.split == Split.ROLLOUT and row.round <= context.claim.round:
-            series.setdefault((row.scorer, row.version), []).append(row.mean)
-    reward = series.pop((scorers[0].name, scorers[0].version), [])
-    others = {name: values for (name, _), values in series.items() if len(values) == len(reward)}
-    falling = falling_figures(reward, others)
-    if falling:
-        message = f"the reward {scorers[0].name} rises while {' and '.join(falling)} fall: is it being gamed?"
+    for metric in metrics:
+        if metric.split == Split.ROLLOUT:
+            series.setdefault((metric.scorer, metric.version), []).append(metric.mean)
+
+    rewards = series.pop((reward.name, reward.version), [])
+    others = {name: values for (name, _), values in series.items() if len(values) == len(rewards)}
+    falling = falling_figures(rewards, others)
+    return MisleadingReward(reward.name, falling) if falling else None
+
+
+def record(session: Session, claim: Claim, outputs: Outputs) -> None:
+    """Insert scores and metrics; warn of a misleading reward."""
+    if isinstance(claim.spec, FusionJobSpec):
+        return results.add_scores(session, outputs.scores)
+
+    results.add_all(session, [*outputs.scores, *outputs.metrics])
+    if outputs.misleading is not None:
+        warning = outputs.misleading
+        message = f"the reward {warning.reward} rises while {' and '.join(warning.falling)} fall: is it being gamed?"
         jobs.add_event(
             session,
-            context.claim.job_id,
+            claim.job_id,
             "round.reward_misleads",
             message,
-            context.claim.stage_id,
-            falling=list(falling),
+            claim.stage_id,
+            falling=list(warning.falling),
         )
+
+
+STAGE = Stage(load, compute, record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from sqlalchemy.orm import Session
@@ -11,78 +12,107 @@ from dfusion.config import PairingConfig
 from dfusion.pairing import choose_pairs
 from dfusion.rewards import Scorer
 from service.db.clock import now_seconds
-from service.db.queries import jobs, prompt_sets, results
-from service.db.tables import Pair, Sample
+from service.db.queries import jobs, results
+from service.db.tables import Pair, Sample, Score
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
+from service.jobs.execution import Claim
 from service.jobs.kinds import FusionJobSpec, RoundSpec
 from service.states import SampleRole
-from worker.context import Record, StageContext
-from worker.scoring import scores_by
-from worker.sources import samples_to_fuse, sides_to_fuse
+from worker.context import StageContext
+from worker.inputs import StoredSample, load_prompts, load_round_samples, spec_as
+from worker.pairs import load_samples_to_fuse, load_sides_to_fuse
+from worker.scoring import ScoredSamples, load_scores, score_missing
+from worker.stages.base import Stage
 
 _Sides = tuple[Sample, Sample]
+"""A reference and a base."""
 _Thresholds = Mapping[tuple[str | None, int], Sequence[float] | None]
 """By prompt set and place in it: the same text may stand in several places, with other items."""
 
 
-def run(context: StageContext) -> Record:
-    """The pairs, and the roles of their samples."""
-    match context.spec:
-        case RoundSpec() as spec:
-            with context.reading() as session:
-                found = results.round_images(session, context.claim.job_id, context.claim.round, [SampleRole.PLAIN])
-                samples = [sample for sample, _ in found]
-                thresholds = _thresholds(session, samples)
-            named: list[_Sides] = []
+@dataclass(frozen=True)
+class Inputs:
+    """What is paired.
+
+    Attributes:
+        samples: The round's samples, or those that the fusion may pair, by prompt and number, with their scores.
+        named: The (reference, base) samples that the request names; empty where they are chosen by their scores.
+        thresholds: Mask thresholds by the place of a prompt; None where they are found from its maps.
+    """
+
+    samples: ScoredSamples
+    named: Sequence[_Sides]
+    thresholds: _Thresholds
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The pairs.
+
+    Attributes:
+        scores: New scores of samples that this version of the scorer had not scored.
+        pairs: The pairs in order.
+        samples: How many samples they were chosen from.
+    """
+
+    scores: Sequence[Score]
+    pairs: Sequence[Pair]
+    samples: int
+
+
+def load(session: Session, claim: Claim) -> Inputs:
+    """The samples with their scores, and the thresholds of their prompts. Raises ConflictError."""
+    match claim.spec:
+        case RoundSpec():
+            samples = load_round_samples(session, claim.job_id, claim.round, [SampleRole.PLAIN])
+            return Inputs(load_scores(session, samples), [], _load_thresholds(session, samples))
         case FusionJobSpec() as spec:
-            with context.reading() as session:
-                samples = samples_to_fuse(session, spec)
-                named = sides_to_fuse(session, spec)
-                thresholds = _thresholds(session, samples)
-                own = results.get_pair(session, spec.pair).thresholds if spec.pair else None
+            samples = load_samples_to_fuse(session, spec)
+            thresholds = _load_thresholds(session, samples)
+            own = results.get_pair(session, spec.pair).thresholds if spec.pair else None
             if spec.thresholds or own:
                 thresholds = dict.fromkeys(thresholds, spec.thresholds or own)
-        case other:
-            raise ConflictError(f"nothing is paired for a {type(other).__name__}")
+            return Inputs(load_scores(session, samples), load_sides_to_fuse(session, spec), thresholds)
+        case spec:
+            raise ConflictError(f"nothing is paired for a {type(spec).__name__}")
+
+
+def _load_thresholds(session: Session, samples: Iterable[StoredSample]) -> _Thresholds:
+    """Those of the prompts that the samples were sampled from."""
+    thresholds: dict[tuple[str | None, int], Sequence[float] | None] = {}
+    for set_id in {sample.row.prompt_set_id for sample in samples}:
+        for place, prompt in enumerate(load_prompts(session, set_id)):
+            thresholds[set_id, place] = prompt.thresholds
+    return thresholds
+
+
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Pair the samples by their scores, or as the request names them."""
+    spec = spec_as(context.claim, RoundSpec, FusionJobSpec)
     scorer = context.bench.scorer(spec.reward or "")
-    known = scores_by(context, scorer, samples)
-    sides = named or _choose(samples, known.by_sample, spec.pairing)
-    pairs = [_pair(context, number, *one, scorer, known.by_sample, thresholds) for number, one in enumerate(sides)]
+    scores = score_missing(context, scorer, inputs.samples)
 
-    def record(session: Session) -> None:
-        results.add_scores(session, known.found)
-        results.add_all(session, pairs)
-        results.mark_paired(session, context.claim.job_id, context.claim.round)
-        message = f"{len(pairs)} pairs from {len(samples)} samples"
-        jobs.add_event(
-            session, context.claim.job_id, "round.paired", message, context.claim.stage_id, round=context.claim.round
-        )
-
-    return record
+    samples = [sample.row for sample in inputs.samples.samples]
+    sides = inputs.named or _choose(samples, scores.by_sample, spec.pairing)
+    pairs = [
+        _pair(context.claim, number, reference, base, scorer, scores.by_sample, inputs.thresholds)
+        for number, (reference, base) in enumerate(sides)
+    ]
+    return Outputs(scores.new, pairs, len(samples))
 
 
-def _choose(samples: Iterable[Sample], scores: Mapping[str, float], pairing: PairingConfig) -> list[_Sides]:
+def _choose(samples: Sequence[Sample], scores: Mapping[str, float], pairing: PairingConfig) -> list[_Sides]:
     sides = []
     for _, group in groupby(samples, key=lambda sample: sample.prompt_index):
         members = list(group)
         chosen = choose_pairs([scores[sample.id] for sample in members], pairing)
-        sides += [(members[one.reference], members[one.base]) for one in chosen]
+        sides += [(members[pair.reference], members[pair.base]) for pair in chosen]
     return sides
 
 
-def _thresholds(session: Session, samples: Iterable[Sample]) -> _Thresholds:
-    """Those of the prompts that the samples were made on."""
-    found: dict[tuple[str | None, int], Sequence[float] | None] = {}
-    for set_id in {sample.prompt_set_id for sample in samples}:
-        row = None if set_id is None else prompt_sets.by_id(session, set_id)
-        prompts = () if row is None else prompt_sets.prompts_of(row)
-        found |= {(set_id, place): prompt.thresholds for place, prompt in enumerate(prompts)}
-    return found
-
-
 def _pair(
-    context: StageContext,
+    claim: Claim,
     number: int,
     reference: Sample,
     base: Sample,
@@ -93,9 +123,9 @@ def _pair(
     own = thresholds.get((reference.prompt_set_id, reference.prompt_index))
     return Pair(
         id=new_id(IdKind.PAIR),
-        job_id=context.claim.job_id,
-        stage_id=context.claim.stage_id,
-        round=context.claim.round,
+        job_id=claim.job_id,
+        stage_id=claim.stage_id,
+        round=claim.round,
         number=number,
         prompt_set_id=base.prompt_set_id,
         prompt_index=base.prompt_index,
@@ -110,3 +140,15 @@ def _pair(
         figures={},
         created_at=now_seconds(),
     )
+
+
+def record(session: Session, claim: Claim, outputs: Outputs) -> None:
+    """Insert scores and pairs, and give the samples in them their roles."""
+    results.add_scores(session, outputs.scores)
+    results.add_all(session, outputs.pairs)
+    results.mark_paired(session, claim.job_id, claim.round)
+    message = f"{len(outputs.pairs)} pairs from {outputs.samples} samples"
+    jobs.add_event(session, claim.job_id, "round.paired", message, claim.stage_id, round=claim.round)
+
+
+STAGE = Stage(load, compute, record)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -18,96 +19,115 @@ from dfusion.training import Trainer
 from dfusion.training_report import SelfTest, UpdateReport, falling_preferred
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
-from service.db.tables import Model
+from service.db.tables import Artifact, Model
 from service.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageGoneError
 from service.ids import IdKind, new_id
-from service.jobs import execution
+from service.jobs.execution import Claim
 from service.jobs.kinds import RoundSpec, TrainingJobSpec
 from service.storage import StoredObject
-from worker.context import SAFETENSORS, Record, StageContext
-from worker.training_examples import TrainingExamples, training_examples
+from worker.context import SAFETENSORS, StageContext
+from worker.inputs import StoredModel, load_model_before, spec_as
+from worker.stages.base import Stage
+from worker.training_examples import PairSource, SampleSource, TrainingExamples, load_source, training_examples
 
 JSON = "application/json"
 
 
-def run(context: StageContext) -> Record:
-    """The model after this round, or of a training alone; without anything to learn from there is no new model."""
-    spec = context.spec_as(RoundSpec, TrainingJobSpec)
-    parent, adapter = context.model_before(context.claim.round)
-    learned = training_examples(context, spec.training, parent)
+@dataclass(frozen=True)
+class Inputs:
+    """What is trained, and on what.
+
+    Attributes:
+        parent: The model that is trained.
+        optimizer: The state of AdamW after the parent's training; None if it is not carried on, or there is none (a
+            base model, an imported adapter).
+        source: The pairs or samples to learn from.
+    """
+
+    parent: StoredModel
+    optimizer: Artifact | None
+    source: PairSource | SampleSource
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What was trained.
+
+    Attributes:
+        model: The new model; None if there was nothing to learn from.
+        falling: The preferred sides' mean log-ratio before and after it fell; None if it did not.
+    """
+
+    model: Model | None
+    falling: tuple[float, float] | None = None
+
+
+def load(session: Session, claim: Claim) -> Inputs:
+    """The round's model, or that of a training alone, and what it learns from."""
+    spec = spec_as(claim, RoundSpec, TrainingJobSpec)
+    parent = load_model_before(session, claim, claim.round)
+    optimizer_id = parent.row.optimizer_artifact_id if spec.training.optimizer_start == "carried" else None
+    optimizer = None if optimizer_id is None else results.get_artifact(session, optimizer_id)
+    return Inputs(parent, optimizer, load_source(session, claim))
+
+
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Train from the stage's checkpoint on; store the adapter, AdamW's state and the reports.
+
+    Checkpoints and events about them are written meanwhile, each in a transaction under the lease's epoch: that is
+    how the next attempt resumes. Nothing is read from the database.
+    """
+    claim = context.claim
+    spec = spec_as(claim, RoundSpec, TrainingJobSpec)
+    parent = inputs.parent
+    learned = training_examples(context, inputs.source, spec.training, parent.row)
     if not learned.examples:
-        return lambda session: _note_nothing_to_learn(session, context)
-    seed = training_seed(spec.seed, context.claim.round)
-    with context.bench.models.for_training(parent.base, adapter) as model:
-        if adapter is None:
+        return Outputs(None)
+
+    # 1. the updates that are left
+    seed = training_seed(spec.seed, claim.round)
+    with context.bench.models.for_training(parent.row.base, parent.adapter) as model:
+        if parent.adapter is None:
             attach_lora(model.unet, spec.training.lora, seed)
-        carried = context.optimizer_of(parent) if spec.training.optimizer_start == "carried" else None
+        carried = None if inputs.optimizer is None else context.load_optimizer(inputs.optimizer)
         trainer = Trainer(model, learned.examples, spec.training, seed, carried)
         checkpoints = _Checkpoints(context, trainer)
         checkpoints.resume()
-        tested = _train(context, trainer, checkpoints)
+        self_test = _train(context, trainer, checkpoints)
+
+        # 2. the adapter and AdamW's state
         path = context.scratch / "adapter.safetensors"
         # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
-        save_adapter(model.unet, path, {"base": parent.base, "round": str(context.claim.round)})
-        file = context.store("adapter", path, SAFETENSORS)
+        save_adapter(model.unet, path, {"base": parent.row.base, "round": str(claim.round)})
+        adapter_id = context.store("adapter", path, SAFETENSORS)
         optimizer = trainer.optimizer_state()
         save_optimizer(optimizer, path)
-        optimizer_file = context.store("optimizer", path, SAFETENSORS)
-    log = _store_log(context, tested, trainer.reports)
-    figures = _figures(learned, trainer.reports, log) | {"optimizer_updates": optimizer.updates}
-    falling = falling_preferred(trainer.reports)
+        optimizer_id = context.store("optimizer", path, SAFETENSORS)
+
+    # 3. the reports
+    log_id = _store_log(context, self_test, trainer.reports)
+    figures = _figures(learned, trainer.reports, log_id) | {"optimizer_updates": optimizer.updates}
     row = Model(
         id=new_id(IdKind.MODEL),
-        base=parent.base,
-        parent_id=parent.id,
-        job_id=context.claim.job_id,
-        stage_id=context.claim.stage_id,
-        round=context.claim.round,
-        adapter_artifact_id=file,
-        optimizer_artifact_id=optimizer_file,
+        base=parent.row.base,
+        parent_id=parent.row.id,
+        job_id=claim.job_id,
+        stage_id=claim.stage_id,
+        round=claim.round,
+        adapter_artifact_id=adapter_id,
+        optimizer_artifact_id=optimizer_id,
         figures=figures,
         created_at=now_seconds(),
     )
-
-    def record(session: Session) -> None:
-        context.record_artifacts(session)
-        results.add_all(session, [row])
-        if falling is not None:
-            _warn_of_falling(session, context, *falling)
-
-    return record
-
-
-def _warn_of_falling(session: Session, context: StageContext, before: float, after: float) -> None:
-    message = (
-        f"the preferred sides became less likely over the last updates: their mean log-ratio fell from {before:.3g} to"
-        f" {after:.3g}; a lower learning rate or training.safeguard may help"
-    )
-    jobs.add_event(
-        session,
-        context.claim.job_id,
-        "training.preferred_falls",
-        message,
-        context.claim.stage_id,
-        before=before,
-        after=after,
-        round=context.claim.round,
-    )
-
-
-def _note_nothing_to_learn(session: Session, context: StageContext) -> None:
-    message = (
-        f"round {context.claim.round} has no pairs (equal scores, or no verdict for either side): nothing was trained"
-    )
-    jobs.add_event(session, context.claim.job_id, "round.without_pairs", message, context.claim.stage_id)
+    return Outputs(row, falling_preferred(trainer.reports))
 
 
 def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
-    """All updates that are left. Progress counts rows: once for log pref, then those of each update."""
+    """Do all updates that are left. Progress counts rows: once for log pref, then those of each update."""
     rows = trainer.rows_by_update
     context.heartbeat.plan(trainer.rows_total + sum(rows))
     try:
-        tested = trainer.prepare(context.heartbeat.at)
+        self_test = trainer.prepare(context.heartbeat.at)
         while trainer.updates_done < trainer.updates_total:
             before = trainer.rows_total + sum(rows[: trainer.updates_done])
             trainer.step(lambda done, before=before: context.heartbeat.at(before + done))  # type: ignore[misc]
@@ -117,36 +137,39 @@ def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -
         raise
     except PolicyMismatchError as error:
         report = {"tolerance": error.tolerance, "ratio_by_step": dict(error.ratio_by_step)}
-        execution.note(context.bench.uow, context.claim, "training.refused", str(error), **report)
+        context.note("training.refused", str(error), **report)
         raise
-    return tested
+    return self_test
 
 
 class _Checkpoints:
-    """Where a training goes on after its worker was lost."""
+    """From where a training resumes after its worker was lost."""
 
     def __init__(self, context: StageContext, trainer: Trainer) -> None:
-        self._context, self._trainer = context, trainer
+        self._context = context
+        self._trainer = trainer
         self._last: StoredObject | None = context.claim.checkpoint
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Go on from the stage's checkpoint; where it is gone or does not fit, say so and begin afresh. Raises
+        """Resume from the stage's checkpoint; where it is gone or does not fit, say so and start over. Raises
         StorageError where it cannot be read just now."""
         if self._last is None:
             return
-        bench, claim = self._context.bench, self._context.claim
+        context = self._context
+        trainer = self._trainer
         try:
-            with bench.store.borrow(self._last.key, self._last.sha256) as path:
-                link = self._context.scratch / STATE_FILE
-                link.write_bytes(path.read_bytes())
-            self._trainer.load_state(TrainerState.load(link.parent))
+            with context.bench.store.borrow(self._last.key, self._last.sha256) as path:
+                copy = context.scratch / STATE_FILE
+                copy.write_bytes(path.read_bytes())
+            trainer.load_state(TrainerState.load(copy.parent))
         except (StorageGoneError, StorageCorruptError, CheckpointError) as error:
-            message = f"the checkpoint cannot be used, the training begins afresh: {error}"
-            execution.note(bench.uow, claim, "training.restarted", message)
+            message = f"the checkpoint cannot be used, the training starts over: {error}"
+            context.note("training.restarted", message)
             return
-        message = f"the training goes on after update {self._trainer.updates_done} of {self._trainer.updates_total}"
-        execution.note(bench.uow, claim, "training.resumed", message)
+
+        message = f"the training resumes after update {trainer.updates_done} of {trainer.updates_total}"
+        context.note("training.resumed", message)
 
     def save_if_due(self) -> None:
         """Store a checkpoint if the last is old."""
@@ -156,29 +179,30 @@ class _Checkpoints:
             self.save()
 
     def save(self) -> None:
-        """Store a checkpoint, unless nothing was learned yet; the one before it is removed."""
+        """Store a checkpoint, unless nothing was learned yet; the previous one is removed."""
         if self._trainer.updates_done == 0:
             return
         context = self._context
+        store = context.bench.store
         self._trainer.state().save(context.scratch)
-        stored = context.bench.store.put(
-            context.claim.job_id, context.claim.stage_id, "checkpoint", context.scratch / STATE_FILE
-        )
-        execution.checkpoint(context.bench.uow, context.claim, stored)
+        stored = store.put(context.claim.job_id, context.claim.stage_id, "checkpoint", context.scratch / STATE_FILE)
+        context.keep_checkpoint(stored)
+
         if self._last is not None and self._last.key != stored.key:
-            context.bench.store.remove(self._last.key)
-        self._last, self._saved_at = stored, time.monotonic()
+            store.remove(self._last.key)
+        self._last = stored
+        self._saved_at = time.monotonic()
 
 
-def _store_log(context: StageContext, tested: SelfTest, reports: list[UpdateReport]) -> str:
+def _store_log(context: StageContext, self_test: SelfTest, reports: Sequence[UpdateReport]) -> str:
+    """Store the self-test and the report of each update. Returns the id of the artifact."""
     path = context.scratch / "updates.json"
-    path.write_text(
-        json.dumps({"self_test": asdict(tested), "updates": [asdict(report) for report in reports]}), "utf-8"
-    )
+    log = {"self_test": asdict(self_test), "updates": [asdict(report) for report in reports]}
+    path.write_text(json.dumps(log), "utf-8")
     return context.store("updates", path, JSON)
 
 
-def _figures(learned: TrainingExamples, reports: list[UpdateReport], log: str) -> dict[str, Any]:
+def _figures(learned: TrainingExamples, reports: Sequence[UpdateReport], log_id: str) -> dict[str, Any]:
     """`log` links the self-test and the report of each update."""
     last = reports[-1] if reports else None
     return {
@@ -193,5 +217,39 @@ def _figures(learned: TrainingExamples, reports: list[UpdateReport], log: str) -
         "last_log_ratio_rejected": last.log_ratio_rejected if last else None,
         "last_below_epsilon": last.below_epsilon if last else None,
         "last_grad_norm": last.grad_norm if last else None,
-        "log": f"/artifacts/{log}",
+        "log": f"/artifacts/{log_id}",
     }
+
+
+def record(session: Session, claim: Claim, outputs: Outputs) -> None:
+    """Insert the model, or note that there was nothing to learn from; warn where the preferred sides fell."""
+    if outputs.model is None:
+        return _note_nothing_to_learn(session, claim)
+    results.add_all(session, [outputs.model])
+    if outputs.falling is not None:
+        _warn_of_falling(session, claim, *outputs.falling)
+
+
+def _note_nothing_to_learn(session: Session, claim: Claim) -> None:
+    message = f"round {claim.round} has no pairs (equal scores, or no verdict for either side): nothing was trained"
+    jobs.add_event(session, claim.job_id, "round.without_pairs", message, claim.stage_id)
+
+
+def _warn_of_falling(session: Session, claim: Claim, before: float, after: float) -> None:
+    message = (
+        f"the preferred sides became less likely over the last updates: their mean log-ratio fell from {before:.3g} to"
+        f" {after:.3g}; a lower learning rate or training.safeguard may help"
+    )
+    jobs.add_event(
+        session,
+        claim.job_id,
+        "training.preferred_falls",
+        message,
+        claim.stage_id,
+        before=before,
+        after=after,
+        round=claim.round,
+    )
+
+
+STAGE = Stage(load, compute, record)

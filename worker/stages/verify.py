@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -11,94 +11,166 @@ from sqlalchemy.orm import Session
 
 from dfusion.errors import ScorerError
 from dfusion.figures import Side, covers_too_much, decide, fusion_mask, mask_image, pair_figures
+from dfusion.rewards import Scorer
 from dfusion.types import Trajectory
 from service.db.queries import jobs, results
+from service.db.tables import Score
 from service.jobs import execution
+from service.jobs.execution import Claim
 from service.jobs.kinds import FusionJobSpec, RoundSpec
-from worker.context import Record, StageContext
-from worker.pairs import PairSamples, StoredSample, fusion_of, load_pairs, trajectory_of
+from worker.context import StageContext
+from worker.inputs import StoredSample, spec_as, trajectory_of
+from worker.pairs import StoredPair, fusion_of, load_round_pairs
 from worker.scoring import score_images, score_rows
+from worker.stages.base import Stage
 
 
 @dataclass(frozen=True)
-class _Verdict:
-    """What is written into a pair."""
+class Inputs:
+    """The round's pairs by number, with their targets as far as they were fused."""
+
+    pairs: Sequence[StoredPair]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is written into a pair.
+
+    Attributes:
+        pair_id: The pair.
+        values: `adopted` and `why`; of a fused pair also its target's score, its figures and its mask's image.
+    """
 
     pair_id: str
-    values: dict[str, Any]
+    values: Mapping[str, Any]
 
 
-def run(context: StageContext) -> Record:
-    """Decisions and figures of the round's pairs."""
-    pairs = load_pairs(context)
-    fused = [pair for pair in pairs if pair.target is not None]
-    targets = [pair.target for pair in fused if pair.target is not None]
-    spec = context.spec_as(RoundSpec, FusionJobSpec)
+@dataclass(frozen=True)
+class Outputs:
+    """What was decided.
+
+    Attributes:
+        scores: The scores of the targets.
+        decisions: One for each pair; those of fused pairs come first.
+        targets: How many pairs have a target.
+        wide_masks: How many masks cover more of the image than the pairing allows.
+    """
+
+    scores: Sequence[Score]
+    decisions: Sequence[Decision]
+    targets: int
+    wide_masks: int
+
+
+def load(session: Session, claim: Claim) -> Inputs:
+    """The round's pairs."""
+    return Inputs(load_round_pairs(session, claim))
+
+
+def compute(context: StageContext, inputs: Inputs) -> Outputs:
+    """Score the targets, decide on each pair, and store the masks. Raises ScorerError."""
+    spec = spec_as(context.claim, RoundSpec, FusionJobSpec)
     scorer = context.bench.scorer(spec.reward or "")
-    for pair in pairs:
-        if (pair.row.scorer, pair.row.scorer_version) != (scorer.name, scorer.version):
-            chosen, ours = f"{pair.row.scorer} {pair.row.scorer_version}", f"{scorer.name} {scorer.version}"
-            raise ScorerError(f"{pair.row.id} was chosen by {chosen}, this worker has {ours}: ask for the job again")
-    scored = score_images(context, [scorer], [t.image for t in targets], [t.row.prompt for t in targets])
-    rows = score_rows([scorer], [target.row.id for target in targets], scored.values)
-    scores = {row.sample_id: row.value for row in rows}
-    verdicts = [*_verdicts(context, fused, scores), *(_naive(pair) for pair in pairs if pair.target is None)]
-    limit = spec.pairing.max_mask_cover
-    covers = [verdict.values["figures"]["mask_cover"] for verdict in verdicts if "figures" in verdict.values]
-    wide = sum(covers_too_much(cover, spec.pairing, fusion_of(context)) for cover in covers)
+    _require_scorer(inputs.pairs, scorer)
 
-    def record(session: Session) -> None:
-        context.record_artifacts(session)
-        results.add_all(session, rows)
-        for verdict in verdicts:
-            results.update_pair(session, verdict.pair_id, verdict.values)
-        adopted = sum(bool(verdict.values["adopted"]) for verdict in verdicts)
-        message = f"{adopted} of {len(fused)} targets adopted"
-        if wide:
-            message += f"; {wide} masks cover more than {limit:g} of the image (pairing.max_mask_cover)"
-        figures = {"adopted": adopted, "wide_masks": wide}
-        jobs.add_event(session, context.claim.job_id, "round.verified", message, context.claim.stage_id, **figures)
-        if not pairs:
-            execution.end_review(session, jobs.get(session, context.claim.job_id), "there is no pair to judge")
+    fused = [pair for pair in inputs.pairs if pair.target is not None]
+    targets = [pair.target for pair in fused if pair.target is not None]
+    scored = score_images(
+        context, [scorer], [target.image for target in targets], [target.row.prompt for target in targets]
+    )
+    scores = score_rows([scorer], [target.row.id for target in targets], scored.values)
+    score_by_sample = {score.sample_id: score.value for score in scores}
 
-    return record
+    decisions = list(_decisions(context, fused, score_by_sample))
+    covers = [decision.values["figures"]["mask_cover"] for decision in decisions]
+    wide_masks = sum(covers_too_much(cover, spec.pairing, fusion_of(context.claim)) for cover in covers)
+    decisions += [_without_target(pair) for pair in inputs.pairs if pair.target is None]
+    return Outputs(scores, decisions, len(targets), wide_masks)
 
 
-def _naive(pair: PairSamples) -> _Verdict:
+def _require_scorer(pairs: Sequence[StoredPair], scorer: Scorer) -> None:
+    """The pairs must have been chosen by this version of the scorer. Raises ScorerError."""
+    for row in (pair.row for pair in pairs):
+        if (row.scorer, row.scorer_version) != (scorer.name, scorer.version):
+            chosen_by = f"{row.scorer} {row.scorer_version}"
+            ours = f"{scorer.name} {scorer.version}"
+            raise ScorerError(f"{row.id} was chosen by {chosen_by}, this worker has {ours}: ask for the job again")
+
+
+def _without_target(pair: StoredPair) -> Decision:
     why = pair.row.why or "fusion is off: the reference is preferred"
-    return _Verdict(pair.row.id, {"adopted": False, "why": why})
+    return Decision(pair.row.id, {"adopted": False, "why": why})
 
 
-def _verdicts(context: StageContext, pairs: list[PairSamples], scores: dict[str, float]) -> Iterator[_Verdict]:
-    """Trajectories are loaded file by file: all of a round's need not fit into memory."""
-    for _, group in groupby(pairs, key=lambda pair: pair.target.trajectory if pair.target else ""):
-        members = list(group)
-        sides = [side for pair in members for side in (pair.reference, pair.base, pair.target) if side]
-        stored = context.load_trajectories({side.trajectory for side in sides})
-        for pair in members:
+def _decisions(context: StageContext, fused: Sequence[StoredPair], scores: Mapping[str, float]) -> Iterator[Decision]:
+    """Decide on the fused pairs. Trajectories are loaded file by file: a round's need not fit into memory together."""
+    for _, group in groupby(fused, key=_target_file):
+        pairs = list(group)
+        sides = [side for pair in pairs for side in (pair.reference, pair.base, pair.target) if side is not None]
+        trajectories = context.load_trajectories(sides)
+        for pair in pairs:
             if pair.target is not None:
-                yield _verdict(context, pair, pair.target, scores[pair.target.row.id], stored)
+                yield _decide(context, pair, pair.target, scores[pair.target.row.id], trajectories)
 
 
-def _verdict(
+def _target_file(pair: StoredPair) -> str:
+    """The id of the file that holds the target's trajectory."""
+    return pair.target.trajectory.id if pair.target is not None and pair.target.trajectory is not None else ""
+
+
+def _decide(
     context: StageContext,
-    pair: PairSamples,
-    fused: StoredSample,
-    score: float,
-    stored: Mapping[str, Trajectory],
-) -> _Verdict:
-    """Decision, figures and mask image of one fused pair."""
+    pair: StoredPair,
+    target_sample: StoredSample,
+    target_score: float,
+    trajectories: Mapping[str, Trajectory],
+) -> Decision:
+    """The decision, figures and mask image of one fused pair."""
 
-    def side(sample: StoredSample, value: float) -> Side:
-        return Side(trajectory_of(sample, stored).final[0], context.load_image(sample.image), value)
+    def side(sample: StoredSample, score: float) -> Side:
+        return Side(trajectory_of(sample, trajectories).final[0], context.load_image(sample.image), score)
 
-    fused_from, config = trajectory_of(pair.reference, stored), fusion_of(context)
-    mask = fusion_mask(fused_from, pair.row.thresholds or (), config)
-    reference, base = side(pair.reference, pair.row.reference_score), side(pair.base, pair.row.base_score)
-    target = side(fused, score)
+    # 1. the mask, from the reference's maps
+    config = fusion_of(context.claim)
+    mask = fusion_mask(trajectory_of(pair.reference, trajectories), pair.row.thresholds or (), config)
+
+    # 2. the three sides
+    reference = side(pair.reference, pair.row.reference_score)
+    base = side(pair.base, pair.row.base_score)
+    target = side(target_sample, target_score)
+
+    # 3. the mask's image, Eq. 7, and the figures
     height, width = target.image.shape[:2]
-    image = context.store_image(f"mask-{pair.row.number:06d}", mask_image(mask, height, width))
-    decision = decide(reference, base, target, context.spec_as(RoundSpec, FusionJobSpec).pairing, mask, config)
-    figures = asdict(pair_figures(reference, base, target, mask))
-    found = {**asdict(decision), "target_score": target.score, "figures": figures, "mask_artifact_id": image}
-    return _Verdict(pair.row.id, found)
+    mask_id = context.store_image(f"mask-{pair.row.number:06d}", mask_image(mask, height, width))
+    pairing = spec_as(context.claim, RoundSpec, FusionJobSpec).pairing
+    decision = decide(reference, base, target, pairing, mask, config)
+    figures = pair_figures(reference, base, target, mask)
+
+    values = {
+        **asdict(decision),
+        "target_score": target.score,
+        "figures": asdict(figures),
+        "mask_artifact_id": mask_id,
+    }
+    return Decision(pair.row.id, values)
+
+
+def record(session: Session, claim: Claim, outputs: Outputs) -> None:
+    """Insert the scores, write the decisions into the pairs, and end the review if there is no pair to judge."""
+    results.add_all(session, outputs.scores)
+    for decision in outputs.decisions:
+        results.update_pair(session, decision.pair_id, decision.values)
+
+    adopted = sum(bool(decision.values["adopted"]) for decision in outputs.decisions)
+    message = f"{adopted} of {outputs.targets} targets adopted"
+    if outputs.wide_masks:
+        limit = spec_as(claim, RoundSpec, FusionJobSpec).pairing.max_mask_cover
+        message += f"; {outputs.wide_masks} masks cover more than {limit:g} of the image (pairing.max_mask_cover)"
+    figures = {"adopted": adopted, "wide_masks": outputs.wide_masks}
+    jobs.add_event(session, claim.job_id, "round.verified", message, claim.stage_id, **figures)
+
+    if not outputs.decisions:
+        execution.end_review(session, jobs.get(session, claim.job_id), "there is no pair to judge")
+
+
+STAGE = Stage(load, compute, record)

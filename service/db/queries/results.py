@@ -123,21 +123,23 @@ def sample_page(
     return fetch_page(session, select(Sample), Sample.id, limit, cursor, equal=equal)
 
 
-def score_history(
-    session: Session, job_ids: Iterable[str], scorer: str, version: str, up_to_round: int
-) -> dict[str, list[float]]:
-    """What that version of the scorer gave the samples that the policy itself drew, by prompt, in the order in which
-    they came."""
-    drawn = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
-    query = select(Sample.prompt, Score.value).join(Score, Score.sample_id == Sample.id)
-    query = query.where(Sample.job_id.in_(list(job_ids)), Sample.role.in_(drawn), Sample.round <= up_to_round)
-    ordered = query.where(Score.scorer == scorer, Score.version == version).order_by(
-        Sample.round, Sample.job_id, Sample.prompt_index, Sample.number, Sample.id
-    )
-    found: dict[str, list[float]] = {}
-    for prompt, value in session.execute(ordered):
-        found.setdefault(prompt, []).append(value)
-    return found
+def score_histories(
+    session: Session, job_ids: Iterable[str], up_to_round: int
+) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """What each scorer gave the samples that the policy itself sampled, oldest round first.
+
+    Returns:
+        By scorer and version, then by prompt: the scores in the order of the samples.
+    """
+    roles = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
+    query = select(Score.scorer, Score.version, Sample.prompt, Score.value).join(Score, Score.sample_id == Sample.id)
+    query = query.where(Sample.job_id.in_(list(job_ids)), Sample.role.in_(roles), Sample.round <= up_to_round)
+    ordered = query.order_by(Sample.round, Sample.job_id, Sample.prompt_index, Sample.number, Sample.id)
+
+    histories: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for scorer, version, prompt, value in session.execute(ordered):
+        histories.setdefault((scorer, version), {}).setdefault(prompt, []).append(value)
+    return histories
 
 
 def samples_of_job(session: Session, job_id: str, round_number: int, role: str) -> list[Sample]:

@@ -20,7 +20,7 @@ from service.jobs.kinds.base import (
 )
 from service.jobs.kinds.work import BACKWARD_WORK, rows_per_pair
 from service.plan import PlannedStage, Sizes, WorkCounts
-from service.states import JobKind, StageKind, Verdict
+from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
     from service.db.tables import Pair
@@ -48,9 +48,9 @@ class TrainingJobSpec(Labelled, PresetSpec):
 
 def check(checker: Checker, spec: TrainingJobSpec) -> Checked[TrainingJobSpec] | None:
     """The pairs, whose samples must fit each other and the model that is trained."""
-    pairs = _pairs(checker, spec)
+    pairs = _named_pairs(checker, spec)
     if spec.prefer == "verdicts" and pairs:
-        pairs = [pair for pair in pairs if pair.verdict in (Verdict.TARGET, Verdict.BASE)]
+        pairs = checker.with_preferred_side(pairs)
         if not pairs:
             checker.wrong("/prefer", "expected pairs that a person prefers a side of, got none", "no_pairs")
     if not pairs:
@@ -79,29 +79,35 @@ def check(checker: Checker, spec: TrainingJobSpec) -> Checked[TrainingJobSpec] |
     return Checked(spec, sizes, model)
 
 
-def _pairs(checker: Checker, spec: TrainingJobSpec) -> list[Pair]:
-    """All pairs that the spec names."""
-    pairs: dict[str, Pair] = {}
+def _named_pairs(checker: Checker, spec: TrainingJobSpec) -> list[Pair]:
+    """All pairs that the spec names, each once. Reports names that are unknown, unsuitable or repeated."""
+    pairs = checker.named_pairs(spec.pairs or (), spec.jobs or ())
+    by_id = {pair.id: pair for pair in pairs}
+
+    # named one by one
+    seen: set[str] = set()
     for n, pair_id in enumerate(spec.pairs or ()):
-        pair = checker.pair(f"/pairs/{n}", pair_id)
+        pair = by_id.get(pair_id) or checker.pair(f"/pairs/{n}", pair_id)
         if pair is None:
             continue
         if pair.adopted is None:
             checker.wrong(f"/pairs/{n}", f"{pair.id} is still being made", "unsuitable_pair")
-        if pair.id in pairs:
+        if pair.id in seen:
             checker.wrong(f"/pairs/{n}", "expected each pair once", "invalid_request")
-        pairs[pair.id] = pair
+        seen.add(pair.id)
+
+    # named by their jobs
+    with_pairs = {pair.job_id for pair in pairs}
     for n, job_id in enumerate(spec.jobs or ()):
         job = checker.job(f"/jobs/{n}", job_id)
         if job is None:
             continue
-        of_job = {pair.id: pair for pair in checker.pairs_of_job(job.id)}
-        if not of_job:
+        if job.id not in with_pairs:
             checker.wrong(f"/jobs/{n}", f"{job.id} has no pairs", "no_pairs")
-        if of_job.keys() & pairs.keys():
+        elif job.id in seen:
             checker.wrong(f"/jobs/{n}", "expected each job once", "invalid_request")
-        pairs |= of_job
-    return list(pairs.values())
+        seen.add(job.id)
+    return list(by_id.values())
 
 
 def count(spec: TrainingJobSpec, sizes: Sizes) -> WorkCounts:
