@@ -1,1 +1,1 @@
-"""Runs stages: the method (dfusion) over what is stored (service). Knows no web framework."""
+"""Runs stages: applies the method (dfusion) to stored samples and models (service). Imports no web framework."""

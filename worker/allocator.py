@@ -1,18 +1,19 @@
-"""Settings of the C library's allocator for a worker's use of memory."""
+"""Settings of the C library's allocator for the way a worker uses memory."""
 
 from __future__ import annotations
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Names and numbers of malloc.h; mallopt(3)."""
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+"""Parameters of mallopt(3), as numbered in malloc.h."""
 
 
 def keep_freed_memory() -> None:
-    """Let freed blocks stay with this process, where the C library is glibc; elsewhere nothing is done.
+    """Keep freed blocks in this process if the C library is glibc; otherwise do nothing.
 
-    By default glibc gives large blocks back to the system at once. A network on a CPU asks for the same ones again at
-    every layer, and each time all their pages would be faulted in anew. The process then stays as large as it ever was.
+    By default glibc returns large blocks to the system at once. A network on a CPU requests the same blocks again at
+    every layer, and each time all their pages would be faulted in. The process therefore never shrinks.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,8 +1,8 @@
 """The deployed worker: `celery -A worker.celery_app worker -P prefork -c 1 -Q gpu`, one for each GPU.
 
-The parent takes hints from the broker and never imports torch; its only child runs stages (worker.child). SIGTERM,
-SIGINT and SIGQUIT stop the worker softly: the stage in work is given back with its last checkpoint. Celery's own soft
-shutdown only sleeps and then kills the child, which never learns of it (docs/decisions/013-queue.md).
+The parent receives hints from the broker and never imports torch; its only child runs stages (worker.child). SIGTERM,
+SIGINT and SIGQUIT stop the worker softly: the running stage returns to the queue with its last checkpoint. Celery's own
+soft shutdown only sleeps and then kills the child without notice (docs/decisions/013-queue.md).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ stop = StopFlag()
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _log(**_: Any) -> None:
-    """The service's own form of log lines in place of Celery's."""
+    """Use the service's log format instead of Celery's."""
     logs.configure(settings)
 
 
 class SoftStop(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Puts its own handlers in the place of Celery's, which are set before any step starts."""
+    """Replaces Celery's signal handlers, which are installed before any step starts."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -47,7 +47,7 @@ class SoftStop(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def _stop(worker: Any, _number: int, _frame: FrameType | None) -> None:
-    """Ask the child to stop and let Celery wait for it (its warm shutdown); a second signal does not wait."""
+    """Ask the child to stop and let Celery wait for it (a warm shutdown). A second signal does not wait."""
     wait_seconds = 0.0 if stop.is_set() else settings.worker_stop_seconds
     stop.set()
     state.should_stop = EX_OK

@@ -1,4 +1,4 @@
-"""A Celery worker's child process: what it keeps between stages. torch is imported with its first stage, not before."""
+"""The child process of a Celery worker: what it keeps between stages. Its first stage imports torch."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ _logger = logging.getLogger(__name__)
 
 
 class Child:
-    """An installation opened in this process, with the models that stay loaded."""
+    """An installation opened in this process, and the models that stay loaded."""
 
     def __init__(self, settings: Settings, name: str, queues: Sequence[str], stop: Stop) -> None:
-        self._settings, self._name, self._queues, self._stop = settings, name, tuple(queues), stop
+        self._settings = settings
+        self._name = name
+        self._queues = tuple(queues)
+        self._stop = stop
         self._opening = threading.Lock()
         self._service: Service | None = None
         self._presence = Presence(settings, name, self._queues, lambda: self.service.uow, self._about)
 
     def begin(self) -> None:
-        """Stand back for other programs, and report this worker from now on."""
+        """Lower the CPU priority (`worker_niceness`), and report this worker from now on."""
         os.setpriority(os.PRIO_PROCESS, 0, max(self._settings.worker_niceness, os.getpriority(os.PRIO_PROCESS, 0)))
         self._presence.start()
 
     def end(self) -> None:
-        """Take this worker's report back."""
+        """Remove this worker's report and close the installation."""
         self._presence.stop()
         if self._service is not None:
             self._service.close()
 
     @property
     def service(self) -> Service:
-        """The installation, opened when it is first needed. Raises StartError or what the database raises."""
+        """The installation, opened on first use. Raises StartError or an error of the database."""
         with self._opening:
             if self._service is None:
                 self._service = Service.open(self._settings, open_queue(self._settings))
@@ -53,7 +56,7 @@ class Child:
 
     @cached_property
     def bench(self) -> Workbench:
-        """The workbench, with the models that are loaded so far."""
+        """The workbench, made on first use."""
         with without_garbage_collection():
             import worker.runner  # noqa: F401  (with all that its stages need)
             from worker.workbench import Workbench, set_up_torch
@@ -62,18 +65,21 @@ class Child:
         return Workbench.of(self.service)
 
     def take_hint(self, stage_id: str, queue_name: str) -> bool:
-        """Run a free stage of this worker's queues, if there is one; whether this process is fit for another.
+        """Run a free stage of this worker's queues, if there is one.
 
-        The hinted stage itself need not be the one: a hint says that there is work. A worker that is stopping passes
-        the hint on.
+        It need not be the hinted stage: a hint only says that there is work. A worker that is stopping passes the hint
+        on.
+
+        Returns:
+            Whether this process can run another stage.
         """
         if self._stop.is_set():
             self.service.uow.queue.hint([(stage_id, queue_name)])
             return True
         if not limits.has_disk_room(self._settings):
-            _logger.warning("the disk is nearly full; no work is begun")  # the sweeper hints again later
+            _logger.warning("disk nearly full; not starting any stage")  # the sweeper repeats the hint later
             return True
-        bench = self.bench  # before the claim: importing torch takes seconds, in which no lease would be renewed
+        bench = self.bench  # before the claim: importing torch takes seconds, during which no lease is renewed
         loaded = bench.models.loaded
         claim = execution.claim(self.service.uow, self._settings, self._name, self._queues, loaded)
         if claim is None:

@@ -1,4 +1,4 @@
-"""`python -m worker.health`: exit code 0 if the health file was renewed lately. For containers; needs no broker."""
+"""`python -m worker.health`: exit code 0 if the health file was renewed recently. For containers; needs no broker."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from service.settings import Settings
 
-_MISSED = 6
+_MISSED_RENEWALS = 6
 
 
 def is_well(settings: Settings) -> bool:
-    """Whether the worker or sweeper whose file it is has renewed it lately."""
-    often = max(settings.presence_seconds, settings.sweep_seconds)
+    """Whether the worker or sweeper has renewed its health file recently."""
+    interval_seconds = max(settings.presence_seconds, settings.sweep_seconds)
     try:
         age_seconds = time.time() - Path(settings.health_file).stat().st_mtime
     except OSError:
         return False
-    return age_seconds < _MISSED * often
+    return age_seconds < _MISSED_RENEWALS * interval_seconds
 
 
 if __name__ == "__main__":

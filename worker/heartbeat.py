@@ -1,4 +1,4 @@
-"""Keeps a stage's lease while it runs, and tells the stage when to stop."""
+"""Renews the lease of a running stage, and stops the stage when it must."""
 
 from __future__ import annotations
 
@@ -20,14 +20,24 @@ _logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Within its block a thread renews the lease with the progress made; `step` raises when the stage must stop."""
+    """Renews a lease from a thread, within its `with` block.
+
+    The progress is written with each renewal. `step`, `at` and `check` raise when the stage must stop:
+
+    * LeaseLostError: another worker has the stage.
+    * StageCancelledError, StagePausedError: a client asked for it.
+    * StageStoppedError: this worker is shutting down.
+    """
 
     def __init__(self, bench: Workbench, claim: Claim, stop: Stop) -> None:
-        self._bench, self._claim, self._stop = bench, claim, stop
-        self._over = threading.Event()
+        self._bench = bench
+        self._claim = claim
+        self._stop = stop
+        self._ended = threading.Event()
         self._lost = threading.Event()
         self._wish = Wish.GO_ON
-        self._done, self._total = 0, 0
+        self._done = 0
+        self._total = 0
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
@@ -35,30 +45,30 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
 
     @property
     def total(self) -> int:
-        """How many steps the stage has, as far as it was said."""
+        """How many steps the stage has; 0 until `plan` is called."""
         return self._total
 
     def plan(self, total: int) -> None:
-        """Say how many steps the stage has."""
+        """Set how many steps the stage has."""
         self._total = total
 
     def step(self, count: int = 1) -> None:
-        """Some steps are done. Raises LeaseLostError, StageCancelledError, StagePausedError or StageStoppedError."""
+        """Count finished steps. Raises when the stage must stop."""
         self.check()
         self._done += count
 
     def at(self, done: int) -> None:
-        """So many steps are done in all. Raises as `step` does."""
+        """Set how many steps are finished in all. Raises when the stage must stop."""
         self.check()
         self._done = done
 
     def check(self) -> None:
-        """Whether the stage may go on; raises as `step` does."""
+        """Raise if the stage must stop."""
         if self._lost.is_set():
             raise LeaseLostError(f"the lease on {self._claim.stage_id} is lost")
         if self._wish is Wish.CANCEL:
@@ -70,11 +80,11 @@ class Heartbeat:
 
     def _run(self) -> None:
         settings = self._bench.settings
-        while not self._over.wait(settings.heartbeat_seconds):
+        while not self._ended.wait(settings.heartbeat_seconds):
             try:
                 self._wish = execution.beat(self._bench.uow, settings, self._claim, self._done, self._total)
             except LeaseLostError:
                 self._lost.set()
                 return
-            except SQLAlchemyError as error:  # the lease may last until the database is back
-                _logger.warning("no heartbeat for %s: %s", self._claim.stage_id, error)
+            except SQLAlchemyError as error:  # the lease may outlast the outage
+                _logger.warning("lease of %s not renewed: %s", self._claim.stage_id, error)

@@ -1,6 +1,6 @@
 """`python -m worker.local`: one worker process that claims stages from the database until it is stopped.
 
-It stops on SIGTERM, on SIGINT, and when its standard input closes (the service that started it is gone).
+It stops on SIGTERM, on SIGINT, and when its standard input closes (the service that started it has ended).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ with without_garbage_collection():
     from worker.runner import run_stage
     from worker.workbench import Workbench, set_up_torch
 
-_AWAY_SECONDS = 1.0
+_OUTAGE_PAUSE_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -44,17 +44,19 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     if not arguments.alone:
         threading.Thread(target=_stop_with_parent, args=(stop,), name="parent-watch", daemon=True).start()
+
     settings = Settings.or_exit()
     logs.configure(settings)
     os.setpriority(os.PRIO_PROCESS, 0, max(settings.worker_niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     set_up_torch(settings)
+
     name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
     with logs.about(worker=name):
         work(settings, name, stop)
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
-    # os.read holds no lock of Python's, so this thread may still be in it when the process ends
+    # os.read releases the GIL, so the process can end while this thread is blocked in it
     while os.read(sys.stdin.fileno(), 1024):
         pass
     stop.set()
@@ -72,38 +74,41 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
     try:
         while not stop.is_set():
             try:
-                found = turns.take()
+                worked = turns.take()
             except Exception as error:
                 if not is_passing(error):
                     raise
-                _logger.warning("the database is away, the worker waits for it: %s", type(error).__name__)
-                stop.wait(_AWAY_SECONDS)
+                _logger.warning("database unavailable; retrying: %s", type(error).__name__)
+                stop.wait(_OUTAGE_PAUSE_SECONDS)
             else:
-                stop.wait(0 if found else settings.poll_seconds)
+                stop.wait(0 if worked else settings.poll_seconds)
     finally:
         presence.stop()
         service.close()
 
 
 def _collect(bench: Workbench) -> None:
-    """Tidy the storage up; where it is away, the next collection does it."""
+    """Collect garbage in the storage; an unavailable storage is left to the next collection."""
     try:
         _logger.info("%s", collect(bench.uow, bench.store, bench.settings))
     except StorageError as error:
-        _logger.warning("nothing is collected: %s", error)
+        _logger.warning("storage not collected: %s", error)
 
 
 class _Turns:
-    """What the worker does in turn: a look for lost workers and a collection when they are due, a stage if there is
-    one."""
+    """What the worker does in turn: sweep for lost workers and collect garbage when they are due, then run a stage."""
 
     def __init__(self, bench: Workbench, owner: str, stop: threading.Event) -> None:
-        self._bench, self._owner, self._stop = bench, owner, stop
-        self._next_sweep = self._next_collection = 0.0
+        self._bench = bench
+        self._owner = owner
+        self._stop = stop
+        self._next_sweep = 0.0
+        self._next_collection = 0.0
 
     def take(self) -> bool:
-        """Take a turn; whether there was a stage."""
-        uow, settings = self._bench.uow, self._bench.settings
+        """Take a turn. Returns whether there was a stage to run."""
+        uow = self._bench.uow
+        settings = self._bench.settings
         if time.monotonic() >= self._next_sweep:
             execution.sweep(uow, settings)
             self._next_sweep = time.monotonic() + settings.sweep_seconds
@@ -111,12 +116,13 @@ class _Turns:
             _collect(self._bench)
             self._next_collection = time.monotonic() + settings.collect_seconds
         if not limits.has_disk_room(settings):
-            _logger.warning("the disk is nearly full; no work is begun")
+            _logger.warning("disk nearly full; not starting any stage")
             self._stop.wait(settings.sweep_seconds)
             return False
+
         claim = execution.claim(uow, settings, self._owner, prefer_base=self._bench.models.loaded)
         if claim is not None and not run_stage(self._bench, claim, self._stop):
-            raise SystemExit("the device is not fit for another stage; this process ends")
+            raise SystemExit("the device cannot run another stage; this process ends")
         return claim is not None
 
 

@@ -1,4 +1,4 @@
-"""Models by name, loaded once; adapters are switched on them."""
+"""Models by name, loaded once; adapters are exchanged on them."""
 
 from __future__ import annotations
 
@@ -17,41 +17,43 @@ _logger = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """The last base model that was asked for, with the adapter that is on it."""
+    """Keeps the last base model, with its current adapter."""
 
     def __init__(self, catalogue: Catalogue, store: Store, device: str) -> None:
-        self._catalogue, self._store, self._device = catalogue, store, device
+        self._catalogue = catalogue
+        self._store = store
+        self._device = device
         self._name: str | None = None
         self._model: DiffusionModel | None = None
         self._adapter: str | None = None
 
     @property
     def loaded(self) -> str | None:
-        """The name of the base model that is loaded."""
+        """The name of the loaded base model; None if there is none."""
         return None if self._model is None else self._name
 
     def with_adapter(self, base: str, adapter: Artifact | None) -> DiffusionModel:
         """The base model with the adapter (or none) on its U-Net, for sampling. Raises ModelNotFoundError."""
         model = self._base(base)
-        wanted = None if adapter is None else adapter.sha256
-        if wanted != self._adapter:
-            self._take_off(model)
+        sha256 = None if adapter is None else adapter.sha256
+        if sha256 != self._adapter:
+            self._detach(model)
             if adapter is not None:
-                self._put_on(model, adapter)
+                self._attach(model, adapter)
         return model
 
     @contextmanager
     def for_training(self, base: str, adapter: Artifact | None) -> Iterator[DiffusionModel]:
-        """The same for a training, which changes the adapter: it is taken off at the end."""
+        """As `with_adapter`, for a training: the adapter, which the training changes, is detached at the end."""
         model = self.with_adapter(base, adapter)
         self._adapter = "in training"
         try:
             yield model
         finally:
-            self._take_off(model)
+            self._detach(model)
 
     def source(self, name: str) -> str:
-        """Where the base model of that name comes from. Raises ModelNotFoundError."""
+        """The source of a base model: a folder, or a repository of the Hugging Face Hub. Raises ModelNotFoundError."""
         return self._entry(name).source
 
     def _entry(self, name: str) -> InstalledModel:
@@ -63,19 +65,20 @@ class ModelCache:
     def _base(self, name: str) -> DiffusionModel:
         if self._model is None or self._name != name:
             entry = self._entry(name)
-            self._model = None  # frees its memory before the next is loaded
+            self._model = None  # frees its memory before the next one is loaded
             self._model = DiffusionModel.load(entry.source, self._device, entry.dtype, vae_dtype=entry.vae_dtype)
-            self._name, self._adapter = name, None
+            self._name = name
+            self._adapter = None
             _logger.info("the model %s is loaded", name)
         return self._model
 
-    def _put_on(self, model: DiffusionModel, adapter: Artifact) -> None:
-        self._adapter = "being put on"
+    def _attach(self, model: DiffusionModel, adapter: Artifact) -> None:
+        self._adapter = "incomplete"  # until it is attached
         with self._store.borrow(adapter.key, adapter.sha256) as path:
             load_adapter(model.unet, path)
         self._adapter = adapter.sha256
 
-    def _take_off(self, model: DiffusionModel) -> None:
+    def _detach(self, model: DiffusionModel) -> None:
         if self._adapter is not None:
             detach(model.unet)
             self._adapter = None

@@ -1,4 +1,4 @@
-"""A worker says that it is there: a row for GET /workers, and a file for a container's health check. No torch."""
+"""Reports a worker: a row for GET /workers, and a health file for containers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _logger = logging.getLogger(__name__)
 class Presence:
     """A thread that reports the worker until `stop`.
 
-    `uow` and `about` (device, loaded model, GPU memory) are asked each time: they may come later than the worker.
+    Args:
+        settings: The installation's settings.
+        name: The worker's name.
+        queues: The queues that it serves.
+        uow: Called for each report: the database may become available after the worker has started.
+        about: Called for each report: device, loaded model, and bytes of GPU memory in use.
     """
 
     def __init__(
@@ -33,32 +38,35 @@ class Presence:
         uow: Callable[[], UnitOfWork],
         about: Callable[[], tuple[str, str | None, int | None]],
     ) -> None:
-        self._settings, self._name, self._queues = settings, name, queues
-        self._uow, self._about = uow, about
-        self._over = threading.Event()
+        self._settings = settings
+        self._name = name
+        self._queues = queues
+        self._uow = uow
+        self._about = about
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
     def start(self) -> None:
-        """Begin to report."""
+        """Start reporting."""
         self._thread.start()
 
     def stop(self) -> None:
-        """The worker ends: its row goes."""
-        self._over.set()
+        """Stop reporting and remove the worker's row."""
+        self._ended.set()
         self._thread.join()
 
     def _run(self) -> None:
         while True:
             self._try(self._report)
             touch(self._settings)
-            if self._over.wait(self._settings.presence_seconds):
+            if self._ended.wait(self._settings.presence_seconds):
                 return self._try(self._leave)
 
-    def _try(self, what: Callable[[], None]) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         try:
-            what()
+            action()
         except (SQLAlchemyError, ServiceError, OSError) as error:
-            _logger.warning("this worker cannot report itself: %s", type(error).__name__)
+            _logger.warning("worker not reported: %s", type(error).__name__)
 
     def _report(self) -> None:
         device, model, memory = self._about()
@@ -80,9 +88,9 @@ class Presence:
 
 
 def touch(settings: Settings) -> None:
-    """Renew the health file, if there is to be one."""
+    """Renew the health file, if one is configured."""
     if settings.health_file:
         try:
             Path(settings.health_file).touch()
         except OSError as error:
-            _logger.warning("the health file cannot be touched: %s", error.strerror)
+            _logger.warning("health file not renewed: %s", error.strerror)

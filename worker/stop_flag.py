@@ -1,4 +1,4 @@
-"""How a worker is asked to stop: an event of its own process, or a flag that a parent sets for forked children."""
+"""Stop requests to a worker: an event of its own process, or a flag that a parent shares with forked children."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Stop(Protocol):
 
 
 class StopFlag:
-    """One byte of shared memory, without a lock: a signal handler sets it, and a killed child can hold nothing."""
+    """One byte of shared memory. It has no lock: a signal handler may set it, and a killed child holds nothing."""
 
     def __init__(self) -> None:
         self._byte = mmap.mmap(-1, 1)

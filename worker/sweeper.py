@@ -1,4 +1,4 @@
-"""`python -m worker.sweeper`: finds what was lost (leases, hints, workers), one sweeper at a time. No torch."""
+"""`python -m worker.sweeper`: recovers lost leases, hints and workers, one sweeper at a time. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.settings import Settings
 from worker.presence import touch
 
 _LOCK = 0x6466_7573_696F_6E01
-"""The sweepers' advisory lock on PostgreSQL: any number, but always the same."""
+"""The sweepers' advisory lock on PostgreSQL: an arbitrary constant."""
 _logger = logging.getLogger(__name__)
 
 
@@ -35,7 +35,8 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     settings = Settings.or_exit()
     logs.configure(settings)
-    service, next_collection = Service.open(settings, open_queue(settings)), 0.0
+    service = Service.open(settings, open_queue(settings))
+    next_collection = 0.0
     try:
         while not stop.is_set():
             try:
@@ -43,7 +44,7 @@ def main() -> None:
                     next_collection = time.monotonic() + settings.collect_seconds
                     _logger.info("%s", collect(service.uow, service.store, settings))
             except (SQLAlchemyError, ServiceError) as error:
-                _logger.warning("no sweep: %s", type(error).__name__)
+                _logger.warning("sweep failed: %s", type(error).__name__)
             touch(settings)
             stop.wait(settings.sweep_seconds)
     finally:
@@ -51,37 +52,38 @@ def main() -> None:
 
 
 def sweep_once(service: Service) -> bool:
-    """One sweep, unless another sweeper is at it (False)."""
-    with _turn(service) as mine:
-        if mine:
+    """Sweep, unless another sweeper holds the lock. Returns whether this one did."""
+    with _lock(service) as locked:
+        if locked:
             lost = execution.sweep(service.uow, service.settings)
             hinted = execution.hint_again(service.uow, service.settings)
             with service.uow.writing() as session:
                 workers.forget_silent(session)
             if lost or hinted:
-                _logger.info("%d stages lost their worker, %d are hinted again", lost, hinted)
-        return mine
+                _logger.info("requeued %d stages of lost workers, repeated %d hints", lost, hinted)
+        return locked
 
 
 @contextmanager
-def _turn(service: Service) -> Iterator[bool]:
-    """Whether this sweeper has the lock; it is held within the block, and freed if this process dies."""
+def _lock(service: Service) -> Iterator[bool]:
+    """Yields whether this sweeper has the lock. It is held within the block, and freed if this process dies."""
     if service.settings.database.startswith("sqlite"):
         with ExitStack() as stack:
             try:
                 stack.enter_context(file_lock(service.settings.data_dir / "sweeper.lock"))
             except AlreadyRunningError:
-                mine = False
+                locked = False
             else:
-                mine = True
-            yield mine
+                locked = True
+            yield locked
         return
+
     with service.uow.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        mine = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LOCK}))
+        locked = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LOCK}))
         try:
-            yield mine
+            yield locked
         finally:
-            if mine:
+            if locked:
                 connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
 
 

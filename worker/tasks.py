@@ -1,4 +1,4 @@
-"""The one task: a hint has come."""
+"""The only Celery task: a hint that a stage is free."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from worker.child import Child
 
 
 class StageTask(Task):  # type: ignore[misc]
-    """A task of one child process."""
+    """The task, with the state of its child process."""
 
     child: Child
-    """Made when the process starts; kept until it ends."""
+    """Exists from the start of the process to its end."""
 
 
 @app.task(name=RUN_STAGE, base=StageTask, bind=True)  # type: ignore[untyped-decorator]
 def run_stage(self: StageTask, stage_id: str) -> None:
-    """Run a free stage, if there is one. Raises SystemExit where the process is to be replaced."""
+    """Run a free stage, if there is one. Raises SystemExit if the process must be replaced."""
     if not self.child.take_hint(stage_id, self.request.delivery_info["routing_key"]):
         raise SystemExit(1)
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _begin(sender: str, **_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the group, too; the parent tells the child by the flag
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # also sent to the process group; the parent stops the child by the flag
     run_stage.child = Child(settings, sender, tuple(app.amqp.queues.consume_from), stop)
     run_stage.child.begin()
 

@@ -1,4 +1,4 @@
-"""What every stage is given: the installation, its models and its scorers, loaded once and kept."""
+"""What all stages share: the installation, its models and its scorers, loaded once and kept."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from worker.model_cache import ModelCache
 
 
 def device_of(settings: Settings) -> str:
-    """Where a worker of these settings computes."""
+    """The torch device of a worker with these settings."""
     if settings.device != "auto":
         return settings.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def set_up_torch(settings: Settings) -> None:
-    """For this whole process: its number of threads, float32 that is not rounded to TF32 (decision 016), and on a CPU
-    memory that stays for the next layer."""
+    """Configure torch for this process: number of threads, no TF32 (decision 016), and on a CPU memory that is kept for
+    the next layer."""
     if device_of(settings) == "cpu":
         keep_freed_memory()
     if settings.torch_threads:
@@ -56,20 +56,21 @@ class Workbench:
         return cls(service.settings, service.uow, service.store, service.catalogue, device, models)
 
     def about(self) -> tuple[str, str | None, int | None]:
-        """The device, the base model that is loaded, and the memory of the GPU that torch holds."""
-        return self.device, self.models.loaded, torch.cuda.memory_reserved(self.device) if self._on_gpu else None
+        """The device, the loaded base model, and the bytes of GPU memory that torch holds."""
+        memory_bytes = torch.cuda.memory_reserved(self.device) if self._on_gpu else None
+        return self.device, self.models.loaded, memory_bytes
 
     @property
     def _on_gpu(self) -> bool:
         return torch.device(self.device).type == "cuda"
 
     def forget_peak_memory(self) -> None:
-        """Measure `peak_memory` from now on, where that can be done."""
+        """Measure `peak_memory` from now on, if the device supports it."""
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_memory(self) -> int:
-        """Bytes of the GPU that tensors took at most; without a GPU, of the machine, since this process began."""
+        """The most bytes of GPU memory that tensors took; without a GPU, of main memory since the process started."""
         if self._on_gpu:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB

@@ -71,7 +71,7 @@ def test_a_worker_whose_disk_is_nearly_full_begins_nothing(service: Service, wat
         stop.set()
         thread.join(PATIENCE_SECONDS)
     assert [line["message"] for line in watched.lines if line["level"] == "warning"] == [
-        "the disk is nearly full; no work is begun"
+        "disk nearly full; not starting any stage"
     ]
     with service.uow.reading() as session:
         assert stages.any_free(session)
