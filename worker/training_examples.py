@@ -109,7 +109,8 @@ def load_source(session: Session, claim: Claim) -> PairSource | SampleSource:
 
     if not spec.training.learns_from_pairs:
         return PairSource(ranked, {}, _load_histories(session, ranked))
-    return PairSource(ranked, _load_masks(session, ranked) if spec.training.credit == "mask" else {}, {})
+    masks = _load_masks(session, ranked) if spec.training.credit == "mask" else {}
+    return PairSource(ranked, masks, {})
 
 
 def _pairs_to_train_on(session: Session, spec: TrainingJobSpec) -> list[Pair]:
@@ -156,7 +157,9 @@ def rank_pair(pair: StoredPair, *, by_verdicts: bool) -> RankedPair | None:
         judged = target or reference
         if row.verdict == Verdict.TARGET:
             return RankedPair(pair, judged, base)
-        return RankedPair(pair, base, judged) if row.verdict == Verdict.BASE else None
+        if row.verdict == Verdict.BASE:
+            return RankedPair(pair, base, judged)
+        return None
 
     if row.adopted and target is not None:
         return RankedPair(pair, target, base)

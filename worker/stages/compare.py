@@ -121,7 +121,7 @@ def _comparison(
 def _split(
     samples: Sequence[Sample], baseline_id: str | None, scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """The models on one split. Prompts are told apart by their place, too: a list may hold one twice."""
+    """The models on one split. A prompt's name includes its place, because a list may hold a prompt twice."""
     ordered = sorted(samples, key=lambda s: (s.model_id != baseline_id, s.prompt_index, s.number))
     table = ScoreTable.from_rows(
         ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)

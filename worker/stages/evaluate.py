@@ -80,7 +80,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class _PlannedImage:
-    """An image that is yet to be sampled from its seed."""
+    """What an image of the shard is sampled from."""
 
     prompt_index: int
     prompt: str

@@ -48,7 +48,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class _PlannedSample:
-    """A sample that is yet to be drawn from its seed."""
+    """What a sample of the shard is sampled from."""
 
     prompt_index: int
     prompt: Prompt

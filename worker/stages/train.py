@@ -143,7 +143,7 @@ def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -
 
 
 class _Checkpoints:
-    """From where a training resumes after its worker was lost."""
+    """The checkpoints that a training resumes from after its worker was lost."""
 
     def __init__(self, context: StageContext, trainer: Trainer) -> None:
         self._context = context
@@ -152,8 +152,11 @@ class _Checkpoints:
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Resume from the stage's checkpoint; where it is gone or does not fit, say so and start over. Raises
-        StorageError where it cannot be read just now."""
+        """Resume from the stage's checkpoint. If it is missing, damaged or unsuitable, note that and start over.
+
+        Raises:
+            StorageError: The storage is unavailable: the stage is retried.
+        """
         if self._last is None:
             return
         context = self._context
@@ -179,7 +182,7 @@ class _Checkpoints:
             self.save()
 
     def save(self) -> None:
-        """Store a checkpoint, unless nothing was learned yet; the previous one is removed."""
+        """Store a checkpoint, unless no update is finished yet, and remove the previous one."""
         if self._trainer.updates_done == 0:
             return
         context = self._context
