@@ -1,4 +1,4 @@
-"""Deployed mode's messages: Celery over Redis. Nothing depends on their arrival (docs/decisions/013-queue.md)."""
+"""Hints in deployed mode: Celery over Redis. Nothing depends on their delivery (docs/decisions/013-queue.md)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from service.settings import Settings
 from service.states import QueueName
 
 RUN_STAGE = "worker.tasks.run_stage"
-_MOST_WAITING = 10_000
-_LAST_MOMENT_SECONDS = 1.0
+_MAX_PENDING_HINTS = 10_000
+_CLOSE_SECONDS = 1.0
 _PING_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
 
 
 def make_celery(settings: Settings) -> Celery:
-    """A Celery application on the settings' broker; it is not made the process's current one."""
+    """A Celery application on the broker of the settings. It does not become the process's current application."""
     app = Celery("dfusion", broker=settings.broker, set_as_current=False)
     app.conf.update(
-        task_acks_late=False,  # the database says what is left to do; a message that comes back would only repeat it
+        # messages
+        task_acks_late=False,  # the database knows what is left to do, so redelivery would only repeat it
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
         task_queues=[KombuQueue(name, Exchange(name), name) for name in settings.worker_queues],
         task_default_queue=QueueName.GPU.value,
+        # one stage at a time per worker
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
@@ -40,7 +42,8 @@ def make_celery(settings: Settings) -> Celery:
         worker_soft_shutdown_timeout=60,
         worker_proc_alive_timeout=60,
         worker_hijack_root_logger=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # a stage needs no broker
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # a running stage does not need the broker
+        # the connection
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": 5, "health_check_interval": 25},
@@ -49,7 +52,7 @@ def make_celery(settings: Settings) -> Celery:
 
 
 def ping(settings: Settings) -> None:
-    """Ask the broker for a sign of life. Raises RedisError, within about a second."""
+    """Check that the broker answers. Raises RedisError within about a second."""
     with Redis.from_url(
         settings.broker, socket_connect_timeout=_PING_SECONDS, socket_timeout=_PING_SECONDS, retry=None
     ) as client:
@@ -57,51 +60,52 @@ def ping(settings: Settings) -> None:
 
 
 def open_queue(settings: Settings) -> Queue:
-    """The queue of this installation: silent where there is no broker."""
+    """The queue of this installation: Celery, or a SilentQueue if no broker is configured."""
     return CeleryQueue(make_celery(settings)) if settings.broker else SilentQueue()
 
 
 class CeleryQueue:
-    """Sends hints from a thread of its own: a broker that is away or slow holds nobody up.
+    """Sends hints from a background thread, so that a slow or unreachable broker never blocks callers.
 
-    The thread starts with the first hint, so a process may fork before it. What cannot be sent is dropped and logged:
-    the sweeper sends it again.
+    The thread starts with the first hint, so a process can fork before it. A hint that cannot be sent is logged and
+    dropped; the sweeper sends it again.
     """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._waiting: queue.Queue[Hint | None] = queue.Queue(_MOST_WAITING)
+        self._pending: queue.Queue[Hint | None] = queue.Queue(_MAX_PENDING_HINTS)
         self._thread = threading.Thread(target=self._send_all, name="hints", daemon=True)
         self._lock = threading.Lock()
 
     def hint(self, stages: Sequence[Hint]) -> None:
-        """Hand the hints to the sending thread."""
+        """Queue the hints for the background thread."""
         with self._lock:
             if self._thread.ident is None:
                 self._thread.start()
-        for number, one in enumerate(stages):
+
+        for number, stage in enumerate(stages):
             try:
-                self._waiting.put_nowait(one)
+                self._pending.put_nowait(stage)
             except queue.Full:
-                _logger.warning("%d hints are dropped: too many wait for the broker", len(stages) - number)
+                _logger.warning("%d hints dropped: too many are waiting for the broker", len(stages) - number)
                 return
 
     def close(self) -> None:
-        """Give the last hints a moment."""
+        """Stop the thread, after at most a second for the hints that are still pending."""
         if self._thread.ident is not None:
             try:
-                self._waiting.put_nowait(None)
+                self._pending.put_nowait(None)
             except queue.Full:
                 return
-            self._thread.join(_LAST_MOMENT_SECONDS)
+            self._thread.join(_CLOSE_SECONDS)
 
     def _send_all(self) -> None:
-        while (one := self._waiting.get()) is not None:
-            self._send(*one)
+        while (stage := self._pending.get()) is not None:
+            self._send(*stage)
         self._app.close()
 
     def _send(self, stage_id: str, queue_name: str) -> None:
         try:
             self._app.send_task(RUN_STAGE, args=[stage_id], queue=queue_name, retry=False, ignore_result=True)
-        except Exception as error:  # a hint is best effort: whatever is wrong with the broker, it is only late
-            _logger.warning("no hint for %s: %s", stage_id, type(error).__name__)
+        except Exception as error:  # best effort: whatever fails at the broker, the hint is only late
+            _logger.warning("cannot send the hint for %s: %s", stage_id, type(error).__name__)

@@ -1,4 +1,4 @@
-"""The models and scorers of this installation: dfusion's and those that the settings add."""
+"""The models and scorers of this installation: those of dfusion and those added by the settings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from service.settings import ModelSetting, Settings
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A base model.
+    """A base model of this installation.
 
-    source     as for `DiffusionModel.load`, and so are dtype and vae_dtype
-    reward     the scorer that trains it unless another is asked for; `watch` the one that watches beside it
-    scorers    those that judge its images
+    Attributes:
+        name: The name that requests use.
+        source: The source of its files, as for `DiffusionModel.load`.
+        dtype: The precision of the U-Net and text encoder.
+        reward: The default reward of trainings.
+        watch: The default held-out scorer of trainings.
+        scorers: The default scorers of its images.
+        vae_dtype: The precision of the VAE; None chooses by its config.
     """
 
     name: str
@@ -33,7 +38,7 @@ class InstalledModel:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Models and scorers by name. `installed` are the scorers that the settings add."""
+    """Models and scorers by name. `installed` are the scorers added by the settings."""
 
     models: Mapping[str, InstalledModel]
     scorers: frozenset[str]
@@ -42,16 +47,16 @@ class Catalogue:
 
     @classmethod
     def of(cls, settings: Settings) -> Catalogue:
-        """What this installation has."""
-        own = {
+        """The catalogue of an installation with these settings."""
+        builtin = {
             name: InstalledModel(name, str(entry.folder), entry.dtype, entry.reward, entry.watch, tuple(entry.scorers))
             for name, entry in MODELS.items()
         }
         added = {name: _added(name, setting) for name, setting in settings.models.items()}
-        return cls({**own, **added}, frozenset(SCORERS) | frozenset(settings.scorers), settings.scorers)
+        return cls({**builtin, **added}, frozenset(SCORERS) | frozenset(settings.scorers), settings.scorers)
 
     def facts(self, name: str) -> PipelineFacts | None:
-        """What a base model's files say of it; None while they are not on this machine. They are read once."""
+        """Facts about a base model, read once from its files. None if the files are not on this machine."""
         if name not in self._facts:
             folder = find_local(self.models[name].source)
             if folder is None:

@@ -1,28 +1,29 @@
 """Every error that the service raises on purpose.
 
 ServiceError
-  InvalidRequestError       the request is well-formed but asks for something that cannot be
-  NotFoundError             there is nothing of that id
-  ConflictError             what was asked does not fit the present state
-  PreconditionError         what was to be changed has changed since it was read
-  ForbiddenError            the caller's key has not the scope that it takes
-  IdempotencyError          the key was used with another request
-  OverloadError             not now: try again later
-    TooManyJobsError        as many jobs are queued as may be
-    LowDiskError            the disk has too little room to begin work
-  StageError                a stage cannot go on
-    LeaseLostError          another worker has the stage, or it is over
-    StageCancelledError     a cancel was asked for
-    StagePausedError        a pause was asked for
-    StageStoppedError       this worker is asked to stop
-  OutcomeUnknownError       the database went away at a commit, and nobody knows whether it took place
-  TransferError             an exported project cannot be taken in
-  StorageError              an artifact could not be written or read
-    StorageCorruptError     an artifact's bytes are not those that were stored
-  TrajectoryGoneError       a trajectory is needed that is not kept
-  StartError                the service may not start
-    AlreadyRunningError     another service has the data folder
-    UnknownRevisionError    the database was made by another version
+  InvalidRequestError       the request is well-formed but cannot be fulfilled
+  NotFoundError             no row with this id exists
+  ConflictError             the request conflicts with the current state
+  PreconditionError         the row has changed since the client read it
+  ForbiddenError            the caller's key lacks the required scope
+  IdempotencyError          the Idempotency-Key was used with another request
+  OverloadError             the service is overloaded; retry later
+    TooManyJobsError        the limit of queued jobs is reached
+    LowDiskError            the disk has too little free space to start work
+  StageError                a stage cannot continue
+    LeaseLostError          another worker holds the stage, or it has ended
+    StageCancelledError     a cancel was requested
+    StagePausedError        a pause was requested
+    StageStoppedError       this worker is shutting down
+  OutcomeUnknownError       the connection was lost during a commit, so its outcome is unknown
+  TransferError             an exported project cannot be imported
+  StorageError              an artifact cannot be written or read
+    StorageGoneError        the object of an artifact does not exist
+    StorageCorruptError     the object of an artifact has other bytes than were stored
+  TrajectoryGoneError       a required trajectory is no longer stored
+  StartError                the service cannot start
+    AlreadyRunningError     another process uses the data folder
+    UnknownRevisionError    the database has a revision that this version does not know
     ProgramError            a program of the local stack cannot be run
 """
 
@@ -34,14 +35,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FieldProblem:
-    """A field of a request and what is wrong with it; `pointer` is a JSON pointer (RFC 6901)."""
+    """A problem with one field of a request. `pointer` is a JSON pointer (RFC 6901)."""
 
     pointer: str
     message: str
 
 
 def json_pointer(parts: Iterable[object]) -> str:
-    """The JSON pointer (RFC 6901) of a place in a document."""
+    """The JSON pointer (RFC 6901) of a location in a document."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
@@ -53,7 +54,7 @@ class ServiceError(Exception):
 
 
 class InvalidRequestError(ServiceError):
-    """The request is well-formed but asks for something that cannot be."""
+    """The request is well-formed but cannot be fulfilled."""
 
     code = "invalid_request"
 
@@ -65,40 +66,40 @@ class InvalidRequestError(ServiceError):
 
     @classmethod
     def at(cls, pointer: str, message: str, code: str | None = None) -> InvalidRequestError:
-        """One field is wrong."""
+        """The error of a single field."""
         return cls(message, FieldProblem(pointer, message), code=code)
 
 
 class NotFoundError(ServiceError):
-    """There is nothing of that id."""
+    """No row with this id exists."""
 
     code = "not_found"
 
 
 class ConflictError(ServiceError):
-    """What was asked does not fit the present state."""
+    """The request conflicts with the current state."""
 
     code = "conflict"
 
 
 class PreconditionError(ServiceError):
-    """What was to be changed has changed since it was read (If-Match)."""
+    """The row has changed since the client read it (If-Match)."""
 
     code = "changed_meanwhile"
 
 
 class ForbiddenError(ServiceError):
-    """The caller's key has not the scope that it takes."""
+    """The caller's key lacks the required scope."""
 
     code = "forbidden"
 
     def __init__(self, scope: str) -> None:
-        super().__init__(f"this takes a key with the scope {scope}")
+        super().__init__(f"expected an API key with the scope {scope}")
         self.scope = scope
 
 
 class OverloadError(ServiceError):
-    """Not now: try again in `retry_after_seconds`."""
+    """The service is overloaded. Retry after `retry_after_seconds`."""
 
     code = "overload"
     retryable = True
@@ -106,105 +107,108 @@ class OverloadError(ServiceError):
 
 
 class TooManyJobsError(OverloadError):
-    """As many jobs are queued as may be."""
+    """The limit of queued jobs is reached."""
 
     code = "too_many_jobs"
 
 
 class LowDiskError(OverloadError):
-    """The disk has too little room to begin work."""
+    """The disk has too little free space to start work."""
 
     code = "low_disk"
     retry_after_seconds = 60
 
 
 class IdempotencyError(ServiceError):
-    """The Idempotency-Key was used with another request before."""
+    """The Idempotency-Key was used with another request."""
 
     code = "idempotency_key_reused"
 
 
 class StageError(ServiceError):
-    """A stage cannot go on."""
+    """A stage cannot continue."""
 
     code = "stage_error"
 
 
 class LeaseLostError(StageError):
-    """Another worker has the stage, or it is over: nothing of this attempt may be written."""
+    """Another worker holds the stage, or it has ended. This attempt must write nothing more."""
 
     code = "lease_lost"
 
 
 class StageCancelledError(StageError):
-    """A cancel was asked for."""
+    """A cancel was requested."""
 
     code = "cancelled"
 
 
 class StagePausedError(StageError):
-    """A pause was asked for; the stage is held until its job is resumed."""
+    """A pause was requested. The stage is held until its job is resumed."""
 
     code = "paused"
 
 
 class StageStoppedError(StageError):
-    """This worker is asked to stop; the stage goes back to the queue."""
+    """This worker is shutting down. The stage returns to the queue."""
 
     code = "stopped"
 
 
 class OutcomeUnknownError(ServiceError):
-    """The database went away at a commit, and nobody knows whether it took place."""
+    """The connection to the database was lost during a commit, so its outcome is unknown."""
 
     code = "outcome_unknown"
     retryable = True
 
 
 class TransferError(ServiceError):
-    """An exported project cannot be taken in: its file is damaged, of another version, or does not fit what is here."""
+    """An exported project cannot be imported.
+
+    The archive is damaged, has another version, or conflicts with existing rows.
+    """
 
     code = "transfer"
 
 
 class StorageError(ServiceError):
-    """An artifact could not be written or read."""
+    """An artifact cannot be written or read."""
 
     code = "storage"
     retryable = True
 
 
 class TrajectoryGoneError(ServiceError):
-    """A trajectory is needed that the installation does not keep."""
+    """A required trajectory is no longer stored."""
 
     code = "trajectory_gone"
 
 
 class StorageGoneError(StorageError):
-    """An artifact's bytes are not there: gone, or not to be seen yet."""
+    """The object of an artifact does not exist: it was removed, or is not visible yet."""
 
     code = "storage_gone"
 
 
 class StorageCorruptError(StorageError):
-    """An artifact's bytes are not those that were stored."""
+    """The object of an artifact has other bytes than were stored."""
 
     code = "storage_corrupt"
     retryable = False
 
 
 class StartError(ServiceError):
-    """The service may not start."""
+    """The service cannot start."""
 
     code = "cannot_start"
 
 
 class AlreadyRunningError(StartError):
-    """Another service has the data folder."""
+    """Another process uses the data folder."""
 
 
 class UnknownRevisionError(StartError):
-    """The database was made by another version of the service."""
+    """The database has a revision that this version of the service does not know."""
 
 
 class ProgramError(StartError):

@@ -1,4 +1,4 @@
-"""Exclusive locks on files, freed by the operating system when their process ends."""
+"""Exclusive file locks. The operating system releases them when their process ends."""
 
 from __future__ import annotations
 
@@ -33,15 +33,23 @@ else:
 
 @contextmanager
 def file_lock(path: Path, wait_seconds: float = 0.0) -> Iterator[IO[bytes]]:
-    """Hold the lock of the file at `path`. Raises AlreadyRunningError if another process has it for that long.
+    """Hold the lock of the file at `path` within the block.
 
-    Processes that inherit the file hold the lock, too, until they end.
+    A child process that inherits the open file also holds the lock, until it ends.
+
+    Args:
+        path: The file to lock; created if missing.
+        wait_seconds: How long to wait for another process to release the lock.
+
+    Raises:
+        AlreadyRunningError: Another process still holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
+
     with path.open("ab") as file:
         while not _try_lock(file):
             if time.monotonic() >= deadline:
-                raise AlreadyRunningError(f"another process holds {path}")
+                raise AlreadyRunningError(f"another process holds the lock {path}")
             time.sleep(0.05)
         yield file

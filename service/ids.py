@@ -1,4 +1,4 @@
-"""Ids: a prefix that names the kind, then 26 letters and digits that sort by the time of making."""
+"""Ids: a prefix that names the kind, then 26 letters and digits that sort by creation time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RANDOM_BITS = 80
 
 
 class IdKind(StrEnum):
-    """What an id is of; the value is its prefix."""
+    """The kind of row that an id names. The value is the prefix of the id."""
 
     JOB = "job"
     STAGE = "stg"
@@ -28,7 +28,7 @@ class IdKind(StrEnum):
     API_KEY = "key"
 
 
-NAMES = {
+_NOUNS = {
     IdKind.JOB: "a job",
     IdKind.STAGE: "a stage",
     IdKind.SAMPLE: "a sample",
@@ -42,40 +42,44 @@ NAMES = {
 _PATTERN = re.compile(rf"({'|'.join(IdKind)})_[{_ALPHABET}]{{26}}")
 
 
-class _Clock:
-    """Numbers that never repeat and never go back within this process: milliseconds, then random bits."""
+class _MonotonicClock:
+    """Numbers that strictly increase within this process: milliseconds since 1970, then random bits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last = 0
 
     def next(self) -> int:
-        fresh = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+        """The next number."""
+        now = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
         with self._lock:
-            self._last = fresh if fresh >> _RANDOM_BITS > self._last >> _RANDOM_BITS else self._last + 1
+            self._last = now if now >> _RANDOM_BITS > self._last >> _RANDOM_BITS else self._last + 1
             return self._last
 
 
-_clock = _Clock()
+_clock = _MonotonicClock()
 
 
 def new_id(kind: IdKind) -> str:
-    """A fresh id; ids of one process sort in the order in which they were made."""
+    """A new id. Ids of one process sort by creation."""
     number = _clock.next()
     return f"{kind}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def kind_of(text: str) -> IdKind | None:
-    """What `text` is an id of, None if it is no id."""
-    found = _PATTERN.fullmatch(text)
-    return IdKind(found[1]) if found else None
+    """The kind of the id `text`, or None if `text` is not an id."""
+    match = _PATTERN.fullmatch(text)
+    return IdKind(match[1]) if match else None
 
 
 def expect(kind: IdKind, text: str) -> str:
-    """`text`, if it is an id of that kind; raises NotFoundError otherwise."""
-    found = kind_of(text)
-    if found is None:
-        raise NotFoundError(f"{text!r} is no id; expected one like {kind}_…")
-    if found is not kind:
-        raise NotFoundError(f"{text} is the id of {NAMES[found]}; expected that of {NAMES[kind]} ({kind}_…)")
-    return text
+    """Return `text` if it is an id of this kind.
+
+    Raises:
+        NotFoundError: `text` is not an id, or an id of another kind.
+    """
+    actual = kind_of(text)
+    if actual is kind:
+        return text
+    got = repr(text) if actual is None else f"the id of {_NOUNS[actual]}: {text}"
+    raise NotFoundError(f"expected the id of {_NOUNS[kind]} ({kind}_…), got {got}")

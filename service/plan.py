@@ -1,4 +1,4 @@
-"""A job's plan as data: the stages to be made, how much a spec means, and what a job takes."""
+"""The plan of a job as data: its stages, the sizes of what its spec names, and its total work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from service.states import StageKind
 
 @dataclass(frozen=True)
 class PromptsToMeasure:
-    """A prompt set that models are measured on: what its metrics are called, its id and its number of prompts."""
+    """A prompt set that an evaluation measures models on.
+
+    Attributes:
+        split: The name of the split in the metrics.
+        set_id: The id of the prompt set.
+        prompts: The number of its prompts.
+    """
 
     split: str
     set_id: str
@@ -20,12 +26,16 @@ class PromptsToMeasure:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a spec means here.
+    """The sizes of what a spec names, which determine the plan.
 
-    prompts        that are sampled or fused        samples_per_prompt  of the sampling that a fusion pairs
-    pairs          named ones, or those there are   sampling            how the samples behind them were made
-    models         ids of those measured            measured            on what
-    shard_prompts  prompts of one sampling or fusion stage
+    Attributes:
+        shard_prompts: Prompts of one sampling or fusion stage.
+        prompts: Prompts that are sampled or fused.
+        samples_per_prompt: Samples per prompt of the sampling job that a fusion pairs.
+        pairs: Pairs that the spec names, or that its jobs have.
+        sampling: How the samples of these pairs were drawn.
+        models: Ids of the models that an evaluation measures.
+        measured: The prompt sets that an evaluation measures them on.
     """
 
     shard_prompts: int
@@ -38,12 +48,13 @@ class Sizes:
 
     @property
     def measured_prompts(self) -> int:
-        return sum(one.prompts for one in self.measured)
+        """Prompts of all measured sets together."""
+        return sum(prompt_set.prompts for prompt_set in self.measured)
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage to be made; `needs` are places in the same plan."""
+    """A stage to insert. `needs` are indices of its dependencies in the same plan."""
 
     kind: StageKind
     round: int
@@ -55,9 +66,10 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class WorkCounts:
-    """Images and U-Net evaluations (one row through the U-Net is one; guidance takes two) of a job.
+    """Images and U-Net evaluations of a job.
 
-    Fused targets and training rows are upper bounds: a pair needs two samples with different scores.
+    One row through the U-Net is one evaluation; guidance needs two. Fused targets and training rows are upper bounds,
+    since a pair needs two samples with different scores.
     """
 
     sampled: int = 0
@@ -70,8 +82,10 @@ class WorkCounts:
 
     @property
     def images(self) -> int:
+        """Images that the job makes, at most."""
         return self.sampled + self.fused_at_most + self.evaluated
 
     @property
     def unet_evaluations(self) -> int:
+        """U-Net evaluations of the whole job, at most."""
         return self.sampling + self.fusion_at_most + self.training_at_most + self.evaluation

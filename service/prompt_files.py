@@ -1,12 +1,13 @@
-"""Prompt sets as clients send them: JSON, lines, CSV, and the files of the released D-Fusion code.
+"""Parsers for prompt sets: JSON, lines, CSV, and the files of the released D-Fusion code.
 
-Everything that is wrong is named at once. Nothing is stored here.
+Errors list all problems at once. This module stores nothing.
 """
 
 from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
@@ -18,64 +19,72 @@ from dfusion.prompts import Prompt, Threshold
 from dfusion.prompts.items import names_no_thing
 from service.errors import FieldProblem, InvalidRequestError, json_pointer
 
-MOST_PROMPTS = 10_000
+MAX_PROMPTS = 10_000
 SetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Description = Annotated[str, StringConstraints(max_length=2000)]
 _COLUMNS = ("text", "items", "thresholds")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _FILES_EXPECTED = (
-    "to send the released D-Fusion code's files, expected "
+    "the released D-Fusion code's files are expected as "
     '{"name", "prompt_file": ["a cat", …], "item_idx_file": {"a cat": [1], …}, "mask_thr_file": {"a cat": [0.02], …}}'
 )
 
 
 class PromptSetSpec(StrictModel):
-    """Prompts under a name: `prompts`, or `text` with one a line, or what the files of the released D-Fusion code hold.
+    """A named prompt set: `prompts`, `text` with one prompt per line, or the files of the released D-Fusion code.
 
-    The released code's files give an item by the number of its word in the prompt, from 0: [1, 4] in "a cat eating a
-    sandwich" are cat and sandwich.
+    The released code's files give an item by the index of its word in the prompt, from 0. In "a cat eating a sandwich",
+    [1, 4] are cat and sandwich.
     """
 
     name: SetName
     description: Description = ""
-    prompts: tuple[Prompt, ...] | None = Field(None, min_length=1, max_length=MOST_PROMPTS)
+    prompts: tuple[Prompt, ...] | None = Field(None, min_length=1, max_length=MAX_PROMPTS)
     text: str | None = Field(
-        None, description='One prompt a line, items marked as in "a [cat]"; blank lines and # lines are skipped'
+        None, description='One prompt per line, items marked as in "a [cat]"; blank lines and # lines are skipped'
     )
-    prompt_file: tuple[str, ...] | None = Field(None, description="The released code's prompts")
-    item_idx_file: dict[str, tuple[int, ...]] | None = Field(None, description="By prompt the numbers of items' words")
-    mask_thr_file: dict[str, tuple[Threshold, ...]] | None = Field(None, description="By prompt a threshold an item")
+    prompt_file: tuple[str, ...] | None = Field(None, description="Prompts of the released code")
+    item_idx_file: dict[str, tuple[int, ...]] | None = Field(None, description="Indices of the items' words, by prompt")
+    mask_thr_file: dict[str, tuple[Threshold, ...]] | None = Field(
+        None, description="Thresholds, one per item, by prompt"
+    )
 
     @classmethod
-    def of_json(cls, given: object, named: Mapping[str, str]) -> Self:
-        """From a document, or a list that is the released code's `prompt_file`, and what is said beside it.
+    def of_json(cls, body: object, query: Mapping[str, str]) -> Self:
+        """Parse the JSON body of a request.
 
-        Raises pydantic's ValidationError; InvalidRequestError for other files of the released code, which name no set,
-        and where a thing is said twice.
+        Args:
+            body: A document with the fields of this class, or a list, which is a `prompt_file` of the released code.
+            query: Fields from the query of the request.
+
+        Raises:
+            ValidationError: A field is invalid.
+            InvalidRequestError: The body is another file of the released code, or a field is also in the query.
         """
-        if isinstance(given, list):
-            return cls.model_validate({"prompt_file": given, **named})
-        if not isinstance(given, dict):
-            return cls.model_validate(given)
-        if given and not set(given) & set(cls.model_fields):
+        if isinstance(body, list):
+            return cls.model_validate({"prompt_file": body, **query})
+        if not isinstance(body, dict):
+            return cls.model_validate(body)
+
+        if body and not set(body) & set(cls.model_fields):
             raise InvalidRequestError.at("", _FILES_EXPECTED)
-        for name in named:
-            if name in given:
-                raise InvalidRequestError.at(f"/{name}", "expected it in the body or in the query, got both")
-        return cls.model_validate({**named, **given})
+        for name in query:
+            if name in body:
+                raise InvalidRequestError.at(f"/{name}", "expected this field in the body or in the query, got both")
+        return cls.model_validate({**query, **body})
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [name for name in ("prompts", "text", "prompt_file") if getattr(self, name) is not None]
-        if len(given) != 1:
-            got = ", ".join(given) or "none"
+        sources = [name for name in ("prompts", "text", "prompt_file") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            got = ", ".join(sources) or "none"
             raise ValueError(f"expected exactly one of prompts, text, prompt_file, got {got}; {_FILES_EXPECTED}")
         if self.prompt_file is None and (self.item_idx_file is not None or self.mask_thr_file is not None):
-            raise ValueError(f"item_idx_file and mask_thr_file go with prompt_file; {_FILES_EXPECTED}")
+            raise ValueError(f"expected prompt_file with item_idx_file and mask_thr_file, got none; {_FILES_EXPECTED}")
         return self
 
     def read(self) -> tuple[Prompt, ...]:
-        """The prompts. Raises InvalidRequestError with all that is wrong."""
+        """The prompts. Raises InvalidRequestError that lists all problems."""
         if self.prompts is not None:
             return self.prompts
         if self.text is not None:
@@ -85,50 +94,59 @@ class PromptSetSpec(StrictModel):
 
 @dataclass(frozen=True)
 class _Entry:
-    """A prompt's fields, and the JSON pointer of where they were."""
+    """The fields of a prompt, and the JSON pointer of their location."""
 
     pointer: str
     fields: Mapping[str, object]
 
 
 def from_lines(text: str) -> tuple[Prompt, ...]:
-    """One prompt a line, items marked as in "a [cat] eating a [sandwich]"; blank lines and # lines are skipped.
+    """Parse one prompt per line, items marked as in "a [cat] eating a [sandwich]".
 
-    Raises InvalidRequestError; "/lines/17" is the seventeenth line.
+    Blank lines and lines that start with # are skipped.
+
+    Raises:
+        InvalidRequestError: The pointer "/lines/17" is line 17.
     """
-    lines = enumerate((line.strip() for line in _LINE_END.split(text)), start=1)
-    return _checked([_Entry(f"/lines/{n}", {"text": line}) for n, line in lines if line and not line.startswith("#")])
+    entries = []
+    for number, line in enumerate(_LINE_END.split(text), start=1):
+        prompt = line.strip()
+        if prompt and not prompt.startswith("#"):
+            entries.append(_Entry(f"/lines/{number}", {"text": prompt}))
+    return _validated(entries)
 
 
 def from_csv(text: str) -> tuple[Prompt, ...]:
-    """A header row with `text` and perhaps `items` and `thresholds`, which are separated by ";" within their cells.
+    """Parse CSV with a header row: `text`, and optionally `items` and `thresholds`, each separated by ";" in its cell.
 
-    Raises InvalidRequestError; "/lines/17" is the row that begins on the seventeenth line.
+    Raises:
+        InvalidRequestError: The pointer "/lines/17" is the row that starts on line 17.
     """
     problems: list[FieldProblem] = []
-    entries = []
     rows = _rows(text, problems)
     header = _header(*next(rows, (1, [])))
+
+    entries = []
     for line, cells in rows:
         try:
             entries.append(_Entry(f"/lines/{line}", _of_cells(header, cells)))
         except ValueError as error:
             problems.append(FieldProblem(f"/lines/{line}", str(error)))
-    return _checked(entries, problems)
+    return _validated(entries, problems)
 
 
 def _rows(text: str, problems: list[FieldProblem]) -> Iterator[tuple[int, list[str]]]:
-    """Rows' cells, each with the line that it begins on; empty rows are left out, and where it is no CSV they end."""
+    """The first line and the cells of each row that is not empty. A syntax error ends them and is added to problems."""
     reader = csv.reader([line + "\n" for line in _LINE_END.split(text)], strict=True)
-    begins = 1
+    first_line = 1
     try:
         for row in reader:
-            line, begins = begins, reader.line_num + 1
             cells = [" ".join(cell.split()) for cell in row]
             if any(cells):
-                yield line, cells
+                yield first_line, cells
+            first_line = reader.line_num + 1
     except csv.Error as error:
-        problems.append(FieldProblem(f"/lines/{begins}", f"expected CSV: {error}"))
+        problems.append(FieldProblem(f"/lines/{first_line}", f"expected CSV: {error}"))
 
 
 def _header(line: int, cells: Sequence[str]) -> list[str]:
@@ -140,9 +158,10 @@ def _header(line: int, cells: Sequence[str]) -> list[str]:
 
 
 def _of_cells(header: Sequence[str], cells: Sequence[str]) -> dict[str, object]:
-    """A prompt's fields; empty cells say nothing. Raises ValueError."""
+    """The fields of a prompt. Empty cells are left out. Raises ValueError."""
     if len(cells) > len(header):
         raise ValueError(f"expected {len(header)} cells as in the header, got {len(cells)}; quote text with commas")
+
     row = dict(zip(header, cells, strict=False))
     fields: dict[str, object] = {"text": row.get("text", "")}
     if items := row.get("items"):
@@ -161,63 +180,77 @@ def from_released(
     items: Mapping[str, Sequence[int]] | None,
     thresholds: Mapping[str, Sequence[float]] | None,
 ) -> tuple[Prompt, ...]:
-    """What the released code's `prompt_file`, `item_idx_file` and `mask_thr_file` hold.
+    """Parse `prompt_file`, `item_idx_file` and `mask_thr_file` of the released code.
 
-    An index is that of a word: the files are made so, also where CLIP has several tokens for a word before it. Without
-    indices the items are found in the prompts, and there can be no thresholds; entries for other prompts are left out.
-    Raises InvalidRequestError.
+    Entries for other prompts are ignored.
+
+    Args:
+        prompts: The prompts.
+        items: Indices of the items' words, by prompt; they count words, not CLIP tokens. None: find items in the text.
+        thresholds: Thresholds, one per item, by prompt. They require `items`.
+
+    Raises:
+        InvalidRequestError: Lists all problems.
     """
     problems: list[FieldProblem] = []
     entries = []
     for n, text in enumerate(prompts):
         fields: dict[str, object] = {"text": text}
-        wrong = []
+        entry_problems = []
         for name, by_prompt in (("item_idx_file", items), ("mask_thr_file", thresholds)):
             if by_prompt is not None and text not in by_prompt:
-                wrong.append(FieldProblem(f"/prompt_file/{n}", f"expected an entry in {name}, found none"))
+                entry_problems.append(FieldProblem(f"/prompt_file/{n}", f"expected an entry in {name}, got none"))
+
         if items is not None and text in items:
-            fields["items"], wrong_items = _words_at(text, items[text])
-            wrong += wrong_items
+            fields["items"], item_problems = _words_at(text, items[text])
+            entry_problems += item_problems
         if thresholds is not None:
             fields["thresholds"] = thresholds.get(text)
-        problems += wrong
-        if not wrong:
+
+        problems += entry_problems
+        if not entry_problems:
             entries.append(_Entry(f"/prompt_file/{n}", fields))
-    return _checked(entries, problems)
+    return _validated(entries, problems)
 
 
 def _words_at(text: str, indices: Sequence[int]) -> tuple[list[str], list[FieldProblem]]:
-    """The words of these numbers, and which numbers cannot be those of items."""
+    """The words at these indices, and problems for indices of words that cannot be items."""
     words = [word.strip(".,;:!?\"'()") for word in text.split()]
-    found, problems = [], []
+    counts = Counter(word.casefold() for word in words)
+    items = []
+    problems = []
     for k, index in enumerate(indices):
         word = words[index] if 0 <= index < len(words) else ""
         message = None
         if not word:
-            message = f"expected the number of a word within 0 to {len(words) - 1}, got {index}"
+            message = f"expected a word index within 0 to {len(words) - 1}, got {index}"
         elif names_no_thing(word):
-            message = f"expected the number of an item's word, counted from 0; {index} is {_shortened(word)}"
-        elif [other.casefold() for other in words].count(word.casefold()) > 1:
-            message = f"{_shortened(word)} is there more than once, and an item takes all its occurrences"
+            message = f"expected the index of an item's word, counted from 0; {index} is {_shortened(word)}"
+        elif counts[word.casefold()] > 1:
+            message = f"{_shortened(word)} occurs more than once, and an item covers all its occurrences"
+
         if message is not None:
             problems.append(FieldProblem(json_pointer(("item_idx_file", text, k)), message))
-        found.append(word)
-    return found, problems
+        items.append(word)
+    return items, problems
 
 
-def _checked(entries: Sequence[_Entry], problems: Sequence[FieldProblem] = ()) -> tuple[Prompt, ...]:
-    """The prompts. Raises InvalidRequestError for these problems and all that is wrong with the entries."""
-    if len(entries) + len(problems) > MOST_PROMPTS:
-        raise InvalidRequestError.at("", f"expected at most {MOST_PROMPTS} prompts, got {len(entries) + len(problems)}")
-    prompts, found = [], list(problems)
+def _validated(entries: Sequence[_Entry], problems: Sequence[FieldProblem] = ()) -> tuple[Prompt, ...]:
+    """The prompts of the entries. Raises InvalidRequestError for `problems` and all problems of the entries."""
+    if len(entries) + len(problems) > MAX_PROMPTS:
+        raise InvalidRequestError.at("", f"expected at most {MAX_PROMPTS} prompts, got {len(entries) + len(problems)}")
+
+    prompts = []
+    all_problems = list(problems)
     for entry in entries:
         try:
             prompts.append(Prompt.model_validate(entry.fields))
         except ValidationError as error:
-            found += [_problem(entry.pointer, one["loc"], one["msg"]) for one in error.errors()]
-    if found:
-        first = "; ".join(f"{one.pointer}: {one.message}" for one in found[:5])
-        raise InvalidRequestError(first, *found)
+            all_problems += [_problem(entry.pointer, detail["loc"], detail["msg"]) for detail in error.errors()]
+
+    if all_problems:
+        summary = "; ".join(f"{problem.pointer}: {problem.message}" for problem in all_problems[:5])
+        raise InvalidRequestError(summary, *all_problems)
     if not prompts:
         raise InvalidRequestError.at("", "expected at least one prompt", "empty_prompt_set")
     return tuple(prompts)

@@ -1,4 +1,4 @@
-"""Hints to workers: "this stage may be free". The database is the truth; a hint may be lost, doubled or late."""
+"""Hints to workers that a stage may be free. The database decides; a hint may be lost, repeated or late."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ Hint = tuple[str, str]
 
 
 class Queue(Protocol):
-    """Where hints go."""
+    """Delivers hints to workers."""
 
     def hint(self, stages: Sequence[Hint]) -> None:
-        """Say that these stages are free. Best effort: never raises, never waits for the broker."""
+        """Send hints for these stages. Best effort: never raises and never waits for the broker."""
 
     def close(self) -> None:
-        """Give connections back; what was not sent within a moment is lost."""
+        """Close all connections. Hints that cannot be sent within a second are dropped."""
 
 
 class SilentQueue:
-    """Embedded mode: workers look into the database by themselves."""
+    """Drops all hints. Used in embedded mode, where workers poll the database."""
 
     def hint(self, stages: Sequence[Hint]) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""

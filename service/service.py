@@ -1,4 +1,4 @@
-"""What the service does for its clients: check a request, make a job of it, call it off."""
+"""The operations that the service offers: create, estimate, cancel, pause, resume and retry jobs, and give verdicts."""
 
 from __future__ import annotations
 
@@ -43,11 +43,20 @@ class Service:
 
     @classmethod
     def open(cls, settings: Settings, queue: Queue | None = None) -> Service:
-        """Open the installation, bringing its database up to date; hints go to `queue`. Raises StartError."""
+        """Open the installation and migrate its database.
+
+        Args:
+            settings: The settings of the installation.
+            queue: Delivers hints to workers; None drops them.
+
+        Raises:
+            StartError: The database or the S3 bucket cannot be used.
+        """
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         uow = UnitOfWork.connect(settings.database, queue)
         catalogue = Catalogue.of(settings)
         migrate(uow.engine, settings.data_dir / "migrate.lock")
+
         with uow.writing() as session:
             hold(session, AdvisoryLock.CATALOGUE)
             prompt_sets.ensure_builtin(session, builtin_lists().values())
@@ -55,12 +64,12 @@ class Service:
         return cls(settings, uow, open_store(settings), catalogue)
 
     def close(self) -> None:
-        """Give the database's connections back."""
+        """Close the connections to the database and the broker."""
         self.uow.close()
 
 
 def estimate_job(service: Service, spec: JobSpec) -> tuple[WorkCounts, Sizes]:
-    """What the job would take. Raises InvalidRequestError as `create_job` does; makes nothing."""
+    """The work and sizes of a job, which is not created. Raises InvalidRequestError as `create_job` does."""
     with service.uow.reading() as session:
         checked = check(service.catalogue, service.settings, session, spec)
         return count(checked.spec, checked.sizes), checked.sizes
@@ -69,9 +78,22 @@ def estimate_job(service: Service, spec: JobSpec) -> tuple[WorkCounts, Sizes]:
 def create_job(
     service: Service, spec: JobSpec, key: str | None = None, api_key_id: str | None = None, origin_id: str | None = None
 ) -> str:
-    """The id of a new job with its first stages, or of the one that the same request made under the same key.
+    """Create a job with its first stages.
 
-    Raises InvalidRequestError, IdempotencyError where the key came with another request before, or OverloadError.
+    Args:
+        service: The installation.
+        spec: The request.
+        key: The Idempotency-Key of the request.
+        api_key_id: The API key of the caller.
+        origin_id: The job that this one retries.
+
+    Returns:
+        The id of the new job, or of the job that the same request with the same `key` created before.
+
+    Raises:
+        InvalidRequestError: The request cannot be fulfilled; lists all problems.
+        IdempotencyError: The key was used with another request.
+        OverloadError: Too many jobs are queued, or the disk is almost full.
     """
     return create_and_read(service, spec, lambda _session, job_id: job_id, key, api_key_id, origin_id)
 
@@ -84,10 +106,11 @@ def create_and_read(
     api_key_id: str | None = None,
     origin_id: str | None = None,
 ) -> T:
-    """`create_job`, and what `read` gives of that job: of a new one in the transaction that makes it, which spares
-    another; of one that was there before in a view of its own.
+    """Create a job as `create_job` does and return `read(session, job_id)`.
+
+    A new job is read in the transaction that creates it, which saves one; an existing job in a separate view.
     """
-    key = _own_key(key, api_key_id)
+    key = _stored_key(key, api_key_id)
 
     def create(session: Session) -> tuple[str, list[T]]:
         job_id, is_new = _create(service, session, spec, key, api_key_id, origin_id)
@@ -97,17 +120,18 @@ def create_and_read(
         return jobs.exists(session, created[0])
 
     try:
-        job_id, found = service.uow.run(create, is_created)
-    except IntegrityError:  # the same key at the same moment, on a database that writes in parallel
-        job_id, found = service.uow.run(create, is_created)
-    if found:
-        return found[0]
+        job_id, views = service.uow.run(create, is_created)
+    except IntegrityError:  # a concurrent request with the same key; it now finds the job of the other
+        job_id, views = service.uow.run(create, is_created)
+    if views:
+        return views[0]
+
     with service.uow.reading() as session:
         return read(session, job_id)
 
 
-def _own_key(key: str | None, api_key_id: str | None) -> str | None:
-    """An Idempotency-Key as it is stored: callers that choose the same do not meet."""
+def _stored_key(key: str | None, api_key_id: str | None) -> str | None:
+    """An Idempotency-Key as it is stored. Equal keys of different callers stay distinct."""
     if key is None or api_key_id is None:
         return key
     return hashlib.sha256(f"{api_key_id} {key}".encode()).hexdigest()
@@ -121,16 +145,19 @@ def _create(
     api_key_id: str | None,
     origin_id: str | None,
 ) -> tuple[str, bool]:
-    """The job's id, and whether it was made now."""
+    """The id of the job, and whether it is new."""
+    # 1. an earlier request with the same key
     kind = kind_of(spec).name
     fingerprint = hashlib.sha256(f"{kind} {origin_id} {spec.model_dump_json()}".encode()).hexdigest()
-    known = None if key is None else jobs.by_key(session, key)
-    if known is not None:
-        if known.fingerprint != fingerprint:
-            raise IdempotencyError("this Idempotency-Key came with another request before")
-        return known.job_id, False
+    earlier = None if key is None else jobs.by_key(session, key)
+    if earlier is not None:
+        if earlier.fingerprint != fingerprint:
+            raise IdempotencyError("this Idempotency-Key was used with another request")
+        return earlier.job_id, False
+
+    # 2. a new job
     checked = check(service.catalogue, service.settings, session, spec)
-    limits.require_room(session, service.settings, api_key_id)
+    limits.require_capacity(session, service.settings, api_key_id)
     job = _insert(session, kind, checked, origin_id, api_key_id)
     if key is not None:
         jobs.add_key(session, key, fingerprint, job.id)
@@ -140,9 +167,11 @@ def _create(
 def _insert(
     session: Session, kind: JobKind, checked: Checked[Any], origin_id: str | None, api_key_id: str | None
 ) -> Job:
+    """Insert the job, its own prompts, its first stages and its first event."""
     spec = checked.spec
     if checked.new_set is not None:
         results.add_all(session, [checked.new_set])
+
     job = jobs.add(
         session,
         kind=kind,
@@ -156,100 +185,129 @@ def _insert(
         api_key_id=api_key_id,
         work_total=total_work(spec, checked.sizes),
     )
+
     execution.add_stages(session, job.id, plan_start(spec, checked.sizes))
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
 
 
 def save_prompt_set(service: Service, name: str, description: str, prompts: Sequence[Prompt]) -> tuple[PromptSet, bool]:
-    """The newest version of the set of that name, and whether it was made now, because the prompts are others.
+    """Save prompts as the newest version of a prompt set.
 
-    The same prompts again make nothing: the description stays, too. Raises ConflictError for a built-in list's name.
+    Prompts equal to the newest version create nothing and leave its description unchanged.
+
+    Returns:
+        The newest version, and whether it is new.
+
+    Raises:
+        ConflictError: The name belongs to a built-in list.
     """
 
     def save(session: Session) -> tuple[PromptSet, bool]:
-        known = prompt_sets.latest(session, name)
-        if known is not None and known.builtin:
-            raise ConflictError(f"{name!r} is the name of a list that comes with D-Fusion; choose another")
-        if known is not None and prompt_sets.holds(known, prompts):
-            return known, False
-        version = known.version + 1 if known else 1
+        newest = prompt_sets.latest(session, name)
+        if newest is not None and newest.builtin:
+            raise ConflictError(f"{name!r} is the name of a built-in prompt list; choose another name")
+        if newest is not None and prompt_sets.holds(newest, prompts):
+            return newest, False
+
+        version = newest.version + 1 if newest else 1
         row = prompt_sets.add(session, prompt_sets.unsaved(prompts, name, description, version=version))
-        session.refresh(row)  # the database gave it its time
+        session.refresh(row)  # reads the time that the database set
         return row, True
 
-    def saved(session: Session, found: tuple[PromptSet, bool]) -> bool:
-        return prompt_sets.by_id(session, found[0].id) is not None
+    def is_saved(session: Session, saved: tuple[PromptSet, bool]) -> bool:
+        return prompt_sets.by_id(session, saved[0].id) is not None
 
     try:
-        return service.uow.run(save, saved)
-    except IntegrityError:  # another made that version at the same moment, on a database that writes in parallel
-        return service.uow.run(save, saved)
+        return service.uow.run(save, is_saved)
+    except IntegrityError:  # a concurrent request created this version
+        return service.uow.run(save, is_saved)
 
 
 def cancel_job(service: Service, job_id: str) -> None:
-    """Call a job off; one that has ended stays as it is. Raises NotFoundError."""
+    """Cancel a job. A job that has ended does not change. Raises NotFoundError."""
     service.uow.run(lambda session: execution.cancel(session, jobs.get(session, job_id).id), repeatable)
 
 
 def pause_job(service: Service, job_id: str) -> None:
-    """Let nothing more of a job begin until it is resumed. Raises NotFoundError, ConflictError."""
+    """Pause a job until it is resumed. Raises NotFoundError, or ConflictError if it has ended."""
     service.uow.run(lambda session: execution.pause(session, jobs.get(session, job_id).id), repeatable)
 
 
 def resume_job(service: Service, job_id: str) -> None:
-    """Go on with a job that is paused or waits for verdicts. Raises NotFoundError, ConflictError."""
+    """Resume a job that is paused or waits for verdicts. Raises NotFoundError, or ConflictError for other jobs."""
     with service.uow.writing() as session:
         execution.resume(session, jobs.get(session, job_id).id)
 
 
 def retry_job(service: Service, job_id: str, key: str | None = None, api_key_id: str | None = None) -> str:
-    """The id of a new job with the request of one that failed or was cancelled, or of the one made under the same key.
-    It has the models and prompt sets of the first, also where their names mean something else by now.
+    """Create a new job from the request of a failed or cancelled one.
 
-    Raises NotFoundError, ConflictError, IdempotencyError.
+    The new job uses the same models and prompt sets, even if their names now refer to others.
+
+    Returns:
+        The id of the new job, or of the job that the same request with the same `key` created before.
+
+    Raises:
+        NotFoundError: No such job exists.
+        ConflictError: The job has neither failed nor been cancelled.
+        IdempotencyError: The key was used with another request.
     """
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)
         if job.state not in (JobState.FAILED, JobState.CANCELLED):
-            raise ConflictError(f"{job.id} is {job.state}: only a job that failed or was cancelled can be tried again")
-        spec = _as_resolved(session, job)
+            raise ConflictError(f"{job.id} is {job.state}: only failed and cancelled jobs can be retried")
+        spec = _with_ids(session, job)
     return create_job(service, spec, key, api_key_id=api_key_id, origin_id=job_id)
 
 
-def _as_resolved(session: Session, job: Job) -> JobSpec:
-    """The job's request with the ids of what it names in place of names."""
+def _with_ids(session: Session, job: Job) -> JobSpec:
+    """The request of the job, with every name replaced by the id that it referred to."""
     spec = job_spec(job)
-    meant: dict[str, Any] = {
+    ids: dict[str, Any] = {
         "model": job.model_id,
         "prompt_set": job.prompt_set_id,
         "held_out_prompt_set": job.held_out_prompt_set_id,
     }
-    meant |= kind_of(spec).resolved([stage.params for stage in stages.of_job(session, job.id)])
-    return spec.model_copy(update={name: to for name, to in meant.items() if getattr(spec, name, None) is not None})
+    ids |= kind_of(spec).resolved([stage.params for stage in stages.of_job(session, job.id)])
+    return spec.model_copy(update={name: id_ for name, id_ in ids.items() if getattr(spec, name, None) is not None})
 
 
 def job_spec(job: Job) -> JobSpec:
-    """The request that the job was made from."""
+    """The request that created the job."""
     return spec_of(job.kind, job.spec)
 
 
 def give_verdict(
     service: Service, pair_id: str, verdict: Verdict | None, reviewer: str | None, revision: int | None
 ) -> Pair:
-    """A person's word on a pair (None takes it back); the review that waits for the last one is done with it.
+    """Record a reviewer's verdict on a pair. The last verdict ends the job's review.
 
-    `revision` is the one that the person saw. Raises NotFoundError, ConflictError where the pair has no target yet,
-    PreconditionError where somebody else was faster.
+    Args:
+        service: The installation.
+        pair_id: The pair.
+        verdict: The verdict; None removes it.
+        reviewer: The name of the reviewer.
+        revision: The revision that the reviewer saw; None skips this check.
+
+    Returns:
+        The pair with its new revision.
+
+    Raises:
+        NotFoundError: No such pair exists.
+        ConflictError: The target of the pair is not verified yet.
+        PreconditionError: The pair has another revision than `revision`.
     """
     with service.uow.writing() as session:
         pair = results.get_pair(session, pair_id)
         job = jobs.lock(session, pair.job_id)
         pair = results.lock_pair(session, pair_id)
+
         if pair.adopted is None:
-            raise ConflictError(f"{pair.id} is still being made: there is nothing to judge yet")
+            raise ConflictError(f"{pair.id} is incomplete: its target is not verified yet")
         if revision is not None and revision != pair.revision:
-            raise PreconditionError(f"{pair.id} is at revision {pair.revision}, not {revision}: look at it again")
+            raise PreconditionError(f"expected revision {pair.revision} of {pair.id}, got {revision}: reload the pair")
+
         results.set_verdict(session, pair, verdict, reviewer)
         if job.state == JobState.WAITING and not results.pairs_without_verdict(session, job.id):
             execution.end_review(session, job, "every pair has a verdict")
@@ -257,7 +315,7 @@ def give_verdict(
 
 
 def set_alias(service: Service, name: str, model_id: str) -> None:
-    """Call a model by that name from now on. Raises NotFoundError, ConflictError for a base model's own name."""
+    """Let an alias refer to a model. Raises NotFoundError, or ConflictError for the name of a base model."""
     if name in service.catalogue.models:
         raise ConflictError(f"{name!r} is the name of a base model")
 
@@ -266,5 +324,5 @@ def set_alias(service: Service, name: str, model_id: str) -> None:
 
     try:
         service.uow.run(save, repeatable)
-    except IntegrityError:  # the same new name at the same moment, on a database that writes in parallel
+    except IntegrityError:  # a concurrent request created this alias
         service.uow.run(save, repeatable)

@@ -1,6 +1,6 @@
-"""The service's settings: the one module that reads the environment.
+"""The settings of the service. This is the only module that reads the environment.
 
-Each setting is an environment variable with the prefix `DFUSION_`, or a line of a file `.env`.
+Each setting is an environment variable with the prefix `DFUSION_`, or a line of the file `.env`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.states import DIVERSITY, QueueName
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 _DATABASE_URL = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?:\[[^/?]+\]|[^/:?]+)?(?::(?P<port>[^/?]*))?")
-"""What SQLAlchemy takes for a URL. The command line reads settings, too, and does without SQLAlchemy."""
+"""URLs as SQLAlchemy parses them. The command line also reads settings and must not import SQLAlchemy."""
 
 
 class ModelSetting(StrictModel):
@@ -32,68 +32,68 @@ class ModelSetting(StrictModel):
     source: str = Field(description="A diffusers folder, a name of decision 010, or owner/name@revision")
     dtype: Precision = "float32"
     vae_dtype: Precision | None = Field(
-        None, description="The VAE's; null: float32 where its config says force_upcast, else dtype"
+        None, description="Precision of the VAE. null = float32 if its config sets force_upcast, else dtype"
     )
-    reward: str | None = Field(None, description="The scorer that trains it unless another is asked for")
-    watch: str | None = Field(None, description="The scorer that watches a training and is never trained on")
-    scorers: tuple[str, ...] = Field((), description="Those that judge its images; the reward if empty")
+    reward: str | None = Field(None, description="Default reward of trainings")
+    watch: str | None = Field(None, description="Default held-out scorer of trainings; never trained on")
+    scorers: tuple[str, ...] = Field((), description="Default scorers of its images. Empty = the reward")
 
 
 class Settings(BaseSettings):
-    """How this installation runs. What a round does is in its request, not here."""
+    """How this installation runs. Settings of a round are part of its request."""
 
     model_config = SettingsConfigDict(
         env_prefix="DFUSION_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
     data_dir: Path = Field(Path("dfusion-data"), description="Folder of the database, artifacts and locks")
-    database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in data_dir")
+    database_url: str = Field("", repr=False, description="SQLAlchemy URL. Empty = SQLite in data_dir")
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
     broker_url: SecretStr = Field(
-        SecretStr(""), description="URL of the Redis that carries hints to Celery workers; empty: workers poll"
+        SecretStr(""), description="URL of the Redis that carries hints to Celery workers. Empty = workers poll"
     )
     embedded_worker: bool = Field(
-        True, description="Whether the service starts and supervises one worker process (never with a broker)"
+        True, description="Start and supervise one worker process in the service; ignored with a broker"
     )
     worker_queues: tuple[QueueName, ...] = Field(
-        (QueueName.GPU, QueueName.CPU), min_length=1, description="Queues of a Celery worker that is started without -Q"
+        (QueueName.GPU, QueueName.CPU), min_length=1, description="Queues of a Celery worker started without -Q"
     )
     worker_max_memory_mb: int = Field(
-        0, ge=0, description="A Celery worker's child that has grown past it is replaced after its stage; 0: never"
+        0, ge=0, description="Replace a Celery worker's child above this memory after its stage. 0 = never"
     )
     worker_stop_seconds: Seconds = Field(
-        60, description="How long a stopping Celery worker waits for its child before it ends it"
+        60, description="How long a stopping Celery worker waits before it kills its child"
     )
-    presence_seconds: Seconds = Field(5, description="How often a worker says that it is there")
-    health_file: str = Field("", description="File that a worker or sweeper touches while it is well; empty: none")
+    presence_seconds: Seconds = Field(5, description="How often a worker reports its presence")
+    health_file: str = Field("", description="File that a healthy worker or sweeper touches. Empty = none")
 
-    auth: bool = Field(False, description="Whether every request needs an API key")
+    auth: bool = Field(False, description="Require an API key for every request")
     bootstrap_admin_key: SecretStr = Field(
-        SecretStr(""), description="A first key, with the scope admin: dfk_ and 32 or more letters and digits"
+        SecretStr(""), description="First API key, with the scope admin: dfk_ and 32 or more letters and digits"
     )
     allow_open: bool = Field(
-        False, description="Serve other machines without keys: whoever reaches the port may do all"
+        False, description="Allow listening on other addresses than loopback without API keys: full access for everyone"
     )
-    metrics_open: bool = Field(False, description="Whether /metrics needs no key")
+    metrics_open: bool = Field(False, description="Serve /metrics without an API key")
     requests_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0, description="Requests per second per API key, or per address without keys; 0: unlimited"
+        0, description="Requests per second per API key, or per address without keys. 0 = unlimited"
     )
-    max_queued_jobs: Count = Field(1000, description="Most queued jobs; further requests get 429")
-    max_queued_jobs_per_key: Count = Field(100, description="Most queued jobs per API key")
+    max_queued_jobs: Count = Field(1000, description="Maximum number of queued jobs; further requests get 429")
+    max_queued_jobs_per_key: Count = Field(100, description="Maximum number of queued jobs per API key")
     min_free_disk_mb: Annotated[int, Field(ge=0)] = Field(
-        500, description="With less free space on data_dir's disk, new jobs are refused and stages do not start"
+        500, description="Free space on the disk of data_dir below which new jobs are refused and no stage starts"
     )
-    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or JSON objects")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="From which level on")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines as text, or as JSON objects")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level of log lines")
 
-    device: str = Field("auto", description="Where the models run: cpu, cuda, cuda:1 …; auto: cuda if there is one")
-    torch_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 leaves torch's choice")
+    device: str = Field("auto", description="Device of the models: cpu, cuda, cuda:1 … auto = cuda if available")
+    torch_threads: int = Field(0, ge=0, description="CPU threads of a worker. 0 = torch's default")
     worker_niceness: int = Field(
-        15, ge=0, le=19, description="How far a worker's CPU work stands back for other programs and the service"
+        15, ge=0, le=19, description="CPU priority of workers (nice); higher values keep the API responsive"
     )
-    batch_size: Count = Field(16, description="Images that go through the U-Net at once")
-    shard_prompts: Count = Field(4, description="Prompts whose samples one sampling or fusion stage makes")
+    batch_size: Count = Field(16, description="Images in one batch through the U-Net")
+    shard_prompts: Count = Field(4, description="Prompts of one sampling or fusion stage")
     models: dict[str, str | ModelSetting] = Field(
         {}, description="Further models by name: {name: source}, or {name: {source, dtype, vae_dtype, reward, …}}"
     )
@@ -101,65 +101,68 @@ class Settings(BaseSettings):
         {}, description="Further scorers by name: {name: 'module:attribute'}, or {name: {kind, …}} of decision 009"
     )
 
-    lease_seconds: Seconds = Field(60, description="A stage whose worker is silent for so long is queued again")
-    heartbeat_seconds: Seconds = Field(1, description="How often a worker renews its lease and looks for a cancel")
+    lease_seconds: Seconds = Field(60, description="How long a lease lasts without a heartbeat; then it is requeued")
+    heartbeat_seconds: Seconds = Field(1, description="How often a worker renews its lease and checks for a cancel")
     stuck_seconds: Seconds = Field(
-        3600,
-        description="A stage without progress for so long is queued again, though its worker renews its lease",
+        3600, description="A stage without progress for this long is requeued even if its lease is renewed"
     )
-    poll_seconds: Seconds = Field(0.2, description="How often an idle worker looks for work")
-    sweep_seconds: Seconds = Field(10, description="How often expired leases and lost hints are looked for")
+    poll_seconds: Seconds = Field(0.2, description="How often an idle worker polls for stages")
+    sweep_seconds: Seconds = Field(10, description="How often the sweeper checks for expired leases and lost hints")
     rehint_seconds: Seconds = Field(
-        60, description="A free stage that nobody takes is hinted again after so long; then after twice as long"
+        60, description="First pause before the hint for an unclaimed stage is repeated; doubles each time"
     )
     checkpoint_seconds: Seconds = Field(60, description="How often a training writes a checkpoint")
     shutdown_seconds: Seconds = Field(20, description="How long a stopping service waits for its worker")
-    restart_seconds: Seconds = Field(0.5, description="First pause before a dead worker is restarted; it doubles")
-    max_crashes: Count = Field(3, description="Workers that one stage may lose before it fails")
-    max_attempts: Count = Field(8, description="Attempts at a stage that fails for a passing reason")
-    retry_seconds: Seconds = Field(1, description="First pause before such a stage is tried again; it doubles")
+    restart_seconds: Seconds = Field(
+        0.5, description="First pause before a dead worker is restarted; doubles each time"
+    )
+    max_crashes: Count = Field(3, description="Lost workers after which a stage fails")
+    max_attempts: Count = Field(8, description="Attempts of a stage that fails with a transient error")
+    retry_seconds: Seconds = Field(1, description="First pause before such a stage is retried; doubles each time")
 
-    max_body_bytes: Count = Field(1 << 20, description="Largest request body")
-    max_images_per_round: Count = Field(100_000, description="Largest number of samples that one round may ask for")
+    max_body_bytes: Count = Field(1 << 20, description="Maximum size of a request body")
+    max_images_per_round: Count = Field(100_000, description="Maximum number of samples of one round")
 
-    s3_endpoint: str = Field("", description="S3 server, host:port or URL; empty: artifacts are files in data_dir")
-    s3_region: str = Field("us-east-1", description="The S3 bucket's region; signatures name it")
-    s3_bucket: str = Field("dfusion", description="S3 bucket, this installation's own; made if it is missing")
+    s3_endpoint: str = Field("", description="S3 server, host:port or URL. Empty = artifacts are files in data_dir")
+    s3_region: str = Field("us-east-1", description="Region of the S3 bucket, for signatures")
+    s3_bucket: str = Field("dfusion", description="S3 bucket for this installation alone; created if missing")
     s3_access_key: SecretStr = Field(SecretStr(""), description="Access key of the S3 server")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the S3 server")
-    s3_secure: bool = Field(True, description="Whether S3 endpoints without http:// or https:// are spoken to by TLS")
-    s3_public_endpoint: str = Field("", description="S3 server as clients reach it; empty: the service hands bytes on")
-    presign_seconds: int = Field(600, ge=1, le=604_800, description="How long a link to that endpoint is good")
-    s3_cache_bytes: int = Field(4 << 30, ge=0, description="Size of a worker's local copies of S3 objects; 0: none")
+    s3_secure: bool = Field(True, description="Use TLS for S3 endpoints without http:// or https://")
+    s3_public_endpoint: str = Field(
+        "", description="S3 server for clients' downloads. Empty = the service sends the bytes"
+    )
+    presign_seconds: int = Field(600, ge=1, le=604_800, description="How long links to that endpoint are valid")
+    s3_cache_bytes: int = Field(4 << 30, ge=0, description="Size of a worker's cache of S3 objects. 0 = no cache")
 
-    collect_seconds: Seconds = Field(3600, description="How often what no row names is removed from the storage")
-    collect_after_seconds: Seconds = Field(86_400, description="How old it must be: nobody is writing it any more")
+    collect_seconds: Seconds = Field(3600, description="How often unreferenced objects are removed from the storage")
+    collect_after_seconds: Seconds = Field(86_400, description="Minimum age of such objects, so that none is in use")
     keep_trajectories: Literal["all", "pairs", "none"] = Field(
         "all", description="Trajectories kept after a job has ended: all, those of samples in pairs (by file), none"
     )
 
     @classmethod
     def read(cls) -> Settings:
-        """Those of the environment. Raises StartError naming what is wrong."""
+        """The settings of the environment. Raises StartError that names the first invalid variable."""
         try:
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
             name = "".join(f"DFUSION_{part}: ".upper() for part in first["loc"][:1])
             raise StartError(f"{name}{first['msg'].removeprefix('Value error, ')}; see .env.example") from error
-        except SettingsError as error:  # what is not the JSON that it should be
+        except SettingsError as error:  # invalid JSON
             raise StartError(f"DFUSION settings: {error}; see .env.example") from error
 
     @classmethod
     def or_exit(cls) -> Settings:
-        """Those of the environment; ends the program with a message where they are wrong."""
+        """The settings of the environment. Exits with a message if they are invalid."""
         try:
             return cls.read()
         except StartError as error:
             raise SystemExit(f"cannot start: {error}") from error
 
     @model_validator(mode="after")
-    def _beats_in_time(self) -> Self:
+    def _heartbeat_within_lease(self) -> Self:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError(
                 f"DFUSION_HEARTBEAT_SECONDS: expected at most half of DFUSION_LEASE_SECONDS ({self.lease_seconds:g}), "
@@ -184,23 +187,26 @@ class Settings(BaseSettings):
 
     @field_validator("scorers")
     @classmethod
-    def _leave_diversity(cls, scorers: dict[str, str | ScorerConfig]) -> dict[str, str | ScorerConfig]:
+    def _reserve_diversity(cls, scorers: dict[str, str | ScorerConfig]) -> dict[str, str | ScorerConfig]:
         if DIVERSITY in scorers:
-            raise ValueError(f"expected another name than {DIVERSITY!r}, which is a metric's")
+            raise ValueError(f"expected another name than {DIVERSITY!r}, the name of a metric")
         return scorers
 
     @property
     def database(self) -> str:
-        """The database's URL."""
+        """The URL of the database."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'dfusion.db'}"
 
     @property
     def broker(self) -> str:
-        """The broker's URL, empty in embedded mode. It may hold a password."""
+        """The URL of the broker, empty in embedded mode. It may contain a password."""
         return self.broker_url.get_secret_value()
 
     def for_child(self) -> dict[str, str]:
-        """The environment of a child process: this one's, with these settings, secrets included, but not the key."""
+        """The environment of a child process: the current one and these settings.
+
+        It includes all secrets except the bootstrap key, which only the service needs.
+        """
         values = _revealed(self.model_dump()) | {"bootstrap_admin_key": ""}
         return dict(os.environ) | {
             f"DFUSION_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
@@ -208,12 +214,12 @@ class Settings(BaseSettings):
         }
 
     def secrets(self) -> list[str]:
-        """All secret values, also those within other settings."""
+        """All secret values, including those nested in other settings."""
         return list(_secrets(self.model_dump()))
 
 
 def _revealed(value: Any) -> Any:
-    """A dumped value as JSON takes it, secrets in plain text."""
+    """A dumped value as JSON types, secrets in plain text."""
     match value:
         case SecretStr():
             return value.get_secret_value()

@@ -1,4 +1,4 @@
-"""States of jobs and stages, the kinds of things, and what keys are good for."""
+"""States and kinds of jobs and stages, roles of samples, verdicts and key scopes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job is.
+    """The state of a job.
 
-    queued       none of its stages has started
+    queued       no stage has started
     running      at least one stage has started
-    waiting      nothing is left to do but people's review
-    pausing      a pause was asked for; a stage is still to notice
-    paused       nothing of it runs, nothing will until it is resumed
-    cancelling   a cancel was asked for; a stage is still to notice
+    waiting      only a review by people is left to do
+    pausing      a pause was requested and a stage is still running
+    paused       no stage runs or starts until the job is resumed
+    cancelling   a cancel was requested and a stage is still running
     succeeded    every stage of every round has succeeded
-    failed       a stage has failed for good; the rest was called off
-    cancelled    it was cancelled before it ended
+    failed       a stage has failed permanently; the remaining stages are cancelled
+    cancelled    cancelled before it ended
     """
 
     QUEUED = "queued"
@@ -31,6 +31,7 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
+        """Whether the job has ended."""
         return self in FINAL_JOB_STATES
 
 
@@ -38,12 +39,15 @@ FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANC
 
 
 class StageState(StrEnum):
-    """Where a stage is.
+    """The state of a stage.
 
-    queued    to be claimed as soon as what it needs has succeeded
-    held      not to be claimed until its job is resumed
-    waiting   for people; no worker does it
-    running   under a lease
+    queued      can be claimed as soon as its dependencies have succeeded
+    held        cannot be claimed until its job is resumed
+    waiting     a review that people do; workers never claim it
+    running     claimed under a lease
+    succeeded   ended with its results recorded
+    failed      ended after its last attempt failed
+    cancelled   ended by a cancel or by the failure of its job
     """
 
     QUEUED = "queued"
@@ -57,13 +61,12 @@ class StageState(StrEnum):
 
 FINAL_STAGE_STATES = frozenset({StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED})
 
-
 DIVERSITY = "diversity"
-"""The metric that stands beside the scorers' means: how different the samples of a prompt are."""
+"""Name of the metric that measures how different the samples of a prompt are. Scorers cannot have this name."""
 
 
 class JobKind(StrEnum):
-    """What a job does."""
+    """The kind of a job."""
 
     ROUND = "round"
     SAMPLING = "sampling"
@@ -74,11 +77,11 @@ class JobKind(StrEnum):
 
 
 TRAJECTORY_READERS = frozenset({JobKind.FUSION, JobKind.TRAINING})
-"""Kinds whose jobs may work on stored trajectories of other jobs."""
+"""Kinds whose jobs may read stored trajectories of other jobs."""
 
 
 class StageKind(StrEnum):
-    """What a stage does; worker.stages has a module for each but `review`, which people do."""
+    """The kind of a stage. `worker.stages` implements all kinds except `review`, which people do."""
 
     SAMPLE = "sample"
     SCORE = "score"
@@ -93,22 +96,22 @@ class StageKind(StrEnum):
 
 
 class QueueName(StrEnum):
-    """Which workers a stage is for: those with a model loaded, or any."""
+    """The queue of a stage: `gpu` for stages that load a model, `cpu` for all others."""
 
     GPU = "gpu"
     CPU = "cpu"
 
 
-_ON_CPU = frozenset({StageKind.SELECT, StageKind.REVIEW, StageKind.COMPARE})
+_CPU_KINDS = frozenset({StageKind.SELECT, StageKind.REVIEW, StageKind.COMPARE})
 
 
 def queue_of(kind: StageKind) -> QueueName:
-    """The queue of a stage: choosing and counting need no model."""
-    return QueueName.CPU if kind in _ON_CPU else QueueName.GPU
+    """The queue of a kind of stage."""
+    return QueueName.CPU if kind in _CPU_KINDS else QueueName.GPU
 
 
 class Verdict(StrEnum):
-    """What a person says of a pair: which side is better, that they tie, or that neither is good."""
+    """A reviewer's judgement of a pair: the target or the base is better, a tie, or neither is usable."""
 
     TARGET = "target"
     BASE = "base"
@@ -117,11 +120,13 @@ class Verdict(StrEnum):
 
 
 class SampleRole(StrEnum):
-    """What a sample is for.
+    """The role of a sample.
 
-    plain        sampled, in no pair        reference   the well-aligned sample of a pair
-    base         the poorly-aligned one     target      fused from the two
-    evaluation   made to measure a model
+    plain        sampled and not in a pair
+    reference    the well-aligned sample of a pair
+    base         the poorly aligned sample of a pair
+    target       fused from a reference and a base
+    evaluation   sampled to measure a model
     """
 
     PLAIN = "plain"
@@ -132,7 +137,7 @@ class SampleRole(StrEnum):
 
 
 class Split(StrEnum):
-    """Which images a metric is over: the round's own samples, or a model's on training or held-out prompts."""
+    """The images that a metric covers: a round's rollout, or an evaluation on training or held-out prompts."""
 
     ROLLOUT = "rollout"
     TRAIN = "train"
@@ -140,10 +145,12 @@ class Split(StrEnum):
 
 
 class KeyScope(StrEnum):
-    """What a key is good for.
+    """The scope of an API key.
 
-    read      look at everything            submit   read, and make, change and call off work
-    review    read, and judge pairs         admin    all of these, and the keys themselves
+    read      read everything
+    submit    read, and create, change and cancel jobs
+    review    read, and give verdicts on pairs
+    admin     all of these, and manage API keys
     """
 
     READ = "read"
@@ -153,5 +160,5 @@ class KeyScope(StrEnum):
 
     @property
     def includes(self) -> frozenset[KeyScope]:
-        """Itself and what comes with it."""
+        """The scopes that this scope grants, itself included."""
         return frozenset(KeyScope) if self is KeyScope.ADMIN else frozenset({self, KeyScope.READ})

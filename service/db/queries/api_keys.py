@@ -24,12 +24,12 @@ _CANDIDATES = select(ApiKey.id, ApiKey.sha256, ApiKey.scopes, _USE_IS_NEWS).wher
 
 @dataclass(frozen=True)
 class Candidate:
-    """An active key with the prefix that was asked for; `use_is_news`: its last use was noted some time ago."""
+    """An active key with the prefix that was asked for; `use_is_due`: its last use was noted some time ago."""
 
     id: str
     sha256: str
     scopes: list[str]
-    use_is_news: bool
+    use_is_due: bool
 
 
 def add(
@@ -79,7 +79,7 @@ def candidates(session: Session, prefix: str) -> list[Candidate]:
     return [Candidate(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
 
-def note_use(session: Session, key_id: str) -> None:
+def record_use(session: Session, key_id: str) -> None:
     """The key is used now."""
     session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now_seconds()))
 

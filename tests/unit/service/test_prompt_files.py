@@ -1,4 +1,4 @@
-"""Prompts from lines, CSV and the released code's files. Expected values are written out by hand."""
+"""Prompts parsed from lines, CSV and the released code's files. Expected values are written by hand."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 
 from dfusion.prompts import Prompt
 from service.errors import InvalidRequestError
-from service.prompt_files import MOST_PROMPTS, from_csv, from_lines, from_released
+from service.prompt_files import MAX_PROMPTS, from_csv, from_lines, from_released
 
 CAT = Prompt(text="a cat eating a sandwich", items=("cat", "sandwich"))
 CAT_WITH_THRESHOLDS = CAT.model_copy(update={"thresholds": (0.03, 0.005)})
@@ -20,30 +20,30 @@ def pointers(read: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_lines_are_prompts_but_for_blank_ones_and_comments(end: str) -> None:
+def test_lines_are_prompts_except_blank_lines_and_comments(end: str) -> None:
     lines = ["# animals", "a [cat]  eating a [sandwich]", "", "  # more", "\t", "a [dog], eating", "a [dog], eating"]
     assert from_lines(end.join(lines)) == (CAT, DOG, DOG)
 
 
-def test_every_bad_line_is_named_by_its_number() -> None:
+def test_every_invalid_line_is_reported_by_its_number() -> None:
     text = "# first\na [cat\na [cat]\n\nof in\n" + "a [cat] " + "x" * 500
     assert pointers(lambda: from_lines(text)) == ["/lines/2", "/lines/5", "/lines/6/text"]
 
 
 @pytest.mark.parametrize("read", [from_lines, from_csv, lambda _: from_released([], None, None)])
-def test_no_prompts_are_an_empty_set(read: Callable[[str], object]) -> None:
+def test_a_file_without_prompts_is_an_empty_set(read: Callable[[str], object]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         read("text\n" if read is from_csv else "# nothing\n\n")
     assert caught.value.code == "empty_prompt_set"
 
 
-def test_there_may_be_so_many_prompts_and_no_more() -> None:
-    assert len(from_lines("a cat\n" * MOST_PROMPTS)) == MOST_PROMPTS
-    assert pointers(lambda: from_lines("a cat\n" * (MOST_PROMPTS + 1))) == [""]
+def test_the_number_of_prompts_is_limited() -> None:
+    assert len(from_lines("a cat\n" * MAX_PROMPTS)) == MAX_PROMPTS
+    assert pointers(lambda: from_lines("a cat\n" * (MAX_PROMPTS + 1))) == [""]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_csv_has_items_and_thresholds_in_cells(end: str) -> None:
+def test_csv_cells_hold_items_and_thresholds(end: str) -> None:
     rows = [
         "text,items,thresholds",
         "a cat eating a sandwich,cat; sandwich ,0.03;0.005",
@@ -54,12 +54,12 @@ def test_csv_has_items_and_thresholds_in_cells(end: str) -> None:
     assert from_csv(end.join(rows)) == (CAT_WITH_THRESHOLDS, DOG, CAT)
 
 
-def test_csv_columns_may_come_in_any_order_and_text_alone() -> None:
+def test_csv_accepts_columns_in_any_order_and_text_alone() -> None:
     assert from_csv("Thresholds,Text,Items\n0.03;0.005,a cat eating a sandwich,cat;sandwich") == (CAT_WITH_THRESHOLDS,)
     assert from_csv('text\n"a [dog], eating"\n') == (DOG,)
 
 
-def test_every_bad_row_of_csv_is_named_by_the_line_that_it_begins_on() -> None:
+def test_every_invalid_csv_row_is_reported_by_its_first_line() -> None:
     rows = [
         "text,items,thresholds",
         '"a cat',  # 2: two lines that become one
@@ -75,6 +75,7 @@ def test_every_bad_row_of_csv_is_named_by_the_line_that_it_begins_on() -> None:
         ",cat,0.03",  # 12: no text
         '"a cat',  # 13: not closed
     ]
+
     assert pointers(lambda: from_csv("\n".join(rows))) == [
         "/lines/9",
         "/lines/10",
@@ -90,16 +91,19 @@ def test_every_bad_row_of_csv_is_named_by_the_line_that_it_begins_on() -> None:
 
 
 @pytest.mark.parametrize("header", ["prompt,items", "a cat,cat", "text;items", "text,text", "text,seed", ""])
-def test_csv_without_its_header_is_refused(header: str) -> None:
+def test_csv_without_a_valid_header_raises(header: str) -> None:
     assert pointers(lambda: from_csv(f"{header}\na cat,cat\n")) == ["/lines/2" if not header else "/lines/1"]
 
 
-def test_the_released_codes_indices_are_words() -> None:
-    """Its template2_item.json has 4 for "a black and woolen bus", though CLIP has two tokens for "woolen"."""
-    bus, cat = "a black and woolen bus", "a cat eating a sandwich"
+def test_the_released_codes_indices_count_words() -> None:
+    """Its template2_item.json has 4 for "a black and woolen bus", although CLIP splits "woolen" into two tokens."""
+    bus = "a black and woolen bus"
+    cat = "a cat eating a sandwich"
     items = {bus: [4], cat: [1, 4], "another": [0]}
-    found = from_released([bus, cat, cat], items, {bus: [0.005], cat: [0.03, 0.005]})
-    assert found == (
+
+    prompts = from_released([bus, cat, cat], items, {bus: [0.005], cat: [0.03, 0.005]})
+
+    assert prompts == (
         Prompt(text=bus, items=("bus",), thresholds=(0.005,)),
         CAT_WITH_THRESHOLDS,
         CAT_WITH_THRESHOLDS,
@@ -108,11 +112,11 @@ def test_the_released_codes_indices_are_words() -> None:
     assert from_released([cat], None, None) == (CAT,)
 
 
-def test_thresholds_of_the_released_code_need_its_indices() -> None:
+def test_thresholds_of_the_released_code_require_its_indices() -> None:
     assert pointers(lambda: from_released(["a cat"], None, {"a cat": [0.03]})) == ["/prompt_file/0"]
 
 
-def test_every_bad_entry_of_the_released_codes_files_is_named() -> None:
+def test_every_invalid_entry_of_the_released_codes_files_is_reported() -> None:
     prompts = ["a cat", "a dog", "a red dog", "a dog and a dog", "a cow/pig", "a sheep", "no thing and a hen"]
     items = {
         "a cat": [2],  # past the end
@@ -123,6 +127,7 @@ def test_every_bad_entry_of_the_released_codes_files_is_named() -> None:
         "no thing and a hen": [4],
     }
     thresholds = {text: [0.02] for text in prompts} | {"no thing and a hen": [0.02, 0.03]}
+
     assert pointers(lambda: from_released(prompts, items, thresholds)) == [
         "/item_idx_file/a cat/0",
         "/item_idx_file/a dog/0",

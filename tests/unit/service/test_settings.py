@@ -10,7 +10,7 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_example_names_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_example_lists_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines = (ROOT / ".env.example").read_text("utf-8").splitlines()
     settings = [line.removeprefix("# ") for line in lines if re.match(r"# DFUSION_[A-Z0-9_]+=", line)]
     assert [line.split("=")[0] for line in settings] == [f"DFUSION_{name.upper()}" for name in Settings.model_fields]
@@ -19,7 +19,7 @@ def test_the_example_names_every_setting_with_its_default(monkeypatch: pytest.Mo
     assert Settings() == Settings(_env_file=None)  # type: ignore[call-arg]
 
 
-def test_a_child_has_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = Settings(data_dir=tmp_path, models={"tiny": str(tmp_path)}, lease_seconds=7.5, embedded_worker=False)
     for name, value in given.for_child().items():
         monkeypatch.setenv(name, value)
@@ -27,29 +27,30 @@ def test_a_child_has_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 class MoreSettings(Settings):
-    """With a secret that a worker needs."""
+    """Settings with a further secret that workers need."""
 
     storage_secret: SecretStr = SecretStr("")
 
 
-def test_a_child_is_given_secrets_but_not_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_process_gets_secrets_but_not_the_bootstrap_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFUSION_BOOTSTRAP_ADMIN_KEY", "dfk_inherited")
     given = MoreSettings(bootstrap_admin_key=SecretStr("dfk_given"), storage_secret=SecretStr("opens the store"))
     child = given.for_child()
     assert (child["DFUSION_STORAGE_SECRET"], child["DFUSION_BOOTSTRAP_ADMIN_KEY"]) == ("opens the store", "")
 
 
-def test_a_wrong_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFUSION_LEASE_SECONDS", "0")
     with pytest.raises(ValidationError, match="greater than 0"):
         Settings()
 
 
-def test_secrets_reach_a_child_but_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_reach_a_child_process_but_never_appear_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
     given = Settings(s3_access_key="the-access-key", s3_secret_key="the-secret-key")  # type: ignore[arg-type]
-    for shown in (repr(given), str(given), given.model_dump_json()):
-        assert "the-access-key" not in shown
-        assert "the-secret-key" not in shown
+    for text in (repr(given), str(given), given.model_dump_json()):
+        assert "the-access-key" not in text
+        assert "the-secret-key" not in text
+
     for name, value in given.for_child().items():
         monkeypatch.setenv(name, value)
     assert Settings() == given
@@ -64,13 +65,13 @@ def test_secrets_reach_a_child_but_are_never_shown(monkeypatch: pytest.MonkeyPat
         ("MODELS", "oops", '"models"'),
         ("DATABASE_URL", "nonsense", "DFUSION_DATABASE_URL: .*expected a URL"),
         ("DATABASE_URL", "postgresql://u:p@host:port/name", "DFUSION_DATABASE_URL: .*expected a URL"),
-        ("SCORERS", '{"diversity": "a:b"}', "DFUSION_SCORERS: .*'diversity', which is a metric's"),
+        ("SCORERS", '{"diversity": "a:b"}', "DFUSION_SCORERS: .*'diversity', the name of a metric"),
         ("HEARTBEAT_SECONDS", "40", r"DFUSION_HEARTBEAT_SECONDS: .*half of DFUSION_LEASE_SECONDS \(60\), got 40"),
         ("BROKER_URL", "localhost:6379", "DFUSION_BROKER_URL: expected a URL such as redis://"),
         ("WORKER_QUEUES", '["gpus"]', "DFUSION_WORKER_QUEUES: .*'gpu' or 'cpu'"),
     ],
 )
-def test_wrong_settings_end_a_program_with_their_name(
+def test_an_invalid_setting_exits_with_its_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(f"DFUSION_{name}", value)
@@ -78,12 +79,13 @@ def test_wrong_settings_end_a_program_with_their_name(
         Settings.or_exit()
 
 
-def test_secrets_within_other_settings_reach_a_child_and_are_hidden_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nested_secrets_reach_a_child_process_but_never_appear_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = {"kind": "http", "url": "http://scorer/", "bearer_token": "the-bearer-token"}
     given = Settings(scorers={"remote": scorer})  # type: ignore[dict-item]
     for name, value in given.for_child().items():
         monkeypatch.setenv(name, value)
-    [(name, again)] = Settings().scorers.items()
-    assert (name, again) == ("remote", given.scorers["remote"])
-    assert again.bearer_token.get_secret_value() == "the-bearer-token"  # type: ignore[union-attr]
+
+    [(name, inherited)] = Settings().scorers.items()
+    assert (name, inherited) == ("remote", given.scorers["remote"])
+    assert inherited.bearer_token.get_secret_value() == "the-bearer-token"  # type: ignore[union-attr]
     assert "the-bearer-token" in secrets_of(given) and "the-bearer-token" not in repr(given)
