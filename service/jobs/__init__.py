@@ -1,1 +1,1 @@
-"""Jobs: what may be asked for, what it takes, how it is planned and executed."""
+"""Jobs: their kinds, checks, plans, estimates, limits, execution and progress."""

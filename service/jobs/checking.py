@@ -1,6 +1,6 @@
-"""A request against what there is: models, prompt sets, scorers, samples, pairs. Nothing is made here.
+"""Checks of requests against the models, prompt sets, scorers, samples and pairs of the installation.
 
-What is checked is said by the kind of job (`service.jobs.kinds`); here is what these checks are made of.
+Each kind of job (`service.jobs.kinds`) composes its check from the methods of `Checker`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -28,9 +28,23 @@ T = TypeVar("T")
 
 
 def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobSpec) -> Checked[Any]:
-    """The spec against what there is. Raises InvalidRequestError with all that is wrong."""
+    """Check a spec against the installation.
+
+    Args:
+        catalogue: The models and scorers of the installation.
+        settings: Its settings, which limit the number of images.
+        session: A view of the database.
+        spec: The request.
+
+    Returns:
+        The spec with its defaults filled in, and the rows that it names.
+
+    Raises:
+        InvalidRequestError: Lists all problems.
+    """
     checker = Checker(catalogue, settings, session)
     checked = kinds.kind_of(spec).check(checker, spec)
+
     if checker.problems or checked is None:
         raise InvalidRequestError(
             "; ".join(problem.message for problem in checker.problems), *checker.problems, code=checker.codes[0]
@@ -39,7 +53,7 @@ def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobS
 
 
 class Checker:
-    """Finds what a request names, and gathers everything that is wrong, so that a client learns it all at once."""
+    """Looks up what a request names and collects all problems, so that a client gets them in one response."""
 
     def __init__(self, catalogue: Catalogue, settings: Settings, session: Session) -> None:
         self._catalogue = catalogue
@@ -54,11 +68,17 @@ class Checker:
         return self._settings.shard_prompts
 
     def wrong(self, pointer: str, message: str, code: str) -> None:
-        """Note that a field is wrong."""
+        """Add a problem with a field.
+
+        Args:
+            pointer: The JSON pointer of the field.
+            message: The problem, for people.
+            code: The problem, for programs.
+        """
         self.problems.append(FieldProblem(pointer, message))
         self.codes.append(code)
 
-    # what there is
+    # lookups; a field that names nothing is a problem
 
     def model(self, pointer: str, name: str) -> tuple[Model | None, InstalledModel | None]:
         """The model that the field names, and its base model."""
@@ -71,7 +91,7 @@ class Checker:
         return row, base
 
     def one_model(self, pointer: str, samples: Iterable[Sample], advice: str = "") -> Model | None:
-        """The one model that all these samples are of."""
+        """The model that sampled all these samples. `advice` is appended to the message if there are several."""
         ids = {sample.model_id for sample in samples}
         if len(ids) != 1:
             self.wrong(pointer, f"expected samples of one model, got {sorted(ids)}{advice}", "models_differ")
@@ -79,20 +99,24 @@ class Checker:
         return results.get_model(self._session, ids.pop())
 
     def prompts(self, spec: SamplesSpec) -> tuple[PromptSet | None, PromptSet | None]:
-        """The set that is named or given, and the same again if it is new."""
+        """The prompt set of a spec: the one that it names, or a new one from its own prompts.
+
+        Returns:
+            The prompt set, and the prompt set again if it is new.
+        """
         if spec.prompts is not None:
             new = prompt_sets.unsaved(spec.prompts)
             return new, new
         return self.prompt_set("/prompt_set", spec.prompt_set), None
 
     def prompt_set(self, pointer: str, name: str | None) -> PromptSet | None:
-        """The prompt set that the field names, if it names one."""
+        """The prompt set that the field names; None if it names none."""
         if name is None:
             return None
         is_id = kind_of(name) is IdKind.PROMPT_SET
         row = prompt_sets.by_id(self._session, name) if is_id else prompt_sets.latest(self._session, name)
         if row is None:
-            self.wrong(pointer, "unknown prompt set; GET /prompt-sets lists those there are", "unknown_prompt_set")
+            self.wrong(pointer, "unknown prompt set; GET /prompt-sets lists all prompt sets", "unknown_prompt_set")
         return row
 
     def job(self, pointer: str, job_id: str) -> Job | None:
@@ -103,29 +127,31 @@ class Checker:
         """The pair that the field names."""
         return self._find(pointer, lambda: results.get_pair(self._session, pair_id), "unknown_pair")
 
+    # lookups without a field
+
     def job_of(self, sample: Sample) -> Job:
-        """The job that made the sample."""
+        """The job that created the sample."""
         return jobs.get(self._session, sample.job_id)
 
     def spec_of(self, job: Job) -> JobSpec:
-        """The request that the job was made from."""
+        """The request that created the job."""
         return kinds.spec_of(job.kind, job.spec)
 
     def sampling_of(self, job: Job) -> SamplingConfig:
-        """How the job's samples were made."""
+        """The sampling settings of the job."""
         spec = self.spec_of(job)
         return spec.sampling if isinstance(spec, SamplesSpec) else SamplingConfig()
 
     def samples(self, ids: Collection[str]) -> Mapping[str, Sample]:
-        """Those of these samples that there are, by id."""
+        """The samples with these ids, by id. Unknown ids are left out."""
         return results.samples(self._session, ids)
 
     def samples_of(self, pairs: Sequence[Pair]) -> Mapping[str, Sample]:
-        """The samples in these pairs, by id."""
+        """The samples of these pairs, by id."""
         return self.samples(results.sides_of(pairs))
 
     def first_samples(self, job_id: str) -> list[Sample]:
-        """A sample of the job, if it has any."""
+        """The first sample of the job; empty if it has none."""
         return results.sample_page(self._session, 1, None, job_id).rows
 
     def named_pairs(self, pair_ids: Sequence[str], job_ids: Sequence[str]) -> list[Pair]:
@@ -141,77 +167,82 @@ class Checker:
         return bool(results.pair_page(self._session, 1, None, job_id).rows)
 
     def set_by_id(self, set_id: str | None) -> PromptSet | None:
-        """The prompt set of that id."""
+        """The prompt set with this id."""
         return prompt_sets.by_id(self._session, set_id or "")
 
     def new_set(self, prompts: Sequence[Prompt]) -> PromptSet:
-        """The request's own prompts as a set that is not in the database yet."""
+        """The prompts of the request as a prompt set that is not in the database yet."""
         return prompt_sets.unsaved(prompts)
 
     def base_of(self, model: Model | None) -> InstalledModel | None:
         """The base model of a model."""
         return self._catalogue.models.get(model.base) if model else None
 
-    # what must hold
+    # conditions; a violation is a problem
 
     def one_base(self, pointer: str, samples: Iterable[Sample], model: Model | None = None) -> None:
-        """Latents of another base model mean something else, even where their shapes agree."""
-        bases = {results.get_model(self._session, model_id).base for model_id in {s.model_id for s in samples}}
+        """All samples, and `model`, have the same base model: latents of different base models are incompatible."""
+        model_ids = {sample.model_id for sample in samples}
+        bases = {results.get_model(self._session, model_id).base for model_id in model_ids}
         bases |= {model.base} if model is not None else set()
         if len(bases) > 1:
             self.wrong(pointer, f"expected samples of one base model, got {sorted(bases)}", "models_differ")
 
     def one_sampling(self, pointer: str, sampled_by: Iterable[Job]) -> None:
-        """Whether these jobs sampled in the same way."""
+        """These jobs sampled with the same settings."""
         if len({self.sampling_of(job) for job in sampled_by}) > 1:
-            self.wrong(pointer, "expected samples made with the same steps, guidance, eta and size", "invalid_request")
+            message = "expected samples with the same steps, guidance, eta and size, got different ones"
+            self.wrong(pointer, message, "invalid_request")
 
     def learns_from_verdicts(self, pointer: str, training: TrainingConfig) -> None:
-        """Whether the algorithm learns from which side of a pair is better."""
+        """The algorithm learns from the preferred side of a pair."""
         if not training.learns_from_pairs:
-            message = f"verdicts say which side is better, which {training.algorithm} does not learn from"
+            message = f"expected an algorithm that learns from pairs, as verdicts require, got {training.algorithm}"
             self.wrong(pointer, message, "invalid_request")
 
     def adapter_is_kept(self, model: Model | None, training: TrainingConfig) -> None:
-        """A training that goes on from an adapter has that adapter's rank and alpha, whatever is asked for."""
+        """A training that continues an adapter sets no LoRA rank or alpha, since those of the adapter are kept."""
         if model is not None and model.adapter_artifact_id is not None and training.lora != LoraConfig():
-            message = f"{model.id} has an adapter, whose rank and alpha are kept: leave lora out"
+            message = f"{model.id} has an adapter, whose rank and alpha are kept: omit lora"
             self.wrong("/training/lora", message, "adapter_is_kept")
 
     def fits_prompts(self, pointer: str, base: InstalledModel | None, prompt_set: PromptSet | None) -> None:
-        """Whether the model's tokenizer takes the prompts; nothing is said while its files are not here."""
+        """The prompts fit the model's tokenizer. Not checked if the files of the model are not on this machine."""
         facts = self._catalogue.facts(base.name) if base else None
         if base is None or facts is None or facts.prompt_length is None or prompt_set is None:
             return
-        most = facts.prompt_length.most
+
+        limit = facts.prompt_length.most
         for n, prompt in enumerate(prompt_set.prompts):
             count = facts.prompt_length.of(prompt["text"])
-            if count > most and pointer == "/prompts":
-                message = f"{base.name} takes prompts of at most {most} tokens, got {count}"
+            if count > limit and pointer == "/prompts":
+                message = f"expected at most {limit} tokens for {base.name}, got {count}"
                 self.wrong(f"{pointer}/{n}/text", message, "prompt_too_long")
-            elif count > most:
-                message = f"{base.name} takes prompts of at most {most} tokens, prompt {n} of the set has {count}"
+            elif count > limit:
+                message = f"expected at most {limit} tokens for {base.name}, got {count} in prompt {n} of the set"
                 self.wrong(pointer, message, "prompt_too_long")
 
     def fits_steps(self, fusion: FusionConfig, sampling: SamplingConfig) -> None:
-        """Whether any step is fused."""
+        """At least one step is fused."""
         if not fusion.steps(sampling.num_steps):
-            message = f"expected less than the samples' {sampling.num_steps} steps, got {fusion.first_step}"
+            message = f"expected less than the {sampling.num_steps} steps of the samples, got {fusion.first_step}"
             self.wrong("/fusion/first_step", message, "invalid_request")
 
     def fits_sampling(self, base: InstalledModel | None, sampling: SamplingConfig) -> None:
-        """Whether the model can sample so; nothing is said while its files are not here."""
+        """The model supports the sampling settings. Not checked if its files are not on this machine."""
         facts = self._catalogue.facts(base.name) if base else None
         if base is None or facts is None:
             return
+
         for setting, problem in facts.sampling_problems(sampling):
             self.wrong(f"/sampling/{setting}", f"{base.name}: {problem}", "unsuitable_sampling")
 
     def fits_layers(self, base: InstalledModel | None, fusion: FusionConfig | None) -> None:
-        """Whether the model's U-Net has the layers."""
+        """The U-Net of the model has the fused layers. Not checked if its files are not on this machine."""
         facts = self._catalogue.facts(base.name) if base else None
         if facts is None or fusion is None:
             return
+
         try:
             facts.require_layers(fusion)
         except LayerNotFoundError as error:
@@ -220,21 +251,27 @@ class Checker:
     def scorers(
         self, pointer: str, given: Sequence[ScorerRef] | None, base: InstalledModel | None, reward: ScorerRef | None
     ) -> tuple[ScorerRef, ...] | None:
-        """Those that are given, or else the model's usual ones, or else the reward."""
+        """The scorers of a request: the given ones, else the model's default scorers, else the reward."""
         if given is not None:
             self.scorer_list(pointer, given)
             return tuple(given)
         return (base.scorers if base else ()) or ((reward,) if reward else None)
 
     def scorer_list(self, pointer: str, scorers: Sequence[ScorerRef]) -> None:
-        """Whether the installation has all of these scorers, each named once."""
+        """All scorers exist, and each is named once."""
         if len(set(scorers)) < len(scorers):
             self.wrong(pointer, "expected each scorer once", "invalid_request")
         for n, scorer in enumerate(scorers):
             self.scorer(f"{pointer}/{n}", scorer)
 
     def scorer(self, pointer: str, scorer: ScorerRef, without: str = "") -> None:
-        """Whether the installation has the scorer, or all parts of a sum. `without`: what is wrong if none is named."""
+        """The scorer, or each part of a weighted sum, exists.
+
+        Args:
+            pointer: The JSON pointer of the field.
+            scorer: The scorer; "" if the request and the model name none.
+            without: The start of the message in this case.
+        """
         if isinstance(scorer, WeightedScorerConfig):
             for n, part in enumerate(scorer.parts):
                 self.scorer(f"{pointer}/parts/{n}/scorer", part.scorer)
@@ -244,14 +281,14 @@ class Checker:
             self.wrong(pointer, f"{got}; expected one of {names}", "unknown_scorer")
 
     def limit_images(self, prompt_set: PromptSet | None, samples_per_prompt: int) -> None:
-        """Whether a round samples no more than it may."""
+        """A round samples no more images than allowed."""
         self.limit("/samples_per_prompt", (len(prompt_set.prompts) if prompt_set else 0) * samples_per_prompt)
 
     def limit(self, pointer: str, images: int) -> None:
-        """Whether so many images may be asked for at once."""
-        most = self._settings.max_images_per_round
-        if images > most:
-            self.wrong(pointer, f"expected at most {most} images, got {images}", "too_many_images")
+        """The number of images is within the limit of the settings."""
+        limit = self._settings.max_images_per_round
+        if images > limit:
+            self.wrong(pointer, f"expected at most {limit} images, got {images}", "too_many_images")
 
     def _find(self, pointer: str, get: Callable[[], T], code: str) -> T | None:
         try:

@@ -1,7 +1,7 @@
-"""Removes from the storage what no row names: leftovers of lost attempts, old checkpoints, unwanted trajectories.
+"""Removes unreferenced objects from the storage: leftovers of lost attempts, old checkpoints, expired trajectories.
 
-Rows go first, in small transactions, objects after them: what a failure leaves is an object without a row, which the
-next collection finds. Collections that run at once do no harm to each other, nor to workers that write meanwhile.
+Rows are deleted first, in small transactions, then their objects. A failure leaves objects without rows, which the next
+collection removes. Concurrent collections and workers do not interfere.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from service.storage import Store, stage_of_key
 
 _PAGE = 500
 _ROWS = 20
-"""Rows that one transaction forgets: each of a trajectory's artifact is looked for in all samples."""
+"""Rows of one transaction. It is small because each trajectory is looked up in all samples."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """How many of each were removed."""
+    """The numbers of removed objects, checkpoints, trajectory files and scratch folders."""
 
     objects: int
     checkpoints: int
@@ -33,37 +33,49 @@ class Collected:
 
 
 def collect(uow: UnitOfWork, store: Store, settings: Settings) -> Collected:
-    """Remove what may go. Raises StorageError; the rest is then left to the next collection."""
+    """Remove everything that is no longer referenced.
+
+    Raises:
+        StorageError: The storage is unavailable. The next collection removes the rest.
+    """
     keep = settings.keep_trajectories
-    return Collected(
-        scratch_folders=store.remove_dead_scratch(settings.collect_after_seconds),
-        checkpoints=_forget(uow, store, lambda session: collection.forget_checkpoints(session, _ROWS)),
-        trajectories=0
-        if keep == "all"
-        else _forget(uow, store, lambda session: collection.forget_trajectories(session, keep == "pairs", _ROWS)),
-        objects=_remove_unnamed(uow, store, settings.collect_after_seconds),
-    )
+
+    # 1. folders of dead processes
+    scratch_folders = store.remove_dead_scratch(settings.collect_after_seconds)
+
+    # 2. objects whose rows are no longer needed
+    checkpoints = _delete(uow, store, lambda session: collection.forget_checkpoints(session, _ROWS))
+    trajectories = 0
+    if keep != "all":
+        keep_pairs = keep == "pairs"
+        trajectories = _delete(uow, store, lambda session: collection.forget_trajectories(session, keep_pairs, _ROWS))
+
+    # 3. objects without rows
+    objects = _remove_unreferenced(uow, store, settings.collect_after_seconds)
+    return Collected(objects, checkpoints, trajectories, scratch_folders)
 
 
-def _forget(uow: UnitOfWork, store: Store, forget: Callable[[Session], list[str]]) -> int:
-    """Remove the objects whose keys `forget` returns, until it returns none; how many there were."""
+def _delete(uow: UnitOfWork, store: Store, forget: Callable[[Session], list[str]]) -> int:
+    """Remove the objects whose keys `forget` returns, until it returns none. Returns their number."""
     count = 0
     while True:
         with uow.writing() as session:
             keys = forget(session)
         for key in keys:
             store.remove(key)
+
         if not keys:
             return count
         count += len(keys)
 
 
-def _remove_unnamed(uow: UnitOfWork, store: Store, older_than_seconds: float) -> int:
-    old = (found.key for found in store.objects() if found.age_seconds >= older_than_seconds)
+def _remove_unreferenced(uow: UnitOfWork, store: Store, min_age_seconds: float) -> int:
+    """Remove the objects of this age that no row references. Returns their number."""
+    old_keys = (stored.key for stored in store.objects() if stored.age_seconds >= min_age_seconds)
     count = 0
-    for page in _pages(old):
+    for page in _pages(old_keys):
         with uow.reading() as session:
-            keys = collection.unnamed(session, page)
+            keys = collection.unreferenced(session, page)
         for key in sorted(keys):
             store.remove(key)
         count += len(keys)
@@ -71,7 +83,7 @@ def _remove_unnamed(uow: UnitOfWork, store: Store, older_than_seconds: float) ->
 
 
 def _pages(keys: Iterator[str]) -> Iterator[dict[str, str]]:
-    """Keys with their stages, so many at a time."""
-    known = ((key, stage_id) for key in keys if (stage_id := stage_of_key(key)) is not None)
-    while page := dict(islice(known, _PAGE)):
+    """Pages of keys with the stages that wrote them. Keys of unknown form are skipped."""
+    with_stages = ((key, stage_id) for key in keys if (stage_id := stage_of_key(key)) is not None)
+    while page := dict(islice(with_stages, _PAGE)):
         yield page

@@ -1,4 +1,4 @@
-"""What a job may take (time, memory, storage), judged by what this installation's own past jobs took."""
+"""Estimates of a job's time, memory and storage from past jobs of this installation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from service.plan import PlannedStage, Sizes
 from service.states import StageKind, StageState
 
 _LATEST = 200
-"""Stages and samples of the past that are looked at."""
+"""The number of past stages and samples that an estimate uses."""
 
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """Seconds and memory on one worker, and bytes stored; None where nothing of the kind was done here before."""
+    """The resources of a job. A field is None if this installation has no comparable past job.
+
+    Attributes:
+        seconds: Time on one worker.
+        memory_bytes: Peak memory of one worker.
+        storage_bytes: Bytes of images and trajectories.
+    """
 
     seconds: float | None
     memory_bytes: int | None
@@ -27,22 +33,28 @@ class ResourceEstimate:
 
 
 def estimate_of(session: Session, spec: JobSpec, sizes: Sizes) -> ResourceEstimate:
-    """What the job may take, from the latest stages of the same kinds, stages and samples of the same base."""
-    plan = _whole_plan(spec, sizes)
-    known = _seconds_per_work(session)
-    kinds = {stage.kind for stage in plan if stage.work > 1}
-    seconds = sum(stage.work * known.get(stage.kind, 0.0) for stage in plan) if kinds <= known.keys() else None
-    memory = _memory(session, spec, {stage.kind for stage in plan})
-    return ResourceEstimate(None if seconds is None else round(seconds, 1), memory, _bytes(session, spec, sizes))
+    """Estimate a job's resources.
+
+    Time comes from the latest stages of the same kinds; memory and storage from those on the same base model.
+    """
+    plan = _all_stages(spec, sizes)
+    rates = _seconds_per_work(session)
+    timed_kinds = {stage.kind for stage in plan if stage.work > 1}
+    seconds = None
+    if timed_kinds <= rates.keys():
+        seconds = round(sum(stage.work * rates.get(stage.kind, 0.0) for stage in plan), 1)
+
+    memory_bytes = _memory_bytes(session, spec, {stage.kind for stage in plan})
+    return ResourceEstimate(seconds, memory_bytes, _storage_bytes(session, spec, sizes))
 
 
-def _whole_plan(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:
+def _all_stages(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:
     plan = plan_start(spec, sizes)
     return plan + plan_round(spec, 2, sizes) * max(0, rounds_of(spec) - 1)
 
 
 def _seconds_per_work(session: Session) -> dict[str, float]:
-    """By kind of stage, over the latest that succeeded."""
+    """Seconds per U-Net evaluation by kind of stage, over the latest stages that succeeded."""
     latest = (
         select(Stage.kind, Stage.work, (Stage.finished_at - Stage.started_at).label("seconds"))
         .where(Stage.state == StageState.SUCCEEDED, Stage.started_at.is_not(None), Stage.work > 0)
@@ -54,35 +66,51 @@ def _seconds_per_work(session: Session) -> dict[str, float]:
     return {kind: seconds / work for kind, seconds, work in rows if work}
 
 
-def _of_base(spec: JobSpec) -> list[ColumnElement[bool]]:
-    """Which jobs are of the same base model; all, where the job names none or several."""
-    base = getattr(spec, "model", None)
-    return [] if base is None else [Job.spec["model"].as_string() == base]
+def _same_model(spec: JobSpec) -> list[ColumnElement[bool]]:
+    """The condition for jobs on the same model; no condition if the spec names none or several."""
+    model = getattr(spec, "model", None)
+    return [] if model is None else [Job.spec["model"].as_string() == model]
 
 
-def _memory(session: Session, spec: JobSpec, kinds: set[StageKind]) -> int | None:
-    """The most that one of the latest stages of these kinds took."""
-    latest = select(Stage.memory_bytes).join(Job, Job.id == Stage.job_id).where(*_of_base(spec))
-    latest = latest.where(Stage.kind.in_(kinds), Stage.memory_bytes.is_not(None))
-    newest = latest.order_by(Stage.finished_at.desc()).limit(_LATEST).subquery()
-    found: int | None = session.scalar(select(func.max(newest.c.memory_bytes)))
-    return found
+def _memory_bytes(session: Session, spec: JobSpec, kinds: set[StageKind]) -> int | None:
+    """The peak memory of the latest stages of these kinds."""
+    latest = (
+        select(Stage.memory_bytes)
+        .join(Job, Job.id == Stage.job_id)
+        .where(*_same_model(spec), Stage.kind.in_(kinds), Stage.memory_bytes.is_not(None))
+        .order_by(Stage.finished_at.desc())
+        .limit(_LATEST)
+        .subquery()
+    )
+    peak: int | None = session.scalar(select(func.max(latest.c.memory_bytes)))
+    return peak
 
 
-def _bytes(session: Session, spec: JobSpec, sizes: Sizes) -> int | None:
-    """Images and trajectories of all samples, by what the latest samples of the same base model took each."""
+def _storage_bytes(session: Session, spec: JobSpec, sizes: Sizes) -> int | None:
+    """The bytes of all images and trajectories, from the mean sizes of the latest samples."""
+    # 1. the latest samples of the same model
     counts = count(spec, sizes)
-    latest = select(Sample.image_artifact_id, Sample.trajectory_artifact_id).join(Job, Job.id == Sample.job_id)
-    latest = latest.where(*_of_base(spec))
-    rows = session.execute(latest.order_by(Sample.id.desc()).limit(_LATEST)).all()
-    if not rows:
+    samples = session.execute(
+        select(Sample.image_artifact_id, Sample.trajectory_artifact_id)
+        .join(Job, Job.id == Sample.job_id)
+        .where(*_same_model(spec))
+        .order_by(Sample.id.desc())
+        .limit(_LATEST)
+    ).all()
+    if not samples:
         return None if counts.images else 0
-    images = {row.image_artifact_id for row in rows}
-    files = {row.trajectory_artifact_id for row in rows if row.trajectory_artifact_id is not None}
-    size = select(func.coalesce(func.sum(Artifact.size_bytes), 0))
-    per_image = session.scalar(size.where(Artifact.id.in_(images))) or 0
-    whole = select(func.count()).select_from(Sample).where(Sample.trajectory_artifact_id.in_(files))
-    of_files, samples = session.scalar(size.where(Artifact.id.in_(files))) or 0, session.scalar(whole) or 0
-    per_trajectory = of_files / samples if samples else 0
-    kept = counts.sampled + counts.fused_at_most
-    return round(counts.images * per_image / len(images) + kept * per_trajectory)
+
+    # 2. bytes per image
+    total_bytes = select(func.coalesce(func.sum(Artifact.size_bytes), 0))
+    images = {sample.image_artifact_id for sample in samples}
+    image_bytes = session.scalar(total_bytes.where(Artifact.id.in_(images))) or 0
+
+    # 3. bytes per trajectory: a file holds the trajectories of several samples
+    files = {sample.trajectory_artifact_id for sample in samples if sample.trajectory_artifact_id is not None}
+    file_bytes = session.scalar(total_bytes.where(Artifact.id.in_(files))) or 0
+    in_files = select(func.count()).select_from(Sample).where(Sample.trajectory_artifact_id.in_(files))
+    trajectories = session.scalar(in_files) or 0
+    per_trajectory = file_bytes / trajectories if trajectories else 0
+
+    stored_trajectories = counts.sampled + counts.fused_at_most
+    return round(counts.images * image_bytes / len(images) + stored_trajectories * per_trajectory)

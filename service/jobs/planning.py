@@ -1,7 +1,4 @@
-"""From a spec to stages: what a job consists of, what waits for what, and how much work each stage is.
-
-What is planned is said by the kind of job (`service.jobs.kinds`).
-"""
+"""The stages of a job: their dependencies and their work. Each kind of job (`service.jobs.kinds`) has its own plan."""
 
 from __future__ import annotations
 
@@ -10,27 +7,27 @@ from service.plan import PlannedStage, Sizes, WorkCounts
 
 
 def count(spec: JobSpec, sizes: Sizes) -> WorkCounts:
-    """What the whole job takes."""
+    """Images and U-Net evaluations of the whole job."""
     return kind_of(spec).count(spec, sizes)
 
 
 def rounds_of(spec: JobSpec) -> int:
-    """How many rounds the job has; 0 where its kind has none."""
+    """The number of rounds of the job; 0 for kinds without rounds."""
     return kind_of(spec).rounds(spec)
 
 
 def plan_start(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:
-    """The job's first stages: all of them, but for rounds only those up to the first round's end."""
+    """The first stages of the job: all stages, or for a round job those until the end of the first round."""
     return kind_of(spec).plan(spec, sizes)
 
 
 def plan_round(spec: JobSpec, round_number: int, sizes: Sizes) -> list[PlannedStage]:
-    """The stages of one round; none where the kind has no rounds."""
+    """The stages of one round; empty for kinds without rounds."""
     return kind_of(spec).plan_round(spec, round_number, sizes)
 
 
 def total_work(spec: JobSpec, sizes: Sizes) -> float:
-    """The work of all stages of all rounds."""
+    """The work of all stages of all rounds, in U-Net evaluations."""
     work = sum(stage.work for stage in plan_start(spec, sizes))
     for number in range(2, rounds_of(spec) + 1):
         work += sum(stage.work for stage in plan_round(spec, number, sizes))

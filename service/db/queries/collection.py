@@ -13,7 +13,7 @@ from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, TRAJECTORY_READ
 _UNSYNCHRONISED = {"synchronize_session": False}
 
 
-def unnamed(session: Session, stages: Mapping[str, str]) -> set[str]:
+def unreferenced(session: Session, stages: Mapping[str, str]) -> set[str]:
     """Those of these keys (by key the stage that made it) whose stage has ended and that no row names.
 
     An ended stage writes no rows, so what is unnamed now stays so. It matters that the states are read first. Objects
