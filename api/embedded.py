@@ -51,7 +51,7 @@ class WorkerSupervisor:
         """Begin; what an earlier service's worker held goes back to the queue. SQLite has one service at a time;
         on another database it may be another service's worker, which waits for its lease."""
         if self._service.uow.engine.dialect.name == "sqlite":
-            execution.lose_workers(self._service.uow, self._service.settings, _OWNER)
+            execution.requeue_stages_of(self._service.uow, self._service.settings, _OWNER)
         self._thread.start()
 
     def stop(self) -> None:
@@ -66,7 +66,7 @@ class WorkerSupervisor:
             owner, started = f"{_OWNER}{socket.gethostname()}-{os.getpid()}-{number}.", time.monotonic()
             try:
                 code = self._run(owner)
-                lost = execution.lose_workers(self._service.uow, self._service.settings, owner)
+                lost = execution.requeue_stages_of(self._service.uow, self._service.settings, owner)
             except (OSError, SQLAlchemyError, ServiceError):
                 _logger.exception("the worker cannot be watched just now; it is tried again")
             else:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from service.db.unit_of_work import is_passing
+from service.db.unit_of_work import is_transient
 from service.errors import (
     ConflictError,
     ForbiddenError,
@@ -98,7 +98,7 @@ def _database_error(request: Request, error: Exception) -> Response:
     if isinstance(error, DataError):  # what the checks of a request let through, such as a text with a NUL in it
         detail = "the request holds a value that the database cannot store"
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail)
-    if not is_passing(error):
+    if not is_transient(error):
         return _unexpected(request, error)
     _logger.warning("the database is away: %s", type(error).__name__)
     headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from service.db.queries import figures, workers
+from service.db.queries import statistics, workers
 from service.jobs.limits import free_disk_bytes
 from service.service import Service
 
@@ -63,29 +63,29 @@ class InstallationMetrics:
 
 def _jobs(session: Session) -> Iterator[Metric]:
     family = GaugeMetricFamily("dfusion_jobs", "Jobs by state", labels=("state",))
-    for state, count in figures.jobs_by_state(session).items():
+    for state, count in statistics.jobs_by_state(session).items():
         family.add_metric((state,), count)
     yield family
 
 
 def _queue(session: Session) -> Iterator[Metric]:
     stages = GaugeMetricFamily("dfusion_stages", "Stages that are not at an end", labels=("state", "kind"))
-    for (state, kind), count in figures.unfinished_stages(session).items():
+    for (state, kind), count in statistics.unfinished_stages(session).items():
         stages.add_metric((state, kind), count)
     yield stages
     ready = GaugeMetricFamily("dfusion_stages_ready", "Queued stages that a worker could begin", labels=("kind",))
-    for kind, count in figures.ready_stages(session).items():
+    for kind, count in statistics.ready_stages(session).items():
         ready.add_metric((kind,), count)
     yield ready
-    age = figures.oldest_ready_seconds(session)
+    age = statistics.oldest_ready_seconds(session)
     yield GaugeMetricFamily("dfusion_oldest_ready_stage_seconds", "How long the first of them has waited", age)
 
 
 def _workers(session: Session) -> Iterator[Metric]:
-    leases = figures.leases(session)
+    leases = statistics.leases(session)
     yield GaugeMetricFamily("dfusion_workers_busy", "Workers that hold a stage", leases.workers)
     yield GaugeMetricFamily("dfusion_leases_expired", "Running stages whose worker is silent", leases.expired)
-    failed = figures.failed_attempts(session)
+    failed = statistics.failed_attempts(session)
     attempts = CounterMetricFamily("dfusion_failed_attempts", "Attempts at a stage that failed", labels=("code",))
     for code, count in failed.items():
         attempts.add_metric((code,), count)
@@ -96,13 +96,13 @@ def _workers(session: Session) -> Iterator[Metric]:
 
 def _made(session: Session) -> Iterator[Metric]:
     images = CounterMetricFamily("dfusion_images", "Images made, by what they are for", labels=("role",))
-    for role, count in figures.images_by_role(session).items():
+    for role, count in statistics.images_by_role(session).items():
         images.add_metric((role,), count)
     yield images
     seconds = HistogramMetricFamily("dfusion_stage_seconds", "Time of successful stages", labels=("kind",))
-    for kind, times in figures.stage_seconds(session).items():
+    for kind, times in statistics.stage_seconds(session).items():
         buckets = [
-            (str(limit), float(count)) for limit, count in zip(figures.STAGE_BUCKETS, times.at_most, strict=True)
+            (str(limit), float(count)) for limit, count in zip(statistics.STAGE_BUCKETS, times.at_most, strict=True)
         ]
         seconds.add_metric((kind,), [*buckets, ("+Inf", float(times.count))], times.total)
     yield seconds

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.db.queries.stages import Wish
+from service.db.queries.stages import StopRequest
 from service.errors import LeaseLostError, StageCancelledError, StagePausedError, StageStoppedError
 from service.jobs import execution
 from service.jobs.execution import Claim
@@ -35,7 +35,7 @@ class Heartbeat:
         self._stop = stop
         self._ended = threading.Event()
         self._lost = threading.Event()
-        self._wish = Wish.GO_ON
+        self._stop_request = StopRequest.NONE
         self._done = 0
         self._total = 0
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="heartbeat", daemon=True)
@@ -71,9 +71,9 @@ class Heartbeat:
         """Raise if the stage must stop."""
         if self._lost.is_set():
             raise LeaseLostError(f"the lease on {self._claim.stage_id} is lost")
-        if self._wish is Wish.CANCEL:
+        if self._stop_request is StopRequest.CANCEL:
             raise StageCancelledError("a cancel was asked for")
-        if self._wish is Wish.PAUSE:
+        if self._stop_request is StopRequest.PAUSE:
             raise StagePausedError("a pause was asked for")
         if self._stop.is_set():
             raise StageStoppedError("this worker is asked to stop")
@@ -82,7 +82,9 @@ class Heartbeat:
         settings = self._bench.settings
         while not self._ended.wait(settings.heartbeat_seconds):
             try:
-                self._wish = execution.beat(self._bench.uow, settings, self._claim, self._done, self._total)
+                self._stop_request = execution.renew_lease(
+                    self._bench.uow, settings, self._claim, self._done, self._total
+                )
             except LeaseLostError:
                 self._lost.set()
                 return

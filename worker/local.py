@@ -15,7 +15,7 @@ import threading
 import time
 
 from service import logs
-from service.db.unit_of_work import is_passing
+from service.db.unit_of_work import is_transient
 from service.errors import StorageError
 from service.jobs import execution, limits
 from service.jobs.collector import collect
@@ -76,7 +76,7 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
             try:
                 worked = turns.take()
             except Exception as error:
-                if not is_passing(error):
+                if not is_transient(error):
                     raise
                 _logger.warning("database unavailable; retrying: %s", type(error).__name__)
                 stop.wait(_OUTAGE_PAUSE_SECONDS)

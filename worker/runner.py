@@ -11,7 +11,7 @@ from dfusion.errors import DFusionError
 from service import logs
 from service.errors import LeaseLostError, ServiceError, StageCancelledError, StagePausedError, StageStoppedError
 from service.jobs import execution
-from service.jobs.execution import Claim, Failure
+from service.jobs.execution import Claim, StageFailure
 from worker.context import StageContext
 from worker.heartbeat import Heartbeat
 from worker.stages import STAGES
@@ -66,20 +66,20 @@ def spoils_the_device(error: Exception) -> bool:
     return isinstance(error, (torch.cuda.OutOfMemoryError, torch.AcceleratorError)) or "CUDA error" in str(error)
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: Exception) -> StageFailure:
     """The code and message of an error, and whether a retry may help."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         advice = "the GPU's memory is too small: lower DFUSION_BATCH_SIZE or training.micro_batch"
-        return Failure("out_of_memory", advice, retryable=False)
+        return StageFailure("out_of_memory", advice, retryable=False)
     if isinstance(error, DFusionError):
-        return Failure(_snake(type(error).__name__.removesuffix("Error")), str(error), error.retryable)
+        return StageFailure(_snake(type(error).__name__.removesuffix("Error")), str(error), error.retryable)
     if isinstance(error, ServiceError):
-        return Failure(error.code, str(error), error.retryable)
+        return StageFailure(error.code, str(error), error.retryable)
     if isinstance(error, DBAPIError) and not isinstance(error, (IntegrityError, DataError)):
-        return Failure("database", "the database failed", retryable=True)
+        return StageFailure("database", "the database failed", retryable=True)
     if isinstance(error, OSError):
-        return Failure("input_output", f"{type(error).__name__}: {error.strerror}", retryable=True)
-    return Failure("internal", f"{type(error).__name__}; the worker's log says more", retryable=False)
+        return StageFailure("input_output", f"{type(error).__name__}: {error.strerror}", retryable=True)
+    return StageFailure("internal", f"{type(error).__name__}; the worker's log says more", retryable=False)
 
 
 def _snake(name: str) -> str:

@@ -56,7 +56,7 @@ def sweep_once(service: Service) -> bool:
     with _lock(service) as locked:
         if locked:
             lost = execution.sweep(service.uow, service.settings)
-            hinted = execution.hint_again(service.uow, service.settings)
+            hinted = execution.rehint(service.uow, service.settings)
             with service.uow.writing() as session:
                 workers.forget_silent(session)
             if lost or hinted:

@@ -108,7 +108,7 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same may work later: the database is away, or gave up on this transaction for another's sake."""
     if isinstance(error, (PoolTimeoutError, OutcomeUnknownError)):
         return True
@@ -191,7 +191,7 @@ class UnitOfWork:
         committed: Callable[[Session, T], bool] | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> T:
-        """The result of `function` in a transaction that is committed; tried again for so long while `is_passing`.
+        """The result of `function` in a transaction that is committed; tried again for so long while `is_transient`.
 
         `function` may be called several times; only one call's changes are kept. `committed(session, result)` says
         from the database whether the transaction that gave `result` is in it. Raises OutcomeUnknownError where the
@@ -210,7 +210,7 @@ class UnitOfWork:
                     self._send_hints(session)
                 return result
             except (DBAPIError, PoolTimeoutError) as error:
-                if not is_passing(error):
+                if not is_transient(error):
                     raise
                 if sent and _is_outcome_unknown(error):
                     result, transaction = sent[0]
@@ -242,7 +242,7 @@ class UnitOfWork:
                     with self.reading() as session:  # a view from after the end, whatever that was
                         return committed(session, result)
             except (DBAPIError, PoolTimeoutError) as error:
-                if not is_passing(error):
+                if not is_transient(error):
                     raise
             patience.wait(unknown)
 

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.db.queries import jobs, prompt_sets, results, stages
-from service.db.queries.stages import Wish
+from service.db.queries.stages import StopRequest
 from service.db.tables import Job, Stage
 from service.db.unit_of_work import UnitOfWork, hint_after_commit, repeatable
 from service.errors import ConflictError, StageCancelledError
@@ -52,7 +52,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Failure:
+class StageFailure:
     """Why a stage failed: a code for programs, a message for people, and whether trying again may help."""
 
     code: str
@@ -132,10 +132,10 @@ def _about(stage: Stage) -> dict[str, object]:
     return {"stage": stage.kind, "round": stage.round, "shard": stage.shard, "attempt": stage.attempt}
 
 
-def beat(uow: UnitOfWork, settings: Settings, held: Claim, done: int, total: int) -> Wish:
+def renew_lease(uow: UnitOfWork, settings: Settings, held: Claim, done: int, total: int) -> StopRequest:
     """Renew the lease with the progress made; what is wished of the stage. Raises LeaseLostError."""
     with uow.writing() as session:
-        return stages.beat(session, held.stage_id, held.epoch, settings.lease_seconds, done, total)
+        return stages.renew_lease(session, held.stage_id, held.epoch, settings.lease_seconds, done, total)
 
 
 def checkpoint(uow: UnitOfWork, held: Claim, stored: StoredObject) -> None:
@@ -249,7 +249,7 @@ def give_back(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
     _release(uow, settings, held, release)
 
 
-def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: Failure) -> None:
+def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: StageFailure) -> None:
     """The attempt failed: tried again later where that may help, otherwise the job fails."""
 
     def release(session: Session, job: Job) -> None:
@@ -258,7 +258,9 @@ def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: Failure) -> 
     _release(uow, settings, held, release)
 
 
-def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, epoch: int, failure: Failure) -> None:
+def _end_attempt(
+    session: Session, settings: Settings, job: Job, stage: Stage, epoch: int, failure: StageFailure
+) -> None:
     about = {**_about(stage), "code": failure.code}
     # lost workers are counted by themselves, from the last checkpoint on: a training may go on through many
     left = failure.code == WORKER_LOST or stage.attempt < settings.max_attempts
@@ -272,7 +274,7 @@ def _end_attempt(session: Session, settings: Settings, job: Job, stage: Stage, e
     stages.end(session, stage.id, epoch, state, failure.code, failure.message)
     jobs.add_event(session, job.id, "stage.failed", failure.message, stage.id, **about)
     if state is StageState.FAILED:
-        stages.call_off(session, job.id)
+        stages.cancel_unfinished(session, job.id)
         if jobs.end(session, job.id, JobState.FAILED, failure.code, failure.message):
             jobs.add_event(session, job.id, "job.failed", failure.message, code=failure.code)
     else:
@@ -298,7 +300,7 @@ def hint_free(session: Session, job_id: str) -> None:
     hint_after_commit(session, stages.mark_free(session, job_id))
 
 
-def hint_again(uow: UnitOfWork, settings: Settings) -> int:
+def rehint(uow: UnitOfWork, settings: Settings) -> int:
     """Hint the free stages whose hint seems to be lost, and those that became free by time alone; how many."""
     with uow.reading() as session:
         if not stages.any_unheard(session, settings.rehint_seconds):
@@ -320,7 +322,7 @@ def sweep(uow: UnitOfWork, settings: Settings) -> int:
     return silent + sum(_lose(uow, settings, stage, only_expired=False) for stage in hanging)
 
 
-def lose_workers(uow: UnitOfWork, settings: Settings, owner_prefix: str) -> int:
+def requeue_stages_of(uow: UnitOfWork, settings: Settings, owner_prefix: str) -> int:
     """The workers whose names begin so are known to be dead: their stages go back to the queue now."""
     with uow.reading() as session:
         lost = stages.running_under(session, owner_prefix)
@@ -338,7 +340,7 @@ def _lose(uow: UnitOfWork, settings: Settings, lost: Stage, only_expired: bool) 
         times = f"{stage.crash_count} of at most {settings.max_crashes} times"
         message = f"the worker of {_named(session, stage)} was lost ({times})"
         retryable = stage.crash_count < settings.max_crashes
-        _end_attempt(session, settings, job, stage, stage.lease_epoch, Failure(WORKER_LOST, message, retryable))
+        _end_attempt(session, settings, job, stage, stage.lease_epoch, StageFailure(WORKER_LOST, message, retryable))
         return True
 
     def is_over(session: Session, counted: bool) -> bool:
@@ -378,7 +380,7 @@ def cancel(session: Session, job_id: str) -> None:
         return
     jobs.request_cancel(session, job.id)
     jobs.add_event(session, job.id, "job.cancel_requested", "a cancel was asked for")
-    stages.call_off(session, job.id)
+    stages.cancel_unfinished(session, job.id)
     _settle(session, jobs.lock(session, job.id))
 
 

@@ -7,12 +7,12 @@ The server builds the keys; clients never send a key or a path.
 from __future__ import annotations
 
 from service.settings import Settings
-from service.storage.base import FoundObject, Store, StoredObject, file_sha256, object_key, stage_of_key
+from service.storage.base import ListedObject, Store, StoredObject, file_sha256, object_key, stage_of_key
 from service.storage.files import FileStore
 
 __all__ = [
     "FileStore",
-    "FoundObject",
+    "ListedObject",
     "Store",
     "StoredObject",
     "file_sha256",

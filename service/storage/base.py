@@ -28,7 +28,7 @@ class StoredObject:
 
 
 @dataclass(frozen=True)
-class FoundObject:
+class ListedObject:
     """An object as a listing shows it; `age_seconds` counts from when it was last written."""
 
     key: str
@@ -61,7 +61,7 @@ class Store(Protocol):
         """Forget an object that no row names any more; nothing happens where it is not there."""
         ...
 
-    def objects(self) -> Iterator[FoundObject]:
+    def objects(self) -> Iterator[ListedObject]:
         """All objects, and leftovers of unfinished ones, page by page. Raises StorageError."""
         ...
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from service.errors import StorageCorruptError, StorageError, StorageGoneError
-from service.storage.base import CHUNK_BYTES, ROOT, FoundObject, StoredObject, file_sha256, object_key
+from service.storage.base import CHUNK_BYTES, ROOT, ListedObject, StoredObject, file_sha256, object_key
 from service.storage.scratch import remove_dead, scratch_folder
 
 
@@ -84,7 +84,7 @@ class FileStore:
         except OSError as error:
             raise _failed(f"remove {key}", error) from error
 
-    def objects(self) -> Iterator[FoundObject]:
+    def objects(self) -> Iterator[ListedObject]:
         """All files, those of unfinished copies too."""
         for folder, _, names in os.walk(self._root / ROOT):
             for name in names:
@@ -93,7 +93,7 @@ class FileStore:
                     age = time.time() - path.stat().st_mtime
                 except FileNotFoundError:  # renamed or removed just now
                     continue
-                yield FoundObject(path.relative_to(self._root).as_posix(), age)
+                yield ListedObject(path.relative_to(self._root).as_posix(), age)
 
     def probe(self) -> None:
         """Whether files can be written just now. Raises StorageError."""

@@ -21,7 +21,7 @@ from urllib3.response import BaseHTTPResponse
 
 from service.errors import StartError, StorageCorruptError, StorageError, StorageGoneError
 from service.settings import Settings
-from service.storage.base import CHUNK_BYTES, ROOT, FoundObject, StoredObject, file_sha256, object_key
+from service.storage.base import CHUNK_BYTES, ROOT, ListedObject, StoredObject, file_sha256, object_key
 from service.storage.cache import FileCache
 from service.storage.scratch import remove_dead, scratch_folder
 
@@ -151,12 +151,12 @@ class S3Store:
         with _told(f"remove {key}"):
             self._client.remove_object(self._bucket, _checked(key))
 
-    def objects(self) -> Iterator[FoundObject]:
+    def objects(self) -> Iterator[ListedObject]:
         """All objects of this service, page by page. Raises StorageError."""
         with _told("list the bucket"):
             for found in self._client.list_objects(self._bucket, prefix=f"{ROOT}/", recursive=True):
                 if found.object_name and found.last_modified:
-                    yield FoundObject(found.object_name, time.time() - found.last_modified.timestamp())
+                    yield ListedObject(found.object_name, time.time() - found.last_modified.timestamp())
 
     def probe(self) -> None:
         """Whether the server answers and knows the bucket. Raises StorageError."""

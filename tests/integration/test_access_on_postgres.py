@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from api.main import create_app
 from service.jobs import execution
-from service.jobs.execution import Failure
+from service.jobs.execution import StageFailure
 from service.service import Service
 from tests.service import round_body, settings_for
 
@@ -63,4 +63,4 @@ def _work(service: Service) -> None:
     held = execution.claim(service.uow, service.settings.model_copy(update={"retry_seconds": 1e-6}), "w")
     assert held is not None
     quick = service.settings.model_copy(update={"retry_seconds": 1e-6})
-    execution.fail(service.uow, quick, held, Failure("storage", "away", True))
+    execution.fail(service.uow, quick, held, StageFailure("storage", "away", True))

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from service.db.queries import jobs, stages
-from service.db.queries.stages import Hint, Wish
+from service.db.queries.stages import Hint, StopRequest
 from service.db.tables import Job, Stage
 from service.errors import (
     AlreadyRunningError,
@@ -21,7 +21,7 @@ from service.errors import (
 )
 from service.file_lock import file_lock
 from service.jobs import execution
-from service.jobs.execution import Claim, Failure
+from service.jobs.execution import Claim, StageFailure
 from service.jobs.kinds import RoundSpec
 from service.queue import SilentQueue
 from service.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
@@ -124,7 +124,7 @@ def test_the_log_names_shards_where_there_are_several(service: Service) -> None:
 def test_the_log_names_the_shard_that_stops_and_its_further_attempts(service: Service) -> None:
     job_id = start(service)
     held = [take(service) for _ in range(3)][-1]  # evaluate and two shards of sample
-    execution.fail(service.uow, service.settings, held, Failure("x", "out of luck", True))
+    execution.fail(service.uow, service.settings, held, StageFailure("x", "out of luck", True))
     again = _claim_again(service, held)
     execution.give_back(service.uow, service.settings, again)
     assert messages(service, job_id)[-3:] == [
@@ -161,8 +161,8 @@ def test_nothing_is_written_under_an_old_epoch(service: Service) -> None:
     written: list[str] = []
     for late in (
         lambda: execution.finish(service.uow, service.settings, old, lambda _s: written.append("row")),
-        lambda: execution.beat(service.uow, service.settings, old, 1, 2),
-        lambda: execution.fail(service.uow, service.settings, old, Failure("x", "x", False)),
+        lambda: execution.renew_lease(service.uow, service.settings, old, 1, 2),
+        lambda: execution.fail(service.uow, service.settings, old, StageFailure("x", "x", False)),
         lambda: execution.give_back(service.uow, service.settings, old),
         lambda: execution.cancelled(service.uow, service.settings, old),
         lambda: execution.note(service.uow, old, "x", "x"),
@@ -220,19 +220,19 @@ def test_a_stage_whose_workers_keep_dying_fails_its_job(service: Service) -> Non
 def test_dead_workers_stages_are_queued_at_once(service: Service) -> None:
     start(service)
     held = take(service, "embedded-1.")
-    assert execution.lose_workers(service.uow, service.settings, "embedded-2.") == 0
-    assert execution.lose_workers(service.uow, service.settings, "embedded-1.") == 1
+    assert execution.requeue_stages_of(service.uow, service.settings, "embedded-2.") == 0
+    assert execution.requeue_stages_of(service.uow, service.settings, "embedded-1.") == 1
     assert _claim_again(service, held).attempt == 2
 
 
 def test_passing_failures_are_tried_again_and_others_are_not(service: Service) -> None:
     job_id = start(service)
     held = take(service)
-    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
     assert stage_of(service, held).state == "queued"
     again = _claim_again(service, held)
     assert again.attempt == 2
-    execution.fail(service.uow, service.settings, again, Failure("non_finite", "loss became nan", retryable=False))
+    execution.fail(service.uow, service.settings, again, StageFailure("non_finite", "loss became nan", retryable=False))
     job = job_of(service, job_id)
     assert (job.state, job.error_code, job.error_message) == ("failed", "non_finite", "loss became nan")
 
@@ -244,7 +244,7 @@ def test_a_passing_failure_that_never_passes_fails(service: Service) -> None:
         with service.uow.writing() as session:
             stages.requeue(session, held.stage_id, held.epoch, 0, None, None)
         held = _claim_again(service, held)
-    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
     assert job_of(service, job_id).state == "failed"
 
 
@@ -253,7 +253,7 @@ def test_a_cancel_wins_over_an_end_that_comes_later(service: Service) -> None:
     held = take(service)
     cancel_job(service, job_id)
     assert job_of(service, job_id).state == "cancelling"
-    assert execution.beat(service.uow, service.settings, held, 0, 1) is Wish.CANCEL
+    assert execution.renew_lease(service.uow, service.settings, held, 0, 1) is StopRequest.CANCEL
     with pytest.raises(StageCancelledError):
         finish(service, held)
     execution.cancelled(service.uow, service.settings, held)
@@ -305,7 +305,7 @@ def test_a_paused_job_stops_and_goes_on(service: Service) -> None:
     held = take(service)
     pause_job(service, job_id)
     assert job_of(service, job_id).state == "pausing"
-    assert execution.beat(service.uow, service.settings, held, 0, 1) is Wish.PAUSE
+    assert execution.renew_lease(service.uow, service.settings, held, 0, 1) is StopRequest.PAUSE
     execution.paused(service.uow, service.settings, held)
     assert (job_of(service, job_id).state, claim(service)) == ("paused", None)
     resume_job(service, job_id)
@@ -329,7 +329,7 @@ def test_a_failed_attempt_of_a_pausing_job_waits_for_its_resume(service: Service
     job_id = start(service)
     held = take(service)
     pause_job(service, job_id)
-    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
     assert claim(service) is None
     resume_job(service, job_id)
     with service.uow.reading() as session:
@@ -362,12 +362,12 @@ def test_a_stage_that_makes_no_progress_is_queued_again(service: Service) -> Non
     with service.uow.writing() as session:
         for held in (hanging, moving):
             stages.get(session, held.stage_id).progress_at = 0.0
-    execution.beat(service.uow, service.settings, hanging, 0, 0)
-    execution.beat(service.uow, service.settings, moving, 1, 9)
+    execution.renew_lease(service.uow, service.settings, hanging, 0, 0)
+    execution.renew_lease(service.uow, service.settings, moving, 1, 9)
     assert execution.sweep(service.uow, service.settings) == 1
     assert (stage_of(service, hanging).state, stage_of(service, moving).state) == ("queued", "running")
     with pytest.raises(LeaseLostError):
-        execution.beat(service.uow, service.settings, hanging, 1, 9)
+        execution.renew_lease(service.uow, service.settings, hanging, 1, 9)
 
 
 def test_what_was_paused_is_hinted_again_when_it_is_resumed(service: Service) -> None:

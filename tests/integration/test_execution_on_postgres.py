@@ -17,7 +17,7 @@ from service.db.queries import jobs, results, stages
 from service.db.tables import Artifact, Sample, Table
 from service.ids import IdKind, new_id
 from service.jobs import execution
-from service.jobs.execution import Failure
+from service.jobs.execution import StageFailure
 from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, create_job, set_alias
 from tests.servers import CuttingProxy, PostgresServer, cutting_proxy, postgres_server
@@ -230,7 +230,7 @@ def test_lost_replies_make_one_job_and_fail_a_stage_once(
     job_id = start(far)
     held = take(service)
     proxy.cut_at(COMMIT, delivered)
-    execution.fail(far.uow, far.settings, held, Failure("storage", "away", retryable=True))
+    execution.fail(far.uow, far.settings, held, StageFailure("storage", "away", retryable=True))
     assert proxy.cuts == 2
     assert kinds(service, job_id) == ["job.created", "stage.started", "stage.retried"]
     with service.uow.reading() as session:

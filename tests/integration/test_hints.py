@@ -12,7 +12,7 @@ from service.db.queries import stages, workers
 from service.db.tables import Stage, Worker
 from service.file_lock import file_lock
 from service.jobs import execution
-from service.jobs.execution import Claim, Failure
+from service.jobs.execution import Claim, StageFailure
 from service.jobs.kinds import RoundSpec
 from service.queue import Hint
 from service.service import Service, create_job, pause_job, resume_job
@@ -134,21 +134,21 @@ def test_a_stage_that_waits_for_its_next_attempt_is_hinted_when_it_is_due(servic
     start(service)
     held = take(service)
     queue.hints.clear()
-    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
     assert told(service, queue) == []
     with service.uow.writing() as session:
         stages.get(session, held.stage_id).not_before = 0.0
-    assert execution.hint_again(service.uow, service.settings) == 1
+    assert execution.rehint(service.uow, service.settings) == 1
     assert told(service, queue) == [(held.kind, "gpu")]
 
 
 def test_what_was_free_from_the_start_is_hinted_again_when_its_pause_is_over(service: Service, queue: Memory) -> None:
     start(service, evaluation=None)
     queue.hints.clear()
-    assert execution.hint_again(service.uow, service.settings) == 0
+    assert execution.rehint(service.uow, service.settings) == 0
     with service.uow.writing() as session:
         session.execute(update(Stage).values(free_at=Stage.free_at - 61, hinted_at=Stage.hinted_at - 61))
-    assert execution.hint_again(service.uow, service.settings) == 2
+    assert execution.rehint(service.uow, service.settings) == 2
     assert told(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
 
 
@@ -171,10 +171,10 @@ def test_pauses_between_hints_double(
     start(service, evaluation=None)
     queue.hints.clear()
     set_back(service, free_at=free_seconds_ago, hinted_at=hinted_seconds_ago)
-    again = execution.hint_again(service.uow, service.settings)
+    again = execution.rehint(service.uow, service.settings)
     assert again == (2 if due else 0)  # the two samplings; what waits for them is not free
     assert told(service, queue) == [("sample", "gpu")] * again
-    assert execution.hint_again(service.uow, service.settings) == 0
+    assert execution.rehint(service.uow, service.settings) == 0
 
 
 def test_a_worker_takes_only_from_its_queues(service: Service) -> None:
@@ -198,7 +198,7 @@ def test_the_loaded_model_comes_first_but_none_waits_for_ever(service: Service) 
 def test_a_stage_that_waited_for_its_next_attempt_is_not_put_off_for_ever(service: Service) -> None:
     first, _ = start(service, evaluation=None), start(service, evaluation=None, model="other")
     held = take(service)
-    execution.fail(service.uow, service.settings, held, Failure("storage", "away", retryable=True))
+    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
     set_back(service, not_before=31)
     assert take(service, prefer_base="other").job_id == first
 

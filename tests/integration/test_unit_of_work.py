@@ -14,7 +14,7 @@ from dfusion.prompts import Prompt
 from service.db.clock import now_seconds
 from service.db.queries import prompt_sets
 from service.db.tables import PromptSet
-from service.db.unit_of_work import UnitOfWork, is_passing
+from service.db.unit_of_work import UnitOfWork, is_transient
 from service.errors import OutcomeUnknownError
 from tests.servers import CuttingProxy, PostgresServer, cutting_proxy, postgres_server
 
@@ -209,7 +209,7 @@ def test_a_transaction_waits_for_a_database_that_is_away() -> None:
         insert = text("INSERT INTO numbers VALUES (1)")
         with pytest.raises(DBAPIError) as failure:
             uow.run(lambda session: session.execute(insert), patience_seconds=0.1)
-        assert is_passing(failure.value)
+        assert is_transient(failure.value)
         later = threading.Timer(0.5, server.start)
         later.start()
         uow.run(lambda session: session.execute(insert), patience_seconds=60)
@@ -229,4 +229,4 @@ def test_a_busy_sqlite_database_passes_and_a_wrong_statement_does_not(tmp_path: 
     with engine.connect() as connection, pytest.raises(DBAPIError) as wrong:
         connection.execute(text("SELECT nothing FROM nowhere"))
     engine.dispose()
-    assert (is_passing(busy.value), is_passing(wrong.value)) == (True, False)
+    assert (is_transient(busy.value), is_transient(wrong.value)) == (True, False)

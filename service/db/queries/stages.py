@@ -64,10 +64,10 @@ Hint = tuple[str, str]
 """A stage's id and its queue."""
 
 
-class Wish(StrEnum):
+class StopRequest(StrEnum):
     """What a running stage's job has been asked for."""
 
-    GO_ON = "go_on"
+    NONE = "none"
     PAUSE = "pause"
     CANCEL = "cancel"
 
@@ -190,7 +190,9 @@ def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
     return Stage.id == stage_id, Stage.lease_epoch == epoch, Stage.state == StageState.RUNNING
 
 
-def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int) -> Wish:
+def renew_lease(
+    session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int
+) -> StopRequest:
     """Renew the lease with the progress made; what is wished of the stage. Raises LeaseLostError."""
     query = update(Stage).where(*_held(stage_id, epoch))
     query = query.values(
@@ -205,8 +207,8 @@ def beat(session: Session, stage_id: str, epoch: int, lease_seconds: float, done
     if row is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
     if row.cancel_requested_at is not None:
-        return Wish.CANCEL
-    return Wish.GO_ON if row.pause_requested_at is None else Wish.PAUSE
+        return StopRequest.CANCEL
+    return StopRequest.NONE if row.pause_requested_at is None else StopRequest.PAUSE
 
 
 def require_lease(session: Session, stage_id: str, epoch: int) -> None:
@@ -341,7 +343,7 @@ def running_under(session: Session, owner_prefix: str) -> list[Stage]:
     return list(session.scalars(query.where(Stage.lease_owner.startswith(owner_prefix, autoescape=True))))
 
 
-def call_off(session: Session, job_id: str) -> None:
+def cancel_unfinished(session: Session, job_id: str) -> None:
     """The job's stages that have not begun are cancelled; its running ones are asked to stop."""
     of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
     cancelled = {"state": StageState.CANCELLED, "finished_at": now_seconds()}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from api.main import create_app
 from dfusion.seeds import sample_seed
-from service.db.queries.stages import Wish
+from service.db.queries.stages import StopRequest
 from service.service import cancel_job
 from tests.installation import Installation
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle
@@ -209,9 +209,9 @@ def test_a_cancel_stops_a_stage_within_a_step(installation: Installation, monkey
         if len(steps) == 2:
             cancel_job(installation.service, job_id)
             deadline = time.monotonic() + 10
-            while self._wish is not Wish.CANCEL and time.monotonic() < deadline:
+            while self._stop_request is not StopRequest.CANCEL and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert self._wish is Wish.CANCEL
+            assert self._stop_request is StopRequest.CANCEL
 
     monkeypatch.setattr(Heartbeat, "step", cancel_at_the_second_step)
     work_until_idle(installation.service)

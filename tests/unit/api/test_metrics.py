@@ -12,10 +12,10 @@ from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from api.main import create_app
-from service.db.queries import figures
+from service.db.queries import statistics
 from service.db.tables import Stage
 from service.jobs import execution
-from service.jobs.execution import Claim, Failure
+from service.jobs.execution import Claim, StageFailure
 from service.service import Service
 from tests.service import round_body, settings_for
 
@@ -128,7 +128,7 @@ def test_lost_workers_and_failed_attempts_are_counted(client: TestClient, servic
     found = scrape(client)
     assert (of(found, "dfusion_leases_expired"), of(found, "dfusion_lease_losses_total")) == (0, 1)
     held = take(service)
-    execution.fail(service.uow, service.settings, held, Failure("storage", "away", True))
+    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", True))
     found = scrape(client)
     assert of(found, "dfusion_failed_attempts_total", code="worker_lost") == 1
     assert of(found, "dfusion_failed_attempts_total", code="storage") == 1
@@ -149,7 +149,7 @@ def test_stage_times_are_sorted_into_buckets(client: TestClient, service: Servic
     assert of(found, "dfusion_stage_seconds_bucket", kind="evaluate", le="2.0") == 1
     sample = {
         le: of(found, "dfusion_stage_seconds_bucket", kind="sample", le=le)
-        for le in (*map(str, figures.STAGE_BUCKETS), "+Inf")
+        for le in (*map(str, statistics.STAGE_BUCKETS), "+Inf")
     }
     assert sample == {"0.5": 0, "2.0": 0, "10.0": 0, "60.0": 1, "300.0": 1, "1800.0": 1, "7200.0": 1, "+Inf": 2}
     assert of(found, "dfusion_stage_seconds_sum", kind="sample") == 10_060
@@ -182,7 +182,7 @@ def test_figures_say_when_the_database_is_away(client: TestClient, monkeypatch: 
         raise OperationalError("select", {}, Exception("away"))
 
     client.get("/jobs")
-    monkeypatch.setattr(figures, "leases", away)
+    monkeypatch.setattr(statistics, "leases", away)
     found = scrape(client)
     assert of(found, "dfusion_database_up") == 0
     assert of(found, "dfusion_http_requests_total", method="GET", route="/jobs", status="200") == 1
