@@ -1,8 +1,10 @@
-"""What workers do to stages: claim, renew, finish, fail, give back. Every write carries the lease's epoch.
+"""Transitions of stages and jobs: claim, renew, finish, fail, give back, cancel, pause, resume.
 
-The job's row is locked before its stages, always: two stages that end at once see each other, and no two transactions
-wait for each other. Ends of stages are tried again for as long as the lease may be valid. Where the reply to a commit
-was lost, the stage's epoch tells what became of it: nobody else writes under it.
+Every write of a worker carries the epoch of its lease, and a write with an old epoch raises LeaseLostError.
+
+The row of a job is always locked before its stages. Two stages that end concurrently therefore see each other, and
+transactions cannot deadlock. A transaction that ends a stage is retried while the lease can be valid. If the reply to a
+commit was lost, the epoch shows whether it took place, since only one worker writes under an epoch.
 """
 
 from __future__ import annotations
@@ -28,15 +30,29 @@ from service.states import FINAL_JOB_STATES, JobState, StageKind, StageState
 from service.storage import StoredObject
 
 WORKER_LOST = "worker_lost"
-_LONGEST_PAUSE_SECONDS = 300.0
+_MAX_PAUSE_SECONDS = 300.0
 _CANDIDATES = 8
-"""How many free stages a worker looks at before it looks anew: others claim at the same time."""
-_LOOKS = 3
+"""Free stages that one search returns. Workers claim concurrently, so the first may already be claimed."""
+_SEARCHES = 3
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A stage under this worker's lease, with what is needed to do it."""
+    """A stage under the lease of this worker.
+
+    Attributes:
+        stage_id: The stage.
+        job_id: Its job.
+        kind: Its kind.
+        round: Its round; 0 for jobs without rounds.
+        shard: Its index among the stages of this kind and round.
+        params: Its parameters from the plan.
+        epoch: The epoch of the lease, which every write carries.
+        attempt: The number of this attempt, from 1.
+        checkpoint: The checkpoint to continue from.
+        prompt_set_id: The prompt set of the job.
+        spec: The request of the job.
+    """
 
     stage_id: str
     job_id: str
@@ -53,7 +69,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class StageFailure:
-    """Why a stage failed: a code for programs, a message for people, and whether trying again may help."""
+    """The failure of a stage: a code for programs, a message for people, and whether a retry can succeed."""
 
     code: str
     message: str
@@ -67,7 +83,18 @@ def claim(
     queues: Sequence[str] | None = None,
     prefer_base: str | None = None,
 ) -> Claim | None:
-    """Take a free stage of these queues (None: of any), rather one of the base model that is loaded; None if none."""
+    """Claim a free stage.
+
+    Args:
+        uow: Opens the transaction.
+        settings: Gives the duration of the lease.
+        owner: The name of the worker.
+        queues: The queues to claim from; None is all.
+        prefer_base: Prefer stages on this base model, which the worker has loaded.
+
+    Returns:
+        The claim, or None if no stage is free.
+    """
     with uow.reading() as session:
         if not stages.any_free(session, queues):
             return None
@@ -78,34 +105,36 @@ def _claim(
     session: Session, settings: Settings, owner: str, queues: Sequence[str] | None, prefer_base: str | None
 ) -> Claim | None:
     for stage_id, job_id in _candidates(session, queues, prefer_base):
-        trial = session.begin_nested()  # undone where others were faster: nobody holds one job and waits for another
-        jobs.lock(session, job_id)  # a job's events are written one after the other, so that their ids tell the order
+        savepoint = session.begin_nested()  # releases the lock of this job before the next one is locked
+        jobs.lock(session, job_id)  # serializes the events of a job, so that their ids are in order
         jobs.start(session, job_id)
         stage = stages.claim(session, stage_id, owner, settings.lease_seconds)
-        if stage is None:
-            trial.rollback()
-        else:
-            again = f", attempt {stage.attempt}" if stage.attempt > 1 else ""
-            message = f"{_named(session, stage)} started{again}"
-            jobs.add_event(session, job_id, "stage.started", message, stage_id, **_about(stage), worker=owner)
-            return _as_claim(stage, jobs.get(session, job_id))
+        if stage is None:  # another worker claimed it
+            savepoint.rollback()
+            continue
+
+        attempt = f", attempt {stage.attempt}" if stage.attempt > 1 else ""
+        message = f"{_label(session, stage)} started{attempt}"
+        jobs.add_event(session, job_id, "stage.started", message, stage_id, **_event_data(stage), worker=owner)
+        return _as_claim(stage, jobs.get(session, job_id))
     return None
 
 
 def _candidates(session: Session, queues: Sequence[str] | None, prefer_base: str | None) -> Iterator[tuple[str, str]]:
-    """Free stages and their jobs; looked for again where others were faster, but not for ever."""
-    for _ in range(_LOOKS):
+    """Free stages and their jobs. The search is repeated a few times, since other workers claim concurrently."""
+    for _ in range(_SEARCHES):
         yield from stages.first_free(session, _CANDIDATES, queues, prefer_base)
 
 
-def _is_claimed(session: Session, taken: Claim | None) -> bool:
-    return taken is None or stages.is_held(session, taken.stage_id, taken.epoch)
+def _is_claimed(session: Session, claimed: Claim | None) -> bool:
+    return claimed is None or stages.is_held(session, claimed.stage_id, claimed.epoch)
 
 
 def _as_claim(stage: Stage, job: Job) -> Claim:
     checkpoint = None
     if stage.checkpoint_key is not None and stage.checkpoint_sha256 is not None:
         checkpoint = StoredObject(stage.checkpoint_key, stage.checkpoint_sha256, 0)
+
     return Claim(
         stage_id=stage.id,
         job_id=stage.job_id,
@@ -121,25 +150,39 @@ def _as_claim(stage: Stage, job: Job) -> Claim:
     )
 
 
-def _named(session: Session, stage: Stage | Claim) -> str:
-    """The stage as the log names it: "train of round 1", or "sample of round 1, shard 3 of 10" if there are several."""
+def _label(session: Session, stage: Stage | Claim) -> str:
+    """The stage in messages: "train of round 1", or "sample of round 1, shard 3 of 10" if it is one of several."""
     name = f"{stage.kind} of round {stage.round}"
     shards = stages.count_shards(session, stage.job_id, stage.round, stage.kind)
     return name if shards == 1 else f"{name}, shard {stage.shard + 1} of {shards}"
 
 
-def _about(stage: Stage) -> dict[str, object]:
+def _event_data(stage: Stage) -> dict[str, object]:
     return {"stage": stage.kind, "round": stage.round, "shard": stage.shard, "attempt": stage.attempt}
 
 
 def renew_lease(uow: UnitOfWork, settings: Settings, held: Claim, done: int, total: int) -> StopRequest:
-    """Renew the lease with the progress made; what is wished of the stage. Raises LeaseLostError."""
+    """Renew the lease and record progress (the heartbeat).
+
+    Args:
+        uow: Opens the transaction.
+        settings: Gives the duration of the lease.
+        held: The claim.
+        done: Completed steps.
+        total: All steps.
+
+    Returns:
+        Whether the job was asked to pause or cancel.
+
+    Raises:
+        LeaseLostError: The lease has expired and the stage was requeued, or it has ended.
+    """
     with uow.writing() as session:
         return stages.renew_lease(session, held.stage_id, held.epoch, settings.lease_seconds, done, total)
 
 
 def checkpoint(uow: UnitOfWork, held: Claim, stored: StoredObject) -> None:
-    """Remember a checkpoint to go on from. Raises LeaseLostError."""
+    """Record a checkpoint that the next attempt continues from. Raises LeaseLostError."""
 
     def save(session: Session) -> None:
         stages.save_checkpoint(session, held.stage_id, held.epoch, stored.key, stored.sha256)
@@ -148,7 +191,7 @@ def checkpoint(uow: UnitOfWork, held: Claim, stored: StoredObject) -> None:
 
 
 def note(uow: UnitOfWork, held: Claim, kind: str, message: str, **data: object) -> None:
-    """Write into the job's log, if the lease is still held."""
+    """Add an event to the log of the job. Raises LeaseLostError."""
 
     def write(session: Session) -> int:
         jobs.lock(session, held.job_id)
@@ -166,27 +209,41 @@ def finish(
     steps: int = 0,
     memory_bytes: int | None = None,
 ) -> None:
-    """The stage has succeeded: what it made, its state, and what follows from it become visible at once.
+    """End a stage with success. Its results, its state and the stages that follow become visible together.
 
-    `record` is called again after a transaction that was not kept. Raises LeaseLostError, or StageCancelledError
-    where a cancel came first; nothing is written then.
+    Args:
+        uow: Opens the transaction.
+        settings: Gives the sizes of the next round's stages, and how long to retry.
+        held: The claim.
+        record: Writes the results. It is called again if the transaction is retried.
+        steps: Completed steps.
+        memory_bytes: Peak memory.
+
+    Raises:
+        LeaseLostError: The lease is lost; nothing is written.
+        StageCancelledError: A cancel was requested first; nothing is written.
     """
 
     def end(session: Session) -> None:
+        # 1. the stage and its results
         job = jobs.lock(session, held.job_id)
         if not stages.succeed(session, held.stage_id, held.epoch, steps, memory_bytes):
-            raise StageCancelledError("a cancel was asked for before the stage ended")
+            raise StageCancelledError("a cancel was requested before the stage ended")
         record(session)
         stage = stages.get(session, held.stage_id)
-        message = f"{_named(session, stage)} done"
-        jobs.add_event(session, job.id, "stage.succeeded", message, stage.id, **_about(stage))
+        message = f"{_label(session, stage)} done"
+        jobs.add_event(session, job.id, "stage.succeeded", message, stage.id, **_event_data(stage))
+
+        # 2. the next round
         if held.kind is StageKind.TRAIN and held.round < rounds_of(held.spec):
             sizes = round_sizes(session, settings, job)
             plan = plan_round(held.spec, held.round + 1, sizes)
-            last, held_back = stages.last_number(session, job.id), job.pause_requested_at is not None
-            add_stages(session, job.id, plan, last, held_back)
+            last_number = stages.last_number(session, job.id)
+            add_stages(session, job.id, plan, last_number, on_hold=job.pause_requested_at is not None)
+
+        # 3. the stages that are free now, and the state of the job
         hint_free(session, job.id)
-        _settle(session, job)
+        _update_state(session, job)
 
     def is_ended(session: Session, _result: None) -> bool:
         return stages.has_succeeded(session, held.stage_id, held.epoch)
@@ -195,7 +252,7 @@ def finish(
 
 
 def _release(uow: UnitOfWork, settings: Settings, held: Claim, release: Callable[[Session, Job], None]) -> None:
-    """End the lease without success, as `release` does."""
+    """Run `release`, which ends the lease without success."""
 
     def is_over(session: Session, _result: None) -> bool:
         return not stages.is_held(session, held.stage_id, held.epoch)
@@ -204,45 +261,46 @@ def _release(uow: UnitOfWork, settings: Settings, held: Claim, release: Callable
 
 
 def round_sizes(session: Session, settings: Settings, job: Job) -> Sizes:
-    """How much the spec of a round job means."""
+    """The sizes of a round job, which determine the plan of its next round."""
     if job.prompt_set_id is None:
         raise ConflictError(f"{job.id} has no prompt set")
-    ids = [set_id for set_id in (job.prompt_set_id, job.held_out_prompt_set_id) if set_id is not None]
-    found = {set_id: prompt_sets.size(session, set_id) for set_id in ids}
-    measured = measured_splits(job.prompt_set_id, job.held_out_prompt_set_id, found)
-    return Sizes(settings.shard_prompts, found[job.prompt_set_id], measured=measured)
+
+    set_ids = [set_id for set_id in (job.prompt_set_id, job.held_out_prompt_set_id) if set_id is not None]
+    prompts = {set_id: prompt_sets.size(session, set_id) for set_id in set_ids}
+    measured = measured_splits(job.prompt_set_id, job.held_out_prompt_set_id, prompts)
+    return Sizes(settings.shard_prompts, prompts[job.prompt_set_id], measured=measured)
 
 
 def paused(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
-    """The stage has stopped because a pause was asked for; it goes on from here when its job is resumed."""
+    """Release a stage that stopped for a pause. It continues from its checkpoint when the job is resumed."""
 
     def release(session: Session, job: Job) -> None:
         stages.give_back(session, held.stage_id, held.epoch)
-        message = f"{_named(session, held)} keeps what it has done"
+        message = f"{_label(session, held)} paused"
         jobs.add_event(session, job.id, "stage.paused", message, held.stage_id)
-        _settle(session, job)
+        _update_state(session, job)
 
     _release(uow, settings, held, release)
 
 
 def cancelled(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
-    """The stage has stopped because a cancel was asked for."""
+    """End a stage that stopped for a cancel."""
 
     def release(session: Session, job: Job) -> None:
-        stages.end(session, held.stage_id, held.epoch, StageState.CANCELLED, "cancelled", "a cancel was asked for")
-        message = f"{_named(session, held)} has stopped"
+        stages.end(session, held.stage_id, held.epoch, StageState.CANCELLED, "cancelled", "a cancel was requested")
+        message = f"{_label(session, held)} cancelled"
         jobs.add_event(session, job.id, "stage.cancelled", message, held.stage_id)
-        _settle(session, job)
+        _update_state(session, job)
 
     _release(uow, settings, held, release)
 
 
 def give_back(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
-    """This worker stops; another may go on at once."""
+    """Release a stage because this worker stops. Another worker can claim it at once."""
 
     def release(session: Session, job: Job) -> None:
         stages.give_back(session, held.stage_id, held.epoch)
-        message = f"{_named(session, held)} goes back to the queue"
+        message = f"{_label(session, held)} returned to the queue"
         jobs.add_event(session, job.id, "stage.given_back", message, held.stage_id)
         hint_free(session, job.id)
 
@@ -250,7 +308,7 @@ def give_back(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
 
 
 def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: StageFailure) -> None:
-    """The attempt failed: tried again later where that may help, otherwise the job fails."""
+    """End a failed attempt. The stage is requeued after a pause if a retry can succeed, otherwise its job fails."""
 
     def release(session: Session, job: Job) -> None:
         _end_attempt(session, settings, job, stages.get(session, held.stage_id), held.epoch, failure)
@@ -261,35 +319,45 @@ def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: StageFailure
 def _end_attempt(
     session: Session, settings: Settings, job: Job, stage: Stage, epoch: int, failure: StageFailure
 ) -> None:
-    about = {**_about(stage), "code": failure.code}
-    # lost workers are counted by themselves, from the last checkpoint on: a training may go on through many
-    left = failure.code == WORKER_LOST or stage.attempt < settings.max_attempts
-    if failure.retryable and left and stage.cancel_requested_at is None:
-        pause = min(settings.retry_seconds * 2 ** (stage.attempt - 1), _LONGEST_PAUSE_SECONDS)
+    data = {**_event_data(stage), "code": failure.code}
+
+    # 1. requeue; lost workers have their own limit, counted from the last checkpoint, since a training can be long
+    has_attempts = failure.code == WORKER_LOST or stage.attempt < settings.max_attempts
+    if failure.retryable and has_attempts and stage.cancel_requested_at is None:
+        pause = min(settings.retry_seconds * 2 ** (stage.attempt - 1), _MAX_PAUSE_SECONDS)
         pause *= random.uniform(0.5, 1.0)
         stages.requeue(session, stage.id, epoch, pause, failure.code, failure.message)
-        jobs.add_event(session, job.id, "stage.retried", failure.message, stage.id, **about, pause_seconds=pause)
+        jobs.add_event(session, job.id, "stage.retried", failure.message, stage.id, **data, pause_seconds=pause)
         return
+
+    # 2. or end the stage
     state = StageState.FAILED if stage.cancel_requested_at is None else StageState.CANCELLED
     stages.end(session, stage.id, epoch, state, failure.code, failure.message)
-    jobs.add_event(session, job.id, "stage.failed", failure.message, stage.id, **about)
-    if state is StageState.FAILED:
-        stages.cancel_unfinished(session, job.id)
-        if jobs.end(session, job.id, JobState.FAILED, failure.code, failure.message):
-            jobs.add_event(session, job.id, "job.failed", failure.message, code=failure.code)
-    else:
-        _settle(session, job)
+    jobs.add_event(session, job.id, "stage.failed", failure.message, stage.id, **data)
+
+    # 3. and its job
+    if state is StageState.CANCELLED:
+        _update_state(session, job)
+        return
+    stages.cancel_unfinished(session, job.id)
+    if jobs.end(session, job.id, JobState.FAILED, failure.code, failure.message):
+        jobs.add_event(session, job.id, "job.failed", failure.message, code=failure.code)
 
 
 def add_stages(
-    session: Session, job_id: str, plan: Sequence[PlannedStage], after: int = 0, held_back: bool = False
+    session: Session, job_id: str, plan: Sequence[PlannedStage], after: int = 0, on_hold: bool = False
 ) -> None:
-    """Add the planned stages to the job, numbered on from `after`; those that are free are hinted after the commit.
+    """Insert the planned stages of a job.
 
-    With `held_back` nothing of the job begins before it is resumed, which hints what is free then.
+    Args:
+        session: The transaction.
+        job_id: The job.
+        plan: The stages.
+        after: The number of the job's last stage; the new numbers follow it.
+        on_hold: Hold the stages until the job is resumed. Otherwise free stages are hinted after the commit.
     """
     free = stages.add(session, job_id, plan, after)
-    if held_back:
+    if on_hold:
         stages.hold(session, job_id)
     else:
         hint_after_commit(session, free)
@@ -301,44 +369,47 @@ def hint_free(session: Session, job_id: str) -> None:
 
 
 def rehint(uow: UnitOfWork, settings: Settings) -> int:
-    """Hint the free stages whose hint seems to be lost, and those that became free by time alone; how many."""
+    """Hint free stages whose last hint was long ago, or whose pause has ended. Returns their number."""
     with uow.reading() as session:
-        if not stages.any_unheard(session, settings.rehint_seconds):
+        if not stages.any_hint_due(session, settings.rehint_seconds):
             return 0
 
     def hint(session: Session) -> int:
-        unheard = stages.mark_unheard(session, settings.rehint_seconds)
-        hint_after_commit(session, unheard)
-        return len(unheard)
+        due = stages.mark_hint_due(session, settings.rehint_seconds)
+        hint_after_commit(session, due)
+        return len(due)
 
     return uow.run(hint, repeatable)
 
 
 def sweep(uow: UnitOfWork, settings: Settings) -> int:
-    """Queue the stages again whose workers went silent, or hang; how many there were."""
+    """Requeue the stages whose lease has expired or that make no progress. Returns their number."""
     with uow.reading() as session:
-        lost, hanging = stages.expired(session), stages.stuck(session, settings.stuck_seconds)
-    silent = sum(_lose(uow, settings, stage, only_expired=True) for stage in lost)
-    return silent + sum(_lose(uow, settings, stage, only_expired=False) for stage in hanging)
+        expired = stages.expired(session)
+        stuck = stages.stuck(session, settings.stuck_seconds)
+
+    requeued = sum(_requeue_lost(uow, settings, stage, only_expired=True) for stage in expired)
+    return requeued + sum(_requeue_lost(uow, settings, stage, only_expired=False) for stage in stuck)
 
 
 def requeue_stages_of(uow: UnitOfWork, settings: Settings, owner_prefix: str) -> int:
-    """The workers whose names begin so are known to be dead: their stages go back to the queue now."""
+    """Requeue the stages of dead workers, whose names start with `owner_prefix`. Returns their number."""
     with uow.reading() as session:
-        lost = stages.running_under(session, owner_prefix)
-    return sum(_lose(uow, settings, stage, only_expired=False) for stage in lost)
+        running = stages.running_under(session, owner_prefix)
+    return sum(_requeue_lost(uow, settings, stage, only_expired=False) for stage in running)
 
 
-def _lose(uow: UnitOfWork, settings: Settings, lost: Stage, only_expired: bool) -> bool:
-    """Queue one stage again, unless its lease was renewed or ended meanwhile; whether it was."""
+def _requeue_lost(uow: UnitOfWork, settings: Settings, lost: Stage, only_expired: bool) -> bool:
+    """Requeue the stage of a lost worker. False if its lease was renewed or has ended meanwhile."""
 
     def release(session: Session) -> bool:
         job = jobs.lock(session, lost.job_id)
         if not stages.count_crash(session, lost.id, lost.lease_epoch, only_expired):
             return False
+
         stage = stages.get(session, lost.id)
-        times = f"{stage.crash_count} of at most {settings.max_crashes} times"
-        message = f"the worker of {_named(session, stage)} was lost ({times})"
+        crashes = f"crash {stage.crash_count} of at most {settings.max_crashes}"
+        message = f"the worker of {_label(session, stage)} was lost ({crashes})"
         retryable = stage.crash_count < settings.max_crashes
         _end_attempt(session, settings, job, stage, stage.lease_epoch, StageFailure(WORKER_LOST, message, retryable))
         return True
@@ -349,72 +420,85 @@ def _lose(uow: UnitOfWork, settings: Settings, lost: Stage, only_expired: bool) 
     return uow.run(release, is_over)
 
 
-def _settle(session: Session, job: Job) -> None:
-    """Give the job the state that its stages have made it: ended, paused, waiting for people, or none of these."""
-    left = stages.states_left(session, job.id)
-    if not left:
+def _update_state(session: Session, job: Job) -> None:
+    """Set the state of the job if its stages imply one: ended, paused, or waiting for verdicts."""
+    states = stages.states_left(session, job.id)
+
+    if not states:
         state = JobState.SUCCEEDED if job.cancel_requested_at is None else JobState.CANCELLED
         if jobs.end(session, job.id, state):
             message = "every stage has succeeded" if state is JobState.SUCCEEDED else "the job is cancelled"
             jobs.add_event(session, job.id, f"job.{state}", message)
-    elif job.cancel_requested_at is not None or StageState.RUNNING in left:
+
+    elif job.cancel_requested_at is not None or StageState.RUNNING in states:
         return
+
     elif job.pause_requested_at is not None:
-        _become(session, job, JobState.PAUSED, "the job is paused")
+        _set_state(session, job, JobState.PAUSED, "the job is paused")
+
     elif stages.waits_for_people(session, job.id):
         if results.pairs_without_verdict(session, job.id):
-            _become(session, job, JobState.WAITING, "the job waits for verdicts on its pairs")
-        else:  # the last one was given while the job was paused, or something else of it still ran
+            _set_state(session, job, JobState.WAITING, "the job waits for verdicts on its pairs")
+        else:  # the last verdict came while the job was paused or another stage was running
             end_review(session, job, "every pair has a verdict")
 
 
-def _become(session: Session, job: Job, state: JobState, message: str) -> None:
+def _set_state(session: Session, job: Job, state: JobState, message: str) -> None:
     if jobs.become(session, job.id, state):
         jobs.add_event(session, job.id, f"job.{state}", message)
 
 
 def cancel(session: Session, job_id: str) -> None:
-    """Call the job off: at once where nothing of it runs, otherwise as soon as its running stages notice."""
+    """Cancel a job: at once if no stage runs, otherwise when its running stages have stopped."""
     job = jobs.lock(session, job_id)
     if JobState(job.state).is_final or job.cancel_requested_at is not None:
         return
+
     jobs.request_cancel(session, job.id)
-    jobs.add_event(session, job.id, "job.cancel_requested", "a cancel was asked for")
+    jobs.add_event(session, job.id, "job.cancel_requested", "a cancel was requested")
     stages.cancel_unfinished(session, job.id)
-    _settle(session, jobs.lock(session, job.id))
+    _update_state(session, jobs.lock(session, job.id))
 
 
 def pause(session: Session, job_id: str) -> None:
-    """Nothing more of the job begins; what runs keeps what it has done and stops within a step. Raises ConflictError
-    for a job that has ended or is being cancelled."""
+    """Pause a job. No further stage starts; running stages stop within a step and keep their progress.
+
+    Raises:
+        ConflictError: The job has ended or is being cancelled.
+    """
     job = jobs.lock(session, job_id)
     if JobState(job.state) in FINAL_JOB_STATES or job.cancel_requested_at is not None:
         raise ConflictError(f"{job.id} is {job.state}: only a job that has not ended can be paused")
     if job.pause_requested_at is not None:
         return
+
     jobs.request_pause(session, job.id)
-    jobs.add_event(session, job.id, "job.pause_requested", "a pause was asked for")
+    jobs.add_event(session, job.id, "job.pause_requested", "a pause was requested")
     stages.hold(session, job.id)
-    _settle(session, jobs.lock(session, job.id))
+    _update_state(session, jobs.lock(session, job.id))
 
 
 def resume(session: Session, job_id: str) -> None:
-    """Go on with a paused job, or without further verdicts where it waits for them. Raises ConflictError for others."""
+    """Resume a paused job, or end the review of a job that waits for verdicts.
+
+    Raises:
+        ConflictError: The job is in another state.
+    """
     job = jobs.lock(session, job_id)
     if job.pause_requested_at is not None and JobState(job.state) not in FINAL_JOB_STATES:
         jobs.request_resume(session, job.id)
-        jobs.add_event(session, job.id, "job.resumed", "the job goes on")
+        jobs.add_event(session, job.id, "job.resumed", "the job is resumed")
         stages.release(session, job.id)
         hint_free(session, job.id)
-        _settle(session, jobs.lock(session, job.id))
+        _update_state(session, jobs.lock(session, job.id))
     elif job.state == JobState.WAITING:
-        end_review(session, job, "the job goes on with the verdicts that there are")
+        end_review(session, job, "the job continues with the existing verdicts")
     else:
         raise ConflictError(f"{job.id} is {job.state}: only a job that is paused or waiting can be resumed")
 
 
 def end_review(session: Session, job: Job, message: str) -> None:
-    """The job's review is done; what waited for it may start. The job's row must be locked."""
+    """End the review of a job, so that the stages after it can start. The row of the job must be locked."""
     if stages.succeed_reviews(session, job.id):
         jobs.become(session, job.id, JobState.RUNNING)
         jobs.add_event(session, job.id, "review.done", message)

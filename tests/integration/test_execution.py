@@ -130,7 +130,7 @@ def test_the_log_names_the_shard_that_stops_and_its_further_attempts(service: Se
     assert messages(service, job_id)[-3:] == [
         "out of luck",
         "sample of round 1, shard 2 of 2 started, attempt 2",
-        "sample of round 1, shard 2 of 2 goes back to the queue",
+        "sample of round 1, shard 2 of 2 returned to the queue",
     ]
 
 

@@ -278,22 +278,22 @@ def mark_free(session: Session, job_id: str) -> list[Hint]:
     return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), is_free(Stage))
 
 
-def _is_unheard(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool]:
+def _is_hint_due(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool]:
     """Free, and never hinted or hinted long ago: each pause is as long as all before it, so they double."""
     since = now_seconds() - stage.hinted_at
     grown = or_(since >= stage.hinted_at - stage.free_at, since >= _MOST_PAUSES * pause_seconds)
     return is_free(stage) & or_(stage.hinted_at.is_(None), (since >= pause_seconds) & grown)
 
 
-def any_unheard(session: Session, pause_seconds: float) -> bool:
+def any_hint_due(session: Session, pause_seconds: float) -> bool:
     """Whether a free stage is to be hinted again."""
-    return session.scalar(select(Stage.id).where(_is_unheard(Stage, pause_seconds)).limit(1)) is not None
+    return session.scalar(select(Stage.id).where(_is_hint_due(Stage, pause_seconds)).limit(1)) is not None
 
 
-def mark_unheard(session: Session, pause_seconds: float) -> list[Hint]:
+def mark_hint_due(session: Session, pause_seconds: float) -> list[Hint]:
     """The free stages that are to be hinted again, which are marked as hinted now."""
     unheard = aliased(Stage)  # rows that another transaction holds are passed over: two orders of locks never meet
-    found = select(unheard.id).where(_is_unheard(unheard, pause_seconds)).with_for_update(skip_locked=True)
+    found = select(unheard.id).where(_is_hint_due(unheard, pause_seconds)).with_for_update(skip_locked=True)
     return _mark(session, Stage.id.in_(found))
 
 
