@@ -1,4 +1,4 @@
-"""`python -m api`: the service on its settings' address, with its worker, until Ctrl-C."""
+"""`python -m api`: runs the service, with its embedded worker, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def main() -> None:
         raise SystemExit(f"cannot start: {error}") from error
     except OSError as error:
         raise SystemExit(f"cannot start: DFUSION_DATA_DIR: {settings.data_dir}: {error.strerror}") from error
-    # uvicorn raises the signal that ended it once more; a requested stop is no failure
+
+    # uvicorn raises the signal again after its shutdown; exit code 0, because a requested stop is no failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         app,

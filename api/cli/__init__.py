@@ -1,4 +1,4 @@
-"""The command line `dfusion`; it speaks only the REST API."""
+"""The command line `dfusion`. It uses only the REST API."""
 
 from api.cli.app import app
 

@@ -1,4 +1,4 @@
-"""API keys: who may do what. All of it takes a key with the scope admin."""
+"""Commands for API keys. All of them need a key with the scope admin."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli.options import Limit, gather
-from api.cli.screens import listing, moment, sheet, yes_or_no
+from api.cli.options import Limit, fetch_pages
+from api.cli.screens import listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.wire.api_keys import ApiKeyMade
 from service.states import KeyScope
@@ -21,13 +21,13 @@ app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 @app.command()
 def create(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Whose key it is, or what for")],
-    scope: Annotated[list[KeyScope], typer.Option(help="What it is good for; may be given several times")],
+    name: Annotated[str, typer.Argument(help="Owner or purpose of the key")],
+    scope: Annotated[list[KeyScope], typer.Option(help="What the key permits; may be repeated")],
     expires_at: Annotated[
-        datetime | None, typer.Option(help="When it ends, by this machine's clock; never if not given")
+        datetime | None, typer.Option(help="Expiry in local time; the key never expires if not given")
     ] = None,
 ) -> None:
-    """Make a key and show it: this once, and never again.
+    """Create a key and show it. It is shown only once.
 
     Examples:
       dfusion api-keys create ann --scope submit --scope review
@@ -35,47 +35,48 @@ def create(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        made = client.make_api_key(name, scope, expires_at=expires_at and expires_at.astimezone())
-    session.answer(made, lambda: _screen(made))
+        api_key = client.make_api_key(name, scope, expires_at=expires_at and expires_at.astimezone())
+    session.show(api_key, lambda: _screen(api_key))
 
 
-def _screen(made: ApiKeyMade) -> RenderableType:
+def _screen(api_key: ApiKeyMade) -> RenderableType:
     fields = {
-        "key": made.key,
-        "id": made.id,
-        "name": made.name,
-        "scopes": ", ".join(made.scopes),
-        "expires": moment(made.expires_at) if made.expires_at else "never",
+        "key": api_key.key,
+        "id": api_key.id,
+        "name": api_key.name,
+        "scopes": ", ".join(api_key.scopes),
+        "expires": local_time(api_key.expires_at) if api_key.expires_at else "never",
     }
-    return Group(sheet(fields), Text("\nKeep the key: it is not shown again."))
+    return Group(sheet(fields), Text("\nStore the key now: it is not shown again."))
 
 
 @app.command("list")
 def list_keys(ctx: typer.Context, limit: Limit = 50) -> None:
-    """Keys, newest first, by their first characters; revoked and expired ones too."""
+    """List keys, newest first, with their first characters. Includes revoked and expired keys."""
     session: Session = ctx.obj
     with session.client() as client:
-        found = gather(client.api_keys_page, limit)
+        page = fetch_pages(client.api_keys_page, limit)
+
     rows = (
         (
-            one.id,
-            one.name,
-            f"{one.prefix}…",
-            ", ".join(one.scopes),
-            yes_or_no(one.active),
-            moment(one.last_used_at),
-            moment(one.expires_at),
+            key.id,
+            key.name,
+            f"{key.prefix}…",
+            ", ".join(key.scopes),
+            yes_or_no(key.active),
+            local_time(key.last_used_at),
+            local_time(key.expires_at),
         )
-        for one in found.data
+        for key in page.data
     )
     headings = ("id", "name", "key", "scopes", "active", "last used", "expires")
-    session.answer(found, lambda: listing(headings, rows, found.has_more))
+    session.show(page, lambda: listing(headings, rows, page.has_more))
 
 
 @app.command()
-def revoke(ctx: typer.Context, key: Annotated[str, typer.Argument(metavar="ID", help="Its id, key_…")]) -> None:
-    """Let a key open nothing any more. The last one with the scope admin stays."""
+def revoke(ctx: typer.Context, key: Annotated[str, typer.Argument(metavar="ID", help="The key's id, key_…")]) -> None:
+    """Revoke a key. The last key with the scope admin cannot be revoked."""
     session: Session = ctx.obj
     with session.client() as client:
         client.revoke_api_key(key)
-    session.answer(None, lambda: Text(f"{key} is revoked"))
+    session.show(None, lambda: Text(f"{key} is revoked"))

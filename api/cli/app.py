@@ -1,4 +1,4 @@
-"""The application: the root's options, and all commands."""
+"""The application: root options and all commands."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ app = typer.Typer(
 @app.callback()
 def root(
     ctx: typer.Context,
-    url: Annotated[str, typer.Option(envvar="DFUSION_URL", help="Where the service is")] = DEFAULT_URL,
+    url: Annotated[str, typer.Option(envvar="DFUSION_URL", help="URL of the service")] = DEFAULT_URL,
     api_key: Annotated[
-        str | None, typer.Option(envvar="DFUSION_API_KEY", help="API key, if the service asks for one")
+        str | None, typer.Option(envvar="DFUSION_API_KEY", help="API key, if the service requires one")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Answer with the API's JSON, and nothing else on standard output")
+        bool, typer.Option("--json", help="Print the API's JSON, and nothing else, on standard output")
     ] = False,
 ) -> None:
     """D-Fusion: online preference training of text-to-image diffusion models on visually consistent pairs.
 
     A command line for the service's REST API. These options may stand anywhere on the line.
 
-    Exit codes: 0; 1 an error; 2 a wrong command line; 3 a job that was followed, or a cell, failed or was cancelled.
+    Exit codes: 0 success; 1 error; 2 invalid command line; 3 a followed job or a cell failed or was cancelled;
+    130 Ctrl-C.
 
     Examples:
       dfusion doctor

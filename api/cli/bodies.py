@@ -1,4 +1,4 @@
-"""Bodies of requests: from a file, from options, and from `--set name.of.setting=value`."""
+"""Request bodies from a file, from options and from `--set name.of.setting=value`."""
 
 from __future__ import annotations
 
@@ -11,34 +11,53 @@ from typing import Any
 import typer
 
 
-def body_of(file: Path | None, options: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The body: what the file says, over it the options that were given (names may have dots), over it `settings`."""
+def build_body(file: Path | None, options: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Merge a request body; options override the file, and `settings` override both.
+
+    Args:
+        file: JSON object to start from.
+        options: Values by setting name, which may contain dots; None means not given.
+        settings: Arguments of `--set`, as `name=value`.
+
+    Returns:
+        The body.
+
+    Raises:
+        typer.BadParameter: The file or a setting is invalid.
+    """
     body = {} if file is None else read_json_object(file)
+
     for name, value in options.items():
         if value is not None:
-            put(body, name, value)
+            set_nested(body, name, value)
+
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not name or not equals:
             raise typer.BadParameter(f"expected name=value, got {setting!r}", param_hint="--set")
-        put(body, name, value_of(text))
+        set_nested(body, name, parse_value(text))
+
     return body
 
 
-def put(body: dict[str, Any], name: str, value: Any) -> None:
-    """Set `training.lora.rank` and the like."""
-    *outer, last = name.split(".")
-    place = body
-    for part in outer:
-        inner = place.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise typer.BadParameter(f"{name}: {part} is {inner!r}, nothing can be set in it", param_hint="--set")
-        place = inner
-    place[last] = value
+def set_nested(body: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by its dotted name, such as `training.lora.rank`. Creates missing objects.
+
+    Raises:
+        typer.BadParameter: A part of the name is a value that is not an object.
+    """
+    *parents, last = name.split(".")
+    target = body
+    for parent in parents:
+        child = target.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise typer.BadParameter(f"{name}: expected an object in {parent}, got {child!r}", param_hint="--set")
+        target = child
+    target[last] = value
 
 
-def value_of(text: str) -> Any:
-    """JSON where it is JSON (0.5, true, null, [3, 4]), otherwise the text itself."""
+def parse_value(text: str) -> Any:
+    """Parse JSON (0.5, true, null, [3, 4]); other text is returned as it is."""
     try:
         return json.loads(text)
     except ValueError:
@@ -46,26 +65,26 @@ def value_of(text: str) -> Any:
 
 
 def read_text(file: Path) -> str:
-    """The file's text; `-` is standard input."""
+    """Read a UTF-8 text file; `-` is standard input. Raises typer.BadParameter."""
     try:
         return sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{file} is no text in UTF-8") from error
+        raise typer.BadParameter(f"{file}: expected text in UTF-8") from error
     except OSError as error:
         raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from error
 
 
 def read_json(file: Path) -> Any:
-    """The file's JSON."""
+    """Read a JSON file. Raises typer.BadParameter."""
     try:
         return json.loads(read_text(file))
     except ValueError as error:
-        raise typer.BadParameter(f"{file} is no JSON: {error}") from error
+        raise typer.BadParameter(f"{file}: expected JSON: {error}") from error
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The file's JSON, which is an object."""
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"{file}: expected a JSON object, got {type(found).__name__}")
-    return found
+    """Read a JSON file that holds an object. Raises typer.BadParameter."""
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise typer.BadParameter(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content

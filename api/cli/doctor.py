@@ -22,46 +22,48 @@ from service.catalogue import Catalogue
 from service.errors import StartError
 from service.settings import Settings
 
-_LITTLE_BYTES = 5_000_000_000
+_MIN_FREE_BYTES = 5_000_000_000
 _TORCH_SECONDS = 120
-_ASK_TORCH = """
+_TORCH_PROBE = """
 import importlib.util, json
-found = {"installed": importlib.util.find_spec("torch") is not None}
-if found["installed"]:
+facts = {"installed": importlib.util.find_spec("torch") is not None}
+if facts["installed"]:
     import torch
-    found["version"] = torch.__version__
-    found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-print(json.dumps(found))
+    facts["version"] = torch.__version__
+    facts["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+print(json.dumps(facts))
 """
 
 
 def doctor(ctx: typer.Context) -> None:
     """Check the service (reachable, ready, files) and this machine (disk, torch, GPU, model files).
 
-    Each line is ok, a warning, or wrong, with a suggested fix. Exit code 1 if anything is wrong.
+    Each check is ok, a warning or wrong, with a suggested fix. Exit code 1 if a check is wrong.
 
     Example: dfusion doctor --url http://gpu-box:8000
     """
     session: Session = ctx.obj
-    checks = [*_service(session), *_machine()]
-    session.answer({"data": [check.model_dump() for check in checks]}, lambda: _screen(checks))
+    checks = [*_service_checks(session), *_machine_checks()]
+    session.show({"data": [check.model_dump() for check in checks]}, lambda: _screen(checks))
     if any(check.state == "wrong" for check in checks):
         raise typer.Exit(ERROR)
 
 
 def _screen(checks: list[CheckOut]) -> RenderableType:
-    return listing(("check", "", "found"), ((one.name, styled_state(one.state), one.detail) for one in checks))
+    rows = [(check.name, styled_state(check.state), check.detail) for check in checks]
+    return listing(("check", "", "details"), rows)
 
 
-def _service(session: Session) -> Iterator[CheckOut]:
+def _service_checks(session: Session) -> Iterator[CheckOut]:
     try:
         with session.client() as client:
-            yield _reachable(client)
-            yield from (_named(f"service: {check.name}", check) for check in client.ready().checks)
-            yield _key(client)
-            yield _artifact(client)
+            yield _reachability(client)
+            for check in client.ready().checks:
+                yield check.model_copy(update={"name": f"service: {check.name}"})
+            yield _access(client)
+            yield _download(client)
     except UnreachableError as error:
-        fix = "start it with `make serve` or `python -m api`, or say where it is with --url or DFUSION_URL"
+        fix = "start it with `make serve` or `python -m api`, or set its address with --url or DFUSION_URL"
         yield _check("service", "wrong", f"{error.detail}; {fix}")
     except ApiError as error:
         yield _check("service", "wrong", error.detail)
@@ -71,50 +73,50 @@ def _check(name: str, state: CheckState, detail: str) -> CheckOut:
     return CheckOut(name=name, state=state, detail=detail)
 
 
-def _named(name: str, check: CheckOut) -> CheckOut:
-    return check.model_copy(update={"name": name})
-
-
-def _reachable(client: Client) -> CheckOut:
+def _reachability(client: Client) -> CheckOut:
     client.health()
-    there, here = client.version(), _own_version()
-    if there != here:
-        detail = f"{client.base_url} is of version {there}, this command line of {here}: install the same"
+    service_version = client.version()
+    cli_version = _installed_version()
+    if service_version != cli_version:
+        detail = (
+            f"{client.base_url} has version {service_version}, this command line has {cli_version}: "
+            "install the same version"
+        )
         return _check("service", "warning", detail)
-    return _check("service", "ok", f"{client.base_url} answers, version {there}")
+    return _check("service", "ok", f"{client.base_url} is reachable, version {service_version}")
 
 
-def _own_version() -> str:
+def _installed_version() -> str:
     try:
         return version("dfusion")
     except PackageNotFoundError:
         return "0"
 
 
-def _key(client: Client) -> CheckOut:
+def _access(client: Client) -> CheckOut:
     try:
         client.jobs_page(1)
     except UnauthorizedError as error:
-        return _check("access", "wrong", f"{error.detail}; give a key with --api-key or DFUSION_API_KEY")
-    return _check("access", "ok", "jobs can be read")
+        return _check("access", "wrong", f"{error.detail}; set a key with --api-key or DFUSION_API_KEY")
+    return _check("access", "ok", "the key can read jobs")
 
 
-def _artifact(client: Client) -> CheckOut:
-    """One file through whatever clients fetch files through, the service or the storage's public address."""
+def _download(client: Client) -> CheckOut:
+    """Download one file as any client does: from the service or from the storage's public address."""
     name = "files"
     try:
         samples = client.samples_page(1).data
         if not samples:
-            return _check(name, "ok", "nothing was made yet that could be fetched")
+            return _check(name, "ok", "no samples yet, so there is no file to download")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "image"
             client.download(samples[0].image, file)
             return _check(name, "ok", f"{samples[0].image}: {size(file.stat().st_size)}, SHA-256 as stored")
     except ApiError as error:
-        return _check(name, "wrong", f"{error.detail}; look at DFUSION_S3_PUBLIC_ENDPOINT and the service's log")
+        return _check(name, "wrong", f"{error.detail}; check DFUSION_S3_PUBLIC_ENDPOINT and the service's log")
 
 
-def _machine() -> Iterator[CheckOut]:
+def _machine_checks() -> Iterator[CheckOut]:
     try:
         settings = Settings.read()
     except StartError as error:
@@ -122,47 +124,52 @@ def _machine() -> Iterator[CheckOut]:
         return
     yield _disk(settings.data_dir)
     yield torch_check(sys.executable)
-    yield from (_model(name, model.source) for name, model in Catalogue.of(settings).models.items())
+    for name, model in Catalogue.of(settings).models.items():
+        yield _model_files(name, model.source)
 
 
 def _disk(folder: Path) -> CheckOut:
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free < _LITTLE_BYTES:
-        return _check("here: disk", "warning", f"{size(free)} free at {place}: make room, or move DFUSION_DATA_DIR")
-    return _check("here: disk", "ok", f"{size(free)} free at {place}")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    detail = f"{size(free)} free at {existing}"
+    if free < _MIN_FREE_BYTES:
+        return _check("here: disk", "warning", f"{detail}: free some space or move DFUSION_DATA_DIR")
+    return _check("here: disk", "ok", detail)
 
 
 def torch_check(python: str) -> CheckOut:
-    """torch and GPUs, in a process of its own: this one must stay small and start at once."""
+    """Check torch and the GPUs in a subprocess, so that the command line starts without torch."""
     name = "here: torch"
     try:
         probe = subprocess.run(
-            [python, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TORCH_SECONDS, check=True
+            [python, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=_TORCH_SECONDS, check=True
         )
-        found = json.loads(probe.stdout.splitlines()[-1])
+        facts = json.loads(probe.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         why = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        return _check(name, "wrong", f"torch cannot be imported ({why}): install it again for this machine")
+        return _check(name, "wrong", f"torch cannot be imported ({why}): reinstall torch for this machine")
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
-        return _check(name, "warning", f"nothing could be found out about torch: {error}")
-    if not found["installed"]:
-        return _check(name, "ok", "not installed: this machine can be a client, not a worker")
-    if not found["gpus"]:
-        return _check(name, "warning", f"{found['version']}, no GPU: enough for the shapes world, slow for others")
-    return _check(name, "ok", f"{found['version']}, {', '.join(found['gpus'])}")
+        return _check(name, "warning", f"the check for torch did not run: {error}")
+
+    if not facts["installed"]:
+        return _check(name, "ok", "not installed: this machine can be a client but not a worker")
+    if not facts["gpus"]:
+        return _check(name, "warning", f"{facts['version']}, no GPU: fast enough only for the shapes world")
+    return _check(name, "ok", f"{facts['version']}, {', '.join(facts['gpus'])}")
 
 
-def _model(name: str, source: str) -> CheckOut:
-    """Whether a worker on this machine would find the model's files."""
-    from dfusion.sources import HUB_MODELS  # only here: the hub's client takes longer to import than all others
+def _model_files(name: str, source: str) -> CheckOut:
+    """Check that a worker on this machine can find the model's files."""
+    from dfusion.sources import HUB_MODELS  # imported here because the hub's client is slow to import
 
     what = f"here: model {name}"
     if Path(source).is_dir():
         if (Path(source) / "model_index.json").is_file():
             return _check(what, "ok", source)
-        return _check(what, "wrong", f"{source} holds no model_index.json: name a diffusers folder in DFUSION_MODELS")
+        return _check(what, "wrong", f"{source} has no model_index.json: set a diffusers folder in DFUSION_MODELS")
+
     if source in HUB_MODELS or ("@" in source and source.count("/") == 1):
-        return _check(what, "ok", f"{source}, from the model hub when it is first used")
-    hint = "name a diffusers folder, one of " + ", ".join(HUB_MODELS) + ", or owner/name@revision in DFUSION_MODELS"
-    return _check(what, "wrong", f"there is no folder {source}: {hint}")
+        return _check(what, "ok", f"{source}, downloaded from the model hub at first use")
+
+    hint = "set a diffusers folder, one of " + ", ".join(HUB_MODELS) + ", or owner/name@revision in DFUSION_MODELS"
+    return _check(what, "wrong", f"folder {source} does not exist: {hint}")

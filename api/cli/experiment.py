@@ -1,4 +1,4 @@
-"""Experiments: matrices of arms x prompt lists x seeds, described in a file."""
+"""Commands for experiments: matrices of arms x prompt lists x seeds, described in a file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from api.experiments.runner import run as run_experiment
 from api.experiments.status import CellStatus
 from api.experiments.status import status as status_of
 
-app = typer.Typer(no_args_is_help=True, help="Experiments: run a matrix of trainings, see how far it is, report it.")
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, as YAML; docs/experiments.md")]
+app = typer.Typer(no_args_is_help=True, help="Experiments: run a matrix of trainings, show its status, report it.")
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment in YAML; see docs/experiments.md")]
 Out = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of the records; `records` beside FILE if not given")
+    Path | None, typer.Option(metavar="DIR", help="Folder of the records; `records` next to FILE if not given")
 ]
 Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm, or `base`; may be repeated")]
 Lists = Annotated[list[str] | None, typer.Option("--list", help="Only this prompt list; may be repeated")]
@@ -43,13 +43,13 @@ def run(
     list_name: Lists = None,
     seed: Seeds = None,
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="Cells under way at once; as many as there are workers if not given")
+        int | None, typer.Option(min=1, help="Cells that run at once; the number of workers if not given")
     ] = None,
 ) -> None:
-    """Run the cells that have no record yet, and follow them. Ctrl-C leaves their jobs alone.
+    """Run the cells that have no record yet, and follow them. Ctrl-C does not stop their jobs.
 
-    Run it again to continue, on any machine: jobs that exist are found, finished cells are skipped, failed ones are
-    retried. Exit code 3 if a cell failed.
+    Run the command again, on any machine, to continue. It follows existing jobs, skips finished cells and retries
+    failed ones. Exit code 3 if a cell failed.
 
     Examples:
       dfusion experiment run experiments/shapes-dpo.yaml
@@ -57,18 +57,18 @@ def run(
     """
     session: Session = ctx.obj
     experiment = Experiment.load(file)
-    folder = out_of(file, out)
+    folder = records_folder(file, out)
     selection = Selection(tuple(list_name or ()), tuple(arm or ()), tuple(seed or ()))
     console = session.err if session.as_json else session.out
+
     try:
         with session.client() as client, progress(console) as show:
             result = run_experiment(experiment, client, folder, selection=selection, parallel=parallel, show=show)
     except KeyboardInterrupt:
-        session.err.print(
-            f"its jobs continue; run it again to follow them: dfusion experiment run {file}", highlight=False
-        )
+        session.err.print(f"the jobs continue; to follow them: dfusion experiment run {file}", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
-    session.answer(_json(experiment, folder, result), lambda: _screen(experiment, folder, result))
+
+    session.show(_json(experiment, folder, result), lambda: _screen(experiment, folder, result))
     if result.failures:
         raise typer.Exit(JOB_FAILED)
 
@@ -78,18 +78,18 @@ def report(
     ctx: typer.Context,
     file: File,
     out: Out = None,
-    plots: Annotated[bool, typer.Option(help="Draw plots, which takes matplotlib")] = True,
+    plots: Annotated[bool, typer.Option(help="Draw plots; requires matplotlib")] = True,
 ) -> None:
-    """Write report.json, report.md and plots beside the records. It takes the records alone, no service.
+    """Write report.json, report.md and plots next to the records. Needs only the records, no service.
 
     Example: dfusion experiment report experiments/shapes-dpo.yaml
     """
     session: Session = ctx.obj
-    result = write_report(Experiment.load(file), out_of(file, out), plots=plots)
-    session.answer(report_json(result), lambda: _written(result))
+    result = write_report(Experiment.load(file), records_folder(file, out), plots=plots)
+    session.show(report_json(result), lambda: _report_screen(result))
 
 
-def _written(result: Report) -> RenderableType:
+def _report_screen(result: Report) -> RenderableType:
     lines = [Text(f"{len(result.records)} records")]
     if result.missing:
         lines.append(Text(f"missing: {', '.join(cell.name for cell in result.missing)}", style="yellow"))
@@ -100,41 +100,42 @@ def _written(result: Report) -> RenderableType:
 def status(
     ctx: typer.Context, file: File, out: Out = None, arm: Arms = None, list_name: Lists = None, seed: Seeds = None
 ) -> None:
-    """The cells, their records and their jobs. Starts nothing.
+    """Show the cells, their records and their jobs. Starts nothing.
 
     Example: dfusion experiment status experiments/shapes-dpo.yaml
     """
     session: Session = ctx.obj
     selection = Selection(tuple(list_name or ()), tuple(arm or ()), tuple(seed or ()))
     with session.client() as client:
-        cells = status_of(Experiment.load(file), client, out_of(file, out), selection=selection)
-    session.answer({"data": [_status_json(one) for one in cells]}, lambda: _status_screen(cells))
+        cells = status_of(Experiment.load(file), client, records_folder(file, out), selection=selection)
+    session.show({"data": [_status_json(cell_status) for cell_status in cells]}, lambda: _status_screen(cells))
 
 
-def _status_json(one: CellStatus) -> dict[str, object]:
+def _status_json(cell_status: CellStatus) -> dict[str, object]:
     return {
-        "list": one.cell.list_name,
-        "arm": one.cell.arm,
-        "seed": one.cell.seed,
-        "key": one.cell.settings.key,
-        "state": one.state,
-        "record": None if one.record is None else str(one.record),
-        "job": None if one.job is None else one.job.model_dump(mode="json"),
+        "list": cell_status.cell.list_name,
+        "arm": cell_status.cell.arm,
+        "seed": cell_status.cell.seed,
+        "key": cell_status.cell.settings.key,
+        "state": cell_status.state,
+        "record": None if cell_status.record is None else str(cell_status.record),
+        "job": None if cell_status.job is None else cell_status.job.model_dump(mode="json"),
     }
 
 
 def _status_screen(cells: Sequence[CellStatus]) -> RenderableType:
     rows = []
-    for one in cells:
-        job = one.job
-        where = "" if job is None else f"{job.kind} {job.progress.percent:.0f} %"
+    for cell_status in cells:
+        job = cell_status.job
+        job_progress = "" if job is None else f"{job.kind} {job.progress.percent:.0f} %"
         error = "" if job is None or job.error is None else f"{job.error.code}: {job.error.message}"
-        rows.append((one.cell.name, styled_state(one.state), where, "" if job is None else job.id, error))
+        job_id = "" if job is None else job.id
+        rows.append((cell_status.cell.name, styled_state(cell_status.state), job_progress, job_id, error))
     return listing(("cell", "state", "job", "", ""), rows)
 
 
-def out_of(file: Path, out: Path | None) -> Path:
-    """Where the records of all experiments are."""
+def records_folder(file: Path, out: Path | None) -> Path:
+    """The folder of all experiments' records: `out`, or `records` next to the file."""
     return file.parent / "records" if out is None else out
 
 
@@ -151,9 +152,9 @@ def _json(experiment: Experiment, out: Path, result: RunResult) -> dict[str, obj
 
 
 def _screen(experiment: Experiment, out: Path, result: RunResult) -> RenderableType:
-    before = f", {result.recorded_before} of them before" if result.recorded_before else ""
-    lines = [Text(f"{len(result.done)} cells are recorded in {folder_of(out, experiment.name)}{before}")]
+    before = f", {result.recorded_before} of them from earlier runs" if result.recorded_before else ""
+    lines = [Text(f"{len(result.done)} cells have records in {folder_of(out, experiment.name)}{before}")]
     lines += [Text(failure_line(failure), style="red") for failure in result.failures]
     if result.failures:
-        lines.append(Text("run it again to retry what failed"))
+        lines.append(Text("run the command again to retry the failed cells"))
     return Group(*lines)

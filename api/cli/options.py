@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -13,39 +13,52 @@ from api.wire.common import ListOut
 T = TypeVar("T")
 
 Spec = Annotated[
-    Path | None, typer.Option("--spec", metavar="FILE", help="JSON body to start from; - is standard input")
+    Path | None, typer.Option("--spec", metavar="FILE", help="JSON file with the request body; - is standard input")
 ]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the request, such as training.beta=0.5"),
 ]
 Label = Annotated[str | None, typer.Option(help="Free text")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random")]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job has ended")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the request and say what it would take")]
-Key = Annotated[str | None, typer.Option("--key", help="Idempotency-Key: the same key makes the job only once")]
+Seed = Annotated[int | None, typer.Option(help="Random seed")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the request and estimate its cost")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="Idempotency-Key: repeating the request with this key creates no second job")
+]
 Prompts = Annotated[
     list[str] | None,
-    typer.Option("--prompt", metavar="TEXT", help='A prompt, items in brackets: "a \\[cat] eating a \\[sandwich]"'),
+    typer.Option(
+        "--prompt", metavar="TEXT", help='A prompt with its items in brackets: "a \\[cat] eating a \\[sandwich]"'
+    ),
 ]
-OfJob = Annotated[str | None, typer.Option("--job", metavar="JOB", help="Of this job")]
+OfJob = Annotated[str | None, typer.Option("--job", metavar="JOB", help="Only those of this job")]
 OfPromptSet = Annotated[
-    str | None, typer.Option("--prompt-set", metavar="SET", help="On this prompt set, by its name or id")
+    str | None, typer.Option("--prompt-set", metavar="SET", help="Only those on this prompt set (name or id)")
 ]
-Limit = Annotated[int, typer.Option(min=1, help="How many at most")]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of entries")]
 
-LONGEST_PAGE = 200
-
-
-def gather(page: Callable[[int, str | None], ListOut[T]], limit: int) -> ListOut[T]:
-    """The first `limit` of a list, of as many pages as that takes."""
-    found = page(min(limit, LONGEST_PAGE), None)
-    while found.has_more and len(found.data) < limit:
-        more = page(min(limit - len(found.data), LONGEST_PAGE), found.next_cursor)
-        found = type(found)(data=[*found.data, *more.data], has_more=more.has_more, next_cursor=more.next_cursor)
-    return found
+MAX_PAGE_SIZE = 200
 
 
-def texts(prompts: list[str] | None) -> list[dict[str, str]] | None:
-    """Prompts as a request has them; the service finds the items."""
+def fetch_pages(fetch: Callable[[int, str | None], ListOut[T]], limit: int) -> ListOut[T]:
+    """Fetch the first `limit` entries of a list.
+
+    Args:
+        fetch: Returns one page, given its size and the cursor of the page before.
+        limit: Maximum number of entries.
+
+    Returns:
+        The entries of all pages as one page.
+    """
+    result = fetch(min(limit, MAX_PAGE_SIZE), None)
+    while result.has_more and len(result.data) < limit:
+        page = fetch(min(limit - len(result.data), MAX_PAGE_SIZE), result.next_cursor)
+        data = [*result.data, *page.data]
+        result = type(result)(data=data, has_more=page.has_more, next_cursor=page.next_cursor)
+    return result
+
+
+def prompt_bodies(prompts: list[str] | None) -> list[dict[str, str]] | None:
+    """Convert prompts to the request's form; the service detects their items."""
     return [{"text": prompt} for prompt in prompts] if prompts else None

@@ -1,4 +1,4 @@
-"""Pairs: base, reference and target side by side, and people's verdicts on them."""
+"""Commands for pairs of base, reference and target, and for reviewers' verdicts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli.jobs import followed, job_sheet
-from api.cli.options import Follow, Key, Limit, OfJob, OfPromptSet, gather
-from api.cli.screens import figure, listing, moment, sheet, yes_or_no
+from api.cli.jobs import follow_to_end, job_sheet
+from api.cli.options import Follow, Key, Limit, OfJob, OfPromptSet, fetch_pages
+from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import PairFilters
 from api.wire.pairs import PairOut
@@ -24,26 +24,25 @@ PairId = Annotated[str, typer.Argument(metavar="PAIR", help="The pair's id")]
 def list_pairs(
     ctx: typer.Context,
     job: OfJob = None,
-    round: Annotated[int | None, typer.Option(help="Of this round")] = None,
+    round: Annotated[int | None, typer.Option(help="Only those of this round")] = None,
     adopted: Annotated[
         bool | None, typer.Option("--adopted/--not-adopted", help="Whether Eq. 7 adopted the target")
     ] = None,
-    judged: Annotated[
-        bool | None, typer.Option("--judged/--unjudged", help="Whether a person has given a verdict")
-    ] = None,
+    judged: Annotated[bool | None, typer.Option("--judged/--unjudged", help="Whether the pair has a verdict")] = None,
     prompt_set: OfPromptSet = None,
     limit: Limit = 20,
 ) -> None:
-    """Pairs, oldest first.
+    """List pairs, oldest first.
 
     Example: dfusion pairs list --job job_… --unjudged
     """
     session: Session = ctx.obj
     with session.client() as client:
         filters = PairFilters(job=job, round=round, adopted=adopted, judged=judged, prompt_set=prompt_set)
-        found = gather(lambda size, cursor: client.pairs_page(size, cursor, **filters), limit)
+        page = fetch_pages(lambda size, cursor: client.pairs_page(size, cursor, **filters), limit)
+
     headings = ("pair", "round>", "base>", "reference>", "target>", "adopted", "verdict", "prompt")
-    session.answer(found, lambda: listing(headings, (_row(pair) for pair in found.data), found.has_more))
+    session.show(page, lambda: listing(headings, map(_row, page.data), page.has_more))
 
 
 def _row(pair: PairOut) -> tuple[Any, ...]:
@@ -54,11 +53,11 @@ def _row(pair: PairOut) -> tuple[Any, ...]:
 
 @app.command()
 def show(ctx: typer.Context, pair_id: PairId) -> None:
-    """A pair: scores, figures (margin, consistency, mask cover) and verdict."""
+    """Show a pair: its scores, its statistics (margin, consistency, mask cover) and its verdict."""
     session: Session = ctx.obj
     with session.client() as client:
         pair = client.pair(pair_id)
-    session.answer(pair, lambda: _sheet(pair))
+    session.show(pair, lambda: _sheet(pair))
 
 
 @app.command()
@@ -67,14 +66,14 @@ def verdict(
     pair_id: PairId,
     prefer: Annotated[
         Literal["target", "base", "tie", "reject", "none"],
-        typer.Argument(help="The better side; tie; reject: neither is good; none: take a verdict back"),
+        typer.Argument(help="target or base: the better side; tie; reject: neither is good; none: remove the verdict"),
     ],
-    reviewer: Annotated[str | None, typer.Option(help="Who says so")] = None,
+    reviewer: Annotated[str | None, typer.Option(help="Name of the reviewer")] = None,
     revision: Annotated[
-        int | None, typer.Option(help="The pair's revision that was looked at: fails if it has changed since")
+        int | None, typer.Option(help="The revision that was reviewed; the command fails if the pair has changed since")
     ] = None,
 ) -> None:
-    """Say which side of a pair is better. The last verdict that a review waits for lets its job go on.
+    """Set or remove the verdict on a pair. A job that waits for review continues after its last verdict.
 
     Examples:
       dfusion pairs verdict pair_… target --reviewer ann
@@ -82,62 +81,67 @@ def verdict(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        said = None if prefer == "none" else prefer
-        pair = client.set_verdict(pair_id, said, reviewer=reviewer, revision=revision)
-    session.answer(pair, lambda: _sheet(pair))
+        verdict = None if prefer == "none" else prefer
+        pair = client.set_verdict(pair_id, verdict, reviewer=reviewer, revision=revision)
+    session.show(pair, lambda: _sheet(pair))
 
 
 @app.command()
 def export(
     ctx: typer.Context,
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job whose pairs they are")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job whose pairs are exported")],
     follow: Follow = False,
     key: Key = None,
 ) -> None:
-    """Write a job's pairs as a parquet data set, by a job of its own."""
+    """Export a job's pairs as a parquet data set. A separate job writes the file."""
     session: Session = ctx.obj
     with session.client() as client:
-        made = client.start_export({"job": job, "format": "parquet"}, idempotency_key=key)
+        export_job = client.start_export({"job": job, "format": "parquet"}, idempotency_key=key)
         if follow:
-            followed(session, client, made.id)
+            follow_to_end(session, client, export_job.id)
         else:
-            session.answer(made, lambda: job_sheet(made))
+            session.show(export_job, lambda: job_sheet(export_job))
 
 
 @app.command()
 def download(
     ctx: typer.Context,
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job whose pairs were exported")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the parquet file")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Output file (parquet)")],
 ) -> None:
-    """Fetch the newest data set that `dfusion pairs export` made of a job's pairs."""
+    """Download the newest data set that `dfusion pairs export` wrote for a job."""
     session: Session = ctx.obj
     with session.client() as client:
-        made = client.exports(job).data
-        if not made:
-            raise typer.BadParameter(f"{job} has no export yet: dfusion pairs export {job} --follow")
-        sha256 = client.download(made[0].artifact, file)
-    session.answer(made[0], lambda: Text(f"{file}, sha256 {sha256}"))
+        exports = client.exports(job).data
+        if not exports:
+            raise typer.BadParameter(f"{job} has no export yet; run dfusion pairs export {job} --follow")
+        sha256 = client.download(exports[0].artifact, file)
+    session.show(exports[0], lambda: Text(f"{file}, sha256 {sha256}"))
 
 
 def _sheet(pair: PairOut) -> RenderableType:
-    said = None
-    if pair.verdict is not None:
-        by = f" by {pair.verdict.reviewer}" if pair.verdict.reviewer else ""
-        said = f"{pair.verdict.prefer}{by}, {moment(pair.verdict.at)}"
     fields = {
         "pair": pair.id,
         "job": f"{pair.job}, round {pair.round}",
         "prompt": pair.prompt,
         "scorer": pair.scorer,
         "adopted": yes_or_no(pair.adopted) + (f" ({pair.why})" if pair.why else ""),
-        "verdict": said,
+        "verdict": _describe_verdict(pair),
         "revision": pair.revision,
         "thresholds": None if pair.thresholds is None else ", ".join(map(str, pair.thresholds)),
         "mask": pair.mask,
     }
     figures = {name: figure(value) for name, value in pair.figures.items() if value is not None}
+
     sides = [("base", pair.base), ("reference", pair.reference), ("target", pair.target)]
     rows = [(side.id, role, figure(side.score), side.seed, side.image) for role, side in sides if side is not None]
     table = listing(("sample", "", "score>", "seed>", "image"), rows)
     return Group(sheet(fields | figures), Text(), table)
+
+
+def _describe_verdict(pair: PairOut) -> str | None:
+    verdict = pair.verdict
+    if verdict is None:
+        return None
+    reviewer = f" by {verdict.reviewer}" if verdict.reviewer else ""
+    return f"{verdict.prefer}{reviewer}, {local_time(verdict.at)}"

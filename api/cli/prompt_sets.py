@@ -1,4 +1,4 @@
-"""Prompt sets: prompts with their items and mask thresholds."""
+"""Commands for prompt sets: prompts with their items and mask thresholds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from api.cli.bodies import read_json, read_text
-from api.cli.options import Limit, Prompts, gather, texts
+from api.cli.options import Limit, Prompts, fetch_pages, prompt_bodies
 from api.cli.screens import listing, sheet
 from api.cli.session import Session
 from api.client import Client
@@ -21,36 +21,44 @@ app = typer.Typer(no_args_is_help=True, help="Prompt sets: list, show, add.")
 
 @app.command("list")
 def list_prompt_sets(ctx: typer.Context, limit: Limit = 50) -> None:
-    """Prompt sets that have a name, in their newest versions."""
+    """List the newest versions of the named prompt sets."""
     session: Session = ctx.obj
     with session.client() as client:
-        found = gather(client.prompt_sets_page, limit)
-    rows = ((one.name or one.id, one.version, one.size, one.description) for one in found.data)
+        page = fetch_pages(client.prompt_sets_page, limit)
+
+    rows = (
+        (prompt_set.name or prompt_set.id, prompt_set.version, prompt_set.size, prompt_set.description)
+        for prompt_set in page.data
+    )
     headings = ("name", "version>", "prompts>", "description")
-    session.answer(found, lambda: listing(headings, rows, found.has_more))
+    session.show(page, lambda: listing(headings, rows, page.has_more))
 
 
 @app.command()
-def show(ctx: typer.Context, prompt_set: Annotated[str, typer.Argument(metavar="SET", help="Its name or id")]) -> None:
-    """A prompt set with its prompts, their items and thresholds."""
+def show(
+    ctx: typer.Context, prompt_set: Annotated[str, typer.Argument(metavar="SET", help="The set's name or id")]
+) -> None:
+    """Show a prompt set with its prompts, items and thresholds."""
     session: Session = ctx.obj
     with session.client() as client:
-        found = client.prompt_set(prompt_set)
-    session.answer(found, lambda: _screen(found))
+        details = client.prompt_set(prompt_set)
+    session.show(details, lambda: _screen(details))
 
 
 @app.command()
 def add(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Under a name that is there already it is the next version")],
+    name: Annotated[str, typer.Argument(help="Name of the set; an existing name gets a new version")],
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="A prompt a line; or .csv, or .json. - is standard input, lines"),
+        typer.Argument(
+            metavar="[FILE]", help="Text file with one prompt per line, or .csv, or .json; - is standard input (lines)"
+        ),
     ] = None,
     prompt: Prompts = None,
     description: Annotated[str | None, typer.Option(help="What the prompts have in common")] = None,
 ) -> None:
-    """Add a prompt set. Brackets mark a prompt's items; without them the service finds the things that it names.
+    """Add a prompt set. Brackets mark a prompt's items; without brackets the service detects them.
 
     Examples:
       dfusion prompt-sets add pets --prompt "a \\[cat] on a \\[sofa]"
@@ -59,32 +67,44 @@ def add(
     session: Session = ctx.obj
     if (file is None) == (not prompt):
         raise typer.BadParameter("expected either a file or --prompt")
+
     with session.client() as client:
-        found = _added(client, name, file, texts(prompt), description)
-    session.answer(found, lambda: _screen(found))
+        prompt_set = _add(client, name, file, prompt_bodies(prompt), description)
+    session.show(prompt_set, lambda: _screen(prompt_set))
 
 
-def _added(
+def _add(
     client: Client, name: str, file: Path | None, prompts: list[dict[str, str]] | None, description: str | None
 ) -> PromptSetDetail:
     if file is None:
         return client.add_prompt_set(name, prompts or [], description=description)
+
     if file.suffix == ".json":
-        body = read_json(file)
-        described = body.get("description") if isinstance(body, dict) else None
-        listed = body.get("prompts") if isinstance(body, dict) else body
-        if not isinstance(listed, list) or not all(isinstance(one, dict | str) for one in listed):
-            raise typer.BadParameter(f"{file}: expected a list of prompts, or an object with one, `prompts`")
-        whole: list[Any] = [{"text": one} if isinstance(one, str) else one for one in listed]
-        return client.add_prompt_set(name, whole, description=description or described)
+        content = read_json(file)
+        body = content if isinstance(content, dict) else {"prompts": content}
+        bodies = _prompt_bodies(file, body.get("prompts"))
+        return client.add_prompt_set(name, bodies, description=description or body.get("description"))
+
     media_type: Literal["text/csv", "text/plain"] = "text/csv" if file.suffix == ".csv" else "text/plain"
     return client.add_prompt_text(name, read_text(file), media_type=media_type, description=description)
 
 
-def _screen(found: PromptSetDetail) -> RenderableType:
-    fields = {"set": found.id, "name": found.name, "version": found.version, "description": found.description or None}
-    rows = (
-        (one["text"], ", ".join(one["items"]), ", ".join(map(str, one["thresholds"] or ["found from samples"])))
-        for one in found.prompts
-    )
+def _prompt_bodies(file: Path, prompts: Any) -> list[Any]:
+    """Convert the prompts of a JSON file, texts or objects, to the request's form."""
+    if not isinstance(prompts, list) or not all(isinstance(prompt, dict | str) for prompt in prompts):
+        raise typer.BadParameter(f"{file}: expected a list of prompts, or an object with the list in `prompts`")
+    return [{"text": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _screen(prompt_set: PromptSetDetail) -> RenderableType:
+    fields = {
+        "set": prompt_set.id,
+        "name": prompt_set.name,
+        "version": prompt_set.version,
+        "description": prompt_set.description or None,
+    }
+    rows = []
+    for prompt in prompt_set.prompts:
+        thresholds = map(str, prompt["thresholds"] or ["derived from samples"])
+        rows.append((prompt["text"], ", ".join(prompt["items"]), ", ".join(thresholds)))
     return Group(sheet(fields), Text(), listing(("prompt", "items", "thresholds"), rows))

@@ -1,4 +1,4 @@
-"""The root command: its options may stand anywhere on the line, and what the service refuses is an exit code."""
+"""The root command: accepts its options anywhere on the line and converts errors to exit codes."""
 
 from __future__ import annotations
 
@@ -18,47 +18,49 @@ _WITH_VALUE = frozenset({"--url", "--api-key"})
 
 
 class RootGroup(TyperGroup):
-    """`dfusion`."""
+    """The group of all `dfusion` commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return list(super().parse_args(ctx, hoisted(args)))
+        return list(super().parse_args(ctx, hoist_root_options(args)))
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except ApiError as error:
-            _session(ctx).complain(error)
+            _session(ctx).print_error(error)
             raise typer.Exit(ERROR) from error
         except ExperimentError as error:
-            _session(ctx).complain(ApiError(str(error), code=error.code, errors=error.errors))
+            _session(ctx).print_error(ApiError(str(error), code=error.code, errors=error.errors))
             raise typer.Exit(ERROR) from error
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            _session(ctx).complain(ApiError(str(error), code="file"))
+            _session(ctx).print_error(ApiError(str(error), code="file"))
             raise typer.Exit(ERROR) from error
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 
 
-def hoisted(args: Sequence[str]) -> list[str]:
-    """The line with the root's options first, wherever they stood before `--`."""
-    own: list[str] = []
-    rest: list[str] = []
-    left: Iterable[str] = iter(args)
-    for word in left:
-        name, given, _ = word.partition("=")
+def hoist_root_options(args: Sequence[str]) -> list[str]:
+    """Move the root's options to the front, from anywhere before `--`."""
+    root_options: list[str] = []
+    others: list[str] = []
+    remaining: Iterable[str] = iter(args)
+
+    for word in remaining:
+        name, equals, _ = word.partition("=")
         if word == "--":
-            rest += [word, *left]
+            others += [word, *remaining]
         elif word in _FLAGS:
-            own.append(word)
+            root_options.append(word)
         elif name in _WITH_VALUE:
-            own += [word, *([] if given else islice(left, 1))]
+            root_options += [word, *([] if equals else islice(remaining, 1))]
         else:
-            rest.append(word)
-    return own + rest
+            others.append(word)
+
+    return root_options + others
 
 
 def _session(ctx: Any) -> Session:
-    found = ctx.obj
-    return found if isinstance(found, Session) else Session("", None, False)
+    session = ctx.obj
+    return session if isinstance(session, Session) else Session("", None, False)

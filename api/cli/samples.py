@@ -1,7 +1,8 @@
-"""Samples: images with their scores, and their files."""
+"""Commands for samples: images, their scores and their files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,8 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli.options import Limit, OfJob, OfPromptSet, gather
-from api.cli.screens import figure, listing, moment, sheet, yes_or_no
+from api.cli.options import Limit, OfJob, OfPromptSet, fetch_pages
+from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import SampleFilters
 from api.wire.pairs import PairOut
@@ -18,8 +19,8 @@ from api.wire.samples import SampleDetail, SampleOut
 from service.states import SampleRole
 
 app = typer.Typer(no_args_is_help=True, help="Samples: list, show, save.")
-Role = Annotated[SampleRole | None, typer.Option(help="Only those of this role")]
-Round = Annotated[int | None, typer.Option(help="Of this round")]
+Role = Annotated[SampleRole | None, typer.Option(help="Only those with this role")]
+Round = Annotated[int | None, typer.Option(help="Only those of this round")]
 
 
 @app.command("list")
@@ -31,16 +32,17 @@ def list_samples(
     prompt_set: OfPromptSet = None,
     limit: Limit = 20,
 ) -> None:
-    """Samples, oldest first.
+    """List samples, oldest first.
 
     Example: dfusion samples list --job job_… --role target
     """
     session: Session = ctx.obj
     with session.client() as client:
         filters = SampleFilters(job=job, role=role, round=round, prompt_set=prompt_set)
-        found = gather(lambda size, cursor: client.samples_page(size, cursor, **filters), limit)
+        page = fetch_pages(lambda size, cursor: client.samples_page(size, cursor, **filters), limit)
+
     headings = ("sample", "role", "round>", "seed>", "scores", "prompt")
-    session.answer(found, lambda: listing(headings, (_row(sample) for sample in found.data), found.has_more))
+    session.show(page, lambda: listing(headings, map(_row, page.data), page.has_more))
 
 
 def _row(sample: SampleOut) -> tuple[Any, ...]:
@@ -55,23 +57,23 @@ def _scores(sample: SampleOut) -> str:
 def show(
     ctx: typer.Context, sample_id: Annotated[str, typer.Argument(metavar="SAMPLE", help="The sample's id")]
 ) -> None:
-    """A sample, with the pairs that it is in."""
+    """Show a sample and the pairs that contain it."""
     session: Session = ctx.obj
     with session.client() as client:
         sample = client.sample(sample_id)
-    session.answer(sample, lambda: _sheet(sample))
+    session.show(sample, lambda: _sheet(sample))
 
 
 @app.command()
 def save(
     ctx: typer.Context,
     sample_ids: Annotated[list[str] | None, typer.Argument(metavar="[SAMPLE]...", help="The samples' ids")] = None,
-    to: Annotated[Path, typer.Option(help="Folder; made if it is missing")] = Path("."),
+    to: Annotated[Path, typer.Option(help="Output folder; created if it does not exist")] = Path("."),
     job: OfJob = None,
     role: Role = None,
     round: Round = None,
 ) -> None:
-    """Write images to files named by their samples' ids: some, or all of a job.
+    """Download the images of samples, or of all samples of a job, to files named by sample id.
 
     Examples:
       dfusion samples save smp_… --to images
@@ -79,15 +81,22 @@ def save(
     """
     session: Session = ctx.obj
     if bool(sample_ids) == (job is not None):
-        raise typer.BadParameter("expected ids of samples, or --job")
+        raise typer.BadParameter("expected ids of samples or --job")
+
     with session.client() as client:
         to.mkdir(parents=True, exist_ok=True)
-        chosen = [client.sample(one) for one in sample_ids or []] or client.samples(job=job, role=role, round=round)
+        samples: Iterable[SampleOut]
+        if sample_ids:
+            samples = [client.sample(sample_id) for sample_id in sample_ids]
+        else:
+            samples = client.samples(job=job, role=role, round=round)
+
         files = []
-        for sample in chosen:
+        for sample in samples:
             file = to / f"{sample.id}.png"
             files.append({"sample": sample.id, "file": str(file), "sha256": client.download(sample.image, file)})
-    session.answer({"data": files}, lambda: Text("\n".join(one["file"] for one in files) or "no samples"))
+
+    session.show({"data": files}, lambda: Text("\n".join(entry["file"] for entry in files) or "no samples"))
 
 
 def _sheet(sample: SampleDetail) -> RenderableType:
@@ -102,8 +111,9 @@ def _sheet(sample: SampleDetail) -> RenderableType:
         "scores": _scores(sample) or None,
         "image": sample.image,
         "trajectory": sample.trajectory and f"{sample.trajectory.artifact}, row {sample.trajectory.row}",
-        "made at": moment(sample.created_at),
+        "created at": local_time(sample.created_at),
     }
+
     parts: list[RenderableType] = [sheet(fields)]
     if sample.pairs:
         rows = ((pair.id, _role_in(pair, sample.id), yes_or_no(pair.adopted)) for pair in sample.pairs)

@@ -1,4 +1,4 @@
-"""How things look on a terminal: tables that leave ids whole, and figures in the same digits everywhere."""
+"""Terminal output: tables that never break ids, and consistent formats of numbers and times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STYLES = {
 
 
 def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds, or a dash where nothing is known yet."""
+    """Format a duration as hours, minutes and seconds; a dash if it is unknown."""
     if seconds is None:
         return "-:--"
     minutes, rest = divmod(int(seconds), 60)
@@ -35,25 +35,25 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def moment(at: datetime | None) -> str:
-    """A time in this machine's zone."""
-    return "-" if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def local_time(time: datetime | None) -> str:
+    """Format a time in this machine's time zone; a dash for None."""
+    return "-" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def figure(value: Any) -> str:
-    """A score; a dash where there is none."""
+    """Format a number with four decimals; a dash for None."""
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def yes_or_no(value: bool | None) -> str:
-    """A dash where it is not known yet."""
+    """Format a truth value; a dash if it is unknown."""
     return "-" if value is None else "yes" if value else "no"
 
 
 def size(count: float | None) -> str:
-    """Bytes in the unit that fits."""
+    """Format a number of bytes in the largest unit that fits; a dash for None."""
     if count is None:
         return "-"
     for unit in ("B", "KB", "MB", "GB"):
@@ -64,39 +64,55 @@ def size(count: float | None) -> str:
 
 
 def state(text: str) -> str:
-    """A state in its colour."""
+    """Format a state in its colour, as rich markup."""
     style = STYLES.get(text)
     return f"[{style}]{text}[/]" if style else text
 
 
 def listing(headings: Sequence[str], rows: Iterable[Sequence[Any]], more: bool = False) -> Table:
-    """A list. Ids are not broken, others give way to them; a heading that ends in `>` is that of numbers."""
-    cells = [[cell if isinstance(cell, _Styled) else escape(str(cell)) for cell in row] for row in rows]
-    table = Table(box=None, pad_edge=False, caption="there are more: --limit" if more else None, caption_justify="left")
-    for place, heading in enumerate(headings):
-        whole = place == 0 or any(kind_of(row[place]) for row in cells)
+    """Render a list as a table. The first column and columns of ids are not wrapped.
+
+    Args:
+        headings: Column headings; a heading that ends in `>` belongs to a right-aligned column of numbers.
+        rows: Cells of each row.
+        more: Whether the list has more entries than the rows.
+
+    Returns:
+        The table.
+    """
+    caption = "more entries exist; raise --limit" if more else None
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
+
+    cells = [list(map(_cell, row)) for row in rows]
+    for column, heading in enumerate(headings):
+        no_wrap = column == 0 or any(kind_of(row[column]) for row in cells)
         justify: JustifyMethod = "right" if heading.endswith(">") else "left"
-        table.add_column(heading.rstrip(">"), no_wrap=whole, overflow="fold", justify=justify)
+        table.add_column(heading.rstrip(">"), no_wrap=no_wrap, overflow="fold", justify=justify)
     for row in cells:
         table.add_row(*row)
+
     return table
 
 
 def sheet(fields: Mapping[str, Any]) -> Table:
-    """One thing: names and values; what is None is left out."""
+    """Render the fields of one resource as names and values. Leaves out fields that are None."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in fields.items():
         if value is not None:
-            table.add_row(name, value if isinstance(value, _Styled) else escape(str(value)))
+            table.add_row(name, _cell(value))
     return table
 
 
-class _Styled(str):
-    """Text that is rich's markup already."""
+class _Markup(str):
+    """Text that is already rich markup and must not be escaped."""
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, _Markup) else escape(str(value))
 
 
 def styled_state(text: str) -> str:
-    """A state in its colour, for a cell."""
-    return _Styled(state(text))
+    """Format a state in its colour, as a cell of `listing` or `sheet`."""
+    return _Markup(state(text))

@@ -1,4 +1,4 @@
-"""What every command is given: where the service is, and how to answer."""
+"""The context of every command: the service's address and the output."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from api.client import ApiError, Client, UnauthorizedError, UnreachableError
 from api.wire.jobs import JobDetail
 from service.states import JobState
 
-ERROR, JOB_FAILED, INTERRUPTED = 1, 3, 130
-"""Exit codes beside 0, and 2 for a wrong command line."""
+# Exit codes; typer exits with 2 for an invalid command line.
+ERROR = 1
+JOB_FAILED = 3
+INTERRUPTED = 130
+
 _RETRIES = 3
-_WIDE = 160
-"""Columns where no terminal says how many: a pipe or a file gets whole lines."""
+_COLUMNS_WITHOUT_TERMINAL = 160
+"""Width of the output to a pipe or a file."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A run of the command line."""
+    """One invocation of the command line."""
 
     url: str
     api_key: str | None
@@ -33,42 +36,43 @@ class Session:
 
     @property
     def out(self) -> Console:
-        """Where answers go."""
+        """The console for results: standard output."""
         return _console(stderr=False)
 
     @property
     def err(self) -> Console:
-        """Where everything else goes."""
+        """The console for messages: standard error."""
         return _console(stderr=True)
 
     def client(self) -> Client:
-        """A client that says on standard error when it has to try again."""
+        """Create a client that reports retries on standard error."""
         url = self.url if "://" in self.url else f"http://{self.url}"
-        return Client(url, self.api_key, retries=_RETRIES, on_retry=self._retrying)
+        return Client(url, self.api_key, retries=_RETRIES, on_retry=self._print_retry)
 
-    def _retrying(self, why: str, seconds: float) -> None:
+    def _print_retry(self, reason: str, seconds: float) -> None:
         if seconds >= 1:
-            self.err.print(f"{why}; again in {seconds:.0f} s", style="dim", markup=False, highlight=False)
+            self.err.print(f"{reason}; retrying in {seconds:.0f} s", style="dim", markup=False, highlight=False)
 
-    def answer(self, found: Any, screen: Callable[[], RenderableType]) -> None:
-        """Show what was found: as the API's JSON, or as `screen` draws it."""
+    def show(self, result: Any, screen: Callable[[], RenderableType]) -> None:
+        """Print a result: as the API's JSON with `--json`, otherwise as `screen` renders it."""
         if self.as_json:
-            typer.echo(json.dumps(_plain(found), indent=2, ensure_ascii=False))
+            typer.echo(json.dumps(_json_value(result), indent=2, ensure_ascii=False))
         else:
             self.out.print(screen(), highlight=False)
 
-    def ended(self, job: JobDetail) -> None:
-        """Exit with 3 if a job that was followed did not succeed."""
+    def require_success(self, job: JobDetail) -> None:
+        """Exit with code 3 if the followed job did not succeed."""
         if job.state is not JobState.SUCCEEDED:
             raise typer.Exit(JOB_FAILED)
 
-    def complain(self, error: ApiError) -> None:
-        """Say what went wrong, on standard error."""
+    def print_error(self, error: ApiError) -> None:
+        """Print an error, its fields and hints on standard error."""
         if self.as_json:
             fields = [field.model_dump() for field in error.errors]
             problem = {"status": error.status, "code": error.code, "detail": error.detail, "errors": fields}
             typer.echo(json.dumps(problem, indent=2, ensure_ascii=False), err=True)
             return
+
         lines = [f"dfusion: {error.detail}"]
         if len(error.errors) > 1:
             lines += [f"  {field.pointer or '/'}: {field.message}" for field in error.errors]
@@ -79,20 +83,20 @@ class Session:
 def _hints(error: ApiError, url: str) -> list[str]:
     if isinstance(error, UnreachableError):
         return [
-            "Start the service with `make serve` or `python -m api`, or say where it is:",
-            f"--url or DFUSION_URL (now {url}). Proxies are taken from HTTP_PROXY and NO_PROXY.",
+            "Start the service with `make serve` or `python -m api`, or set its address with",
+            f"--url or DFUSION_URL (now {url}). HTTP_PROXY and NO_PROXY set proxies.",
         ]
     if isinstance(error, UnauthorizedError):
-        return ["Give an API key with --api-key or DFUSION_API_KEY."]
+        return ["Set an API key with --api-key or DFUSION_API_KEY."]
     return []
 
 
-def _plain(found: Any) -> Any:
-    if isinstance(found, BaseModel):
-        return found.model_dump(mode="json")
-    return found
+def _json_value(result: Any) -> Any:
+    if isinstance(result, BaseModel):
+        return result.model_dump(mode="json")
+    return result
 
 
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else _WIDE)
+    return Console(stderr=stderr, width=None if stream.isatty() else _COLUMNS_WITHOUT_TERMINAL)

@@ -1,4 +1,4 @@
-"""Asking for work: rounds, samplings, fusions, trainings and evaluations."""
+"""Commands that submit jobs: rounds, samplings, fusions, trainings and evaluations."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import RenderableType
 
-from api.cli.bodies import body_of
-from api.cli.jobs import followed, job_sheet
-from api.cli.options import DryRun, Follow, Key, Label, Prompts, Seed, Sets, Spec, texts
+from api.cli.bodies import build_body
+from api.cli.jobs import follow_to_end, job_sheet
+from api.cli.options import DryRun, Follow, Key, Label, Prompts, Seed, Sets, Spec, prompt_bodies
 from api.cli.screens import clock, sheet, size
 from api.cli.session import Session
 from api.wire.estimates import EstimateOut
@@ -19,13 +19,13 @@ from dfusion.algorithms import ALGORITHMS
 from service.states import JobKind
 
 rounds = typer.Typer(no_args_is_help=True, help="Online training: sample, pair, fuse, verify, train, evaluate.")
-Many = Annotated[int | None, typer.Option(help="Samples of each prompt")]
-Model = Annotated[str | None, typer.Option(help="A base model, an alias, or the id of a model to go on from")]
+SamplesPerPrompt = Annotated[int | None, typer.Option(help="Samples per prompt")]
+Model = Annotated[str | None, typer.Option(help="Base model, alias, or id of a model to continue from")]
 PromptSet = Annotated[str | None, typer.Option(help="Name or id of a prompt set")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps T")]
 Algorithm = Annotated[
     str | None,
-    typer.Option(help="Loss: Eq. 6, Eq. 8 or Eq. 9", metavar=f"<{'|'.join(ALGORITHMS)}>"),
+    typer.Option(help="Training algorithm", metavar=f"<{'|'.join(ALGORITHMS)}>"),
 ]
 
 
@@ -35,18 +35,19 @@ def start(
     prompt_set: PromptSet = None,
     prompt: Prompts = None,
     model: Model = None,
-    held_out: Annotated[str | None, typer.Option(help="Prompt set that is measured, never trained on")] = None,
-    rounds: Annotated[int | None, typer.Option(help="How many rounds")] = None,
-    samples_per_prompt: Many = None,
+    held_out: Annotated[str | None, typer.Option(help="Prompt set for evaluation only")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds")] = None,
+    samples_per_prompt: SamplesPerPrompt = None,
     steps: Steps = None,
     algorithm: Algorithm = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW learning rate")] = None,
     preset: Annotated[
-        Literal["paper", "released_code"] | None, typer.Option(help="Where the paper and its code differ: which")
+        Literal["paper", "released_code"] | None,
+        typer.Option(help="Which values to use where the paper and its code differ"),
     ] = None,
-    naive: Annotated[bool, typer.Option("--naive", help="Without fused targets")] = False,
-    reward: Annotated[str | None, typer.Option(help="Scorer that is trained against")] = None,
-    review: Annotated[bool, typer.Option("--review", help="Wait for people's verdicts before each training")] = False,
+    naive: Annotated[bool, typer.Option("--naive", help="Train without fused targets")] = False,
+    reward: Annotated[str | None, typer.Option(help="Scorer used as the reward")] = None,
+    review: Annotated[bool, typer.Option("--review", help="Wait for reviewers' verdicts before each training")] = False,
     seed: Seed = None,
     label: Label = None,
     spec: Spec = None,
@@ -55,9 +56,9 @@ def start(
     dry_run: DryRun = False,
     key: Key = None,
 ) -> None:
-    """Train a model online on visually consistent pairs of its own samples.
+    """Train a model online on visually consistent pairs of its samples.
 
-    What is not said has the paper's value. Any setting can be given with --set; /docs of the service lists them.
+    Settings that are not given have the paper's values. --set sets any setting; /docs of the service lists them.
 
     Examples:
       dfusion round start --prompt-set shapes-attribute-train \\
@@ -67,7 +68,7 @@ def start(
     """
     options: dict[str, Any] = {
         "prompt_set": prompt_set,
-        "prompts": texts(prompt),
+        "prompts": prompt_bodies(prompt),
         "model": model,
         "held_out_prompt_set": held_out,
         "rounds": rounds,
@@ -81,10 +82,10 @@ def start(
         "seed": seed,
         "label": label,
     }
-    body = body_of(spec, options, settings or [])
+    body = build_body(spec, options, settings or [])
     if naive:
         body["fusion"] = None
-    _ask(ctx.obj, JobKind.ROUND, body, follow, dry_run, key)
+    _submit(ctx.obj, JobKind.ROUND, body, follow, dry_run, key)
 
 
 def sample(
@@ -92,7 +93,7 @@ def sample(
     prompt_set: PromptSet = None,
     prompt: Prompts = None,
     model: Model = None,
-    samples_per_prompt: Many = None,
+    samples_per_prompt: SamplesPerPrompt = None,
     steps: Steps = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance")] = None,
     seed: Seed = None,
@@ -103,7 +104,7 @@ def sample(
     dry_run: DryRun = False,
     key: Key = None,
 ) -> None:
-    """Sample a model; trajectories and item maps are kept, so that samples can be fused later.
+    """Sample a model. The service keeps trajectories and item maps, so that samples can be fused later.
 
     Examples:
       dfusion sample --prompt "a red and striped \\[circle]" --follow
@@ -111,7 +112,7 @@ def sample(
     """
     options = {
         "prompt_set": prompt_set,
-        "prompts": texts(prompt),
+        "prompts": prompt_bodies(prompt),
         "model": model,
         "samples_per_prompt": samples_per_prompt,
         "sampling.num_steps": steps,
@@ -119,19 +120,19 @@ def sample(
         "seed": seed,
         "label": label,
     }
-    _ask(ctx.obj, JobKind.SAMPLING, body_of(spec, options, settings or []), follow, dry_run, key)
+    _submit(ctx.obj, JobKind.SAMPLING, build_body(spec, options, settings or []), follow, dry_run, key)
 
 
 def fuse(
     ctx: typer.Context,
     sampling: Annotated[
-        str | None, typer.Option(metavar="JOB", help="A job whose samples are paired by their scores")
+        str | None, typer.Option(metavar="JOB", help="Job whose samples are paired by their scores")
     ] = None,
-    pair: Annotated[str | None, typer.Option(metavar="PAIR", help="A pair to be fused again")] = None,
-    reference: Annotated[str | None, typer.Option(metavar="SAMPLE", help="The well aligned sample")] = None,
-    base: Annotated[str | None, typer.Option(metavar="SAMPLE", help="The sample whose noise the target takes")] = None,
+    pair: Annotated[str | None, typer.Option(metavar="PAIR", help="Pair to fuse again")] = None,
+    reference: Annotated[str | None, typer.Option(metavar="SAMPLE", help="The well-aligned sample")] = None,
+    base: Annotated[str | None, typer.Option(metavar="SAMPLE", help="The sample whose noise the target uses")] = None,
     threshold: Annotated[
-        list[float] | None, typer.Option(help="Of an item's mask; once an item, in their order")
+        list[float] | None, typer.Option(help="Mask threshold of an item; repeat for each item, in order")
     ] = None,
     first_step: Annotated[int | None, typer.Option(help="First fused step_index")] = None,
     last_step: Annotated[int | None, typer.Option(help="Last fused step_index")] = None,
@@ -142,7 +143,7 @@ def fuse(
     dry_run: DryRun = False,
     key: Key = None,
 ) -> None:
-    """Fuse stored samples: a base's noise, denoised with a reference's keys and values inside the mask.
+    """Fuse stored samples: denoise the base's noise with the reference's keys and values inside the mask.
 
     Examples:
       dfusion fuse --sampling job_… --follow
@@ -151,6 +152,7 @@ def fuse(
     """
     if (reference is None) != (base is None):
         raise typer.BadParameter("expected both or neither", param_hint="--reference, --base")
+
     options = {
         "sampling": sampling,
         "pair": pair,
@@ -160,19 +162,22 @@ def fuse(
         "fusion.last_step": last_step,
         "label": label,
     }
-    _ask(ctx.obj, JobKind.FUSION, body_of(spec, options, settings or []), follow, dry_run, key)
+    _submit(ctx.obj, JobKind.FUSION, build_body(spec, options, settings or []), follow, dry_run, key)
 
 
 def train(
     ctx: typer.Context,
-    job: Annotated[list[str] | None, typer.Option(metavar="JOB", help="All pairs of this job; may be repeated")] = None,
-    pair: Annotated[list[str] | None, typer.Option(metavar="PAIR", help="This pair; may be repeated")] = None,
+    job: Annotated[
+        list[str] | None, typer.Option(metavar="JOB", help="Train on all pairs of this job; may be repeated")
+    ] = None,
+    pair: Annotated[list[str] | None, typer.Option(metavar="PAIR", help="Train on this pair; may be repeated")] = None,
     model: Model = None,
     prefer: Annotated[
-        Literal["adoption", "verdicts"] | None, typer.Option(help="Which side is better: by Eq. 7, or as people said")
+        Literal["adoption", "verdicts"] | None,
+        typer.Option(help="How the better side is chosen: adoption (Eq. 7) or verdicts"),
     ] = None,
     algorithm: Algorithm = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW learning rate")] = None,
     seed: Seed = None,
     label: Label = None,
     spec: Spec = None,
@@ -181,7 +186,7 @@ def train(
     dry_run: DryRun = False,
     key: Key = None,
 ) -> None:
-    """Train an adapter on stored pairs, also on those that people judged.
+    """Train an adapter on stored pairs, by adoption or by reviewers' verdicts.
 
     Examples:
       dfusion train --job job_… --follow
@@ -197,18 +202,18 @@ def train(
         "seed": seed,
         "label": label,
     }
-    _ask(ctx.obj, JobKind.TRAINING, body_of(spec, options, settings or []), follow, dry_run, key)
+    _submit(ctx.obj, JobKind.TRAINING, build_body(spec, options, settings or []), follow, dry_run, key)
 
 
 def evaluate(
     ctx: typer.Context,
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="The first is what the others are held to")
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models; the others are compared with the first")
     ] = None,
     prompt_set: Annotated[list[str] | None, typer.Option(help="Name or id of a prompt set; may be repeated")] = None,
     prompt: Prompts = None,
-    samples_per_prompt: Many = None,
-    scorer: Annotated[list[str] | None, typer.Option(help="By whom; may be repeated")] = None,
+    samples_per_prompt: SamplesPerPrompt = None,
+    scorer: Annotated[list[str] | None, typer.Option(help="Scorer; may be repeated")] = None,
     steps: Steps = None,
     seed: Seed = None,
     label: Label = None,
@@ -218,7 +223,9 @@ def evaluate(
     dry_run: DryRun = False,
     key: Key = None,
 ) -> None:
-    """Measure models on the same prompts and seeds, with confidence intervals, and compare them with the first.
+    """Measure models on the same prompts and seeds, and compare them with the first one.
+
+    Reports means with confidence intervals.
 
     Examples:
       dfusion evaluate shapes mdl_… --prompt-set shapes-attribute-test --follow
@@ -227,47 +234,54 @@ def evaluate(
     options = {
         "models": models or None,
         "prompt_sets": prompt_set or None,
-        "prompts": texts(prompt),
+        "prompts": prompt_bodies(prompt),
         "samples_per_prompt": samples_per_prompt,
         "scorers": scorer or None,
         "sampling.num_steps": steps,
         "seed": seed,
         "label": label,
     }
-    _ask(ctx.obj, JobKind.EVALUATION, body_of(spec, options, settings or []), follow, dry_run, key)
+    _submit(ctx.obj, JobKind.EVALUATION, build_body(spec, options, settings or []), follow, dry_run, key)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
     {"sample": sample, "fuse": fuse, "train": train, "evaluate": evaluate}
 )
-"""The commands that ask for one job, by their names."""
+"""The commands that submit one job, by name."""
 
 
-def _ask(session: Session, kind: JobKind, body: dict[str, Any], follow: bool, dry_run: bool, key: str | None) -> None:
+def _submit(
+    session: Session, kind: JobKind, body: dict[str, Any], follow: bool, dry_run: bool, key: str | None
+) -> None:
     with session.client() as client:
         if dry_run:
             estimate = client.estimate(kind, body)
-            session.answer(estimate, lambda: _estimate_sheet(estimate))
+            session.show(estimate, lambda: _estimate_sheet(estimate))
             return
+
         job = client.submit(kind, body, idempotency_key=key)
         if follow:
-            followed(session, client, job.id)
+            follow_to_end(session, client, job.id)
         else:
-            session.answer(job, lambda: job_sheet(job))
+            session.show(job, lambda: job_sheet(job))
 
 
-def _estimate_sheet(found: EstimateOut) -> RenderableType:
-    images, rows = found.images, found.unet_evaluations
+def _estimate_sheet(estimate: EstimateOut) -> RenderableType:
+    images = estimate.images
+    unet = estimate.unet_evaluations
+    if estimate.seconds is None:
+        time = "unknown: no job of this kind has run here yet"
+    else:
+        time = f"{clock(estimate.seconds)} on one worker"
+
     return sheet(
         {
-            "images": f"{images.total_at_most} at most: {images.sampled} sampled, {images.fused_at_most} fused, "
-            f"{images.evaluated} to evaluate",
-            "U-Net": f"{rows.total_at_most} evaluations at most: {rows.sampling} sampling, {rows.fusion_at_most} "
-            f"fusion, {rows.training_at_most} training, {rows.evaluation} evaluation",
-            "time": "unknown: nothing of the kind was done here yet"
-            if found.seconds is None
-            else f"{clock(found.seconds)} on one worker",
-            "memory": "unknown" if found.memory_bytes is None else size(found.memory_bytes),
-            "storage": "unknown" if found.storage_bytes is None else size(found.storage_bytes),
+            "images": f"at most {images.total_at_most}: {images.sampled} sampled, {images.fused_at_most} fused, "
+            f"{images.evaluated} evaluated",
+            "U-Net": f"at most {unet.total_at_most} evaluations: {unet.sampling} sampling, {unet.fusion_at_most} "
+            f"fusion, {unet.training_at_most} training, {unet.evaluation} evaluation",
+            "time": time,
+            "memory": "unknown" if estimate.memory_bytes is None else size(estimate.memory_bytes),
+            "storage": "unknown" if estimate.storage_bytes is None else size(estimate.storage_bytes),
         }
     )

@@ -1,30 +1,31 @@
-"""`dfusion workers`."""
+"""The command `dfusion workers`."""
 
 from __future__ import annotations
 
 import typer
 
-from api.cli.screens import listing, moment, size
+from api.cli.screens import listing, local_time, size
 from api.cli.session import Session
 
 
 def workers(ctx: typer.Context) -> None:
-    """The workers that were seen within a day, and what they do."""
+    """List the workers seen within the last day, with their stages."""
     session: Session = ctx.obj
     with session.client() as client:
-        found = client.workers()
+        page = client.workers()
+
     rows = (
         (
-            one.name,
-            one.state,
-            ", ".join(one.queues),
-            one.device,
-            one.model or "",
-            "" if one.gpu_memory_bytes is None else size(one.gpu_memory_bytes),
-            "" if one.stage is None else f"{one.stage.kind} of {one.stage.job.removeprefix('/jobs/')}",
-            moment(one.seen_at),
+            worker.name,
+            worker.state,
+            ", ".join(worker.queues),
+            worker.device,
+            worker.model or "",
+            "" if worker.gpu_memory_bytes is None else size(worker.gpu_memory_bytes),
+            "" if worker.stage is None else f"{worker.stage.kind} of {worker.stage.job.removeprefix('/jobs/')}",
+            local_time(worker.seen_at),
         )
-        for one in found.data
+        for worker in page.data
     )
     headings = ("worker", "state", "queues", "device", "model", "GPU memory>", "stage", "seen at")
-    session.answer(found, lambda: listing(headings, rows))
+    session.show(page, lambda: listing(headings, rows))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from api.cli.experiment import out_of
+from api.cli.experiment import records_folder
 from api.cli.experiment_live import failure_line, progress
 from api.cli.session import ERROR, INTERRUPTED, JOB_FAILED
 from api.client import ApiError
@@ -50,7 +50,7 @@ def main() -> int:
 
 def _run_all(arguments: argparse.Namespace, console: Console) -> list[Failure]:
     """Run and report every file; all are read before the first one runs."""
-    experiments = [(Experiment.load(file), out_of(file, arguments.out)) for file in arguments.files]
+    experiments = [(Experiment.load(file), records_folder(file, arguments.out)) for file in arguments.files]
     arguments.data.mkdir(parents=True, exist_ok=True)
     failures: list[Failure] = []
     with local_service(arguments.data, arguments.data / "service.log") as client:

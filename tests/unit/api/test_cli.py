@@ -17,10 +17,10 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from api.cli import app
-from api.cli.bodies import body_of, value_of
+from api.cli.bodies import build_body, parse_value
 from api.cli.doctor import torch_check
 from api.cli.live import changes, screen
-from api.cli.root import hoisted
+from api.cli.root import hoist_root_options
 from api.cli.screens import clock, listing, size
 from api.wire.health import CheckOut
 from api.wire.jobs import JobDetail, MetricOut
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def run(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a line of the command line against `live`."""
+    """Run the command line against `live`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("DFUSION_URL", live.url)
@@ -55,11 +55,11 @@ def queued(live: Live) -> str:
         return client.start_round(round_body()).id
 
 
-def test_json_is_what_the_api_answers(live: Live, run: Run) -> None:
+def test_json_output_equals_the_api_response(live: Live, run: Run) -> None:
     job = live.done_job
     pair, sample = (of_api(live, path, job=job)["data"][0]["id"] for path in ("/pairs", "/samples"))
     model = of_api(live, f"/jobs/{job}")["last_model"]
-    looks = [
+    reads = [
         ("jobs list --limit 20", "/jobs", {"limit": 20}),
         ("jobs list --state succeeded --kind round", "/jobs", {"limit": 20, "state": "succeeded", "kind": "round"}),
         (f"jobs show {job}", f"/jobs/{job}", {}),
@@ -76,7 +76,7 @@ def test_json_is_what_the_api_answers(live: Live, run: Run) -> None:
         ("prompt-sets list", "/prompt-sets", {"limit": 50}),
         ("prompt-sets show paper-position-train", "/prompt-sets/paper-position-train", {}),
     ]
-    for line, path, params in looks:
+    for line, path, params in reads:
         result = run(*line.split(), "--json")
         assert (result.exit_code, json.loads(result.stdout)) == (0, of_api(live, path, **params)), line
         assert run(*line.split()).exit_code == 0, line
@@ -85,7 +85,7 @@ def test_json_is_what_the_api_answers(live: Live, run: Run) -> None:
     assert "stage.succeeded" in followed.stderr
 
 
-def test_json_of_what_changes_things(live: Live, run: Run, tmp_path: Path) -> None:
+def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_path: Path) -> None:
     job = live.done_job
     model = of_api(live, f"/jobs/{job}")["last_model"]
     pair = of_api(live, "/pairs", job=job)["data"][1]["id"]
@@ -100,10 +100,10 @@ def test_json_of_what_changes_things(live: Live, run: Run, tmp_path: Path) -> No
     assert answered(f"models alias best {model}")["aliases"] == ["best"]
     assert answered("models alias best --remove") is None
     saved = answered(f"samples save --job {job} --role reference --to images")["data"]
-    assert {Path(one["file"]).read_bytes()[:4] for one in saved} == {b"\x89PNG"}
+    assert {Path(entry["file"]).read_bytes()[:4] for entry in saved} == {b"\x89PNG"}
     file = answered(f"models download {model} out/adapter.safetensors")
     assert (tmp_path / "out" / "adapter.safetensors").stat().st_size > 0 and len(file["sha256"]) == 64
-    made = [
+    jobs = [
         answered("sample --model tiny --prompt 'a red [circle]' --samples-per-prompt 2 --steps 3"),
         answered(f"fuse --pair {pair} --first-step 2 --set reward=brightness"),
         answered(f"train --job {job} --learning-rate 1e-3 --set training.lora.rank=2"),
@@ -111,22 +111,25 @@ def test_json_of_what_changes_things(live: Live, run: Run, tmp_path: Path) -> No
         answered(f"models export {model}"),
         answered(f"pairs export {job}"),
     ]
-    assert [one["kind"] for one in made] == ["sampling", "fusion", "training", "evaluation", "export", "export"]
-    assert made[0]["spec"]["sampling"]["num_steps"] == 3
-    assert made[1]["spec"]["fusion"]["first_step"] == 2
-    assert (made[2]["spec"]["training"]["learning_rate"], made[2]["spec"]["training"]["lora"]["rank"]) == (1e-3, 2)
-    assert answered(f"jobs pause {made[0]['id']}")["state"] == "paused"
-    assert answered(f"jobs resume {made[0]['id']}")["state"] == "queued"
-    for one in made:
-        assert answered(f"jobs cancel {one['id']}")["state"] == "cancelled"
-    again = answered(f"jobs retry {made[0]['id']}")
-    assert again["origin"] == made[0]["id"]
-    answered(f"jobs cancel {again['id']}")
+    assert [created["kind"] for created in jobs] == ["sampling", "fusion", "training", "evaluation", "export", "export"]
+    sampling, fusion, training = (created["spec"] for created in jobs[:3])
+    assert sampling["sampling"]["num_steps"] == 3
+    assert fusion["fusion"]["first_step"] == 2
+    assert (training["training"]["learning_rate"], training["training"]["lora"]["rank"]) == (1e-3, 2)
+
+    assert answered(f"jobs pause {jobs[0]['id']}")["state"] == "paused"
+    assert answered(f"jobs resume {jobs[0]['id']}")["state"] == "queued"
+    for created in jobs:
+        assert answered(f"jobs cancel {created['id']}")["state"] == "cancelled"
+    retried = answered(f"jobs retry {jobs[0]['id']}")
+    assert retried["origin"] == jobs[0]["id"]
+    answered(f"jobs cancel {retried['id']}")
 
 
-def test_a_round_from_start_to_end(live: Live, run: Run, tmp_path: Path) -> None:
+def test_round_start_follows_a_round_to_its_end(live: Live, run: Run, tmp_path: Path) -> None:
     body = round_body(seed=11, prompts=PROMPTS[:1], samples_per_prompt=2, evaluation=None)
     (tmp_path / "round.json").write_text(json.dumps(body))
+
     line = ("round", "start", "--spec", "round.json", "--rounds", "2", "--set", "training.beta=0.5", "--label", "[b]")
     dry = run(*line, "--dry-run", "--json")
     assert json.loads(dry.stdout)["images"]["sampled"] == 4  # 1 prompt, 2 samples, 2 rounds
@@ -161,7 +164,7 @@ def test_exit_codes(live: Live, run: Run) -> None:
         assert run(*wrong.split()).exit_code == 2, wrong
 
 
-def test_what_the_service_refuses(run: Run) -> None:
+def test_rejected_request_names_each_field(run: Run) -> None:
     line = ("round", "start", "--prompt", "a red circle", "--rounds", "0", "--set", "training.beta=-1")
     shown = run(*line)
     assert (shown.exit_code, shown.stdout) == (1, "")
@@ -170,10 +173,10 @@ def test_what_the_service_refuses(run: Run) -> None:
     assert {error["pointer"] for error in problem["errors"]} == {"/rounds", "/training/beta"}
 
 
-def test_nobody_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_service_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.cli.session._RETRIES", 0)
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        held.bind(("127.0.0.1", 0))  # a reserved port without a listener
         url = f"127.0.0.1:{held.getsockname()[1]}"
         shown = run("jobs", "list", "--url", url)
         assert shown.exit_code == 1 and "python -m api" in shown.stderr and url in shown.stderr
@@ -181,24 +184,27 @@ def test_nobody_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (problem.exit_code, problem.stdout) == (1, "")
         assert json.loads(problem.stderr)["code"] == "unreachable"
         monkeypatch.setattr("api.cli.doctor.torch_check", quick_torch_check)
-        looked = run("doctor", "--url", url, "--json")
-        checks = {check["name"]: check["state"] for check in json.loads(looked.stdout)["data"]}
-        assert (looked.exit_code, checks["service"]) == (1, "wrong")
+        report = run("doctor", "--url", url, "--json")
+        checks = {check["name"]: check["state"] for check in json.loads(report.stdout)["data"]}
+        assert (report.exit_code, checks["service"]) == (1, "wrong")
 
 
-def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_checks_of_service_and_machine(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DFUSION_MODELS", json.dumps({"gone": str(tmp_path / "gone"), "hub": "sd-1.5"}))
-    looked = run("doctor", "--json")
-    checks = {check["name"]: check for check in json.loads(looked.stdout)["data"]}
+    report = run("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(report.stdout)["data"]}
     states = {name: check["state"] for name, check in checks.items()}
-    looked_at = ("database", "migrations", "storage", "disk")
-    expected = ["service", *(f"service: {name}" for name in looked_at), "access", "files", "here: model shapes"]
+    service_checks = ("database", "migrations", "storage", "disk")
+    expected = ["service", *(f"service: {name}" for name in service_checks), "access", "files", "here: model shapes"]
     assert {name: states[name] for name in expected} == dict.fromkeys(expected, "ok")
     assert (states["here: model gone"], states["here: model hub"]) == ("wrong", "ok")
     assert states["service: worker"] == "warning"
     assert "DFUSION_MODELS" in checks["here: model gone"]["detail"]
     assert {"here: disk", "here: torch"} <= states.keys()
-    assert looked.exit_code == 1
+    assert report.exit_code == 1
+
     monkeypatch.setattr("api.cli.doctor.torch_check", quick_torch_check)
     monkeypatch.setenv("DFUSION_MODELS", "{}")
     assert run("doctor").exit_code == 0
@@ -207,11 +213,11 @@ def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def quick_torch_check(_python: str) -> CheckOut:
-    """To import torch takes seconds; once is enough."""
+    """Stand-in for the check that imports torch for seconds; one doctor test runs the real check."""
     return CheckOut(name="here: torch", state="ok", detail="")
 
 
-def test_torch_that_is_missing_or_broken(tmp_path: Path) -> None:
+def test_torch_check_reports_missing_and_broken_installations(tmp_path: Path) -> None:
     bare = script(tmp_path / "bare", f'exec {sys.executable} -I -S "$@"')
     assert torch_check(bare).state == "ok" and "not installed" in torch_check(bare).detail
     broken = script(tmp_path / "broken", "echo 'ImportError: libcudart' >&2; exit 1")
@@ -225,24 +231,27 @@ def script(file: Path, line: str) -> str:
     return str(file)
 
 
-def test_options_of_the_root_may_stand_anywhere() -> None:
-    assert hoisted("jobs list --url x --json --api-key=k".split()) == "--url x --json --api-key=k jobs list".split()
-    assert hoisted(["a", "--", "--json"]) == ["a", "--", "--json"]
-    assert hoisted(["a", "--url"]) == ["--url", "a"]
+def test_root_options_are_accepted_anywhere() -> None:
+    assert (
+        hoist_root_options("jobs list --url x --json --api-key=k".split())
+        == "--url x --json --api-key=k jobs list".split()
+    )
+    assert hoist_root_options(["a", "--", "--json"]) == ["a", "--", "--json"]
+    assert hoist_root_options(["a", "--url"]) == ["--url", "a"]
 
 
-def test_bodies(tmp_path: Path) -> None:
-    assert [value_of(text) for text in ("0.5", "null", "[3, 4]", "dpo")] == [0.5, None, [3, 4], "dpo"]
+def test_options_override_the_file_and_settings_override_both(tmp_path: Path) -> None:
+    assert [parse_value(text) for text in ("0.5", "null", "[3, 4]", "dpo")] == [0.5, None, [3, 4], "dpo"]
     (tmp_path / "a.json").write_text('{"seed": 1, "training": {"beta": 1, "lora": {"rank": 8}}}')
     options = {"seed": 2, "label": None, "training.algorithm": "dpo"}
-    assert body_of(tmp_path / "a.json", options, ["training.beta=0.5", "label=a=b"]) == {
+    assert build_body(tmp_path / "a.json", options, ["training.beta=0.5", "label=a=b"]) == {
         "seed": 2,
         "label": "a=b",
         "training": {"beta": 0.5, "lora": {"rank": 8}, "algorithm": "dpo"},
     }
 
 
-def test_figures() -> None:
+def test_formats_of_durations_and_sizes() -> None:
     assert [clock(None), clock(0), clock(61.9), clock(3723)] == ["-:--", "0:00", "1:01", "1:02:03"]
     assert [size(None), size(999), size(1500), size(2.5e9), size(3e12)] == ["-", "999 B", "1.5 KB", "2.5 GB", "3.0 TB"]
 
@@ -261,7 +270,7 @@ def metric(number: int, split: str, mean: float) -> MetricOut:
     )
 
 
-def test_the_screen_fits_a_narrow_terminal(live: Live) -> None:
+def test_live_screen_fits_a_narrow_terminal(live: Live) -> None:
     with live.client() as client:
         done = client.job(live.done_job)
     progress = done.progress.model_copy(
@@ -271,8 +280,9 @@ def test_the_screen_fits_a_narrow_terminal(live: Live) -> None:
         done.model_dump() | {"state": "running", "rounds": 3, "label": "[red]no markup", "progress": progress}
     )
     metrics = [metric(0, "train", 0.2), metric(2, "train", 0.5), metric(1, "rollout", 0.1)]
-    assert [(one.latest, one.change) for one in changes(metrics)] == [(0.5, 0.3), (0.1, None)]
-    lines = drawn(screen(job, metrics), 46)
+    assert [(row.latest, row.change) for row in changes(metrics)] == [(0.5, 0.3), (0.1, None)]
+
+    lines = rendered(screen(job, metrics), 46)
     assert lines[0] == f"round {job.id} running"
     assert lines[1] == "[red]no markup"
     assert lines[2].endswith(" 42 %")
@@ -285,45 +295,45 @@ def test_the_screen_fits_a_narrow_terminal(live: Live) -> None:
 
     second = next(stage for stage in job.stages if (stage.kind, stage.shard) == ("sample", 1))
     second.state = "running"
-    assert drawn(screen(job, metrics), 60)[3] == "round 1 of 3  sample 2 of 2, 3/9  1:02:03 left"
+    assert rendered(screen(job, metrics), 60)[3] == "round 1 of 3  sample 2 of 2, 3/9  1:02:03 left"
 
 
-def test_ids_stay_whole_where_there_is_little_room() -> None:
+def test_ids_are_not_wrapped_in_narrow_tables() -> None:
     name = "job_" + "0" * 26
-    lines = drawn(listing(("round>", "job", "prompt"), [(1, name, "[red]a very long prompt " * 5)]), 60)
+    lines = rendered(listing(("round>", "job", "prompt"), [(1, name, "[red]a very long prompt " * 5)]), 60)
     assert name in lines[1] and "[red]a very" in lines[1]
 
 
-def drawn(what: RenderableType, width: int) -> list[str]:
+def rendered(renderable: RenderableType, width: int) -> list[str]:
     console = Console(width=width, record=True, file=StringIO())
-    console.print(what)
+    console.print(renderable)
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     command = command or get_command(app)
-    inner = getattr(command, "commands", None)
-    if inner is None:
+    subcommands = getattr(command, "commands", None)
+    if subcommands is None:
         yield path, command
-    for name, one in (inner or {}).items():
-        yield from commands(one, (*path, name))
+    for name, subcommand in (subcommands or {}).items():
+        yield from commands(subcommand, (*path, name))
 
 
 COMMANDS = dict(commands())
 
 
 def check_line(line: str) -> tuple[str, ...]:
-    """The command that a line of the documentation calls; it must take what is on it."""
-    words = hoisted(shlex.split(line, comments=True)[1:])
+    """Parse a documented line with its command, which must accept it. Returns the command's path."""
+    words = hoist_root_options(shlex.split(line, comments=True)[1:])
     while words[0].startswith("--"):
         del words[: 1 if words[0] == "--json" else 2]
-    found = next(path for path in COMMANDS if tuple(words[: len(path)]) == path)
-    context = COMMANDS[found].make_context("dfusion", words[len(found) :], resilient_parsing=False)
+    path = next(path for path in COMMANDS if tuple(words[: len(path)]) == path)
+    context = COMMANDS[path].make_context("dfusion", words[len(path) :], resilient_parsing=False)
     assert context.params is not None
-    return found
+    return path
 
 
-def test_every_line_of_the_documentation_is_a_command() -> None:
+def test_every_documented_line_is_a_valid_command() -> None:
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     lines = [line.strip() for line in text.splitlines() if line.startswith("    dfusion ")]
     readme = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
@@ -334,11 +344,11 @@ def test_every_line_of_the_documentation_is_a_command() -> None:
         check_line(line)
 
 
-def test_every_example_in_the_help_is_a_command() -> None:
+def test_every_example_in_the_help_is_a_valid_command() -> None:
     count = 0
     for path, command in COMMANDS.items():
         text = command.help.replace("\\\n", " ").replace("\\[", "[").replace("Example: ", "\n")
-        for line in (one.strip() for one in text.splitlines()):
+        for line in map(str.strip, text.splitlines()):
             if line.startswith("dfusion "):
                 check_line(line)
                 count += 1
@@ -346,13 +356,13 @@ def test_every_example_in_the_help_is_a_command() -> None:
     assert count > 15
 
 
-def test_the_command_line_starts_without_torch_or_the_worker() -> None:
+def test_command_line_imports_neither_torch_nor_the_worker() -> None:
     code = "import sys, api.cli; print(sorted({'torch', 'diffusers', 'worker'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
-def test_prompts_have_their_own_words(run: Run) -> None:
+def test_prompt_sets_are_added_from_files_and_options(run: Run) -> None:
     Path("pets.json").write_text(json.dumps({"description": "three", "prompts": PROMPTS}))
     Path("pets.txt").write_text("a [cat] on a [sofa]\n")
     assert json.loads(run("prompt-sets", "add", "shapes-of-mine", "pets.json", "--json").stdout)["size"] == 3
@@ -364,19 +374,19 @@ def test_prompts_have_their_own_words(run: Run) -> None:
     assert json.loads(added.stdout)["version"] == 2
 
 
-def test_api_keys_from_their_making_to_their_end(live: Live, run: Run) -> None:
+def test_api_keys_are_created_listed_and_revoked(live: Live, run: Run) -> None:
     line = "api-keys create ann --scope submit --scope review --expires-at 2099-12-31"
-    made = json.loads(run(*line.split(), "--json").stdout)
-    assert (made["name"], made["scopes"], made["active"]) == ("ann", ["review", "submit"], True)
-    assert made["expires_at"].startswith(("2099-12-30", "2099-12-31"))
+    created = json.loads(run(*line.split(), "--json").stdout)
+    assert (created["name"], created["scopes"], created["active"]) == ("ann", ["review", "submit"], True)
+    assert created["expires_at"].startswith(("2099-12-30", "2099-12-31"))
     assert json.loads(run("api-keys", "list", "--limit", "1", "--json").stdout) == of_api(live, "/api-keys", limit=1)
     shown = run("api-keys", "list").stdout
-    assert made["id"] in shown and made["prefix"] in shown and made["key"] not in shown
-    assert run("api-keys", "revoke", made["id"], "--json").stdout == "null\n"
+    assert created["id"] in shown and created["prefix"] in shown and created["key"] not in shown
+    assert run("api-keys", "revoke", created["id"], "--json").stdout == "null\n"
     assert of_api(live, "/api-keys", limit=1)["data"][0]["active"] is False
 
 
-def test_a_new_api_key_is_shown_whole(live: Live, run: Run) -> None:
+def test_a_new_api_key_is_shown_in_full(live: Live, run: Run) -> None:
     shown = run("api-keys", "create", "bob", "--scope", "read").stdout
     with live.client() as client:
         newest = next(client.api_keys())

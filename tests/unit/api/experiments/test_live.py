@@ -1,4 +1,4 @@
-"""How a run is shown."""
+"""Progress output of an experiment."""
 
 from io import StringIO
 
@@ -36,30 +36,30 @@ def state(job: JobDetail, *, is_later: bool = False) -> State:
     )
 
 
-def drawn(job: JobDetail, width: int) -> list[str]:
+def rendered(job: JobDetail, width: int) -> list[str]:
     console = Console(width=width, record=True, file=StringIO())
     console.print(screen(state(job, is_later=True)))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
-def test_the_screen_names_the_whole_the_running_and_the_failed(job: JobDetail) -> None:
-    lines = drawn(job, 120)
+def test_screen_shows_summary_running_and_failed_cells(job: JobDetail) -> None:
+    lines = rendered(job, 120)
     assert lines[0] == "2 of 5 cells done, 1 running, 2 left, 1 failed, 63 %, 1:02:03 left"
     assert lines[1].startswith("shapes/fused/seed 1")
     assert lines[1].endswith(f"42 %  round {job.id}: round 2 of 3, train")
     assert lines[2] == "shapes/naive/seed 2 failed: the round failed: out_of_memory: [red]no room (job_9)"
-    assert max(map(len, drawn(job, 60))) <= 60
+    assert max(map(len, rendered(job, 60))) <= 60
 
 
-def test_lines_tell_changes_alone(job: JobDetail) -> None:
+def test_lines_report_only_changes(job: JobDetail) -> None:
     console = Console(width=200, file=StringIO(), force_terminal=False)
     with progress(console) as show:
         for _ in range(3):
             show(state(job))
         show(state(job, is_later=True))
     assert isinstance(console.file, StringIO)
-    told = [line.partition(" left  ")[2] for line in console.file.getvalue().splitlines()]
-    assert told == [
+    messages = [line.partition(" left  ")[2] for line in console.file.getvalue().splitlines()]
+    assert messages == [
         f"shapes/naive/seed 1: round {job.id}",
         "shapes/naive/seed 1: done",
         "shapes/naive/seed 2 failed: the round failed: out_of_memory: [red]no room (job_9)",
