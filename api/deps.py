@@ -1,6 +1,6 @@
-"""What routes are given: the service, the caller, and a list's limit and cursor.
+"""Dependencies of the routes: the service, the caller and common parameters.
 
-These functions are coroutines, though they wait for nothing: plain ones would each be sent to a thread and back.
+The functions are coroutines, although they await nothing, because FastAPI runs plain functions in a thread pool.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
-"""Under the same key the same request makes nothing new: it is answered with the job that it made before."""
+"""A repeated request with the same key creates nothing; its response is the job created before."""
 
 
 class Parameters(BaseModel):
-    """Base of a route's query parameters: an unknown one is an error, not silence."""
+    """Base of a route's query parameters. Unknown parameters are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class PageParameters(Parameters):
-    """Which page of a list."""
+    """Parameters of a paginated list."""
 
     limit: int = Field(50, ge=1, le=200)
-    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the page before")
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the previous page")
 
 
 PromptSetFilter = Annotated[
-    str | None, Field(max_length=100, description="The name of a prompt set (its newest version), or an id")
+    str | None, Field(max_length=100, description="Name of a prompt set (newest version) or id")
 ]

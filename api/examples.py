@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI document: requests by operation, and what is answered by model."""
+"""Examples for the OpenAPI document: requests by operation and responses by model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ _STAGE = "stg_01m8a1pxvsjq34jafdn1zyvz2r"
 _SET = "set_01m8a1pxvjkc3qz66zf7y24t1d"
 _TARGET = "smp_01m8a1pyg0twbkkyepg7jax9vn"
 _PROMPT = "a red and striped circle"
-_CREATED, _STARTED, _FINISHED = "2026-11-25T19:07:54.102Z", "2026-11-25T19:07:54.271Z", "2026-11-25T19:31:10.490Z"
+_CREATED = "2026-11-25T19:07:54.102Z"
+_STARTED = "2026-11-25T19:07:54.271Z"
+_FINISHED = "2026-11-25T19:31:10.490Z"
 
 PROMPT_SETS: dict[str, dict[str, Any]] = {
     "prompts": {
         "summary": "Prompts with items and thresholds",
         "value": {
             "name": "animals",
-            "description": "Animals at table",
+            "description": "Animals that eat",
             "prompts": [
                 {"text": "a cat eating a sandwich", "items": ["cat", "sandwich"], "thresholds": [0.03, 0.005]},
                 {"text": "a [dog] eating a [pizza]"},
@@ -36,7 +38,7 @@ PROMPT_SETS: dict[str, dict[str, Any]] = {
         },
     },
     "lines": {
-        "summary": "One prompt a line",
+        "summary": "One prompt per line",
         "value": {"name": "animals", "text": "a [cat] eating a [sandwich]\na [dog] eating a [pizza]\n"},
     },
     "released": {
@@ -49,7 +51,7 @@ PROMPT_SETS: dict[str, dict[str, Any]] = {
         },
     },
 }
-PROMPT_SET_LINES = "# animals at table\na [cat] eating a [sandwich]\na [dog] eating a [pizza]\n"
+PROMPT_SET_LINES = "# animals that eat\na [cat] eating a [sandwich]\na [dog] eating a [pizza]\n"
 PROMPT_SET_CSV = (
     "text,items,thresholds\na cat eating a sandwich,cat;sandwich,0.03;0.005\na dog eating a pizza,dog;pizza,\n"
 )
@@ -58,13 +60,13 @@ REQUESTS: dict[str, Mapping[str, Example]] = {
     **{kind.operation: kind.examples for kind in KINDS.values()},
     "create_prompt_set": PROMPT_SETS,
     "put_verdict": {
-        "target": {"summary": "The fused one is better", "value": {"prefer": "target", "reviewer": "ann"}},
-        "undo": {"summary": "Take the verdict back", "value": {"prefer": None}},
+        "target": {"summary": "The target is better", "value": {"prefer": "target", "reviewer": "ann"}},
+        "undo": {"summary": "Remove the verdict", "value": {"prefer": None}},
     },
-    "put_alias": {"champion": {"summary": "Move the name to this model", "value": {"model": EXAMPLE_MODEL}}},
+    "put_alias": {"champion": {"summary": "Set the alias to this model", "value": {"model": EXAMPLE_MODEL}}},
     "make_key": {
         "reviewer": {
-            "summary": "A key that judges pairs until the end of a year",
+            "summary": "A key for reviewing pairs, with an expiry date",
             "value": {"name": "ann", "scopes": ["review"], "expires_at": "2099-12-31T23:59:59Z"},
         }
     },
@@ -190,7 +192,7 @@ _PROMPT_SET: Example = {
     "id": _SET,
     "name": "animals",
     "version": 1,
-    "description": "Animals at table",
+    "description": "Animals that eat",
     "builtin": False,
     "size": 1,
     "created_at": _CREATED,
@@ -207,7 +209,7 @@ _KEY: Example = {
     "expires_at": "2099-12-31T23:59:59Z",
     "revoked_at": None,
 }
-ANSWERS: dict[str, Example] = {
+RESPONSES: dict[str, Example] = {
     "JobOut": _JOB_OUT,
     "JobDetail": {
         **_JOB_OUT,
@@ -314,16 +316,16 @@ ANSWERS: dict[str, Example] = {
         ]
     },
     "ApiKeyOut": _KEY,
-    "ApiKeyMade": {**_KEY, "key": "dfk_pmnzf7Sv-an-example-that-opens-nothing-at-all-anywhere"},
+    "ApiKeyMade": {**_KEY, "key": "dfk_pmnzf7Sv-an-example-key-that-is-not-valid-in-any-service"},
     "HealthOut": {"status": "ok"},
     "ReadyOut": {
         "status": "ok",
         "database": True,
         "worker": None,
         "checks": [
-            {"name": "database", "state": "ok", "detail": "postgresql answers"},
-            {"name": "migrations", "state": "ok", "detail": "the schema is at 0006"},
-            {"name": "worker", "state": "warning", "detail": "none is there: jobs wait until one is started"},
+            {"name": "database", "state": "ok", "detail": "postgresql responds"},
+            {"name": "migrations", "state": "ok", "detail": "the schema is at revision 0001"},
+            {"name": "worker", "state": "warning", "detail": "no worker runs: jobs wait until one starts"},
         ],
     },
     "Problem": {

@@ -1,4 +1,4 @@
-"""What FastAPI cannot find in the routes, for the OpenAPI document: problems, headers and links of answers."""
+"""Parts of the OpenAPI document that FastAPI cannot derive: problems, response headers, links and examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from api.errors import MEDIA_TYPE
-from api.examples import ANSWERS, REQUESTS
+from api.examples import REQUESTS, RESPONSES
 from api.wire.common import Problem
 from api.wire.estimates import EstimateOut
 from api.wire.jobs import JobDetail
@@ -18,69 +18,71 @@ Responses = dict[int | str, dict[str, Any]]
 _REFERENCE = "#/components/schemas/{model}"
 _PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model=Problem.__name__)}}}}
 PROBLEMS: Responses = {
-    "4XX": {"description": "What is wrong with the request", **_PROBLEM},
-    "5XX": {"description": "Why the service cannot answer just now", **_PROBLEM},
+    "4XX": {"description": "The request is invalid or not permitted", **_PROBLEM},
+    "5XX": {"description": "The service cannot handle the request", **_PROBLEM},
 }
 
 
 def header(description: str, required: bool = True) -> dict[str, Any]:
-    """A header of an answer."""
+    """Describe a response header."""
     return {"description": description, "required": required, "schema": {"type": "string"}}
 
 
 def _links(parameter: str, *operations: str) -> dict[str, Any]:
-    """Operations that take the answer's `id` as their path's parameter."""
-    found = {"parameters": {parameter: "$response.body#/id"}}
-    return {operation: {"operationId": operation, **found} for operation in operations}
+    """Link operations whose path parameter is the response's `id`."""
+    parameters = {parameter: "$response.body#/id"}
+    return {operation: {"operationId": operation, "parameters": parameters} for operation in operations}
 
 
-RETRY_AFTER = header("Seconds to wait before the job is looked at again", required=False)
+RETRY_AFTER = header("Seconds to wait before reading the job again", required=False)
 ETAG = header("The pair's revision, for If-Match")
-_OF_JOB = ("get_job", "cancel_job", "pause_job", "resume_job", "list_events", "get_logs", "get_job_metrics")
-MADE_JOB: dict[str, Any] = {
+_JOB_OPERATIONS = ("get_job", "cancel_job", "pause_job", "resume_job", "list_events", "get_logs", "get_job_metrics")
+CREATED_JOB: dict[str, Any] = {
     "model": JobDetail,
     "description": "The new job",
-    "headers": {"Location": header("The job"), "Retry-After": header("Seconds to wait before it is looked at")},
-    "links": _links("job_id", *_OF_JOB),
+    "headers": {"Location": header("Path of the job"), "Retry-After": header("Seconds to wait before reading the job")},
+    "links": _links("job_id", *_JOB_OPERATIONS),
 }
 SUBMISSION: Responses = {
-    HTTPStatus.ACCEPTED.value: MADE_JOB,
-    HTTPStatus.OK.value: {"model": EstimateOut, "description": "With `dry_run`: what the job would take"},
+    HTTPStatus.ACCEPTED.value: CREATED_JOB,
+    HTTPStatus.OK.value: {"model": EstimateOut, "description": "With `dry_run`: the estimated cost of the job"},
 }
-MADE_PROMPT_SET: dict[str, Any] = {
-    "headers": {"Location": header("The prompt set")},
+CREATED_PROMPT_SET: dict[str, Any] = {
+    "headers": {"Location": header("Path of the prompt set")},
     "links": _links("name_or_id", "get_prompt_set"),
 }
-MADE_KEY: dict[str, Any] = {"links": _links("key_id", "revoke_key")}
-REDIRECT: dict[str, Any] = {"headers": {"Location": header("Where the bytes are")}}
+CREATED_KEY: dict[str, Any] = {"links": _links("key_id", "revoke_key")}
+REDIRECT: dict[str, Any] = {"headers": {"Location": header("Address of the bytes")}}
 _BYTES: Mapping[str, Any] = MappingProxyType({"*/*": {}})
-_OF_BYTES = {
+_BYTES_HEADERS = {
     "ETag": header("The SHA-256 of all bytes"),
-    "Accept-Ranges": header("bytes"),
-    "Cache-Control": header("The bytes never change"),
+    "Accept-Ranges": header("Always `bytes`"),
+    "Cache-Control": header("The bytes are immutable"),
 }
 ARTIFACT: Responses = {
-    200: {"description": "All bytes", "headers": _OF_BYTES, "content": dict(_BYTES)},
+    200: {"description": "All bytes", "headers": _BYTES_HEADERS, "content": dict(_BYTES)},
     206: {
-        "description": "The part that `Range` asks for",
-        "headers": {**_OF_BYTES, "Content-Range": header("Which part, and of how many bytes")},
+        "description": "The part that `Range` requests",
+        "headers": {**_BYTES_HEADERS, "Content-Range": header("The part and the total number of bytes")},
         "content": dict(_BYTES),
     },
-    304: {"description": "The client has them: `If-None-Match` names their ETag", "headers": _OF_BYTES},
-    307: {"description": "The storage hands them out itself", **REDIRECT},
+    304: {"description": "Not modified: `If-None-Match` contains the ETag", "headers": _BYTES_HEADERS},
+    307: {"description": "The storage serves the bytes", **REDIRECT},
 }
-ARTIFACT_HEAD: Responses = {200: {"description": "What GET would say", "headers": _OF_BYTES}}
+ARTIFACT_HEAD: Responses = {200: {"description": "The headers of GET", "headers": _BYTES_HEADERS}}
 
 
 def complete(document: dict[str, Any]) -> None:
-    """Add to FastAPI's document the components that only these parts of it name, and the examples."""
+    """Add the components that only this module refers to, and the examples, to FastAPI's document."""
     problem = Problem.model_json_schema(ref_template=_REFERENCE)
     schemas = document["components"]["schemas"]
     schemas |= {**problem.pop("$defs"), Problem.__name__: problem}
-    for name, answer in ANSWERS.items():
-        schemas[name]["examples"] = [answer]
+
+    for name, response in RESPONSES.items():
+        schemas[name]["examples"] = [response]
         if (page := schemas.get(f"ListOut_{name}_")) is not None:
-            page["examples"] = [{"data": [answer], "has_more": False, "next_cursor": None}]
+            page["examples"] = [{"data": [response], "has_more": False, "next_cursor": None}]
+
     for path in document["paths"].values():
         for operation in path.values():
             if (requests := REQUESTS.get(operation["operationId"])) is not None:

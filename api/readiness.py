@@ -1,8 +1,8 @@
-"""What the service looks at when it is asked whether it can work. A check is a function; add it to CHECKS.
+"""Readiness checks. A check is a function; add it to CHECKS.
 
-Without its database, at another version's schema, or without the worker that it keeps itself, the service cannot work:
-the check is ESSENTIAL. Whatever else is wrong leaves it of use, and every front of the installation alike, so it is
-only told: messages are hints, that are sent again; stages wait for the storage and for room on the disk.
+The service cannot work without its database, with another version's schema, or without its embedded worker. These
+checks are ESSENTIAL. Any other failure degrades the service but does not make it unavailable: broker messages are only
+hints that are sent again, and stages wait for the storage and for disk space.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from itertools import chain
 
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,94 +30,103 @@ from service.states import QueueName
 
 _logger = logging.getLogger(__name__)
 Check = Callable[[Service, WorkerSupervisor | None], CheckOut | None]
-"""What was found; None where there is nothing to look at."""
-_PATIENCE_SECONDS = 2.0
+"""A check's result; None if the check does not apply."""
+_TIMEOUT_SECONDS = 2.0
 
 
-def _found(name: str, state: CheckState, detail: str) -> CheckOut:
+def _result(name: str, state: CheckState, detail: str) -> CheckOut:
     return CheckOut(name=name, state=state, detail=detail)
 
 
 def database(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut:
-    """The database answers."""
+    """Check that the database responds."""
     kind = service.uow.engine.dialect.name
     try:
         with service.uow.reading() as session:
             jobs.now(session)
     except SQLAlchemyError as error:
-        what = f"{kind} does not answer ({type(error).__name__}): start it, or change DFUSION_DATABASE_URL"
-        return _found("database", "wrong", what)
-    return _found("database", "ok", f"{kind} answers")
+        detail = f"{kind} does not respond ({type(error).__name__}): start it, or change DFUSION_DATABASE_URL"
+        return _result("database", "wrong", detail)
+    return _result("database", "ok", f"{kind} responds")
 
 
 def migrations(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut:
-    """The database has the tables of this version."""
+    """Check that the database has this version's schema."""
     try:
         with service.uow.reading() as session:
-            present, newest = migrate.revisions(session.connection())
+            current, expected = map(_join_revisions, migrate.revisions(session.connection()))
     except SQLAlchemyError:
-        return _found("migrations", "warning", "unknown without the database")
-    if present != newest:
-        have, want = (", ".join(sorted(one)) or "none" for one in (present, newest))
-        fix = "run `python -m service.db.migrate`, or start the version that made it"
-        return _found("migrations", "wrong", f"the schema is at {have}, this version's at {want}: {fix}")
-    return _found("migrations", "ok", f"the schema is at {', '.join(newest)}")
+        return _result("migrations", "warning", "unknown without the database")
+
+    if current != expected:
+        fix = "run `python -m service.db.migrate`, or start the version that created the schema"
+        return _result("migrations", "wrong", f"expected the schema at revision {expected}, got {current}: {fix}")
+    return _result("migrations", "ok", f"the schema is at revision {expected}")
+
+
+def _join_revisions(revisions: Iterable[str]) -> str:
+    return ", ".join(sorted(revisions)) or "none"
 
 
 def worker(service: Service, supervisor: WorkerSupervisor | None) -> CheckOut:
-    """Somebody works: the worker that the service keeps, or others that have reported themselves lately."""
+    """Check that the embedded worker runs, or that workers have reported recently."""
     if supervisor is not None and not supervisor.is_alive:
-        return _found("worker", "wrong", "it has ended and is restarted: the service's log says why")
+        return _result("worker", "wrong", "the embedded worker has ended and restarts; see the service's log")
     if supervisor is not None:
-        return _found("worker", "ok", "the service's own runs")
+        return _result("worker", "ok", "the embedded worker runs")
+
     try:
         with service.uow.reading() as session:
-            now, silent_after = jobs.now(session), 3 * service.settings.presence_seconds
-            there = [one for one in workers.all_workers(session) if now - one.seen_at <= silent_after]
+            now = jobs.now(session)
+            silent_after = 3 * service.settings.presence_seconds
+            present = [row for row in workers.all_workers(session) if now - row.seen_at <= silent_after]
     except SQLAlchemyError:
-        return _found("worker", "warning", "unknown without the database")
-    if not there:
-        return _found("worker", "warning", "none is there: jobs wait until one is started")
-    served = {queue for one in there for queue in one.queues}
+        return _result("worker", "warning", "unknown without the database")
+
+    if not present:
+        return _result("worker", "warning", "no worker runs: jobs wait until one starts")
+    served = set(chain.from_iterable(row.queues for row in present))
     unserved = sorted(set(QueueName) - served)
     if unserved:
-        what = f"{len(there)} there, none on {', '.join(unserved)}: what is queued there waits"
-        return _found("worker", "warning", what)
-    return _found("worker", "ok", f"{len(there)} there, on {', '.join(sorted(served))}")
+        detail = f"{len(present)} running, none serves {', '.join(unserved)}: stages in these queues wait"
+        return _result("worker", "warning", detail)
+    return _result("worker", "ok", f"{len(present)} running, serving {', '.join(sorted(served))}")
 
 
 def broker(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut | None:
-    """Redis answers, where there is one."""
+    """Check that Redis responds, if the settings name one."""
     if not service.settings.broker:
         return None
     try:
         redis.ping(service.settings)
     except (RedisError, OSError) as error:
-        what = f"Redis does not answer ({type(error).__name__}): jobs wait until it is started; nothing is lost"
-        return _found("broker", "wrong", what)
-    return _found("broker", "ok", "Redis answers")
+        detail = f"Redis does not respond ({type(error).__name__}): jobs wait until it starts; nothing is lost"
+        return _result("broker", "wrong", detail)
+    return _result("broker", "ok", "Redis responds")
 
 
 def storage(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut:
-    """Artifacts can be stored."""
+    """Check that artifacts can be stored."""
     try:
         service.store.probe()
     except StorageError as error:
-        where = "DFUSION_S3_ENDPOINT and its keys" if service.settings.s3_endpoint else "DFUSION_DATA_DIR"
-        return _found("storage", "wrong", f"{error}: look at {where}; stages are tried again meanwhile")
-    return _found("storage", "ok", "S3 answers" if service.settings.s3_endpoint else "files can be written")
+        settings = "DFUSION_S3_ENDPOINT and its keys" if service.settings.s3_endpoint else "DFUSION_DATA_DIR"
+        return _result("storage", "wrong", f"{error}: check {settings}; stages are retried until it works")
+    return _result("storage", "ok", "S3 responds" if service.settings.s3_endpoint else "files can be written")
 
 
 def disk(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut:
-    """There is room to begin work."""
+    """Check that there is enough disk space to start work."""
     try:
         free = f"{limits.free_disk_bytes(service.settings.data_dir) / 1e9:.1f} GB free"
         has_room = limits.has_disk_room(service.settings)
     except OSError as error:
-        return _found("disk", "wrong", f"DFUSION_DATA_DIR cannot be looked at: {error.strerror}")
+        return _result("disk", "wrong", f"DFUSION_DATA_DIR cannot be read: {error.strerror}")
+
     if not has_room:
-        return _found("disk", "wrong", f"{free}, less than DFUSION_MIN_FREE_DISK_MB: make room; no work begins before")
-    return _found("disk", "ok", free)
+        detail = f"{free}, less than DFUSION_MIN_FREE_DISK_MB: free some space; until then no work starts"
+        return _result("disk", "wrong", detail)
+    return _result("disk", "ok", free)
 
 
 CHECKS: dict[str, Check] = {
@@ -131,35 +141,42 @@ ESSENTIAL = frozenset({"database", "migrations", "worker"})
 
 
 class Readiness:
-    """All checks at once, each in a thread of its own: one that hangs holds up neither the answer nor the others.
+    """Runs all checks at once, each in its thread, so that a check that hangs delays no other.
 
-    A check that goes on from an earlier look is not begun again, so that a server that hangs is not asked by ever
-    more threads.
+    A check that still runs from an earlier call is not started again. So the number of threads stays bounded while a
+    server hangs.
     """
 
     def __init__(
-        self, service: Service, supervisor: WorkerSupervisor | None, patience_seconds: float = _PATIENCE_SECONDS
+        self, service: Service, supervisor: WorkerSupervisor | None, timeout_seconds: float = _TIMEOUT_SECONDS
     ) -> None:
-        self._service, self._supervisor, self._patience_seconds = service, supervisor, patience_seconds
+        self._service = service
+        self._supervisor = supervisor
+        self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
-        self._going_on: dict[str, Future[CheckOut | None]] = {}
+        self._running: dict[str, Future[CheckOut | None]] = {}
 
-    def look(self) -> list[CheckOut]:
-        """What the checks found, in order."""
-        deadline = time.monotonic() + self._patience_seconds
-        begun = [(name, self._begun(name)) for name in CHECKS]
-        found = (self._told(name, future, deadline) for name, future in begun)
-        return [one for one in found if one is not None]
+    def run_checks(self) -> list[CheckOut]:
+        """Return the results of the checks that apply, in order. Returns after the timeout at the latest."""
+        deadline = time.monotonic() + self._timeout_seconds
+        futures = {name: self._start(name) for name in CHECKS}
+
+        results = []
+        for name, future in futures.items():
+            result = self._wait_for(name, future, deadline)
+            if result is not None:
+                results.append(result)
+        return results
 
     def close(self) -> None:
-        """Wait a moment for checks that still go on, so that they give their connections back before the end."""
-        wait(self._going_on.values(), self._patience_seconds)
+        """Wait for running checks until the timeout, so that they return their database connections."""
+        wait(self._running.values(), self._timeout_seconds)
 
-    def _begun(self, name: str) -> Future[CheckOut | None]:
+    def _start(self, name: str) -> Future[CheckOut | None]:
         with self._lock:
-            if (known := self._going_on.get(name)) is not None and not known.done():
-                return known
-            future = self._going_on[name] = Future[CheckOut | None]()
+            if (running := self._running.get(name)) is not None and not running.done():
+                return running
+            future = self._running[name] = Future[CheckOut | None]()
             threading.Thread(target=self._run, args=(CHECKS[name], future), name=f"check-{name}", daemon=True).start()
             return future
 
@@ -169,13 +186,12 @@ class Readiness:
         except Exception as error:  # the waiting request reports it
             future.set_exception(error)
 
-    def _told(self, name: str, future: Future[CheckOut | None], deadline: float) -> CheckOut | None:
+    def _wait_for(self, name: str, future: Future[CheckOut | None], deadline: float) -> CheckOut | None:
         try:
             return future.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeoutError:
-            return _found(
-                name, "wrong", f"no answer within {self._patience_seconds:g} s: it hangs, or cannot be reached"
-            )
-        except Exception as error:  # a check that fails is an answer, too
-            _logger.warning("the check of %s failed", name, exc_info=error)
-            return _found(name, "wrong", f"the check failed ({type(error).__name__}): the service's log says why")
+            detail = f"no response within {self._timeout_seconds:g} s: the server hangs or is unreachable"
+            return _result(name, "wrong", detail)
+        except Exception as error:  # a failed check is a result
+            _logger.warning("readiness check %s failed", name, exc_info=error)
+            return _result(name, "wrong", f"the check failed ({type(error).__name__}); see the service's log")

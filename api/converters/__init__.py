@@ -1,1 +1,1 @@
-"""From rows to what goes over the wire, by resource."""
+"""Conversion of table rows to response models, by resource."""

@@ -1,4 +1,4 @@
-"""Times, paths and pages."""
+"""Conversion of times, paths and pages."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ T = TypeVar("T")
 Row = TypeVar("Row")
 
 
-def moment(seconds: float) -> datetime:
-    """A stored time, in UTC."""
+def utc(seconds: float) -> datetime:
+    """Convert a stored time, in seconds since the epoch, to UTC."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def maybe_moment(seconds: float | None) -> datetime | None:
-    """A stored time, if there is one."""
-    return None if seconds is None else moment(seconds)
+def maybe_utc(seconds: float | None) -> datetime | None:
+    """Convert a stored time that may be None."""
+    return None if seconds is None else utc(seconds)
 
 
 def artifact_path(artifact_id: str | None) -> str | None:
-    """Where an artifact is, if there is one."""
+    """The path of an artifact; None without an artifact."""
     return None if artifact_id is None else f"/artifacts/{artifact_id}"
 
 
-def list_of(kind: type[ListOut[T]], page: Page[Row], convert: Callable[[Row], T]) -> ListOut[T]:
-    """A page of rows as a page of a list."""
+def convert_page(kind: type[ListOut[T]], page: Page[Row], convert: Callable[[Row], T]) -> ListOut[T]:
+    """Convert a page of rows to the response model `kind`, with `convert` for each row."""
     data = [convert(row) for row in page.rows]
     return kind(data=data, has_more=page.next_cursor is not None, next_cursor=page.next_cursor)

@@ -1,4 +1,4 @@
-"""What a job would take."""
+"""Conversion of estimates."""
 
 from __future__ import annotations
 

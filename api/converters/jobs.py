@@ -1,11 +1,11 @@
-"""Jobs, their stages, events and metrics."""
+"""Conversion of jobs, stages, events and metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from api.converters.common import maybe_moment, moment
+from api.converters.common import maybe_utc, utc
 from api.wire.jobs import EventOut, JobDetail, JobErrorOut, JobOut, MetricOut, ProgressOut, StageOut, TrainingOut
 from service.db.queries.jobs import JobView
 from service.db.tables import Event, Job, Metric, Model, Stage
@@ -25,8 +25,8 @@ def stage_out(row: Stage) -> StageOut:
         total=row.progress_total,
         attempts=row.attempt,
         crashes=row.crash_count,
-        started_at=maybe_moment(row.started_at),
-        finished_at=maybe_moment(row.finished_at),
+        started_at=maybe_utc(row.started_at),
+        finished_at=maybe_utc(row.finished_at),
         error=_error(row.error_code, row.error_message),
     )
 
@@ -62,9 +62,9 @@ def _job_fields(job: Job, stages: Sequence[Stage], now: float) -> dict[str, Any]
         "progress": ProgressOut(**progress.__dict__),
         "attempts": max((stage.attempt for stage in stages), default=0),
         "error": _error(job.error_code, job.error_message),
-        "created_at": moment(job.created_at),
-        "started_at": maybe_moment(job.started_at),
-        "finished_at": maybe_moment(job.finished_at),
+        "created_at": utc(job.created_at),
+        "started_at": maybe_utc(job.started_at),
+        "finished_at": maybe_utc(job.finished_at),
         "links": {
             "self": f"/jobs/{job.id}",
             "events": f"/jobs/{job.id}/events",
@@ -85,7 +85,7 @@ def _error(code: str | None, message: str | None) -> JobErrorOut | None:
 
 
 def event_out(row: Event) -> EventOut:
-    return EventOut(id=row.id, at=moment(row.at), kind=row.kind, message=row.message, stage=row.stage_id, data=row.data)
+    return EventOut(id=row.id, at=utc(row.at), kind=row.kind, message=row.message, stage=row.stage_id, data=row.data)
 
 
 def metric_out(row: Metric, images_per_round: int) -> MetricOut:

@@ -1,11 +1,11 @@
-"""Models, their lineage, aliases and exports."""
+"""Conversion of models, lineage, aliases and exports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from api.converters.common import moment
+from api.converters.common import utc
 from api.wire.models import AdapterOut, AncestorOut, ExportOut, ModelDetail, ModelOut
 from service.db.tables import Artifact, Export, Job, Model
 
@@ -22,7 +22,7 @@ def export_out(row: Export) -> ExportOut:
         format=row.format,
         artifact=f"/artifacts/{row.artifact_id}",
         figures=row.figures,
-        created_at=moment(row.created_at),
+        created_at=utc(row.created_at),
     )
 
 
@@ -60,9 +60,11 @@ def _model_fields(row: Model, adapter: Artifact | None, aliases: Sequence[str]) 
         links["job"] = f"/jobs/{row.job_id}"
     if row.parent_id is not None:
         links["parent"] = f"/models/{row.parent_id}"
+
     file = None
     if adapter is not None:
         file = AdapterOut(artifact=f"/artifacts/{adapter.id}", sha256=adapter.sha256, size_bytes=adapter.size_bytes)
+
     return {
         "id": row.id,
         "name": row.name,
@@ -73,6 +75,6 @@ def _model_fields(row: Model, adapter: Artifact | None, aliases: Sequence[str]) 
         "adapter": file,
         "aliases": list(aliases),
         "figures": row.figures,
-        "created_at": moment(row.created_at),
+        "created_at": utc(row.created_at),
         "links": links,
     }

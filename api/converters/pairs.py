@@ -1,10 +1,10 @@
-"""Pairs and people's verdicts."""
+"""Conversion of pairs and verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from api.converters.common import artifact_path, moment
+from api.converters.common import artifact_path, utc
 from api.wire.pairs import PairOut, SideOut, VerdictOut
 from service.db.tables import Pair, Sample
 from service.states import Verdict
@@ -13,7 +13,7 @@ from service.states import Verdict
 def verdict_out(row: Pair) -> VerdictOut | None:
     if row.verdict is None or row.verdict_at is None:
         return None
-    return VerdictOut(prefer=Verdict(row.verdict), reviewer=row.verdict_by, at=moment(row.verdict_at))
+    return VerdictOut(prefer=Verdict(row.verdict), reviewer=row.verdict_by, at=utc(row.verdict_at))
 
 
 def pair_out(row: Pair, samples: Mapping[str, Sample]) -> PairOut:
@@ -36,7 +36,7 @@ def pair_out(row: Pair, samples: Mapping[str, Sample]) -> PairOut:
         target=None if row.target_id is None else _side(samples[row.target_id], row.target_score),
         figures=row.figures,
         mask=artifact_path(row.mask_artifact_id),
-        created_at=moment(row.created_at),
+        created_at=utc(row.created_at),
         links={"self": f"/pairs/{row.id}", "job": f"/jobs/{row.job_id}"},
     )
 

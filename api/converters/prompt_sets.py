@@ -1,10 +1,10 @@
-"""Prompt sets."""
+"""Conversion of prompt sets."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from api.converters.common import moment
+from api.converters.common import utc
 from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
 from service.db.tables import PromptSet
 
@@ -25,6 +25,6 @@ def _prompt_set_fields(row: PromptSet) -> dict[str, Any]:
         "description": row.description,
         "builtin": row.builtin,
         "size": len(row.prompts),
-        "created_at": moment(row.created_at),
+        "created_at": utc(row.created_at),
         "links": {"self": f"/prompt-sets/{row.id}"},
     }

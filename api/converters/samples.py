@@ -1,11 +1,11 @@
-"""Samples and their scores."""
+"""Conversion of samples and scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api.converters.common import moment
+from api.converters.common import utc
 from api.converters.pairs import pair_out
 from api.wire.samples import SampleDetail, SampleOut, ScoreOut, TrajectoryOut
 from service.db.tables import Pair, Sample, Score
@@ -37,7 +37,7 @@ def _sample_fields(row: Sample, scores: Sequence[Score]) -> dict[str, Any]:
         "scores": [score_out(score) for score in scores],
         "image": f"/artifacts/{row.image_artifact_id}",
         "trajectory": trajectory,
-        "created_at": moment(row.created_at),
+        "created_at": utc(row.created_at),
         "links": {"self": f"/samples/{row.id}", "job": f"/jobs/{row.job_id}", "model": f"/models/{row.model_id}"},
     }
 

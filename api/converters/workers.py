@@ -1,8 +1,8 @@
-"""Workers and what they work on."""
+"""Conversion of workers and their stages."""
 
 from __future__ import annotations
 
-from api.converters.common import moment
+from api.converters.common import utc
 from api.wire.workers import WorkerOut, WorkerStageOut
 from service.db.tables import Stage, Worker
 
@@ -11,6 +11,7 @@ def worker_out(row: Worker, stage: Stage | None, now: float, silent_after_second
     state = "idle" if stage is None else "working"
     if now - row.seen_at > silent_after_seconds:
         state = "silent"
+
     return WorkerOut(
         name=row.name,
         state=state,
@@ -21,6 +22,6 @@ def worker_out(row: Worker, stage: Stage | None, now: float, silent_after_second
         model=row.model,
         gpu_memory_bytes=row.gpu_memory_bytes,
         stage=stage and WorkerStageOut(id=stage.id, job=f"/jobs/{stage.job_id}", kind=stage.kind, round=stage.round),
-        started_at=moment(row.started_at),
-        seen_at=moment(row.seen_at),
+        started_at=utc(row.started_at),
+        seen_at=utc(row.seen_at),
     )

@@ -1,4 +1,4 @@
-"""API keys: made, listed and revoked by a key with the scope admin."""
+"""Routes that create, list and revoke API keys. They need a key with the scope admin."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 
 from api.access import needs
-from api.converters.api_keys import api_key_made, api_key_out
-from api.converters.common import list_of
+from api.converters.api_keys import api_key_created, api_key_out
+from api.converters.common import convert_page
 from api.deps import PageParameters, ServiceDep
-from api.openapi import MADE_KEY
+from api.openapi import CREATED_KEY
 from api.wire.api_keys import ApiKeyIn, ApiKeyMade, ApiKeyOut
 from api.wire.common import ListOut
 from service import keys
@@ -19,26 +19,27 @@ from service.db.queries import api_keys, jobs
 router = APIRouter(prefix="/api-keys", tags=["API keys"], dependencies=[needs("admin")])
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses={status.HTTP_201_CREATED: MADE_KEY})
+@router.post("", status_code=status.HTTP_201_CREATED, responses={status.HTTP_201_CREATED: CREATED_KEY})
 def make_key(body: ApiKeyIn, service: ServiceDep) -> ApiKeyMade:
-    """Make a key. The answer is the only place where it is ever shown."""
+    """Create a key. Only this response contains the key itself."""
     expires_at = None if body.expires_at is None else body.expires_at.timestamp()
     with service.uow.writing() as session:
         row, token = keys.create(session, body.name, frozenset(body.scopes), expires_at)
         session.refresh(row)
-        return api_key_made(row, jobs.now(session), token)
+        return api_key_created(row, jobs.now(session), token)
 
 
 @router.get("")
 def list_keys(service: ServiceDep, page: Annotated[PageParameters, Query()]) -> ListOut[ApiKeyOut]:
-    """Keys, newest first, revoked and expired ones too."""
+    """List keys, newest first, including revoked and expired ones."""
     with service.uow.reading() as session:
-        found, now = api_keys.page(session, page.limit, page.cursor), jobs.now(session)
-        return list_of(ListOut[ApiKeyOut], found, lambda row: api_key_out(row, now))
+        rows = api_keys.page(session, page.limit, page.cursor)
+        now = jobs.now(session)
+        return convert_page(ListOut[ApiKeyOut], rows, lambda row: api_key_out(row, now))
 
 
 @router.delete("/{key_id}", status_code=status.HTTP_204_NO_CONTENT, response_class=Response)
 def revoke_key(key_id: str, service: ServiceDep) -> None:
-    """Revoke a key; one that is revoked stays so."""
+    """Revoke a key. Revoking a revoked key has no effect."""
     with service.uow.writing() as session:
         keys.revoke(session, key_id, keep_an_admin=service.settings.auth)

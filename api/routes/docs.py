@@ -1,4 +1,4 @@
-"""GET /docs: the OpenAPI document to read and to try. The one page that takes its scripts from elsewhere."""
+"""GET /docs: Swagger UI, the only page that loads scripts from another host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POLICY = (
 
 @router.get("/docs", include_in_schema=False)
 def get_docs() -> HTMLResponse:
-    """Swagger UI."""
+    """Return the Swagger UI page."""
     page = get_swagger_ui_html(openapi_url="/openapi.json", title="D-Fusion")
     page.headers["Content-Security-Policy"] = _POLICY
     return page

@@ -1,4 +1,4 @@
-"""Whether the service lives and can work."""
+"""Routes for liveness and readiness."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz")
 def health() -> HealthOut:
-    """The service answers."""
+    """Liveness: the service responds."""
     return HealthOut(status="ok")
 
 
 @router.get(
     "/readyz",
-    responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": ReadyOut, "description": "What keeps it from working"}},
+    responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": ReadyOut, "description": "An essential check failed"}},
 )
 def ready(request: Request, response: Response) -> ReadyOut:
-    """200 if the service can work, also where something that it can do without is wrong (`degraded`); 503 if not."""
+    """Readiness: 503 if an essential check fails, 200 otherwise (`degraded` if another check fails)."""
     readiness: Readiness = request.app.state.readiness
-    checks = readiness.look()
+    checks = readiness.run_checks()
     wrong = {check.name for check in checks if check.state == "wrong"}
+
     if wrong & ESSENTIAL:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return ReadyOut(

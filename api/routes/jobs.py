@@ -1,4 +1,4 @@
-"""Jobs: what was asked for, how far it is, what happened, and how to pause, resume, call off or repeat it."""
+"""Routes for jobs: status, events, metrics, pause, resume, cancel and retry."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.access import needs
-from api.converters.common import list_of
+from api.converters.common import convert_page
 from api.converters.jobs import event_out, job_detail, job_out, metric_out, training_out
 from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep
-from api.openapi import MADE_JOB, RETRY_AFTER
+from api.openapi import CREATED_JOB, RETRY_AFTER
 from api.wire.common import ListOut
 from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut
 from service.db.queries import jobs, prompt_sets, results, stages
@@ -30,16 +30,16 @@ from service.service import Service, cancel_job, job_spec, pause_job, resume_job
 from service.states import JobKind, JobState
 
 RETRY_AFTER_SECONDS = 2
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _KEEP_ALIVE_SECONDS = 15.0
-_EVENTS_AT_ONCE = 200
+_EVENTS_PER_READ = 200
 T = TypeVar("T")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("read")])
 
 
 class JobFilters(PageParameters):
-    """Which jobs; `parent` is the job that they are retries of."""
+    """Filters of the list of jobs; `parent` selects the retries of a job."""
 
     state: JobState | None = None
     kind: JobKind | None = None
@@ -51,55 +51,58 @@ Wait = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
 
 
 class WaitParameters(Parameters):
-    """`wait`: answer when the job has ended, or after that many seconds."""
+    """`wait`: respond when the job has ended, or after this many seconds."""
 
     wait: Wait = 0
 
 
 class EventParameters(PageParameters):
-    """`wait`: answer when there is an event after the cursor, or after that many seconds."""
+    """`wait`: respond when there is an event after the cursor, or after this many seconds."""
 
     wait: Wait = 0
 
 
 @router.get("")
 def list_jobs(service: ServiceDep, filters: Annotated[JobFilters, Query()]) -> ListOut[JobOut]:
-    """Jobs, newest first."""
+    """List jobs, newest first."""
     with service.uow.reading() as session:
+        set_id = None if filters.prompt_set is None else prompt_sets.id_of(session, filters.prompt_set)
         page: Page[Job] = jobs.page(
             session,
             filters.limit,
             filters.cursor,
             state=filters.state,
             kind=filters.kind,
-            prompt_set_id=prompt_sets.id_of(session, filters.prompt_set) if filters.prompt_set is not None else None,
+            prompt_set_id=set_id,
             origin_id=filters.parent,
         )
-        of_jobs, now = stages.of_jobs(session, [job.id for job in page.rows]), jobs.now(session)
-        return list_of(ListOut[JobOut], page, lambda job: job_out(job, of_jobs[job.id], now))
+        job_stages = stages.of_jobs(session, [job.id for job in page.rows])
+        now = jobs.now(session)
+        return convert_page(ListOut[JobOut], page, lambda job: job_out(job, job_stages[job.id], now))
 
 
 @router.get("/{job_id}", responses={status.HTTP_200_OK: {"headers": {"Retry-After": RETRY_AFTER}}})
 async def get_job(
     job_id: str, service: ServiceDep, response: Response, parameters: Annotated[WaitParameters, Query()]
 ) -> JobDetail:
-    """A job, at once or when it has ended."""
+    """Return a job, immediately or, with `wait`, when it has ended."""
     if parameters.wait:
-        await _until(parameters.wait, lambda: run_in_threadpool(_state, service, job_id), lambda state: state.is_final)
+        await _poll(parameters.wait, lambda: run_in_threadpool(_state, service, job_id), lambda state: state.is_final)
+
     job = await run_in_threadpool(read_job, service, job_id)
     if not job.state.is_final:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return job
 
 
-async def _until(wait_seconds: float, read: Callable[[], Awaitable[T]], enough: Callable[[T], bool]) -> T:
-    """What `read` gives as soon as it is enough, or when the time is up."""
-    until = time.monotonic() + wait_seconds
-    found = await read()
-    while not enough(found) and time.monotonic() < until:
-        await asyncio.sleep(min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
-        found = await read()
-    return found
+async def _poll(wait_seconds: float, read: Callable[[], Awaitable[T]], is_done: Callable[[T], bool]) -> T:
+    """Call `read` until its result is done or the time is up. Returns the last result."""
+    deadline = time.monotonic() + wait_seconds
+    result = await read()
+    while not is_done(result) and time.monotonic() < deadline:
+        await asyncio.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+        result = await read()
+    return result
 
 
 def _state(service: Service, job_id: str) -> JobState:
@@ -108,13 +111,13 @@ def _state(service: Service, job_id: str) -> JobState:
 
 
 def read_job(service: Service, job_id: str) -> JobDetail:
-    """The job as it is now. Raises NotFoundError."""
+    """Read the job in a transaction. Raises NotFoundError."""
     with service.uow.reading() as session:
         return view_job(session, job_id)
 
 
 def view_job(session: Session, job_id: str) -> JobDetail:
-    """The job as it is now. Raises NotFoundError."""
+    """Read the job in a given session. Raises NotFoundError."""
     return job_detail(jobs.get_view(session, job_id), stages.of_job(session, job_id))
 
 
@@ -125,7 +128,7 @@ def view_job(session: Session, job_id: str) -> JobDetail:
     operation_id="cancel_job",
 )
 def cancel(job_id: str, service: ServiceDep) -> JobDetail:
-    """Call a job off. It stops within a step; one that has ended stays as it is."""
+    """Cancel a job. It stops within a denoising step or update. Has no effect on a job that has ended."""
     cancel_job(service, job_id)
     return read_job(service, job_id)
 
@@ -137,7 +140,7 @@ def cancel(job_id: str, service: ServiceDep) -> JobDetail:
     operation_id="pause_job",
 )
 def pause(job_id: str, service: ServiceDep) -> JobDetail:
-    """Stop a job within a step; a training keeps what it has learned. 409 for one that has ended."""
+    """Pause a job within a denoising step or update. A training keeps its progress. 409 if the job has ended."""
     pause_job(service, job_id)
     return read_job(service, job_id)
 
@@ -149,7 +152,7 @@ def pause(job_id: str, service: ServiceDep) -> JobDetail:
     operation_id="resume_job",
 )
 def resume(job_id: str, service: ServiceDep) -> JobDetail:
-    """Go on with a paused job; one that waits for verdicts goes on without those that are missing."""
+    """Resume a paused job. A job that waits for verdicts continues without the missing ones."""
     resume_job(service, job_id)
     return read_job(service, job_id)
 
@@ -159,12 +162,12 @@ def resume(job_id: str, service: ServiceDep) -> JobDetail:
     status_code=status.HTTP_202_ACCEPTED,
     dependencies=[needs("submit")],
     operation_id="retry_job",
-    responses={status.HTTP_202_ACCEPTED: MADE_JOB},
+    responses={status.HTTP_202_ACCEPTED: CREATED_JOB},
 )
 def retry(
     job_id: str, service: ServiceDep, caller: CallerDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> JobDetail:
-    """Ask again for what failed or was cancelled: a new job that names its origin."""
+    """Retry a failed or cancelled job. Creates a new job whose `origin` is the old one."""
     new_id = retry_job(service, job_id, idempotency_key, caller.key_id)
     response.headers["Location"] = f"/jobs/{new_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
@@ -174,7 +177,7 @@ def retry(
 @router.get(
     "/{job_id}/events",
     response_model=ListOut[EventOut],
-    responses={200: {"content": {"text/event-stream": {}}, "description": "Events; a stream of them where asked for"}},
+    responses={200: {"content": {"text/event-stream": {}}, "description": "Events, as a list or as a stream"}},
 )
 async def list_events(
     job_id: str,
@@ -183,22 +186,25 @@ async def list_events(
     accept: Annotated[str, Header()] = "*/*",
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
 ) -> ListOut[EventOut] | Response:
-    """The events of a job, in order. `next_cursor` continues after the last event of the answer, even if there is none
-    yet: with `wait` this is a long poll. With `Accept: text/event-stream` events are streamed until the job has ended;
-    `Last-Event-ID` continues after that event."""
+    """List the events of a job, in order.
+
+    `next_cursor` continues after the last event of the response, even if there are no more events yet. `wait` makes
+    the request a long poll. `Accept: text/event-stream` streams events until the job has ended; `Last-Event-ID`
+    continues after that event.
+    """
     await run_in_threadpool(_require_job, service, job_id)
     if "text/event-stream" in accept:
-        after = 0 if last_event_id is None else _event_number(last_event_id)
+        after = 0 if last_event_id is None else _parse_event_id(last_event_id)
         return EventSourceResponse(_stream(service, job_id, after))
 
     def read() -> Page[Event]:
         with service.uow.reading() as session:
             return jobs.events(session, job_id, page.limit, page.cursor)
 
-    events = await _until(page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows))
-    answer = list_of(ListOut[EventOut], events, event_out)
-    last = encode_cursor(str(events.rows[-1].id)) if events.rows else page.cursor
-    return answer.model_copy(update={"next_cursor": last or encode_cursor("0")})
+    events = await _poll(page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows))
+    response = convert_page(ListOut[EventOut], events, event_out)
+    cursor = encode_cursor(str(events.rows[-1].id)) if events.rows else page.cursor
+    return response.model_copy(update={"next_cursor": cursor or encode_cursor("0")})
 
 
 def _require_job(service: Service, job_id: str) -> None:
@@ -206,68 +212,74 @@ def _require_job(service: Service, job_id: str) -> None:
         jobs.get(session, job_id)
 
 
-def _event_number(text: str) -> int:
+def _parse_event_id(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) >= 1 << 63:
         raise InvalidRequestError.at("/last-event-id", f"expected the id of an event, got {text!r}", "invalid_cursor")
     return int(text)
 
 
 async def _stream(service: Service, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Events as they happen; the last one is named `end`, so that a browser does not connect again for nothing."""
+    """Stream events as they happen. The last one is named `end`, so that a browser does not reconnect."""
 
     def read() -> tuple[list[EventOut], bool]:
         with service.uow.reading() as session:
-            ended = JobState(jobs.get(session, job_id).state).is_final
-            rows = jobs.events(session, job_id, _EVENTS_AT_ONCE, encode_cursor(str(after))).rows
-            return [event_out(row) for row in rows], ended
+            has_ended = JobState(jobs.get(session, job_id).state).is_final
+            rows = jobs.events(session, job_id, _EVENTS_PER_READ, encode_cursor(str(after))).rows
+            return [event_out(row) for row in rows], has_ended
 
-    said = time.monotonic()
+    sent_at = time.monotonic()
     while True:
-        events, ended = await run_in_threadpool(read)
+        events, has_ended = await run_in_threadpool(read)
         for event in events:
             after = event.id
             yield format_sse_event(data_str=event.model_dump_json(), event=event.kind, id=str(event.id))
-        if ended and len(events) < _EVENTS_AT_ONCE:
+
+        if has_ended and len(events) < _EVENTS_PER_READ:
             yield format_sse_event(data_str="{}", event="end")
             return
+
         if events:
-            said = time.monotonic()
-        elif time.monotonic() - said > _KEEP_ALIVE_SECONDS:
-            said = time.monotonic()
-            yield format_sse_event(comment="still here")
+            sent_at = time.monotonic()
+        elif time.monotonic() - sent_at > _KEEP_ALIVE_SECONDS:
+            sent_at = time.monotonic()
+            yield format_sse_event(comment="keep-alive")
         if not events:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 @router.get("/{job_id}/logs", response_class=PlainTextResponse)
 def get_logs(job_id: str, service: ServiceDep) -> PlainTextResponse:
-    """The job's log as text, a line an event."""
+    """Return the job's events as text, one per line."""
     lines: list[str] = []
     with service.uow.reading() as session:
         jobs.get(session, job_id)
         cursor: str | None = None
         while True:
-            page = jobs.events(session, job_id, _EVENTS_AT_ONCE, cursor)
-            for event in (event_out(row) for row in page.rows):
-                about = " ".join(f"{name}={value}" for name, value in event.data.items())
-                lines.append(
-                    f"{event.at.isoformat(timespec='milliseconds')} {event.kind}: {event.message} {about}".rstrip()
-                )
+            page = jobs.events(session, job_id, _EVENTS_PER_READ, cursor)
+            lines += [_log_line(event_out(row)) for row in page.rows]
             cursor = page.next_cursor
             if cursor is None:
                 return PlainTextResponse("\n".join(lines) + "\n")
 
 
+def _log_line(event: EventOut) -> str:
+    data = " ".join(f"{name}={value}" for name, value in event.data.items())
+    return f"{event.at.isoformat(timespec='milliseconds')} {event.kind}: {event.message} {data}".rstrip()
+
+
 @router.get("/{job_id}/metrics")
 def get_job_metrics(job_id: str, service: ServiceDep) -> MetricsOut:
-    """Mean scores by round, split, scorer and model, and how each training went. Round 0 is the model that a round job
-    started from."""
+    """Return mean scores by round, split, scorer and model, and statistics of each training.
+
+    Round 0 is the model that a round job started from.
+    """
     with service.uow.reading() as session:
         job = jobs.get(session, job_id)
         spec = job_spec(job)
         images = 0
         if isinstance(spec, RoundSpec) and job.prompt_set_id is not None:
             images = prompt_sets.size(session, job.prompt_set_id) * spec.samples_per_prompt
+
         return MetricsOut(
             data=[metric_out(row, images) for row in results.metrics(session, job_id)],
             trainings=[training_out(row) for row in results.models_of_job(session, job_id)],

@@ -1,4 +1,4 @@
-"""GET /metrics: figures for Prometheus."""
+"""GET /metrics: metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ router = APIRouter(tags=["health"], dependencies=[needs("read")])
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def get_metrics(request: Request) -> Response:
-    """Requests, queue, leases, stages and images, in Prometheus' text format."""
+    """Return metrics of requests, queue, leases, stages and images in Prometheus' text format."""
     metrics = cast(HttpMetrics, request.app.state.metrics)
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)

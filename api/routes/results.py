@@ -1,4 +1,4 @@
-"""What jobs made: samples, pairs and models."""
+"""Routes for the outputs of jobs: samples, pairs, models and exports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.access import needs
-from api.converters.common import list_of
+from api.converters.common import convert_page
 from api.converters.models import ancestor_out, export_out, model_detail, model_out
 from api.converters.pairs import pair_out
 from api.converters.samples import sample_detail, sample_out
@@ -32,7 +32,7 @@ router = APIRouter(dependencies=[needs("read")])
 
 
 class SampleFilters(PageParameters):
-    """Which samples."""
+    """Filters of the list of samples."""
 
     job: str | None = None
     role: SampleRole | None = None
@@ -41,17 +41,17 @@ class SampleFilters(PageParameters):
 
 
 class PairFilters(PageParameters):
-    """Which pairs."""
+    """Filters of the list of pairs."""
 
     job: str | None = None
     round: int | None = Field(None, ge=0, le=1_000_000)
     adopted: bool | None = None
-    judged: bool | None = Field(None, description="Whether a person has given a verdict")
+    judged: bool | None = Field(None, description="Whether the pair has a verdict")
     prompt_set: PromptSetFilter = None
 
 
 class ModelFilters(PageParameters):
-    """Which models."""
+    """Filters of the list of models."""
 
     job: str | None = None
 
@@ -66,17 +66,18 @@ def _set_id(session: Session, text: str | None) -> str | None:
 
 @router.get("/samples", tags=["samples"])
 def list_samples(service: ServiceDep, filters: Annotated[SampleFilters, Query()]) -> ListOut[SampleOut]:
-    """Samples, oldest first."""
+    """List samples, oldest first."""
     with service.uow.reading() as session:
-        job_id, set_id = _job_id(filters.job), _set_id(session, filters.prompt_set)
+        job_id = _job_id(filters.job)
+        set_id = _set_id(session, filters.prompt_set)
         page = results.sample_page(session, filters.limit, filters.cursor, job_id, filters.role, filters.round, set_id)
         scores = results.scores(session, [row.id for row in page.rows])
-        return list_of(ListOut[SampleOut], page, lambda row: sample_out(row, scores[row.id]))
+        return convert_page(ListOut[SampleOut], page, lambda row: sample_out(row, scores[row.id]))
 
 
 @router.get("/samples/{sample_id}", tags=["samples"])
 def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
-    """A sample, with the pairs that it is in: base, reference and target side by side."""
+    """Return a sample and the pairs that contain it."""
     with service.uow.reading() as session:
         row = results.get_sample(session, sample_id)
         pairs = results.pairs_with(session, row.id)
@@ -86,29 +87,28 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
 
 @router.get("/pairs", tags=["pairs"])
 def list_pairs(service: ServiceDep, filters: Annotated[PairFilters, Query()]) -> ListOut[PairOut]:
-    """Pairs, oldest first."""
+    """List pairs, oldest first."""
     with service.uow.reading() as session:
-        job_id, set_id = _job_id(filters.job), _set_id(session, filters.prompt_set)
         page = results.pair_page(
             session,
             filters.limit,
             filters.cursor,
-            job_id,
+            _job_id(filters.job),
             filters.round,
             filters.adopted,
             judged=filters.judged,
-            prompt_set_id=set_id,
+            prompt_set_id=_set_id(session, filters.prompt_set),
         )
         samples = results.samples(session, results.sides_of(page.rows))
-        return list_of(ListOut[PairOut], page, lambda row: pair_out(row, samples))
+        return convert_page(ListOut[PairOut], page, lambda row: pair_out(row, samples))
 
 
 @router.get("/pairs/{pair_id}", tags=["pairs"], responses={status.HTTP_200_OK: {"headers": {"ETag": ETAG}}})
 def get_pair(pair_id: str, service: ServiceDep, response: Response) -> PairOut:
-    """A pair. Its ETag is its revision."""
-    found = _read_pair(service, pair_id)
-    response.headers["ETag"] = f'"{found.revision}"'
-    return found
+    """Return a pair. The ETag is its revision."""
+    pair = _read_pair(service, pair_id)
+    response.headers["ETag"] = f'"{pair.revision}"'
+    return pair
 
 
 def _read_pair(service: Service, pair_id: str) -> PairOut:
@@ -130,40 +130,45 @@ def put_verdict(
     response: Response,
     if_match: Annotated[str | None, Header(max_length=30)] = None,
 ) -> PairOut:
-    """Say which side of a pair is better, that they tie, or that neither is good. `If-Match` with the pair's ETag
-    keeps two reviewers from overwriting each other unseen (412). A review that waits for the last verdict goes on."""
-    revision = None if if_match is None or if_match.strip() == "*" else _revision(if_match)
+    """Set a verdict: which side of a pair is better, that they tie, or that neither is good.
+
+    `If-Match` with the pair's ETag prevents overwriting another reviewer's verdict (412). A job that waits for review
+    continues after its last verdict.
+    """
+    revision = None if if_match is None or if_match.strip() == "*" else _parse_revision(if_match)
     give_verdict(service, pair_id, verdict.prefer, verdict.reviewer, revision)
     return get_pair(pair_id, service, response)
 
 
-def _revision(if_match: str) -> int:
-    found = re.fullmatch(r'(?:W/)?"?(\d{1,18})"?', if_match.strip())
-    if found is None:
+def _parse_revision(if_match: str) -> int:
+    match = re.fullmatch(r'(?:W/)?"?(\d{1,18})"?', if_match.strip())
+    if match is None:
         raise InvalidRequestError.at("/if-match", f"expected a pair's ETag, got {if_match!r}", "invalid_parameter")
-    return int(found[1])
+    return int(match[1])
 
 
 @router.get("/models", tags=["models"])
 def list_models(service: ServiceDep, filters: Annotated[ModelFilters, Query()]) -> ListOut[ModelOut]:
-    """Models, newest first."""
+    """List models, newest first."""
     with service.uow.reading() as session:
         page = results.model_page(session, filters.limit, filters.cursor, _job_id(filters.job))
         files = results.artifacts(session, [row.adapter_artifact_id for row in page.rows if row.adapter_artifact_id])
-        names = results.aliases(session, [row.id for row in page.rows])
-        return list_of(
-            ListOut[ModelOut], page, lambda row: model_out(row, files.get(row.adapter_artifact_id or ""), names[row.id])
-        )
+        aliases = results.aliases(session, [row.id for row in page.rows])
+
+        def convert(row: Model) -> ModelOut:
+            return model_out(row, files.get(row.adapter_artifact_id or ""), aliases[row.id])
+
+        return convert_page(ListOut[ModelOut], page, convert)
 
 
 @router.get("/models/{model}", tags=["models"])
 def get_model(model: str, service: ServiceDep) -> ModelDetail:
-    """A model by its id, its name or an alias, with its lineage and exports."""
+    """Return a model with its lineage and exports, by id, name or alias."""
     with service.uow.reading() as session:
         row = _model(session, model)
         adapter = results.get_artifact(session, row.adapter_artifact_id) if row.adapter_artifact_id else None
-        names = results.aliases(session, [row.id])[row.id]
-        return model_detail(row, adapter, names, results.lineage(session, row), results.exports(session, row.id))
+        aliases = results.aliases(session, [row.id])[row.id]
+        return model_detail(row, adapter, aliases, results.lineage(session, row), results.exports(session, row.id))
 
 
 def _model(session: Session, name: str) -> Model:
@@ -172,15 +177,15 @@ def _model(session: Session, name: str) -> Model:
 
 @router.get("/models/{model}/lineage", tags=["models"])
 def get_lineage(model: str, service: ServiceDep) -> LineageOut:
-    """Where a model came from, down to the base model: for each its job, round, seed, prompts and pairs."""
+    """Return a model and its ancestors down to the base model, with job, round, seed, prompts and pairs of each."""
     with service.uow.reading() as session:
-        line = results.lineage(session, _model(session, model))
-        made_by = {row.job_id: jobs.get(session, row.job_id) for row in line if row.job_id}
-        return LineageOut(data=[ancestor_out(row, made_by.get(row.job_id or "")) for row in line])
+        rows = results.lineage(session, _model(session, model))
+        jobs_by_id = {row.job_id: jobs.get(session, row.job_id) for row in rows if row.job_id}
+        return LineageOut(data=[ancestor_out(row, jobs_by_id.get(row.job_id or "")) for row in rows])
 
 
 class DownloadParameters(Parameters):
-    """In which form."""
+    """The format of a download."""
 
     format: Literal["diffusers", "kohya", "merged"] = "diffusers"
 
@@ -195,18 +200,21 @@ class DownloadParameters(Parameters):
 def download_model(
     model: str, service: ServiceDep, parameters: Annotated[DownloadParameters, Query()]
 ) -> RedirectResponse:
-    """The adapter's file. As diffusers loads it it is there at once; other forms must be exported first (409)."""
+    """Redirect to the adapter's file. Formats other than `diffusers` must be exported first (409)."""
     with service.uow.reading() as session:
         row = _model(session, model)
         if row.adapter_artifact_id is None:
             raise NotFoundError(f"{row.id} is a base model: it has no adapter")
-        artifact: str | None = row.adapter_artifact_id if parameters.format == "diffusers" else None
-        if artifact is None:
-            made = [one for one in results.exports(session, row.id) if one.format == parameters.format]
-            artifact = made[0].artifact_id if made else None
+
+        artifact: str | None = None
+        if parameters.format == "diffusers":
+            artifact = row.adapter_artifact_id
+        else:
+            exports = [export for export in results.exports(session, row.id) if export.format == parameters.format]
+            artifact = exports[0].artifact_id if exports else None
         if artifact is None:
             body = f'{{"model": "{row.id}", "format": "{parameters.format}"}}'
-            raise ConflictError(f"{row.id} is not exported as {parameters.format} yet: POST /exports {body}")
+            raise ConflictError(f"{row.id} has no export as {parameters.format} yet: POST /exports {body}")
         return RedirectResponse(f"/artifacts/{artifact}", status.HTTP_307_TEMPORARY_REDIRECT)
 
 
@@ -216,7 +224,7 @@ Alias = Annotated[str, Path(pattern=ALIAS)]
 
 @router.put("/aliases/{name}", tags=["models"], dependencies=[needs("submit")])
 def put_alias(name: Alias, alias: AliasIn, service: ServiceDep) -> ModelDetail:
-    """Let a name, such as "champion", mean a model; it can move to another."""
+    """Set an alias of a model, such as "champion". An existing alias moves to this model."""
     set_alias(service, name, alias.model)
     return get_model(alias.model, service)
 
@@ -225,21 +233,21 @@ def put_alias(name: Alias, alias: AliasIn, service: ServiceDep) -> ModelDetail:
     "/aliases/{name}", tags=["models"], status_code=status.HTTP_204_NO_CONTENT, dependencies=[needs("submit")]
 )
 def delete_alias(name: Alias, service: ServiceDep) -> None:
-    """Let a name mean nothing any more."""
+    """Remove an alias."""
     with service.uow.writing() as session:
         if not results.remove_alias(session, name):
             raise NotFoundError(f"there is no alias {name!r}")
 
 
 class ExportFilters(Parameters):
-    """Of which job's pairs."""
+    """Filters of the list of exports."""
 
     job: str
 
 
 @router.get("/exports", tags=["models"])
 def list_exports(service: ServiceDep, filters: Annotated[ExportFilters, Query()]) -> ListOut[ExportOut]:
-    """The data sets that were made of a job's pairs, newest first."""
+    """List the data sets exported from a job's pairs, newest first."""
     with service.uow.reading() as session:
         rows = results.exports(session, of_job_id=expect(IdKind.JOB, filters.job))
         return ListOut[ExportOut](data=[export_out(row) for row in rows], has_more=False, next_cursor=None)

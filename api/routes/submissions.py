@@ -1,4 +1,4 @@
-"""Asking for work: rounds, samplings, fusions, trainings, evaluations and exports. Each becomes a job."""
+"""Routes that submit jobs: rounds, samplings, fusions, trainings, evaluations and exports."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ from service.service import Service, create_and_read, estimate_job
 
 
 class SubmissionParameters(Parameters):
-    """`dry_run`: check the request and say what it would take, without doing it."""
+    """`dry_run`: check the request and estimate its cost without creating a job."""
 
     dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What comes with every request for a job, and how it is answered."""
+    """The context of a request for a job: its caller, its key and its mode."""
 
     service: Service
     api_key_id: str | None
     idempotency_key: str | None
     dry_run: bool
 
-    def answer(self, spec: JobSpec) -> Response:
-        """The new job, at `Location`; with `dry_run` what it would take."""
+    def respond(self, spec: JobSpec) -> Response:
+        """Create the job and return it; with `dry_run` return its estimate."""
         if self.dry_run:
             counts, sizes = estimate_job(self.service, spec)
             with self.service.uow.reading() as session:
                 return _json(status.HTTP_200_OK, estimate_out(counts, estimate_of(session, spec, sizes)))
+
         job = create_and_read(self.service, spec, view_job, self.idempotency_key, self.api_key_id)
         headers = {"Location": f"/jobs/{job.id}", "Retry-After": str(RETRY_AFTER_SECONDS)}
         return _json(status.HTTP_202_ACCEPTED, job, headers)
 
 
-# a response of its own: what comes with either status is said by SUBMISSION, and FastAPI would check it once more
+# returns a Response because SUBMISSION documents the body of each status and FastAPI would validate it again
 def _json(status_code: int, body: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
     return Response(body.model_dump_json(), status_code, headers, media_type="application/json")
 
@@ -69,9 +70,9 @@ router = APIRouter(
 
 def _endpoint(kind: Kind[Any]) -> Callable[..., Response]:
     def start(spec: JobSpec, submission: SubmissionDep) -> Response:
-        return submission.answer(spec)
+        return submission.respond(spec)
 
-    # FastAPI reads what a request may hold, and the operation's name, from the function
+    # FastAPI reads the body's schema and the operation's name from the function
     start.__annotations__["spec"] = kind.spec
     start.__name__ = kind.operation
     return start

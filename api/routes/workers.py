@@ -1,4 +1,4 @@
-"""Who does the work."""
+"""Route that lists the workers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ router = APIRouter(tags=["workers"], dependencies=[needs("read")])
 
 @router.get("/workers")
 def list_workers(service: ServiceDep) -> WorkersOut:
-    """The workers that were seen within a day, and what they do."""
+    """List the workers seen within the last day, with their stages."""
     with service.uow.reading() as session:
-        now, in_work = jobs.now(session), workers.stages_in_work(session)
+        now = jobs.now(session)
+        stages = workers.stages_in_work(session)
         silent_after = 3 * service.settings.presence_seconds
         rows = workers.all_workers(session)
-        return WorkersOut(data=[worker_out(row, in_work.get(row.name), now, silent_after) for row in rows])
+        return WorkersOut(data=[worker_out(row, stages.get(row.name), now, silent_after) for row in rows])

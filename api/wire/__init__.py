@@ -1,1 +1,1 @@
-"""What goes over the wire, by resource. `/…` strings are paths of this service. Imports no tables."""
+"""Request and response models, by resource. Strings such as `/…` are paths of this service. Imports no tables."""

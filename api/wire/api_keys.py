@@ -10,28 +10,28 @@ from service.states import KeyScope
 
 
 class ApiKeyIn(BaseModel):
-    """A key to be made."""
+    """Request to create a key."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=100, description="Whose key, or what for")
+    name: str = Field(min_length=1, max_length=100, description="Owner or purpose of the key")
     scopes: list[KeyScope] = Field(
         min_length=1, max_length=4, description="submit and review include read; admin includes all"
     )
-    expires_at: AwareDatetime | None = Field(None, description="With a time zone; never if not given")
+    expires_at: AwareDatetime | None = Field(None, description="Expiry, with a time zone; never if not given")
 
     @field_validator("expires_at")
     @classmethod
-    def _has_a_date_in_utc(cls, at: datetime | None) -> datetime | None:
-        """The west's last hours of the year 9999 are of the year 10000 in UTC, which no answer could show."""
+    def _convert_to_utc(cls, expires_at: datetime | None) -> datetime | None:
+        """Reject times that fall outside the years 1 to 9999 in UTC: datetime cannot represent them."""
         try:
-            return None if at is None else at.astimezone(UTC)
+            return None if expires_at is None else expires_at.astimezone(UTC)
         except OverflowError:
             raise ValueError("expected a time within the years 1 to 9999 in UTC") from None
 
 
 class ApiKeyOut(BaseModel):
-    """A key, without itself. `last_used_at` is some minutes coarse."""
+    """An API key without its secret. `last_used_at` is accurate to a few minutes."""
 
     id: str
     name: str
@@ -45,6 +45,6 @@ class ApiKeyOut(BaseModel):
 
 
 class ApiKeyMade(ApiKeyOut):
-    """A key that was just made, with itself: it is not shown again."""
+    """A new API key with its secret `key`, which no other response contains."""
 
     key: str

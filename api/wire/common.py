@@ -1,4 +1,4 @@
-"""What several resources answer: pages of lists, and problems."""
+"""Responses shared by all resources: pages of lists and problems."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class ListOut(BaseModel, Generic[T]):
 
 
 class FieldError(BaseModel):
-    """A field and what is wrong with it; `pointer` is a JSON pointer into the body, or a parameter's name."""
+    """An error of one field; `pointer` is a JSON pointer into the body, or a parameter's name."""
 
     pointer: str
     message: str
 
 
 class Problem(BaseModel):
-    """An error (RFC 9457), as application/problem+json."""
+    """An error (RFC 9457), sent as application/problem+json."""
 
     type: str
     title: str

@@ -1,4 +1,4 @@
-"""What a job would take."""
+"""Estimates of a job's cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class ImageCounts(BaseModel):
-    """Images that a job makes."""
+    """Number of images that a job creates."""
 
     sampled: int
     fused_at_most: int
@@ -15,7 +15,7 @@ class ImageCounts(BaseModel):
 
 
 class UnetCounts(BaseModel):
-    """Rows that go through the U-Net; guidance takes two for one image and step."""
+    """Number of U-Net evaluations, in rows; guidance needs two rows per image and step."""
 
     sampling: int
     fusion_at_most: int
@@ -25,8 +25,10 @@ class UnetCounts(BaseModel):
 
 
 class EstimateOut(BaseModel):
-    """What a job would take; nothing was made. `seconds` (on one worker), `memory_bytes` (of its GPU, or of the machine
-    where it has none) and `storage_bytes` are judged by this installation's own past jobs, null where there are none.
+    """The estimated cost of a job that was not created.
+
+    `seconds` (on one worker), `memory_bytes` (GPU memory, or main memory without a GPU) and `storage_bytes` are derived
+    from earlier jobs of this installation. They are null if there are none.
     """
 
     dry_run: bool

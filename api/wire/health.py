@@ -1,4 +1,4 @@
-"""Whether the service is alive and ready."""
+"""Liveness and readiness."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class HealthOut(BaseModel):
-    """Whether the service answers."""
+    """Liveness of the service."""
 
     status: str
 
@@ -17,7 +17,7 @@ CheckState = Literal["ok", "warning", "wrong"]
 
 
 class CheckOut(BaseModel):
-    """One health check. `detail` is its result and, unless it is ok, a suggested fix."""
+    """A health check. `detail` is its result and, unless it is ok, a suggested fix."""
 
     name: str
     state: CheckState
@@ -25,8 +25,11 @@ class CheckOut(BaseModel):
 
 
 class ReadyOut(BaseModel):
-    """Whether the service can work (`unavailable`: it cannot; `degraded`: not all of it): its database answers, its
-    worker (embedded mode) is alive, and what else it found when it looked."""
+    """Readiness of the service.
+
+    `unavailable`: an essential check is wrong. `degraded`: another check is wrong. `worker`: whether the embedded
+    worker is alive; null without one.
+    """
 
     status: Literal["ok", "degraded", "unavailable"]
     database: bool

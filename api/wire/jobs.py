@@ -12,7 +12,7 @@ from service.states import JobKind, JobState
 
 
 class ProgressOut(BaseModel):
-    """The current stage with its own count, and the share of the whole job."""
+    """Progress of the current stage (`done` of `total`) and of the job (`percent`)."""
 
     stage: str | None
     round: int | None
@@ -70,7 +70,7 @@ class JobOut(BaseModel):
 
 
 class JobDetail(JobOut):
-    """A job with its checked request, its stages, what it has made so far, and what it found (an evaluation)."""
+    """A job with its validated request, its stages, its outputs so far and, for an evaluation, its result."""
 
     spec: dict[str, Any]
     stages: list[StageOut]
@@ -80,7 +80,7 @@ class JobDetail(JobOut):
 
 
 class EventOut(BaseModel):
-    """Something that happened to a job."""
+    """An event of a job."""
 
     id: int
     at: datetime
@@ -91,7 +91,7 @@ class EventOut(BaseModel):
 
 
 class MetricOut(BaseModel):
-    """Scores of one round's images. `training_images` is how many the model had been trained on by then."""
+    """Scores of one round's images. `training_images` counts the images that the model was trained on."""
 
     round: int
     split: str
@@ -105,10 +105,10 @@ class MetricOut(BaseModel):
 
 
 class TrainingOut(BaseModel):
-    """How a round's training went: the figures of its last update, measured on the policy before that update.
+    """Statistics of a round's training: those of its last update, measured on the policy before that update.
 
-    `log_ratio_preferred` and `log_ratio_rejected` are mean log-ratios to the policy before the round (dpo). The reports
-    of all updates are in the file that `log` in the model's figures links.
+    `log_ratio_preferred` and `log_ratio_rejected` are mean log-ratios to the policy before the round (dpo). `log` in
+    the model's figures links the file with all updates.
     """
 
     round: int

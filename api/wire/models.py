@@ -19,7 +19,7 @@ class AdapterOut(BaseModel):
 
 
 class ModelOut(BaseModel):
-    """A base model (`name` set), or an adapter on one. `figures` say how its training went."""
+    """A base model (`name` is set) or an adapter on one. `figures` are statistics of its training."""
 
     id: str
     name: str | None
@@ -35,7 +35,7 @@ class ModelOut(BaseModel):
 
 
 class ExportOut(BaseModel):
-    """A model's adapter, or a job's pairs, in a form that other programs read. `figures` say how it was checked."""
+    """A model's adapter or a job's pairs in a format for other programs. `figures` are results of its verification."""
 
     id: str
     model: str | None
@@ -47,14 +47,14 @@ class ExportOut(BaseModel):
 
 
 class ModelDetail(ModelOut):
-    """A model with its lineage (itself, what it was trained from, and so on to the base model) and its exports."""
+    """A model with its lineage (the model, its parent and so on to the base model) and its exports."""
 
     lineage: list[str]
     exports: list[ExportOut]
 
 
 class AncestorOut(BaseModel):
-    """A model of a lineage, with what it was trained by: job, seed and prompts."""
+    """A model of a lineage, with the job, seed and prompts of its training."""
 
     model: str
     name: str | None
@@ -68,13 +68,13 @@ class AncestorOut(BaseModel):
 
 
 class LineageOut(BaseModel):
-    """A model and what it came from, down to the base model."""
+    """A model and its ancestors down to the base model."""
 
     data: list[AncestorOut]
 
 
 class AliasIn(BaseModel):
-    """The model that a name shall mean."""
+    """The model that an alias refers to."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Pairs and people's verdicts."""
+"""Pairs and reviewers' verdicts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SideOut(BaseModel):
 
 
 class VerdictIn(BaseModel):
-    """A person's word on a pair; `prefer` null takes it back."""
+    """A reviewer's verdict on a pair; `prefer` null removes it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +31,7 @@ class VerdictIn(BaseModel):
 
 
 class VerdictOut(BaseModel):
-    """What a person said of a pair."""
+    """A reviewer's verdict on a pair."""
 
     prefer: Verdict
     reviewer: str | None
@@ -39,8 +39,10 @@ class VerdictOut(BaseModel):
 
 
 class PairOut(BaseModel):
-    """Base, reference and target side by side. `adopted` is null until the target is verified; `revision` counts
-    verdicts and is the pair's ETag."""
+    """A pair of base and reference, with its target.
+
+    `adopted` is null until the target is verified. `revision` counts verdicts and is the pair's ETag.
+    """
 
     id: str
     job: str

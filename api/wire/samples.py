@@ -11,7 +11,7 @@ from api.wire.pairs import PairOut
 
 
 class ScoreOut(BaseModel):
-    """What a scorer gave an image."""
+    """The score of an image by one scorer."""
 
     scorer: str
     version: str
@@ -19,14 +19,14 @@ class ScoreOut(BaseModel):
 
 
 class TrajectoryOut(BaseModel):
-    """Where the denoising trajectory is: a row of a safetensors file."""
+    """The location of a denoising trajectory: a row of a safetensors file."""
 
     artifact: str
     row: int
 
 
 class SampleOut(BaseModel):
-    """An image."""
+    """A sample: one image with its prompt, seed and scores."""
 
     id: str
     job: str
@@ -46,6 +46,6 @@ class SampleOut(BaseModel):
 
 
 class SampleDetail(SampleOut):
-    """An image with the pairs that it is in (a reference may serve several)."""
+    """A sample with the pairs that contain it; a reference may belong to several pairs."""
 
     pairs: list[PairOut]

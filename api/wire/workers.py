@@ -1,4 +1,4 @@
-"""Workers and what they work on."""
+"""Workers and their current stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class WorkerStageOut(BaseModel):
-    """What a worker works on."""
+    """The stage that a worker runs."""
 
     id: str
     job: str
@@ -17,7 +17,7 @@ class WorkerStageOut(BaseModel):
 
 
 class WorkerOut(BaseModel):
-    """A worker. `state`: idle, working, or silent where it has not reported for a while."""
+    """A worker. `state`: idle, working, or silent (it has stopped reporting)."""
 
     name: str
     state: str

@@ -73,12 +73,12 @@ def test_the_end_waits_a_moment_for_a_check_that_goes_on(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(readiness, "CHECKS", {"disk": slow})
     with opened(tmp_path) as client:
-        looks = Readiness(client.app.state.service, None, patience_seconds=0.01)  # type: ignore[attr-defined]
-        looks.look()
-        looks.close()
-        assert not ended.is_set()  # not longer than its patience
-        looks._patience_seconds = 30
-        looks.close()
+        checks = Readiness(client.app.state.service, None, timeout_seconds=0.01)  # type: ignore[attr-defined]
+        checks.run_checks()
+        checks.close()
+        assert not ended.is_set()  # not longer than its timeout
+        checks._timeout_seconds = 30
+        checks.close()
         assert ended.is_set()
 
 

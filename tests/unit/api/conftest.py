@@ -17,23 +17,23 @@ from tests.service import round_body, settings_for, work_until_idle
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    """The application without a worker: nothing that it queues is ever done."""
+    """The application without a worker, so that queued jobs do not start."""
     app = create_app(settings_for(tmp_path / "data", tmp_path / "tiny"))
-    with TestClient(app, raise_server_exceptions=False) as opened:
-        yield opened
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.fixture
 def service(client: TestClient) -> Service:
     """The service behind `client`."""
-    found = client.app.state.service  # type: ignore[attr-defined]
-    assert isinstance(found, Service)
-    return found
+    service = client.app.state.service  # type: ignore[attr-defined]
+    assert isinstance(service, Service)
+    return service
 
 
 @dataclass(frozen=True)
 class Live:
-    """The application on a port, and a round of it that is done. Nothing works but `working`, or the test itself."""
+    """The application on a port, with one finished round. Stages run only within `working`, or in the test."""
 
     port: int
     service: Service
@@ -46,7 +46,7 @@ class Live:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """A worker in a thread, for as long as the block."""
+        """Run a worker in a thread for the duration of the block."""
         stop = threading.Event()
 
         def work() -> None:
@@ -62,14 +62,14 @@ class Live:
             thread.join(120)
 
     def client(self, port: int | None = None, pauses: list[float] | None = None) -> Client:
-        """A client that does not wait between its tries, but writes down how long it would have."""
+        """Create a client that records its pauses between retries instead of waiting."""
         backoff = Backoff((pauses if pauses is not None else []).append)
         return Client(f"http://127.0.0.1:{port or self.port}", trust_env=False, backoff=backoff)
 
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A live installation with the tiny pipeline; torch is imported only for those who want it."""
+    """A live service with the tiny pipeline. Imports torch here, so that other tests start without it."""
     from dfusion import _torchvision_ops  # noqa: F401  (before diffusers or peft)
     from tests.nets import tiny_pipeline
 

@@ -1,4 +1,4 @@
-"""Keys from their making to their end."""
+"""API keys: creation, use, expiry and revocation."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -32,14 +32,14 @@ def app_client(folder: Path, key: str = ADMIN, auth: bool = True) -> TestClient:
 @pytest.fixture
 def admin(tmp_path: Path) -> Iterator[TestClient]:
     """A client with the settings' key."""
-    with app_client(tmp_path) as opened:
-        yield opened
+    with app_client(tmp_path) as client:
+        yield client
 
 
 def service_of(client: TestClient) -> Service:
-    found = client.app.state.service  # type: ignore[attr-defined]
-    assert isinstance(found, Service)
-    return found
+    service = client.app.state.service  # type: ignore[attr-defined]
+    assert isinstance(service, Service)
+    return service
 
 
 def make(client: TestClient, **changes: Any) -> Any:
@@ -53,71 +53,77 @@ def works(client: TestClient, key: str) -> bool:
 
 
 def test_a_key_is_shown_once_and_only_its_hash_is_kept(admin: TestClient, tmp_path: Path) -> None:
-    answer = make(admin)
-    assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
-    made = answer.json()
-    key = made.pop("key")
+    response = make(admin)
+    assert (response.status_code, response.headers["cache-control"]) == (201, "no-store")
+    created = response.json()
+    key = created.pop("key")
     assert key.startswith("dfk_")
     assert len(key) == 4 + 51  # 38 bytes in base64: 12 characters are shown, 43 (256 bits) are not
-    assert made["prefix"] == key[:12]
-    assert (made["name"], made["scopes"], made["active"], made["last_used_at"]) == ("ann", ["submit"], True, None)
+    assert created["prefix"] == key[:12]
+    assert (created["name"], created["scopes"], created["active"], created["last_used_at"]) == (
+        "ann",
+        ["submit"],
+        True,
+        None,
+    )
     assert works(admin, key)
     listed = admin.get("/api-keys").json()["data"]
-    assert [one["name"] for one in listed] == ["ann", "bootstrap"]
+    assert [key["name"] for key in listed] == ["ann", "bootstrap"]
     assert {name: value for name, value in listed[0].items() if name != "last_used_at"} == {
-        name: value for name, value in made.items() if name != "last_used_at"
+        name: value for name, value in created.items() if name != "last_used_at"
     }
     files = b"".join(path.read_bytes() for path in (tmp_path / "data").glob("dfusion.db*"))
     assert key.encode() not in files
     assert key[:12].encode() in files
 
 
-def test_keys_differ(admin: TestClient) -> None:
-    made = [make(admin).json() for _ in range(5)]
-    assert len({one["key"] for one in made}) == len({one["id"] for one in made}) == 5
+def test_each_key_is_unique(admin: TestClient) -> None:
+    keys = [make(admin).json() for _ in range(5)]
+    assert len({key["key"] for key in keys}) == 5
+    assert len({key["id"] for key in keys}) == 5
 
 
-def test_a_revoked_key_opens_nothing_and_stays_in_the_list(admin: TestClient) -> None:
-    made = make(admin).json()
-    assert works(admin, made["key"])
+def test_a_revoked_key_is_rejected_and_still_listed(admin: TestClient) -> None:
+    created = make(admin).json()
+    assert works(admin, created["key"])
     for _ in range(2):
-        answer = admin.delete(f"/api-keys/{made['id']}")
-        assert (answer.status_code, answer.content) == (204, b"")
-        assert not works(admin, made["key"])
+        response = admin.delete(f"/api-keys/{created['id']}")
+        assert (response.status_code, response.content) == (204, b"")
+        assert not works(admin, created["key"])
     listed = admin.get("/api-keys").json()["data"][0]
-    assert (listed["id"], listed["active"]) == (made["id"], False)
+    assert (listed["id"], listed["active"]) == (created["id"], False)
     assert listed["revoked_at"] is not None
 
 
-def test_a_key_ends_at_its_time(admin: TestClient) -> None:
-    made = make(admin, expires_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat()).json()
-    assert works(admin, made["key"])
+def test_a_key_expires(admin: TestClient) -> None:
+    created = make(admin, expires_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat()).json()
+    assert works(admin, created["key"])
     with service_of(admin).uow.writing() as session:
-        session.execute(update(ApiKey).where(ApiKey.id == made["id"]).values(expires_at=1.0))
-    assert not works(admin, made["key"])
+        session.execute(update(ApiKey).where(ApiKey.id == created["id"]).values(expires_at=1.0))
+    assert not works(admin, created["key"])
     assert admin.get("/api-keys").json()["data"][0]["active"] is False
 
 
-def test_the_last_use_is_noted_and_not_at_each_use(admin: TestClient) -> None:
-    made = make(admin).json()
-    works(admin, made["key"])
-    noted = admin.get("/api-keys").json()["data"][0]["last_used_at"]
-    assert noted is not None
-    works(admin, made["key"])
-    assert admin.get("/api-keys").json()["data"][0]["last_used_at"] == noted
+def test_the_last_use_is_recorded_but_not_for_every_request(admin: TestClient) -> None:
+    created = make(admin).json()
+    works(admin, created["key"])
+    recorded = admin.get("/api-keys").json()["data"][0]["last_used_at"]
+    assert recorded is not None
+    works(admin, created["key"])
+    assert admin.get("/api-keys").json()["data"][0]["last_used_at"] == recorded
     with service_of(admin).uow.writing() as session:
-        session.execute(update(ApiKey).where(ApiKey.id == made["id"]).values(last_used_at=1.0))
-    works(admin, made["key"])
-    assert admin.get("/api-keys").json()["data"][0]["last_used_at"] >= noted
+        session.execute(update(ApiKey).where(ApiKey.id == created["id"]).values(last_used_at=1.0))
+    works(admin, created["key"])
+    assert admin.get("/api-keys").json()["data"][0]["last_used_at"] >= recorded
 
 
-def test_the_same_prefix_is_not_the_same_key(admin: TestClient) -> None:
-    made = make(admin).json()
+def test_keys_with_the_same_prefix_are_distinguished(admin: TestClient) -> None:
+    created = make(admin).json()
     twin = ADMIN[:12] + "c3" * 20
     with service_of(admin).uow.writing() as session:
-        session.execute(update(ApiKey).where(ApiKey.id == made["id"]).values(prefix=ADMIN[:12]))
+        session.execute(update(ApiKey).where(ApiKey.id == created["id"]).values(prefix=ADMIN[:12]))
     assert works(admin, ADMIN)
-    assert works(admin, made["key"]) is False  # found by its own prefix alone
+    assert works(admin, created["key"]) is False  # keys are found by prefix only
     assert works(admin, twin) is False
 
 
@@ -138,44 +144,44 @@ def test_the_same_prefix_is_not_the_same_key(admin: TestClient) -> None:
         ({"key": "dfk_mine"}, "/key"),
     ],
 )
-def test_keys_that_cannot_be_are_named(admin: TestClient, changes: dict[str, Any], pointer: str) -> None:
-    answer = make(admin, **changes)
-    assert answer.status_code == 422
-    assert pointer in [error["pointer"] for error in answer.json()["errors"]]
+def test_invalid_key_requests_name_the_field(admin: TestClient, changes: dict[str, Any], pointer: str) -> None:
+    response = make(admin, **changes)
+    assert response.status_code == 422
+    assert pointer in [error["pointer"] for error in response.json()["errors"]]
     assert len(admin.get("/api-keys").json()["data"]) == 1
 
 
-def test_the_last_admin_cannot_lock_everyone_out(admin: TestClient) -> None:
+def test_the_last_admin_key_cannot_be_revoked(admin: TestClient) -> None:
     first = admin.get("/api-keys").json()["data"][0]["id"]
     assert (admin.delete(f"/api-keys/{first}")).status_code == 409
     second = make(admin, scopes=["admin"]).json()
     assert admin.delete(f"/api-keys/{first}").status_code == 204
-    answer = admin.delete(f"/api-keys/{second['id']}", headers=bearer(second["key"]))
-    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    response = admin.delete(f"/api-keys/{second['id']}", headers=bearer(second["key"]))
+    assert (response.status_code, response.json()["code"]) == (409, "conflict")
 
 
-def test_without_keys_they_can_be_made_beforehand(tmp_path: Path) -> None:
+def test_keys_can_be_created_before_authentication_is_enabled(tmp_path: Path) -> None:
     with app_client(tmp_path, key="", auth=False) as client:
-        made = make(client, scopes=["admin"]).json()
+        created = make(client, scopes=["admin"]).json()
     with app_client(tmp_path, key="") as client:
         assert not works(client, "dfk_" + "x" * 40)
-        assert works(client, made["key"])
+        assert works(client, created["key"])
 
 
-def test_a_new_key_in_the_settings_replaces_the_one_before(tmp_path: Path) -> None:
+def test_a_new_bootstrap_key_replaces_the_old_one(tmp_path: Path) -> None:
     with app_client(tmp_path) as client:
-        made = make(client, scopes=["admin"]).json()
+        created = make(client, scopes=["admin"]).json()
     with app_client(tmp_path) as client:
         assert works(client, ADMIN)
         assert len(client.get("/api-keys").json()["data"]) == 2
     with app_client(tmp_path, OTHER) as client:
-        assert (works(client, ADMIN), works(client, OTHER), works(client, made["key"])) == (False, True, True)
-    with app_client(tmp_path, ADMIN) as client:  # what was revoked stays so
-        assert (works(client, ADMIN), works(client, OTHER), works(client, made["key"])) == (False, False, True)
+        assert (works(client, ADMIN), works(client, OTHER), works(client, created["key"])) == (False, True, True)
+    with app_client(tmp_path, ADMIN) as client:  # revoked keys stay revoked
+        assert (works(client, ADMIN), works(client, OTHER), works(client, created["key"])) == (False, False, True)
 
 
 @pytest.mark.parametrize("key", ["", "secret", "dfk_short", ADMIN + " x", "dfk_" + "é" * 40])
-def test_a_service_that_nobody_could_enter_does_not_start(tmp_path: Path, key: str) -> None:
+def test_service_does_not_start_without_a_valid_bootstrap_key(tmp_path: Path, key: str) -> None:
     settings = settings_for(tmp_path / "data", tmp_path / "tiny", auth=True, bootstrap_admin_key=SecretStr(key))
     with pytest.raises(StartError, match="DFUSION_BOOTSTRAP_ADMIN_KEY") as raised, TestClient(create_app(settings)):
         pass

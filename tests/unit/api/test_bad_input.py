@@ -1,4 +1,4 @@
-"""What clients may send wrongly: each has its answer, and nothing is left behind."""
+"""Invalid requests are rejected with their error code and change nothing in the database."""
 
 import json
 from typing import Any
@@ -29,13 +29,13 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"prompts": []}, "empty_prompt_set", "/prompts"),
         ({"prompts": None}, "invalid_request", ""),
         ({"prompt_set": "shapes-attribute-train"}, "invalid_request", ""),
-        ({"prompts": None, "prompt_set": "nobody-knows"}, "unknown_prompt_set", "/prompt_set"),
+        ({"prompts": None, "prompt_set": "unknown"}, "unknown_prompt_set", "/prompt_set"),
         ({"prompts": None, "prompt_set": new_id(IdKind.PROMPT_SET)}, "unknown_prompt_set", "/prompt_set"),
-        ({"held_out_prompt_set": "nobody-knows"}, "unknown_prompt_set", "/held_out_prompt_set"),
-        ({"model": "nobody-knows"}, "unknown_model", "/model"),
+        ({"held_out_prompt_set": "unknown"}, "unknown_prompt_set", "/held_out_prompt_set"),
+        ({"model": "unknown"}, "unknown_model", "/model"),
         ({"model": new_id(IdKind.MODEL)}, "unknown_model", "/model"),
         ({"model": new_id(IdKind.JOB)}, "unknown_model", "/model"),
-        ({"reward": "nobody-knows"}, "unknown_scorer", "/reward"),
+        ({"reward": "unknown"}, "unknown_scorer", "/reward"),
         ({"reward": None}, "unknown_scorer", "/reward"),
         ({"evaluation": {"scorers": ["brightness", "x"]}}, "unknown_scorer", "/evaluation/scorers/1"),
         ({"sampling": {"num_steps": 0}}, "invalid_request", "/sampling/num_steps"),
@@ -62,14 +62,14 @@ def row_counts(service: Service) -> dict[str, int]:
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_bad_rounds_are_named_and_leave_nothing(
+def test_invalid_rounds_are_rejected_with_code_and_pointer(
     client: TestClient, service: Service, changes: dict[str, Any], code: str, pointer: str, dry_run: bool
 ) -> None:
     before = row_counts(service)
-    answer = client.post("/rounds", json=round_body(**changes), params={"dry_run": dry_run})
-    assert answer.status_code == 422
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
+    response = client.post("/rounds", json=round_body(**changes), params={"dry_run": dry_run})
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
     assert problem["code"] == code
     assert pointer in [error["pointer"] for error in problem["errors"]]
     assert row_counts(service) == before
@@ -98,34 +98,36 @@ def _body_with_guidance(number: str) -> bytes:
         (b" " * ((1 << 20) + 1), 413, "body_too_large"),
     ],
 )
-def test_bodies_that_are_no_request(client: TestClient, service: Service, body: bytes, status: int, code: str) -> None:
+def test_malformed_bodies_are_rejected(
+    client: TestClient, service: Service, body: bytes, status: int, code: str
+) -> None:
     before = row_counts(service)
-    answer = client.post("/rounds", content=body, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    response = client.post("/rounds", content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["code"]) == (status, code)
     assert row_counts(service) == before
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_not_finite_are_named(client: TestClient, number: str) -> None:
+def test_numbers_that_are_not_finite_are_rejected(client: TestClient, number: str) -> None:
     body = _body_with_guidance(number)
-    answer = client.post("/rounds", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 422
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert [error["pointer"] for error in answer.json()["errors"]] == ["/sampling/guidance_scale"]
+    response = client.post("/rounds", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert [error["pointer"] for error in response.json()["errors"]] == ["/sampling/guidance_scale"]
 
 
-def test_a_body_that_grows_past_the_limit_while_it_streams_is_refused(client: TestClient) -> None:
+def test_a_streamed_body_above_the_limit_is_rejected(client: TestClient) -> None:
     def stream() -> Any:
         for _ in range(20):
             yield b" " * (1 << 16)
 
-    answer = client.post("/rounds", content=stream(), headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    response = client.post("/rounds", content=stream(), headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
 
 
-def test_other_content_types_are_refused(client: TestClient) -> None:
-    answer = client.post("/rounds", data={"prompts": "a cat"})
-    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+def test_unsupported_content_types_are_rejected(client: TestClient) -> None:
+    response = client.post("/rounds", data={"prompts": "a cat"})
+    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_other_content_types_are_refused(client: TestClient) -> None:
         (f"/models/{new_id(IdKind.SAMPLE)}", 404, "not_found"),
         (f"/artifacts/{new_id(IdKind.ARTIFACT)}", 404, "not_found"),
         ("/artifacts/..%2f..%2fdfusion.db", 404, "not_found"),
-        ("/prompt-sets/nobody-knows", 404, "not_found"),
+        ("/prompt-sets/unknown", 404, "not_found"),
         (f"/pairs?job={new_id(IdKind.SAMPLE)}", 404, "not_found"),
         ("/jobs?limit=0", 422, "invalid_parameter"),
         ("/jobs?limit=201", 422, "invalid_parameter"),
@@ -157,26 +159,26 @@ def test_other_content_types_are_refused(client: TestClient) -> None:
         (f"/jobs/{new_id(IdKind.JOB)}?wait=nan", 422, "invalid_parameter"),
     ],
 )
-def test_bad_addresses(client: TestClient, path: str, status: int, code: str) -> None:
-    answer = client.get(path)
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
-    assert answer.headers["content-type"] == "application/problem+json"
+def test_invalid_paths_and_parameters_are_rejected(client: TestClient, path: str, status: int, code: str) -> None:
+    response = client.get(path)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_an_event_cursor_that_is_no_number_is_refused(client: TestClient) -> None:
+def test_an_event_cursor_that_is_no_number_is_rejected(client: TestClient) -> None:
     job = client.post("/rounds", json=round_body()).json()["id"]
     for cursor in ("YQ", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"):  # "a", and a number past 64 bits
-        answer = client.get(f"/jobs/{job}/events", params={"cursor": cursor})
-        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_cursor")
+        response = client.get(f"/jobs/{job}/events", params={"cursor": cursor})
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_cursor")
 
 
-def test_a_wrong_method_is_a_problem_document(client: TestClient) -> None:
-    answer = client.delete("/jobs")
-    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+def test_an_unsupported_method_is_rejected_as_a_problem(client: TestClient) -> None:
+    response = client.delete("/jobs")
+    assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
 
 
 def test_allow_names_all_methods_of_a_path(client: TestClient) -> None:
-    """Several routes may serve one path."""
+    """A path may belong to several routes."""
     allowed = {
         path: client.patch(path).headers["allow"]
         for path in ("/jobs", "/prompt-sets", "/aliases/champion", f"/artifacts/{new_id(IdKind.ARTIFACT)}")

@@ -1,4 +1,4 @@
-"""What the service answers when it has enough to do."""
+"""Limits on jobs, disk space and request rates."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,23 +18,23 @@ MORE_THAN_ANY_DISK_MB = 10**12
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., TestClient]]:
-    """Starts the application with some settings."""
+    """Returns a function that starts the application with the given settings."""
     with ExitStack() as stack:
 
-        def started(**changes: Any) -> TestClient:
+        def start_app(**changes: Any) -> TestClient:
             return stack.enter_context(
                 TestClient(create_app(settings_for(tmp_path / "data", tmp_path / "tiny", **changes)))
             )
 
-        yield started
+        yield start_app
 
 
-def test_a_full_queue_takes_no_more_until_there_is_room(start: Callable[..., TestClient]) -> None:
+def test_a_full_queue_rejects_jobs_until_one_ends(start: Callable[..., TestClient]) -> None:
     client = start(max_queued_jobs=2)
     first = client.post("/rounds", json=round_body(), headers={"Idempotency-Key": "one"})
     second = client.post("/rounds", json=round_body())
     refused = client.post("/rounds", json=round_body())
-    assert [answer.status_code for answer in (first, second, refused)] == [202, 202, 429]
+    assert [response.status_code for response in (first, second, refused)] == [202, 202, 429]
     assert (refused.json()["code"], refused.headers["retry-after"]) == ("too_many_jobs", "30")
     assert refused.headers["content-type"] == "application/problem+json"
     assert len(client.get("/jobs").json()["data"]) == 2
@@ -46,18 +46,18 @@ def test_a_full_queue_takes_no_more_until_there_is_room(start: Callable[..., Tes
     assert client.post("/rounds", json=round_body()).status_code == 202
 
 
-def test_one_key_cannot_take_the_whole_queue(start: Callable[..., TestClient]) -> None:
+def test_one_key_cannot_fill_the_queue(start: Callable[..., TestClient]) -> None:
     client = start(auth=True, bootstrap_admin_key=SecretStr(ADMIN), max_queued_jobs=3, max_queued_jobs_per_key=2)
     admin = {"Authorization": f"Bearer {ADMIN}"}
-    made = client.post("/api-keys", json={"name": "ann", "scopes": ["submit"]}, headers=admin).json()
-    ann = {"Authorization": f"Bearer {made['key']}"}
-    answers = [client.post("/rounds", json=round_body(), headers=who) for who in (ann, ann, ann, admin, admin)]
-    assert [answer.status_code for answer in answers] == [202, 202, 429, 202, 429]
-    assert "of this key" in answers[2].json()["detail"]
-    assert "of this key" not in answers[4].json()["detail"]
+    key = client.post("/api-keys", json={"name": "ann", "scopes": ["submit"]}, headers=admin).json()
+    ann = {"Authorization": f"Bearer {key['key']}"}
+    responses = [client.post("/rounds", json=round_body(), headers=caller) for caller in (ann, ann, ann, admin, admin)]
+    assert [response.status_code for response in responses] == [202, 202, 429, 202, 429]
+    assert "of this key" in responses[2].json()["detail"]
+    assert "of this key" not in responses[4].json()["detail"]
 
 
-def test_a_disk_that_is_nearly_full_takes_no_work(start: Callable[..., TestClient]) -> None:
+def test_jobs_are_rejected_when_the_disk_is_nearly_full(start: Callable[..., TestClient]) -> None:
     client = start(min_free_disk_mb=MORE_THAN_ANY_DISK_MB)
     refused = client.post("/rounds", json=round_body())
     assert (refused.status_code, refused.json()["code"]) == (503, "low_disk")
@@ -65,18 +65,18 @@ def test_a_disk_that_is_nearly_full_takes_no_work(start: Callable[..., TestClien
     assert client.get("/jobs").json()["data"] == []
 
 
-def test_too_many_requests_of_one_address_are_told_when_to_come_back(start: Callable[..., TestClient]) -> None:
+def test_rate_limit_responds_with_retry_after(start: Callable[..., TestClient]) -> None:
     client = start(requests_per_second=0.001)
-    answers = [client.get("/jobs") for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [200, 429, 429]
-    assert answers[1].json()["code"] == "too_many_requests"
-    assert 900 < int(answers[1].headers["retry-after"]) <= 1000
+    responses = [client.get("/jobs") for _ in range(3)]
+    assert [response.status_code for response in responses] == [200, 429, 429]
+    assert responses[1].json()["code"] == "too_many_requests"
+    assert 900 < int(responses[1].headers["retry-after"]) <= 1000
     assert client.get("/healthz").status_code == 200
 
 
-def test_each_key_has_its_own_rate_and_guesses_are_limited_by_address(start: Callable[..., TestClient]) -> None:
+def test_rate_limit_applies_per_key_and_for_invalid_keys_per_address(start: Callable[..., TestClient]) -> None:
     client = start(auth=True, bootstrap_admin_key=SecretStr(ADMIN), requests_per_second=1e-6)
     admin = {"Authorization": f"Bearer {ADMIN}"}
     assert [client.get("/jobs", headers=admin).status_code for _ in range(2)] == [200, 429]
     guesses = [client.get("/jobs", headers={"Authorization": f"Bearer dfk_{n:040}"}) for n in range(2)]
-    assert [answer.status_code for answer in guesses] == [401, 429]
+    assert [response.status_code for response in guesses] == [401, 429]

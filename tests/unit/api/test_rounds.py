@@ -1,4 +1,4 @@
-"""POST /rounds and what can be seen of the job before anyone works on it."""
+"""POST /rounds and the job before a worker claims it."""
 
 from fastapi.testclient import TestClient
 
@@ -8,11 +8,11 @@ from tests.unit.api.test_bad_input import row_counts
 
 
 def test_a_round_is_accepted_with_its_location(client: TestClient) -> None:
-    answer = client.post("/rounds", json=round_body(rounds=2, label="mine"))
-    assert answer.status_code == 202
-    job = answer.json()
-    assert answer.headers["location"] == f"/jobs/{job['id']}"
-    assert int(answer.headers["retry-after"]) > 0
+    response = client.post("/rounds", json=round_body(rounds=2, label="mine"))
+    assert response.status_code == 202
+    job = response.json()
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    assert int(response.headers["retry-after"]) > 0
     assert (job["state"], job["rounds"], job["label"]) == ("queued", 2, "mine")
     assert job["progress"] == {
         "stage": None,
@@ -26,16 +26,16 @@ def test_a_round_is_accepted_with_its_location(client: TestClient) -> None:
     kinds = [stage["kind"] for stage in job["stages"]]
     expected = "evaluate compare sample sample score select fuse fuse verify train evaluate compare".split()
     assert kinds == expected
-    assert client.get(answer.headers["location"]).json() == job
-    assert [one["id"] for one in client.get("/jobs").json()["data"]] == [job["id"]]
+    assert client.get(response.headers["location"]).json() == job
+    assert [entry["id"] for entry in client.get("/jobs").json()["data"]] == [job["id"]]
 
 
-def test_a_dry_run_counts_by_hand(client: TestClient, service: Service) -> None:
+def test_dry_run_counts_equal_hand_computed_ones(client: TestClient, service: Service) -> None:
     before = row_counts(service)
-    answer = client.post("/rounds?dry_run=true", json=round_body(rounds=2))
-    assert answer.status_code == 200
-    # Of 4 samples a prompt 1 is a reference (a quarter) used twice and 2 are bases (half): 2 pairs x 3 prompts.
-    counts = answer.json()
+    response = client.post("/rounds?dry_run=true", json=round_body(rounds=2))
+    assert response.status_code == 200
+    # 4 samples per prompt: 1 reference (a quarter), used twice, and 2 bases (half): 2 pairs x 3 prompts
+    counts = response.json()
     assert counts["images"] == {"sampled": 24, "fused_at_most": 12, "evaluated": 9, "total_at_most": 45}
     assert counts["unet_evaluations"] == {
         "sampling": 24 * 4 * 2,  # 4 steps, with and without the prompt
@@ -47,57 +47,58 @@ def test_a_dry_run_counts_by_hand(client: TestClient, service: Service) -> None:
     assert row_counts(service) == before
 
 
-def test_the_same_key_and_request_is_the_same_job(client: TestClient, service: Service) -> None:
+def test_repeating_a_request_with_its_key_returns_the_same_job(client: TestClient, service: Service) -> None:
     key = {"Idempotency-Key": "one"}
     first = client.post("/rounds", json=round_body(), headers=key)
     before = row_counts(service)
-    again = client.post("/rounds", json=round_body(), headers=key)
-    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    repeated = client.post("/rounds", json=round_body(), headers=key)
+    assert (repeated.status_code, repeated.json()["id"]) == (202, first.json()["id"])
     other = client.post("/rounds", json=round_body(seed=8), headers=key)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
     assert row_counts(service) == before
     assert client.post("/rounds", json=round_body()).json()["id"] != first.json()["id"]
 
 
-def test_the_same_key_is_answered_with_the_job_as_it_is_now(client: TestClient) -> None:
+def test_repeating_a_request_returns_the_current_state_of_the_job(client: TestClient) -> None:
     key = {"Idempotency-Key": "one"}
     job = client.post("/rounds", json=round_body(), headers=key).json()["id"]
     cancelled = client.post(f"/jobs/{job}/cancel").json()
-    again = client.post("/rounds", json=round_body(), headers=key)
-    assert (again.headers["Location"], again.json()) == (f"/jobs/{job}", cancelled)
+    repeated = client.post("/rounds", json=round_body(), headers=key)
+    assert (repeated.headers["Location"], repeated.json()) == (f"/jobs/{job}", cancelled)
 
 
-def test_a_bad_key_is_refused(client: TestClient) -> None:
-    answer = client.post("/rounds", json=round_body(), headers={"Idempotency-Key": "a b"})
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter")
+def test_an_invalid_idempotency_key_is_rejected(client: TestClient) -> None:
+    response = client.post("/rounds", json=round_body(), headers={"Idempotency-Key": "a b"})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
 
 
-def test_a_queued_job_is_cancelled_at_once(client: TestClient) -> None:
+def test_a_queued_job_is_cancelled_immediately(client: TestClient) -> None:
     job = client.post("/rounds", json=round_body()).json()["id"]
-    answer = client.post(f"/jobs/{job}/cancel")
-    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
-    assert {stage["state"] for stage in answer.json()["stages"]} == {"cancelled"}
+    response = client.post(f"/jobs/{job}/cancel")
+    assert (response.status_code, response.json()["state"]) == (202, "cancelled")
+    assert {stage["state"] for stage in response.json()["stages"]} == {"cancelled"}
     assert client.post(f"/jobs/{job}/cancel").json()["state"] == "cancelled"
     kinds = [event["kind"] for event in client.get(f"/jobs/{job}/events").json()["data"]]
     assert kinds == ["job.created", "job.cancel_requested", "job.cancelled"]
 
 
-def test_waiting_ends_when_the_time_is_over(client: TestClient) -> None:
+def test_wait_ends_at_the_timeout(client: TestClient) -> None:
     job = client.post("/rounds", json=round_body()).json()["id"]
-    answer = client.get(f"/jobs/{job}?wait=0.3")
-    assert (answer.status_code, answer.json()["state"]) == (200, "queued")
+    response = client.get(f"/jobs/{job}?wait=0.3")
+    assert (response.status_code, response.json()["state"]) == (200, "queued")
 
 
-def test_the_catalogue_and_its_lists_are_there_from_the_start(client: TestClient) -> None:
+def test_built_in_models_and_prompt_sets_exist_after_startup(client: TestClient) -> None:
     assert {model["name"] for model in client.get("/models").json()["data"]} >= {"shapes", "tiny"}
     named = client.get("/prompt-sets/shapes-attribute-train").json()
     assert (named["builtin"], named["size"], len(named["prompts"])) == (True, 40, 40)
     assert client.get(named["links"]["self"]).json() == named
 
 
-def test_pages_follow_each_other_without_gaps(client: TestClient) -> None:
-    made = [client.post("/rounds", json=round_body(seed=seed)).json()["id"] for seed in range(5)]
-    seen, cursor = [], None
+def test_pagination_returns_every_job_once(client: TestClient) -> None:
+    created = [client.post("/rounds", json=round_body(seed=seed)).json()["id"] for seed in range(5)]
+    seen = []
+    cursor = None
     while True:
         page = client.get("/jobs", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
         seen += [job["id"] for job in page["data"]]
@@ -105,10 +106,10 @@ def test_pages_follow_each_other_without_gaps(client: TestClient) -> None:
         assert page["has_more"] is (cursor is not None)
         if cursor is None:
             break
-    assert seen == made[::-1]
+    assert seen == created[::-1]
 
 
-def test_inline_prompts_are_no_named_set(client: TestClient) -> None:
+def test_inline_prompts_create_no_named_set(client: TestClient) -> None:
     before = len(client.get("/prompt-sets").json()["data"])
     job = client.post("/rounds", json=round_body()).json()
     assert len(client.get("/prompt-sets").json()["data"]) == before

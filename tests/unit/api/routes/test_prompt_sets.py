@@ -1,4 +1,4 @@
-"""POST /prompt-sets: JSON, lines, CSV, versions, and what is refused."""
+"""POST /prompt-sets: JSON, lines, CSV, versions and invalid bodies."""
 
 import json
 from typing import Any
@@ -29,13 +29,18 @@ def post(client: TestClient, body: str | bytes, media_type: str = "text/plain", 
     ],
 )
 def test_text_takes_its_name_from_the_query(client: TestClient, media_type: str, body: str) -> None:
-    answer = post(client, body.encode(), media_type, name="mine", description="of mine")
-    assert answer.status_code == 201
-    made = answer.json()
-    assert (made["name"], made["version"], made["description"], made["builtin"]) == ("mine", 1, "of mine", False)
-    assert made["prompts"] == [CAT]
-    assert client.get(answer.headers["location"]).json() == client.get("/prompt-sets/mine").json() == made
-    assert "mine" in [one["name"] for one in client.get("/prompt-sets?limit=200").json()["data"]]
+    response = post(client, body.encode(), media_type, name="mine", description="of mine")
+    assert response.status_code == 201
+    created = response.json()
+    assert (created["name"], created["version"], created["description"], created["builtin"]) == (
+        "mine",
+        1,
+        "of mine",
+        False,
+    )
+    assert created["prompts"] == [CAT]
+    assert client.get(response.headers["location"]).json() == client.get("/prompt-sets/mine").json() == created
+    assert "mine" in [entry["name"] for entry in client.get("/prompt-sets?limit=200").json()["data"]]
 
 
 @pytest.mark.parametrize(
@@ -46,13 +51,13 @@ def test_text_takes_its_name_from_the_query(client: TestClient, media_type: str,
         {"prompt_file": [CAT["text"]], "item_idx_file": {CAT["text"]: [1, 4]}},
     ],
 )
-def test_json_has_its_name_within(client: TestClient, content: dict[str, Any]) -> None:
-    answer = client.post("/prompt-sets", json={"name": "mine", "description": "of mine", **content})
-    assert (answer.status_code, answer.json()["prompts"]) == (201, [CAT])
-    assert (answer.json()["name"], answer.json()["description"]) == ("mine", "of mine")
+def test_json_contains_the_name(client: TestClient, content: dict[str, Any]) -> None:
+    response = client.post("/prompt-sets", json={"name": "mine", "description": "of mine", **content})
+    assert (response.status_code, response.json()["prompts"]) == (201, [CAT])
+    assert (response.json()["name"], response.json()["description"]) == ("mine", "of mine")
 
 
-def test_other_prompts_are_a_new_version_and_the_same_are_not(client: TestClient, service: Service) -> None:
+def test_changed_prompts_create_a_version_and_equal_ones_do_not(client: TestClient, service: Service) -> None:
     first = post(client, LINES, name="mine")
     before = row_counts(service)
     again = client.post("/prompt-sets", json={"name": "mine", "prompts": [CAT]})
@@ -61,16 +66,16 @@ def test_other_prompts_are_a_new_version_and_the_same_are_not(client: TestClient
     assert row_counts(service) == before
     second = post(client, LINES + LINES, name="mine")  # the same prompt twice is allowed
     assert (second.status_code, second.json()["version"], second.json()["size"]) == (201, 2, 2)
-    back = post(client, LINES, name="mine")
-    assert (back.status_code, back.json()["version"]) == (201, 3)
-    assert client.get("/prompt-sets/mine").json() == back.json()
+    reverted = post(client, LINES, name="mine")
+    assert (reverted.status_code, reverted.json()["version"]) == (201, 3)
+    assert client.get("/prompt-sets/mine").json() == reverted.json()
     assert client.get(first.headers["location"]).json() == first.json()
 
 
-def test_the_names_of_built_in_lists_are_taken(client: TestClient, service: Service) -> None:
+def test_names_of_built_in_sets_are_reserved(client: TestClient, service: Service) -> None:
     before = row_counts(service)
-    answer = post(client, LINES, name="paper-position-train")
-    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    response = post(client, LINES, name="paper-position-train")
+    assert (response.status_code, response.json()["code"]) == (409, "conflict")
     assert row_counts(service) == before
 
 
@@ -117,7 +122,7 @@ def test_the_names_of_built_in_lists_are_taken(client: TestClient, service: Serv
         ),
     ],
 )
-def test_what_is_wrong_is_named_and_nothing_is_kept(
+def test_invalid_bodies_are_rejected_with_pointers_and_not_stored(
     client: TestClient,
     service: Service,
     media_type: str,
@@ -128,25 +133,25 @@ def test_what_is_wrong_is_named_and_nothing_is_kept(
     pointers: list[str] | None,
 ) -> None:
     before = row_counts(service)
-    answer = post(client, body, media_type, **query)
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    response = post(client, body, media_type, **query)
+    assert (response.status_code, response.json()["code"]) == (status, code)
     if pointers is not None:
-        assert [error["pointer"] for error in answer.json()["errors"]] == pointers
+        assert [error["pointer"] for error in response.json()["errors"]] == pointers
     assert row_counts(service) == before
 
 
-def test_a_bare_file_of_the_released_code_is_told_what_is_expected(client: TestClient) -> None:
-    answer = post(client, '{"a cat": [1]}', "application/json", name="x")
-    assert '"prompt_file"' in answer.json()["detail"]
-    assert '"item_idx_file"' in answer.json()["detail"]
+def test_a_single_file_of_the_released_code_is_rejected_with_the_expected_fields(client: TestClient) -> None:
+    response = post(client, '{"a cat": [1]}', "application/json", name="x")
+    assert '"prompt_file"' in response.json()["detail"]
+    assert '"item_idx_file"' in response.json()["detail"]
 
 
-def test_text_is_taken_nowhere_else(client: TestClient) -> None:
-    answer = client.post("/rounds", content=LINES, headers={"Content-Type": "text/plain"})
-    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+def test_other_routes_reject_text(client: TestClient) -> None:
+    response = client.post("/rounds", content=LINES, headers={"Content-Type": "text/plain"})
+    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
 
 
-def test_the_openapi_document_has_all_three_media_types_with_examples_that_work(client: TestClient) -> None:
+def test_openapi_describes_three_media_types_with_working_examples(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     content = document["paths"]["/prompt-sets"]["post"]["requestBody"]["content"]
     assert set(content) == {"application/json", "text/plain", "text/csv"}
@@ -163,8 +168,8 @@ def test_the_openapi_document_has_all_three_media_types_with_examples_that_work(
 
 def _references(value: Any) -> set[str]:
     if isinstance(value, dict):
-        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
-        return own.union(*map(_references, value.values()))
+        references = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return references.union(*map(_references, value.values()))
     if isinstance(value, list):
         return set().union(*map(_references, value))
     return set()

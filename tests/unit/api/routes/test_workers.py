@@ -13,7 +13,7 @@ from service.service import create_job
 from tests.service import round_body, settings_for
 
 
-def test_workers_are_listed_with_what_they_do(tmp_path: Path) -> None:
+def test_workers_are_listed_with_state_and_stage(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "data", tmp_path / "tiny", presence_seconds=5)
     with TestClient(create_app(settings)) as client:
         service = client.app.state.service  # type: ignore[attr-defined]
@@ -23,12 +23,16 @@ def test_workers_are_listed_with_what_they_do(tmp_path: Path) -> None:
                 workers.report(session, name=name, host="h", pid=7, queues=["gpu"], device="cuda", model="tiny")
             silent = update(Worker).where(Worker.name == "gone").values(seen_at=now_seconds() - 16)
             session.execute(silent)
-        held = execution.claim(service.uow, settings, "busy")
-        assert held is not None
-        found = client.get("/workers").json()["data"]
-    assert [(row["name"], row["state"]) for row in found] == [("busy", "working"), ("gone", "silent"), ("idle", "idle")]
-    assert found[0]["stage"] == {"id": held.stage_id, "job": f"/jobs/{job_id}", "kind": "sample", "round": 1}
-    assert {key: found[2][key] for key in ("host", "pid", "queues", "device", "model", "stage")} == {
+        claim = execution.claim(service.uow, settings, "busy")
+        assert claim is not None
+        listed = client.get("/workers").json()["data"]
+    assert [(row["name"], row["state"]) for row in listed] == [
+        ("busy", "working"),
+        ("gone", "silent"),
+        ("idle", "idle"),
+    ]
+    assert listed[0]["stage"] == {"id": claim.stage_id, "job": f"/jobs/{job_id}", "kind": "sample", "round": 1}
+    assert {key: listed[2][key] for key in ("host", "pid", "queues", "device", "model", "stage")} == {
         "host": "h",
         "pid": 7,
         "queues": ["gpu"],
