@@ -1,7 +1,4 @@
-"""Bodies before anything reads them: counted while they stream in, and strict JSON (no NaN, no doubled names).
-
-Where a route takes text, too, it is UTF-8.
-"""
+"""Validation of request bodies before routing: size, media type, strict JSON (no duplicate names), UTF-8 text."""
 
 from __future__ import annotations
 
@@ -22,36 +19,41 @@ from api.errors import problem
 TEXT_TYPES: Mapping[tuple[str, str], frozenset[str]] = MappingProxyType(
     {("POST", "/prompt-sets"): frozenset({"text/plain", "text/csv"})}
 )
-"""By method and path, the media types that a body may have beside JSON."""
+"""Media types that a body may have in addition to JSON, by method and path."""
 
 
-class BodyGuard:
-    """Middleware that answers a body that is too long, of another type, or no JSON, before a route sees it."""
+class BodyValidationMiddleware:
+    """Rejects bodies that are too large, have another media type or are not valid JSON."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+        self._app = app
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+
         request = Request(scope, receive)
         try:
             body = await self._read(request)
         except ClientDisconnect:
             return
+
         if body is None:
             detail = f"expected a body of at most {self._max_bytes} bytes"
-            refusal: Response | None = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", detail)
+            error: Response | None = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", detail)
         else:
-            refusal = _refusal(request, body) if body else None
-        await (refusal or self._app)(scope, receive if body is None else _replay(body, receive), send)
+            error = _body_error(request, body) if body else None
+
+        await (error or self._app)(scope, receive if body is None else _replay(body, receive), send)
 
     async def _read(self, request: Request) -> bytes | None:
-        """The body; None if it is too long."""
+        """Read the body. Returns None if it is too large."""
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
             return None
+
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -60,28 +62,31 @@ class BodyGuard:
         return bytes(body)
 
 
-def _refusal(request: Request, body: bytes) -> Response | None:
-    """The answer to a body that its route cannot read."""
-    sent = media_type(request)
-    texts = TEXT_TYPES.get((request.method, request.url.path), frozenset())
-    if sent in texts:
-        wrong = _what_is_wrong_with_text(request, body)
-        return problem(HTTPStatus.BAD_REQUEST, "malformed_text", wrong) if wrong else None
-    if sent != "application/json":
-        expected = " or ".join(("application/json", *sorted(texts)))
+def _body_error(request: Request, body: bytes) -> Response | None:
+    """Return the error response for an invalid body, None for a valid one."""
+    content_type = media_type(request)
+    text_types = TEXT_TYPES.get((request.method, request.url.path), frozenset())
+
+    if content_type in text_types:
+        detail = _text_error(request, body)
+        return problem(HTTPStatus.BAD_REQUEST, "malformed_text", detail) if detail else None
+
+    if content_type != "application/json":
+        expected = " or ".join(("application/json", *sorted(text_types)))
         detail = f"expected Content-Type: {expected}"
         return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
-    wrong = _what_is_wrong(body)
-    return problem(HTTPStatus.BAD_REQUEST, "malformed_json", wrong) if wrong else None
+
+    detail = _json_error(body)
+    return problem(HTTPStatus.BAD_REQUEST, "malformed_json", detail) if detail else None
 
 
 def media_type(request: Request) -> str:
-    """The Content-Type without its parameters; "" if there is none."""
+    """Return the Content-Type without its parameters; "" without the header."""
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def _what_is_wrong_with_text(request: Request, body: bytes) -> str | None:
-    """Why `body` is not text in UTF-8, None if it is."""
+def _text_error(request: Request, body: bytes) -> str | None:
+    """Describe why `body` is not UTF-8 text. Returns None if it is."""
     message = Message()
     message["content-type"] = request.headers.get("content-type", "")
     if message.get_content_charset("utf-8") not in ("utf-8", "us-ascii"):
@@ -92,36 +97,36 @@ def _what_is_wrong_with_text(request: Request, body: bytes) -> str | None:
         return "expected text in UTF-8"
 
 
-def _what_is_wrong(body: bytes) -> str | None:
-    """Why `body` is not JSON in UTF-8, None if it is."""
+def _json_error(body: bytes) -> str | None:
+    """Describe why `body` is not JSON in UTF-8. Returns None if it is."""
     try:
-        parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_no_doubles)
-        json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be stored
-        holds_nul = _holds_nul(parsed)
+        parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_reject_duplicates)
+        json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # fails for lone surrogates, which cannot be stored
+        has_nul = _contains_nul(parsed)
     except UnicodeError:
         return "expected text in UTF-8"
     except (ValueError, RecursionError) as error:
         return f"expected JSON: {error}"
-    return "expected text without NUL characters" if holds_nul else None
+    return "expected text without NUL characters" if has_nul else None
 
 
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name comes twice in one object")
-    return found
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("an object contains a name twice")
+    return members
 
 
-def _holds_nul(value: Any) -> bool:
+def _contains_nul(value: Any) -> bool:
     if isinstance(value, dict):
-        return any("\0" in name or _holds_nul(inner) for name, inner in value.items())
+        return any("\0" in name or _contains_nul(inner) for name, inner in value.items())
     if isinstance(value, list):
-        return any(_holds_nul(inner) for inner in value)
+        return any(_contains_nul(inner) for inner in value)
     return isinstance(value, str) and "\0" in value
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """`receive` as it was before the body was read."""
+    """Return a `receive` that delivers the body again."""
     messages: list[AsgiMessage] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> AsgiMessage:

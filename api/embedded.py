@@ -1,7 +1,7 @@
-"""Embedded mode: the service starts one worker process and starts it again if it dies.
+"""Embedded mode: the service starts one worker process and restarts it if it dies.
 
-The worker is a program of its own (`python -m worker.local`); nothing of it is imported here. It holds the other end
-of a pipe to its standard input: when the service is gone, however it went, the pipe closes and the worker stops.
+The worker is a separate program (`python -m worker.local`); this package imports nothing from it. Its standard input
+is a pipe from the service. When the service ends, even by SIGKILL, the pipe closes and the worker stops.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from service.errors import ServiceError
 from service.jobs import execution
 from service.service import Service
 
-_OWNER = "embedded-"
-"""How the names of such workers begin."""
-_LONGEST_PAUSE_SECONDS = 30.0
+_OWNER_PREFIX = "embedded-"
+"""Prefix of the names of embedded workers."""
+_MAX_PAUSE_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
 _logger = logging.getLogger(__name__)
 
@@ -48,48 +48,55 @@ class WorkerSupervisor:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Begin; what an earlier service's worker held goes back to the queue. SQLite has one service at a time;
-        on another database it may be another service's worker, which waits for its lease."""
+        """Start the worker. On SQLite, first requeue the stages of an earlier service's worker.
+
+        SQLite allows one service at a time. On other databases the stages may belong to another service's worker, so
+        they wait until its lease expires.
+        """
         if self._service.uow.engine.dialect.name == "sqlite":
-            execution.requeue_stages_of(self._service.uow, self._service.settings, _OWNER)
+            execution.lose_workers(self._service.uow, self._service.settings, _OWNER_PREFIX)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the worker to stop, wait for it, and end it if it does not."""
+        """Stop the worker. Kill it if it does not end in time."""
         self._stopping.set()
         self._thread.join(self._service.settings.shutdown_seconds + 5)
 
     def _supervise(self) -> None:
-        pause, number = self._service.settings.restart_seconds, 0
+        pause = self._service.settings.restart_seconds
+        number = 0
         while not self._stopping.is_set():
             number += 1
-            owner, started = f"{_OWNER}{socket.gethostname()}-{os.getpid()}-{number}.", time.monotonic()
+            owner = f"{_OWNER_PREFIX}{socket.gethostname()}-{os.getpid()}-{number}."
+            started_at = time.monotonic()
+
             try:
                 code = self._run(owner)
-                lost = execution.requeue_stages_of(self._service.uow, self._service.settings, owner)
+                requeued = execution.lose_workers(self._service.uow, self._service.settings, owner)
             except (OSError, SQLAlchemyError, ServiceError):
-                _logger.exception("the worker cannot be watched just now; it is tried again")
+                _logger.exception("supervising the worker failed; retrying")
             else:
                 if self._stopping.is_set():
                     return
-                _logger.error("the worker ended with exit code %d and left %d stages; it is restarted", code, lost)
-            if time.monotonic() - started > _HEALTHY_SECONDS:
+                _logger.error("the worker ended with exit code %d, leaving %d stages; restarting it", code, requeued)
+
+            if time.monotonic() - started_at > _HEALTHY_SECONDS:
                 pause = self._service.settings.restart_seconds
             self._stopping.wait(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            pause = min(pause * 2, _MAX_PAUSE_SECONDS)
 
     def _run(self, owner: str) -> int:
-        """Run one worker process to its end; its exit code."""
+        """Run one worker process until it ends. Returns its exit code."""
         command = [sys.executable, "-m", "worker.local", "--name", owner]
         environment = self._service.settings.for_child()
         with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
             self._process = process
             while process.poll() is None:
                 if self._stopping.wait(0.1):
-                    self._end(process)
+                    self._terminate(process)
             return process.returncode
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
+    def _terminate(self, process: subprocess.Popen[bytes]) -> None:
         process.terminate()
         try:
             process.wait(self._service.settings.shutdown_seconds)

@@ -1,4 +1,4 @@
-"""Errors as HTTP: problem details (RFC 9457). The only place where an error gets its status code."""
+"""Converts errors to problem details (RFC 9457). The only module that maps errors to HTTP status codes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,18 @@ def problem(
     errors: Iterable[Mapping[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """A problem document."""
+    """Create a problem response.
+
+    Args:
+        status: HTTP status code.
+        code: Machine-readable error code.
+        detail: Message for people.
+        errors: Pointer and message of each wrong field.
+        headers: Additional response headers.
+
+    Returns:
+        The response, as application/problem+json.
+    """
     content: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -68,7 +79,7 @@ def problem(
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem document."""
+    """Register the handlers that convert every error of `app` to a problem response."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -95,44 +106,48 @@ def _headers(error: ServiceError, status: HTTPStatus) -> dict[str, str]:
 
 
 def _database_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, DataError):  # what the checks of a request let through, such as a text with a NUL in it
-        detail = "the request holds a value that the database cannot store"
+    if isinstance(error, DataError):  # values that validation accepts, such as text with a NUL
+        detail = "the request contains a value that the database cannot store"
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail)
     if not is_transient(error):
         return _unexpected(request, error)
-    _logger.warning("the database is away: %s", type(error).__name__)
+    _logger.warning("database unavailable: %s", type(error).__name__)
     headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
-    detail = "the database cannot be reached just now; try again"
+    detail = "the database is unavailable; try again"
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail, headers=headers)
 
 
 def _validation_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    found = _without_echoes(error.errors())
-    fields = [{"pointer": json_pointer(e["loc"][1:]), "message": _message(e)} for e in found]
-    places = {str(e["loc"][0]) for e in found}
-    code = "invalid_request" if places == {"body"} else "invalid_parameter"
-    if any(_is_empty_set(e) for e in found):
+    problems = _without_consequences(error.errors())
+    fields = [{"pointer": json_pointer(e["loc"][1:]), "message": _message(e)} for e in problems]
+
+    locations = {str(e["loc"][0]) for e in problems}
+    code = "invalid_request" if locations == {"body"} else "invalid_parameter"
+    if any(map(_is_empty_prompt_set, problems)):
         code = "empty_prompt_set"
+
     detail = "; ".join(f"{f['pointer'] or '/'}: {f['message']}" for f in fields[:5])
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail, fields)
 
 
-def _without_echoes(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without "too short" for a list that is so only because its items are wrong."""
-    places = [tuple(e["loc"]) for e in found]
-    inside = {place[:i] for place in places for i in range(len(place))}
-    return [e for e in found if e["type"] != "too_short" or tuple(e["loc"]) not in inside]
+def _without_consequences(problems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Drop "too short" for a list that is too short only because its items are wrong."""
+    parents: set[tuple[Any, ...]] = set()
+    for e in problems:
+        location = tuple(e["loc"])
+        parents.update(location[:i] for i in range(len(location)))
+    return [e for e in problems if e["type"] != "too_short" or tuple(e["loc"]) not in parents]
 
 
 def _message(error: Mapping[str, Any]) -> str:
-    if _is_empty_set(error):
+    if _is_empty_prompt_set(error):
         return "expected at least one prompt"
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-def _is_empty_set(error: Mapping[str, Any]) -> bool:
+def _is_empty_prompt_set(error: Mapping[str, Any]) -> bool:
     return error["type"] == "too_short" and tuple(error["loc"]) == ("body", "prompts")
 
 
@@ -142,17 +157,20 @@ def _http_error(request: Request, error: Exception) -> Response:
     code = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_methods_of(request))
+        headers["Allow"] = ", ".join(_allowed_methods(request))
     return problem(error.status_code, code, str(error.detail), headers=headers)
 
 
-def _methods_of(request: Request) -> list[str]:
-    """What may be done with the request's path, by all routes: the router names only the first one's methods."""
+def _allowed_methods(request: Request) -> list[str]:
+    """Collect the methods of all routes for the path; the router reports only those of the first route."""
     path = request.scope["path"]
-    routes = (one for one in iter_route_contexts(request.app.routes) if one.path_regex.fullmatch(path))
-    return sorted({method for one in routes for method in one.methods or ()})
+    methods: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if route.path_regex.fullmatch(path):
+            methods.update(route.methods or ())
+    return sorted(methods)
 
 
 def _unexpected(_request: Request, error: Exception) -> Response:
     _logger.error("unexpected error", exc_info=error)
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the service failed; its log says why")
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "unexpected error; see the service's log")

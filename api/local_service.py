@@ -1,4 +1,4 @@
-"""The embedded service as a subprocess for the length of a block, for programs that bring their own."""
+"""Runs the embedded service as a subprocess for the duration of a `with` block."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ from service.file_lock import file_lock
 
 _STOP_SECONDS = 30.0
 _LOCK_SECONDS = 60.0
-"""How long the service of a process that was killed may take to end."""
+"""Longest time to wait until the service of a killed process has ended."""
 
 
 class LocalServiceError(Exception):
-    """The service cannot be started; the message says why."""
+    """The local service cannot be started."""
 
 
 @contextmanager
 def local_service(data_dir: Path, log: Path) -> Iterator[Client]:
-    """The embedded service on a free port of 127.0.0.1, and a client of it.
+    """Run the embedded service on a free port of 127.0.0.1 and yield a client of it.
 
-    It runs below a guard, which stops it when the block ends and also when this process is killed.
+    A guard process stops the service when the block ends, and also when this process is killed.
 
     Args:
-        data_dir: Its data; jobs that an earlier service left there continue.
-        log: The file that its output goes to.
+        data_dir: Folder of the service's data; unfinished jobs of an earlier service continue.
+        log: File for the service's output.
+
+    Yields:
+        A client of the service.
 
     Raises:
-        LocalServiceError: It ended or was not ready in time, or another process uses `data_dir`.
+        LocalServiceError: The service ended, was not ready in time, or another process uses `data_dir`.
     """
     port = free_port()
-    own = {
+    settings = {
         "DATA_DIR": str(data_dir.absolute()),
         "DATABASE_URL": "",
         "BROKER_URL": "",
@@ -50,7 +53,7 @@ def local_service(data_dir: Path, log: Path) -> Iterator[Client]:
         "PORT": str(port),
         "EMBEDDED_WORKER": "1",
     }
-    environment = os.environ | {f"DFUSION_{name}": value for name, value in own.items()}
+    environment = os.environ | {f"DFUSION_{name}": value for name, value in settings.items()}
 
     try:
         with file_lock(data_dir / "local-service.lock", _LOCK_SECONDS) as lock, log.open("ab") as output:
@@ -60,8 +63,8 @@ def local_service(data_dir: Path, log: Path) -> Iterator[Client]:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # a Ctrl-C in the terminal is not for it
-                pass_fds=(lock.fileno(),),  # held until the service has ended, too
+                start_new_session=True,  # Ctrl-C in the terminal must not reach the service
+                pass_fds=(lock.fileno(),),  # holds the lock until the service has ended
             )
             with process, Client(f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
                 try:
@@ -70,7 +73,7 @@ def local_service(data_dir: Path, log: Path) -> Iterator[Client]:
                 finally:
                     _stop(process)
     except AlreadyRunningError as error:
-        raise LocalServiceError(f"the service of another process uses {data_dir}") from error
+        raise LocalServiceError(f"a service of another process uses {data_dir}") from error
 
 
 def _command() -> list[str]:
@@ -79,22 +82,22 @@ def _command() -> list[str]:
 
 
 def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
-    """Ask until the service is ready and its worker has reported itself. Raises LocalServiceError."""
+    """Poll until the service is ready and its worker has reported. Raises LocalServiceError."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise LocalServiceError(f"the service ended with exit code {process.returncode}; its log is {log}")
+            raise LocalServiceError(f"the service ended with exit code {process.returncode}; see its log, {log}")
         try:
             if client.ready().status == "ok" and client.workers().data:
                 return
         except ApiError:
             pass
         time.sleep(0.2)
-    raise LocalServiceError(f"the service and its worker were not ready within {seconds:.0f} seconds; its log is {log}")
+    raise LocalServiceError(f"the service and its worker were not ready within {seconds:.0f} s; see its log, {log}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the service in order; kill it if that takes too long."""
+    """Stop the service gracefully; kill it if that takes too long."""
     for message in (STOP, KILL):
         if process.stdin is not None and process.poll() is None:
             process.stdin.write(message)

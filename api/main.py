@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from api import access, errors, openapi
-from api.body import BodyGuard
+from api.body import BodyValidationMiddleware
 from api.embedded import WorkerSupervisor
 from api.metrics import HttpMetrics, InstallationMetrics
-from api.observe import Observed
+from api.observe import ObservabilityMiddleware
 from api.rate_limit import RateLimit
 from api.readiness import Readiness
 from api.routes import (
@@ -37,30 +37,37 @@ from service.settings import Settings
 
 
 class Application(FastAPI):
-    """FastAPI, observed from outside of everything else, with an OpenAPI document that says all there is to know."""
+    """FastAPI with observability as the outermost middleware and a completed OpenAPI document."""
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
         self.state.metrics = HttpMetrics()
-        self._asks_for_keys = settings.auth
+        self._requires_keys = settings.auth
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Observed(super().build_middleware_stack(), self.state.metrics)
+        return ObservabilityMiddleware(super().build_middleware_stack(), self.state.metrics)
 
     def openapi(self) -> dict[str, Any]:
         is_new = self.openapi_schema is None
         schema = super().openapi()
         if is_new:
             openapi.complete(schema)
-        if is_new and self._asks_for_keys:
+        if is_new and self._requires_keys:
             access.describe_security(self, schema)
         return schema
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application; the settings come from the environment unless they are given.
+    """Create the application.
 
-    Raises StartError for settings that would let everyone in. Its start raises StartError, too.
+    Args:
+        settings: The settings; read from the environment if not given.
+
+    Returns:
+        The application. Its startup may raise StartError.
+
+    Raises:
+        StartError: The settings would allow access from the network without API keys.
     """
     settings = settings or Settings()
     access.require_closed_or_local(settings)
@@ -74,17 +81,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 stack.push_async_callback(rate_limit.close)
             if settings.database.startswith("sqlite"):
                 stack.enter_context(file_lock(settings.data_dir / "service.lock"))
+
             service = Service.open(settings, open_queue(settings))
             stack.callback(service.close)
             keys.prepare(service.uow, settings)
-            app.state.service, app.state.supervisor = service, None
-            figures = InstallationMetrics(service)
-            app.state.metrics.registry.register(figures)
-            stack.callback(app.state.metrics.registry.unregister, figures)
+            app.state.service = service
+
+            installation_metrics = InstallationMetrics(service)
+            app.state.metrics.registry.register(installation_metrics)
+            stack.callback(app.state.metrics.registry.unregister, installation_metrics)
+
+            app.state.supervisor = None
             if settings.embedded_worker and not settings.broker:
                 app.state.supervisor = WorkerSupervisor(service)
                 app.state.supervisor.start()
                 stack.callback(app.state.supervisor.stop)
+
             app.state.readiness = Readiness(service, app.state.supervisor)
             stack.callback(app.state.readiness.close)
             yield
@@ -101,11 +113,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyValidationMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(access.Guard, settings=settings, rate_limit=rate_limit)
     errors.install(app)
-    parts = (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, health, metrics, docs)
-    for module in parts:
+    for module in (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, health, metrics, docs):
         app.include_router(module.router)
     return app
 

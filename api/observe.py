@@ -1,4 +1,4 @@
-"""Around every answer, whoever gives it: a request id, safe headers, a line in the log, and figures."""
+"""The outermost middleware: request id, security headers, access log and request metrics."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from api.metrics import HttpMetrics
 from service import logs
 
 REQUEST_ID = "X-Request-Id"
-_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _CLIENT_GONE = 499
-"""Where no answer was begun; the code that nginx logs."""
+"""Status if the client disconnected before a response started, as in nginx."""
 _NO_ROUTE = "none"
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Asked by machines every few seconds: logged at the level debug."""
+"""Polled by machines every few seconds, therefore logged at debug level."""
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -38,19 +38,26 @@ _DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
 _logger = logging.getLogger("api.access")
 
 
-class Observed:
-    """The outermost middleware. A header that the application sets itself is left as it is."""
+class ObservabilityMiddleware:
+    """Adds the request id and security headers, logs and counts each request.
+
+    Headers that the application has set are not changed.
+    """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
-        self.app, self._metrics = app, metrics
+        self.app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id, started, status = _request_id(scope), time.perf_counter(), _CLIENT_GONE
 
-        async def sending(message: Message) -> None:
+        request_id = _request_id(scope)
+        started_at = time.perf_counter()
+        status = _CLIENT_GONE
+
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -59,13 +66,14 @@ class Observed:
 
         with logs.about(request_id=request_id):
             try:
-                await self.app(scope, receive, sending)
+                await self.app(scope, receive, send_with_headers)
             finally:
-                self._record(scope, status, time.perf_counter() - started)
+                self._record(scope, status, time.perf_counter() - started_at)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path_format", _NO_ROUTE)
         self._metrics.count(scope["method"], route, status, seconds)
+
         level = logging.DEBUG if scope["path"] in _QUIET and status < HTTPStatus.BAD_REQUEST else logging.INFO
         caller = getattr(scope.get("state", {}).get("caller"), "key_id", None)
         data: dict[str, Any] = {
@@ -81,9 +89,9 @@ class Observed:
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's id for the request if it is a plain one, otherwise a new one."""
-    given = Headers(scope=scope).get(REQUEST_ID, "")
-    return given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(16)
+    """Return the client's request id if it is valid, otherwise a new one."""
+    client_id = Headers(scope=scope).get(REQUEST_ID, "")
+    return client_id if _VALID_ID.fullmatch(client_id) else secrets.token_hex(16)
 
 
 def _add_headers(headers: MutableHeaders, request_id: str) -> None:
