@@ -1,1 +1,1 @@
-"""Deployed mode on one machine, without Docker: `python -m api.stack`, or `make stack`."""
+"""The deployed mode on one machine without Docker: `python -m api.stack` or `make stack`."""

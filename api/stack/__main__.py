@@ -1,7 +1,7 @@
 """`python -m api.stack`: PostgreSQL, Redis, S3, workers, sweeper and API on 127.0.0.1, until Ctrl-C.
 
-Settings (DFUSION_…) hold for all parts, but for those that say where the servers are. Data, logs and the servers'
-passwords are in one folder. Each part is started again when it dies.
+Settings (DFUSION_…) apply to all parts, except the addresses of the servers. One folder holds data, logs and the
+servers' passwords. Parts that die are restarted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.settings import Settings
 
 
 def main() -> int:
-    """Run the stack; exit code 0 if all parts ended well."""
+    """Run the stack. Returns exit code 0 if all parts ended without errors."""
     settings = Settings.or_exit()
     arguments = _arguments(settings)
     folder: Path = (arguments.folder or settings.data_dir / "stack").absolute()
@@ -34,19 +34,19 @@ def main() -> int:
         with file_lock(folder / "stack.lock") as lock:
             return _run(settings, arguments, folder, lock.fileno())
     except AlreadyRunningError:
-        return _fail(f"{_who(folder)}; to start another beside it, choose another --folder (or DFUSION_DATA_DIR)")
+        return _fail(f"{_describe_holder(folder)}; start another one with another --folder (or DFUSION_DATA_DIR)")
     except (StartError, OSError) as error:
         return _fail(str(error))
 
 
 def _arguments(settings: Settings) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m api.stack", description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, help="data, logs and passwords; else DFUSION_DATA_DIR/stack")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes (%(default)s)")
-    parser.add_argument("--api-port", type=int, default=settings.port, help="(%(default)s; 0: a free one)")
+    parser.add_argument("--folder", type=Path, help="folder of data, logs and passwords (DFUSION_DATA_DIR/stack)")
+    parser.add_argument("--workers", type=int, default=2, help="number of worker processes (%(default)s)")
+    parser.add_argument("--api-port", type=int, default=settings.port, help="port; 0: any free port (%(default)s)")
     for name in ("postgres", "redis", "s3"):
-        parser.add_argument(f"--{name}-port", type=int, default=0, help="(a free one)")
-    parser.add_argument("--verbose", action="store_true", help="show all lines, not only those for people")
+        parser.add_argument(f"--{name}-port", type=int, default=0, help="port; 0: any free port (%(default)s)")
+    parser.add_argument("--verbose", action="store_true", help="show all log lines, not only important ones")
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error("expected at least one worker")
@@ -54,6 +54,7 @@ def _arguments(settings: Settings) -> argparse.Namespace:
 
 
 def _run(settings: Settings, arguments: argparse.Namespace, folder: Path, lock_file: int) -> int:
+    # 1. layout and supervisor
     ports = Ports(arguments.api_port, arguments.postgres_port, arguments.redis_port, arguments.s3_port)
     if not ports.api:
         ports = replace(ports, api=free_port())
@@ -63,8 +64,10 @@ def _run(settings: Settings, arguments: argparse.Namespace, folder: Path, lock_f
     supervisor = Supervisor(layout.logs, terminal, lock_file)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: _stop(supervisor))
-    terminal.show("stack", f"starting in {folder}; Ctrl-C ends all")
-    is_well = True
+
+    # 2. run until a signal arrives
+    terminal.show("stack", f"starting in {folder}; Ctrl-C stops all parts")
+    succeeded = True
     try:
         _start(layout, supervisor, terminal)
         if not supervisor.stop.is_set():
@@ -72,27 +75,29 @@ def _run(settings: Settings, arguments: argparse.Namespace, folder: Path, lock_f
         supervisor.stop.wait()
     except (StartError, OSError) as error:
         terminal.show("stack", f"cannot start: {error}; logs are in {layout.logs}")
-        is_well = False
+        succeeded = False
     finally:
-        terminal.show("stack", "stopping; Ctrl-C once more does not wait")
-        is_well = supervisor.end() and is_well
-    terminal.show("stack", "all parts have ended" if is_well else "all parts have ended, not all of them well")
-    return 0 if is_well else 1
+        # 3. stop in reverse order
+        terminal.show("stack", "stopping; press Ctrl-C again to kill all parts")
+        succeeded = supervisor.shut_down() and succeeded
+
+    terminal.show("stack", "all parts have ended" if succeeded else "all parts have ended, some with errors")
+    return 0 if succeeded else 1
 
 
 def _stop(supervisor: Supervisor) -> None:
-    """Stop; at the second time, at once."""
+    """Stop gracefully; a second call kills all parts."""
     if supervisor.stop.is_set():
-        supervisor.hurry.set()
+        supervisor.kill.set()
     supervisor.stop.set()
 
 
 def _start(layout: Layout, supervisor: Supervisor, terminal: Terminal) -> None:
-    """Start what others need first. Returns early once the supervisor is stopped."""
+    """Start the parts in order of dependency. Returns early when the supervisor is stopped."""
 
     def start_servers() -> None:
         for server in layout.servers:
-            supervisor.start(server.program(), are_ours=False)
+            supervisor.start(server.program(), is_ours=False)
 
     steps: dict[str, Callable[[], None]] = {
         "servers": start_servers,
@@ -108,11 +113,11 @@ def _start(layout: Layout, supervisor: Supervisor, terminal: Terminal) -> None:
 
 
 def _migrate(layout: Layout) -> None:
-    """Bring the database up to date. Raises ProgramError."""
+    """Migrate the database to the newest schema. Raises ProgramError."""
     layout.ensure_database()
     program = layout.migrate()
     with (layout.logs / "migrate.log").open("wb") as log:
-        done = subprocess.run(
+        process = subprocess.run(
             program.command,
             cwd=program.folder,
             env=dict(program.environment),
@@ -122,18 +127,19 @@ def _migrate(layout: Layout) -> None:
             start_new_session=True,
             check=False,
         )
-    if done.returncode != 0:
-        last = (layout.logs / "migrate.log").read_text("utf-8", "replace").strip().splitlines()[-1:]
-        raise ProgramError(f"the migration failed: {''.join(last)}")
+
+    if process.returncode != 0:
+        lines = (layout.logs / "migrate.log").read_text("utf-8", "replace").strip().splitlines()
+        raise ProgramError(f"the migration failed: {''.join(lines[-1:])}")
 
 
 def _summary(layout: Layout) -> str:
-    """What someone who has just started it wants to know."""
+    """The message after a successful start: addresses, first commands, folders and ports."""
     key = " -H 'authorization: Bearer KEY'" if layout.settings.auth else ""
     return f"""
 The service is ready.
 
-  API       {layout.url}  (description at {layout.url}/docs)
+  API       {layout.url}  (documentation at {layout.url}/docs)
   a round   curl -s {layout.url}/rounds{key} -H 'content-type: application/json' -d '{{
               "model": "shapes", "prompt_set": "shapes-attribute-train", "rounds": 1, "samples_per_prompt": 4}}'
   jobs      curl -s {layout.url}/jobs{key}
@@ -146,13 +152,13 @@ their passwords are in secrets.json
 """
 
 
-def _who(folder: Path) -> str:
-    """Who holds the folder."""
+def _describe_holder(folder: Path) -> str:
+    """Describe the stack that holds the folder's lock."""
     try:
-        known = json.loads((folder / "stack.json").read_text("utf-8"))
+        holder = json.loads((folder / "stack.json").read_text("utf-8"))
     except (OSError, ValueError):
         return f"a stack already runs in {folder}"
-    return f"a stack already runs in {folder} (process {known['pid']}, {known['url']}), or is still ending"
+    return f"a stack already runs in {folder} (process {holder['pid']}, {holder['url']}) or is still stopping"
 
 
 def _fail(message: str) -> int:

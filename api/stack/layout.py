@@ -1,4 +1,4 @@
-"""The parts of the local stack: which servers and programs, with which settings, in which folders."""
+"""The parts of the local stack: servers and programs with their settings and folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
-from api.stack.program import Program, answers
+from api.stack.program import Program, is_listening
 from api.stack.secrets import Secrets
 from api.stack.servers import PostgresServer, RedisServer, S3Server, Server
 from service.errors import ProgramError
@@ -19,13 +19,13 @@ from service.settings import Settings
 
 _BUCKET = "dfusion"
 _DATABASE = "dfusion"
-_BESIDE_STOP_SECONDS = 15.0
-"""A worker that has given its stage back still closes its connections."""
+_EXTRA_STOP_SECONDS = 15.0
+"""Time to close connections, after a worker has returned its stage to the queue."""
 
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports of 127.0.0.1; 0: any free one, another at each start."""
+    """Ports on 127.0.0.1; 0 selects a free port at each start."""
 
     api: int = 8000
     postgres: int = 0
@@ -34,13 +34,14 @@ class Ports:
 
 
 class Layout:
-    """The servers of a stack, and the programs that use them. Raises ProgramError for a port that is taken."""
+    """The servers of a stack and the programs that use them. Raises ProgramError if a port is in use."""
 
     def __init__(self, settings: Settings, folder: Path, ports: Ports, workers: int) -> None:
         self.folder = folder.absolute()
         for name in ("postgres", "redis", "s3", "logs", "run", "service"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         _require_free(ports)
+
         secrets = Secrets.of(self.folder)
         self.postgres = PostgresServer(self.folder / "postgres", ports.postgres, password=secrets.postgres_password)
         self.redis = RedisServer(self.folder / "redis", ports.redis, password=secrets.redis_password)
@@ -51,13 +52,14 @@ class Layout:
             secret_key=secrets.s3_secret_key,
             objects=self.folder / "s3" / "objects",
         )
+
         self._workers = workers
         self._key = settings.bootstrap_admin_key
         self.settings = self._settings(settings, ports.api)
 
     @property
     def servers(self) -> Sequence[Server]:
-        """What the service needs."""
+        """The servers that the service needs."""
         return (self.postgres, self.redis, self.s3)
 
     @property
@@ -72,22 +74,22 @@ class Layout:
 
     @property
     def url(self) -> str:
-        """Where the API answers."""
+        """The base URL of the API."""
         return f"http://127.0.0.1:{self.settings.port}"
 
     def migrate(self) -> Program:
-        """Brings the database up to date, and ends."""
+        """The program that migrates the database and ends."""
         return self._program("migrate", "service.db.migrate")
 
     def workers(self) -> Sequence[Program]:
-        """The sweeper and the workers."""
+        """The programs of the sweeper and the workers."""
         celery = ("celery", "-A", "worker.celery_app", "worker", "-P", "prefork", "-c", "1")
         quiet = ("--without-gossip", "--without-mingle", "--loglevel", self.settings.log_level)
         workers = [self._program(name, *celery, "-n", f"{name}@%h", *quiet) for name in self._worker_names]
         return [self._program("sweeper", "worker.sweeper"), *workers]
 
     def api(self) -> Program:
-        """The API."""
+        """The program of the API."""
         environment = {"DFUSION_BOOTSTRAP_ADMIN_KEY": self._key.get_secret_value()}
         return Program(
             "api",
@@ -95,7 +97,7 @@ class Layout:
             self._api_is_ready,
             Path.cwd(),
             self.settings.for_child() | environment,
-            stop_seconds=self.settings.shutdown_seconds + _BESIDE_STOP_SECONDS,
+            stop_seconds=self.settings.shutdown_seconds + _EXTRA_STOP_SECONDS,
         )
 
     @property
@@ -103,9 +105,9 @@ class Layout:
         return [f"worker{number}" for number in range(1, self._workers + 1)]
 
     def _settings(self, settings: Settings, port: int) -> Settings:
-        """The given settings, on this stack's servers. Workers share the cores unless a number of threads is set."""
+        """Adapt the settings to this stack's servers. Workers share the cores unless a number of threads is set."""
         threads = settings.torch_threads or max(1, (os.cpu_count() or 1) // max(1, self._workers))
-        own = {
+        overrides = {
             "data_dir": self.folder / "service",
             "database_url": self.postgres.url(_DATABASE),
             "broker_url": SecretStr(self.redis.url),
@@ -117,10 +119,10 @@ class Layout:
         }
         s3 = self.s3.settings(_BUCKET)
         keys = {name: SecretStr(s3[name]) for name in ("s3_access_key", "s3_secret_key")}
-        return settings.model_copy(update=own | s3 | keys)
+        return settings.model_copy(update=overrides | s3 | keys)
 
     def ensure_database(self) -> None:
-        """Make the service's database; the PostgreSQL server must run."""
+        """Create the service's database if it is missing; the PostgreSQL server must run."""
         self.postgres.ensure_database(_DATABASE)
 
     def _program(self, name: str, module: str, *arguments: str) -> Program:
@@ -134,7 +136,7 @@ class Layout:
             health.exists,
             Path.cwd(),
             environment,
-            stop_seconds=self.settings.worker_stop_seconds + _BESIDE_STOP_SECONDS,
+            stop_seconds=self.settings.worker_stop_seconds + _EXTRA_STOP_SECONDS,
         )
 
     def _api_is_ready(self) -> bool:
@@ -146,5 +148,5 @@ class Layout:
 
 def _require_free(ports: Ports) -> None:
     for name, port in vars(ports).items():
-        if port and answers(port):
-            raise ProgramError(f"port {port} is in use: choose another by --{name}-port, or 0 for a free one")
+        if port and is_listening(port):
+            raise ProgramError(f"port {port} is in use: choose another with --{name}-port, or 0 for any free port")

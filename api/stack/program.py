@@ -1,4 +1,4 @@
-"""A program that is run beside others: what to start, how to see that it works, how to stop it."""
+"""A program of the stack: how to start it, how to check that it is ready, how to stop it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from service.errors import ProgramError
 
 @dataclass(frozen=True)
 class Program:
-    """A program, to be started any number of times, one after the other."""
+    """A program that can be started repeatedly, one process at a time."""
 
     name: str
     command: tuple[str, ...]
     is_ready: Callable[[], bool]
-    """Whether it does its work now. Must not raise while it does not."""
+    """Returns whether the program is ready. Must not raise if it is not."""
     folder: Path
-    """Its current directory."""
+    """Working directory."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
     user: int | None = None
-    """The user it runs as; None: the one who starts it."""
+    """User id to run as; None: the current user."""
     stop_signal: int = SIGTERM
     stop_seconds: float = 30.0
-    """How long it may take to stop; then it is killed."""
+    """Time to stop; afterwards the program is killed."""
 
 
 def launch(program: Program, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
-    """Start it as a child of this process."""
+    """Start the program as a child process with its output in `output`."""
     return subprocess.Popen(
         program.command,
         cwd=program.folder,
@@ -47,30 +47,30 @@ def launch(program: Program, output: IO[bytes] | int) -> subprocess.Popen[bytes]
 
 
 def as_user(user: int | None) -> dict[str, Any]:
-    """The arguments of Popen that make the user run a program. Only root may name another."""
+    """Return the arguments of Popen that run a program as this user. Only root may name another user."""
     return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
 def wait_until_ready(program: Program, process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Return once it works. Raises ProgramError where it ends or the time is over."""
+    """Wait until the program is ready. Raises ProgramError if it ends or the time is up."""
     deadline = time.monotonic() + seconds
     while not program.is_ready():
         if process.poll() is not None:
             raise ProgramError(f"{program.name} ended with exit code {process.returncode}")
         if time.monotonic() > deadline:
-            raise ProgramError(f"{program.name} did not answer within {seconds:.0f} s")
+            raise ProgramError(f"{program.name} was not ready within {seconds:.0f} s")
         time.sleep(0.02)
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """Return a port of 127.0.0.1 that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def answers(port: int) -> bool:
-    """Whether somebody listens on the port of 127.0.0.1."""
+def is_listening(port: int) -> bool:
+    """Whether a server listens on the port of 127.0.0.1."""
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:

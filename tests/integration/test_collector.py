@@ -65,7 +65,7 @@ class Installation:
             status = (self.folder / key).stat()
             os.utime(self.folder / key, (status.st_mtime - 2 * DAY, status.st_mtime - 2 * DAY))
         if self.server is not None:
-            self.server.look_again()
+            self.server.clear_cache()
 
     def keys(self) -> set[str]:
         return {found.key for found in self.service.store.objects()}

@@ -39,7 +39,7 @@ class Place:
     def changed(self) -> None:
         """Files in the folder were changed: see them."""
         if self.server is not None:
-            self.server.look_again()
+            self.server.clear_cache()
 
     def put(self, data: bytes = HELLO, slot: str = "image") -> StoredObject:
         with self.store.scratch() as scratch:
@@ -187,7 +187,7 @@ def test_a_missing_bucket_is_made_by_whoever_is_first(s3: S3Server, tmp_path: Pa
         thread.join()
     assert len({place.put().key for place in places}) == 1
     shutil.rmtree(s3.folder / "shared-bucket")
-    s3.look_again()
+    s3.clear_cache()
     assert len(places) == 6
     assert places[0].fetch(places[1].put()) == HELLO  # it is made again
 

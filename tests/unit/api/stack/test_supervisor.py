@@ -1,4 +1,4 @@
-"""Parts are started again when they die, and end in order."""
+"""Parts are restarted when they die, and stop in reverse order."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from api.stack.supervisor import Supervisor
 from api.stack.terminal import Terminal
 from service.errors import ProgramError
 
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 WORKING = """
 import pathlib, signal, sys, time
 here = pathlib.Path({name!r})
@@ -25,7 +25,7 @@ sys.exit(3)
 
 
 def program(folder: Path, name: str, code: str = WORKING) -> Program:
-    """One that works while its file is there, and dies when it is taken away."""
+    """A program that runs while its file exists, and dies when the file is removed."""
     command = (sys.executable, "-c", code.format(name=name))
     return Program(name, command, (folder / name).exists, folder)
 
@@ -33,37 +33,37 @@ def program(folder: Path, name: str, code: str = WORKING) -> Program:
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     with (tmp_path / "lock").open("w") as lock:
-        made = Supervisor(tmp_path, Terminal(6, verbose=False), lock.fileno())
-        yield made
-        made.hurry.set()
-        made.end()
+        supervisor = Supervisor(tmp_path, Terminal(6, verbose=False), lock.fileno())
+        yield supervisor
+        supervisor.kill.set()
+        supervisor.shut_down()
 
 
-def until_there(path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_part_that_dies_is_started_again_and_said_so(
+def test_a_part_that_dies_is_restarted_and_reported(
     tmp_path: Path, supervisor: Supervisor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     supervisor.start(program(tmp_path, "one"))
     (tmp_path / "one").unlink()
-    until_there(tmp_path / "one")
-    assert supervisor.end()
-    assert "one    | ended with exit code 3; it is started again in 0.5 s\n" in capsys.readouterr().out
+    wait_for(tmp_path / "one")
+    assert supervisor.shut_down()
+    assert "one    | ended with exit code 3; restarting in 0.5 s\n" in capsys.readouterr().out
 
 
-def test_parts_end_in_the_opposite_order(tmp_path: Path, supervisor: Supervisor) -> None:
+def test_parts_stop_in_reverse_order(tmp_path: Path, supervisor: Supervisor) -> None:
     for name in ("a", "b", "c"):
         supervisor.start(program(tmp_path, name))
-    assert supervisor.end()
+    assert supervisor.shut_down()
     assert (tmp_path / "ended").read_text() == "cba"
 
 
-def test_a_part_that_dies_before_it_works_ends_the_start(
+def test_start_fails_if_a_part_ends_before_it_is_ready(
     tmp_path: Path, supervisor: Supervisor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = program(tmp_path, "broken", "print('no such thing'); raise SystemExit(2)")

@@ -17,7 +17,7 @@ LINES = [
 @pytest.mark.parametrize(
     ("is_ours", "verbose", "shown"), [(True, False, [1, 2, 3]), (False, False, []), (False, True, range(6))]
 )
-def test_people_see_what_concerns_them_and_the_file_has_all(
+def test_terminal_shows_important_lines_and_the_file_has_all_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], is_ours: bool, verbose: bool, shown: list[int]
 ) -> None:
     log = PartLog("api", tmp_path, Terminal(5, verbose), is_ours)
@@ -28,10 +28,10 @@ def test_people_see_what_concerns_them_and_the_file_has_all(
     assert log.path.read_text("utf-8").splitlines() == LINES
 
 
-def test_the_last_lines_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recent_lines_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = PartLog("s3", tmp_path, Terminal(2, verbose=False), is_ours=False)
     log.write("the port is taken")
-    log.show_last()
-    log.show_last()
+    log.show_recent()
+    log.show_recent()
     log.close()
     assert capsys.readouterr().out == "s3 | the port is taken\n"
