@@ -1,4 +1,4 @@
-"""Experiments: matrices of arms x prompt lists x seeds, as jobs of a service. A client; it imports no torch.
+"""Experiments: matrices of arms x prompt lists x seeds, run as jobs of a service. Imports no torch.
 
 from api.client import Client
 from api.experiments import Experiment, run

@@ -1,6 +1,6 @@
-"""`make experiments`: run files of experiments on an embedded service of its own, and report them.
+"""`make experiments`: run experiment files on a local embedded service and write their reports.
 
-Jobs and records stay, so a run that was stopped, also by SIGKILL, continues when it is started again.
+Jobs and records are kept. A run that was stopped, even by SIGKILL, continues when it is started again.
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ from api.local_service import LocalServiceError, local_service
 
 
 def main() -> int:
-    """Exit code 0 if every cell has a record, 3 if a cell failed, 1 for any other error."""
+    """Run the experiments. Returns 0 if every cell has a record, 3 if a cell failed, 1 for any other error."""
     parser = argparse.ArgumentParser(prog="python -m api.experiments", description=__doc__.split("\n")[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    parser.add_argument("--out", type=Path, help="folder of the records; `records` beside each file if not given")
+    parser.add_argument("--out", type=Path, help="folder of the records; `records` next to each file if not given")
     parser.add_argument(
-        "--data", type=Path, default=Path("dfusion-data/experiments"), help="the service's data (%(default)s)"
+        "--data", type=Path, default=Path("dfusion-data/experiments"), help="folder of the service's data (%(default)s)"
     )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the service is stopped, too
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the service is stopped
     console = Console(width=None if sys.stdout.isatty() else 160)
     errors = Console(stderr=True)
+
     try:
         failures = _run_all(arguments, console)
     except (ExperimentError, LocalServiceError, ApiError, OSError) as error:
         errors.print(f"experiments: {error}", style="red", markup=False, highlight=False)
         return ERROR
     except KeyboardInterrupt:
-        errors.print("stopped; the same command continues", highlight=False)
+        errors.print("stopped; run the command again to continue", highlight=False)
         return INTERRUPTED
+
     for failure in failures:
         errors.print(failure_line(failure), style="red", markup=False, highlight=False)
     return JOB_FAILED if failures else 0
 
 
 def _run_all(arguments: argparse.Namespace, console: Console) -> list[Failure]:
-    """Run and report every file; all are read before the first one runs."""
+    """Run and report all files. Reads all of them before the first run."""
     experiments = [(Experiment.load(file), records_folder(file, arguments.out)) for file in arguments.files]
     arguments.data.mkdir(parents=True, exist_ok=True)
     failures: list[Failure] = []

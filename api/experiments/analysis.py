@@ -1,15 +1,15 @@
-"""What records add up to: means with intervals, paired differences, pairs and trainings. Imports no torch.
+"""Statistics of records: means with intervals, paired differences, pairs and trainings. Imports no torch.
 
-Scores of one arm, split and scorer after a round are an array (R, P): a training per seed, a prompt per column, each
-value the mean over the prompt's images. The model before training has one row. Differences are taken seed by seed and
-prompt by prompt before they are averaged, and intervals resample seeds and prompts apart.
+Scores of one arm, split and scorer after a round are an array (R, P) with one row per training seed and one column per
+prompt. Each value is the mean over the prompt's images. The model before training has one row. Differences are paired
+by seed and prompt before they are averaged, and intervals resample seeds and prompts independently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import fmean
 
 import numpy as np
@@ -23,8 +23,8 @@ Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One arm's scores after a round. `seeds` name the rows, None the model before training."""
+class ArmScores:
+    """Scores of one arm after a round. `seeds` belong to the rows; None is the model before training."""
 
     arm: str
     round: int
@@ -38,7 +38,7 @@ class Measured:
 class Mean:
     """An arm's mean score after a round, over `seeds` trainings and `prompts` prompts.
 
-    change   how much higher than before training, paired by prompt; None where that was not measured
+    change   difference from the model before training, paired by prompt; None if that was not measured
     """
 
     arm: str
@@ -55,10 +55,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher an arm's score is than another's, each after its last measured round.
+    """Difference of the scores of two arms, each after its last measured round.
 
-    better, worse, equal   on how many prompts, on the average of the seeds
-    chance                 two-sided sign test over the prompts
+    better, worse, equal   numbers of prompts, averaged over seeds
+    chance                 p-value of the two-sided sign test over prompts
     """
 
     arm: str
@@ -76,7 +76,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Scores:
-    """One list, split and scorer: all arms after every measured round, and all arms against each other at the end."""
+    """Results for one list, split and scorer: means after each measured round and final differences of arms."""
 
     list: str
     split: str
@@ -88,15 +88,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class ArmFacts:
-    """How an arm's trainings on a list went, over all its seeds and rounds or, with `round`, those of one round.
+    """Statistics of an arm's trainings on a list, over all seeds and all rounds or, with `round`, one round.
 
-    adopted_share      of the pairs with a target
-    pair_means         means of the pairs' figures, weighted by their pairs
+    adopted_share      share of adopted pairs among the pairs with a target
+    pair_means         means of the pairs' figures, weighted by the number of pairs
     update_means       means of the updates' figures
-    last_update_means  the same over the last updates of the rounds
-    rollout_means      mean scores of the images sampled for training, by scorer, before the round's training
-    images_before      with `round`: images used for training before these were sampled
-    seconds            of its jobs, for each seed; None for one round
+    last_update_means  means of the figures of each round's last update
+    rollout_means      mean scores, by scorer, of the images sampled for training, before the round's training
+    images_before      with `round`: number of images used for training before these were sampled
+    seconds            time of its jobs per seed; None for one round
     """
 
     list: str
@@ -118,22 +118,33 @@ class ArmFacts:
 
 
 def scores_of(experiment: Experiment, records: Mapping[str, Record], bootstrap: Bootstrap) -> tuple[Scores, ...]:
-    """Every list, split and scorer of the records (by file name), in the experiment's order.
+    """Compute means and differences for every list, split and scorer.
 
-    Raises RecordError where records that are to be compared differ in prompts or in a scorer's version.
+    Args:
+        experiment: The matrix; it defines the order of the results.
+        records: Records by file name.
+        bootstrap: The method of the intervals.
+
+    Returns:
+        The results by list, split and scorer.
+
+    Raises:
+        RecordError: Records that are compared differ in prompts or in a scorer's version.
     """
     scores = []
     for list_name in experiment.prompt_lists:
-        of_list = {file: record for file, record in records.items() if record.list == list_name}
+        list_records = {file: record for file, record in records.items() if record.list == list_name}
         for split in experiment.evaluation.splits:
-            for scorer in _scorers(of_list.values(), split):
-                scores.append(_scores(experiment, list_name, split, scorer, of_list, bootstrap))
+            for scorer in _scorers(list_records.values(), split):
+                scores.append(_scores(experiment, list_name, split, scorer, list_records, bootstrap))
     return tuple(scores)
 
 
 def _scorers(records: Iterable[Record], split: str) -> list[str]:
-    names = [score.scorer for record in records for score in record.scores if score.split == split]
-    return list(dict.fromkeys(names))
+    names: dict[str, None] = {}
+    for record in records:
+        names |= {score.scorer: None for score in record.scores if score.split == split}
+    return list(names)
 
 
 def _scores(
@@ -145,21 +156,21 @@ def _scores(
     bootstrap: Bootstrap,
 ) -> Scores:
     version = _common_version(records, split, scorer)
-    measured = {arm: _measured(arm, split, scorer, records) for arm in (BASE, *experiment.arms)}
-    last = {arm: rounds[-1] for arm, rounds in measured.items() if rounds}
+    by_arm = {arm: _scores_by_round(arm, split, scorer, records) for arm in (BASE, *experiment.arms)}
+    last = {arm: rounds[-1] for arm, rounds in by_arm.items() if rounds}
     base = last.get(BASE)
     return Scores(
         list=list_name,
         split=split,
         scorer=scorer,
         version=version,
-        means=tuple(_mean(one, base, bootstrap) for rounds in measured.values() for one in rounds),
+        means=tuple(_mean(scores, base, bootstrap) for scores in chain.from_iterable(by_arm.values())),
         differences=tuple(_differences(last, bootstrap)),
     )
 
 
 def _common_version(records: Mapping[str, Record], split: str, scorer: str) -> str:
-    """The scorer's version. Raises RecordError where versions or prompts differ: such scores do not compare."""
+    """Return the scorer's version. Raises RecordError if versions or prompts differ, so that scores do not compare."""
     versions: dict[str, str] = {}
     prompts: dict[tuple[str, ...], str] = {}
     for file, record in records.items():
@@ -167,61 +178,68 @@ def _common_version(records: Mapping[str, Record], split: str, scorer: str) -> s
             if (score.split, score.scorer) == (split, scorer):
                 versions.setdefault(score.version, file)
                 prompts.setdefault(record.prompts[split], file)
+
     if len(versions) > 1:
-        raise RecordError(f"expected one version of {scorer}, got {_and(versions)}: run one of them again")
+        raise RecordError(
+            f"expected one version of {scorer}, got {_join_versions(versions)}: run one of these cells again"
+        )
     if len(prompts) > 1:
-        raise RecordError(f"expected the same prompts, {split}, in {' and '.join(prompts.values())}")
+        raise RecordError(f"expected equal {split} prompts in {' and '.join(prompts.values())}")
     return next(iter(versions))
 
 
-def _and(versions: Mapping[str, str]) -> str:
+def _join_versions(versions: Mapping[str, str]) -> str:
     return " and ".join(f"{version} ({file})" for version, file in versions.items())
 
 
-def _measured(arm: str, split: str, scorer: str, records: Mapping[str, Record]) -> list[Measured]:
-    """The arm after each round that all its seeds have been measured after."""
+def _scores_by_round(arm: str, split: str, scorer: str, records: Mapping[str, Record]) -> list[ArmScores]:
+    """Collect the arm's scores after each measured round, in the order of rounds."""
     by_round: dict[int, list[tuple[str, Record, ScoreFacts]]] = {}
-    of_arm = {file: record for file, record in records.items() if record.arm == arm}
-    for file, record in of_arm.items():
+    for file, record in records.items():
         for score in record.scores:
-            if (score.split, score.scorer) == (split, scorer):
+            if (record.arm, score.split, score.scorer) == (arm, split, scorer):
                 by_round.setdefault(score.round, []).append((file, record, score))
-    return [
-        Measured(
-            arm=arm,
-            round=number,
-            images=max(score.images for _, _, score in rows),
-            seeds=tuple(record.seed for _, record, _ in rows),
-            values=np.array([score.means for _, _, score in rows]),
-            records=tuple(file for file, _, _ in rows),
+
+    rounds = []
+    for number, rows in sorted(by_round.items()):
+        files, cell_records, scores = zip(*rows, strict=True)
+        rounds.append(
+            ArmScores(
+                arm=arm,
+                round=number,
+                images=max(score.images for score in scores),
+                seeds=tuple(record.seed for record in cell_records),
+                values=np.array([score.means for score in scores]),
+                records=files,
+            )
         )
-        for number, rows in sorted(by_round.items())
-    ]
+    return rounds
 
 
-def _mean(one: Measured, base: Measured | None, bootstrap: Bootstrap) -> Mean:
-    seeds, prompts = one.values.shape
-    changes = None if base is None or one is base else one.values - base.values
+def _mean(scores: ArmScores, base: ArmScores | None, bootstrap: Bootstrap) -> Mean:
+    seeds, prompts = scores.values.shape
+    changes = None if base is None or scores is base else scores.values - base.values
     return Mean(
-        arm=one.arm,
-        round=one.round,
-        images=one.images,
+        arm=scores.arm,
+        round=scores.round,
+        images=scores.images,
         seeds=seeds,
         prompts=prompts,
-        mean=float(one.values.mean()),
-        interval=bootstrap.crossed_interval(one.values),
+        mean=float(scores.values.mean()),
+        interval=bootstrap.crossed_interval(scores.values),
         change=None if changes is None else float(changes.mean()),
         change_interval=None if changes is None else bootstrap.crossed_interval(changes),
-        records=one.records,
+        records=scores.records,
     )
 
 
-def _differences(last: Mapping[str, Measured], bootstrap: Bootstrap) -> Iterator[Difference]:
-    """Every arm against every one before it, the model before training first."""
+def _differences(last: Mapping[str, ArmScores], bootstrap: Bootstrap) -> Iterator[Difference]:
+    """Compare every arm with every earlier one; the model before training is the first."""
     for against, arm in combinations(last.values(), 2):
         paired = _paired(arm, against)
         if paired is None:
             continue
+
         seeds, values = paired
         by_prompt = values.mean(0)
         counts = Counts(
@@ -242,8 +260,8 @@ def _differences(last: Mapping[str, Measured], bootstrap: Bootstrap) -> Iterator
         )
 
 
-def _paired(arm: Measured, against: Measured) -> tuple[list[int | None], np.ndarray] | None:
-    """Seeds that both have, and the differences (R, P); None where they share none."""
+def _paired(arm: ArmScores, against: ArmScores) -> tuple[list[int | None], np.ndarray] | None:
+    """Return the common seeds and the differences (R, P) of two arms; None without common seeds."""
     if against.seeds == (None,):
         return list(arm.seeds), arm.values - against.values
     seeds = [seed for seed in arm.seeds if seed in against.seeds]
@@ -254,25 +272,39 @@ def _paired(arm: Measured, against: Measured) -> tuple[list[int | None], np.ndar
 
 
 def arm_facts(experiment: Experiment, records: Mapping[str, Record], *, by_round: bool = False) -> tuple[ArmFacts, ...]:
-    """Pairs and trainings of every list and arm that has records; with `by_round` of each round apart."""
-    facts = []
+    """Summarize pairs and trainings of every list and arm with records; with `by_round`, of each round."""
+    summaries: list[ArmFacts] = []
     for list_name in experiment.prompt_lists:
         for arm in experiment.arms:
-            of_arm = {file: one for file, one in records.items() if (one.list, one.arm) == (list_name, arm)}
-            rounds = sorted({one.round for record in of_arm.values() for one in record.rounds})
-            for number in rounds if by_round else [None] if of_arm else []:
-                facts.append(_arm_facts(list_name, arm, number, of_arm))
-    return tuple(facts)
+            arm_records = {
+                file: record for file, record in records.items() if (record.list, record.arm) == (list_name, arm)
+            }
+            rounds: Sequence[int | None] = [None] if arm_records else []
+            if by_round:
+                rounds = sorted({facts.round for facts in _all_rounds(arm_records)})
+            summaries += [_arm_facts(list_name, arm, number, arm_records) for number in rounds]
+    return tuple(summaries)
+
+
+def _all_rounds(records: Mapping[str, Record]) -> Iterator[RoundFacts]:
+    return chain.from_iterable(record.rounds for record in records.values())
 
 
 def _arm_facts(list_name: str, arm: str, number: int | None, records: Mapping[str, Record]) -> ArmFacts:
-    rounds = [one for record in records.values() for one in record.rounds if number in (None, one.round)]
-    targets = sum(one.pairs.targets for one in rounds)
-    adopted = sum(one.pairs.adopted for one in rounds)
-    trainings = [one.training.updates for one in rounds if one.training is not None and one.training.updates]
-    rollouts = [metric for facts in rounds for metric in facts.metrics if metric.split == "rollout"]
+    # 1. pairs and trainings of the chosen rounds
+    rounds = [facts for facts in _all_rounds(records) if number in (None, facts.round)]
+    targets = sum(facts.pairs.targets for facts in rounds)
+    adopted = sum(facts.pairs.adopted for facts in rounds)
+    trainings = [facts.training.updates for facts in rounds if facts.training is not None and facts.training.updates]
+
+    # 2. images sampled for training
+    metrics = chain.from_iterable(facts.metrics for facts in rounds)
+    rollouts = [metric for metric in metrics if metric.split == "rollout"]
     images_before = [facts.images - _rollout_images(facts) for facts in rounds]
-    seconds = [job.seconds for record in records.values() for job in record.jobs.values() if job.seconds is not None]
+
+    # 3. time of all jobs
+    jobs = chain.from_iterable(record.jobs.values() for record in records.values())
+    seconds = [job.seconds for job in jobs if job.seconds is not None]
 
     return ArmFacts(
         list=list_name,
@@ -280,12 +312,12 @@ def _arm_facts(list_name: str, arm: str, number: int | None, records: Mapping[st
         round=number,
         seeds=len(records),
         rounds=len(rounds),
-        pairs=sum(one.pairs.pairs for one in rounds),
+        pairs=sum(facts.pairs.pairs for facts in rounds),
         targets=targets,
         adopted=adopted,
         adopted_share=adopted / targets if targets else None,
-        pair_means=_weighted_means([(one.pairs.means, one.pairs.targets) for one in rounds]),
-        update_means=_weighted_means([(update, 1) for updates in trainings for update in updates]),
+        pair_means=_weighted_means([(facts.pairs.means, facts.pairs.targets) for facts in rounds]),
+        update_means=_weighted_means([(update, 1) for update in chain.from_iterable(trainings)]),
         last_update_means=_weighted_means([(updates[-1], 1) for updates in trainings]),
         rollout_means=_weighted_means([({metric.scorer: metric.mean}, metric.count) for metric in rollouts]),
         images_before=None if number is None else min(images_before, default=None),
@@ -295,18 +327,15 @@ def _arm_facts(list_name: str, arm: str, number: int | None, records: Mapping[st
 
 
 def _rollout_images(facts: RoundFacts) -> int:
-    # A metric over prompts, such as the diversity, counts less than the images.
+    # a metric over prompts, such as the diversity, has a smaller count than the images
     return max((metric.count for metric in facts.metrics if metric.split == "rollout"), default=0)
 
 
 def _weighted_means(rows: Sequence[tuple[Mapping[str, int | float | None], int]]) -> dict[str, float]:
-    """Means by name over the rows that have a number there."""
+    """Compute weighted means by name, over the rows that have a number of that name."""
     values: dict[str, list[tuple[float, int]]] = {}
     for numbers, weight in rows:
         for name, value in numbers.items():
             if value is not None and weight > 0:
                 values.setdefault(name, []).append((float(value), weight))
-    return {
-        name: fmean([value for value, _ in pairs], [weight for _, weight in pairs])
-        for name, pairs in sorted(values.items())
-    }
+    return {name: fmean(*zip(*pairs, strict=True)) for name, pairs in sorted(values.items())}

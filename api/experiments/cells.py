@@ -1,4 +1,4 @@
-"""The cells of an experiment, and which of them a user has chosen."""
+"""The cells of an experiment and their selection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api.experiments.format import BASE, CellSettings, Experiment, digest
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm on one prompt list with one seed; `seed` None: the model before training."""
+    """One arm on one prompt list with one seed. `seed` is None for the model before training."""
 
     list_name: str
     arm: str
@@ -21,24 +21,24 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people: `attribute/fused/seed 1`, `attribute/base`."""
-        return "/".join(
-            part for part in (self.list_name, self.arm, "" if self.seed is None else f"seed {self.seed}") if part
-        )
+        """Name in messages: `attribute/fused/seed 1`, `attribute/base`."""
+        seed = [] if self.seed is None else [f"seed {self.seed}"]
+        return "/".join((self.list_name, self.arm, *seed))
 
     @property
     def file_name(self) -> str:
-        """Of its record."""
-        return "--".join((self.list_name, self.arm, *([] if self.seed is None else [f"seed{self.seed}"]))) + ".json"
+        """File name of its record."""
+        seed = [] if self.seed is None else [f"seed{self.seed}"]
+        return "--".join((self.list_name, self.arm, *seed)) + ".json"
 
     @property
     def round_label(self) -> str:
-        """Of its round job. It follows from that job's settings, so that experiments share equal jobs."""
+        """Label of its round job. It depends only on the job's settings, so that experiments share equal jobs."""
         return f"{self._title} [{digest([self.settings.revision, self.round_body])[:12]}]"
 
     @property
     def evaluation_label(self) -> str:
-        """Of its evaluation job."""
+        """Label of its evaluation job."""
         return f"evaluation of {self._title} [{self.settings.key[:12]}]"
 
     @property
@@ -51,20 +51,20 @@ class Cell:
 
     @property
     def round_body(self) -> dict[str, Any] | None:
-        """The body of POST /rounds without its label, every setting written out; None for the model before training."""
+        """The complete body of POST /rounds, without the label; None for the model before training."""
         return None if self.settings.round is None else self.settings.round.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which cells; an empty field means all."""
+    """Selects cells by list, arm and seed; an empty field selects all."""
 
     lists: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
     def require_known(self, experiment: Experiment) -> None:
-        """Raises ExperimentError for a list, arm or seed that the experiment does not have."""
+        """Check the names and seeds. Raises ExperimentError for one that the experiment does not have."""
         known = (
             ("list", self.lists, tuple(experiment.prompt_lists)),
             ("arm", self.arms, (BASE, *experiment.arms)),
@@ -76,7 +76,7 @@ class Selection:
                     raise ExperimentError(f"{kind}: expected one of {', '.join(map(str, names))}, got {name}")
 
     def includes(self, cell: Cell) -> bool:
-        """Whether the cell is chosen; the model before training has no seed and goes with any."""
+        """Whether the cell is selected; the model before training belongs to every seed."""
         return (
             (not self.lists or cell.list_name in self.lists)
             and (not self.arms or cell.arm in self.arms)
@@ -85,8 +85,11 @@ class Selection:
 
 
 def cells_of(experiment: Experiment, selection: Selection | None = None) -> tuple[Cell, ...]:
-    """The chosen cells in the order in which they run: base models, then seed after seed, so that a stopped run has
-    complete comparisons. Raises ExperimentError for names that the experiment does not have."""
+    """List the selected cells in the order in which they run.
+
+    Base models are first, then all cells of one seed after another, so that a stopped run has complete comparisons.
+    Raises ExperimentError for names that the experiment does not have.
+    """
     selection = selection or Selection()
     selection.require_known(experiment)
     return tuple(filter(selection.includes, _all_cells(experiment)))

@@ -1,4 +1,4 @@
-"""A cell's record, from what the service knows of its jobs."""
+"""Collects a cell's record from the service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from api.experiments.records import (
     RoundFacts,
     ScoreFacts,
     TrainingFacts,
-    flat,
+    flatten,
 )
 from api.wire.jobs import JobDetail, MetricOut
 from api.wire.models import ModelOut
@@ -28,25 +28,43 @@ from api.wire.pairs import PairOut
 from service.states import JobState, Split, StageState
 
 SILENT = "silent"
-"""The state of a worker that has not reported itself for a while."""
+"""State of a worker that has stopped reporting."""
 
 
 def models_after(client: Client, cell: Cell, round_job: JobDetail | None) -> dict[int, str]:
-    """The model after each measured round: the one before it where a round had nothing to train on."""
+    """Return the id or name of the model after each measured round.
+
+    A round that had nothing to train on keeps the model of the round before.
+    """
     trained = {} if round_job is None else {m.round: m.id for m in client.models(job=round_job.id)}
     models: dict[int, str] = {}
-    for wanted in cell.settings.rounds:
-        rounds = [number for number in trained if number is not None and number <= wanted]
-        models[wanted] = trained[max(rounds)] if rounds else cell.settings.model
+    for measured in cell.settings.rounds:
+        rounds = [number for number in trained if number is not None and number <= measured]
+        models[measured] = trained[max(rounds)] if rounds else cell.settings.model
     return models
 
 
 def collect(client: Client, experiment: str, cell: Cell, round_job: JobDetail | None, evaluation: JobDetail) -> Record:
-    """The record of a cell whose jobs have succeeded. Raises ApiError."""
+    """Collect the record of a cell whose jobs have succeeded.
+
+    Args:
+        client: A client of the service.
+        experiment: The experiment's name.
+        cell: The cell.
+        round_job: Its round job; None for the model before training.
+        evaluation: Its evaluation job.
+
+    Returns:
+        The record.
+
+    Raises:
+        ApiError: The service cannot be read.
+    """
     jobs = {"evaluation": evaluation} if round_job is None else {"round": round_job, "evaluation": evaluation}
     devices = {worker.device for worker in client.workers().data if worker.state != SILENT}
     rounds = () if round_job is None else _rounds(client, round_job)
-    prompts, scores = _scores(client, cell, round_job, evaluation, {one.round: one.images for one in rounds})
+    prompts, scores = _scores(client, cell, round_job, evaluation, {facts.round: facts.images for facts in rounds})
+
     return Record(
         experiment=experiment,
         list=cell.list_name,
@@ -91,15 +109,15 @@ def _rounds(client: Client, job: JobDetail) -> tuple[RoundFacts, ...]:
     rounds = []
     images = 0
     for number in range(1, job.rounds + 1):
-        of_round = [metric for metric in metrics if metric.round == number]
-        images += max((metric.count for metric in of_round if metric.split == Split.ROLLOUT), default=0)
+        round_metrics = [metric for metric in metrics if metric.round == number]
+        images += max((metric.count for metric in round_metrics if metric.split == Split.ROLLOUT), default=0)
         model = models.get(number)
         rounds.append(
             RoundFacts(
                 round=number,
                 images=images,
                 model=None if model is None else model.id,
-                metrics=tuple(_metric(metric) for metric in of_round),
+                metrics=tuple(_metric(metric) for metric in round_metrics),
                 pairs=pairs.get(number) or _pairs(()),
                 training=None if model is None else _training(client, model),
             )
@@ -112,18 +130,19 @@ def _metric(metric: MetricOut) -> MetricFacts:
 
 
 def pair_facts(client: Client, job_id: str) -> dict[int, PairFacts]:
-    """A job's pairs by round."""
+    """Summarize a job's pairs by round."""
     pairs: dict[int, list[PairOut]] = defaultdict(list)
     for pair in client.pairs(job=job_id):
         pairs[pair.round].append(pair)
-    return {number: _pairs(of_round) for number, of_round in pairs.items()}
+    return {number: _pairs(round_pairs) for number, round_pairs in pairs.items()}
 
 
 def _pairs(pairs: Sequence[PairOut]) -> PairFacts:
     values: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
-        for name, value in flat(pair.figures):
+        for name, value in flatten(pair.figures):
             values[name] += [] if value is None else [value]
+
     return PairFacts(
         pairs=len(pairs),
         targets=sum(pair.target is not None for pair in pairs),
@@ -138,7 +157,7 @@ def _training(client: Client, model: ModelOut) -> TrainingFacts:
 
 
 def updates_of(client: Client, figures: Mapping[str, Any]) -> tuple[Numbers, ...]:
-    """The numbers of each update of a model's training, without those of single steps; none if the log is gone."""
+    """Read the numbers of each update from a training's log; empty if the log was deleted."""
     link = figures.get("log")
     if not isinstance(link, str):
         return ()
@@ -146,8 +165,12 @@ def updates_of(client: Client, figures: Mapping[str, Any]) -> tuple[Numbers, ...
         log = json.loads(client.read(link))
     except NotFoundError:
         return ()
-    updates = [{name: value for name, value in update.items() if name != "steps"} for update in log["updates"]]
-    return tuple(dict(flat(update)) for update in updates)
+
+    updates = []
+    for update in log["updates"]:
+        update.pop("steps", None)  # numbers of single denoising steps
+        updates.append(dict(flatten(update)))
+    return tuple(updates)
 
 
 def _scores(
@@ -157,7 +180,7 @@ def _scores(
     evaluation: JobDetail,
     images: Mapping[int, int],
 ) -> tuple[dict[str, tuple[str, ...]], tuple[ScoreFacts, ...]]:
-    """Prompts by split, and the scores of the model after each measured round."""
+    """Read the prompts by split, and the scores of the model after each measured round."""
     models = models_after(client, cell, round_job)
     ids = {name: client.model(name).id for name in set(models.values())}
     versions = {(m.split, m.scorer): m.version for m in client.metrics(evaluation.id).data}
@@ -166,8 +189,9 @@ def _scores(
     prompts: dict[str, tuple[str, ...]] = {}
     scores = []
     for split, name in cell.settings.splits.items():
-        prompt_set = client.prompt_set(name).name or name  # an id stands for a set that may have a name
-        by_model = {(one["model"], one["scorer"]): one["prompts"] for one in splits[prompt_set]["models"]}
+        prompt_set = client.prompt_set(name).name or name  # the result uses the name of a set that is given by id
+        results = splits[prompt_set]["models"]
+        by_model = {(result["model"], result["scorer"]): result["prompts"] for result in results}
         scorers = list(dict.fromkeys(scorer for _, scorer in by_model))
         for number, model in models.items():
             for scorer in scorers:

@@ -1,7 +1,7 @@
 """Errors of the experiment runner.
 
 ExperimentError
-  FormatError         the file does not describe an experiment; every wrong field is named
+  FormatError         the file does not describe an experiment; `errors` names every wrong field
   RecordError         a record cannot be read, or does not fit the experiment
   MissingExtraError   an optional package is not installed
 """
@@ -14,7 +14,7 @@ from api.wire.common import FieldError
 
 
 class ExperimentError(Exception):
-    """Root of the runner's errors. `code` is for programs, `errors` name the wrong fields."""
+    """Base class of the runner's errors. `code` is machine-readable, `errors` names the wrong fields."""
 
     code = "experiment"
 

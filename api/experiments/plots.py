@@ -1,11 +1,12 @@
 """Plots of a report, after the paper's figures 6 and 7. The only module that imports matplotlib.
 
-Figures are drawn without pyplot, so nothing global changes and no display is needed.
+Figures are created without pyplot, so that no global state changes and no display is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +23,29 @@ if TYPE_CHECKING:
 _COLOURS = ("#d1750f", "#1f6fb4", "#2c8a4b", "#b03a48", "#7a55a3", "#6b6b6b", "#0f8f8f", "#a8742a")
 _BASE_COLOUR = "#444444"
 _PANEL = (4.2, 3.2)
-"""Inches."""
+"""Width and height in inches."""
 _DOTS_PER_INCH = 120
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
-    """Write figures 6 and 7 of every split and scorer; their files, in the order of the report's measures.
+def write_plots(report: Report, folder: Path) -> list[Path]:
+    """Write figures 6 and 7 for every split and scorer.
 
-    Raises MissingExtraError, OSError.
+    Args:
+        report: The report.
+        folder: The output folder.
+
+    Returns:
+        The files, in the order of the report's measures.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OSError: A file cannot be written.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("matplotlib") from error
+
     files = []
     for split, scorer in report.measures:
         scores = report.of(split, scorer)
@@ -52,25 +63,27 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 
 def score_against_images(experiment: Experiment, scores: Sequence[Scores], title: str, interval: str) -> Figure:
-    """Figure 6: each arm's mean score against the images it was trained on; a panel for each list.
+    """Plot figure 6: each arm's mean score against the number of training images, with one panel per list.
 
-    Arms start from the model before training. The band is the interval of the paired change since then: that of the
-    score itself shows mostly how prompts differ. Without a model before training it is the score's own interval.
+    Curves start at the model before training. The band is the interval of the paired change since then, because the
+    interval of the score mostly shows how prompts differ. Without a model before training it is the score's interval.
     """
-    has_base = any(mean.change is not None for one in scores for mean in one.means)
-    of_what = "change since before training" if has_base else "score"
-    figure, panels = _panels(len(scores), f"{title}\nband: {interval} of the {of_what}")
+    has_base = any(mean.change is not None for mean in chain.from_iterable(part.means for part in scores))
+    quantity = "change since before training" if has_base else "score"
+    figure, panels = _panels(len(scores), f"{title}\nband: {interval} of the {quantity}")
     colours = _colours(experiment)
-    for panel, one in zip(panels, scores, strict=True):
-        base = next((mean for mean in one.means if mean.arm == BASE), None)
+
+    for panel, list_scores in zip(panels, scores, strict=True):
+        base = next((mean for mean in list_scores.means if mean.arm == BASE), None)
         if base is not None:
             panel.axhline(base.mean, color=_BASE_COLOUR, linewidth=1, linestyle=":", label="before training")
         for arm in experiment.arms:
-            means = [mean for mean in one.means if mean.arm == arm]
+            means = [mean for mean in list_scores.means if mean.arm == arm]
             if means:
                 _draw_curve(panel, base, means, arm, colours[arm])
-        panel.set_title(one.list, fontsize=10)
+        panel.set_title(list_scores.list, fontsize=10)
         panel.set_xlabel("images used for training")
+
     panels[0].set_ylabel("mean score")
     _add_legend(figure, panels[0])
     return figure
@@ -79,12 +92,11 @@ def score_against_images(experiment: Experiment, scores: Sequence[Scores], title
 def _draw_curve(panel: Axes, base: Mean | None, means: Sequence[Mean], arm: str, colour: str) -> None:
     start = [] if base is None else [base]
     points = [*start, *means]
-    bands = [*((one.mean, one.mean) for one in start), *(_band(base, mean) for mean in means)]
+    bands = [(mean.mean, mean.mean) for mean in start] + [_band(base, mean) for mean in means]
     images = [mean.images for mean in points]
     panel.plot(images, [mean.mean for mean in points], color=colour, marker="o", markersize=3.5, label=arm)
-    panel.fill_between(
-        images, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.15, linewidth=0
-    )
+    lows, highs = zip(*bands, strict=True)
+    panel.fill_between(images, lows, highs, color=colour, alpha=0.15, linewidth=0)
 
 
 def _band(base: Mean | None, mean: Mean) -> tuple[float, float]:
@@ -94,43 +106,55 @@ def _band(base: Mean | None, mean: Mean) -> tuple[float, float]:
 
 
 def changes_by_arm(experiment: Experiment, scores: Sequence[Scores], title: str, interval: str) -> Figure | None:
-    """Figure 7: how much each arm's score lies above that before training, with the interval of the paired difference;
-    a panel for each list, arms of one algorithm side by side. None where nothing was measured before training."""
-    against_base = [{d.arm: d for d in one.differences if d.against == BASE} for one in scores]
+    """Plot figure 7: the change of each arm's score by training, with the interval of the paired difference.
+
+    There is one panel per list; arms with the same algorithm are adjacent. Returns None if the model before training
+    was not measured.
+    """
+    against_base = [_differences_from_base(list_scores) for list_scores in scores]
     if not any(against_base):
         return None
+
     figure, panels = _panels(len(scores), f"{title}\nchange by training, {interval}")
     colours = _colours(experiment)
-    places = _places(experiment)
-    for panel, one, differences in zip(panels, scores, against_base, strict=True):
+    positions = _positions(experiment)
+
+    for panel, list_scores, differences in zip(panels, scores, against_base, strict=True):
         panel.axhline(0, color=_BASE_COLOUR, linewidth=1)
         for arm, difference in differences.items():
-            _draw_bar(panel, places[arm], difference, colours[arm])
-        panel.set_xticks([places[arm] for arm in differences], list(differences), rotation=30, ha="right", fontsize=9)
-        panel.set_title(one.list, fontsize=10)
+            _draw_bar(panel, positions[arm], difference, colours[arm])
+        ticks = [positions[arm] for arm in differences]
+        panel.set_xticks(ticks, list(differences), rotation=30, ha="right", fontsize=9)
+        panel.set_title(list_scores.list, fontsize=10)
+
     panels[0].set_ylabel("change of the mean score")
     return figure
 
 
-def _draw_bar(panel: Axes, place: float, difference: Difference, colour: str) -> None:
+def _differences_from_base(scores: Scores) -> dict[str, Difference]:
+    return {difference.arm: difference for difference in scores.differences if difference.against == BASE}
+
+
+def _draw_bar(panel: Axes, position: float, difference: Difference, colour: str) -> None:
     errors: Any = None
     if difference.interval is not None:
         low, high = difference.interval
         errors = [[max(0.0, difference.mean - low)], [max(0.0, high - difference.mean)]]
-    panel.bar([place], [difference.mean], width=0.8, color=colour, yerr=errors, capsize=3, ecolor="#222222")
+    panel.bar([position], [difference.mean], width=0.8, color=colour, yerr=errors, capsize=3, ecolor="#222222")
 
 
-def _places(experiment: Experiment) -> Mapping[str, float]:
-    """Where each arm's bar stands; arms of another algorithm stand apart."""
+def _positions(experiment: Experiment) -> Mapping[str, float]:
+    """Return the position of each arm's bar, with a gap between algorithms."""
     algorithms = {arm: experiment.training(arm).training.algorithm for arm in experiment.arms}
-    places: dict[str, float] = {}
-    place = 0.0
+    positions: dict[str, float] = {}
+    position = 0.0
     for algorithm in dict.fromkeys(algorithms.values()):
-        for arm in (arm for arm, of_arm in algorithms.items() if of_arm == algorithm):
-            places[arm] = place
-            place += 1
-        place += 0.6
-    return places
+        for arm, arm_algorithm in algorithms.items():
+            if arm_algorithm == algorithm:
+                positions[arm] = position
+                position += 1
+        position += 0.6
+    return positions
 
 
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
@@ -152,4 +176,4 @@ def _add_legend(figure: Figure, panel: Axes) -> None:
 
 
 def _colours(experiment: Experiment) -> Mapping[str, str]:
-    return {arm: _COLOURS[place % len(_COLOURS)] for place, arm in enumerate(experiment.arms)}
+    return {arm: _COLOURS[number % len(_COLOURS)] for number, arm in enumerate(experiment.arms)}

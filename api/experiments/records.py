@@ -1,4 +1,4 @@
-"""What a finished cell found, as a small JSON file."""
+"""Records: the results of finished cells, as small JSON files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from api.experiments.errors import RecordError
 from api.experiments.format import CellSettings
 
 _FLAT_LIST = re.compile(r"\[\n([^\[\]{}]*?)\n\s*\]")
-"""A list without lists and objects in it, as it is indented; a text never holds a line's end."""
+"""An indented list of scalars; JSON strings contain no line breaks."""
 Numbers = dict[str, int | float | None]
 
 
@@ -25,10 +25,10 @@ class _Part(BaseModel):
 
 
 class JobFacts(_Part):
-    """A job: when and where it ran.
+    """A job with its times.
 
-    seconds        from its start to its end
-    stage_seconds  time in its stages, by kind, added up over shards
+    seconds        time from start to end
+    stage_seconds  time of its stages by kind, summed over shards
     """
 
     id: str
@@ -52,7 +52,7 @@ class MetricFacts(_Part):
 
 
 class PairFacts(_Part):
-    """A round's pairs. `means` are means of the pairs' figures, by dotted name, over those pairs that have them."""
+    """A round's pairs. `means` are means of the pairs' figures by dotted name, over the pairs that have them."""
 
     pairs: int
     targets: int
@@ -61,14 +61,14 @@ class PairFacts(_Part):
 
 
 class TrainingFacts(_Part):
-    """A round's training: the model's own figures, and the numbers of every update."""
+    """A round's training: the model's figures and the numbers of every update."""
 
     figures: dict[str, Any]
     updates: tuple[Numbers, ...]
 
 
 class RoundFacts(_Part):
-    """One round. `images` counts samples used for training up to its end; `model` is None if nothing was trained."""
+    """One round. `images` counts the training images up to its end; `model` is None if nothing was trained."""
 
     round: int
     images: int
@@ -79,7 +79,7 @@ class RoundFacts(_Part):
 
 
 class ScoreFacts(_Part):
-    """A model's scores: for each prompt of the split, in the order of `Record.prompts`, the mean over its images."""
+    """A model's scores: the mean over images for each prompt, in the order of `Record.prompts`."""
 
     round: int
     images: int
@@ -93,12 +93,12 @@ class ScoreFacts(_Part):
 class Record(_Part):
     """A finished cell.
 
-    key       of its settings
-    settings  all of them, as they were resolved when it ran
-    service   the version of the service
-    devices   what the service's workers ran on when the record was written
-    jobs      "round" and "evaluation"
-    prompts   by split
+    key       digest of the settings
+    settings  all settings, as they were resolved when the cell ran
+    service   version of the service
+    devices   devices of the service's workers when the record was written
+    jobs      the jobs "round" and "evaluation"
+    prompts   prompts by split
     """
 
     format: Literal[1] = 1
@@ -116,9 +116,9 @@ class Record(_Part):
     scores: tuple[ScoreFacts, ...]
 
     def is_of(self, cell: Cell) -> bool:
-        """Whether it records this cell: its settings, read by this version, are the cell's.
+        """Whether the record belongs to this cell, that is, whether the settings are equal.
 
-        A setting that is newer than the record has its default there, so that a new setting makes no record stale.
+        Settings that are newer than the record have their defaults, so that a new setting makes no record stale.
         """
         try:
             return CellSettings.model_validate(self.settings) == cell.settings
@@ -127,22 +127,22 @@ class Record(_Part):
 
 
 def folder_of(out: Path, experiment: str) -> Path:
-    """Where an experiment's records are."""
+    """Return the folder of an experiment's records."""
     return out / experiment
 
 
 def read_record(file: Path) -> Record:
-    """Raises RecordError for a file that holds no record, OSError."""
+    """Read a record. Raises RecordError if the file is invalid, OSError if it cannot be read."""
     try:
         return Record.model_validate_json(file.read_bytes())
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise RecordError(f"{file} is no record of a cell: {place}: {problem['msg']}") from error
+        path = ".".join(map(str, problem["loc"]))
+        raise RecordError(f"{file} is not a valid record: {path}: {problem['msg']}") from error
 
 
 def record_of(folder: Path, cell: Cell) -> Record | None:
-    """The cell's record; None if there is none, or one of other settings. Raises RecordError, OSError."""
+    """Read the cell's record. Returns None if it is missing or has other settings. Raises RecordError, OSError."""
     file = folder / cell.file_name
     if not file.exists():
         return None
@@ -151,32 +151,34 @@ def record_of(folder: Path, cell: Cell) -> Record | None:
 
 
 def write_record(folder: Path, cell: Cell, record: Record) -> Path:
-    """Write the record under the cell's name: whole, or not at all."""
+    """Write the record atomically under the cell's name. Returns its file."""
     file = folder / cell.file_name
     write_text(file, json_text(record.model_dump(mode="json")))
     return file
 
 
 def json_text(content: Any) -> str:
-    """JSON for people and for version control: indented, but lists of numbers or texts on one line."""
+    """Format JSON for reading and version control: indented, with lists of scalars on one line."""
+
+    def join_lines(match: re.Match[str]) -> str:
+        return "[" + ", ".join(map(str.strip, match[1].split(",\n"))) + "]"
+
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    return (
-        _FLAT_LIST.sub(lambda match: "[" + ", ".join(part.strip() for part in match[1].split(",\n")) + "]", text) + "\n"
-    )
+    return _FLAT_LIST.sub(join_lines, text) + "\n"
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it."""
+    """Write a text file atomically: under a temporary name, which is then renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     part.write_text(text, "utf-8")
     part.replace(file)
 
 
-def flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | None]]:
-    """Numbers of nested objects by dotted names; None stays, anything else is left out."""
+def flatten(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | None]]:
+    """Yield the numbers and None values of nested objects by dotted name. Skips other values."""
     for name, value in figures.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             yield f"{prefix}{name}", value

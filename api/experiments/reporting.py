@@ -1,9 +1,10 @@
-"""The report of an experiment: JSON, a Markdown page and plots, all from its records."""
+"""The report of an experiment, from its records: JSON, a Markdown page and plots."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dfusion.evaluation import Bootstrap
 JSON_FILE = "report.json"
 PAGE_FILE = "report.md"
 _DIGITS = 6
-"""Digits after the point in the JSON: the last bits of a sum depend on the machine."""
+"""Decimals in the JSON; the last bits of a sum depend on the machine."""
 _CONSISTENCY = {
     "mask cover": "mask_cover",
     "target to base, inside": "ssim.target_to_base.inside",
@@ -30,11 +31,11 @@ _TRAINING = ("loss", "accuracy", "log_ratio_preferred", "log_ratio_rejected", "g
 
 @dataclass(frozen=True)
 class Report:
-    """What the records of an experiment add up to, and the files that say so.
+    """The results of an experiment and the files of its report.
 
-    records   by file name
+    records   records by file name
     missing   cells without a record
-    primary   the split and the scorer that the page leads with
+    primary   split and scorer of the page's first section
     """
 
     experiment: Experiment
@@ -48,43 +49,45 @@ class Report:
     files: tuple[Path, ...] = ()
 
     def of(self, split: str, scorer: str) -> list[Scores]:
-        """The scores of all lists."""
+        """Return the scores of all lists."""
         return [scores for scores in self.scores if (scores.split, scores.scorer) == (split, scorer)]
 
     @property
     def measures(self) -> list[tuple[str, str]]:
         """Splits and scorers, the primary ones first."""
         pairs = dict.fromkeys((scores.split, scores.scorer) for scores in self.scores)
-        return sorted(pairs, key=lambda one: (one[1] != self.primary[1], one[0] != self.primary[0]))
+        return sorted(pairs, key=lambda pair: (pair[1] != self.primary[1], pair[0] != self.primary[0]))
 
 
 def report(experiment: Experiment, out: Path, *, plots: bool = True, bootstrap: Bootstrap | None = None) -> Report:
-    """Write `report.json`, `report.md` and the plots beside the experiment's records.
+    """Write `report.json`, `report.md` and the plots next to the experiment's records.
 
     Args:
         experiment: The matrix.
-        out: Where its records are: `out/<name of the experiment>/`.
-        plots: Whether to draw plots, which takes matplotlib.
-        bootstrap: How intervals are made; 95 %, 10,000 resamples if not given.
+        out: Folder of all records; those of the experiment are in `out/<name of the experiment>/`.
+        plots: Whether to create plots, which requires matplotlib.
+        bootstrap: The method of the intervals; 95 % and 10,000 resamples if not given.
 
     Returns:
-        The numbers, and the files written. Equal records give equal files.
+        The results and the files. Equal records give equal files.
 
     Raises:
         RecordError: There is no record, or records do not compare.
         MissingExtraError: matplotlib is not installed.
     """
     folder = folder_of(out, experiment.name)
-    collected = _collect(experiment, folder, bootstrap or Bootstrap())
+    results = _collect(experiment, folder, bootstrap or Bootstrap())
+
     images: list[Path] = []
     if plots:
-        from api.experiments.plots import draw  # only here: matplotlib is optional and slow to import
+        from api.experiments.plots import write_plots  # imported here: matplotlib is optional and slow to import
 
-        images = draw(collected, folder)
+        images = write_plots(results, folder)
+
     files = (folder / JSON_FILE, folder / PAGE_FILE)
-    write_text(files[0], json_text(as_json(collected)))
-    write_text(files[1], page(collected, [image.name for image in images]))
-    return Report(**{**collected.__dict__, "files": (*files, *images)})
+    write_text(files[0], json_text(as_json(results)))
+    write_text(files[1], page(results, [image.name for image in images]))
+    return replace(results, files=(*files, *images))
 
 
 def _collect(experiment: Experiment, folder: Path, bootstrap: Bootstrap) -> Report:
@@ -97,7 +100,8 @@ def _collect(experiment: Experiment, folder: Path, bootstrap: Bootstrap) -> Repo
         else:
             records[cell.file_name] = record
     if not records:
-        raise RecordError(f"{folder} holds no record of this experiment as its file describes it; run it first")
+        raise RecordError(f"{folder} has no record with the settings of this experiment's file; run it first")
+
     scores = scores_of(experiment, records, bootstrap)
     return Report(
         experiment=experiment,
@@ -112,8 +116,8 @@ def _collect(experiment: Experiment, folder: Path, bootstrap: Bootstrap) -> Repo
 
 
 def _primary(experiment: Experiment, scores: Sequence[Scores]) -> tuple[str, str]:
-    """Raises RecordError for a scorer that no record has."""
-    scorers = list(dict.fromkeys(one.scorer for one in scores))
+    """Return the primary split and scorer. Raises RecordError for a scorer that no record has."""
+    scorers = list(dict.fromkeys(list_scores.scorer for list_scores in scores))
     primary = experiment.evaluation.primary or scorers[0]
     if primary not in scorers:
         raise RecordError(f"evaluation.primary: expected one of {', '.join(scorers)}, got {primary}")
@@ -124,7 +128,7 @@ def _primary(experiment: Experiment, scores: Sequence[Scores]) -> tuple[str, str
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """All numbers, each with the files of the records that it comes from."""
+    """Return all numbers, each with the files of its records."""
     content = {
         "experiment": report.experiment.name,
         "description": report.experiment.description,
@@ -159,15 +163,51 @@ def _rounded(value: Any) -> Any:
 
 
 def page(report: Report, images: Sequence[str]) -> str:
-    """The report as a Markdown page; `images` are files beside it."""
+    """Format the report as a Markdown page; `images` are files in its folder."""
     return "\n".join(_page(report, images)) + "\n"
 
 
 def _page(report: Report, images: Sequence[str]) -> Iterator[str]:
-    experiment, bootstrap = report.experiment, report.bootstrap
+    yield from _heading(report)
+
+    for number, (split, scorer) in enumerate(report.measures):
+        name = f"{scorer} on {SPLIT_NAMES[split]}"
+        yield from (f"## {name}" + (" (primary)" if number == 0 else ""), "")
+        yield from ("Mean score after the last measured round:", "", *score_table(report, split, scorer))
+        differences = list(difference_table(report, split, scorer))
+        if differences:
+            yield from ("Paired differences:", "", *differences)
+        for image in images:
+            if image.endswith(f"--{split}--{scorer}.png"):
+                yield from (f"![{image.partition('--')[0]}: {name}]({image})", "")
+
+    yield from ("## After each round", "")
+    yield from round_tables(report)
+
+    yield from ("## Rollouts", "")
+    yield "Mean scores of the images sampled for training, each round's before its training, over all seeds."
+    yield ""
+    yield from rollout_table(report)
+
+    yield from ("## Pairs", "")
+    yield "Means over the pairs of all seeds and rounds. Similarity is SSIM inside and outside the mask."
+    yield ""
+    yield from pair_table(report)
+
+    yield from ("## Training", "")
+    yield "Means over the last updates of all rounds; seconds of a cell's jobs, from start to end."
+    yield ""
+    yield from training_table(report)
+    yield from _record_table(report)
+
+
+def _heading(report: Report) -> Iterator[str]:
+    experiment = report.experiment
+    bootstrap = report.bootstrap
     yield from (f"# {experiment.name}", "")
     if experiment.description:
         yield from (experiment.description, "")
+
     total = len(report.records) + len(report.missing)
     size = (
         f"{len(experiment.arms)} arms x {len(experiment.prompt_lists)} lists x {len(experiment.seeds)} training seeds"
@@ -180,54 +220,28 @@ def _page(report: Report, images: Sequence[str]) -> Iterator[str]:
         yield from ("", f"**Missing:** {', '.join(cell.name for cell in report.missing)}.")
     yield ""
 
-    for place, (split, scorer) in enumerate(report.measures):
-        name = f"{scorer} on {SPLIT_NAMES[split]}"
-        yield from (f"## {name}" + (" (primary)" if place == 0 else ""), "")
-        yield from ("Mean score after the last measured round:", "", *score_table(report, split, scorer))
-        differences = list(difference_table(report, split, scorer))
-        if differences:
-            yield from ("Paired differences:", "", *differences)
-        for image in images:
-            if image.endswith(f"--{split}--{scorer}.png"):
-                yield from (f"![{image.partition('--')[0]}: {name}]({image})", "")
-    yield from ("## After each round", "")
-    yield from round_tables(report)
-    yield from ("## Rollouts", "")
-    yield "Mean scores of the images sampled for training, each round's before its training, over all seeds."
-    yield ""
-    yield from rollout_table(report)
-    yield from ("## Pairs", "")
-    yield "Means over the pairs of all seeds and rounds. Similarity is SSIM inside and outside the mask."
-    yield ""
-    yield from pair_table(report)
-    yield from ("## Training", "")
-    yield "Means over the last updates of all rounds; seconds of a cell's jobs, from start to end."
-    yield ""
-    yield from training_table(report)
-    yield from _record_table(report)
-
 
 def score_table(report: Report, split: str, scorer: str) -> Iterator[str]:
-    """Models by prompt lists, after the last measured round (table 1 of the paper)."""
+    """Table of models by prompt lists after the last measured round (table 1 of the paper)."""
     scores = report.of(split, scorer)
-    last = {(one.list, mean.arm): mean for one in scores for mean in one.means}
+    last_by_list = [{mean.arm: mean for mean in list_scores.means} for list_scores in scores]
+
     rows = []
     for arm in (BASE, *report.experiment.arms):
-        cells = [last.get((one.list, arm)) for one in scores]
-        if any(cells):
-            rows.append([arm, *("" if mean is None else _estimate(mean.mean, mean.interval) for mean in cells)])
-    yield from table(["model", *(f"{one.list}>" for one in scores)], rows)
+        means = [last.get(arm) for last in last_by_list]
+        if any(means):
+            rows.append([arm, *("" if mean is None else _estimate(mean.mean, mean.interval) for mean in means)])
+    yield from table(["model", *(f"{list_scores.list}>" for list_scores in scores)], rows)
 
 
 def difference_table(report: Report, split: str, scorer: str) -> Iterator[str]:
-    """All pairs of arms for the primary measure, each arm against the model before training for the others."""
+    """Table of differences: all pairs of arms for the primary measure, otherwise only those from the base model."""
     is_primary = (split, scorer) == report.primary
-    rows = [
-        _difference_row(one.list, difference)
-        for one in report.of(split, scorer)
-        for difference in one.differences
-        if is_primary or difference.against == BASE
-    ]
+    rows = []
+    for list_scores in report.of(split, scorer):
+        for difference in list_scores.differences:
+            if is_primary or difference.against == BASE:
+                rows.append(_difference_row(list_scores.list, difference))
     if rows:
         headings = [
             "list",
@@ -242,60 +256,73 @@ def difference_table(report: Report, split: str, scorer: str) -> Iterator[str]:
 
 
 def change_table(report: Report, split: str, scorer: str) -> Iterator[str]:
-    """Scores before training and all paired differences of `difference_table`, a column for each prompt list."""
+    """Table of the scores before training and all paired differences, with one column per prompt list."""
     scores = report.of(split, scorer)
-    before = [next((mean.mean for mean in of_list.means if mean.arm == BASE), None) for of_list in scores]
-    rows = [[f"{BASE}, score", *map(_number, before)]]
+    rows = [[f"{BASE}, score", *(_number(_base_score(list_scores)) for list_scores in scores)]]
 
-    differences = [{(each.arm, each.against): each for each in of_list.differences} for of_list in scores]
-    for arm, against in dict.fromkeys(key for of_list in differences for key in of_list):
-        cells = [of_list.get((arm, against)) for of_list in differences]
-        rows.append([f"{arm} - {against}", *("" if each is None else _difference(each) for each in cells)])
-    yield from table(["", *(f"{of_list.list}>" for of_list in scores)], rows)
+    by_list = [_differences_by_arms(list_scores) for list_scores in scores]
+    for arm, against in dict.fromkeys(chain.from_iterable(by_list)):
+        row = [differences.get((arm, against)) for differences in by_list]
+        rows.append(
+            [f"{arm} - {against}", *("" if difference is None else _difference(difference) for difference in row)]
+        )
+    yield from table(["", *(f"{list_scores.list}>" for list_scores in scores)], rows)
+
+
+def _base_score(scores: Scores) -> float | None:
+    return next((mean.mean for mean in scores.means if mean.arm == BASE), None)
+
+
+def _differences_by_arms(scores: Scores) -> dict[tuple[str, str], Difference]:
+    return {(difference.arm, difference.against): difference for difference in scores.differences}
 
 
 def _difference(difference: Difference) -> str:
-    """The estimate, bold where its interval excludes zero."""
+    """Format the estimate, in bold if its interval excludes zero."""
     estimate = _estimate(difference.mean, difference.interval, signed=True)
     excludes_zero = difference.interval is not None and (difference.interval[0] > 0 or difference.interval[1] < 0)
     return f"**{estimate}**" if excludes_zero else estimate
 
 
-def _difference_row(list_name: str, one: Difference) -> list[str]:
-    counts = f"{one.better} / {one.worse} / {one.equal}"
+def _difference_row(list_name: str, difference: Difference) -> list[str]:
     return [
         list_name,
-        one.arm,
-        one.against,
-        _difference(one),
-        str(one.seeds),
-        counts,
-        "< 0.001" if one.chance < 0.001 else f"{one.chance:.3f}",
+        difference.arm,
+        difference.against,
+        _difference(difference),
+        str(difference.seeds),
+        f"{difference.better} / {difference.worse} / {difference.equal}",
+        "< 0.001" if difference.chance < 0.001 else f"{difference.chance:.3f}",
     ]
 
 
 def round_tables(report: Report) -> Iterator[str]:
-    """Every measured round, by list and split."""
+    """Tables of the scores after every measured round, by list and split."""
     for list_name in report.experiment.prompt_lists:
         for split in report.experiment.evaluation.splits:
-            scores = [one for one in report.scores if (one.list, one.split) == (list_name, split)]
+            scores = [part for part in report.scores if (part.list, part.split) == (list_name, split)]
             if scores:
                 yield from (f"{list_name}, {SPLIT_NAMES[split]}:", "")
-                columns = [f"{one.scorer}{part}>" for one in scores for part in ("", ", change")]
+                columns: list[str] = []
+                for scorer_scores in scores:
+                    columns += [f"{scorer_scores.scorer}>", f"{scorer_scores.scorer}, change>"]
                 headings = ["model", "round>", "images used>", "seeds>", *columns]
                 yield from table(headings, _round_rows(scores))
 
 
 def _round_rows(scores: Sequence[Scores]) -> list[list[str]]:
     means: dict[tuple[str, int], dict[str, Mean]] = {}
-    for one in scores:
-        for mean in one.means:
-            means.setdefault((mean.arm, mean.round), {})[one.scorer] = mean
+    for scorer_scores in scores:
+        for mean in scorer_scores.means:
+            means.setdefault((mean.arm, mean.round), {})[scorer_scores.scorer] = mean
+
     rows = []
     for (arm, number), by_scorer in means.items():
-        some = next(iter(by_scorer.values()))
-        cells = [cell for one in scores for cell in _mean_and_change(by_scorer.get(one.scorer))]
-        rows.append([arm, str(number), str(some.images), str(some.seeds), *cells])
+        first = next(iter(by_scorer.values()))
+        row = [arm, str(number), str(first.images), str(first.seeds)]
+        for scorer_scores in scores:
+            row += _mean_and_change(by_scorer.get(scorer_scores.scorer))
+        rows.append(row)
     return rows
 
 
@@ -307,8 +334,8 @@ def _mean_and_change(mean: Mean | None) -> tuple[str, str]:
 
 
 def rollout_table(report: Report) -> Iterator[str]:
-    """Mean scores of the images that each round sampled for training, by the images used before."""
-    scorers = sorted({scorer for arm in report.arms for scorer in arm.rollout_means})
+    """Table of the mean scores of the images that each round sampled for training."""
+    scorers = sorted(set(chain.from_iterable(arm.rollout_means for arm in report.arms)))
     rows = [
         [
             arm.list,
@@ -325,7 +352,7 @@ def rollout_table(report: Report) -> Iterator[str]:
 
 
 def pair_table(report: Report) -> Iterator[str]:
-    """How many pairs each arm had, how many targets were adopted, and how alike the images are."""
+    """Table of each arm's numbers of pairs and targets, its adopted share and the similarity of the images."""
     rows = [
         [
             arm.list,
@@ -342,7 +369,7 @@ def pair_table(report: Report) -> Iterator[str]:
 
 
 def training_table(report: Report) -> Iterator[str]:
-    """How each arm's trainings went."""
+    """Table of the statistics of each arm's trainings."""
     rows = [
         [
             arm.list,
@@ -374,7 +401,7 @@ def _record_table(report: Report) -> Iterator[str]:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table; a heading that ends in `>` is that of numbers."""
+    """Format a Markdown table; a heading that ends in `>` belongs to a right-aligned column of numbers."""
     yield "| " + " | ".join(heading.rstrip(">") for heading in headings) + " |"
     yield "|" + "|".join("--:" if heading.endswith(">") else "---" for heading in headings) + "|"
     for row in rows:

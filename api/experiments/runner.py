@@ -1,8 +1,8 @@
-"""Run the cells of an experiment as jobs of a service, and write a record of each that has ended.
+"""Runs the cells of an experiment as jobs of a service and writes a record of each finished cell.
 
-A cell is a round job and then an evaluation job. Both are posted under an Idempotency-Key made from all their settings:
-a run that goes on after it was stopped, from any machine, gets the jobs that are there already. What is known is in the
-service and in the records; the runner keeps nothing of its own.
+A cell is a round job followed by an evaluation job. Both are submitted with an Idempotency-Key derived from all their
+settings, so that a run that continues, on any machine, gets the existing jobs. All state is in the service and in the
+records; the runner stores none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from api.client import Client, InvalidError, TooManyRequestsError, UnavailableEr
 from api.experiments.cells import Cell, Selection, cells_of
 from api.experiments.collect import SILENT, collect, has_failed, models_after
 from api.experiments.errors import ExperimentError
-from api.experiments.format import Experiment, PromptListSpec, digest, evaluation_body, set_name
+from api.experiments.format import Experiment, PromptListSpec, digest, evaluation_body, prompt_set_name
 from api.experiments.records import folder_of, record_of, write_record
 from api.wire.common import FieldError
 from api.wire.estimates import EstimateOut
@@ -26,13 +26,13 @@ from service.states import JobKind
 
 _PASSING = (UnreachableError, UnavailableError, TooManyRequestsError)
 _BACKWARD_WORK = 3
-"""A training row takes a forward and a backward pass."""
+"""Work of a training row: a forward and a backward pass, in units of forward passes."""
 _GPU_QUEUE = "gpu"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that has no record, and why."""
+    """A cell that failed, with its job and the reason."""
 
     cell: Cell
     job: str | None
@@ -41,7 +41,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Running:
-    """A cell whose job is not finished; `percent` is that of the cell."""
+    """A cell with an unfinished job. `percent` is the cell's progress."""
 
     cell: Cell
     job: JobDetail
@@ -50,7 +50,7 @@ class Running:
 
 @dataclass(frozen=True)
 class State:
-    """How far a run is. `percent` counts work, `seconds_left` is None until enough is known."""
+    """Progress of a run. `percent` is the share of the work; `seconds_left` is None until it can be estimated."""
 
     cells: int
     done: Sequence[Cell]
@@ -63,7 +63,7 @@ class State:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to: cells with a record, how many of them had one before, and cells without."""
+    """The result of a run: cells with a record, the number of records from earlier runs, and failed cells."""
 
     done: tuple[Cell, ...]
     recorded_before: int
@@ -72,20 +72,21 @@ class RunResult:
 
 @dataclass
 class _Active:
-    """A cell that is under way. `round_job` is None before training, and until the round job has ended."""
+    """A cell in progress. `round_job` is None until the round job has ended, and for the model before training."""
 
     cell: Cell
     job: JobDetail
     round_job: JobDetail | None = None
 
     @property
-    def is_evaluated(self) -> bool:
+    def is_evaluation(self) -> bool:
+        """Whether `job` is the evaluation job."""
         return self.cell.settings.round is None or self.round_job is not None
 
 
 @dataclass(frozen=True)
 class _Weight:
-    """U-Net rows of a cell's jobs, to tell how far the whole is."""
+    """Work of a cell's jobs in U-Net rows, for estimating progress."""
 
     round: float
     evaluation: float
@@ -109,25 +110,25 @@ def run(
     poll_seconds: float = 1.0,
     patience_seconds: float = 600.0,
 ) -> RunResult:
-    """Run what has no record yet, and return when every chosen cell has ended.
+    """Run the selected cells that have no record yet, and return when all have ended.
 
     Args:
         experiment: The matrix.
         client: A client of the service.
-        out: Records go to `out/<name of the experiment>/`.
-        selection: Which cells; all if not given.
-        parallel: Cells under way at once; if not given as many as the service has workers.
-        show: Called with the state after each look at the jobs.
-        poll_seconds: Pause between two looks.
-        patience_seconds: How long the service may be away before UnreachableError is raised.
+        out: Folder of all records; those of the experiment are written to `out/<name of the experiment>/`.
+        selection: The cells to run; all if not given.
+        parallel: Number of cells that run at once; the number of workers if not given.
+        show: Called with the state after each poll of the jobs.
+        poll_seconds: Time between two polls.
+        patience_seconds: Time to retry while the service is unavailable.
 
     Returns:
-        The cells with a record, and the failed ones. A failed job does not stop the others.
+        The cells with a record and the failed cells. A failed job does not stop the others.
 
     Raises:
-        ExperimentError: The service refuses the settings of a cell; nothing was started.
-        RecordError: A file under the name of a record holds none.
-        ApiError: The service cannot be used.
+        ExperimentError: The service rejects the settings of a cell; no job was started.
+        RecordError: The file of a record is invalid.
+        ApiError: The service cannot be used, or was unavailable for longer than `patience_seconds`.
     """
     runner = _Runner(experiment, client, folder_of(out, experiment.name), parallel, patience_seconds)
     return runner.run(selection or Selection(), show, poll_seconds)
@@ -152,35 +153,36 @@ class _Runner:
     def run(self, selection: Selection, show: Show, poll_seconds: float) -> RunResult:
         self.cells = cells_of(self.experiment, selection)
         for cell in self.cells:
-            known = record_of(self.folder, cell) is not None
-            (self.done if known else self.waiting).append(cell)
+            has_record = record_of(self.folder, cell) is not None
+            (self.done if has_record else self.waiting).append(cell)
         recorded = len(self.done)
 
         if self.waiting:
-            self._patiently(self._prepare)
+            self._retry(self._prepare)
+
         self._started_at = time.monotonic()
         while self.waiting or self.active:
-            self._patiently(self._look)
+            self._retry(self._poll)
             show(self._state())
             if self.waiting or self.active:
                 time.sleep(poll_seconds)
         return RunResult(tuple(self.done), recorded, tuple(self.failures))
 
-    def _patiently(self, action: Callable[[], None]) -> None:
-        """Repeat `action` while the service is away; every action can be repeated."""
-        until = time.monotonic() + self.patience_seconds
+    def _retry(self, action: Callable[[], None]) -> None:
+        """Repeat an idempotent action while the service is unavailable."""
+        deadline = time.monotonic() + self.patience_seconds
         while True:
             try:
                 return action()
             except _PASSING:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
 
     # before the first job
 
     def _prepare(self) -> None:
-        """Add the prompts that the file holds, and let the service check every cell. Raises ExperimentError."""
+        """Create the prompt sets of inline prompts and let the service check every cell. Raises ExperimentError."""
         lists = {cell.list_name for cell in self.waiting}
         for name, prompts in self.experiment.prompt_lists.items():
             if name in lists:
@@ -191,48 +193,51 @@ class _Runner:
     def _add_prompts(self, spec: PromptListSpec) -> None:
         for prompts in (spec.train, spec.held_out):
             if isinstance(prompts, tuple):
-                self.client.add_prompt_set(set_name(prompts), prompts, description="Prompts of an experiment's file")
+                name = prompt_set_name(prompts)
+                self.client.add_prompt_set(name, prompts, description="Prompts of an experiment's file")
 
     def _weigh(self, cell: Cell) -> _Weight:
-        """The cell's work by the service's own estimate, which checks its settings, too."""
+        """Return the cell's work as estimated by the service, which also checks the settings."""
         evaluation = evaluation_body(cell.settings, [cell.settings.model])
-        measured = self._estimate(cell, JobKind.EVALUATION, evaluation).unet_evaluations.evaluation
-        rows = 0.0
+        rows_per_model = self._estimate(cell, JobKind.EVALUATION, evaluation).unet_evaluations.evaluation
+
+        round_rows = 0.0
         if cell.round_body is not None:
             counts = self._estimate(cell, JobKind.ROUND, cell.round_body).unet_evaluations
-            rows = counts.total_at_most + (_BACKWARD_WORK - 1) * counts.training_at_most
-        return _Weight(rows, measured * len(cell.settings.rounds))
+            round_rows = counts.total_at_most + (_BACKWARD_WORK - 1) * counts.training_at_most
+        return _Weight(round_rows, rows_per_model * len(cell.settings.rounds))
 
     def _estimate(self, cell: Cell, kind: JobKind, body: Mapping[str, Any]) -> EstimateOut:
         try:
             return self.client.estimate(kind, body)
         except InvalidError as error:
             fields = [FieldError(pointer=f"{cell.name}: {e.pointer}", message=e.message) for e in error.errors]
-            raise ExperimentError(f"the service refuses the {kind} of {cell.name}: {error.detail}", fields) from error
+            raise ExperimentError(f"the service rejects the {kind} of {cell.name}: {error.detail}", fields) from error
 
     # while jobs run
 
-    def _look(self) -> None:
-        """Look at every job once; start cells where there is room."""
+    def _poll(self) -> None:
+        """Read every job once and start cells up to the limit."""
         for active in list(self.active):
             active.job = self.client.job(active.job.id)
             if active.job.state.is_final:
-                self._proceed(active)
-        while self.waiting and len(self.active) < self._room():
+                self._finish_job(active)
+
+        while self.waiting and len(self.active) < self._max_active():
             try:
-                self._begin(self.waiting[0])
-            except TooManyRequestsError:  # others fill the queue: there is no room now
+                self._start(self.waiting[0])
+            except TooManyRequestsError:  # jobs of other clients fill the queue
                 return
 
-    def _room(self) -> int:
-        """Cells that may be under way at once."""
+    def _max_active(self) -> int:
+        """Return the number of cells that may run at once."""
         if self.parallel is not None:
             return self.parallel
         workers = self.client.workers().data
         return max(1, sum(worker.state != SILENT and _GPU_QUEUE in worker.queues for worker in workers))
 
-    def _begin(self, cell: Cell) -> None:
-        """Post the cell's first job, or get the one that an earlier run has posted."""
+    def _start(self, cell: Cell) -> None:
+        """Submit the cell's first job, or get the job that an earlier run has submitted."""
         try:
             if cell.round_body is None:
                 job = self._evaluate(cell, None)
@@ -250,21 +255,22 @@ class _Runner:
         return self._job(JobKind.EVALUATION, body | {"label": cell.evaluation_label})
 
     def _job(self, kind: JobKind, body: Mapping[str, Any]) -> JobDetail:
-        """The job with these settings; where it has failed before, its latest retry. Its label names the revision."""
+        """Submit a job, or get the existing one with equal settings. Retries a job that has failed."""
         key = f"experiment-{kind}-{digest(body)}"
         job = self.client.submit(kind, body, idempotency_key=key)
         while has_failed(job):
             job = self.client.retry(job.id, idempotency_key=f"{key}-after-{job.id}")
         return job
 
-    def _proceed(self, active: _Active) -> None:
-        """What follows a job that has ended: the evaluation, the record, or a failure."""
-        cell, job = active.cell, active.job
+    def _finish_job(self, active: _Active) -> None:
+        """Handle a job that has ended: start the evaluation, write the record, or add a failure."""
+        cell = active.cell
+        job = active.job
         try:
             if has_failed(job):
-                why = f"{job.error.code}: {job.error.message}" if job.error else "it was cancelled"
-                self.failures.append(Failure(cell, job.id, f"the {job.kind} {job.state}: {why}"))
-            elif not active.is_evaluated:
+                reason = f"{job.error.code}: {job.error.message}" if job.error else "it was cancelled"
+                self.failures.append(Failure(cell, job.id, f"the {job.kind} {job.state}: {reason}"))
+            elif not active.is_evaluation:
                 active.job = self._evaluate(cell, job)
                 active.round_job = job
                 return
@@ -279,9 +285,10 @@ class _Runner:
     # what is shown
 
     def _state(self) -> State:
-        running = tuple(Running(one.cell, one.job, self._percent(one)) for one in self.active)
+        running = tuple(Running(active.cell, active.job, self._percent(active)) for active in self.active)
         total = sum(weight.total for weight in self.weights.values())
         done = self._work_done()
+
         return State(
             cells=len(self.cells),
             done=tuple(self.done),
@@ -294,19 +301,22 @@ class _Runner:
 
     def _percent(self, active: _Active) -> float:
         weight = self.weights[active.cell.settings.key]
-        of_job = active.job.progress.percent / 100
-        done = weight.round + weight.evaluation * of_job if active.is_evaluated else weight.round * of_job
+        job_share = active.job.progress.percent / 100
+        done = weight.round + weight.evaluation * job_share if active.is_evaluation else weight.round * job_share
         return 100 * done / weight.total if weight.total else 0.0
 
     def _work_done(self) -> float:
-        """Of the cells that had no record when the run began."""
+        """Return the work done by this run, in U-Net rows; excludes cells that had a record before."""
         ended = [*self.done, *(failure.cell for failure in self.failures)]
         keys = {cell.settings.key for cell in ended}
         done = sum(weight.total for key, weight in self.weights.items() if key in keys)
-        return done + sum(self.weights[one.cell.settings.key].total * self._percent(one) / 100 for one in self.active)
+
+        for active in self.active:
+            done += self.weights[active.cell.settings.key].total * self._percent(active) / 100
+        return done
 
     def _seconds_left(self, done: float, total: float) -> float | None:
-        """At the speed of this run so far; None until it has done something."""
+        """Estimate the remaining time at this run's speed; None until it has made progress."""
         if self._work_at_start is None:
             self._work_at_start = done
         gained = done - self._work_at_start

@@ -1,4 +1,4 @@
-"""Where the cells of an experiment are, without starting anything."""
+"""The status of an experiment's cells. Starts nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from service.states import JobKind
 
 @dataclass(frozen=True)
 class CellStatus:
-    """A cell: its record, or its latest job.
+    """A cell with its record or its latest job.
 
-    state   recorded; a job's state; or "not started"
+    state   "recorded", the state of the job, or "not started"
     """
 
     cell: Cell
@@ -30,10 +30,23 @@ class CellStatus:
 def status(
     experiment: Experiment, client: Client, out: Path, *, selection: Selection | None = None
 ) -> tuple[CellStatus, ...]:
-    """The cells' records and latest jobs. The service is asked only for cells without a record.
+    """Find the cells' records and latest jobs. Queries the service only for cells without a record.
 
-    Jobs are known by their labels, which name the cell's settings; a job that was posted without the runner is not
-    looked for. Raises ExperimentError, ApiError.
+    Jobs are identified by their labels, which contain a digest of the settings. Jobs that were submitted without the
+    runner are ignored.
+
+    Args:
+        experiment: The matrix.
+        client: A client of the service.
+        out: Folder of all records.
+        selection: The cells; all if not given.
+
+    Returns:
+        The status of each cell.
+
+    Raises:
+        ExperimentError: The selection names an unknown list, arm or seed, or a record is invalid.
+        ApiError: The service cannot be read.
     """
     folder = folder_of(out, experiment.name)
     cells = cells_of(experiment, selection)
@@ -52,18 +65,18 @@ def _status_of(cell: Cell, job: JobOut | None) -> CellStatus:
 
 
 def _latest_jobs(client: Client, cells: list[Cell]) -> dict[str, JobOut]:
-    """The newest job of each label."""
+    """Find the newest job of each label."""
     kinds: tuple[tuple[JobKind, Literal["round_label", "evaluation_label"]], ...] = (
         (JobKind.ROUND, "round_label"),
         (JobKind.EVALUATION, "evaluation_label"),
     )
     jobs: dict[str, JobOut] = {}
     for kind, name in kinds:
-        wanted = {getattr(cell, name) for cell in cells}
-        for job in client.jobs(kind=kind) if wanted else ():
-            if job.label in wanted:
+        labels = {getattr(cell, name) for cell in cells}
+        for job in client.jobs(kind=kind) if labels else ():
+            if job.label in labels:
                 jobs[job.label or ""] = job
-                wanted.remove(job.label)
-            if not wanted:
+                labels.remove(job.label)
+            if not labels:
                 break
     return jobs

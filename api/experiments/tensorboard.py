@@ -18,7 +18,7 @@ _EVENT_FILES = "events.out.tfevents.*"
 
 @dataclass(frozen=True)
 class Scalar:
-    """A point of a curve. `run` is the folder below the job's: TensorBoard compares runs."""
+    """A point of a curve. `run` is a subfolder of the job's folder; TensorBoard compares runs."""
 
     run: str
     tag: str
@@ -28,7 +28,7 @@ class Scalar:
 
 
 def export_tensorboard(client: Client, job_id: str, out: Path) -> Path:
-    """Write a job's curves as event files to `out/<job>`, in place of those of an earlier export.
+    """Write a job's curves as event files to `out/<job>`. Replaces those of an earlier export.
 
     Args:
         client: A client of the service.
@@ -41,12 +41,14 @@ def export_tensorboard(client: Client, job_id: str, out: Path) -> Path:
     Raises:
         ExperimentError: The job has no metrics, pairs or updates yet.
         MissingExtraError: tensorboardX is not installed.
-        ApiError, OSError
+        ApiError: The service cannot be read.
+        OSError: A file cannot be written.
     """
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise MissingExtraError("tensorboardX") from error
+
     job = client.job(job_id)
     scalars = list(scalars_of(client, job))
     if not scalars:
@@ -64,10 +66,10 @@ def export_tensorboard(client: Client, job_id: str, out: Path) -> Path:
 
 
 def scalars_of(client: Client, job: JobDetail) -> Iterator[Scalar]:
-    """Scores by round, figures of each update, and means of the pairs by round.
+    """Yield scores by round, the numbers of each update, and means of the pairs by round.
 
-    Steps are rounds for scores and pairs, and updates, counted over all rounds, for a training. The models of an
-    evaluation are runs of their own.
+    The step is the round for scores and pairs. For trainings it is the update, counted over all rounds. Each model of
+    an evaluation is a separate run.
     """
     times = _times(job)
     metrics = client.metrics(job.id).data
@@ -77,39 +79,38 @@ def scalars_of(client: Client, job: JobDetail) -> Iterator[Scalar]:
 
 
 def _times(job: JobDetail) -> Mapping[int, datetime]:
-    """When the last stage of each round ended, as far as rounds have begun."""
+    """Return the time of the last finished stage of each round that has started."""
     times: dict[int, datetime] = {}
     for stage in job.stages:
-        at = stage.finished_at or job.started_at or job.created_at
-        times[stage.round] = max(at, times.get(stage.round, at))
+        time = stage.finished_at or job.started_at or job.created_at
+        times[stage.round] = max(time, times.get(stage.round, time))
     return times
 
 
 def _scores(job: JobDetail, metrics: Iterable[MetricOut], times: Mapping[int, datetime]) -> Iterator[Scalar]:
     for metric in metrics:
         run = metric.model if job.kind is JobKind.EVALUATION else ""
-        at = times.get(metric.round, job.created_at)
-        yield Scalar(run, f"{metric.split}/{metric.scorer}", metric.round, metric.mean, at)
+        time = times.get(metric.round, job.created_at)
+        yield Scalar(run, f"{metric.split}/{metric.scorer}", metric.round, metric.mean, time)
 
 
 def _updates(client: Client, job: JobDetail, times: Mapping[int, datetime]) -> Iterator[Scalar]:
     step = 0
     for model in sorted(client.models(job=job.id), key=lambda model: model.round or 0):
+        time = times.get(model.round or 0, job.created_at)
         for update in updates_of(client, model.figures):
             step += 1
             for name, value in update.items():
                 if value is not None and name != "update":
-                    yield Scalar(
-                        "", f"training/{name}", step, float(value), times.get(model.round or 0, job.created_at)
-                    )
+                    yield Scalar("", f"training/{name}", step, float(value), time)
 
 
 def _pairs(client: Client, job: JobDetail, times: Mapping[int, datetime]) -> Iterator[Scalar]:
     for number, facts in sorted(pair_facts(client, job.id).items()):
-        at = times.get(number, job.created_at)
-        yield Scalar("", "pairs/count", number, facts.pairs, at)
+        time = times.get(number, job.created_at)
+        yield Scalar("", "pairs/count", number, facts.pairs, time)
         if facts.targets:
-            yield Scalar("", "pairs/share_adopted", number, facts.adopted / facts.targets, at)
+            yield Scalar("", "pairs/share_adopted", number, facts.adopted / facts.targets, time)
         for name, value in facts.means.items():
             if value is not None:
-                yield Scalar("", f"pairs/{name}", number, float(value), at)
+                yield Scalar("", f"pairs/{name}", number, float(value), time)

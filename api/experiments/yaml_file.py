@@ -1,6 +1,6 @@
-"""YAML that means what JSON would: numbers, true, false, null; everything else is text. No key may occur twice.
+"""Reads YAML with JSON's scalars: numbers, true, false and null; everything else is text. Keys must be unique.
 
-PyYAML reads YAML 1.1, where `1e-3` is text and `no` is false; both are traps in a file of settings.
+PyYAML implements YAML 1.1, where `1e-3` is text and `no` is false; both cause mistakes in settings.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ _SCALARS = {
     "int": (r"[-+]?[0-9]+", list("-+0123456789")),
     "float": (r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
 }
-"""Expression and first characters of the scalars that are not text, by tag; an earlier tag wins."""
+"""Pattern and first characters of the scalars that are not text, by tag; earlier tags take precedence."""
 
 
 def read_yaml(file: Path) -> Any:
-    """The file's content as dict, list, str, int, float, bool and None.
+    """Read a YAML file.
 
-    Raises FormatError for invalid YAML or a duplicate key, MissingExtraError without PyYAML, OSError.
+    Args:
+        file: Path of the file.
+
+    Returns:
+        The content as dict, list, str, int, float, bool and None.
+
+    Raises:
+        FormatError: The file is not valid YAML, or a key occurs twice.
+        MissingExtraError: PyYAML is not installed.
+        OSError: The file cannot be read.
     """
     try:
         text = file.read_text("utf-8")
@@ -33,11 +42,12 @@ def read_yaml(file: Path) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """As `read_yaml`, of a text that messages call `name`."""
+    """Parse YAML text. `name` is its name in messages. Raises FormatError, MissingExtraError."""
     try:
         import yaml
     except ImportError as error:
         raise MissingExtraError("PyYAML") from error
+
     try:
         return yaml.load(text, _loader(yaml))
     except yaml.YAMLError as error:
@@ -45,7 +55,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def _loader(yaml: Any) -> Any:
-    """PyYAML's safe loader with the scalars of this module."""
+    """Create a subclass of PyYAML's safe loader with the scalars of this module."""
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
@@ -62,6 +72,7 @@ def _loader(yaml: Any) -> Any:
                 if problem is not None:
                     raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
                 keys.add(key)
+
             return super().construct_mapping(node, deep)
 
     for kind, (expression, first) in _SCALARS.items():

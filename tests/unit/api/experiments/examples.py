@@ -39,7 +39,7 @@ def cells_by_name(trial: Experiment) -> dict[str, Cell]:
 
 
 def record(trial: Experiment, cell: Cell, means: dict[int, list[float]], version: str = "1") -> Record:
-    """A record with a scorer "judge" on two held-out prompts, by round; its rounds have four pairs each."""
+    """Create a record with scores of "judge" on two held-out prompts by round; each round has four pairs."""
     job = JobFacts(
         id=f"job_{cell.file_name}",
         origin=None,
@@ -97,7 +97,7 @@ def _rollout(scorer: str, count: int, mean: float) -> MetricFacts:
 
 
 def write_records(trial: Experiment, out: Path, means: dict[str, dict[int, list[float]]]) -> None:
-    """Records of the cells that are named."""
+    """Write records of the named cells."""
     cells = cells_by_name(trial)
-    for name, of_cell in means.items():
-        write_record(folder_of(out, trial.name), cells[name], record(trial, cells[name], of_cell))
+    for name, cell_means in means.items():
+        write_record(folder_of(out, trial.name), cells[name], record(trial, cells[name], cell_means))

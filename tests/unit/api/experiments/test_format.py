@@ -1,4 +1,4 @@
-"""The format of experiments, and what their cells are."""
+"""The format of experiments and their cells."""
 
 import subprocess
 import sys
@@ -20,17 +20,18 @@ def keys(trial: Experiment) -> dict[str, str]:
 
 
 def changed(before: Experiment, after: Experiment) -> set[str]:
-    """Names of the cells whose key is another."""
-    old, new = keys(before), keys(after)
+    """Return the names of the cells whose keys differ."""
+    old = keys(before)
+    new = keys(after)
     return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.name)
-def test_the_examples_are_experiments(file: Path) -> None:
+def test_example_files_are_valid(file: Path) -> None:
     assert Experiment.load(file).name == file.stem
 
 
-def test_scalars_mean_what_json_means() -> None:
+def test_scalars_have_their_meaning_in_json() -> None:
     text = (
         "a: 1e-3\nb: [no, on, 2024-01-01, 1_000, .inf]\nc: [1, -2.5, .5, 007]\nd: [null, ~, true, False]\ne:\nf: '1'\n"
     )
@@ -45,14 +46,14 @@ def test_scalars_mean_what_json_means() -> None:
 
 
 @pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "1: 2", "a: [", "a: !!python/name:os.system"])
-def test_text_that_is_no_yaml_of_ours(text: str, tmp_path: Path) -> None:
+def test_invalid_yaml_is_rejected(text: str, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text)
     with pytest.raises(FormatError, match=r"x\.yaml is not valid YAML"):
         Experiment.load(file)
 
 
-def test_a_matrix_has_a_cell_for_each_arm_list_and_seed() -> None:
+def test_experiment_has_a_cell_per_arm_list_and_seed() -> None:
     names = [cell.name for cell in cells_of(experiment())]
     assert names == [
         "shapes/base",
@@ -64,19 +65,19 @@ def test_a_matrix_has_a_cell_for_each_arm_list_and_seed() -> None:
     assert [cell.name for cell in cells_of(without_base)] == names[1:]
 
 
-def test_an_arm_is_merged_over_what_is_common() -> None:
+def test_settings_of_an_arm_are_merged_into_common_settings() -> None:
     fused = cells_by_name(experiment())["shapes/fused/seed 2"].settings
     training = fused.round
     assert training is not None and training.fusion is not None
     assert (training.seed, training.rounds, training.prompt_set) == (2, 2, "shapes-attribute-train")
     assert (training.training.learning_rate, training.training.lora.rank) == (0.001, 2)
     assert (training.fusion.first_step, training.fusion.merge) == (10, "xor")
-    assert training.evaluation is None  # measured by a job of its own
+    assert training.evaluation is None  # a separate job evaluates
     assert (fused.rounds, fused.splits) == ((2,), {"held_out": "shapes-attribute-test"})
     assert merge({"a": {"b": 1, "c": [1]}}, {"a": {"c": [2]}, "d": None}) == {"a": {"b": 1, "c": [2]}, "d": None}
 
 
-def test_the_model_is_measured_alike_whatever_an_arm_samples_with() -> None:
+def test_evaluation_settings_do_not_depend_on_the_sampling_of_an_arm() -> None:
     trial = experiment(arms={"long": {"sampling": {"num_steps": 50}}, "short": {}}, common={"sampling": {"eta": 0.5}})
     assert {(c.settings.measure.sampling.num_steps, c.settings.measure.sampling.eta) for c in cells_of(trial)} == {
         (20, 0.5)
@@ -93,17 +94,17 @@ def test_the_model_is_measured_alike_whatever_an_arm_samples_with() -> None:
             {"common": {"rounds": 3, "training": CONTENT["common"]["training"]}},
             {f"{arm}/seed {seed}" for arm in ("naive", "fused") for seed in (1, 2)},
         ),
-        ({"name": "other", "description": "said otherwise", "seeds": [2, 1]}, set()),
+        ({"name": "other", "description": "different", "seeds": [2, 1]}, set()),
         ({"evaluation": CONTENT["evaluation"] | {"primary": "judge"}}, set()),
-        # what is written out has the same key as the default that it repeats
+        # an explicit default has the same key as an omitted setting
         ({"common": CONTENT["common"] | {"pairing": {"base_share": 0.5}}}, set()),
     ],
 )
-def test_a_change_reaches_the_keys_of_its_cells_alone(change: dict[str, Any], cells: set[str]) -> None:
+def test_a_change_affects_only_the_keys_of_its_cells(change: dict[str, Any], cells: set[str]) -> None:
     assert changed(experiment(), experiment(**change)) == {f"shapes/{cell}" for cell in cells}
 
 
-def test_a_new_revision_runs_everything_again() -> None:
+def test_a_new_revision_changes_all_keys_and_labels() -> None:
     after = experiment(revision=1)
     assert changed(experiment(), after) == set(keys(after))
     for name, cell in cells_by_name(experiment()).items():
@@ -113,7 +114,7 @@ def test_a_new_revision_runs_everything_again() -> None:
             assert cell.round_body == other.round_body and cell.round_label != other.round_label
 
 
-def test_another_evaluation_is_another_cell_of_the_same_training() -> None:
+def test_a_changed_evaluation_keeps_the_round_job() -> None:
     after = experiment(evaluation=CONTENT["evaluation"] | {"seed": 5})
     assert changed(experiment(), after) == set(keys(after))
     before = cells_by_name(experiment())["shapes/fused/seed 1"]
@@ -121,18 +122,19 @@ def test_another_evaluation_is_another_cell_of_the_same_training() -> None:
     assert before.round_label == cells_by_name(after)["shapes/fused/seed 1"].round_label
 
 
-def test_a_key_does_not_depend_on_the_order_of_settings() -> None:
+def test_key_does_not_depend_on_the_order_of_settings() -> None:
     settings = cells_by_name(experiment())["shapes/fused/seed 1"].settings
     shuffled = dict(reversed(settings.model_dump(mode="json").items()))
     assert CellSettings.model_validate(shuffled).key == settings.key
     assert len(set(keys(experiment()).values())) == 5
 
 
-def test_prompts_in_the_file_are_a_set_named_by_what_they_are() -> None:
+def test_inline_prompts_have_a_set_name_derived_from_their_content() -> None:
     lists = {
         "own": {"train": ["a red [circle]", {"text": "a blue star", "items": ["star"]}], "held_out": ["a [heart]"]}
     }
-    first, again = experiment(prompt_lists=lists), experiment(prompt_lists={"other": lists["own"]})
+    first = experiment(prompt_lists=lists)
+    renamed = experiment(prompt_lists={"other": lists["own"]})
     lists["own"]["train"][0] = "a green [circle]"
     second = experiment(prompt_lists=lists)
 
@@ -141,7 +143,7 @@ def test_prompts_in_the_file_are_a_set_named_by_what_they_are() -> None:
         assert training is not None and training.prompt_set is not None
         return training.prompt_set
 
-    assert train_set(first, "own") == train_set(again, "other") != train_set(second, "own")
+    assert train_set(first, "own") == train_set(renamed, "other") != train_set(second, "own")
     assert train_set(first, "own").startswith("prompts-")
 
 
@@ -161,25 +163,28 @@ def test_prompts_in_the_file_are_a_set_named_by_what_they_are() -> None:
         ({"common": {"seed": 3}}, r"common\.seed: use the experiment's `seeds`"),
         ({"arms": {"a": {"model": "x"}}}, r"arms\.a\.model: use the experiment's `model`"),
         ({"prompt_lists": {"a": {"train": "x"}}}, r"prompt_lists\.a\.held_out: missing"),
-        ({"prompt_lists": {"a": {"train": "x", "held_out": "x"}}}, r"prompt_lists\.a: expected other prompts"),
+        (
+            {"prompt_lists": {"a": {"train": "x", "held_out": "x"}}},
+            r"prompt_lists\.a: expected held-out prompts that differ",
+        ),
         ({"prompt_lists": {"a": {"train": [], "held_out": "x"}}}, r"prompt_lists\.a: expected at least one prompt"),
         ({"evaluation": {"rounds": [1, 3]}}, r"evaluation\.rounds: naive has 2 rounds, got 3"),
         ({"evaluation": {"rounds": [2, 1]}}, r"evaluation\.rounds: expected increasing numbers"),
         ({"common": {"rounds": 17}, "evaluation": {"rounds": "all"}}, r"evaluation\.rounds: expected at most 16"),
     ],
 )
-def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected_with_their_path(change: dict[str, Any], message: str) -> None:
     with pytest.raises(FormatError, match=message):
         experiment(**change)
 
 
-def test_all_that_is_wrong_is_named_at_once() -> None:
+def test_all_errors_are_reported_together() -> None:
     with pytest.raises(FormatError) as caught:
         experiment(common={"x": 1}, arms={"a": {"y": 2}, "b": {"z": 3}})
     assert {field.pointer for field in caught.value.errors} == {"arms.a.y", "arms.b.z", "common.x"}
 
 
-def test_some_cells_can_be_chosen() -> None:
+def test_selection_chooses_cells() -> None:
     chosen = cells_of(experiment(), Selection(arms=("fused", "base"), seeds=(2,)))
     assert [cell.name for cell in chosen] == ["shapes/base", "shapes/fused/seed 2"]
     for unknown in (Selection(lists=("x",)), Selection(arms=("x",)), Selection(seeds=(9,))):
@@ -187,7 +192,7 @@ def test_some_cells_can_be_chosen() -> None:
             cells_of(experiment(), unknown)
 
 
-def test_the_runner_needs_no_torch() -> None:
+def test_runner_imports_neither_torch_nor_matplotlib() -> None:
     code = "import sys, api.experiments; print(sorted({'torch', 'matplotlib', 'yaml', 'worker'} & set(sys.modules)))"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert ran.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"

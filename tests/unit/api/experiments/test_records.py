@@ -1,4 +1,4 @@
-"""Records: whose they are, and how they are written."""
+"""Records: to which cell they belong, and how they are written."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from api.experiments import RecordError, read_record
-from api.experiments.records import flat, json_text, record_of, write_record
+from api.experiments.records import flatten, json_text, record_of, write_record
 from tests.unit.api.experiments.examples import cells_by_name, experiment, record
 
 
-def test_a_record_is_its_cells_alone(tmp_path: Path) -> None:
+def test_a_record_belongs_to_one_cell(tmp_path: Path) -> None:
     trial = experiment()
     cell = cells_by_name(trial)["shapes/fused/seed 1"]
     written = record(trial, cell, {2: [0.25, 0.5]})
@@ -18,18 +18,18 @@ def test_a_record_is_its_cells_alone(tmp_path: Path) -> None:
     file = write_record(tmp_path, cell, written)
     assert file == tmp_path / "shapes--fused--seed1.json"
     assert record_of(tmp_path, cell) == read_record(file) == written
-    for other in ({"arms": {"fused": {"fusion": {"first_step": 9}}}}, {"evaluation": {"splits": ["train"]}}):
-        changed = cells_by_name(experiment(**other))["shapes/fused/seed 1"]
+    for changes in ({"arms": {"fused": {"fusion": {"first_step": 9}}}}, {"evaluation": {"splits": ["train"]}}):
+        changed = cells_by_name(experiment(**changes))["shapes/fused/seed 1"]
         assert changed.file_name == file.name and record_of(tmp_path, changed) is None
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_setting_that_is_newer_than_the_record_leaves_it_valid_at_its_default() -> None:
+def test_a_record_without_a_newer_setting_is_valid_for_its_default() -> None:
     trial = experiment()
     cell = cells_by_name(trial)["shapes/fused/seed 1"]
     written = record(trial, cell, {2: [0.25, 0.5]})
     settings = json.loads(json.dumps(written.settings))
-    del settings["round"]["fusion"]["merge"]  # as if no version before this one had it
+    del settings["round"]["fusion"]["merge"]  # as if the setting were new in this version
     older = written.model_copy(update={"settings": settings})
     assert older.is_of(cell)
     united = experiment(arms={"fused": {"fusion": {"first_step": 10, "merge": "or"}}})
@@ -38,10 +38,10 @@ def test_a_setting_that_is_newer_than_the_record_leaves_it_valid_at_its_default(
     assert not written.model_copy(update={"settings": settings}).is_of(cell)
 
 
-def test_a_file_that_is_no_record_is_named(tmp_path: Path) -> None:
+def test_an_invalid_record_is_rejected_with_its_file_name(tmp_path: Path) -> None:
     cell = cells_by_name(experiment())["shapes/base"]
     (tmp_path / cell.file_name).write_text('{"format": 1, "experiment": 5')
-    with pytest.raises(RecordError, match=r"shapes--base\.json is no record"):
+    with pytest.raises(RecordError, match=r"shapes--base\.json is not a valid record"):
         record_of(tmp_path, cell)
 
 
@@ -52,6 +52,6 @@ def test_lists_of_numbers_stay_on_one_line() -> None:
     assert ' "a": [1, 2.5, null],\n' in text and "[1, 2],\n" in text
 
 
-def test_numbers_of_nested_figures() -> None:
+def test_flatten_yields_numbers_by_dotted_name() -> None:
     figures = {"a": 1, "b": {"c": {"d": 0.5, "e": None}, "f": "text"}, "g": True, "h": [1]}
-    assert dict(flat(figures)) == {"a": 1, "b.c.d": 0.5, "b.c.e": None}
+    assert dict(flatten(figures)) == {"a": 1, "b.c.d": 0.5, "b.c.e": None}

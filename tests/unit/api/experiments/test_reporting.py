@@ -32,27 +32,30 @@ def reported(tmp_path: Path) -> Report:
 
 def mean_of(result: Report, arm: str, number: int) -> Mean:
     [scores] = result.scores
-    return next(one for one in scores.means if (one.arm, one.round) == (arm, number))
+    return next(mean for mean in scores.means if (mean.arm, mean.round) == (arm, number))
 
 
 def difference_of(result: Report, arm: str, against: str) -> Difference:
     [scores] = result.scores
-    return next(one for one in scores.differences if (one.arm, one.against) == (arm, against))
+    arms = (arm, against)
+    return next(difference for difference in scores.differences if (difference.arm, difference.against) == arms)
 
 
 def all_resamples(values: list[list[float]]) -> tuple[float, float]:
-    """2.5 % and 97.5 % of the mean over all equally likely resamples of two rows and two columns."""
+    """Compute the 2.5 % and 97.5 % quantiles of the mean over all resamples of two rows and two columns."""
     array = np.array(values)
     means = np.sort([array[np.ix_(rows, columns)].mean() for rows in pairs() for columns in pairs()])
-    return float(means[0]), float(means[-1])  # the least and the greatest of 16: either has 6.25 % and more
+    return float(means[0]), float(means[-1])  # minimum and maximum of 16, each with at least 6.25 %
 
 
 def pairs() -> list[tuple[int, int]]:
     return list(product((0, 1), repeat=2))
 
 
-def test_means_by_hand(reported: Report) -> None:
-    base, naive, fused = mean_of(reported, "base", 0), mean_of(reported, "naive", 2), mean_of(reported, "fused", 2)
+def test_means_equal_hand_computed_ones(reported: Report) -> None:
+    base = mean_of(reported, "base", 0)
+    naive = mean_of(reported, "naive", 2)
+    fused = mean_of(reported, "fused", 2)
     assert (base.mean, base.seeds, base.prompts, base.images) == (pytest.approx(0.4), 1, 2, 0)
     assert (naive.mean, naive.seeds, naive.images) == (pytest.approx(0.5), 2, 200)  # (0.4 + 0.6 + 0.2 + 0.8) / 4
     assert fused.mean == pytest.approx(0.65)
@@ -75,7 +78,7 @@ def test_differences_are_paired_by_seed_and_prompt(reported: Report) -> None:
     assert len(reported.scores[0].differences) == 3
 
 
-def test_seeds_that_only_one_arm_has_are_left_out_of_the_pairing(tmp_path: Path) -> None:
+def test_seeds_of_only_one_arm_are_not_paired(tmp_path: Path) -> None:
     trial = experiment()
     write_records(trial, tmp_path, {name: MEANS[name] for name in MEANS if name != "shapes/naive/seed 2"})
     result = report(trial, tmp_path, plots=False)
@@ -86,8 +89,8 @@ def test_seeds_that_only_one_arm_has_are_left_out_of_the_pairing(tmp_path: Path)
     assert "**Missing:** shapes/naive/seed 2." in result.files[1].read_text("utf-8")
 
 
-def test_pairs_and_updates_by_hand(reported: Report) -> None:
-    fused = next(one for one in reported.arms if one.arm == "fused")
+def test_statistics_of_pairs_and_updates_equal_hand_computed_ones(reported: Report) -> None:
+    fused = next(facts for facts in reported.arms if facts.arm == "fused")
     # two seeds of: round 1 with two targets, two adopted; round 2 with four targets, one adopted
     assert (fused.seeds, fused.rounds, fused.pairs, fused.targets, fused.adopted) == (2, 4, 16, 12, 6)
     assert fused.adopted_share == 0.5
@@ -95,11 +98,11 @@ def test_pairs_and_updates_by_hand(reported: Report) -> None:
     assert fused.update_means["loss"] == pytest.approx((0.75 + 0.5 + 0.75 + 0.25) / 4)
     assert fused.last_update_means["loss"] == pytest.approx((0.5 + 0.25) / 2)
     assert fused.seconds == 60
-    second = next(one for one in reported.arms_by_round if (one.arm, one.round) == ("fused", 2))
+    second = next(facts for facts in reported.arms_by_round if (facts.arm, facts.round) == ("fused", 2))
     assert (second.targets, second.adopted, second.adopted_share, second.seconds) == (8, 2, 0.25, None)
 
 
-def test_rollouts_are_reported_by_the_images_used_before(reported: Report) -> None:
+def test_rollouts_are_reported_by_round_and_images_used_before(reported: Report) -> None:
     rounds = [arm for arm in reported.arms_by_round if arm.arm == "fused"]
     assert [arm.images_before for arm in rounds] == [0, 100]  # 100 images a round; the diversity counts two prompts
     assert [arm.rollout_means["judge"] for arm in rounds] == pytest.approx([0.6, 0.7])
@@ -108,7 +111,7 @@ def test_rollouts_are_reported_by_the_images_used_before(reported: Report) -> No
     assert "| shapes | fused | 2 | 100 | 2 | 0.25 | 0.7 |" in page
 
 
-def test_changes_have_a_column_for_each_list(reported: Report) -> None:
+def test_change_table_has_a_column_per_list(reported: Report) -> None:
     lines = list(change_table(reported, "held_out", "judge"))
     assert lines[0] == "|  | shapes |"
     assert [line.split(" [")[0].rstrip("|").rstrip() for line in lines[2:6]] == [
@@ -119,7 +122,7 @@ def test_changes_have_a_column_for_each_list(reported: Report) -> None:
     ]
 
 
-def test_the_page_says_what_the_json_says(reported: Report) -> None:
+def test_page_and_json_have_the_same_numbers(reported: Report) -> None:
     page = reported.files[1].read_text("utf-8")
     assert "## judge on held-out prompts (primary)" in page
     assert "| fused | 0.6500 [0.4000, 0.8000] |" in page
@@ -128,20 +131,21 @@ def test_the_page_says_what_the_json_says(reported: Report) -> None:
     content = json.loads(reported.files[0].read_text("utf-8"))
     assert content == json.loads(json.dumps(as_json(reported)))
     assert content["records"]["shapes--base.json"]["key"] == cells_by_name(experiment())["shapes/base"].settings.key
-    files = {file for scores in content["scores"] for one in scores["means"] for file in one["records"]}
+    means = [mean for scores in content["scores"] for mean in scores["means"]]
+    files = {file for mean in means for file in mean["records"]}
     assert files == set(content["records"]) == {cell.file_name for cell in cells_by_name(experiment()).values()}
 
 
 def test_equal_records_give_equal_files(reported: Report, tmp_path: Path) -> None:
     first = {file.name: file.read_bytes() for file in report(reported.experiment, tmp_path).files}
-    again = {file.name: file.read_bytes() for file in report(reported.experiment, tmp_path).files}
-    assert first == again
+    second = {file.name: file.read_bytes() for file in report(reported.experiment, tmp_path).files}
+    assert first == second
     assert {"figure-6--held_out--judge.png", "figure-7--held_out--judge.png"} <= first.keys()
     assert all(first[name][:4] == b"\x89PNG" for name in first if name.endswith(".png"))
     assert "![figure-6: judge on held-out prompts](figure-6--held_out--judge.png)" in first["report.md"].decode()
 
 
-def test_curves_and_bars_show_the_numbers(reported: Report) -> None:
+def test_plots_show_the_numbers(reported: Report) -> None:
     from api.experiments.plots import changes_by_arm, score_against_images
 
     scores = reported.of("held_out", "judge")
@@ -156,18 +160,18 @@ def test_curves_and_bars_show_the_numbers(reported: Report) -> None:
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["naive", "fused"]
 
 
-def test_without_a_model_before_training_there_are_no_changes(tmp_path: Path) -> None:
+def test_report_without_base_model_has_no_changes(tmp_path: Path) -> None:
     trial = experiment(evaluation={"splits": ["held_out"], "rounds": "last", "include_base": False})
     write_records(trial, tmp_path, {name: MEANS[name] for name in MEANS if "base" not in name})
     result = report(trial, tmp_path)
     assert mean_of(result, "fused", 2).change is None
-    assert [(one.arm, one.against) for one in result.scores[0].differences] == [("fused", "naive")]
+    assert [(difference.arm, difference.against) for difference in result.scores[0].differences] == [("fused", "naive")]
     assert "figure-7--held_out--judge.png" not in {file.name for file in result.files}
 
 
-def test_what_does_not_compare_is_refused(tmp_path: Path) -> None:
+def test_records_that_do_not_compare_are_rejected(tmp_path: Path) -> None:
     trial = experiment()
-    with pytest.raises(RecordError, match="holds no record"):
+    with pytest.raises(RecordError, match="has no record"):
         report(trial, tmp_path, plots=False)
     write_records(trial, tmp_path, MEANS)
     cell = cells_by_name(trial)["shapes/naive/seed 2"]
@@ -178,7 +182,7 @@ def test_what_does_not_compare_is_refused(tmp_path: Path) -> None:
     other = newer.model_copy(update={"prompts": {"held_out": ("a star", "a moon")}, "scores": newer.scores})
     same_version = record(trial, cell, MEANS[cell.name]).model_copy(update={"prompts": other.prompts})
     write_record(folder_of(tmp_path, trial.name), cell, same_version)
-    with pytest.raises(RecordError, match="the same prompts, held_out, in shapes--base"):
+    with pytest.raises(RecordError, match="equal held_out prompts in shapes--base"):
         report(trial, tmp_path, plots=False)
     unknown = experiment(evaluation={"splits": ["held_out"], "rounds": "last", "primary": "taste"})
     write_records(trial, tmp_path, MEANS)
@@ -186,7 +190,7 @@ def test_what_does_not_compare_is_refused(tmp_path: Path) -> None:
         report(unknown, tmp_path, plots=False)
 
 
-def test_the_bootstrap_can_be_chosen(tmp_path: Path) -> None:
+def test_report_uses_the_given_bootstrap(tmp_path: Path) -> None:
     write_records(experiment(), tmp_path, MEANS)
     result = report(experiment(), tmp_path, plots=False, bootstrap=Bootstrap(0.5, 1000, 3))
     interval = mean_of(result, "fused", 2).interval
