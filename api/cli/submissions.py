@@ -82,6 +82,7 @@ def start(
         "seed": seed,
         "label": label,
     }
+
     body = build_body(spec, options, settings or [])
     if naive:
         body["fusion"] = None

@@ -49,6 +49,7 @@ def job_detail(view: JobView, stages: Sequence[Stage]) -> JobDetail:
 
 def _job_fields(job: Job, stages: Sequence[Stage], now: float) -> dict[str, Any]:
     progress = progress_of(job, stages, now)
+
     return {
         "id": job.id,
         "kind": job.kind,
@@ -105,6 +106,7 @@ def metric_out(row: Metric, images_per_round: int) -> MetricOut:
 
 def training_out(row: Model) -> TrainingOut:
     figures = row.figures
+
     return TrainingOut(
         round=row.round or 0,
         model=row.id,

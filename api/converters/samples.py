@@ -23,6 +23,7 @@ def _sample_fields(row: Sample, scores: Sequence[Score]) -> dict[str, Any]:
     trajectory = None
     if row.trajectory_artifact_id is not None and row.trajectory_row is not None:
         trajectory = TrajectoryOut(artifact=f"/artifacts/{row.trajectory_artifact_id}", row=row.trajectory_row)
+
     return {
         "id": row.id,
         "job": row.job_id,

@@ -55,6 +55,7 @@ def _run_all(arguments: argparse.Namespace, console: Console) -> list[Failure]:
     """Run and report all files. Reads all of them before the first run."""
     experiments = [(Experiment.load(file), records_folder(file, arguments.out)) for file in arguments.files]
     arguments.data.mkdir(parents=True, exist_ok=True)
+
     failures: list[Failure] = []
     with local_service(arguments.data, arguments.data / "service.log") as client:
         for experiment, out in experiments:
@@ -62,6 +63,7 @@ def _run_all(arguments: argparse.Namespace, console: Console) -> list[Failure]:
             with progress(console) as show:
                 result = run(experiment, client, out, show=show)
             failures += result.failures
+
             if result.done:
                 for file in report(experiment, out).files:
                     console.print(str(file), markup=False, highlight=False, soft_wrap=True)

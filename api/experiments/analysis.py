@@ -219,6 +219,7 @@ def _scores_by_round(arm: str, split: str, scorer: str, records: Mapping[str, Re
 def _mean(scores: ArmScores, base: ArmScores | None, bootstrap: Bootstrap) -> Mean:
     seeds, prompts = scores.values.shape
     changes = None if base is None or scores is base else scores.values - base.values
+
     return Mean(
         arm=scores.arm,
         round=scores.round,

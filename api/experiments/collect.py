@@ -86,6 +86,7 @@ def _job(job: JobDetail) -> JobFacts:
     for stage in job.stages:
         if stage.state == StageState.SUCCEEDED:
             seconds[stage.kind] += _seconds(stage.started_at, stage.finished_at) or 0.0
+
     return JobFacts(
         id=job.id,
         origin=job.origin,

@@ -6,7 +6,6 @@ Figures are created without pyplot, so that no global state changes and no displ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,7 @@ def score_against_images(experiment: Experiment, scores: Sequence[Scores], title
     Curves start at the model before training. The band is the interval of the paired change since then, because the
     interval of the score mostly shows how prompts differ. Without a model before training it is the score's interval.
     """
-    has_base = any(mean.change is not None for mean in chain.from_iterable(part.means for part in scores))
+    has_base = any(map(_has_changes, scores))
     quantity = "change since before training" if has_base else "score"
     figure, panels = _panels(len(scores), f"{title}\nband: {interval} of the {quantity}")
     colours = _colours(experiment)
@@ -87,6 +86,10 @@ def score_against_images(experiment: Experiment, scores: Sequence[Scores], title
     panels[0].set_ylabel("mean score")
     _add_legend(figure, panels[0])
     return figure
+
+
+def _has_changes(scores: Scores) -> bool:
+    return any(mean.change is not None for mean in scores.means)
 
 
 def _draw_curve(panel: Axes, base: Mean | None, means: Sequence[Mean], arm: str, colour: str) -> None:

@@ -224,14 +224,19 @@ def _heading(report: Report) -> Iterator[str]:
 def score_table(report: Report, split: str, scorer: str) -> Iterator[str]:
     """Table of models by prompt lists after the last measured round (table 1 of the paper)."""
     scores = report.of(split, scorer)
-    last_by_list = [{mean.arm: mean for mean in list_scores.means} for list_scores in scores]
+    last_by_list = [_last_means(list_scores) for list_scores in scores]
 
     rows = []
     for arm in (BASE, *report.experiment.arms):
         means = [last.get(arm) for last in last_by_list]
         if any(means):
-            rows.append([arm, *("" if mean is None else _estimate(mean.mean, mean.interval) for mean in means)])
+            rows.append([arm, *map(_mean_and_interval, means)])
     yield from table(["model", *(f"{list_scores.list}>" for list_scores in scores)], rows)
+
+
+def _last_means(scores: Scores) -> dict[str, Mean]:
+    """Return each arm's mean after its last measured round; means are in the order of rounds."""
+    return {mean.arm: mean for mean in scores.means}
 
 
 def difference_table(report: Report, split: str, scorer: str) -> Iterator[str]:
@@ -242,6 +247,7 @@ def difference_table(report: Report, split: str, scorer: str) -> Iterator[str]:
         for difference in list_scores.differences:
             if is_primary or difference.against == BASE:
                 rows.append(_difference_row(list_scores.list, difference))
+
     if rows:
         headings = [
             "list",
@@ -326,76 +332,57 @@ def _round_rows(scores: Sequence[Scores]) -> list[list[str]]:
     return rows
 
 
+def _mean_and_interval(mean: Mean | None) -> str:
+    return "" if mean is None else _estimate(mean.mean, mean.interval)
+
+
 def _mean_and_change(mean: Mean | None) -> tuple[str, str]:
-    if mean is None:
-        return "", ""
-    change = "" if mean.change is None else _estimate(mean.change, mean.change_interval, signed=True)
-    return _estimate(mean.mean, mean.interval), change
+    if mean is None or mean.change is None:
+        return _mean_and_interval(mean), ""
+    return _mean_and_interval(mean), _estimate(mean.change, mean.change_interval, signed=True)
 
 
 def rollout_table(report: Report) -> Iterator[str]:
     """Table of the mean scores of the images that each round sampled for training."""
     scorers = sorted(set(chain.from_iterable(arm.rollout_means for arm in report.arms)))
-    rows = [
-        [
-            arm.list,
-            arm.arm,
-            str(arm.round),
-            _number(arm.images_before),
-            str(arm.seeds),
-            *(_number(arm.rollout_means.get(scorer)) for scorer in scorers),
-        ]
-        for arm in report.arms_by_round
-    ]
+    rows = []
+    for arm in report.arms_by_round:
+        means = (_number(arm.rollout_means.get(scorer)) for scorer in scorers)
+        rows.append([arm.list, arm.arm, str(arm.round), _number(arm.images_before), str(arm.seeds), *means])
+
     headings = ["list", "arm", "round>", "images used before>", "seeds>", *(f"{scorer}>" for scorer in scorers)]
     yield from table(headings, rows)
 
 
 def pair_table(report: Report) -> Iterator[str]:
     """Table of each arm's numbers of pairs and targets, its adopted share and the similarity of the images."""
-    rows = [
-        [
-            arm.list,
-            arm.arm,
-            str(arm.pairs),
-            str(arm.targets),
-            _number(arm.adopted_share),
-            *(_number(arm.pair_means.get(name)) for name in _CONSISTENCY.values()),
-        ]
-        for arm in report.arms
-    ]
+    rows = []
+    for arm in report.arms:
+        means = (_number(arm.pair_means.get(name)) for name in _CONSISTENCY.values())
+        rows.append([arm.list, arm.arm, str(arm.pairs), str(arm.targets), _number(arm.adopted_share), *means])
+
     headings = ["list", "arm", "pairs>", "targets>", "share adopted>", *(f"{name}>" for name in _CONSISTENCY)]
     yield from table(headings, rows)
 
 
 def training_table(report: Report) -> Iterator[str]:
     """Table of the statistics of each arm's trainings."""
-    rows = [
-        [
-            arm.list,
-            arm.arm,
-            str(arm.seeds),
-            str(arm.rounds),
-            *(_number(arm.last_update_means.get(name)) for name in _TRAINING),
-            "" if arm.seconds is None else f"{arm.seconds:.0f}",
-        ]
-        for arm in report.arms
-    ]
+    rows = []
+    for arm in report.arms:
+        means = (_number(arm.last_update_means.get(name)) for name in _TRAINING)
+        seconds = "" if arm.seconds is None else f"{arm.seconds:.0f}"
+        rows.append([arm.list, arm.arm, str(arm.seeds), str(arm.rounds), *means, seconds])
+
     headings = ["list", "arm", "seeds>", "rounds>", *(f"{name.replace('_', ' ')}>" for name in _TRAINING), "seconds>"]
     yield from table(headings, rows)
 
 
 def _record_table(report: Report) -> Iterator[str]:
-    rows = [
-        [
-            f"[{file}]({file})",
-            record.key[:12],
-            ", ".join(job.id for job in record.jobs.values()),
-            record.service,
-            ", ".join(record.devices),
-        ]
-        for file, record in report.records.items()
-    ]
+    rows = []
+    for file, record in report.records.items():
+        jobs = ", ".join(job.id for job in record.jobs.values())
+        rows.append([f"[{file}]({file})", record.key[:12], jobs, record.service, ", ".join(record.devices)])
+
     yield from ("## Records", "")
     yield from table(["file", "key", "jobs", "service", "device"], rows)
 

@@ -266,6 +266,7 @@ class _Runner:
         """Handle a job that has ended: start the evaluation, write the record, or add a failure."""
         cell = active.cell
         job = active.job
+
         try:
             if has_failed(job):
                 reason = f"{job.error.code}: {job.error.message}" if job.error else "it was cancelled"
@@ -280,6 +281,7 @@ class _Runner:
                 self.done.append(cell)
         except InvalidError as error:
             self.failures.append(Failure(cell, job.id, error.detail))
+
         self.active.remove(active)
 
     # what is shown

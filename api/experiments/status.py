@@ -70,6 +70,7 @@ def _latest_jobs(client: Client, cells: list[Cell]) -> dict[str, JobOut]:
         (JobKind.ROUND, "round_label"),
         (JobKind.EVALUATION, "evaluation_label"),
     )
+
     jobs: dict[str, JobOut] = {}
     for kind, name in kinds:
         labels = {getattr(cell, name) for cell in cells}

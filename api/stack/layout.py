@@ -117,6 +117,7 @@ class Layout:
             "log_format": "text",
             "torch_threads": threads,
         }
+
         s3 = self.s3.settings(_BUCKET)
         keys = {name: SecretStr(s3[name]) for name in ("s3_access_key", "s3_secret_key")}
         return settings.model_copy(update=overrides | s3 | keys)

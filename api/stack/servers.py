@@ -94,7 +94,11 @@ class PostgresServer(Server):
             "log_min_messages": "fatal",
             **({} if self._durable else _NOT_DURABLE),
         }
-        flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+
+        flags: list[str] = []
+        for name, value in settings.items():
+            flags += ["-c", f"{name}={value}"]
+
         return Program(
             self.name,
             (str(self._bin / "postgres"), "-D", str(self._data), *flags),

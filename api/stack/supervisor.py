@@ -106,6 +106,7 @@ class Part:
             start_new_session=True,  # Ctrl-C in the terminal must not reach the program
             pass_fds=(self._lock_file,),
         )
+
         with guard:
             self._guard = guard
             if self._stopping.is_set():

@@ -24,7 +24,8 @@ class Terminal:
     """Standard output, shared by all parts. Write errors are ignored, such as those of a closed window."""
 
     def __init__(self, width: int, verbose: bool) -> None:
-        self._width, self.verbose = width, verbose
+        self._width = width
+        self.verbose = verbose
         self._lock = threading.Lock()
         self._colours: dict[str, int] = {}
         self._is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -46,7 +47,9 @@ class PartLog:
 
     def __init__(self, name: str, folder: Path, terminal: Terminal, is_ours: bool) -> None:
         self.path = folder / f"{name}.log"
-        self._name, self._terminal, self._is_ours = name, terminal, is_ours
+        self._name = name
+        self._terminal = terminal
+        self._is_ours = is_ours
         self._file = RotatingFileHandler(self.path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8")
         self._recent: deque[str] = deque(maxlen=_RECENT_LINES)
         self._is_shown = False
