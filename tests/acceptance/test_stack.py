@@ -111,4 +111,4 @@ def test_a_port_that_is_taken_is_named(folder: Path, pipeline: Path) -> None:
         port = listener.getsockname()[1]
         answer = second_start(folder, pipeline, "--s3-port", str(port))
     assert answer.returncode == 1
-    assert f"port {port} is in use: choose another by --s3-port" in answer.stderr
+    assert f"port {port} is in use: choose another with --s3-port" in answer.stderr
