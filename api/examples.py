@@ -316,7 +316,7 @@ RESPONSES: dict[str, Example] = {
         ]
     },
     "ApiKeyOut": _KEY,
-    "ApiKeyMade": {**_KEY, "key": "dfk_pmnzf7Sv-an-example-key-that-is-not-valid-in-any-service"},
+    "ApiKeyCreated": {**_KEY, "key": "dfk_pmnzf7Sv-an-example-key-that-is-not-valid-in-any-service"},
     "HealthOut": {"status": "ok"},
     "ReadyOut": {
         "status": "ok",

@@ -12,7 +12,7 @@ from rich.text import Text
 from api.cli.options import Limit, fetch_pages
 from api.cli.screens import listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
-from api.wire.api_keys import ApiKeyMade
+from api.wire.api_keys import ApiKeyCreated
 from service.states import KeyScope
 
 app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
@@ -39,7 +39,7 @@ def create(
     session.show(api_key, lambda: _screen(api_key))
 
 
-def _screen(api_key: ApiKeyMade) -> RenderableType:
+def _screen(api_key: ApiKeyCreated) -> RenderableType:
     fields = {
         "key": api_key.key,
         "id": api_key.id,

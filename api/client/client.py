@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from api.client.downloads import download, fetch
 from api.client.errors import ApiError, NotFoundError, TooManyRequestsError, UnavailableError, UnreachableError
 from api.client.transport import Backoff, OnRetry, Transport
-from api.wire.api_keys import ApiKeyMade, ApiKeyOut
+from api.wire.api_keys import ApiKeyCreated, ApiKeyOut
 from api.wire.common import ListOut
 from api.wire.estimates import EstimateOut
 from api.wire.health import HealthOut, ReadyOut
@@ -451,11 +451,11 @@ class Client:
 
     def make_api_key(
         self, name: str, scopes: Sequence[KeyScope | str], *, expires_at: datetime | None = None
-    ) -> ApiKeyMade:
+    ) -> ApiKeyCreated:
         """Make an API key. The answer is the only place where it is ever shown."""
         body = {"name": name, "scopes": list(scopes), "expires_at": expires_at and expires_at.isoformat()}
         answer = self._transport.request("POST", "/api-keys", json=body, repeatable=False)
-        return _read(ApiKeyMade, answer.content)
+        return _read(ApiKeyCreated, answer.content)
 
     def api_keys(self) -> Iterator[ApiKeyOut]:
         """API keys, newest first, revoked and expired ones too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from api.converters.common import maybe_utc, utc
-from api.wire.api_keys import ApiKeyMade, ApiKeyOut
+from api.wire.api_keys import ApiKeyCreated, ApiKeyOut
 from service.db.tables import ApiKey
 
 
@@ -13,8 +13,8 @@ def api_key_out(row: ApiKey, now: float) -> ApiKeyOut:
     return ApiKeyOut(**_api_key_fields(row, now))
 
 
-def api_key_created(row: ApiKey, now: float, token: str) -> ApiKeyMade:
-    return ApiKeyMade(**_api_key_fields(row, now), key=token)
+def api_key_created(row: ApiKey, now: float, token: str) -> ApiKeyCreated:
+    return ApiKeyCreated(**_api_key_fields(row, now), key=token)
 
 
 def _api_key_fields(row: ApiKey, now: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from api.converters.api_keys import api_key_created, api_key_out
 from api.converters.common import convert_page
 from api.deps import PageParameters, ServiceDep
 from api.openapi import CREATED_KEY
-from api.wire.api_keys import ApiKeyIn, ApiKeyMade, ApiKeyOut
+from api.wire.api_keys import ApiKeyCreated, ApiKeyIn, ApiKeyOut
 from api.wire.common import ListOut
 from service import keys
 from service.db.queries import api_keys, jobs
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/api-keys", tags=["API keys"], dependencies=[needs("a
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses={status.HTTP_201_CREATED: CREATED_KEY})
-def make_key(body: ApiKeyIn, service: ServiceDep) -> ApiKeyMade:
+def make_key(body: ApiKeyIn, service: ServiceDep) -> ApiKeyCreated:
     """Create a key. Only this response contains the key itself."""
     expires_at = None if body.expires_at is None else body.expires_at.timestamp()
     with service.uow.writing() as session:

@@ -44,7 +44,7 @@ class ApiKeyOut(BaseModel):
     revoked_at: datetime | None
 
 
-class ApiKeyMade(ApiKeyOut):
+class ApiKeyCreated(ApiKeyOut):
     """A new API key with its secret `key`, which no other response contains."""
 
     key: str
