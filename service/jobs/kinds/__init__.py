@@ -1,7 +1,7 @@
-"""The kinds of jobs. Each module holds all that is particular to its kind: spec, check, count and plan.
+"""The kinds of jobs. Each module defines one kind: its spec, check, count and plan.
 
-The modules import no tables, so that clients can build requests from them.
-docs/how-to/add-a-job-kind.md lists what a new kind takes.
+The modules do not import the tables, so that clients can build requests from them.
+docs/how-to/add-a-job-kind.md describes how to add a kind.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _BY_SPEC = MappingProxyType({kind.spec: kind for kind in KINDS.values()})
 
 
 def kind_of(spec: JobSpec) -> Kind[Any]:
-    """The kind of job that the spec asks for."""
+    """The kind of job that this spec requests."""
     return _BY_SPEC[type(spec)]
 
 
 def spec_of(kind: str, stored: Mapping[str, Any]) -> JobSpec:
-    """A job's stored spec, checked again."""
+    """The spec of a stored job, validated again."""
     spec: JobSpec = KINDS[JobKind(kind)].spec.model_validate(stored)
     return spec

@@ -1,6 +1,6 @@
-"""What a kind of job consists of, and the parts of requests that several kinds share.
+"""The definition of a kind of job, and the parts of requests that several kinds share.
 
-The modules of this package import no tables: clients build requests from them.
+The modules of this package do not import the tables, so that clients can build requests from them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 53)]
 ScorerRef = Name | WeightedScorerConfig
-"""A scorer that the installation has, by name, or a weighted sum of such."""
+"""A scorer of the installation by name, or a weighted sum of scorers."""
 ScorerRefs = Annotated[tuple[ScorerRef, ...], Field(min_length=1, max_length=16)]
 _PRESET_PARTS = frozenset({"fusion", "pairing", "training"})
-_ONE_OF = "expected exactly one of {}, got {}"
+
 
 EXAMPLE_JOB = "job_01m8a1pxvper1w4ygsyx0hjs4m"
 EXAMPLE_BASE_MODEL = "mdl_01m8a1pxsnbr7kqk7524659k0z"
@@ -45,10 +45,10 @@ class Labelled(StrictModel):
 
 
 class SamplesSpec(Labelled):
-    """Samples of a model on prompts."""
+    """Base of requests that sample a model on prompts."""
 
-    model: Name = Field("shapes", description="A base model's name, an alias, or the id of a model to go on from")
-    prompt_set: Name | None = Field(None, description="Name or id of a prompt set; or give `prompts`")
+    model: Name = Field("shapes", description="The name of a base model, an alias, or the id of a trained model")
+    prompt_set: Name | None = Field(None, description="Name or id of a prompt set; alternative to `prompts`")
     prompts: tuple[Prompt, ...] | None = Field(None, min_length=1, max_length=10_000)
     seed: Seed = 0
     sampling: SamplingConfig = SamplingConfig()
@@ -56,39 +56,42 @@ class SamplesSpec(Labelled):
     @model_validator(mode="after")
     def _one_prompt_set(self) -> Self:
         if (self.prompt_set is None) == (self.prompts is None):
-            raise ValueError("expected either prompt_set or prompts")
+            raise ValueError("expected exactly one of prompt_set, prompts")
         return self
 
 
 class PresetSpec(StrictModel):
-    """A request whose `fusion`, `pairing` and `training` a preset may fill in, as far as it has them."""
+    """A request with a preset, which sets the defaults of its `fusion`, `pairing` and `training`."""
 
     preset: Literal["paper", "released_code"] | None = Field(
-        None, description="Fills in `fusion`, `pairing` and `training` where they do not say otherwise (decision 006)"
+        None,
+        description="Defaults of `fusion`, `pairing` and `training`; explicit values take precedence (decision 006)",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _from_preset(cls, given: Any) -> Any:
-        wanted = given.get("preset") if isinstance(given, Mapping) else None
-        preset = next((preset for name, preset in PRESETS.items() if name == wanted), None)
+    def _apply_preset(cls, request: Any) -> Any:
+        preset_name = request.get("preset") if isinstance(request, Mapping) else None
+        preset = next((preset for name, preset in PRESETS.items() if name == preset_name), None)
         if preset is None:
-            return given
-        filled = dict(given)
+            return request
+
+        filled = dict(request)
         for name in _PRESET_PARTS & cls.model_fields.keys():
-            own = given.get(name, {})
-            if isinstance(own, StrictModel):
-                own = own.model_dump(exclude_unset=True)
-            if isinstance(own, Mapping):
-                filled[name] = {**preset.settings_of(name, own.get("algorithm", TrainingConfig().algorithm)), **own}
+            explicit = request.get(name, {})
+            if isinstance(explicit, StrictModel):
+                explicit = explicit.model_dump(exclude_unset=True)
+            if isinstance(explicit, Mapping):
+                algorithm = explicit.get("algorithm", TrainingConfig().algorithm)
+                filled[name] = {**preset.settings_of(name, algorithm), **explicit}
         return filled
 
 
 def require_one(spec: StrictModel, *names: str) -> None:
-    """Exactly one of these fields must be given. Raises ValueError."""
-    given = [name for name in names if getattr(spec, name) is not None]
-    if len(given) != 1:
-        raise ValueError(_ONE_OF.format(", ".join(names), ", ".join(given) or "none"))
+    """Check that the request sets exactly one of these fields. Raises ValueError."""
+    present = [name for name in names if getattr(spec, name) is not None]
+    if len(present) != 1:
+        raise ValueError(f"expected exactly one of {', '.join(names)}, got {', '.join(present) or 'none'}")
 
 
 S = TypeVar("S", bound=Labelled)
@@ -96,9 +99,15 @@ S = TypeVar("S", bound=Labelled)
 
 @dataclass(frozen=True)
 class Checked(Generic[S]):
-    """A spec with its defaults filled in, and what it names.
+    """A checked spec and the rows that it names.
 
-    new_set  the prompts that came with the request, as a set that is not in the database yet
+    Attributes:
+        spec: The spec with its defaults filled in.
+        sizes: The sizes of what it names.
+        model: The model that the job starts from; the first one of an evaluation.
+        prompt_set: The prompt set to sample.
+        held_out_set: The held-out prompt set.
+        new_set: The prompts of the request as a prompt set that is not in the database yet.
     """
 
     spec: S
@@ -117,27 +126,27 @@ def _no_round(_spec: Any, _round_number: int, _sizes: Sizes) -> list[PlannedStag
     return []
 
 
-def _nothing_more(_params: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _no_further_fields(_params: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {}
 
 
 @dataclass(frozen=True)
 class Kind(Generic[S]):
-    """A kind of job, in all that the service does with jobs.
+    """The definition of a kind of job.
 
     Attributes:
-        name: As in the database and the API.
-        path: Where it is asked for, by POST.
-        operation: The name of that operation in the OpenAPI document.
-        description: What the operation does, for that document.
-        spec: What a request may hold.
-        check: Compares a spec with what there is. Reports problems to the checker; None where they prevent a result.
+        name: The name in the database and the API.
+        path: The path of the POST request that creates a job.
+        operation: The id of this operation in the OpenAPI document.
+        description: The description of this operation in the OpenAPI document.
+        spec: The model of the request.
+        check: Checks a spec against the installation. Reports problems to the checker; None if they prevent a result.
         count: Images and U-Net evaluations of the whole job.
-        plan: The first stages: all of them, but for a job of rounds only those up to the end of the first round.
-        examples: Requests for the OpenAPI document, by name.
-        rounds: How many rounds a job has; 0 where it has none.
+        plan: The first stages: all stages, or for a round job those until the end of the first round.
+        examples: Example requests for the OpenAPI document, by name.
+        rounds: The number of rounds; 0 for kinds without rounds.
         plan_round: The stages of one round, counted from 1.
-        resolved: Further fields of the spec with ids for names, from the params of the job's stages.
+        resolved: Further fields of the spec with ids instead of names, from the params of the job's stages.
     """
 
     name: JobKind
@@ -151,4 +160,4 @@ class Kind(Generic[S]):
     examples: Mapping[str, Example]
     rounds: Callable[[S], int] = _no_rounds
     plan_round: Callable[[S, int, Sizes], list[PlannedStage]] = _no_round
-    resolved: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = _nothing_more
+    resolved: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = _no_further_fields

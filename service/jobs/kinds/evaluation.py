@@ -1,4 +1,4 @@
-"""An evaluation: models on the same prompts and seeds, compared."""
+"""Evaluation jobs: models compared on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -30,24 +30,26 @@ if TYPE_CHECKING:
     from service.jobs.checking import Checker
 
 OWN_PROMPTS = "prompts"
-"""What the prompts that come with an evaluation are called among its lists."""
+"""The split name of the prompts that an evaluation's request contains."""
 
 
 class EvaluationJobSpec(Labelled):
-    """Models on the same prompts and seeds, compared (section 4.5; table 1)."""
+    """A comparison of models on the same prompts and seeds (section 4.5; table 1)."""
 
-    models: tuple[Name, ...] = Field(min_length=1, max_length=16, description="The first is what others are held to")
+    models: tuple[Name, ...] = Field(
+        min_length=1, max_length=16, description="The models; all others are compared with the first"
+    )
     prompt_sets: tuple[Name, ...] | None = Field(
-        None, min_length=1, max_length=8, description="Each is measured by itself: trained prompts, unseen ones"
+        None, min_length=1, max_length=8, description="Prompt sets, each measured separately: training, held-out …"
     )
     prompts: tuple[Prompt, ...] | None = Field(
-        None, min_length=1, max_length=10_000, description="Further prompts, measured as a list of their own"
+        None, min_length=1, max_length=10_000, description="Further prompts, measured as a separate set"
     )
     samples_per_prompt: int = Field(4, ge=1, le=256)
-    scorers: ScorerRefs | None = Field(None, description="By whom; the models' usual scorers if not given")
+    scorers: ScorerRefs | None = Field(None, description="Scorers of the images. Default: the models' scorers")
     seed: Seed = 0
     sampling: SamplingConfig = SamplingConfig()
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the bootstrap intervals")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of the bootstrap intervals")
     resamples: int = Field(10_000, ge=100, le=100_000)
 
     @model_validator(mode="after")
@@ -55,35 +57,36 @@ class EvaluationJobSpec(Labelled):
         if self.prompt_sets is None and self.prompts is None:
             raise ValueError("expected prompt_sets, prompts or both, got none")
         if len(set(self.models)) != len(self.models):
-            raise ValueError(f"models: expected each once, got {list(self.models)}")
+            raise ValueError(f"models: expected each model once, got {list(self.models)}")
         return self
 
 
 def check(checker: Checker, spec: EvaluationJobSpec) -> Checked[EvaluationJobSpec] | None:
-    """The models, the prompt sets, which all models must take, and the scorers."""
+    """Check the models, the prompt sets, which must fit all models, and the scorers."""
     # the models
-    looked_up = [checker.model(f"/models/{n}", name) for n, name in enumerate(spec.models)]
-    models = [model for model, _ in looked_up if model is not None]
-    bases = [base for _, base in looked_up if base is not None]
+    lookups = [checker.model(f"/models/{n}", name) for n, name in enumerate(spec.models)]
+    models = [model for model, _ in lookups if model is not None]
+    bases = [base for _, base in lookups if base is not None]
     if len({model.id for model in models}) < len(models):
-        checker.wrong("/models", "expected different models, got one under two names", "invalid_request")
+        checker.wrong("/models", "expected different models, got one model under two names", "invalid_request")
 
     # the prompts
     sets = [checker.prompt_set(f"/prompt_sets/{n}", name) for n, name in enumerate(spec.prompt_sets or ())]
     new_set = checker.new_set(spec.prompts) if spec.prompts else None
-    _check_names(checker, sets, new_set)
+    _check_split_names(checker, sets, new_set)
     for base in {base.name: base for base in bases}.values():
         checker.fits_sampling(base, spec.sampling)
         checker.fits_prompts("/prompts", base, new_set)
         for n, row in enumerate(sets):
             checker.fits_prompts(f"/prompt_sets/{n}", base, row)
 
-    # who scores
-    scorers = spec.scorers or _usual_scorers(bases)
+    # the scorers
+    scorers = spec.scorers or _default_scorers(bases)
     if not scorers:
-        checker.wrong("/scorers", "the models have no scorers of their own; name some", "unknown_scorer")
+        checker.wrong("/scorers", "the models have no default scorers; expected at least one", "unknown_scorer")
     checker.scorer_list("/scorers", scorers)
 
+    # the sizes
     measured = tuple(
         PromptsToMeasure(row.name or (OWN_PROMPTS if row is new_set else row.id), row.id, len(row.prompts))
         for row in (*sets, new_set)
@@ -98,53 +101,54 @@ def check(checker: Checker, spec: EvaluationJobSpec) -> Checked[EvaluationJobSpe
     return Checked(spec.model_copy(update={"scorers": scorers}), sizes, models[0], None, None, new_set)
 
 
-def _check_names(checker: Checker, sets: Sequence[PromptSet | None], new_set: PromptSet | None) -> None:
-    """Each list has a name of its own among the metrics."""
+def _check_split_names(checker: Checker, sets: Sequence[PromptSet | None], new_set: PromptSet | None) -> None:
+    """Every prompt set has a unique name among the splits of the metrics."""
     names = [row.name or row.id for row in sets if row is not None]
     if len(set(names)) < len(names):
-        checker.wrong("/prompt_sets", f"expected each set once, got {names}", "invalid_request")
+        checker.wrong("/prompt_sets", f"expected each prompt set once, got {names}", "invalid_request")
     if OWN_PROMPTS in names and new_set is not None:
-        message = f"{OWN_PROMPTS!r} is what the prompts of the request are called: measure that set by itself"
+        message = f"expected no prompt set named {OWN_PROMPTS!r} together with `prompts`, which has this name"
         checker.wrong("/prompt_sets", message, "invalid_request")
 
 
-def _usual_scorers(bases: Sequence[InstalledModel]) -> tuple[ScorerRef, ...]:
-    """Those that judge the models' images, each once; for a model without any its reward."""
-    names = [name for base in bases for name in (base.scorers or (base.reward,))]
-    return tuple(dict.fromkeys(name for name in names if name))
+def _default_scorers(bases: Sequence[InstalledModel]) -> tuple[ScorerRef, ...]:
+    """The default scorers of these models, each once; the reward for a model without scorers."""
+    names: dict[str, None] = {}
+    for base in bases:
+        names |= dict.fromkeys(base.scorers or ((base.reward,) if base.reward else ()))
+    return tuple(names)
 
 
 def count(spec: EvaluationJobSpec, sizes: Sizes) -> WorkCounts:
-    """Every model's images of every prompt."""
+    """The images of all models on all prompts."""
     images = len(sizes.models) * sizes.measured_prompts * spec.samples_per_prompt
     return WorkCounts(evaluated=images, evaluation=images * sampling_rows(spec.sampling))
 
 
 def plan(spec: EvaluationJobSpec, sizes: Sizes) -> list[PlannedStage]:
-    """Evaluate (shards by model and prompts), compare."""
+    """The stages: evaluate (sharded by model and prompts), compare."""
     work = spec.samples_per_prompt * sampling_rows(spec.sampling)
     stages: list[PlannedStage] = []
     for model in sizes.models:
-        for params, prompts in evaluation_shards(sizes, spec.samples_per_prompt):
-            named = params | {"model": model}
-            stages.append(PlannedStage(StageKind.EVALUATE, 0, prompts * work, len(stages), named))
+        for shard, prompts in evaluation_shards(sizes, spec.samples_per_prompt):
+            params = shard | {"model": model}
+            stages.append(PlannedStage(StageKind.EVALUATE, 0, prompts * work, len(stages), params))
     return [*stages, PlannedStage(StageKind.COMPARE, 0, 1, needs=all_of(stages))]
 
 
 def resolved(params: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The ids of the models and prompt sets that the stages measure."""
-    shards = [of_stage for of_stage in params if "model" in of_stage]
-    return {
-        "models": tuple(dict.fromkeys(shard["model"] for shard in shards)),
-        "prompt_sets": tuple(dict.fromkeys(shard["set"] for shard in shards if shard["split"] != OWN_PROMPTS)),
-    }
+    shards = [stage_params for stage_params in params if "model" in stage_params]
+    models = dict.fromkeys(shard["model"] for shard in shards)
+    prompt_sets = dict.fromkeys(shard["set"] for shard in shards if shard["split"] != OWN_PROMPTS)
+    return {"models": tuple(models), "prompt_sets": tuple(prompt_sets)}
 
 
 KIND = Kind(
     name=JobKind.EVALUATION,
     path="/evaluations",
     operation="start_evaluation",
-    description="Measure models on the same prompts and seeds, with confidence intervals and paired comparison.",
+    description="Measure models on the same prompts and seeds, with confidence intervals and paired comparisons.",
     spec=EvaluationJobSpec,
     check=check,
     count=count,
@@ -152,7 +156,7 @@ KIND = Kind(
     resolved=resolved,
     examples={
         "named": {
-            "summary": "A base model on two lists",
+            "summary": "A base model on two prompt sets",
             "value": {
                 "models": ["shapes"],
                 "prompt_sets": ["shapes-attribute-train", "shapes-attribute-test"],
@@ -160,7 +164,7 @@ KIND = Kind(
             },
         },
         "before_and_after": {
-            "summary": "A trained model against what it was trained from",
+            "summary": "A trained model compared with its base model",
             "value": {
                 "models": [EXAMPLE_BASE_MODEL, EXAMPLE_MODEL],
                 "prompts": [{"text": "a green [triangle]"}],

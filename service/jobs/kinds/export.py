@@ -1,4 +1,4 @@
-"""An export: an adapter, or a job's pairs, in a form that other programs read."""
+"""Export jobs: an adapter, or the pairs of a job, in a format of other programs."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ if TYPE_CHECKING:
 
 
 class ExportJobSpec(Labelled):
-    """A model's adapter in a form that other programs read, or a job's pairs as a data set."""
+    """The adapter of a model in a format of other programs, or the pairs of a job as a dataset."""
 
     model: Name | None = Field(None, description="The id of a trained model, for diffusers, kohya and merged")
     job: Name | None = Field(None, description="A job with pairs, for parquet")
     format: Literal["diffusers", "kohya", "merged", "parquet"]
     prefer: Literal["adoption", "verdicts"] = Field(
-        "adoption", description="parquet: which side of a pair is better, as for a training"
+        "adoption", description="parquet: what decides the preferred side of a pair, as for a training"
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         require_one(self, "model", "job")
         if (self.format == "parquet") != (self.job is not None):
-            raise ValueError("expected `job` with format parquet, and `model` with the others")
+            raise ValueError("expected `job` with format parquet, and `model` with all other formats")
         return self
 
 
 def check(checker: Checker, spec: ExportJobSpec) -> Checked[ExportJobSpec] | None:
-    """A model with an adapter, or a job with pairs."""
+    """Check that the model has an adapter, or the job has pairs."""
     sizes = Sizes(checker.shard_prompts)
     if spec.job is not None:
         job = checker.job("/job", spec.job)
         if job is not None and not checker.has_pairs(job.id):
-            checker.wrong("/job", f"{job.id} has no pairs", "no_pairs")
+            checker.wrong("/job", f"expected a job with pairs, got {job.id} without", "no_pairs")
         return Checked(spec, sizes)
 
     model, _ = checker.model("/model", spec.model or "")
     if model is not None and model.adapter_artifact_id is None:
-        checker.wrong("/model", f"{spec.model} is a base model: it has no adapter to export", "no_adapter")
+        checker.wrong("/model", f"expected a model with an adapter, got the base model {spec.model}", "no_adapter")
     return Checked(spec, sizes, model)
 
 
 def count(_spec: ExportJobSpec, _sizes: Sizes) -> WorkCounts:
-    """No image is made that is kept."""
+    """No images."""
     return WorkCounts()
 
 
 def plan(_spec: ExportJobSpec, _sizes: Sizes) -> list[PlannedStage]:
-    """Export."""
+    """The stages: export."""
     return [PlannedStage(StageKind.EXPORT, 0, 1)]
 
 
@@ -61,8 +61,8 @@ KIND = Kind(
     name=JobKind.EXPORT,
     path="/exports",
     operation="start_export",
-    description="Write a model's adapter for diffusers, ComfyUI and A1111, or merged; or a job's pairs as a parquet"
-    " data set.",
+    description="Export the adapter of a model for diffusers, ComfyUI and A1111, or merged into its base; or the pairs"
+    " of a job as a parquet dataset.",
     spec=ExportJobSpec,
     check=check,
     count=count,
@@ -72,6 +72,6 @@ KIND = Kind(
             "summary": "An adapter for ComfyUI and A1111",
             "value": {"model": EXAMPLE_MODEL, "format": "kohya"},
         },
-        "parquet": {"summary": "A job's pairs as a data set", "value": {"job": EXAMPLE_JOB, "format": "parquet"}},
+        "parquet": {"summary": "The pairs of a job as a dataset", "value": {"job": EXAMPLE_JOB, "format": "parquet"}},
     },
 )

@@ -1,7 +1,7 @@
-"""Online training: rounds of sampling, scoring, pairing, fusing, verifying, training and measuring.
+"""Round jobs: online training in rounds of sampling, scoring, pairing, fusing, verifying, training and measuring.
 
-The stages of a round are planned together; the next round is planned in the transaction that ends a round's
-training, so a later decision (people's verdicts, an early stop) can come between two rounds.
+The stages of a round are planned together. The transaction that ends the training of a round plans the next one, so
+that verdicts or an early stop can take effect between two rounds.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ if TYPE_CHECKING:
 
 
 class EvaluationSpec(StrictModel):
-    """How the models of a round job are measured: the same prompts and seeds every round."""
+    """The evaluation of a round job's models, on the same prompts and seeds in every round."""
 
     samples_per_prompt: int = Field(1, ge=1, le=256)
-    scorers: ScorerRefs | None = Field(None, description="By whom; the model's usual scorers if not given")
-    every_round: bool = Field(True, description="After every round; otherwise before the first and after the last")
+    scorers: ScorerRefs | None = Field(None, description="Scorers of the images. Default: the model's scorers")
+    every_round: bool = Field(True, description="true = after every round, false = before the first and after the last")
     seed: Seed = 0
 
 
 class RoundSpec(SamplesSpec, PresetSpec):
     """Online training: rounds of sampling, scoring, pairing, fusing, verifying, training and measuring."""
 
-    held_out_prompt_set: Name | None = Field(None, description="Measured on, never trained on")
+    held_out_prompt_set: Name | None = Field(None, description="Prompts that are measured and never trained on")
     rounds: int = Field(1, ge=1, le=1000)
-    samples_per_prompt: int = Field(16, ge=2, le=1024, description="A pair takes two")
-    fusion: FusionConfig | None = Field(FusionConfig(), description="null: naive, without fused targets")
+    samples_per_prompt: int = Field(16, ge=2, le=1024, description="Samples per prompt; a pair needs two")
+    fusion: FusionConfig | None = Field(FusionConfig(), description="null = naive pairs, without fused targets")
     pairing: PairingConfig = PairingConfig()
     training: TrainingConfig = TrainingConfig()
-    reward: ScorerRef | None = Field(None, description="Trained against; the model's own if not given")
+    reward: ScorerRef | None = Field(None, description="The scorer to train on. Default: the model's reward")
     watch: ScorerRef | None = Field(
-        None, description="Scores the same samples and is never trained on; the model's own if not given"
+        None, description="Held-out scorer of the same samples, never trained on. Default: that of the model"
     )
-    evaluation: EvaluationSpec | None = Field(EvaluationSpec(), description="null: the models are not measured")
-    review: bool = Field(False, description="Whether each round waits for people's verdicts before it trains")
+    evaluation: EvaluationSpec | None = Field(EvaluationSpec(), description="null = no evaluation")
+    review: bool = Field(False, description="Wait for verdicts on all pairs before each training")
 
 
 def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
-    """The model, the prompts to train and to measure on, the method's settings, and the scorers."""
+    """Check the model, the prompts, the settings of the method, and the scorers."""
     # the model and the prompts
     model, base = checker.model("/model", spec.model)
     prompt_set, new_set = checker.prompts(spec)
@@ -69,13 +69,13 @@ def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
     checker.fits_prompts("/prompts" if spec.prompts else "/prompt_set", base, prompt_set)
     checker.fits_prompts("/held_out_prompt_set", base, held_out)
 
-    # the method's settings
+    # the settings of the method
     checker.fits_layers(base, spec.fusion)
     if spec.fusion is not None:
         checker.fits_steps(spec.fusion, spec.sampling)
     checker.fits_sampling(base, spec.sampling)
 
-    # who scores
+    # the scorers
     reward = spec.reward or (base.reward if base else None)
     watch = spec.watch or (base.watch if base else None)
     checker.scorer("/reward", reward or "", "the model has no default reward")
@@ -88,11 +88,13 @@ def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
         scorers = checker.scorers("/evaluation/scorers", evaluation.scorers, base, reward)
         evaluation = evaluation.model_copy(update={"scorers": scorers})
 
+    # the number of images, and an adapter to continue
     checker.limit_images(prompt_set, spec.samples_per_prompt)
     checker.adapter_is_kept(model, spec.training)
     if prompt_set is None or model is None:
         return None
 
+    # the defaults and the sizes
     filled = spec.model_copy(update={"reward": reward, "watch": watch, "evaluation": evaluation})
     set_sizes = {row.id: len(row.prompts) for row in (prompt_set, held_out) if row is not None}
     measured = measured_splits(prompt_set.id, held_out.id if held_out else None, set_sizes)
@@ -103,7 +105,13 @@ def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
 def measured_splits(
     prompt_set_id: str, held_out_id: str | None, sizes: Mapping[str, int]
 ) -> tuple[PromptsToMeasure, ...]:
-    """What the models of a round job are measured on: the training prompts, and the held-out ones if there are any."""
+    """The prompt sets that a round job measures its models on.
+
+    Args:
+        prompt_set_id: The training prompts.
+        held_out_id: The held-out prompts.
+        sizes: The numbers of prompts, by set id.
+    """
     train = PromptsToMeasure(Split.TRAIN, prompt_set_id, sizes[prompt_set_id])
     if held_out_id is None:
         return (train,)
@@ -111,11 +119,12 @@ def measured_splits(
 
 
 def count(spec: RoundSpec, sizes: Sizes) -> WorkCounts:
-    """All rounds, and the measurements before, between and after them."""
+    """The work of all rounds and evaluations."""
     pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt) * sizes.prompts * spec.rounds
     per_evaluation = 0 if spec.evaluation is None else spec.evaluation.samples_per_prompt
     evaluated = sizes.measured_prompts * per_evaluation * len(evaluated_rounds(spec))
     sampled = sizes.prompts * spec.samples_per_prompt * spec.rounds
+
     return WorkCounts(
         sampled=sampled,
         fused_at_most=0 if spec.fusion is None else pairs,
@@ -128,15 +137,17 @@ def count(spec: RoundSpec, sizes: Sizes) -> WorkCounts:
 
 
 def evaluated_rounds(spec: RoundSpec) -> tuple[int, ...]:
-    """The rounds after which the model is measured; 0 is before the first."""
+    """The rounds after which the model is measured; 0 is before the first round."""
     if spec.evaluation is None:
         return ()
     return tuple(range(spec.rounds + 1)) if spec.evaluation.every_round else (0, spec.rounds)
 
 
 def _training_rows(spec: RoundSpec, prompts: int, update_work: int = 1) -> int:
-    """U-Net evaluations of one round's training: its pairs, or all samples where it learns from samples without
-    fusion."""
+    """U-Net evaluations of the training of one round, at most.
+
+    It trains on pairs, or on all samples if its algorithm learns from samples and nothing is fused.
+    """
     pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt) * prompts
     if not spec.training.learns_from_pairs and spec.fusion is None:
         pairs = ceil(prompts * spec.samples_per_prompt / 2)
@@ -144,23 +155,23 @@ def _training_rows(spec: RoundSpec, prompts: int, update_work: int = 1) -> int:
 
 
 def plan(spec: RoundSpec, sizes: Sizes) -> list[PlannedStage]:
-    """Measure the model before the first round, and the first round."""
+    """The evaluation before the first round, and the stages of the first round."""
     first = _evaluation(spec, 0, sizes) if evaluated_rounds(spec) else []
     return joined(first, plan_round(spec, 1, sizes))
 
 
 def plan_round(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[PlannedStage]:
-    """The stages of one round: sample shards, score, select, fuse shards, verify, (review,) train, evaluate."""
+    """The stages of one round: sample (sharded), score, select, fuse (sharded), verify, [review,] train, evaluate."""
     pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt)
     images = sizes.prompts * spec.samples_per_prompt
 
-    # 1. samples with scores, and pairs of them
+    # 1. samples, their scores, and pairs
     stages = sample_shards(sizes, round_number, spec.samples_per_prompt * sampling_rows(spec.sampling))
     stages.append(PlannedStage(StageKind.SCORE, round_number, images, needs=all_of(stages)))
     stages.append(PlannedStage(StageKind.SELECT, round_number, 1, needs=last_of(stages)))
     select = len(stages) - 1
 
-    # 2. targets, adopted or not
+    # 2. targets and their adoption
     if spec.fusion is not None:
         stages += fuse_shards(sizes, round_number, pairs * fusion_rows(spec.fusion, spec.sampling), (select,))
     needs = tuple(range(select, len(stages)))
@@ -168,7 +179,7 @@ def plan_round(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[Planned
     if spec.review:
         stages.append(PlannedStage(StageKind.REVIEW, round_number, 1, needs=last_of(stages)))
 
-    # 3. the next model, and how good it is
+    # 3. the next model and its evaluation
     work = _training_rows(spec, sizes.prompts, BACKWARD_WORK)
     stages.append(PlannedStage(StageKind.TRAIN, round_number, work, needs=last_of(stages)))
     if round_number in evaluated_rounds(spec):
@@ -177,7 +188,7 @@ def plan_round(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[Planned
 
 
 def _evaluation(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[PlannedStage]:
-    """Measuring the model after a round: shards that make and score images, and what they add up to."""
+    """The stages that evaluate the model after a round: evaluate (sharded), compare."""
     samples = spec.evaluation.samples_per_prompt if spec.evaluation else 0
     work = samples * sampling_rows(spec.sampling)
     stages = [
@@ -195,13 +206,13 @@ EXAMPLE: Example = {
     "samples_per_prompt": 8,
     "seed": 1,
 }
-"""A request for rounds on lists that are there from the start."""
+"""A request on the built-in prompt sets."""
 
 KIND = Kind(
     name=JobKind.ROUND,
     path="/rounds",
     operation="start_rounds",
-    description="Train a model online, for some rounds, on pairs of its own samples. Answers at once; follow"
+    description="Train a model online, in rounds, on pairs of its own samples. Returns at once; follow the job at"
     " `Location`.",
     spec=RoundSpec,
     check=check,
@@ -210,9 +221,9 @@ KIND = Kind(
     rounds=lambda spec: spec.rounds,
     plan_round=plan_round,
     examples={
-        "named": {"summary": "Three rounds on a list that is there from the start", "value": EXAMPLE},
+        "named": {"summary": "Three rounds on a built-in prompt set", "value": EXAMPLE},
         "own": {
-            "summary": "One's own prompts, few steps, verdicts of people before it trains",
+            "summary": "Prompts in the request, few steps, a review before each training",
             "value": {
                 "model": "shapes",
                 "prompts": [{"text": "a red and striped [circle]"}, {"text": "a blue and dotted [star]"}],
@@ -224,7 +235,7 @@ KIND = Kind(
             },
         },
         "naive": {
-            "summary": "DDPO without fusion, as the paper's comparison",
+            "summary": "DDPO without fusion, as compared in the paper",
             "value": {
                 "prompt_set": "shapes-attribute-train",
                 "fusion": None,

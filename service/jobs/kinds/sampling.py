@@ -1,4 +1,4 @@
-"""A sampling: images of a model on prompts, with scores."""
+"""Sampling jobs: images of a model on prompts, with scores."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 
 
 class SamplingJobSpec(SamplesSpec):
-    """Samples alone, with their trajectories and item maps, so that they can be fused later."""
+    """Samples with their trajectories and item maps, so that they can be fused later."""
 
     samples_per_prompt: int = Field(4, ge=1, le=1024)
     mask_source: Literal["first_up", "resolution"] = Field("first_up", description="As in a fusion (Eq. 4)")
-    scorers: ScorerRefs | None = Field(None, description="By whom they are scored; the model's own if not given")
+    scorers: ScorerRefs | None = Field(None, description="Scorers of the samples. Default: the model's scorers")
 
 
 def check(checker: Checker, spec: SamplingJobSpec) -> Checked[SamplingJobSpec] | None:
-    """The model, the prompts and the scorers."""
+    """Check the model, the prompts and the scorers."""
     model, base = checker.model("/model", spec.model)
     prompt_set, new_set = checker.prompts(spec)
     checker.fits_prompts("/prompts" if spec.prompts else "/prompt_set", base, prompt_set)
     checker.fits_sampling(base, spec.sampling)
+
     scorers = checker.scorers("/scorers", spec.scorers, base, base.reward if base else None)
     checker.limit_images(prompt_set, spec.samples_per_prompt)
     if prompt_set is None or model is None:
@@ -39,13 +40,13 @@ def check(checker: Checker, spec: SamplingJobSpec) -> Checked[SamplingJobSpec] |
 
 
 def count(spec: SamplingJobSpec, sizes: Sizes) -> WorkCounts:
-    """Every prompt's samples."""
+    """The samples of all prompts."""
     images = sizes.prompts * spec.samples_per_prompt
     return WorkCounts(sampled=images, sampling=images * sampling_rows(spec.sampling))
 
 
 def plan(spec: SamplingJobSpec, sizes: Sizes) -> list[PlannedStage]:
-    """Sample (shards), score."""
+    """The stages: sample (sharded by prompts), score."""
     stages = sample_shards(sizes, 0, spec.samples_per_prompt * sampling_rows(spec.sampling))
     images = sizes.prompts * spec.samples_per_prompt
     return [*stages, PlannedStage(StageKind.SCORE, 0, images, needs=all_of(stages))]
@@ -55,14 +56,14 @@ KIND = Kind(
     name=JobKind.SAMPLING,
     path="/samplings",
     operation="start_sampling",
-    description="Sample a model on prompts; trajectories and item maps are kept, so that samples can be fused later.",
+    description="Sample a model on prompts. Trajectories and item maps are stored, so that samples can be fused later.",
     spec=SamplingJobSpec,
     check=check,
     count=count,
     plan=plan,
     examples={
         "named": {
-            "summary": "Four images of each prompt of a list",
+            "summary": "Four images of each prompt of a prompt set",
             "value": {"model": "shapes", "prompt_set": "shapes-attribute-test", "samples_per_prompt": 4},
         }
     },

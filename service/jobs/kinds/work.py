@@ -1,11 +1,12 @@
-"""Parts of plans that several kinds of jobs share: shards of prompts, and the work of what is done to them.
+"""Parts of plans that several kinds of jobs share: shards of prompts, and the work of stages.
 
-Work is counted in U-Net evaluations: one row through the U-Net is one; guidance takes two.
+The unit of work is one U-Net evaluation: one row through the U-Net. Guidance needs two per image and step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from math import ceil, floor
 from typing import Any
 
@@ -14,9 +15,9 @@ from service.plan import PlannedStage, Sizes
 from service.states import StageKind
 
 BACKWARD_WORK = 3
-"""A training row's forward and backward pass against a forward pass alone."""
-_EVALUATED_TOGETHER = 64
-"""Images that one evaluation stage makes at least: fewer are not worth a stage of their own."""
+"""The work of a forward and backward pass, relative to a forward pass alone."""
+_MIN_EVALUATION_IMAGES = 64
+"""Images that one evaluation stage makes at least, so that its overhead is small."""
 
 
 def pairs_at_most(pairing: PairingConfig, samples_per_prompt: int) -> int:
@@ -32,8 +33,10 @@ def sampling_rows(sampling: SamplingConfig) -> int:
 
 
 def fusion_rows(fusion: FusionConfig, sampling: SamplingConfig) -> int:
-    """U-Net evaluations of one target: itself and its reference in the fused steps, itself after them; an inversion
-    takes two more a step."""
+    """U-Net evaluations of one target.
+
+    A fused step evaluates the target and its reference, a later step the target. DDIM inversion adds two per step.
+    """
     steps = sampling.num_steps
     fused = fusion.steps(steps)
     inversion = 2 * steps if fusion.trajectory == "ddim_inversion" else 0
@@ -41,8 +44,10 @@ def fusion_rows(fusion: FusionConfig, sampling: SamplingConfig) -> int:
 
 
 def rows_per_pair(training: TrainingConfig, sampling: SamplingConfig, update_work: int = 1) -> int:
-    """U-Net evaluations that one pair takes at most: both trajectories, once at each step that an inner epoch draws,
-    and `update_work` times in the updates."""
+    """U-Net evaluations of training on one pair, at most.
+
+    For both trajectories, the old log-prob of each drawn step is evaluated once; each update counts `update_work`.
+    """
     steps = max(1, round(sampling.num_steps * training.timestep_fraction))
     evaluated = min(sampling.num_steps, steps * training.inner_epochs)
     updated = steps * training.inner_epochs
@@ -54,12 +59,12 @@ def _guidance_rows(sampling: SamplingConfig) -> int:
 
 
 def sample_shards(sizes: Sizes, round_number: int, work_per_prompt: int) -> list[PlannedStage]:
-    """Sampling stages over all prompts."""
+    """Sampling stages for all prompts."""
     return _prompt_shards(StageKind.SAMPLE, sizes, round_number, work_per_prompt, ())
 
 
 def fuse_shards(sizes: Sizes, round_number: int, work_per_prompt: int, needs: tuple[int, ...]) -> list[PlannedStage]:
-    """Fusion stages over the pairs of all prompts."""
+    """Fusion stages for the pairs of all prompts."""
     return _prompt_shards(StageKind.FUSE, sizes, round_number, work_per_prompt, needs)
 
 
@@ -73,15 +78,15 @@ def _prompt_shards(
 
 
 def evaluation_shards(sizes: Sizes, samples_per_prompt: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """What a shard measures on, and its number of prompts."""
-    size = max(sizes.shard_prompts, ceil(_EVALUATED_TOGETHER / max(1, samples_per_prompt)))
-    for one in sizes.measured:
-        for start, stop in shards(one.prompts, size):
-            yield {"split": one.split, "set": one.set_id, "prompts": [start, stop]}, stop - start
+    """The params of each evaluation shard, and its number of prompts."""
+    size = max(sizes.shard_prompts, ceil(_MIN_EVALUATION_IMAGES / max(1, samples_per_prompt)))
+    for prompt_set in sizes.measured:
+        for start, stop in shards(prompt_set.prompts, size):
+            yield {"split": prompt_set.split, "set": prompt_set.set_id, "prompts": [start, stop]}, stop - start
 
 
 def shards(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges, `size` each."""
+    """Ranges [start, stop) of at most `size` that cover `count`."""
     for start in range(0, count, size):
         yield start, min(start + size, count)
 
@@ -89,20 +94,26 @@ def shards(count: int, size: int) -> Iterator[tuple[int, int]]:
 def joined(
     first: list[PlannedStage], second: Iterable[PlannedStage], needs: tuple[int, ...] = ()
 ) -> list[PlannedStage]:
-    """Both plans as one; the stages of the second that need nothing need `needs` of the first."""
+    """Append a plan to another.
+
+    Args:
+        first: The first plan.
+        second: The second plan.
+        needs: Dependencies, as indices in `first`, for the stages of `second` that have none.
+    """
     offset = len(first)
-    moved = [
-        PlannedStage(s.kind, s.round, s.work, s.shard, s.params, tuple(n + offset for n in s.needs) or needs)
-        for s in second
-    ]
-    return first + moved
+    plan = list(first)
+    for stage in second:
+        shifted = tuple(index + offset for index in stage.needs)
+        plan.append(replace(stage, needs=shifted or needs))
+    return plan
 
 
 def all_of(plan: list[PlannedStage]) -> tuple[int, ...]:
-    """The places of all stages of a plan."""
+    """The indices of all stages of a plan."""
     return tuple(range(len(plan)))
 
 
 def last_of(plan: list[PlannedStage]) -> tuple[int, ...]:
-    """The place of the last stage of a plan."""
+    """The index of the last stage of a plan."""
     return (len(plan) - 1,)
