@@ -1,7 +1,7 @@
-"""Where artifacts' bytes are: a folder of files, or a bucket of an S3 server; both are a `Store`.
+"""Stores for the bytes of artifacts: a folder of files, or a bucket of an S3 server.
 
-An object appears under its key whole or not at all, and is read back and compared before its key is handed out.
-The server builds the keys; clients never send a key or a path.
+An object appears under its key completely or not at all, and `put` verifies it by reading it back. The service builds
+the keys; clients never send a key or a path.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ __all__ = [
 
 
 def open_store(settings: Settings) -> Store:
-    """The store that the settings name. Raises StartError where an S3 server refuses it."""
+    """The store of the settings. Raises StartError if the S3 server denies access to the bucket."""
     if not settings.s3_endpoint:
         return FileStore(settings.data_dir / "artifacts")
-    from service.storage.s3 import S3Store  # here, so that a service on files does not load minio
+
+    from service.storage.s3 import S3Store  # imported here, so that a service on files does not load minio
 
     return S3Store.open(settings)

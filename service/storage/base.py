@@ -1,4 +1,4 @@
-"""What a store does, and the keys and checksums that stores share."""
+"""The interface of stores, their keys and checksums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PART = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object in the store: its key, the SHA-256 of its bytes and their number."""
+    """An object in the store: its key, its SHA-256 and its size."""
 
     key: str
     sha256: str
@@ -29,71 +29,87 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class ListedObject:
-    """An object as a listing shows it; `age_seconds` counts from when it was last written."""
+    """An object in a listing. `age_seconds` is the time since it was last written."""
 
     key: str
     age_seconds: float
 
 
 class Store(Protocol):
-    """Objects under keys. What fails for a passing reason raises StorageError, which is worth another try."""
+    """Objects under keys. A transient failure raises StorageError, which is retryable."""
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A local folder for unfinished files; removed at the end."""
+        """A local folder for unfinished files. It is removed at the end of the block."""
         ...
 
     def put(self, job_id: str, stage_id: str, slot: str, source: Path) -> StoredObject:
-        """Store a copy of the file `source`. Raises StorageError; storing the same bytes again is the same object."""
+        """Store a copy of a file and verify it. Storing the same bytes again returns the same object.
+
+        Args:
+            job_id: The job of the artifact.
+            stage_id: The stage that writes it.
+            slot: The name of the artifact within the stage.
+            source: The file.
+
+        Raises:
+            StorageError: The object cannot be written, or has other bytes when read back.
+        """
         ...
 
     def borrow(self, key: str, sha256: str) -> AbstractContextManager[Path]:
-        """A local file with the object's bytes, checked; not to be changed, and there only within the block.
+        """A local file with the verified bytes of an object. It must not be modified or used after the block.
 
-        Raises StorageError, or StorageCorruptError where the bytes have another SHA-256.
+        Args:
+            key: The key of the object.
+            sha256: The expected SHA-256.
+
+        Raises:
+            StorageError: The object cannot be read.
+            StorageCorruptError: The object has another SHA-256.
         """
         ...
 
     def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `stop`. Raises StorageError, as a rule before the first."""
+        """The bytes [start, stop) of an object. Raises StorageError, usually before the first byte."""
         ...
 
     def remove(self, key: str) -> None:
-        """Forget an object that no row names any more; nothing happens where it is not there."""
+        """Remove an object that no row references. Does nothing if it does not exist. Raises StorageError."""
         ...
 
     def objects(self) -> Iterator[ListedObject]:
-        """All objects, and leftovers of unfinished ones, page by page. Raises StorageError."""
+        """All objects, including leftovers of unfinished writes, page by page. Raises StorageError."""
         ...
 
     def probe(self) -> None:
-        """Whether objects can be stored just now. Raises StorageError, within about a second."""
+        """Check that objects can be stored. Raises StorageError within about a second."""
         ...
 
     def remove_dead_scratch(self, older_than_seconds: float) -> int:
-        """Remove scratch folders that old whose processes are gone; how many there were."""
+        """Remove scratch folders of this age whose processes have ended. Returns their number."""
         ...
 
     def public_url(self, key: str, media_type: str) -> str | None:
-        """Where a client gets the bytes without this service, for a while; None if nowhere. Asks no server."""
+        """A temporary URL for downloads that bypass this service; None if there is none. Sends no request."""
         ...
 
 
 def object_key(job_id: str, stage_id: str, slot: str, sha256: str) -> str:
-    """`jobs/{job}/{stage}/{slot}/{sha256}`. Raises StorageError for a part that is no plain name."""
+    """The key `jobs/{job}/{stage}/{slot}/{sha256}`. Raises StorageError for a part that is not a plain name."""
     parts = (job_id, stage_id, slot, sha256)
     for part in parts:
         if not _PART.fullmatch(part) or ".." in part:
-            raise StorageError(f"not a name for a part of a key: {part!r}")
+            raise StorageError(f"expected a plain name as part of a key, got {part!r}")
     return "/".join((ROOT, *parts))
 
 
 def stage_of_key(key: str) -> str | None:
-    """The id of the stage whose object it is; None for a key that `object_key` did not make."""
+    """The id of the stage that wrote the object; None for a key that `object_key` did not build."""
     parts = key.split("/")
     return parts[2] if len(parts) == 5 and parts[0] == ROOT else None
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

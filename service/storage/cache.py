@@ -1,7 +1,7 @@
-"""Local copies of objects by their SHA-256, so that the stages of a worker need not fetch them again.
+"""A cache of objects by their SHA-256, so that the stages of a worker do not download them again.
 
-Copies are lent as hard links: a copy that another process drops stays with whoever borrowed it. Where the disk has no
-hard links, nothing is kept.
+It hands out hard links, so that a file stays valid when another process evicts it. A file system without hard links has
+no cache.
 """
 
 from __future__ import annotations
@@ -12,50 +12,54 @@ from pathlib import Path
 
 from service.storage.base import file_sha256
 
-_TRIMS_IN_FULL = 16
-"""How many trims it takes to fill the folder: it may grow past its size by this part of it, for each process."""
+_EVICTIONS_PER_FILL = 16
+"""Each process evicts files after it has added 1/16 of the size, so the folder can exceed its size by this part."""
 
 
 class FileCache:
-    """At most about `most_bytes` of files, those used last, in a folder that processes may share."""
+    """A folder with the most recently used files, about `max_bytes` at most. Processes can share it."""
 
-    def __init__(self, folder: Path, most_bytes: int) -> None:
-        self._folder, self._most_bytes = folder, most_bytes
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._untrimmed_bytes = most_bytes
+        self._max_bytes = max_bytes
+        self._added_bytes = max_bytes
 
     def lend(self, sha256: str, link: Path) -> bool:
-        """Make `link` a file with these bytes; False where there is no sound copy, and `link` is then of no use."""
-        kept = self._folder / sha256
+        """Create `link` as a hard link to the cached file. False if there is none; `link` must not be used then."""
+        cached = self._folder / sha256
         with suppress(OSError):
-            os.link(kept, link)
+            os.link(cached, link)
             if file_sha256(link) == sha256:
                 os.utime(link)
                 return True
-            kept.unlink(missing_ok=True)
+            cached.unlink(missing_ok=True)
         return False
 
     def keep(self, sha256: str, file: Path) -> None:
-        """Keep the file, whose bytes have been checked."""
+        """Add a file whose bytes have been verified."""
         size = file.stat().st_size
-        if size > self._most_bytes:
+        if size > self._max_bytes:
             return
-        with suppress(OSError):  # another process keeps it already, or there are no hard links
-            os.link(file, self._folder / sha256)
-            self._untrimmed_bytes += size
-        if self._untrimmed_bytes * _TRIMS_IN_FULL >= self._most_bytes:
-            self._trim()
 
-    def _trim(self) -> None:
-        self._untrimmed_bytes = 0
-        found = []
+        with suppress(OSError):  # already added by another process, or no hard links
+            os.link(file, self._folder / sha256)
+            self._added_bytes += size
+        if self._added_bytes * _EVICTIONS_PER_FILL >= self._max_bytes:
+            self._evict()
+
+    def _evict(self) -> None:
+        """Remove the least recently used files until the size is within the limit."""
+        self._added_bytes = 0
+        files = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        left = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if left <= self._most_bytes:
+                files.append((status.st_mtime, status.st_size, path))
+
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self._max_bytes:
                 return
             path.unlink(missing_ok=True)
-            left -= size
+            total -= size

@@ -1,6 +1,6 @@
-"""Objects as files in a folder.
+"""A store of files in a folder.
 
-A file is written under a temporary name, synced, read back and compared, then renamed.
+A file is written under a temporary name, synced, verified by reading it back, and then renamed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class FileStore:
         self._root.mkdir(parents=True, exist_ok=True)
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A folder for unfinished files, on the store's own disk; removed at the end."""
+        """A folder for unfinished files, on the disk of the store. It is removed at the end of the block."""
         return scratch_folder(self._root)
 
     def put(self, job_id: str, stage_id: str, slot: str, source: Path) -> StoredObject:
-        """Store a copy of the file `source`. Raises StorageError; storing the same bytes again is the same object."""
+        """Store a copy of a file and verify it. Raises StorageError."""
         sha256 = file_sha256(source)
         key = object_key(job_id, stage_id, slot, sha256)
         target = self._path(key)
@@ -46,10 +46,11 @@ class FileStore:
         handle, name = tempfile.mkstemp(prefix=".part-", dir=target.parent)
         part = Path(name)
         try:
-            with os.fdopen(handle, "wb") as to, source.open("rb") as source_file:
-                shutil.copyfileobj(source_file, to, CHUNK_BYTES)
-                to.flush()
-                os.fsync(to.fileno())
+            with os.fdopen(handle, "wb") as part_file, source.open("rb") as source_file:
+                shutil.copyfileobj(source_file, part_file, CHUNK_BYTES)
+                part_file.flush()
+                os.fsync(part_file.fileno())
+
             if file_sha256(part) != sha256:
                 raise StorageError(f"the bytes of {target.name} changed while they were written")
             part.replace(target)
@@ -59,80 +60,81 @@ class FileStore:
 
     @contextmanager
     def borrow(self, key: str, sha256: str) -> Iterator[Path]:
-        """A local file with the object's bytes, checked; not to be changed, and there only within the block."""
+        """The verified file of an object. Raises StorageError, or StorageCorruptError for other bytes."""
         path = self._path(key)
         try:
-            found = file_sha256(path)
+            actual = file_sha256(path)
         except OSError as error:
             raise _failed(f"read {key}", error) from error
-        if found != sha256:
-            raise StorageCorruptError(f"{key}: expected SHA-256 {sha256}, got {found}")
+        if actual != sha256:
+            raise StorageCorruptError(f"{key}: expected SHA-256 {sha256}, got {actual}")
         yield path
 
     def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """The object's bytes from `start` up to, not including, `stop`. Raises StorageError before the first."""
+        """The bytes [start, stop) of an object. Raises StorageError before the first byte."""
         try:
             file = self._path(key).open("rb")
         except OSError as error:
             raise _failed(f"read {key}", error) from error
-        return _pieces(file, start, stop)
+        return _chunks(file, start, stop)
 
     def remove(self, key: str) -> None:
-        """Forget an object that no row names any more; nothing happens where it is not there."""
+        """Remove an object that no row references. Does nothing if it does not exist. Raises StorageError."""
         try:
             self._path(key).unlink(missing_ok=True)
         except OSError as error:
             raise _failed(f"remove {key}", error) from error
 
     def objects(self) -> Iterator[ListedObject]:
-        """All files, those of unfinished copies too."""
+        """All files, including those of unfinished writes."""
         for folder, _, names in os.walk(self._root / ROOT):
             for name in names:
                 path = Path(folder, name)
                 try:
                     age = time.time() - path.stat().st_mtime
-                except FileNotFoundError:  # renamed or removed just now
+                except FileNotFoundError:  # renamed or removed meanwhile
                     continue
                 yield ListedObject(path.relative_to(self._root).as_posix(), age)
 
     def probe(self) -> None:
-        """Whether files can be written just now. Raises StorageError."""
+        """Check that files can be written. Raises StorageError."""
         try:
             with tempfile.TemporaryFile(dir=self._root) as file:
                 file.write(b"probe")
         except OSError as error:
-            raise StorageError(f"cannot write: {error.strerror}") from error
+            raise StorageError(f"cannot write to the storage: {error.strerror}") from error
 
     def remove_dead_scratch(self, older_than_seconds: float) -> int:
-        """Remove scratch folders that old whose processes are gone; how many there were."""
+        """Remove scratch folders of this age whose processes have ended. Returns their number."""
         return remove_dead(self._root, older_than_seconds)
 
-    def public_url(self, key: str, media_type: str) -> str | None:  # noqa: ARG002 - as every store
-        """None: files have no address of their own."""
+    def public_url(self, key: str, media_type: str) -> str | None:  # noqa: ARG002 - the interface of stores
+        """None: files have no URL."""
         return None
 
     def _path(self, key: str) -> Path:
-        """The file of `key`; raises StorageError for one that leads out of the folder."""
+        """The file of a key. Raises StorageError if it is outside the folder."""
         path = (self._root / key).resolve()
         if not path.is_relative_to(self._root.resolve()) or path == self._root.resolve():
-            raise StorageError(f"the key {key!r} leads out of the store")
+            raise StorageError(f"the key {key!r} is outside the store")
         return path
 
 
-def _pieces(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    with file as opened:
-        opened.seek(start)
-        left = stop - start
-        while left > 0:
-            piece = opened.read(min(left, CHUNK_BYTES))
-            if not piece:
+def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+    """The bytes [start, stop) of a file, which is closed at the end."""
+    with file:
+        file.seek(start)
+        remaining = stop - start
+        while remaining > 0:
+            chunk = file.read(min(remaining, CHUNK_BYTES))
+            if not chunk:
                 return
-            left -= len(piece)
-            yield piece
+            remaining -= len(chunk)
+            yield chunk
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can."""
+    """Sync a folder, so that a rename in it survives a power failure. Does nothing on systems without O_DIRECTORY."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -142,7 +144,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _failed(what: str, error: OSError) -> StorageError:
-    """Without the path: clients see it. The cause has the rest."""
-    kind = StorageGoneError if isinstance(error, FileNotFoundError) else StorageError
-    return kind(f"cannot {what}: {error.strerror or type(error).__name__}")
+def _failed(action: str, error: OSError) -> StorageError:
+    """The StorageError of a failed action. Its message has no path, since clients see it."""
+    error_type = StorageGoneError if isinstance(error, FileNotFoundError) else StorageError
+    return error_type(f"cannot {action}: {error.strerror or type(error).__name__}")

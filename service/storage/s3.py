@@ -1,4 +1,4 @@
-"""Objects in a bucket of an S3 server, through minio-py (docs/decisions/012-storage.md)."""
+"""A store in a bucket of an S3 server, by minio-py (docs/decisions/012-storage.md)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 
 class S3Store:
-    """Objects in one bucket, with local copies of those read last. For one process: forked ones open their own."""
+    """Objects in one bucket, with a local cache. Not fork-safe: each process opens its own store."""
 
     def __init__(
         self,
@@ -48,47 +48,59 @@ class S3Store:
         signer: Minio | None,
         presign_seconds: int,
     ) -> None:
-        self._client, self._prober, self._bucket = client, prober, bucket
+        self._client = client
+        self._prober = prober
+        self._signer = signer
+        self._bucket = bucket
+        self._presign_seconds = presign_seconds
+
         self._scratch = folder / "scratch"
         self._scratch.mkdir(parents=True, exist_ok=True)
         self._cache = FileCache(folder / "cache", cache_bytes)
-        self._signer, self._presign_seconds = signer, presign_seconds
 
     @classmethod
     def open(cls, settings: Settings) -> S3Store:
-        """The settings' bucket, made if it is missing. Raises StartError where the server refuses it.
+        """Open the bucket of the settings; it is created if missing.
 
-        A server that does not answer just now is none: stages are tried again until it does.
+        A server that does not answer only logs a warning, since stages are retried until it does.
+
+        Raises:
+            StartError: The server denies access to the bucket.
         """
         client = _client(settings, settings.s3_endpoint)
-        prober = _client(settings, settings.s3_endpoint, probes=True)
-        signer = _client(settings, settings.s3_public_endpoint) if settings.s3_public_endpoint else None
-        bucket, folder = settings.s3_bucket, settings.data_dir
         store = cls(
-            client, prober, bucket, folder.absolute(), settings.s3_cache_bytes, signer, settings.presign_seconds
+            client=client,
+            prober=_client(settings, settings.s3_endpoint, probes=True),
+            bucket=settings.s3_bucket,
+            folder=settings.data_dir.absolute(),
+            cache_bytes=settings.s3_cache_bytes,
+            signer=_client(settings, settings.s3_public_endpoint) if settings.s3_public_endpoint else None,
+            presign_seconds=settings.presign_seconds,
         )
+
         try:
-            if not client.bucket_exists(bucket):
+            if not client.bucket_exists(settings.s3_bucket):
                 store._make_bucket()
         except (MinioException, ValueError) as error:
-            raise StartError(f"the S3 server refuses the bucket {bucket!r}: {_reason(error)}") from error
+            message = f"the S3 server denies access to the bucket {settings.s3_bucket!r}: {_reason(error)}"
+            raise StartError(message) from error
         except _FAILURES as error:
             _logger.warning("the S3 server at %s does not answer: %s", settings.s3_endpoint, _reason(error))
         return store
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A local folder for unfinished files; removed at the end."""
+        """A local folder for unfinished files. It is removed at the end of the block."""
         return scratch_folder(self._scratch)
 
     def put(self, job_id: str, stage_id: str, slot: str, source: Path) -> StoredObject:
-        """Store a copy of the file `source`, and read it back. Raises StorageError."""
+        """Store a copy of a file and verify it. Raises StorageError."""
         sha256 = file_sha256(source)
         key = object_key(job_id, stage_id, slot, sha256)
-        with _told(f"store {key}"):
+        with _storage_errors(f"store {key}"):
             size = self._upload(key, source)
-            found = _sha256(self._pieces(key, 0, None))
-        if found != sha256:
-            raise StorageError(f"cannot store {key}: what was read back has other bytes")
+            actual = _sha256(self._chunks(key, 0, None))
+        if actual != sha256:
+            raise StorageError(f"cannot store {key}: the object has other bytes when read back")
         return StoredObject(key, sha256, size)
 
     def _upload(self, key: str, source: Path) -> int:
@@ -103,96 +115,110 @@ class S3Store:
     def _upload_once(self, key: str, source: Path) -> int:
         size = source.stat().st_size
         with source.open("rb") as file:
-            # one part after the other: minio's threads for parallel parts outlive a failed read of the file
+            # no parallel uploads: minio's threads would outlive a failed read of the file
             self._client.put_object(self._bucket, key, file, size, part_size=_PART_BYTES, num_parallel_uploads=1)
         return size
 
     def _make_bucket(self) -> None:
         try:
             self._client.make_bucket(self._bucket)
-        except MinioException as error:  # another process was faster
+        except MinioException as error:  # another process created it meanwhile
             if _code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
 
     @contextmanager
     def borrow(self, key: str, sha256: str) -> Iterator[Path]:
-        """A local copy of the object, checked. Raises StorageError, StorageCorruptError for other bytes."""
+        """A verified local copy of an object. Raises StorageError, or StorageCorruptError for other bytes."""
         with ExitStack() as stack:
-            with _told(f"read {key}"):
+            with _storage_errors(f"read {key}"):
                 path = self._fetch(_checked(key), sha256, stack.enter_context(self.scratch()))
             yield path
 
     def _fetch(self, key: str, sha256: str, folder: Path) -> Path:
-        copy, fresh = folder / "copy", folder / "fresh"  # two names: `copy` may be one file with the cache's
-        if self._cache.lend(sha256, copy):
-            return copy
-        with fresh.open("wb") as file:
-            found = _sha256(self._pieces(key, 0, None), file)
-        if found != sha256:
-            raise StorageCorruptError(f"{key}: expected SHA-256 {sha256}, got {found}")
-        self._cache.keep(sha256, fresh)
-        return fresh
+        cached = folder / "cached"  # a hard link to the file in the cache, so the download must not overwrite it
+        if self._cache.lend(sha256, cached):
+            return cached
+
+        download = folder / "download"
+        with download.open("wb") as file:
+            actual = _sha256(self._chunks(key, 0, None), file)
+        if actual != sha256:
+            raise StorageCorruptError(f"{key}: expected SHA-256 {sha256}, got {actual}")
+        self._cache.keep(sha256, download)
+        return download
 
     def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `stop`. Raises StorageError, as a rule before the first."""
-        with _told(f"read {key}"):
+        """The bytes [start, stop) of an object. Raises StorageError, usually before the first byte."""
+        with _storage_errors(f"read {key}"):
             if stop > start:
-                return self._pieces(_checked(key), start, stop)
-            self._client.stat_object(self._bucket, _checked(key))  # the protocol has no empty ranges
+                return self._chunks(_checked(key), start, stop)
+            self._client.stat_object(self._bucket, _checked(key))  # HTTP has no empty ranges
             return iter(())
 
-    def _pieces(self, key: str, start: int, stop: int | None) -> Iterator[bytes]:
-        """Asks at once, so that what fails fails here; the bytes come as they are read."""
+    def _chunks(self, key: str, start: int, stop: int | None) -> Iterator[bytes]:
+        """Send the request now, so that its errors are raised here; the bytes are read lazily."""
         length = 0 if stop is None else stop - start
         return _stream(key, self._client.get_object(self._bucket, key, start, length))
 
     def remove(self, key: str) -> None:
-        """Forget an object that no row names any more; nothing happens where it is not there."""
-        with _told(f"remove {key}"):
+        """Remove an object that no row references. Does nothing if it does not exist. Raises StorageError."""
+        with _storage_errors(f"remove {key}"):
             self._client.remove_object(self._bucket, _checked(key))
 
     def objects(self) -> Iterator[ListedObject]:
         """All objects of this service, page by page. Raises StorageError."""
-        with _told("list the bucket"):
-            for found in self._client.list_objects(self._bucket, prefix=f"{ROOT}/", recursive=True):
-                if found.object_name and found.last_modified:
-                    yield ListedObject(found.object_name, time.time() - found.last_modified.timestamp())
+        with _storage_errors("list the bucket"):
+            for entry in self._client.list_objects(self._bucket, prefix=f"{ROOT}/", recursive=True):
+                if entry.object_name and entry.last_modified:
+                    yield ListedObject(entry.object_name, time.time() - entry.last_modified.timestamp())
 
     def probe(self) -> None:
-        """Whether the server answers and knows the bucket. Raises StorageError."""
-        with _told("reach the bucket"):
-            is_there = self._prober.bucket_exists(self._bucket)
-        if not is_there:
-            raise StorageError("the bucket is not there")
+        """Check that the server answers and has the bucket. Raises StorageError."""
+        with _storage_errors("reach the bucket"):
+            exists = self._prober.bucket_exists(self._bucket)
+        if not exists:
+            raise StorageError("the bucket does not exist")
 
     def remove_dead_scratch(self, older_than_seconds: float) -> int:
-        """Remove scratch folders that old whose processes are gone; how many there were."""
+        """Remove scratch folders of this age whose processes have ended. Returns their number."""
         return remove_dead(self._scratch, older_than_seconds)
 
     def public_url(self, key: str, media_type: str) -> str | None:
-        """A presigned GET for the public endpoint's host; None if there is none. Asks no server."""
+        """A presigned URL at the public endpoint; None if none is configured. Sends no request."""
         if self._signer is None:
             return None
+
         headers: dict[str, str | list[str] | tuple[str]] = {"response-content-type": media_type}
         expires = timedelta(seconds=self._presign_seconds)
         return self._signer.presigned_get_object(self._bucket, _checked(key), expires, response_headers=headers)
 
 
 def _client(settings: Settings, endpoint: str, probes: bool = False) -> Minio:
-    """A client with an explicit region, so that it never asks for one; one that `probes` waits for a second at most.
+    """A client of an S3 server. The region is explicit, so that the client does not request it.
 
-    Raises StartError for a wrong endpoint.
+    Args:
+        settings: The credentials and the region.
+        endpoint: host:port or a URL.
+        probes: Wait for an answer for a second at most, and do not retry.
+
+    Raises:
+        StartError: The endpoint is invalid.
     """
-    scheme, _, host = endpoint.rpartition("://")
-    # minio's defaults wait five minutes for a connection, five times over
+    # 1. time limits; minio's defaults wait five minutes for a connection and retry five times
     retries = Retry(
         total=0 if probes else _RETRIES,
         backoff_factor=0.2,
         status_forcelist=(500, 502, 503, 504),
         respect_retry_after_header=False,
     )
-    connect, read = (_PROBE_SECONDS, _PROBE_SECONDS) if probes else (_CONNECT_SECONDS, _READ_SECONDS)
-    pool = PoolManager(timeout=Timeout(connect=connect, read=read), retries=retries)
+    if probes:
+        timeout = Timeout(connect=_PROBE_SECONDS, read=_PROBE_SECONDS)
+    else:
+        timeout = Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
+    pool = PoolManager(timeout=timeout, retries=retries)
+
+    # 2. the client
+    scheme, _, host = endpoint.rpartition("://")
     try:
         return Minio(
             host.rstrip("/"),
@@ -203,30 +229,30 @@ def _client(settings: Settings, endpoint: str, probes: bool = False) -> Minio:
             http_client=pool,
         )
     except ValueError as error:
-        raise StartError(f"the S3 endpoint {endpoint!r} cannot be used: {error}") from error
+        raise StartError(f"invalid S3 endpoint {endpoint!r}: {error}") from error
 
 
 def _checked(key: str) -> str:
-    """`key`, if it is one below the bucket's root. Raises StorageError."""
+    """Return `key` if it is below the root of the bucket. Raises StorageError."""
     if any(part in ("", ".", "..") for part in key.split("/")):
-        raise StorageError(f"the key {key!r} leads out of the store")
+        raise StorageError(f"the key {key!r} is outside the store")
     return key
 
 
-def _sha256(pieces: Iterable[bytes], to: BinaryIO | None = None) -> str:
-    """SHA-256 of the pieces, in hexadecimal; they are written to `to` on the way."""
-    total = hashlib.sha256()
-    for piece in pieces:
-        total.update(piece)
-        if to is not None:
-            to.write(piece)
-    return total.hexdigest()
+def _sha256(chunks: Iterable[bytes], copy: BinaryIO | None = None) -> str:
+    """The SHA-256 of the chunks, in hexadecimal. They are also written to `copy`."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        if copy is not None:
+            copy.write(chunk)
+    return digest.hexdigest()
 
 
 def _stream(key: str, response: BaseHTTPResponse) -> Iterator[bytes]:
-    """The body; urllib3 notices where it ends early. Raises StorageError."""
+    """The body of a response. Raises StorageError, also for a truncated body, which urllib3 detects."""
     try:
-        with _told(f"read {key}"):
+        with _storage_errors(f"read {key}"):
             yield from response.stream(CHUNK_BYTES)
     finally:
         response.close()
@@ -234,24 +260,24 @@ def _stream(key: str, response: BaseHTTPResponse) -> Iterator[bytes]:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Whatever goes wrong with the server or the disk is a StorageError."""
+def _storage_errors(action: str) -> Iterator[None]:
+    """Raise failures of the server or the disk as StorageError."""
     try:
         yield
     except _FAILURES as error:
-        kind = StorageGoneError if _code(error) in ("NoSuchKey", "NoSuchObject") else StorageError
-        raise kind(f"cannot {what}: {_reason(error)}") from error
+        error_type = StorageGoneError if _code(error) in ("NoSuchKey", "NoSuchObject") else StorageError
+        raise error_type(f"cannot {action}: {_reason(error)}") from error
 
 
 def _code(error: Exception) -> str:
-    """The server's name of the error, also where it is text/xml, which minio does not read; "" if it gives none."""
+    """The S3 error code; "" if there is none. It is also read from text/xml responses, which minio does not parse."""
     if isinstance(error, S3Error):
         return error.code or ""
-    found = _CODE.search(str(error)) if isinstance(error, InvalidResponseError) else None
-    return found[1] if found else ""
+    match = _CODE.search(str(error)) if isinstance(error, InvalidResponseError) else None
+    return match[1] if match else ""
 
 
 def _reason(error: Exception) -> str:
-    """Short, and without addresses: clients see it. The cause has the rest."""
+    """A short reason without addresses, since clients see it."""
     cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
     return _code(error) or type(cause).__name__

@@ -1,4 +1,4 @@
-"""Local folders for unfinished files. Their process holds a lock, so that those of dead processes can be removed."""
+"""Local folders for unfinished files. A lock file in each folder shows whether its process still runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _LOCK = "lock"
 
 @contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
-    """An empty folder under `root`; removed at the end."""
+    """An empty folder under `root`. It is removed at the end of the block."""
     with ExitStack() as stack:
         folder = None
         while folder is None:
-            folder = _made(root, stack)
+            folder = _create(root, stack)
         yield folder
 
 
-def _made(root: Path, stack: ExitStack) -> Path | None:
-    """A new folder, locked until the stack ends; None where somebody took it for a dead one before it was locked."""
+def _create(root: Path, stack: ExitStack) -> Path | None:
+    """A new folder, locked until the stack closes. None if a collection removed it before it was locked."""
     outer = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
     stack.callback(shutil.rmtree, outer, ignore_errors=True)
     try:
@@ -39,7 +39,7 @@ def _made(root: Path, stack: ExitStack) -> Path | None:
 
 
 def remove_dead(root: Path, older_than_seconds: float) -> int:
-    """Remove the folders under `root` that old which no process holds; how many there were."""
+    """Remove the folders under `root` of this age whose processes have ended. Returns their number."""
     count = 0
     for folder in root.glob(f"{_PREFIX}*"):
         try:
@@ -47,7 +47,7 @@ def remove_dead(root: Path, older_than_seconds: float) -> int:
                 continue
             with file_lock(folder / _LOCK):
                 shutil.rmtree(folder, ignore_errors=True)
-        except (FileNotFoundError, AlreadyRunningError):  # it was removed just now, or is in use
+        except (FileNotFoundError, AlreadyRunningError):  # removed meanwhile, or in use
             continue
         count += 1
     return count

@@ -19,15 +19,17 @@ with scratch_folder(Path(sys.argv[1])) as folder:
 """
 
 
-def test_a_killed_process_leaves_a_folder_that_is_removed_once_it_is_old(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_process_is_removed_after_the_minimum_age(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().decode().strip())
         os.utime(folder.parent, (0, 0))
         assert remove_dead(tmp_path, 60) == 0  # old, but in use
+
         process.send_signal(signal.SIGKILL)
         process.wait()
+
     with scratch_folder(tmp_path) as alive:
         os.utime(folder.parent)
         assert remove_dead(tmp_path, 60) == 0  # dead, but young
