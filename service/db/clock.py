@@ -1,4 +1,4 @@
-"""The database's clock, in seconds since 1970 (UTC): the only clock that leases are measured by."""
+"""The clock of the database, in seconds since 1970 (UTC). Leases are measured by this clock alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
 
-class now_seconds(GenericFunction[float]):  # noqa: N801, RUF100 - reads as the SQL function that it is
-    """Now, in seconds since 1970, by the database."""
+class now_seconds(GenericFunction[float]):  # noqa: N801, RUF100 - named like an SQL function
+    """The current time of the database, in seconds since 1970."""
 
     type = Double()
     inherit_cache = True

@@ -1,4 +1,4 @@
-"""The database's own locks."""
+"""Advisory locks of the database."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sqlalchemy.orm import Session
 
 
 class AdvisoryLock(IntEnum):
-    """What PostgreSQL's advisory locks are for, by their numbers (the letters "df", then a running number)."""
+    """The advisory locks by their keys in PostgreSQL: the letters "df", then a number."""
 
     MIGRATION = 0x6466_0001
     CATALOGUE = 0x6466_0002
 
 
 def hold(session: Session, lock: AdvisoryLock) -> None:
-    """Hold the database's lock until the transaction ends; SQLite has only one writer anyway."""
+    """Hold a lock until the transaction ends. SQLite needs none, since it has only one writer."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock.value})

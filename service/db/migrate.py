@@ -1,6 +1,6 @@
-"""Bring the database to the newest revision; a database of an unknown revision is left alone.
+"""Migrate the database to the newest revision. A database of an unknown revision is not changed.
 
-`python -m service.db.migrate` does so for the settings' database, and nothing else.
+`python -m service.db.migrate` migrates the database of the settings.
 """
 
 from __future__ import annotations
@@ -29,25 +29,31 @@ _UNRELEASED = frozenset(f"{number:04}" for number in range(1, 11))
 """Revisions of the versions before 0.1.0, which no migration leads on from."""
 
 _WAIT_SECONDS = 600.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 def migrate(engine: Engine, lock: Path) -> None:
-    """Run the migrations that are due, one process at a time. Raises StartError, also UnknownRevisionError.
+    """Run the pending migrations, one process at a time.
 
-    SQLite's processes are on one machine and share the file `lock`; PostgreSQL's share a lock of the database's.
+    Args:
+        engine: The database.
+        lock: The lock file of SQLite, whose processes share a machine. PostgreSQL uses an advisory lock.
+
+    Raises:
+        UnknownRevisionError: The database has a revision that this version does not know.
+        StartError: Another process holds the lock, or the connection was lost.
     """
-    with _alone(engine, lock) as connection:
+    with _exclusive(engine, lock) as connection:
         _upgrade(_config(), connection)
 
 
 def revisions(connection: Connection) -> tuple[frozenset[str], frozenset[str]]:
-    """The database's revision and the one that this version makes; each a set, for there may be none."""
-    return _present(connection), frozenset(ScriptDirectory.from_config(_config()).get_heads())
+    """The revision of the database, and the newest revision of this version. A new database has none."""
+    return _current(connection), frozenset(ScriptDirectory.from_config(_config()).get_heads())
 
 
-def _present(connection: Connection) -> frozenset[str]:
-    """What alembic's own context would say, which writes two lines into the log at every look."""
+def _current(connection: Connection) -> frozenset[str]:
+    """The revision of the database. alembic's own query would write two log lines each time."""
     if not inspect(connection).has_table(_TABLE):
         return frozenset()
     return frozenset(connection.scalars(text(f"SELECT version_num FROM {_TABLE}")))
@@ -61,10 +67,13 @@ def _config() -> Config:
 
 def _upgrade(config: Config, connection: Connection) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    present = _present(connection)
+    current = _current(connection)
     connection.rollback()
-    if present - known:
-        raise UnknownRevisionError(_reason(present))
+    if current - known:
+        raise UnknownRevisionError(
+            f"the database is at revision {', '.join(sorted(current))}, which this version does not know: "
+            "a newer version migrated it"
+        )
 
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")
@@ -83,14 +92,15 @@ def _reason(present: frozenset[str]) -> str:
 
 
 @contextmanager
-def _alone(engine: Engine, lock: Path) -> Iterator[Connection]:
-    """A connection, while no other process migrates."""
+def _exclusive(engine: Engine, lock: Path) -> Iterator[Connection]:
+    """A connection that holds the lock for migrations."""
     if engine.dialect.name != "postgresql":
-        with file_lock(lock, _WAIT_SECONDS), engine.connect() as connection, _loose_tables(connection):
+        with file_lock(lock, _WAIT_SECONDS), engine.connect() as connection, _without_foreign_keys(connection):
             yield connection
         return
+
     with engine.connect() as connection:
-        connection.detach()  # the session ends with the connection: its lock and its time limits go with it
+        connection.detach()  # closes the session at the end, and with it its lock and time limits
         for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
             connection.execute(text(f"SET {limit} = 0"))
         connection.commit()
@@ -99,11 +109,12 @@ def _alone(engine: Engine, lock: Path) -> Iterator[Connection]:
 
 
 @contextmanager
-def _loose_tables(connection: Connection) -> Iterator[None]:
-    """SQLite changes a table by copying it into a new one of its name; meanwhile nothing may hold on to the old."""
+def _without_foreign_keys(connection: Connection) -> Iterator[None]:
+    """Disable foreign keys of SQLite, since it alters a table by copying it into a new one."""
     raw = connection.connection.driver_connection
     if raw is None:
-        raise StartError("the database's connection was lost before its migration")
+        raise StartError("the connection to the database was lost before the migration")
+
     raw.execute("PRAGMA foreign_keys=OFF")  # has no effect within a transaction, so it cannot be in the migration
     try:
         yield
@@ -113,19 +124,19 @@ def _loose_tables(connection: Connection) -> Iterator[None]:
 
 
 def _wait_for_lock(connection: Connection) -> None:
-    """Take the database's lock for migrations, which the session holds. Raises StartError."""
+    """Acquire the lock for migrations in this session of PostgreSQL. Raises StartError."""
     deadline = time.monotonic() + _WAIT_SECONDS
-    query, key = text("SELECT pg_try_advisory_lock(:key)"), {"key": AdvisoryLock.MIGRATION.value}
-    while not connection.scalar(query, key):
+    query = text("SELECT pg_try_advisory_lock(:key)")
+    while not connection.scalar(query, {"key": AdvisoryLock.MIGRATION.value}):
         connection.commit()
         if time.monotonic() >= deadline:
             raise StartError(f"another process has been migrating the database for {_WAIT_SECONDS:.0f} s")
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     connection.commit()
 
 
 def main() -> None:
-    """Migrate the settings' database; ends with a message and exit code 1 where that cannot be."""
+    """Migrate the database of the settings. Exits with a message and status 1 on failure."""
     settings = Settings.or_exit()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engine = make_engine(settings.database)

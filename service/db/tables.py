@@ -1,4 +1,4 @@
-"""The tables. Times are seconds since 1970 (UTC) by the database's clock: leases add up without dialects."""
+"""The tables. Times are seconds since 1970 (UTC) by the clock of the database, so that SQL can compare and add them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Table(DeclarativeBase):
     """Base of all tables."""
 
     metadata = MetaData(naming_convention=_NAMING)
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+    type_annotation_map = {  # noqa: RUF012 - a class attribute of SQLAlchemy
         str: String(255),
         int: BigInteger(),
         float: Double(),
@@ -32,14 +32,14 @@ class Table(DeclarativeBase):
 
 
 class PromptSet(Table):
-    """Prompts with items and thresholds. Rows never change: a changed built-in list is a new version."""
+    """Prompts with items and thresholds. Rows are immutable: changed prompts are a new version."""
 
     __tablename__ = "prompt_sets"
     __table_args__ = (UniqueConstraint("name", "version"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str | None]
-    """None: given inline with a job."""
+    """None if the prompts came with the request of a job."""
     version: Mapped[int]
     description: Mapped[str] = mapped_column(Text)
     builtin: Mapped[bool]
@@ -57,20 +57,20 @@ class Model(Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str | None] = mapped_column(unique=True)
     base: Mapped[str]
-    """The catalogue's name of the base model."""
+    """The name of the base model in the catalogue."""
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", use_alter=True))
     stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id", use_alter=True))
     round: Mapped[int | None]
     adapter_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True))
     optimizer_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True))
-    """AdamW's moments after the training, from which a training of this model goes on."""
+    """AdamW's moments after the training; a training of this model continues from them."""
     figures: Mapped[Json]
     created_at: Mapped[float]
 
 
 class ApiKey(Table):
-    """A key to the API. Of the key itself only the first characters and the SHA-256 are kept."""
+    """An API key. Only its first characters and its SHA-256 are stored."""
 
     __tablename__ = "api_keys"
 
@@ -81,13 +81,13 @@ class ApiKey(Table):
     scopes: Mapped[list[str]] = mapped_column(JSON)
     created_at: Mapped[float]
     last_used_at: Mapped[float | None]
-    """Noted every few minutes, not at each use."""
+    """Updated every few minutes, not at each use."""
     expires_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
 
 
 class Job(Table):
-    """What a client asked for. `spec` is the checked request with its defaults filled in."""
+    """A job. `spec` is the checked request with its defaults filled in."""
 
     __tablename__ = "jobs"
 
@@ -99,18 +99,18 @@ class Job(Table):
     prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
     held_out_prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
-    """The model that it starts from; the first of an evaluation's."""
+    """The model that the job starts from; the first model of an evaluation."""
     origin_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
-    """The job that it is a retry of."""
+    """The job that this one retries."""
     result: Mapped[Json | None]
-    """What it found: an evaluation's comparison."""
+    """The result of an evaluation: its comparison."""
     rounds: Mapped[int]
     work_total: Mapped[float]
     """Expected work of all stages of all rounds, in U-Net evaluations."""
     samples_made: Mapped[int] = mapped_column(server_default="0")
     pairs_made: Mapped[int] = mapped_column(server_default="0")
     models_made: Mapped[int] = mapped_column(server_default="0")
-    """Counted as they are made: counting a million rows takes too long."""
+    """The numbers of its rows, updated with each insert, since counting a million rows takes too long."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
@@ -119,11 +119,11 @@ class Job(Table):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
-    """Whose key made it; None where no keys are asked for."""
+    """The API key of the client; None if no keys are required."""
 
 
 class Stage(Table):
-    """A piece of a job that one worker does under a lease (durability: claim, heartbeat, fence)."""
+    """A part of a job that one worker runs under a lease."""
 
     __tablename__ = "stages"
     __table_args__ = (
@@ -136,7 +136,7 @@ class Stage(Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     number: Mapped[int]
-    """Running number within the job: the order in which free stages are claimed."""
+    """The number within the job, from 1. Free stages are claimed in this order."""
     kind: Mapped[str]
     queue: Mapped[str]
     round: Mapped[int]
@@ -154,10 +154,10 @@ class Stage(Table):
     attempt: Mapped[int]
     crash_count: Mapped[int]
     unmet: Mapped[int] = mapped_column(server_default="0")
-    """How many of the stages that it needs have not succeeded yet."""
+    """The number of dependencies that have not succeeded yet."""
     not_before: Mapped[float]
     free_at: Mapped[float | None]
-    """When it became free, as far as noticed; claims and pauses between hints are measured from it."""
+    """When the stage was first marked as free. Claims and the pauses between hints are measured from it."""
     hinted_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
     pause_requested_at: Mapped[float | None]
@@ -168,7 +168,7 @@ class Stage(Table):
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     memory_bytes: Mapped[int | None]
-    """The most that it took: of the GPU's memory, or of the machine's where its worker had no GPU."""
+    """Peak memory: of the GPU, or of the machine if the worker has no GPU."""
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
 
@@ -183,7 +183,7 @@ class StageDependency(Table):
 
 
 class Artifact(Table):
-    """A stored file. Its object exists only if this row does."""
+    """A stored file. An object without such a row is removed by the next collection."""
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("stage_id", "slot"),)
@@ -200,9 +200,9 @@ class Artifact(Table):
 
 
 class Sample(Table):
-    """An image with the trajectory that made it (row `trajectory_row` of a stored Trajectory).
+    """An image, and its trajectory (row `trajectory_row` of a stored Trajectory).
 
-    Each way of listing samples has an index that ends with the id, in whose order a list's pages follow.
+    Each combination of filters for lists has an index that ends with the id, the order of the pages.
     """
 
     __tablename__ = "samples"
@@ -225,11 +225,11 @@ class Sample(Table):
     role: Mapped[str]
     split: Mapped[str]
     prompt_set_id: Mapped[str | None]
-    """The set that the prompt is of, beside the job's own record of it: lists are filtered by it."""
+    """The prompt set of the prompt, which lists are filtered by."""
     prompt_index: Mapped[int]
     prompt: Mapped[str] = mapped_column(Text)
     number: Mapped[int]
-    """Which of the prompt's samples it is; for a target, that of its base."""
+    """The number among the samples of the prompt; a target has the number of its base."""
     seed: Mapped[int]
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     trajectory_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
@@ -239,7 +239,7 @@ class Sample(Table):
 
 
 class Score(Table):
-    """What a scorer gave a sample."""
+    """The score of a sample by one version of a scorer."""
 
     __tablename__ = "scores"
 
@@ -269,7 +269,8 @@ class Pair(Table):
     round: Mapped[int]
     number: Mapped[int]
     prompt_set_id: Mapped[str | None]
-    """As in samples."""
+    """The prompt set of the prompt, which lists are filtered by."""
+
     prompt_index: Mapped[int]
     prompt: Mapped[str] = mapped_column(Text)
     reference_id: Mapped[str] = mapped_column(ForeignKey("samples.id"), index=True)
@@ -285,17 +286,17 @@ class Pair(Table):
     figures: Mapped[Json]
     mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
     thresholds: Mapped[list[float] | None]
-    """Mask thresholds, one an item; None: found from its prompt's maps when it is fused."""
+    """Mask thresholds, one per item. None: computed from the item maps when the pair is fused."""
     verdict: Mapped[str | None]
     verdict_by: Mapped[str | None]
     verdict_at: Mapped[float | None]
     revision: Mapped[int] = mapped_column(default=0)
-    """Counts verdicts, so that two reviewers do not overwrite each other unseen."""
+    """The number of changes of the verdict, so that reviewers cannot overwrite each other unnoticed."""
     created_at: Mapped[float]
 
 
 class Metric(Table):
-    """Scores of one round's images of one model together."""
+    """Mean and standard deviation of a scorer over the images of one model, round and split."""
 
     __tablename__ = "metrics"
 
@@ -312,7 +313,7 @@ class Metric(Table):
 
 
 class ModelAlias(Table):
-    """A name that people give a model, such as "champion"; it can move to another."""
+    """An alias of a model, such as "champion". It can be moved to another model."""
 
     __tablename__ = "model_aliases"
 
@@ -322,13 +323,13 @@ class ModelAlias(Table):
 
 
 class Export(Table):
-    """A model's adapter, or a job's pairs, in a form that other programs read."""
+    """The adapter of a model, or the pairs of a job, in a format of other programs."""
 
     __tablename__ = "exports"
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    """The export's own job."""
+    """The export job."""
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     of_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     format: Mapped[str]
@@ -338,7 +339,7 @@ class Export(Table):
 
 
 class Event(Table):
-    """Something that happened to a job, in order."""
+    """An event in the log of a job. Ids are in order."""
 
     __tablename__ = "events"
 
@@ -354,26 +355,26 @@ class Event(Table):
 
 
 class Worker(Table):
-    """A worker process, as it last reported. What it works on is in the stages' leases."""
+    """The last report of a worker process. The leases of stages show what it works on."""
 
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(primary_key=True)
-    """The owner of its leases."""
+    """The name of the worker, which is the owner of its leases."""
     host: Mapped[str]
     pid: Mapped[int]
     queues: Mapped[list[str]] = mapped_column(JSON())
     device: Mapped[str]
     model: Mapped[str | None]
-    """The base model that it has loaded."""
+    """The loaded base model."""
     gpu_memory_bytes: Mapped[int | None]
-    """Memory of its GPU that torch holds; None on a CPU."""
+    """GPU memory that torch has reserved; None on a CPU."""
     started_at: Mapped[float]
     seen_at: Mapped[float] = mapped_column(index=True)
 
 
 class IdempotencyKey(Table):
-    """A client's key, the request that it came with and the job that it made."""
+    """The Idempotency-Key of a request, a hash of the request, and the job that it created."""
 
     __tablename__ = "idempotency_keys"
 

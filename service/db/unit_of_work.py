@@ -1,16 +1,15 @@
-"""The unit of work: opens transactions and is the only one to commit them.
+"""The unit of work, which alone opens and commits transactions.
 
-SQLite: write-ahead log, a full sync at each commit, foreign keys on; a writing transaction begins IMMEDIATE, so that
-it waits for its turn at the start and never fails in the middle.
+SQLite: write-ahead log, a full sync at each commit, foreign keys on. A writing transaction begins IMMEDIATE, so that it
+waits for the write lock at its start and never fails in the middle.
 
-PostgreSQL: writing is READ COMMITTED (each statement sees what was committed before it; rows are locked where that
-matters: a job before its stages), reading is REPEATABLE READ, one view. Nothing waits without an end: connecting,
-statements, locks and idle transactions have time limits.
+PostgreSQL: writing transactions are READ COMMITTED and lock rows where needed (a job before its stages). Reading ones
+are REPEATABLE READ, with one view. Connecting, statements, locks and idle transactions have time limits.
 
-A transaction that the database gave up on, or whose connection was lost before COMMIT was sent, is in no part in the
-database and may run again (`UnitOfWork.run`). Where the reply to COMMIT was lost, nobody knows: `run` waits until the
-database no longer has that transaction in progress, and then asks the caller's `committed`, which looks for what only
-that transaction can have written (a new id, a lease's epoch).
+`UnitOfWork.run` retries a transaction that the database rolled back, or whose connection was lost before COMMIT was
+sent: nothing of it is in the database. If the reply to COMMIT was lost, its outcome is unknown. `run` then waits until
+the transaction is no longer in progress and calls the caller's `committed`. That looks for what only this transaction
+can have written, such as a new id or the epoch of a lease.
 """
 
 from __future__ import annotations
@@ -32,39 +31,41 @@ from service.queue import Hint, Queue, SilentQueue
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 5.0
-"""How long a client's request waits for a database that is away."""
+RETRY_SECONDS = 5.0
+"""How long a client's request is retried while the database is unavailable."""
 
 _BUSY_MILLISECONDS = 30_000
 _CONNECT_SECONDS = 5
 _STATEMENT_MILLISECONDS = 60_000
 _LOCK_MILLISECONDS = 10_000
 _IDLE_IN_TRANSACTION_MILLISECONDS = 60_000
-_SILENT_CONNECTION_MILLISECONDS = 30_000
+_TCP_TIMEOUT_MILLISECONDS = 30_000
 _RECYCLE_SECONDS = 1800
-_KEPT_CONNECTIONS = 10
-_FURTHER_CONNECTIONS = 30
-"""With those kept, one for each of the 40 threads that the API's requests run on."""
+_POOL_SIZE = 10
+_MAX_OVERFLOW = 30
+"""Together with the pool, one connection for each of the 40 threads that serve the API's requests."""
 _POOL_SECONDS = 10
 
 _FIRST_PAUSE_SECONDS = 0.05
-_LONGEST_PAUSE_SECONDS = 1.0
+_MAX_PAUSE_SECONDS = 1.0
 _ROLLED_BACK = frozenset({"40001", "40P01", "55P03"})
-"""Serialization failure, deadlock, a lock not had in time."""
-_AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "53300"})
-"""The server stops, has crashed, starts, has closed an idle connection or transaction, has too many."""
+"""Serialization failure, deadlock, lock timeout."""
+_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "53300"})
+"""Shutdown, crash, startup, an idle connection or transaction was closed, too many connections."""
 
 _HINTS = "hints"
 
 
 def make_engine(url: str) -> Engine:
-    """The engine of the database at `url`; `postgresql://` means psycopg."""
+    """The engine of the database at `url`. `postgresql://` uses psycopg."""
+    # 1. SQLite
     if url.startswith("sqlite"):
         engine = create_engine(url)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
 
+    # 2. PostgreSQL; options in the URL take precedence
     parsed = make_url(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -77,7 +78,7 @@ def make_engine(url: str) -> Engine:
     arguments = {
         "application_name": "dfusion",
         "connect_timeout": _CONNECT_SECONDS,
-        "tcp_user_timeout": _SILENT_CONNECTION_MILLISECONDS,
+        "tcp_user_timeout": _TCP_TIMEOUT_MILLISECONDS,
         "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
     }
     return create_engine(
@@ -85,8 +86,8 @@ def make_engine(url: str) -> Engine:
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
         pool_recycle=_RECYCLE_SECONDS,
-        pool_size=_KEPT_CONNECTIONS,
-        max_overflow=_FURTHER_CONNECTIONS,
+        pool_size=_POOL_SIZE,
+        max_overflow=_MAX_OVERFLOW,
         pool_timeout=_POOL_SECONDS,
         connect_args={name: value for name, value in arguments.items() if name not in parsed.query},
     )
@@ -109,20 +110,22 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same may work later: the database is away, or gave up on this transaction for another's sake."""
+    """Whether a retry can succeed: the database was unavailable, or rolled back because of a concurrent transaction."""
     if isinstance(error, (PoolTimeoutError, OutcomeUnknownError)):
         return True
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:
         return True
+
     if isinstance(error.orig, sqlite3.Error):
         primary = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
         return primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
     state = _sqlstate(error)
-    if state is None:  # the driver's own: it cannot connect, or has lost the connection
+    if state is None:  # an error of the driver: it cannot connect, or has lost the connection
         return isinstance(error, (OperationalError, InterfaceError))
-    return state in _ROLLED_BACK or state in _AWAY or state.startswith("08")
+    return state in _ROLLED_BACK or state in _UNAVAILABLE or state.startswith("08")
 
 
 def _sqlstate(error: DBAPIError) -> str | None:
@@ -131,33 +134,33 @@ def _sqlstate(error: DBAPIError) -> str | None:
 
 
 def repeatable(_session: Session, _result: object) -> bool:
-    """`committed` of a transaction that may as well run twice."""
+    """`committed` of an idempotent transaction, which can run twice."""
     return False
 
 
-class _Patience:
-    """Pauses between attempts, longer and longer, until the time is over."""
+class _Backoff:
+    """Pauses between attempts with exponential backoff, until the deadline."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
         self._pause = _FIRST_PAUSE_SECONDS
 
     def wait(self, error: Exception) -> None:
-        """Wait a little; raises `error` where there is no time left."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+        """Sleep before the next attempt. Raises `error` after the deadline."""
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
             raise error
-        time.sleep(min(left, self._pause * random.uniform(0.5, 1.0)))
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        time.sleep(min(remaining, self._pause * random.uniform(0.5, 1.0)))
+        self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
 
 
 def hint_after_commit(session: Session, hints: Iterable[Hint]) -> None:
-    """Send these hints once the session's transaction is committed; if it never is, they are forgotten."""
+    """Send these hints after the session's transaction is committed. If it is rolled back, they are dropped."""
     session.info.setdefault(_HINTS, []).extend(hints)
 
 
 class UnitOfWork:
-    """Transactions on one database, and the hints that follow from them."""
+    """Transactions on one database, and the hints that they send after their commit."""
 
     def __init__(self, engine: Engine, queue: Queue | None = None) -> None:
         self.engine = engine
@@ -168,12 +171,12 @@ class UnitOfWork:
 
     @classmethod
     def connect(cls, url: str, queue: Queue | None = None) -> UnitOfWork:
-        """A unit of work on the database at `url`; without a queue its hints go nowhere."""
+        """A unit of work on the database at `url`. Without a queue its hints are dropped."""
         return cls(make_engine(url), queue)
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction: committed when the block ends, rolled back when it raises. Its hints follow the commit."""
+        """A transaction. It is committed when the block ends and rolled back when it raises; then hints are sent."""
         with Session(self.engine, expire_on_commit=False) as session:
             with session.begin():
                 yield session
@@ -181,7 +184,7 @@ class UnitOfWork:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """One consistent view of the database; what is changed in it is not kept."""
+        """A consistent view of the database. Changes are rolled back."""
         with Session(self._reader, expire_on_commit=False) as session:
             yield session
 
@@ -189,18 +192,26 @@ class UnitOfWork:
         self,
         function: Callable[[Session], T],
         committed: Callable[[Session, T], bool] | None = None,
-        patience_seconds: float = PATIENCE_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> T:
-        """The result of `function` in a transaction that is committed; tried again for so long while `is_transient`.
+        """Run a function in a transaction and commit it. Transient errors are retried.
 
-        `function` may be called several times; only one call's changes are kept. `committed(session, result)` says
-        from the database whether the transaction that gave `result` is in it. Raises OutcomeUnknownError where the
-        reply to COMMIT was lost and there is no `committed`, or the database stays away; else what `function` and
-        the database raise.
+        Args:
+            function: Called with the session. It can be called several times; only one call's changes are committed.
+            committed: Called as `committed(session, result)` in a new view after the reply to COMMIT was lost.
+                Returns whether the transaction that returned `result` is in the database.
+            retry_seconds: How long to retry.
+
+        Returns:
+            The result of `function`.
+
+        Raises:
+            OutcomeUnknownError: The reply to COMMIT was lost, and `committed` is None or the database is unavailable.
+            DBAPIError: The database failed permanently, or for longer than `retry_seconds`.
         """
-        patience = _Patience(patience_seconds)
+        backoff = _Backoff(retry_seconds)
         while True:
-            sent: list[tuple[T, str | None]] = []
+            sent: list[tuple[T, str | None]] = []  # the result and transaction id, once COMMIT is about to be sent
             try:
                 with Session(self.engine, expire_on_commit=False) as session:
                     with session.begin():
@@ -209,17 +220,18 @@ class UnitOfWork:
                         sent.append((result, _transaction_id(session)))
                     self._send_hints(session)
                 return result
+
             except (DBAPIError, PoolTimeoutError) as error:
                 if not is_transient(error):
                     raise
                 if sent and _is_outcome_unknown(error):
-                    result, transaction = sent[0]
-                    if self._is_committed(result, transaction, committed, patience):
+                    result, transaction_id = sent[0]
+                    if self._is_committed(result, transaction_id, committed, backoff):
                         return result
-                patience.wait(error)
+                backoff.wait(error)
 
     def _send_hints(self, session: Session) -> None:
-        """After a commit; hints of one whose reply was lost are left to the sweeper."""
+        """Send the hints of a committed transaction. If the reply to COMMIT was lost, the sweeper sends them."""
         hints = session.info.pop(_HINTS, [])
         if hints:
             self.queue.hint(hints)
@@ -227,50 +239,52 @@ class UnitOfWork:
     def _is_committed(
         self,
         result: T,
-        transaction: str | None,
+        transaction_id: str | None,
         committed: Callable[[Session, T], bool] | None,
-        patience: _Patience,
+        backoff: _Backoff,
     ) -> bool:
-        unknown = OutcomeUnknownError("the database went away at a commit; whether it took place is not known")
+        """Whether a transaction whose reply to COMMIT was lost is in the database."""
+        unknown = OutcomeUnknownError("the connection was lost during a commit; its outcome is unknown")
         if committed is None:
             raise unknown
+
         while True:
             try:
                 with self.reading() as session:
-                    going_on = transaction is not None and _is_in_progress(session, transaction)
-                if not going_on:
-                    with self.reading() as session:  # a view from after the end, whatever that was
+                    in_progress = transaction_id is not None and _is_in_progress(session, transaction_id)
+                if not in_progress:
+                    with self.reading() as session:  # a new view, after the end of the transaction
                         return committed(session, result)
             except (DBAPIError, PoolTimeoutError) as error:
                 if not is_transient(error):
                     raise
-            patience.wait(unknown)
+            backoff.wait(unknown)
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self.queue.close()
         self.engine.dispose()
 
 
 def _is_outcome_unknown(error: DBAPIError | PoolTimeoutError) -> bool:
-    """Whether an error in answer to COMMIT leaves open what became of it."""
+    """Whether this error in reply to COMMIT leaves its outcome unknown."""
     if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
         return False
     return _sqlstate(error) not in _ROLLED_BACK
 
 
 def _transaction_id(session: Session) -> str | None:
-    """The number by which PostgreSQL knows the transaction; None where it has written nothing."""
+    """The id of the transaction in PostgreSQL; None if it has written nothing, and in SQLite."""
     if session.get_bind().dialect.name != "postgresql":
         return None
-    found: str | None = session.scalar(text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)"))
-    return found
+    transaction_id: str | None = session.scalar(text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)"))
+    return transaction_id
 
 
-def _is_in_progress(session: Session, transaction: str) -> bool:
-    """Whether that transaction still goes on: until its end it holds a lock on its own number."""
+def _is_in_progress(session: Session, transaction_id: str) -> bool:
+    """Whether the transaction is in progress. It holds a lock on its own id until it ends."""
     query = text(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted "
-        "AND transactionid = xid(CAST(:transaction AS xid8))"
+        "AND transactionid = xid(CAST(:transaction_id AS xid8))"
     )
-    return bool(session.scalar(query, {"transaction": transaction}))
+    return bool(session.scalar(query, {"transaction_id": transaction_id}))

@@ -176,7 +176,7 @@ def test_a_commit_that_is_still_going_on_is_waited_for(uow: UnitOfWork, far: Uni
         made.append(add_set("one")(session))
         return made[-1]
 
-    assert far.run(add, is_there, patience_seconds=60) == made[0]
+    assert far.run(add, is_there, retry_seconds=60) == made[0]
     assert (len(made), names(uow)) == (1, ["one"])
 
 
@@ -208,11 +208,11 @@ def test_a_transaction_waits_for_a_database_that_is_away() -> None:
         server.stop()
         insert = text("INSERT INTO numbers VALUES (1)")
         with pytest.raises(DBAPIError) as failure:
-            uow.run(lambda session: session.execute(insert), patience_seconds=0.1)
+            uow.run(lambda session: session.execute(insert), retry_seconds=0.1)
         assert is_transient(failure.value)
         later = threading.Timer(0.5, server.start)
         later.start()
-        uow.run(lambda session: session.execute(insert), patience_seconds=60)
+        uow.run(lambda session: session.execute(insert), retry_seconds=60)
         later.join()
         with uow.reading() as session:
             assert session.scalars(text("SELECT number FROM numbers")).all() == [1]
