@@ -17,13 +17,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the REST API
-	$(BIN)/python -m api.demo
+	$(BIN)/python -m tools.demo
 
 experiments: $(VENV)/.ready ## run and report FILES (all of experiments/); takes hours, continues where it was stopped
 	$(BIN)/python -m api.experiments $(FILES)
 
 results: $(VENV)/.ready ## reports of all experiments and the tables of README.md and docs/results.md, from the records
-	$(BIN)/python -m api.experiments.results_page experiments README.md docs/results.md
+	$(BIN)/python -m tools.results_page experiments README.md docs/results.md
 
 serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until Ctrl-C
 	$(BIN)/python -m api

@@ -1,1 +1,1 @@
-"""Programs of this repository that are not installed: they make what the package ships, and pictures for docs."""
+"""Programs of the repository outside the service: the demo, the tables of the docs, the makers of the shapes world."""

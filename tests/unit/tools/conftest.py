@@ -3,6 +3,7 @@
 import torch
 
 from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or open_clip)
+from tests.unit.api.conftest import live as live
 from worker.allocator import keep_freed_memory
 
 torch.set_num_threads(1)

@@ -10,12 +10,12 @@ from typing import Any
 from PIL import Image
 
 from api.client import Client
-from api.demo.changes import SPLITS, Change, changes, headline
 from api.wire.jobs import JobDetail
 from api.wire.pairs import PairOut
 from api.wire.samples import SampleOut
 from dfusion.errors import InvalidInputError
 from service.states import SampleRole
+from tools.demo.changes import SPLITS, Change, changes, headline
 
 PICTURE = 128
 """Side of a picture that is shown, pixels."""

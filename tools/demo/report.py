@@ -8,15 +8,15 @@ import io
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from api.demo.changes import HEADINGS
-from api.demo.results import Results
+from tools.demo.changes import HEADINGS
+from tools.demo.results import Results
 
 
 def html_report(results: Results) -> str:
     """The page: the changes, the same prompts before and after, and fused pairs."""
-    pages = Environment(loader=PackageLoader("api", "web"), autoescape=select_autoescape())
+    pages = Environment(loader=PackageLoader("tools", "demo"), autoescape=select_autoescape())
     pages.filters["inline"] = _inline
-    return pages.get_template("demo_report.html").render(results=results, headings=HEADINGS)
+    return pages.get_template("report.html").render(results=results, headings=HEADINGS)
 
 
 def _inline(image: Image.Image) -> str:

@@ -128,7 +128,7 @@ def write_reports(folder: Path, *, plots: bool = True) -> Iterator[Report]:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m api.experiments.results_page", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.results_page", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="experiments (YAML) with their records/")
     parser.add_argument("pages", type=Path, nargs="+", help="pages whose tables are written again")
     arguments = parser.parse_args()

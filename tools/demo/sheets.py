@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from api.demo.changes import HEADINGS
-from api.demo.results import PICTURE, BeforeAfter, Picture, Results
+from tools.demo.changes import HEADINGS
+from tools.demo.results import PICTURE, BeforeAfter, Picture, Results
 
 MARGIN = 20
 GAP = 16

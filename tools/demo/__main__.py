@@ -22,14 +22,14 @@ from rich.text import Text
 
 from api.cli.live import follow_job
 from api.client import ApiError
-from api.demo.changes import HEADINGS
-from api.demo.report import html_report
-from api.demo.results import Results, as_json, results_of
-from api.demo.sheets import before_after_sheet, contact_sheet
 from api.local_service import LocalServiceError, local_service
 from api.wire.jobs import JobDetail
 from dfusion.errors import DFusionError
 from service.states import JobState
+from tools.demo.changes import HEADINGS
+from tools.demo.report import html_report
+from tools.demo.results import Results, as_json, results_of
+from tools.demo.sheets import before_after_sheet, contact_sheet
 
 Json = dict[str, Any]
 

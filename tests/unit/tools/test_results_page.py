@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from api.experiments import FormatError, report
-from api.experiments.results_page import demo_table, fill, gradient_noise_table, write_reports
 from tests.unit.api.experiments.examples import experiment, write_records
+from tools.results_page import demo_table, fill, gradient_noise_table, write_reports
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 MEANS = {
     "shapes/base": {0: [0.2, 0.6]},
     "shapes/naive/seed 1": {2: [0.4, 0.6]},

@@ -9,11 +9,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from api.demo.__main__ import changes_table, request_of
-from api.demo.changes import HEADINGS, Change, changes, headline
-from api.demo.report import html_report
-from api.demo.results import BeforeAfter, FusedPair, Picture, Results, as_json, first_of_each_prompt, gain, results_of
-from api.demo.sheets import GAP, MARGIN, before_after_sheet, contact_sheet
 from api.wire.samples import SampleOut
 from dfusion.errors import InvalidInputError
 from dfusion.evaluation import Estimate
@@ -21,6 +16,11 @@ from service.jobs.kinds import RoundSpec
 from service.states import Split
 from tests.service import round_body, work_until_idle
 from tests.unit.api.conftest import Live
+from tools.demo.__main__ import changes_table, request_of
+from tools.demo.changes import HEADINGS, Change, changes, headline
+from tools.demo.report import html_report
+from tools.demo.results import BeforeAfter, FusedPair, Picture, Results, as_json, first_of_each_prompt, gain, results_of
+from tools.demo.sheets import GAP, MARGIN, before_after_sheet, contact_sheet
 
 GREEN, RED = (30, 140, 60), (200, 50, 40)
 
