@@ -64,8 +64,8 @@ compile: $(VENV)/.ready
 	@# _torchvision_ops first, as open_clip needs it beside a CPU-only torch
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.main, celery, open_clip, worker.local"
 
-check-docker: $(VENV)/.ready ## what the Dockerfiles install, in clean environments; takes minutes
-	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py
+check-docker: $(VENV)/.ready ## what pip and the Dockerfiles install, in clean environments; takes minutes
+	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py tests/acceptance/test_packaging.py
 
 fix: $(VENV)/.ready ## format and mend what a linter can mend
 	$(BIN)/ruff format .

@@ -3,12 +3,14 @@
 FROM python:3.11.13-slim-bookworm AS build
 RUN python -m venv /opt/dfusion
 ENV PATH=/opt/dfusion/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-WORKDIR /src
+WORKDIR /opt/dfusion/src
 COPY pyproject.toml constraints.txt ./
-RUN pip install --upgrade "pip>=25.1"
-RUN pip install --constraint constraints.txt --group api
+# the extra alone: with the library's own dependencies it would bring torch
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['service'], sep='\n')" > service.txt
+RUN pip install --constraint constraints.txt --requirement service.txt
 COPY . .
-RUN pip install --no-deps .
+RUN pip install --no-deps --editable .
+RUN python -m compileall -q .
 
 FROM python:3.11.13-slim-bookworm
 ARG VERSION=0.1.0

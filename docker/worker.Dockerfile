@@ -4,13 +4,13 @@ FROM python:3.11.13-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m venv /opt/dfusion
 ENV PATH=/opt/dfusion/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-WORKDIR /src
-COPY pyproject.toml constraints.txt ./
-RUN pip install --upgrade "pip>=25.1"
+WORKDIR /opt/dfusion/src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN pip install --constraint constraints.txt --index-url "$TORCH_INDEX" torch torchvision
-RUN pip install --constraint constraints.txt --group api --group worker
+# only a link to this folder, so that dependencies can be installed before the code is there
+RUN pip install --constraint constraints.txt --editable '.[worker]'
 COPY . .
-RUN pip install --no-deps .
+RUN python -m compileall -q .
 
 FROM python:3.11.13-slim-bookworm
 ARG VERSION=0.1.0

@@ -1,12 +1,11 @@
 """What the Dockerfiles install, in clean environments: `make check-docker`. Takes minutes and a network.
 
-Each line `RUN pip install …` is run as it stands, over what .dockerignore lets through. An index for torch is
-taken from TORCH_INDEX; without it, pip's own is asked.
+Each line `RUN pip install …` or `RUN python -c …` is run as it stands, over what .dockerignore lets through. An index
+for torch is taken from TORCH_INDEX; without it, pip's own is asked.
 """
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.deployment import ROOT
+from tests.packages import copy_checkout, run
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("CHECK_DOCKER") != "1",
@@ -24,23 +24,13 @@ HEAVY = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip
 
 @pytest.fixture
 def context(tmp_path: Path) -> Path:
-    """What .dockerignore lets through."""
-    rules = (ROOT / ".dockerignore").read_text("utf-8").split()
-    assert rules[0] == "*"
-    context = tmp_path / "context"
-    context.mkdir()
-    for name in [rule[1:] for rule in rules if rule.startswith("!")]:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        else:
-            shutil.copy(ROOT / name, context / name)
-    return context
+    return copy_checkout(tmp_path / "context")
 
 
 def install(dockerfile: str, context: Path, folder: Path) -> Path:
     """A new environment with what the file installs; its Python."""
     text = (ROOT / "docker" / dockerfile).read_text("utf-8")
-    steps = re.findall(r"^RUN (pip install .*)$", text, re.MULTILINE)
+    steps = re.findall(r"^RUN ((?:pip install|python -c|python -m compileall) .*)$", text, re.MULTILINE)
     assert len(steps) >= 3
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     index = os.environ.get("TORCH_INDEX", "")
@@ -50,15 +40,6 @@ def install(dockerfile: str, context: Path, folder: Path) -> Path:
         line = step if index else step.replace('--index-url "$TORCH_INDEX" ', "")
         subprocess.run(["/bin/sh", "-c", line], cwd=context, env=environment, check=True)
     return folder / "bin" / "python"
-
-
-def run(python: Path, folder: Path, *arguments: str) -> str:
-    """What a program of the environment prints, away from the source."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DFUSION_", "PYTHON"))}
-    done = subprocess.run(
-        [python, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return done.stdout.strip()
 
 
 def test_the_apis_image_starts_without_torch(tmp_path: Path, context: Path) -> None:

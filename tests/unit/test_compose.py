@@ -148,14 +148,3 @@ def test_the_example_names_every_variable() -> None:
     used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text("utf-8")))
     example = (ROOT / ".env.example").read_text("utf-8")
     assert {name for name in used if not re.search(rf"^(# )?{name}=", example, re.MULTILINE)} == set()
-
-
-def test_the_groups_of_the_images_are_the_packages_dependencies() -> None:
-    """Together all of them, but for what only the demo and the command line need."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    api, worker = (set(project["dependency-groups"][name]) for name in ("api", "worker"))
-    assert set(project["project"]["dependencies"]) - (api | worker) == {"rich>=14", "typer>=0.15"}
-    assert (api | worker) <= set(project["project"]["dependencies"])
-    assert not {line for line in api if re.match("torch|diffusers|transformers|peft|open_clip", line)}
