@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.deployment import EMBEDDED, ROOT, deployment
+from tests.deployment import EMBEDDED, deployment
+from tests.pages import blocks
 
-PAGE = (ROOT / "docs" / "curl.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = blocks("docs/curl.md", "bash")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
 
@@ -21,14 +19,13 @@ from dfusion.sampling import sample
 from dfusion.training import Trainer
 from dfusion.training_data import TrainingPair, TrainingSample
 from tests.nets import tiny_model
-
-GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "add-an-algorithm.md"
+from tests.pages import blocks
 
 
 @pytest.fixture
 def hinge(monkeypatch: pytest.MonkeyPatch) -> Algorithm:
     """The guide's algorithm, added as the guide says."""
-    loss, description = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    loss, description = blocks("docs/how-to/add-an-algorithm.md", "python")
     module = ModuleType("dfusion.losses.hinge")
     exec(loss, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)

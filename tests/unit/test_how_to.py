@@ -1,0 +1,103 @@
+"""The code of docs/how-to: changes apply to the library, and Python runs as it stands there, but in fewer steps."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from dfusion.prompts import read_prompts
+from tests.pages import ROOT, apply_diff, blocks, replaced
+
+REWARD = "docs/how-to/add-a-reward.md"
+CONTROL = "docs/how-to/add-an-attention-control.md"
+PROMPTS = "docs/how-to/use-your-own-prompts.md"
+SCORE = """
+import numpy as np
+red = np.zeros((1, 4, 4, 3), np.uint8)
+red[..., 0] = 255
+print(scorer.name, scorer.score(red, ["red"]))
+"""
+
+
+def printed(folder: Path, code: str, *path: Path, **environment: str) -> str:
+    """What the code prints, run in `folder`, whose modules come first."""
+    (folder / "page.py").write_text(code, "utf-8")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("DFUSION_")}
+    clean["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
+    ran = subprocess.run(
+        [sys.executable, "page.py"], cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def changed_library(folder: Path, page: str) -> Path:
+    """A copy of the library with the page's changes."""
+    shutil.copytree(ROOT / "dfusion", folder / "dfusion", ignore=shutil.ignore_patterns("__pycache__"))
+    for diff in blocks(page, "diff"):
+        apply_diff(diff, folder)
+    return folder
+
+
+def test_a_reward_is_an_object(tmp_path: Path) -> None:
+    module, use = blocks(REWARD, "python")
+    (tmp_path / "my_rewards.py").write_text(module, "utf-8")
+    fewer = {"FusionConfig(first_step=10)": "FusionConfig(first_step=1), sampling=dfusion.SamplingConfig(num_steps=3)"}
+    assert printed(tmp_path, replaced(use, fewer)) == "{True}\n"
+
+
+def test_a_reward_is_installed_as_a_package(tmp_path: Path) -> None:
+    """By its entry point alone, and under the name that the settings give it."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "my_rewards.py").write_text(blocks(REWARD, "python")[0], "utf-8")
+    [about] = blocks(REWARD, "toml")
+    (package / "pyproject.toml").write_text(about, "utf-8")
+    [shell] = blocks(REWARD, "bash")
+    setting = re.findall(r"^export DFUSION_SCORERS='(.*)'$", shell, re.MULTILINE)
+
+    site = tmp_path / "site"
+    install = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site), str(package)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *install], check=True)
+
+    load = "from dfusion import load_scorer\nfrom service.settings import Settings\n"
+    load += "scorer = load_scorer('redness', installed=Settings.read().scorers)\n"
+    assert printed(tmp_path, load + SCORE, site, DFUSION_SCORERS=setting[0]) == "redness [1.0]\n"
+
+
+def test_a_reward_of_the_library(tmp_path: Path) -> None:
+    library = changed_library(tmp_path, REWARD)
+    (library / "dfusion" / "rewards" / "redness.py").write_text(blocks(REWARD, "python")[0], "utf-8")
+    load = "import dfusion.catalogue\nscorer = dfusion.load_scorer('redness')\n"
+    load += "print(dfusion.catalogue.SCORERS['redness'].description)\n"
+    assert printed(library, load + SCORE) == "How red an image is\nredness [1.0]\n"
+
+
+def test_an_attention_control(tmp_path: Path) -> None:
+    """It fuses, and not as D-Fusion does."""
+    library = changed_library(tmp_path, CONTROL)
+    [use] = blocks(CONTROL, "python")
+    output = printed(library, replaced(use, {"num_steps=10": "num_steps=4", "first_step=3": "first_step=1"}))
+    lines = re.findall(r"^(\w+): (\d\.\d{3}) from the base$", output, re.MULTILINE)
+    assert [name for name, _ in lines] == ["masked_kv", "masked_v"]
+    assert len({distance for _, distance in lines} - {"0.000"}) == 2
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    [code] = blocks(PROMPTS, "python")
+    text = (ROOT / PROMPTS).read_text("utf-8")
+    said = re.findall(r"`([^`\n]+ \('[^`]+\))`", text)
+    assert printed(tmp_path, code) == "".join(f"{line}\n" for line in said) and len(said) == 2
+
+    [listed] = blocks(PROMPTS, "json")
+    (tmp_path / "pets.json").write_text(listed, "utf-8")
+    [prompt] = read_prompts(str(tmp_path / "pets.json"))
+    assert (prompt.items, prompt.thresholds) == (("cat", "sofa"), (0.02, 0.05))
+    assert ast.literal_eval(said[0].removeprefix(f"{prompt.text} ")) == prompt.items
+    assert json.loads(listed)["name"] == "pets"
