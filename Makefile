@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments results serve stack test test-units test-library test-integration test-acceptance test-faults check compile check-docker fix openapi bench bench-service clean
+.PHONY: help demo experiments results serve stack test test-units test-library test-integration test-acceptance test-faults check compile check-docker fix openapi docs bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,9 @@ fix: $(VENV)/.ready ## format and mend what a linter can mend
 
 openapi: $(VENV)/.ready ## the golden copy of the OpenAPI document, after a change of the API
 	$(BIN)/python -m tests.openapi
+
+docs: $(VENV)/.ready ## the documentation as a site in build/docs/site; broken links are errors
+	$(BIN)/python -m tools.docs_site
 
 bench: $(VENV)/.ready ## time and U-Net evaluations of fusion, beside the plain way
 	$(BIN)/python -m benchmarks.fusion

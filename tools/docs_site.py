@@ -1,0 +1,105 @@
+"""`make docs`: README.md and docs/ as a site. A link to a file, page or heading that does not exist is an error.
+
+Pages keep their places, so that links work on the site as they do in the repository. Links to files that are not part
+of the site, such as source code, become plain text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+
+_CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[(?P<text>[^\]\[]*)\]\((?P<path>[^)\s#:]+)(?P<heading>#[^)\s]*)?\)")
+
+
+class DocsError(Exception):
+    """The site cannot be built; the message says why."""
+
+
+def build(root: Path, folder: Path) -> Path:
+    """Build the site.
+
+    Args:
+        root: The repository's root.
+        folder: What it contains is replaced by `pages/`, the pages as the site needs them, and `site/`.
+
+    Returns:
+        The site's folder.
+
+    Raises:
+        DocsError: For links to nothing; for pages that cannot be reached.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    _write_pages(root, folder / "pages")
+    config = shutil.copy(root / "docs" / "zensical.toml", folder)
+
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(config)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode != 0:
+        raise DocsError(built.stdout + built.stderr)
+    return folder / "site"
+
+
+def _write_pages(root: Path, folder: Path) -> None:
+    shutil.copytree(root / "docs", folder / "docs", ignore=shutil.ignore_patterns("*.toml"))
+    pages = [root / name for name in ROOT_PAGES] + sorted((root / "docs").rglob("*.md"))
+    problems: list[str] = []
+    reached = set(re.findall(r'"([^"]+\.md)"', (root / "docs" / "zensical.toml").read_text("utf-8")))
+
+    for page in pages:
+        parts = _CODE.split(page.read_text("utf-8"))
+        parts[::2] = [_LINK.sub(_link_of(page, root, problems, reached), part) for part in parts[::2]]
+        (folder / page.relative_to(root)).write_text("".join(parts), "utf-8")
+
+    lost = sorted({str(page.relative_to(root)) for page in pages} - reached)
+    problems += [f"{page}: neither in docs/zensical.toml nor linked from a page" for page in lost]
+    if problems:
+        raise DocsError("\n".join(problems))
+
+
+def _link_of(page: Path, root: Path, problems: list[str], reached: set[str]) -> Callable[[re.Match[str]], str]:
+    """What a link of the page becomes on the site; notes links to nothing, and pages that links reach."""
+
+    def link(match: re.Match[str]) -> str:
+        target = (page.parent / match["path"]).resolve()
+        if not target.is_relative_to(root) or not target.exists():
+            problems.append(f"{page.relative_to(root)}: there is no {match['path']}")
+            return match[0]
+        name = target.relative_to(root).as_posix()
+
+        if (target / "README.md").is_file() and name.startswith("docs/"):
+            reached.add(f"{name}/README.md")
+            return f"[{match['text']}]({match['path']}/README.md{match['heading'] or ''})"
+        if target.is_file() and (name.startswith("docs/") or name in ROOT_PAGES):
+            reached.add(name)
+            return match[0]
+        return match["text"]
+
+    return link
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.docs_site", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs", help="a folder, which is replaced")
+    try:
+        site = build(ROOT, parser.parse_args().out)
+    except DocsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{site / 'index.html'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
