@@ -1,6 +1,6 @@
-"""Every setting of the method, with the paper's default and its source. Imports no torch.
+"""All settings of the method, with the paper's defaults and their source. Imports no torch.
 
-Settings are frozen, reject unknown keys, and take finite numbers only. "Table 3" is the paper's table of
+Settings are frozen, reject unknown keys, and accept finite numbers only. "Table 3" is the paper's table of
 hyper-parameters (appendix C.3).
 """
 
@@ -30,8 +30,8 @@ Pixels = Annotated[int, Field(ge=1, le=4096)]
 StepIndex = Annotated[int, Field(ge=0, le=999)]
 Rate = Annotated[float, Field(gt=0)]
 MOST_INITIAL_SIGNAL = 0.5
-"""Largest alpha-bar, the share of signal in the variance, that the first timestep of a schedule may have. x_T is pure
-noise: a U-Net that takes it for a nearly clean image gives noise back."""
+"""Largest alpha-bar (the share of signal in the variance) of a schedule's first timestep. x_T is pure noise: a U-Net
+that treats it as a nearly clean image returns noise."""
 Precision = Literal["float32", "bfloat16", "float16"]
 """Number format of a model's weights. Adapters and the arithmetic of Eq. 1 are float32 in any of them."""
 AttentionControl = Literal[
@@ -46,8 +46,8 @@ AttentionControl = Literal[
     "masactrl_features",
     "masactrl",
 ]
-"""What of the reference's attention a target takes: Eq. 5, and the variants of appendix B (figure 8); each is defined
-in `dfusion.attention.fusion.CONTROLS` and in docs/decisions/007-attention-control.md."""
+"""Which part of the reference's attention a target takes: Eq. 5, and the variants of appendix B (figure 8). They are
+defined in `dfusion.attention.fusion.CONTROLS` and in docs/decisions/007-attention-control.md."""
 
 
 def _known_algorithm(name: str) -> str:
@@ -63,11 +63,12 @@ AlgorithmName = Annotated[str, AfterValidator(_known_algorithm)]
 
 @cache
 def _leaves(annotation: Hashable) -> frozenset[Any]:
-    """The types that stand in an annotation, without unions and containers around them."""
+    """The types in an annotation, without unions and containers."""
     if annotation is ...:
         return frozenset()
     if get_origin(annotation) is Literal:
         return frozenset(type(value) for value in get_args(annotation))
+
     inner = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
     return frozenset().union(*map(_leaves, inner)) if inner else frozenset([annotation])
 
@@ -79,16 +80,16 @@ class Frozen(BaseModel):
 
 
 class StrictModel(Frozen):
-    """Base of all settings and requests. What pydantic would take for a number, true or "7", is refused."""
+    """Base of all settings and requests. Values that pydantic would convert to numbers, true or "7", are rejected."""
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_number_in_disguise(cls, value: Any, info: ValidationInfo) -> Any:
         leaves = _leaves(cast(Hashable, cls.model_fields[info.field_name or ""].annotation))
-        for one in value if isinstance(value, (list, tuple)) else [value]:
-            disguised = isinstance(one, bool) or (isinstance(one, str) and str not in leaves)
-            if disguised and not leaves.isdisjoint((int, float)) and type(one) not in leaves:
-                raise ValueError(f"expected a number, got {one!r}")
+        for element in value if isinstance(value, (list, tuple)) else [value]:
+            disguised = isinstance(element, bool) or (isinstance(element, str) and str not in leaves)
+            if disguised and not leaves.isdisjoint((int, float)) and type(element) not in leaves:
+                raise ValueError(f"expected a number, got {element!r}")
         return value
 
 
@@ -96,23 +97,25 @@ class SamplingConfig(StrictModel):
     """How a trajectory is sampled (Eq. 1; table 3, "Sampling")."""
 
     num_steps: int = Field(20, ge=1, le=1000, description="Denoising steps T (table 3)")
-    guidance_scale: float = Field(5.0, ge=0, le=100, description="Classifier-free guidance; 1 is without (table 3)")
+    guidance_scale: float = Field(
+        5.0, ge=0, le=100, description="Classifier-free guidance scale; 1 disables it (table 3)"
+    )
     eta: float = Field(1.0, gt=0, le=1, description="Weight of the noise in DDIM, eta in Eq. 1 (table 3)")
     height: Pixels | None = Field(
-        None, description="Of the image, a multiple of the VAE's factor; null: the model's own"
+        None, description="Image height, a multiple of the VAE's factor; null: the model's own"
     )
-    width: Pixels | None = Field(None, description="As for height")
+    width: Pixels | None = Field(None, description="Image width, as for height")
 
 
 class FusionConfig(StrictModel):
     """How a target is fused (Eq. 4 and 5; table 3, "Fusion").
 
-    The defaults are the paper's text; `released_code()` gives what the authors' code does where it differs.
+    The defaults follow the paper's text. `released_code()` has the settings of the authors' code.
     """
 
     layers: Literal["middle+up"] | tuple[StrictInt, ...] = Field(
         "middle+up",
-        description="U-Net layers with cross-attention, counted in forward order; 3-6 of SD are middle + up (table 3)",
+        description="U-Net layers with cross-attention, numbered in forward order; 3-6 of SD are middle + up (table 3)",
     )
     first_step: StepIndex = Field(2, description="First fused step_index; the paper's t = T - 2 = 18 (table 3)")
     last_step: StepIndex | None = Field(
@@ -121,13 +124,14 @@ class FusionConfig(StrictModel):
     mask_source: Literal["first_up", "resolution"] = Field(
         "first_up", description="Cross-attention of the first up layer (paper), or all of that resolution (released)"
     )
-    merge: Literal["xor", "or"] = Field("xor", description="How item masks become one (Eq. 4: xor; released code: or)")
+    merge: Literal["xor", "or"] = Field("xor", description="How item masks are merged (Eq. 4: xor; released code: or)")
     control: AttentionControl = Field(
-        "masked_kv", description="What of the reference's attention the target takes (Eq. 5; appendix B, figure 8)"
+        "masked_kv",
+        description="Which part of the reference's attention the target takes (Eq. 5; appendix B, figure 8)",
     )
     trajectory: Literal["fused", "ddim_inversion"] = Field(
         "fused",
-        description="States of a target: as it was fused, or by DDIM inversion of its clean latents (section 4.4)",
+        description="States of a target: those of the fusion, or a DDIM inversion of its clean latents (section 4.4)",
     )
 
     @model_validator(mode="after")
@@ -137,31 +141,35 @@ class FusionConfig(StrictModel):
         return self
 
     def steps(self, num_steps: int) -> range:
-        """The fused ones of `num_steps` step indices; none where `first_step` is not among them."""
+        """The fused step indices of `num_steps` steps. Empty if `first_step` is not among them."""
         last = num_steps - 1 if self.last_step is None else self.last_step
         return range(self.first_step, min(last + 1, num_steps))
 
     @classmethod
     def paper(cls) -> FusionConfig:
-        """What the paper's text says."""
+        """The settings of the paper's text."""
         return cls()
 
     @classmethod
     def released_code(cls) -> FusionConfig:
-        """What the authors' released code does."""
+        """The settings of the authors' released code."""
         return cls(mask_source="resolution", merge="or")
 
 
 class PairingConfig(StrictModel):
-    """Who becomes a reference or a base, and which targets are adopted (released code; Eq. 7)."""
+    """How references and bases are chosen, and which targets are adopted (released code; Eq. 7)."""
 
-    reference_share: float = Field(0.25, gt=0, le=0.5, description="Best share of a prompt's samples: references")
-    reference_uses: Count = Field(2, description="Pairs that one reference serves")
-    base_share: float = Field(0.5, gt=0, le=0.5, description="Worst share of a prompt's samples: bases")
+    reference_share: float = Field(
+        0.25, gt=0, le=0.5, description="Share of a prompt's samples, from the best, that are references"
+    )
+    reference_uses: Count = Field(2, description="Number of pairs per reference")
+    base_share: float = Field(
+        0.5, gt=0, le=0.5, description="Share of a prompt's samples, from the worst, that are bases"
+    )
     dealing: Literal["worst_first", "rank_order"] = Field(
         "worst_first",
-        description="Which reference meets which base: references in turn and bases from the worst up; or both from the"
-        " best down, all uses of a reference together (released code)",
+        description="How references and bases are paired: references in turn and bases from the worst up; or both from"
+        " the best down, all uses of a reference together (released code)",
     )
     adoption_threshold: float = Field(1.0, ge=0, description="lambda of Eq. 7 (table 3); 0 adopts every target")
     adoption_against: Literal["base", "reference"] = Field("base", description="Whose score lambda multiplies in Eq. 7")
@@ -169,38 +177,38 @@ class PairingConfig(StrictModel):
         0.7,
         gt=0,
         le=1,
-        description="Largest mean of the mask with which a target is adopted; 1 is without (decision 003)",
+        description="Largest mean of the mask with which a target is adopted; 1 disables the limit (decision 003)",
     )
 
     @classmethod
     def paper(cls) -> PairingConfig:
-        """What the paper's text says."""
+        """The settings of the paper's text."""
         return cls()
 
     @classmethod
     def released_code(cls) -> PairingConfig:
-        """What the authors' released code does; it keeps every target."""
+        """The settings of the authors' released code, which keeps every target."""
         return cls(dealing="rank_order", adoption_threshold=0, max_mask_cover=1)
 
 
 class LoraConfig(StrictModel):
-    """Low-rank adapter on the U-Net's attention projections: it adds alpha / rank * B A to each weight."""
+    """A low-rank adapter on the U-Net's attention projections. It adds alpha / rank * B A to each weight."""
 
     rank: int = Field(4, ge=1, le=256)
     alpha: Rate = 4.0
     init: Literal["gaussian", "kaiming"] = Field(
         "gaussian",
-        description="How A (down) starts: N(0, 1/rank) as in ddpo-pytorch and the released code, or Kaiming-uniform as"
-        " in peft. B (up) starts at 0 (docs/decisions/017-training-recipe.md)",
+        description="Initialisation of A (down): N(0, 1/rank) as in ddpo-pytorch and the released code, or"
+        " Kaiming-uniform as in peft. B (up) is 0 (docs/decisions/017-training-recipe.md)",
     )
 
 
 class TrainingConfig(StrictModel):
     """How the adapter is trained on a round's trajectories (Eq. 6, 8, 9; table 3, "Optimizer" and "Training").
 
-    An example is a pair (dpo) or a sample (ddpo, dpok); a row is one denoising step of an example. Where the paper
-    gives no number, the default is the published one of the method that it takes over
-    (docs/decisions/005-algorithms.md). A setting that `algorithm` does not use must be left at its default.
+    An example is a pair (dpo) or a sample (ddpo, dpok). A row is one denoising step of an example. If the paper gives
+    no number, the default is the published one of the underlying method (docs/decisions/005-algorithms.md). A setting
+    that `algorithm` does not use must have its default.
     """
 
     algorithm: AlgorithmName = Field(
@@ -219,59 +227,63 @@ class TrainingConfig(StrictModel):
         None,
         ge=0,
         le=1,
-        description="dpo: mu of Diffusion-SDPO (arXiv 2511.03317), which scales the rejected side's gradient down so"
-        " that the preferred side does not become less likely, to first order; null: off",
+        description="dpo: mu of Diffusion-SDPO (arXiv 2511.03317), which scales down the rejected side's gradient so"
+        " that, to first order, the preferred side does not become less likely; null: off",
     )
     credit: Literal["all", "mask"] = Field(
         "all",
-        description="dpo, experimental: log-probs of a pair are means over all latent elements, or over those that its"
-        " fusion mask covers; a pair without a mask counts everywhere",
+        description="dpo, experimental: log-probs of a pair are means over all latent elements, or over those inside"
+        " its fusion mask; without a mask, over all elements",
     )
     clip_range: float = Field(
-        1e-4, gt=0, lt=1, description="ddpo, dpok: epsilon, how far the ratio may leave 1 (ddpo-pytorch, DPOK)"
+        1e-4,
+        gt=0,
+        lt=1,
+        description="ddpo, dpok: epsilon, the largest distance of the ratio from 1 (ddpo-pytorch, DPOK)",
     )
     advantage_clip: Rate = Field(5.0, description="ddpo, dpok: advantages are clipped to +- this (ddpo-pytorch)")
-    policy_weight: Rate = Field(10.0, description="dpok: alpha of Eq. 9, weight of the policy term (DPOK)")
-    kl_weight: float = Field(0.01, ge=0, description="dpok: beta of Eq. 9, weight of the KL term (DPOK)")
+    policy_weight: Rate = Field(10.0, description="dpok: alpha of Eq. 9, the weight of the policy term (DPOK)")
+    kl_weight: float = Field(0.01, ge=0, description="dpok: beta of Eq. 9, the weight of the KL term (DPOK)")
     kl_reference: Literal["round", "base"] = Field(
-        "round", description="dpok: pref of the KL term, the policy before this round's updates or the base model"
+        "round", description="dpok: pref of the KL term: the policy before this round's updates, or the base model"
     )
     learning_rate: Rate = Field(1e-4, description="AdamW (table 3)")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW (table 3)")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW (table 3)")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW (table 3)")
     adam_epsilon: Rate = Field(1e-8, description="AdamW (table 3)")
-    max_grad_norm: Rate = Field(1.0, description="Clipping of the gradient's norm (table 3)")
+    max_grad_norm: Rate = Field(1.0, description="Largest norm of the gradient, by clipping (table 3)")
     optimizer_start: Literal["carried", "fresh"] = Field(
         "carried",
-        description="Whether AdamW goes on with its moments from the rounds before (ddpo-pytorch), or starts at 0",
+        description="Whether AdamW continues with the moments of earlier rounds (ddpo-pytorch), or starts at 0",
     )
     examples_per_update: Count = Field(
         320,
-        description="The most examples whose mean gradient one update takes; an inner epoch's updates are of nearly"
-        ' equal size (table 3: "Batch size 1, Grad. accum. steps 320")',
+        description="Largest number of examples per update; the updates of an inner epoch have nearly equal sizes"
+        ' (table 3: "Batch size 1, Grad. accum. steps 320")',
     )
-    micro_batch: Count = Field(8, description="Rows that go through the U-Net at once; changes memory, not the result")
+    micro_batch: Count = Field(8, description="Rows per U-Net call; affects memory, not the result")
     gradient_checkpointing: bool | None = Field(
         None,
         description="Recompute activations in the backward pass: less memory, more time, same result. null: on a GPU"
-        " only, where the defaults then fit 24 GB (docs/decisions/016-precision.md)",
+        " only, where the defaults then fit into 24 GB (docs/decisions/016-precision.md)",
     )
     inner_epochs: Count = Field(2, description="Passes over a round's examples (table 3)")
     timestep_fraction: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Share of its steps that a pair or sample is trained on in an inner epoch, drawn anew for each",
+        description="Share of its steps that a pair or sample is trained on, sampled separately for each inner epoch",
     )
     skip_dominant_step: bool = Field(
-        False, description="Leave out the step whose log-prob answers most to the U-Net (for SD at T = 20: timestep 51)"
+        False, description="Leave out the step whose log-prob depends most on the U-Net (for SD at T = 20: timestep 51)"
     )
     log_gradient_norms: bool = Field(
         True, description="Log the gradient's norm for each step; a micro-batch then holds rows of one step only"
     )
     ratio_tolerance: Rate | None = Field(
-        None, description="How far p / pref may be from 1 before the first update; None: 1e-3, in bfloat16 1e-2"
+        None,
+        description="Largest accepted |p / pref - 1| before the first update; null: 1e-3, in bfloat16 1e-2",
     )
     lora: LoraConfig = LoraConfig()
 
@@ -286,23 +298,23 @@ class TrainingConfig(StrictModel):
 
     @property
     def learns_from_pairs(self) -> bool:
-        """Whether its examples are pairs; else they are samples with advantages."""
+        """Whether the examples are pairs. Otherwise they are samples with advantages."""
         return ALGORITHMS[self.algorithm].learns_from == "pairs"
 
     @property
     def loss_weight(self) -> float:
-        """The factor that the loss's gradient is proportional to: beta of Eq. 6, alpha of Eq. 9, else 1."""
+        """The factor to which the loss's gradient is proportional: beta of Eq. 6, alpha of Eq. 9, otherwise 1."""
         weight = ALGORITHMS[self.algorithm].weight
         return 1.0 if weight is None else float(getattr(self, weight))
 
     @classmethod
     def paper(cls) -> TrainingConfig:
-        """What the paper's text says."""
+        """The settings of the paper's text."""
         return cls()
 
     @classmethod
     def released_code(cls) -> TrainingConfig:
-        """What the authors' released configuration says; the code that would read it was not released."""
+        """The settings of the authors' released configuration. The code that reads it was not released."""
         return cls(ratio_clip=0.1)
 
 
@@ -316,11 +328,8 @@ class Preset(StrictModel):
     def settings_of(self, part: str, algorithm: str) -> dict[str, Any]:
         """The settings of `fusion`, `pairing` or `training` that `algorithm` uses, by name."""
         settings: StrictModel = getattr(self, part)
-        return {
-            name: value
-            for name, value in settings.model_dump(exclude_defaults=part == "training").items()
-            if not readers(name) or algorithm in readers(name)
-        }
+        values = settings.model_dump(exclude_defaults=part == "training")
+        return {name: value for name, value in values.items() if not readers(name) or algorithm in readers(name)}
 
 
 PRESETS: Mapping[Literal["paper", "released_code"], Preset] = MappingProxyType(
@@ -336,9 +345,9 @@ PRESETS: Mapping[Literal["paper", "released_code"], Preset] = MappingProxyType(
 
 
 class RoundConfig(StrictModel):
-    """How a round runs: samples of each prompt, pairs and targets from them, and what is learned (figure 3)."""
+    """How a round runs: samples of each prompt, their pairs and targets, and the training (figure 3)."""
 
-    samples_per_prompt: int = Field(16, ge=2, le=1024, description="A pair takes two")
+    samples_per_prompt: int = Field(16, ge=2, le=1024, description="At least 2, since a pair needs two samples")
     sampling: SamplingConfig = SamplingConfig()
     pairing: PairingConfig = PairingConfig()
     fusion: FusionConfig | None = Field(FusionConfig(), description="None: naive, without fused targets")

@@ -1,7 +1,7 @@
 """Prompt lists: prompts with their items and mask thresholds. Imports no torch.
 
-A list is a JSON file beside this one: `{"name", "description", "prompts": [{"text", "items", "thresholds"}]}`. The
-lists `paper-*` are tables 4, 5 and 6 of the paper, `shapes-*` those of the shapes world.
+A list is a JSON file in this folder: `{"name", "description", "prompts": [{"text", "items", "thresholds"}]}`. The lists
+`paper-*` are tables 4, 5 and 6 of the paper. The lists `shapes-*` belong to the shapes world.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Prompt(StrictModel):
-    """A prompt and the items whose cross-attention makes the mask (Eq. 4), with a threshold for each.
+    """A prompt and the items whose cross-attention gives the mask (Eq. 4), with a threshold for each.
 
-    Without `items` they are those marked in the text, "a [cat] eating a [sandwich]" (the marks are taken out of
-    `text`), or else the things that the text names (`dfusion.prompts.items`). Without `thresholds` (None) they are
-    found from samples: `dfusion.thresholds`.
+    Without `items`, they are those marked in the text, "a [cat] eating a [sandwich]" (the brackets are removed from
+    `text`). Without marks, they are the nouns of the text (`dfusion.prompts.items`). Without `thresholds` (None), they
+    are computed from samples (`dfusion.thresholds`).
     """
 
     text: str = Field(min_length=1, max_length=500)
     items: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), min_length=1, max_length=64, description="Words of the text; marked there or found if not given"
+        (), min_length=1, max_length=64, description="Words of the text; marked in the text or detected if not given"
     )
-    thresholds: tuple[Threshold, ...] | None = Field(None, description="One an item; found from samples if not given")
+    thresholds: tuple[Threshold, ...] | None = Field(
+        None, description="One per item; computed from samples if not given"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _items_of_the_text(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or given.get("items") is not None or not isinstance(given.get("text"), str):
             return given
+
         try:
             text, items = parse_marked(given["text"])
             if text and not items:
@@ -63,7 +66,7 @@ class Prompt(StrictModel):
 
 
 def _occurs(item: str, text: str) -> bool:
-    """Whether the item's words stand in the text one after another, as whole words."""
+    """Whether the item's words occur in the text consecutively, as whole words."""
     phrase = r"\s+".join(re.escape(word) for word in item.split())
     return bool(phrase) and re.search(rf"(?<!\w){phrase}(?!\w)", text, re.IGNORECASE) is not None
 
@@ -78,23 +81,37 @@ class PromptList(StrictModel):
 
 def builtin_lists() -> Mapping[str, PromptList]:
     """The lists that come with dfusion, by name."""
-    found = {}
+    lists = {}
     for file in sorted(resources.files(__name__).iterdir(), key=lambda f: f.name):
         if re.fullmatch(r"[a-z0-9-]+\.json", file.name):
-            loaded = PromptList.model_validate_json(file.read_text("utf-8"))
-            found[loaded.name] = loaded
-    return found
+            prompt_list = PromptList.model_validate_json(file.read_text("utf-8"))
+            lists[prompt_list.name] = prompt_list
+    return lists
 
 
 def read_prompts(source: str) -> tuple[Prompt, ...]:
-    """The prompts of the built-in list of that name, or of a file: a list as above where its name ends in .json, else a
-    prompt a line, with items marked or found.
+    """Read the prompts of a built-in list or of a file.
 
-    Raises InvalidInputError where there is no such list or file, or it holds no prompts.
+    Args:
+        source: The name of a built-in list, or the path of a file. A .json file holds a `PromptList`. Any other file
+            has one prompt per line, with or without marked items.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        InvalidInputError: There is no such list or file, or it has no prompts.
+
+    Example:
+        >>> from dfusion import read_prompts
+        >>> prompts = read_prompts("shapes-attribute-train")
+        >>> len(prompts), prompts[0].text
+        (40, 'a yellow and dotted cross')
     """
     known = builtin_lists()
     if source in known:
         return known[source].prompts
+
     try:
         text = Path(source).read_text("utf-8-sig")
         if source.endswith(".json"):
@@ -103,6 +120,7 @@ def read_prompts(source: str) -> tuple[Prompt, ...]:
     except (OSError, ValueError) as error:
         names = ", ".join(known)
         raise InvalidInputError(f"prompts: expected a file, or one of {names}; got {source!r}: {error}") from error
+
     if not prompts:
         raise InvalidInputError(f"prompts: expected at least one in {source}, got none")
     return prompts

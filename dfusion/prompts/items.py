@@ -1,8 +1,8 @@
-"""The items of a user's own prompt: marked in brackets, or found among its words (Eq. 4). Imports no torch.
+"""The items of a user's own prompt: marked in brackets, or detected among its words (Eq. 4). Imports no torch.
 
-Finding them needs no language model: English noun phrases end at a small closed set of words (articles, prepositions,
-conjunctions, auxiliaries) or at a participle, and the thing that a phrase names is its last word. Colours, materials
-and other adjectives stand before that word, so they are never the item. Who wants other words marks them.
+Detection needs no language model. English noun phrases end at a small closed set of words (articles, prepositions,
+conjunctions, auxiliaries) or at a participle, and the noun is the last word of the phrase. Colours, materials and other
+adjectives precede it, so they are never items. To choose other words, mark them.
 """
 
 from __future__ import annotations
@@ -48,52 +48,53 @@ _NOT_BEFORE_OF = frozenset(
     "close-up front top bottom back side middle center centre edge group pair bunch lot couple piece pieces slice kind "
     "type set series number".split()
 )
-"""Words that name no thing of their own before "of": "a photo of a cat", "on top of a car", "a pair of shoes"."""
+"""Words that are no items before "of": "a photo of a cat", "on top of a car", "a pair of shoes"."""
 
 
 def parse_marked(text: str) -> tuple[str, tuple[str, ...]]:
     """The plain text and its marked items: "a [cat] on a [red mat]" gives "a cat on a red mat", ("cat", "red mat").
 
-    An item that is marked twice is one item: all its occurrences count for its map. Without marks there are no items.
-    Runs of white space become one space. Raises PromptItemsError for brackets that are nested, empty or not paired.
+    An item that is marked twice is returned once; all its occurrences count for its map. Without marks there are no
+    items. White space is collapsed to single spaces. Raises PromptItemsError for nested, empty or unpaired brackets.
     """
     plain = ""
     items: dict[str, str] = {}
     start: int | None = None
-    for place, character in enumerate(text):
+    for position, character in enumerate(text):
         if character == "[":
             if start is not None:
-                raise _bad_mark(text, place, "a bracket within a bracket")
+                raise _bad_mark(text, position, "a bracket within a bracket")
             start = len(plain)
         elif character == "]":
             if start is None:
-                raise _bad_mark(text, place, "a bracket that was not opened")
+                raise _bad_mark(text, position, "a bracket that was not opened")
             item = " ".join(plain[start:].split())
             if not item:
-                raise _bad_mark(text, place, "nothing between the brackets")
+                raise _bad_mark(text, position, "nothing between the brackets")
             items.setdefault(item.casefold(), item)
             start = None
         else:
             plain += character
+
     if start is not None:
         raise _bad_mark(text, len(text), "a bracket that is not closed")
     return " ".join(plain.split()), tuple(items.values())
 
 
-def _bad_mark(text: str, place: int, found: str) -> PromptItemsError:
-    return PromptItemsError(f"expected items marked as in 'a [cat]', got {found} at character {place} of {text!r}")
+def _bad_mark(text: str, position: int, problem: str) -> PromptItemsError:
+    return PromptItemsError(f"expected items marked as in 'a [cat]', got {problem} at character {position} of {text!r}")
 
 
 def find_items(text: str) -> tuple[str, ...]:
-    """The things that an English prompt names, each once, in order: the last word of every noun phrase.
+    """The nouns of an English prompt, each once, in order: the last word of every noun phrase.
 
-    "a black and woolen bus" gives ("bus",); "a teddy bear riding a red bike", ("bear", "bike"). Raises
-    PromptItemsError where no thing is found.
+    "a black and woolen bus" gives ("bus",); "a teddy bear riding a red bike" gives ("bear", "bike"). Raises
+    PromptItemsError if there is no noun.
     """
     words = [*_WORD.findall(text), ".", ".", "."]  # a full stop closes the last phrase
-    found: dict[str, str] = {}
+    items: dict[str, str] = {}
     phrase: list[str] = []
-    article = False  # whether the phrase began with one
+    article = False  # whether the phrase began with an article
     for word, *rest in zip(words, words[1:], words[2:], strict=False):
         low = word.casefold()
         role = _role(low, rest[0].casefold(), rest[1].casefold(), article, bool(phrase))
@@ -101,15 +102,17 @@ def find_items(text: str) -> tuple[str, ...]:
             phrase.append(word)
         elif role == "end":
             if phrase and _names_a_thing(phrase[-1].casefold(), low):
-                found.setdefault(phrase[-1].casefold(), phrase[-1])
-            phrase, article = [], low in _DETERMINERS
-    if not found:
-        raise PromptItemsError(f"expected a prompt that names a thing, found none; mark it, as in 'a [cat]': {text!r}")
-    return tuple(found.values())
+                items.setdefault(phrase[-1].casefold(), phrase[-1])
+            phrase = []
+            article = low in _DETERMINERS
+
+    if not items:
+        raise PromptItemsError(f"expected a prompt that names a thing, got none; mark it, as in 'a [cat]': {text!r}")
+    return tuple(items.values())
 
 
 def _role(low: str, following: str, second: str, article: bool, begun: bool) -> Literal["noun", "modifier", "end"]:
-    """What a word does in its phrase. `following` and `second` come after it; `begun`: a noun stands before it."""
+    """A word's role in its phrase. `following` and `second` are the next words; `begun`: the phrase has a noun."""
     if _closes(low):
         return "end"
     alone = article and not begun and _ends_before(following, second)
@@ -124,17 +127,17 @@ def _role(low: str, following: str, second: str, article: bool, begun: bool) -> 
 
 
 def names_no_thing(word: str) -> bool:
-    """Whether the word is an article, a preposition, a verb of the lists or the like: nothing that can be an item."""
+    """Whether the word cannot be an item because it is an article, a preposition, a listed verb or similar."""
     return _closes(word.casefold())
 
 
 def _closes(low: str) -> bool:
-    """Whether no noun phrase goes on past this word."""
+    """Whether this word ends a noun phrase."""
     return low in _DETERMINERS or low in _CONNECTIVES or low in _VERBS or not low[0].isalnum()
 
 
 def _ends_before(following: str, second: str) -> bool:
-    """Whether a phrase ends before these words; "and" and a comma may go on with adjectives: "a red and wooden"."""
+    """Whether a phrase ends before these words. After "and" or a comma, adjectives may follow: "a red and wooden"."""
     if following in ("and", "or", ","):
         return second in _DETERMINERS
     return _closes(following) or _is_participle(following)

@@ -1,8 +1,8 @@
-"""What a scorer is made from. Imports no torch.
+"""Settings of scorers. Imports no torch.
 
-`ScorerConfig` names files, servers and installed code: it is for an installation's owner. A client of the service names
-scorers that the installation has, or weighted sums of such, so a request never makes the service open a file, call an
-address or import code of the client's choosing.
+`ScorerConfig` names files, servers and installed code, so only an installation's owner may set it. A client of the
+service names installed scorers, or weighted sums of them. A request therefore never makes the service open a file, call
+an address or import code of the client's choice.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ class OpenClipConfig(Frozen):
     kind: Literal["open_clip"] = "open_clip"
     architecture: str = Field("ViT-H-14", description="open_clip's name of the model (section 4.1)")
     weights: str = Field("laion2b_s32b_b79k", description="open_clip's tag of its weights; downloaded if not cached")
-    folder: Path | None = Field(None, description="An open_clip folder, in place of architecture and weights")
+    folder: Path | None = Field(None, description="An open_clip folder, instead of architecture and weights")
 
 
 class HttpScorerConfig(Frozen):
-    """A scorer behind HTTP; see `dfusion.rewards.http` for what is sent and expected."""
+    """A scorer behind HTTP; see `dfusion.rewards.http` for request and response."""
 
     kind: Literal["http"] = "http"
     url: HttpUrl
     version: str = Field("1", min_length=1, max_length=100, description="Recorded with every score")
-    timeout_seconds: float = Field(30, gt=0, le=600, description="To connect, and between bytes of an answer")
-    retries: int = Field(3, ge=0, le=10, description="Further attempts where the server is away or overloaded")
-    backoff_seconds: float = Field(1, ge=0, le=60, description="Before the first retry; it doubles, up to 60")
-    batch_size: Count = Field(16, description="Images a request")
+    timeout_seconds: float = Field(30, gt=0, le=600, description="Timeout to connect, and between bytes of a response")
+    retries: int = Field(3, ge=0, le=10, description="Further attempts if the server is unavailable or overloaded")
+    backoff_seconds: float = Field(1, ge=0, le=60, description="Pause before the first retry; it doubles, up to 60")
+    batch_size: Count = Field(16, description="Images per request")
     bearer_token: SecretStr | None = Field(None, description="Sent as Authorization: Bearer")
 
 
@@ -47,7 +47,7 @@ class EntryPointConfig(Frozen):
 
 
 class VerdictScorerConfig(Frozen):
-    """What people said of the images; whoever loads the scorer gives it their verdicts."""
+    """Reviewers' verdicts on the images, which are passed when the scorer is loaded."""
 
     kind: Literal["verdicts"] = "verdicts"
 
@@ -66,7 +66,7 @@ class WeightedPart(StrictModel):
 
 
 class WeightedScorerConfig(Frozen):
-    """The weighted sum of other scorers' raw scores. Mind their scales: a cosine is near 0.3, a verdict in [0, 1]."""
+    """The weighted sum of other scorers' raw scores. Their scales differ: a cosine is near 0.3, a verdict in [0, 1]."""
 
     kind: Literal["weighted"] = "weighted"
     parts: tuple[WeightedPart, ...] = Field(min_length=1, max_length=16)
@@ -83,4 +83,4 @@ ScorerConfig = Annotated[
     OpenClipConfig | HttpScorerConfig | EntryPointConfig | VerdictScorerConfig | WeightedScorerConfig,
     Field(discriminator="kind"),
 ]
-"""Any scorer: what an installation's settings may hold."""
+"""Any scorer of an installation's settings."""

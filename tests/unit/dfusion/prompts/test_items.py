@@ -20,7 +20,7 @@ def test_marked_items(text: str, plain: str, items: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "place"),
+    ("text", "problem", "position"),
     [
         ("a [cat", "not closed", 6),
         ("a cat]", "not opened", 5),
@@ -30,8 +30,8 @@ def test_marked_items(text: str, plain: str, items: tuple[str, ...]) -> None:
         ("]cat[", "not opened", 0),
     ],
 )
-def test_brackets_that_do_not_pair_up(text: str, found: str, place: int) -> None:
-    with pytest.raises(PromptItemsError, match=rf"{found}.* at character {place} "):
+def test_unpaired_brackets_are_rejected(text: str, problem: str, position: int) -> None:
+    with pytest.raises(PromptItemsError, match=rf"{problem}.* at character {position} "):
         parse_marked(text)
 
 
@@ -62,11 +62,11 @@ def test_brackets_that_do_not_pair_up(text: str, found: str, place: int) -> None
         ("a butterfly", ["butterfly"]),
     ],
 )
-def test_things_that_are_found(text: str, items: list[str]) -> None:
+def test_nouns_are_detected(text: str, items: list[str]) -> None:
     assert list(find_items(text)) == items
 
 
 @pytest.mark.parametrize("text", ["", "in the", "very slowly running", "highly detailed, 4k"])
-def test_nothing_that_is_a_thing(text: str) -> None:
+def test_prompts_without_a_noun_are_rejected(text: str) -> None:
     with pytest.raises(PromptItemsError, match="names a thing"):
         find_items(text)

@@ -76,13 +76,13 @@ def test_table_4_is_twenty_animals_with_two_activities_each() -> None:
 
 
 def test_table_5_has_six_colours_and_nine_materials() -> None:
-    found = [
+    matches = [
         re.fullmatch(r"a (\w+) and (\w+) \w+", prompt.text)
         for name in ("paper-attribute-train", "paper-attribute-test")
         for prompt in LISTS[name].prompts
     ]
-    assert {match and match[1] for match in found} == COLOURS
-    assert {match and match[2] for match in found} == MATERIALS
+    assert {match and match[1] for match in matches} == COLOURS
+    assert {match and match[2] for match in matches} == MATERIALS
 
 
 def test_table_6_has_four_predicates() -> None:
@@ -93,16 +93,16 @@ def test_table_6_has_four_predicates() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LISTS))
-def test_items_that_are_found_are_those_that_the_lists_name(name: str) -> None:
+def test_detected_items_equal_those_of_the_lists(name: str) -> None:
     assert [find_items(prompt.text) for prompt in LISTS[name].prompts] == [p.items for p in LISTS[name].prompts]
 
 
-def test_all_rows_stay_as_they_were_compared_with_the_paper() -> None:
-    """The 240 texts and 120 rows of thresholds were compared with the paper by a program; this is their sum."""
+def test_all_rows_equal_the_reviewed_ones() -> None:
+    """The 240 texts and 120 rows of thresholds were compared with the paper by a program; this is their hash."""
     names = sorted(TRAINED + UNSEEN)
     rows = [[name, prompt.text, prompt.items, prompt.thresholds] for name in names for prompt in LISTS[name].prompts]
-    found = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    assert found == "a73130bdb1d9a84c6175246923a9b385bf3bc3d039652dab04ac7dc0f2bd6650"
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert digest == "a73130bdb1d9a84c6175246923a9b385bf3bc3d039652dab04ac7dc0f2bd6650"
 
 
 def test_prompts_are_read_from_lists_and_files(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_prompts_are_read_from_lists_and_files(tmp_path: Path) -> None:
     ("name", "content"),
     [("none.txt", None), ("empty.txt", b" \n"), ("bad.json", b"{"), ("list.json", b"[]"), ("latin.txt", b"caf\xe9")],
 )
-def test_what_is_no_prompt_list_is_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_invalid_prompt_lists_are_named(tmp_path: Path, name: str, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInputError, match=name):
