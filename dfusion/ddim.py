@@ -1,4 +1,4 @@
-"""Eq. 1: the stochastic DDIM step as a Gaussian policy. All arithmetic is float32, coefficients come from float64."""
+"""Eq. 1: the stochastic DDIM step as a Gaussian policy. Arithmetic is float32; coefficients are computed in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dfusion.errors import ScheduleError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 StepIndices = int | torch.Tensor
-"""One step_index for all rows, or an int64 tensor (B,) with one for each row."""
+"""One step_index for all rows, or an int64 tensor (B,) with one per row."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Schedule:
     prev_alphas  (T,) float32, alpha-bar at the next entry of `timesteps`; the last: `final_alpha_cumprod`
     sigmas       (T,) float32, standard deviation of each step's noise; 0 where the step is deterministic
     prediction_type  what the U-Net predicts
-    clip_range   where the scheduler clips x0 to [-clip_range, clip_range] (SD does not); None is without
+    clip_range   the scheduler clips x0 to [-clip_range, clip_range]; None: no clipping (SD)
     """
 
     timesteps: torch.Tensor
@@ -42,13 +42,13 @@ class Schedule:
 
     @property
     def trainable_steps(self) -> tuple[int, ...]:
-        """The step indices that have noise, hence a log-density. Without `set_alpha_to_one` (SD) these are all."""
+        """The step indices with noise, hence with a log-density: all of them without `set_alpha_to_one` (SD)."""
         return tuple(i for i, sigma in enumerate(self.sigmas.tolist()) if sigma > 0)
 
     def require_trainable(self, steps: StepIndices) -> None:
-        """Raise ScheduleError if a step of `steps` has sigma = 0, where log p would be infinite."""
-        chosen = [steps] if isinstance(steps, int) else steps.tolist()
-        without_noise = sorted(set(chosen) - set(self.trainable_steps))
+        """Raise ScheduleError if one of `steps` has sigma = 0, so that log p is infinite."""
+        indices = [steps] if isinstance(steps, int) else steps.tolist()
+        without_noise = sorted(set(indices) - set(self.trainable_steps))
         if without_noise:
             raise ScheduleError(
                 f"expected steps with noise (step_index in {self.trainable_steps}), got {without_noise}: sigma is 0"
@@ -57,11 +57,13 @@ class Schedule:
 
     @classmethod
     def from_scheduler(cls, scheduler: DDIMScheduler, num_steps: int, eta: float) -> Schedule:
-        """The schedule of `num_steps` steps with noise weight `eta` (Eq. 1). The scheduler given is left as it is.
+        """The schedule of `num_steps` steps with noise weight `eta` (Eq. 1). The scheduler is not modified.
 
-        Raises ScheduleError for schedulers other than DDIM, dynamic thresholding, more steps than the scheduler has,
-        too few steps to start at a noisy timestep (it names the smallest useful number), timesteps that do not decrease
-        or lie outside the training range, and a first alpha-bar of 0 with epsilon prediction (x0 is undefined there).
+        Raises:
+            ScheduleError: A scheduler other than DDIM, or dynamic thresholding; more steps than the scheduler has; too
+                few steps to start at a noisy timestep (the message names the smallest number); timesteps that do not
+                decrease or lie outside the training range; a first alpha-bar of 0 with epsilon prediction, where x0 is
+                undefined.
         """
         if not isinstance(scheduler, DDIMScheduler):
             raise ScheduleError(f"scheduler: expected a DDIMScheduler, got {type(scheduler).__name__}")
@@ -69,6 +71,7 @@ class Schedule:
             raise ScheduleError("scheduler: expected thresholding=False (Eq. 1 has no dynamic thresholding), got True")
         timesteps = _timesteps(scheduler, num_steps)
         _require_noisy_start(scheduler, timesteps)
+
         alphas = scheduler.alphas_cumprod.double().cpu()[timesteps]
         final = torch.as_tensor(scheduler.final_alpha_cumprod).double().cpu().reshape(1)
         prev_alphas = torch.cat([alphas[1:], final])
@@ -76,6 +79,7 @@ class Schedule:
         prediction_type = scheduler.config.prediction_type
         if not torch.isfinite(variances).all() or (prediction_type == "epsilon" and alphas.min() <= 0):
             raise ScheduleError(f"expected alpha-bar in (0, 1) at every step, got {alphas.tolist()}")
+
         return cls(
             timesteps=timesteps,
             alphas=alphas.float(),
@@ -91,9 +95,11 @@ def _timesteps(scheduler: DDIMScheduler, num_steps: int) -> torch.Tensor:
     total = scheduler.config.num_train_timesteps
     if not 1 <= num_steps <= total:
         raise ScheduleError(f"num_steps: expected 1 to {total}, got {num_steps}")
+
     own = copy.deepcopy(scheduler)
     own.set_timesteps(num_steps)
     timesteps = torch.as_tensor(own.timesteps).to("cpu", torch.int64)
+
     inside = int(timesteps.min()) >= 0 and int(timesteps.max()) < len(scheduler.alphas_cumprod)
     if not inside or bool((timesteps.diff() >= 0).any()):
         raise ScheduleError(f"expected timesteps that decrease within 0 to {total - 1}, got {timesteps.tolist()}")
@@ -101,7 +107,7 @@ def _timesteps(scheduler: DDIMScheduler, num_steps: int) -> torch.Tensor:
 
 
 def _require_noisy_start(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> None:
-    """Raise ScheduleError where another number of steps would start at a noisier timestep, as x_T needs it."""
+    """Raise ScheduleError if the first timestep has too little noise for x_T and more steps would start noisier."""
     alphas = scheduler.alphas_cumprod
     first = float(alphas[timesteps[0]])
     if first <= MOST_INITIAL_SIGNAL or float(alphas.min()) > MOST_INITIAL_SIGNAL:
@@ -119,27 +125,37 @@ def _require_noisy_start(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> N
 
 def _at(values: torch.Tensor, steps: StepIndices, like: torch.Tensor) -> torch.Tensor:
     """`values[steps]` on `like`'s device, shaped to broadcast over (B, C, h, w)."""
-    chosen = values[steps] if isinstance(steps, int) else values[steps.to(values.device)]
-    return chosen.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+    at_steps = values[steps] if isinstance(steps, int) else values[steps.to(values.device)]
+    return at_steps.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def mean(schedule: Schedule, steps: StepIndices, x_t: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
     """mu of Eq. 1, (B, C, h, w) float32, from x_t and the guided prediction, both (B, C, h, w).
 
-    `noise_pred` is what the U-Net predicts: epsilon, v or x0 by the schedule's `prediction_type`.
+    `noise_pred` is the U-Net's output: epsilon, v or x0, according to the schedule's `prediction_type`.
     """
-    x_t, predicted = x_t.float(), noise_pred.float()
-    alpha, prev_alpha = _at(schedule.alphas, steps, x_t), _at(schedule.prev_alphas, steps, x_t)
+    # Notation (<variable> -> <paper>): alpha -> alpha-bar_t, prev_alpha -> alpha-bar_{t-1}, sigma -> sigma_t,
+    #   x_0 -> predicted clean latents, epsilon -> predicted noise, direction -> coefficient of epsilon
+    x_t = x_t.float()
+    predicted = noise_pred.float()
+    alpha = _at(schedule.alphas, steps, x_t)
+    prev_alpha = _at(schedule.prev_alphas, steps, x_t)
     sigma = _at(schedule.sigmas, steps, x_t)
+
+    # 1. x_0 and epsilon from the network's output
     if schedule.prediction_type == "epsilon":
-        x_0, epsilon = (x_t - (1 - alpha).sqrt() * predicted) / alpha.sqrt(), predicted
+        x_0 = (x_t - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+        epsilon = predicted
     elif schedule.prediction_type == "v_prediction":
         x_0 = alpha.sqrt() * x_t - (1 - alpha).sqrt() * predicted
         epsilon = alpha.sqrt() * predicted + (1 - alpha).sqrt() * x_t
     else:
-        x_0, epsilon = predicted, (x_t - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
+        x_0 = predicted
+        epsilon = (x_t - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
     if schedule.clip_range is not None:
         x_0 = x_0.clamp(-schedule.clip_range, schedule.clip_range)
+
+    # 2. mu
     direction = (1 - prev_alpha - sigma.square()).clamp(min=0).sqrt()
     return prev_alpha.sqrt() * x_0 + direction * epsilon
 
@@ -147,14 +163,24 @@ def mean(schedule: Schedule, steps: StepIndices, x_t: torch.Tensor, noise_pred: 
 def log_prob(
     x_prev: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor | float, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """log p of Eq. 1, (B,) float32: the Gaussian's log-density, mean over C*h*w.
+    """log p of Eq. 1: the Gaussian's log-density, mean over C*h*w.
 
-    x_prev and mean are (B, C, h, w); sigma is a number or (B,). `weights` (B, h, w) make it a weighted mean over h*w
-    (and the plain one over C); they are not negative, and of no row all 0. Raises ScheduleError where sigma is 0.
+    Args:
+        x_prev: (B, C, h, w).
+        mean: (B, C, h, w), mu.
+        sigma: A number, or (B,).
+        weights: (B, h, w), for a weighted mean over h*w and a plain one over C. Not negative, and not all 0 in any row.
+
+    Returns:
+        (B,) float32.
+
+    Raises:
+        ScheduleError: A sigma of 0.
     """
     scale = torch.as_tensor(sigma, dtype=torch.float32, device=mean.device).reshape(-1, *[1] * (mean.ndim - 1))
     if bool((scale <= 0).any()):
         raise ScheduleError("sigma: expected a positive standard deviation, got 0; log p is infinite there")
+
     squared = ((x_prev.float() - mean.float()) / scale).square()
     densities = -0.5 * squared - scale.log() - 0.5 * math.log(2 * math.pi)
     if weights is None:
@@ -163,6 +189,6 @@ def log_prob(
 
 
 def recorded_log_prob(schedule: Schedule, step_index: int, x_prev: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """`log_prob` of one step as trajectories record it, (B,): 0 where the step has no noise, never infinite or NaN."""
+    """`log_prob` of one step as trajectories record it, (B,). It is 0 if the step has no noise, never infinite."""
     sigma = float(schedule.sigmas[step_index])
     return log_prob(x_prev, mean, sigma) if sigma > 0 else x_prev.new_zeros(len(x_prev), dtype=torch.float32)

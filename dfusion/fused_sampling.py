@@ -1,14 +1,15 @@
-"""D-Fusion itself: targets that take the reference's content inside the mask and keep the base's look (Eq. 4, 5).
+"""D-Fusion itself: targets with the reference's content inside the mask and the base's look outside it (Eq. 4, 5).
 
-The base is never computed again (its trajectory is stored) and masks come from the maps recorded when the reference
-was sampled. A fused step is one U-Net call on references and targets together; a reference with several targets
-goes through once.
+The base is never recomputed, since its trajectory is stored. Masks come from the maps recorded when the reference was
+sampled. A fused step is one U-Net call on references and targets together. A reference with several targets is
+computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 
@@ -22,7 +23,7 @@ from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
 from dfusion.guidance import check_embeds, placement, predict
 from dfusion.inversion import invert
-from dfusion.sampling import OnStep, draw, generators, take_step
+from dfusion.sampling import OnStep, next_noise, noise_generators, take_step
 from dfusion.types import Conditioning, Prompts, Trajectory
 
 
@@ -39,57 +40,95 @@ def fuse(
     config: FusionConfig = FusionConfig(),
     on_step: OnStep | None = None,
 ) -> Trajectory:
-    """The targets of B pairs: pair i is base[i] and reference[i], which share prompt i (Eq. 4 and 5; appendix B for
-    another `config.control`).
+    """Fuse the targets of B pairs. Pair i is base[i] and reference[i], which share prompt i.
 
-    prompt_embeds (B, N, C) or the Conditioning of B rows; negative_prompt_embeds the same or of one row, not needed at
-                  guidance_scale 1
-    thresholds    for each pair a threshold in (0, 1) for each item of its reference
-    on_step       called as on_step(step_index, num_steps) before each step; may raise to cancel. An inversion goes
-                  through as many steps again
+    Implements Eq. 4 and 5, and appendix B for other values of `config.control`. Steps, guidance and eta are those of
+    `base.config`. A target has its base's seed, x_T and noise. Its states up to `config.first_step` are copies of the
+    base's states. The steps after the last fused step are plain.
 
-    Steps, guidance and eta are those of `base.config`. Targets have the base's seeds, x_T and noise; their states
-    up to `config.first_step` are copies of the base's; after the last fused one steps are plain.
-    The target's `log_probs` are those of the network that made it (fused within the fused steps), not of the plain
-    policy: training evaluates the stored states under the plain network instead. It has no item maps.
+    Args:
+        unet: The denoiser that sampled base and reference.
+        scheduler: The model's DDIM scheduler. It is not modified.
+        base: B samples; their look is kept.
+        reference: B samples with item maps; their content is taken inside the mask. A sample may occur several times.
+        prompt_embeds: (B, N, C), or the Conditioning of B rows.
+        negative_prompt_embeds: The same, or a single row for all pairs. Not needed at guidance_scale 1.
+        thresholds: For each pair, a threshold in (0, 1) for each item of its reference.
+        config: Fused steps and layers, mask and attention control.
+        on_step: Called as on_step(step_index, num_steps) before each step. It may raise to cancel. An inversion takes
+            the same number of steps again.
 
-    With `config.trajectory` "ddim_inversion" only the clean latents of the targets are kept, and their other states
-    are what `dfusion.inversion.invert` makes of them (section 4.4).
+    Returns:
+        The B targets, without item maps. Their `log_probs` are those of the fused network, not of the plain policy;
+        training evaluates the stored states under the plain network. With `config.trajectory` "ddim_inversion", only
+        the clean latents are those of the fusion; `dfusion.inversion.invert` computes the other states (section 4.4).
 
-    Raises InvalidInputError where base and reference do not fit or are of other prompts or items, item maps are
-    missing or were recorded with another `mask_source`, or thresholds do not fit the items; ShapeMismatchError,
-    LayerNotFoundError, ScheduleError, NonFiniteError.
+    Raises:
+        InvalidInputError: Base and reference do not fit, or are of other prompts or items. Item maps are missing or
+            were recorded with another `mask_source`. Thresholds do not fit the items.
+        ShapeMismatchError, LayerNotFoundError, ScheduleError: Arguments that do not fit the model.
+        NonFiniteError: The latents became NaN or infinite. The message names the step.
+
+    Example:
+        >>> from dfusion import MODELS, DiffusionModel, FusionConfig, SamplingConfig, fuse, sample
+        >>> model = DiffusionModel.load(MODELS["shapes"].folder)
+        >>> prompt = "a red and striped circle"
+        >>> embeds = model.encode_prompts([prompt])
+        >>> empty = model.encode_prompts([""])
+        >>> items = [model.item_tokens(prompt, ["circle"])]
+        >>> config = SamplingConfig(num_steps=4)
+        >>> base = sample(model.unet, model.scheduler, embeds, empty, [1], config=config)
+        >>> reference = sample(model.unet, model.scheduler, embeds, empty, [2], items=items, config=config)
+        >>> target = fuse(
+        ...     model.unet, model.scheduler, base, reference, embeds, empty, thresholds=[[0.3]], config=FusionConfig()
+        ... )
+        >>> bool((target.latents[:, :3] == base.latents[:, :3]).all())  # up to first_step, 2
+        True
     """
+    # Notation (<variable> -> <paper>), Eq. 1, 4 and 5:
+    #   len(schedule)            -> T, number of denoising steps
+    #   i                        -> step_index 0 ... T-1; the paper's t is T - i
+    #   base.latents             -> x^b, states of the base
+    #   reference.latents        -> x^r, states of the reference
+    #   latents                  -> x^t, states of the target; x_t and x_prev are the current and the next one
+    #   _item_maps(reference)    -> A^r, cross-attention maps of the reference's items
+    #   thresholds               -> tau, one per item
+    #   masks                    -> M, the merged mask of step i
+    #   noise                    -> z, the noise that the base's step i used
     _check(base, reference, thresholds, config, Conditioning.of(prompt_embeds).texts)
     settings = base.config
-    found = check_embeds(prompt_embeds, negative_prompt_embeds, len(base), settings.guidance_scale)
-    prompt, negative = Conditioning.of(prompt_embeds), None if found is None else Conditioning.of(found)
+    prompt = Conditioning.of(prompt_embeds)
+    negative_embeds = check_embeds(prompt_embeds, negative_prompt_embeds, len(base), settings.guidance_scale)
+    negative = None if negative_embeds is None else Conditioning.of(negative_embeds)
     schedule = Schedule.from_scheduler(scheduler, settings.num_steps, settings.eta)
     if not torch.equal(schedule.timesteps, base.timesteps):
         raise ScheduleError(f"scheduler: expected the samples' timesteps {base.timesteps.tolist()}, got others")
 
-    # 1. what is fused, and where
+    # 1. choose the fused steps, layers and rows
     fused_steps = config.steps(len(schedule))
     layers = resolve_layers(find_layers(unet), config.layers)
     control = CONTROLS[config.control]
     batch = _Batch(unet, reference, prompt, negative, control)
 
-    # 2. the base's states and noise
+    # 2. start from the base's states and replay its noise
     shape: tuple[int, int, int] = tuple(base.latents.shape[2:])  # type: ignore[assignment]
-    sources = generators(base.seeds)
-    latents, log_probs = base.latents.clone(), base.log_probs.clone()
-    draw(sources, shape)  # x_T
+    generators = noise_generators(base.seeds)
+    next_noise(generators, shape)  # x_T
+    latents = base.latents.clone()
+    log_probs = base.log_probs.clone()
     device, _ = placement(unet)
 
-    # 3. the steps: copied before the first fused one, plain after the last
     with processors_installed(unet, fuse=layers if control.own else (), fuse_cross=layers if control.cross else ()):
         for i in range(len(schedule)):
             if on_step is not None:
                 on_step(i, len(schedule))
-            noise = draw(sources, shape)
+
+            # 3. before the first fused step the target is its base
+            noise = next_noise(generators, shape)
             if i < config.first_step:
                 continue
 
+            # 4. predict epsilon, fused within the mask (Eq. 4 and 5) or plain
             x_t = latents[:, i].to(device)
             if i in fused_steps:
                 masks = merge_masks(_item_maps(reference)[:, i], thresholds, config.merge)
@@ -97,11 +136,13 @@ def fuse(
             else:
                 timestep = schedule.timesteps[i]
                 noise_pred = predict(unet, x_t, timestep, prompt, negative, settings.guidance_scale)
+
+            # 5. step from x_t to x_{t-1} (Eq. 1)
             x_prev, log_p = take_step(schedule, i, x_t, noise_pred, noise)
             latents[:, i + 1] = x_prev.cpu()
             log_probs[:, i] = log_p.cpu()
 
-    # 4. the target, or its inversion
+    # 6. return the fused states, or those of a DDIM inversion
     target = replace(base, latents=latents, log_probs=log_probs, item_maps=None, items=None, mask_source=None)
     if config.trajectory == "fused":
         return target
@@ -120,8 +161,11 @@ class _Batch:
         negative: Conditioning | None,
         control: Control,
     ) -> None:
-        self._unet, self._reference, self._control = unet, reference, control
+        self._unet = unet
+        self._reference = reference
+        self._control = control
         self._distinct, self._row_of = _distinct_references(reference, prompt, negative)
+
         rows = [*self._distinct, *range(len(reference))]
         self._embeds = prompt[rows]
         self._negative = None if negative is None else negative[rows]
@@ -136,46 +180,54 @@ class _Batch:
         masks: torch.Tensor,
         layers: Sequence[Layer],
     ) -> torch.Tensor:
-        """The guided prediction for the targets x_t (B, C, h, w), each reading its reference within masks
-        (B, h_m, w_m) bool."""
+        """The guided prediction for the targets x_t (B, C, h, w).
+
+        Each target reads its reference within its mask; masks are (B, h_m, w_m) bool.
+        """
         references = self._reference.latents[self._distinct, step_index].to(x_t.device)
         states = torch.cat([references, x_t])
         fusion = self._fusion(masks.to(x_t.device), layers, (x_t.shape[2], x_t.shape[3]))
         context = AttentionContext(fusion=fusion)
+
         timestep = schedule.timesteps[step_index]
         noise_pred = predict(self._unet, states, timestep, self._embeds, self._negative, guidance_scale, context)
         return noise_pred[len(self._distinct) :]
 
     def _fusion(self, masks: torch.Tensor, layers: Sequence[Layer], latent_size: tuple[int, int]) -> Fusion:
         """Rows and masks of both guidance halves: a target's row reads its reference's row of the same half."""
-        first, device = len(self._distinct), masks.device
+        device = masks.device
+        first = len(self._distinct)
         targets = torch.arange(first, first + len(masks), device=device)
         sources = torch.tensor(self._row_of, device=device)
-        halves = [half * (first + len(masks)) for half in range(self._halves)]
-        resized = {layer.level: resize_mask(masks, layer.size(*latent_size)).flatten(1) for layer in layers}
-        return Fusion(
-            targets=torch.cat([targets + offset for offset in halves]),
-            sources=torch.cat([sources + offset for offset in halves]),
-            masks={level: mask.repeat(self._halves, 1) for level, mask in resized.items()},
-            control=self._control,
-        )
+
+        # the same rows in each half
+        offsets = [half * (first + len(masks)) for half in range(self._halves)]
+        target_rows = torch.cat([targets + offset for offset in offsets])
+        source_rows = torch.cat([sources + offset for offset in offsets])
+
+        level_masks: dict[int, torch.Tensor] = {}
+        for layer in layers:
+            resized = resize_mask(masks, layer.size(*latent_size)).flatten(1)
+            level_masks[layer.level] = resized.repeat(self._halves, 1)
+        return Fusion(target_rows, source_rows, level_masks, self._control)
 
 
 def _distinct_references(
     reference: Trajectory, prompt: Conditioning, negative: Conditioning | None
 ) -> tuple[list[int], list[int]]:
-    """Pairs that hold each distinct reference first, and for every pair the place of its reference among them.
+    """The first pair of each distinct reference, and for every pair the index of its reference among these.
 
-    Two references are one where seed, embeddings and all latents are equal.
+    Two references are the same if seed, embeddings and all latents are equal.
     """
     distinct: list[int] = []
     row_of: list[int] = []
+
     for i, seed in enumerate(reference.seeds):
-        for place, j in enumerate(distinct):
+        for row, j in enumerate(distinct):
             same = reference.seeds[j] == seed and prompt[j].equals(prompt[i])
             same = same and (negative is None or negative[j].equals(negative[i]))
             if same and torch.equal(reference.latents[j], reference.latents[i]):
-                row_of.append(place)
+                row_of.append(row)
                 break
         else:
             row_of.append(len(distinct))
@@ -196,7 +248,7 @@ def _check(
     config: FusionConfig,
     texts: tuple[str, ...] | None,
 ) -> None:
-    """Whether base, reference, thresholds and settings fit each other; see `fuse` for what is raised."""
+    """Check that base, reference, thresholds and settings fit each other. Raises as `fuse` does."""
     if base.config != reference.config or not torch.equal(base.timesteps, reference.timesteps):
         raise InvalidInputError(f"base and reference: expected one config, got {base.config} and {reference.config}")
     if base.latents.shape != reference.latents.shape:
@@ -208,7 +260,7 @@ def _check(
 
     # prompts and items
     prompts = {"base": base.prompts, "reference": reference.prompts, "prompt_embeds": texts}
-    known = {name: found for name, found in prompts.items() if found is not None}
+    known = {name: values for name, values in prompts.items() if values is not None}
     if len(set(known.values())) > 1:
         raise InvalidInputError(f"base and reference: expected samples of the prompts they are fused for, got {known}")
     if base.items is not None and reference.items is not None and base.items != reference.items:
@@ -233,5 +285,5 @@ def _check(
     got = [len(sample) for sample in thresholds]
     if got != counts:
         raise InvalidInputError(f"thresholds: expected {counts}, one for each item of each pair, got {got}")
-    if not all(0 < threshold < 1 for sample in thresholds for threshold in sample):
+    if not all(0 < threshold < 1 for threshold in chain.from_iterable(thresholds)):
         raise InvalidInputError(f"thresholds: expected numbers between 0 and 1, got {list(thresholds)}")

@@ -1,4 +1,4 @@
-"""Gradients of an adapter's parameters: their scale, their size, and the memory that computing them takes."""
+"""Gradients of an adapter's parameters: scale, norm, and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dfusion.guidance import placement
 
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply all gradients in place; exact where `factor` is a power of two."""
+    """Multiply all gradients in place. The result is exact if `factor` is a power of two."""
     for gradient in _gradients(parameters):
         gradient.mul_(factor)
 
@@ -24,7 +24,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
 
 
 def share_below(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """The share of the gradients' elements, of those that are not 0, whose absolute value is below `limit`."""
+    """The share of the gradients' non-zero elements whose absolute value is below `limit`."""
     sizes = torch.cat([gradient.abs().flatten() for gradient in _gradients(parameters)])
     nonzero = int((sizes > 0).sum())
     return int(((sizes > 0) & (sizes < limit)).sum()) / nonzero if nonzero else 0.0
@@ -36,17 +36,18 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
 
 @contextmanager
 def checkpointing(unet: UNet2DConditionModel, setting: bool | None) -> Iterator[None]:
-    """Within the context the U-Net checkpoints activations, if `setting` asks for it; after it, it is as it was.
+    """Enable gradient checkpointing within the context if `setting` is true, and restore it afterwards.
 
-    None asks for it on a GPU only. A U-Net that checkpoints already continues to do so.
+    None enables it on a GPU only. A U-Net that already checkpoints continues to do so.
     """
     device, _ = placement(unet)
-    wanted = device.type != "cpu" if setting is None else setting
-    asked = wanted and not unet.is_gradient_checkpointing
-    if asked:
+    requested = device.type != "cpu" if setting is None else setting
+    enable = requested and not unet.is_gradient_checkpointing
+
+    if enable:
         unet.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        if asked:
+        if enable:
             unet.disable_gradient_checkpointing()

@@ -1,4 +1,4 @@
-"""The U-Net's prediction with classifier-free guidance, the same way for sampling, fusion and training."""
+"""The U-Net's prediction with classifier-free guidance, shared by sampling, fusion and training."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from dfusion.types import Conditioning, Prompts
 def check_embeds(
     prompt_embeds: Prompts, negative_prompt_embeds: Prompts | None, batch: int, guidance_scale: float
 ) -> Prompts | None:
-    """The negative embeddings with B rows, a single one repeated; None where guidance_scale is 1 (one pass).
+    """The negative embeddings with B rows; a single row is repeated. None if guidance_scale is 1 (one pass).
 
-    They are of the kind that was given: a Conditioning or its plain tensor (B, N, C). Raises ShapeMismatchError where
-    shapes do not fit, InvalidInputError where guidance lacks negative embeddings.
+    The type is that of the argument: a Conditioning, or its plain tensor (B, N, C).
+
+    Raises:
+        ShapeMismatchError: Shapes that do not fit.
+        InvalidInputError: Guidance without negative embeddings.
     """
     shapes = _shapes(prompt_embeds)
     if len(prompt_embeds) != batch:
         raise ShapeMismatchError("prompt_embeds", f"({batch}, N, C)", shapes[0])
     if guidance_scale == 1:
         return None
+
     if negative_prompt_embeds is None:
         raise InvalidInputError(f"guidance_scale {guidance_scale} needs negative_prompt_embeds, got None")
     got = _shapes(negative_prompt_embeds)
-    if len(negative_prompt_embeds) not in (1, batch) or [s[1:] for s in got] != [s[1:] for s in shapes]:
+    same_model = len(got) == len(shapes) and all(a[1:] == b[1:] for a, b in zip(got, shapes, strict=True))
+    if len(negative_prompt_embeds) not in (1, batch) or not same_model:
         raise ShapeMismatchError("negative_prompt_embeds", shapes, got)
     return negative_prompt_embeds.expand(batch, -1, -1)
 
@@ -37,9 +42,11 @@ def _shapes(value: Prompts) -> list[tuple[int, ...]]:
 
 
 def placement(unet: UNet2DConditionModel) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of the U-Net, which are its first parameter's: diffusers' hooks for offloading and
-    casting are not for U-Nets that are sampled here. (`unet.device` and `unet.dtype` look for such hooks in all its
-    modules, which takes milliseconds each.)"""
+    """Device and dtype of the U-Net's first parameter.
+
+    `unet.device` and `unet.dtype` search all modules for diffusers' offloading and casting hooks, which takes
+    milliseconds each. U-Nets with such hooks are not supported here.
+    """
     first = next(unet.parameters())
     return first.device, first.dtype
 
@@ -55,14 +62,17 @@ def predict(
 ) -> torch.Tensor:
     """uncond + g * (cond - uncond), (B, C, h, w) float32, for x_t (B, C, h, w) and timesteps () or (B,).
 
-    One U-Net call on 2B rows, the unconditional half first; on B rows where `negative_prompt_embeds` is None. The
-    U-Net computes in its own dtype, guidance is float32. `context` goes to the attention processors, which must be
-    installed then. Raises ShapeMismatchError or InvalidInputError for a conditioning that this U-Net does not take.
+    One U-Net call on 2B rows, the unconditional half first. Without `negative_prompt_embeds` it has B rows. The U-Net
+    computes in its own dtype; guidance is float32. `context` is passed to the attention processors, which must be
+    installed. Raises ShapeMismatchError or InvalidInputError for a conditioning that does not fit this U-Net.
     """
+    # 1. the rows of both guidance halves
     conditioning = Conditioning.of(prompt_embeds)
     halves = 1 if negative_prompt_embeds is None else 2
     if negative_prompt_embeds is not None:
         conditioning = Conditioning.cat([Conditioning.of(negative_prompt_embeds), conditioning])
+
+    # 2. the U-Net call
     device, dtype = placement(unet)
     output = unet(
         torch.cat([x_t] * halves).to(device, dtype),
@@ -72,6 +82,8 @@ def predict(
         cross_attention_kwargs=None if context is None else {"fusion": context},
         return_dict=False,
     )[0].float()
+
+    # 3. guidance
     if halves == 1:
         return output  # type: ignore[no-any-return]
     unconditional, conditional = output.chunk(2)
@@ -79,7 +91,7 @@ def predict(
 
 
 def _checked(unet: UNet2DConditionModel, conditioning: Conditioning) -> Conditioning:
-    """`conditioning`, if it is of the kind that `unet` takes: with pooled embeddings and time ids for SDXL only."""
+    """`conditioning`, after a check that it fits `unet`: with pooled embeddings and time ids for SDXL only."""
     wants_added = unet.config.addition_embed_type == "text_time"
     if wants_added != (conditioning.pooled is not None):
         kinds = {True: "with pooled embeddings and time ids (SDXL)", False: "without (SD 1.x, 2.x)"}
@@ -91,7 +103,7 @@ def _checked(unet: UNet2DConditionModel, conditioning: Conditioning) -> Conditio
 
 
 def _added(conditioning: Conditioning, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
-    """SDXL's added conditions. Time ids stay float32: bfloat16 does not have every size."""
+    """SDXL's added conditions. Time ids stay float32, since bfloat16 cannot represent every size."""
     if conditioning.pooled is None or conditioning.time_ids is None:
         return None
     return {

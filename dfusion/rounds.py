@@ -1,7 +1,7 @@
 """A whole round in one call: sample, score, pair, fuse, adopt, train (figure 3).
 
-The service's rounds do the same in stages that survive a lost worker. This is for a script or a notebook with a model
-in memory.
+Use it in a script or a notebook, with a model in memory. The service runs the same round in stages that survive the
+loss of a worker.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -36,11 +37,11 @@ from dfusion.training_report import SelfTest, UpdateReport
 from dfusion.types import Conditioning, Trajectory
 
 BATCH = 8
-"""Samples that go through the U-Net at once."""
+"""Samples in one U-Net call."""
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Rollout:
     """One sample: its trajectory, image (H, W, 3) uint8 and score."""
 
     trajectory: Trajectory
@@ -50,19 +51,19 @@ class Drawn:
 
 @dataclass(frozen=True)
 class RoundPair:
-    """Two samples of a prompt and the target between them; without fusion, or without thresholds, there is none.
+    """Two samples of a prompt and their target. Without fusion, or without thresholds, there is no target.
 
-    adopted     whether the target is the better side in training (Eq. 7); where not, the reference is
-    why         the comparison that decided, or why there is no target
-    thresholds  those of the mask
-    mask        (h_m, w_m) in [0, 1], where the target took from the reference (`dfusion.figures.fusion_mask`)
+    adopted     whether the target is the preferred side in training (Eq. 7); otherwise the reference is
+    why         the comparison that decided, or the reason why there is no target
+    thresholds  thresholds of the mask
+    mask        (h_m, w_m) in [0, 1], where the target took content from the reference (`fusion_mask`)
     figures     what is measured on the pair
     """
 
     prompt: str
-    reference: Drawn
-    base: Drawn
-    target: Drawn | None = None
+    reference: Rollout
+    base: Rollout
+    target: Rollout | None = None
     adopted: bool = False
     why: str = "fusion is off: the reference is preferred"
     thresholds: tuple[float, ...] | None = None
@@ -70,19 +71,22 @@ class RoundPair:
     figures: PairFigures | None = None
 
     @property
-    def better(self) -> Drawn:
+    def better(self) -> Rollout:
         """The side that is preferred to the base."""
         return self.target if self.adopted and self.target is not None else self.reference
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round made. `history` holds this round's scores, too: hand it to the next one.
+    """The result of a round. Pass `history` and `optimizer` to the next round.
 
-    means      of the round's samples: the reward's, the watching scorer's, and "diversity" (mean distance of the clean
-               latents of one prompt's samples); `dfusion.rewards.watch.falling_figures` tells whether they part
-    self_test  of the training; None where there was nothing to learn from
-    optimizer  AdamW's moments after the round: hand them to the next one, too
+    pairs      the pairs of all prompts, with their targets
+    updates    one report per optimiser update
+    history    the scores of all rounds so far, including this one
+    means      means over the round's samples: of the reward, of the held-out scorer, and "diversity" (mean distance of
+               the clean latents of one prompt's samples); see `dfusion.rewards.watch.falling_figures`
+    self_test  the training's self-test; None if there was nothing to learn from
+    optimizer  AdamW's moments after the round
     """
 
     pairs: tuple[RoundPair, ...]
@@ -106,22 +110,44 @@ def run_round(
     watch: Scorer | None = None,
     on_rows: OnRows | None = None,
 ) -> RoundResult:
-    """Run one round; the adapter in `model.unet` is trained in place, and attached first where there is none.
+    """Run one round and train the adapter in `model.unet` in place.
 
-    seed          of the run, the same for all its rounds; with `round_number` and the prompt's place it gives each
-                  sample's seed (`dfusion.seeds`), as in the service
-    round_number  from 1; another for each round, or it samples the same noise again
-    history       the same scorer's scores of earlier rounds, for advantages; an algorithm that learns from pairs has
-                  none, and ignores a history of another scorer
-    optimizer     AdamW's moments of the round before, so that it goes through all rounds as in ddpo-pytorch
-    watch         a scorer that is never trained on
-    on_rows       as for `Trainer.step`
+    A prompt whose samples all score the same gives no pair. Without any pair or sample to learn from there is no
+    update.
 
-    Items and thresholds of a prompt are its own, or found (decision 008). A prompt whose samples all score the same
-    gives no pair; without any there is no update. Raises InvalidInputError without prompts, for prompts whose items
-    cannot be found, for an image size that the VAE has no latents for, for a history of another scorer (with samples),
-    for moments of another adapter, or where another rank or alpha is asked for than the attached adapter has;
-    LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError.
+    Args:
+        model: The model. An adapter is attached if it has none.
+        prompts: The prompts. Items and thresholds that a prompt lacks are found (decision 008).
+        scorer: The reward.
+        config: Settings of sampling, pairing, fusion and training.
+        seed: The seed of the run, the same for all its rounds. It gives each sample's seed, together with
+            `round_number` and the prompt's index (`dfusion.seeds`), as in the service.
+        round_number: Counts from 1. Two rounds with the same number sample the same noise.
+        history: Scores of the same scorer in earlier rounds, for advantages. An algorithm that learns from pairs has
+            no advantages and ignores a history of another scorer.
+        optimizer: AdamW's moments after the previous round, carried over as in ddpo-pytorch.
+        watch: A held-out scorer, which is never trained on.
+        on_rows: As for `Trainer.step`.
+
+    Returns:
+        The pairs, the training's reports, and the state to pass to the next round.
+
+    Raises:
+        InvalidInputError: No prompts; items that cannot be found; an image size without latents; a history of another
+            scorer (with samples); moments of another adapter; a rank or alpha other than the attached adapter's.
+        LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError: From sampling, scoring and training.
+
+    Example:
+        >>> from dfusion import MODELS, DiffusionModel, Prompt, RoundConfig, SamplingConfig, TrainingConfig
+        >>> from dfusion import load_scorer, run_round
+        >>> model = DiffusionModel.load(MODELS["shapes"].folder)
+        >>> prompts = [Prompt(text="a red and striped [circle]")]
+        >>> config = RoundConfig(
+        ...     samples_per_prompt=2, sampling=SamplingConfig(num_steps=4), training=TrainingConfig(inner_epochs=1)
+        ... )
+        >>> result = run_round(model, prompts, load_scorer("shapes-clip"), config, seed=1)
+        >>> len(result.pairs), len(result.updates)
+        (1, 1)
     """
     _check(model, prompts, scorer, watch, config)
     history = _of_scorer(history, scorer, config)
@@ -129,19 +155,28 @@ def run_round(
         attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
     if optimizer is not None and config.training.optimizer_start == "carried":
         require_moments_of(lora_parameters(model.unet), optimizer)
+
+    # 1. sample and score
     groups = list(_groups(model, prompts, scorer, config, seed, round_number))
     means = _means(groups, scorer, watch)
-    for prompt, drawn in groups:
-        history = history.extended({prompt.text: [one.score for one in drawn]}, _named(scorer))
-    pairs = [pair for prompt, drawn in groups for pair in _pairs(model, prompt, drawn, scorer, config)]
+    for prompt, rollouts in groups:
+        history = history.extended({prompt.text: [rollout.score for rollout in rollouts]}, _named(scorer))
+
+    # 2. pair, fuse and adopt
+    pairs: list[RoundPair] = []
+    for prompt, rollouts in groups:
+        pairs += _pairs(model, prompt, rollouts, scorer, config)
+
+    # 3. train
     examples = list(_examples(groups, pairs, history, config))
     if not examples:
         return RoundResult(tuple(pairs), (), history, means, None, optimizer)
     trainer = Trainer(model, examples, config.training, training_seed(seed, round_number), optimizer)
-    tested = trainer.prepare(on_rows)
+    self_test = trainer.prepare(on_rows)
     while trainer.updates_done < trainer.updates_total:
         trainer.step(on_rows)
-    return RoundResult(tuple(pairs), tuple(trainer.reports), history, means, tested, trainer.optimizer_state())
+
+    return RoundResult(tuple(pairs), tuple(trainer.reports), history, means, self_test, trainer.optimizer_state())
 
 
 def make_pairs(
@@ -153,10 +188,29 @@ def make_pairs(
     seed: int,
     round_number: int = 1,
 ) -> Iterator[list[RoundPair]]:
-    """The pairs of a round, prompt by prompt, without training; arguments and errors as of `run_round`."""
+    """Make the pairs of a round without training, prompt by prompt.
+
+    Args:
+        model, prompts, scorer, config, seed, round_number: As for `run_round`.
+
+    Yields:
+        The pairs of each prompt; an empty list if its samples all score the same.
+
+    Raises:
+        The errors of `run_round`, except those of training.
+
+    Example:
+        >>> from dfusion import MODELS, DiffusionModel, Prompt, RoundConfig, SamplingConfig, load_scorer, make_pairs
+        >>> model = DiffusionModel.load(MODELS["shapes"].folder)
+        >>> config = RoundConfig(samples_per_prompt=2, sampling=SamplingConfig(num_steps=4))
+        >>> prompts = [Prompt(text="a red and striped [circle]")]
+        >>> [[pair]] = make_pairs(model, prompts, load_scorer("shapes-clip"), config, seed=1)
+        >>> pair.reference.score > pair.base.score
+        True
+    """
     _check(model, prompts, scorer, None, config)
-    for prompt, samples in _groups(model, prompts, scorer, config, seed, round_number):
-        yield list(_pairs(model, prompt, samples, scorer, config))
+    for prompt, rollouts in _groups(model, prompts, scorer, config, seed, round_number):
+        yield list(_pairs(model, prompt, rollouts, scorer, config))
 
 
 def _groups(
@@ -166,11 +220,11 @@ def _groups(
     config: RoundConfig,
     seed: int,
     round_number: int,
-) -> Iterator[tuple[Prompt, list[Drawn]]]:
+) -> Iterator[tuple[Prompt, list[Rollout]]]:
     """Each prompt with its samples."""
     for i, prompt in enumerate(prompts):
         seeds = [sample_seed(seed, round_number, i, prompt.text, n) for n in range(config.samples_per_prompt)]
-        yield prompt, _draw(model, prompt, seeds, scorer, config)
+        yield prompt, _rollouts(model, prompt, seeds, scorer, config)
 
 
 def _named(scorer: Scorer) -> str:
@@ -178,8 +232,10 @@ def _named(scorer: Scorer) -> str:
 
 
 def _of_scorer(history: RewardHistory, scorer: Scorer, config: RoundConfig) -> RewardHistory:
-    """The history to go on from. Advantages of another scorer's scores would be wrong; pairs have
-    none."""
+    """The history to extend. It starts empty for another scorer if the algorithm needs no advantages.
+
+    With advantages, a history of another scorer raises InvalidInputError: they would be wrong.
+    """
     if config.training.learns_from_pairs and history.scorer not in (None, _named(scorer)):
         return RewardHistory()
     return history.extended({}, _named(scorer))
@@ -188,12 +244,13 @@ def _of_scorer(history: RewardHistory, scorer: Scorer, config: RoundConfig) -> R
 def _check(
     model: DiffusionModel, prompts: Sequence[Prompt], scorer: Scorer, watch: Scorer | None, config: RoundConfig
 ) -> None:
-    """What can be known before the first sample; see `run_round`."""
+    """Check the arguments of `run_round` before the first sample."""
     if not prompts or not all(isinstance(prompt, Prompt) for prompt in prompts):
         raise InvalidInputError(f"prompts: expected a list of at least one Prompt, got {prompts!r}")
     if (watch is not None and watch.name in (scorer.name, "diversity")) or scorer.name == "diversity":
         names = [scorer.name, watch.name if watch else None]
         raise InvalidInputError(f"watch: expected another name than the reward's and 'diversity', got {names}")
+
     if has_lora(model.unet):
         _keeps_adapter(lora_config(model.unet), config.training.lora)
     model.latent_size(config.sampling)
@@ -205,29 +262,37 @@ def _check(
 
 
 def _keeps_adapter(attached: LoraConfig, asked: LoraConfig) -> None:
-    """Raise InvalidInputError where another rank or alpha is asked for. How the adapter began no longer matters."""
+    """Raise InvalidInputError if another rank or alpha is requested. The adapter's initialisation does not matter."""
     if (asked.rank, asked.alpha) not in ((LoraConfig().rank, LoraConfig().alpha), (attached.rank, attached.alpha)):
         expected = f"rank {attached.rank} and alpha {attached.alpha:g}, as the attached adapter has"
         raise InvalidInputError(f"training.lora: expected {expected}, got {asked.rank} and {asked.alpha:g}")
 
 
-def _means(groups: Sequence[tuple[Prompt, Sequence[Drawn]]], scorer: Scorer, watch: Scorer | None) -> dict[str, float]:
-    everything = [(prompt.text, one) for prompt, drawn in groups for one in drawn]
-    texts = [text for text, _ in everything]
-    found = {scorer.name: statistics.fmean(one.score for _, one in everything)}
+def _means(
+    groups: Sequence[tuple[Prompt, Sequence[Rollout]]], scorer: Scorer, watch: Scorer | None
+) -> dict[str, float]:
+    """Means over all samples by scorer, and their diversity."""
+    texts: list[str] = []
+    samples: list[Rollout] = []
+    for prompt, rollouts in groups:
+        texts += [prompt.text] * len(rollouts)
+        samples += rollouts
+
+    means = {scorer.name: statistics.fmean(rollout.score for rollout in samples)}
     if watch is not None:
-        images = np.stack([one.image for _, one in everything])
-        found[watch.name] = statistics.fmean(checked_scores(watch.name, watch.score(images, texts), len(texts)))
-    latents = np.stack([one.trajectory.final[0].numpy() for _, one in everything])
-    return found | {"diversity": diversity(latents, texts, "rms").mean}
+        images = np.stack([rollout.image for rollout in samples])
+        means[watch.name] = statistics.fmean(checked_scores(watch.name, watch.score(images, texts), len(texts)))
+    latents = np.stack([rollout.trajectory.final[0].numpy() for rollout in samples])
+    return means | {"diversity": diversity(latents, texts, "rms").mean}
 
 
-def _draw(
+def _rollouts(
     model: DiffusionModel, prompt: Prompt, seeds: Sequence[int], scorer: Scorer, config: RoundConfig
-) -> list[Drawn]:
-    """The prompt's samples."""
+) -> list[Rollout]:
+    """The prompt's samples, one per seed."""
     items = None if config.fusion is None else model.item_tokens(prompt.text, prompt.items)
-    found = []
+
+    rollouts = []
     for start in range(0, len(seeds), BATCH):
         part = seeds[start : start + BATCH]
         trajectory = sample(
@@ -240,37 +305,40 @@ def _draw(
             mask_source="first_up" if config.fusion is None else config.fusion.mask_source,
             latent_size=model.latent_size(config.sampling),
         )
-        found += _scored(model, prompt, trajectory, scorer)
-    return found
+        rollouts += _scored(model, prompt, trajectory, scorer)
+    return rollouts
 
 
 def _pairs(
-    model: DiffusionModel, prompt: Prompt, drawn: Sequence[Drawn], scorer: Scorer, config: RoundConfig
+    model: DiffusionModel, prompt: Prompt, rollouts: Sequence[Rollout], scorer: Scorer, config: RoundConfig
 ) -> Iterable[RoundPair]:
     """The prompt's pairs with their targets."""
-    chosen = choose_pairs([one.score for one in drawn], config.pairing)
-    sides = [(drawn[pair.reference], drawn[pair.base]) for pair in chosen]
+    # 1. references and bases
+    chosen = choose_pairs([rollout.score for rollout in rollouts], config.pairing)
+    sides = [(rollouts[pair.reference], rollouts[pair.base]) for pair in chosen]
     if config.fusion is None:
         return [RoundPair(prompt.text, *pair) for pair in sides]
 
-    # thresholds, from all samples that are paired if none are given
-    paired = list({id(one): one for pair in sides for one in pair}.values())
+    # 2. thresholds: the prompt's, or automatic ones from all paired samples
+    paired = list({id(rollout): rollout for rollout in chain.from_iterable(sides)}.values())
     thresholds = prompt.thresholds
     if thresholds is None and paired:
         try:
-            thresholds = thresholds_of(Trajectory.cat([one.trajectory for one in paired]), config.fusion)
-        except InvalidInputError as error:  # an item whose map is the same everywhere
+            thresholds = thresholds_of(Trajectory.cat([rollout.trajectory for rollout in paired]), config.fusion)
+        except InvalidInputError as error:  # an item whose map is constant
             return [RoundPair(prompt.text, *pair, why=f"nothing was fused: {error}") for pair in sides]
 
-    # targets, and what is decided on them
+    # 3. targets and their adoption
     pairs = []
     for start in range(0, len(sides), BATCH):
         part = sides[start : start + BATCH]
+        bases = Trajectory.cat([base.trajectory for _, base in part])
+        references = Trajectory.cat([reference.trajectory for reference, _ in part])
         fused = fuse(
             model.unet,
             model.scheduler,
-            Trajectory.cat([base.trajectory for _, base in part]),
-            Trajectory.cat([reference.trajectory for reference, _ in part]),
+            bases,
+            references,
             *_embeds(model, prompt, len(part), config.sampling),
             thresholds=[thresholds or ()] * len(part),
             config=config.fusion,
@@ -282,29 +350,34 @@ def _pairs(
 
 def _judged(
     prompt: Prompt,
-    reference: Drawn,
-    base: Drawn,
-    target: Drawn,
+    reference: Rollout,
+    base: Rollout,
+    target: Rollout,
     thresholds: tuple[float, ...],
     fusion: FusionConfig,
     pairing: PairingConfig,
 ) -> RoundPair:
     """The pair with the decision on its target (Eq. 7), and its figures."""
-    one, other, fused = (Side(s.trajectory.final[0], s.image, s.score) for s in (reference, base, target))
+    sides = (_side(reference), _side(base), _side(target))
     mask = fusion_mask(reference.trajectory, thresholds, fusion)
-    decision, figures = decide(one, other, fused, pairing, mask, fusion), pair_figures(one, other, fused, mask)
+    decision = decide(*sides, pairing, mask, fusion)
+    figures = pair_figures(*sides, mask)
     return RoundPair(
         prompt.text, reference, base, target, decision.adopted, decision.why, thresholds, mask, figures=figures
     )
 
 
+def _side(rollout: Rollout) -> Side:
+    return Side(rollout.trajectory.final[0], rollout.image, rollout.score)
+
+
 def _examples(
-    groups: Sequence[tuple[Prompt, Sequence[Drawn]]],
+    groups: Sequence[tuple[Prompt, Sequence[Rollout]]],
     pairs: Sequence[RoundPair],
     history: RewardHistory,
     config: RoundConfig,
 ) -> Iterable[Example]:
-    """Pairs; or, as samples, both sides of each pair, or without fusion all samples."""
+    """The training's examples, pairs or samples. Samples are both sides of each pair, or all samples without fusion."""
     if config.training.learns_from_pairs:
         for pair in pairs:
             yield TrainingPair(
@@ -315,21 +388,25 @@ def _examples(
                 mask=pair.mask if pair.adopted else None,
             )
         return
-    singles: Iterable[tuple[str, Drawn, bool]]
+
+    samples: list[tuple[str, Rollout, bool]] = []
     if config.fusion is None:
-        singles = ((prompt.text, one, True) for prompt, drawn in groups for one in drawn)
+        for group_prompt, rollouts in groups:
+            samples += [(group_prompt.text, rollout, True) for rollout in rollouts]
     else:
-        sides = ((pair, one) for pair in pairs for one in (pair.better, pair.base))
-        singles = ((pair.prompt, one, one is not pair.target) for pair, one in sides)
-    for prompt, one, own in singles:
-        [advantage] = history.advantages(prompt, [one.score], config.training.advantage_clip)
-        yield TrainingSample(one.trajectory, prompt, advantage, own)
+        for pair in pairs:
+            sides = (pair.better, pair.base)
+            samples += [(pair.prompt, rollout, rollout is not pair.target) for rollout in sides]
+    for text, rollout, on_policy in samples:
+        [advantage] = history.advantages(text, [rollout.score], config.training.advantage_clip)
+        yield TrainingSample(rollout.trajectory, text, advantage, on_policy)
 
 
-def _scored(model: DiffusionModel, prompt: Prompt, trajectory: Trajectory, scorer: Scorer) -> list[Drawn]:
+def _scored(model: DiffusionModel, prompt: Prompt, trajectory: Trajectory, scorer: Scorer) -> list[Rollout]:
+    """The samples of a trajectory with their images and scores."""
     images = model.decode(trajectory.final)
     scores = checked_scores(scorer.name, scorer.score(images, [prompt.text] * len(images)), len(images))
-    return [Drawn(trajectory.select([i]), image, scores[i]) for i, image in enumerate(images)]
+    return [Rollout(trajectory.select([i]), image, scores[i]) for i, image in enumerate(images)]
 
 
 def _embeds(

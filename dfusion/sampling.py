@@ -1,4 +1,4 @@
-"""Sampling trajectories (Eq. 1), with the item maps that a later fusion needs."""
+"""Sample trajectories (Eq. 1) and record the item maps that a later fusion needs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,24 @@ OnStep = Callable[[int, int], None]
 """Called as on_step(step_index, num_steps) before each step; it may raise to cancel."""
 
 
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator a sample. First draw: x_T; then one draw a step."""
+def noise_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator per sample. Its first noise is x_T, then one noise per step follows."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def draw(sources: Sequence[torch.Generator], shape: tuple[int, int, int]) -> torch.Tensor:
-    """The next standard Gaussian of every sample, (B, C, h, w) float32 on the CPU."""
-    return torch.stack([torch.randn(shape, generator=source) for source in sources])
+def next_noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) -> torch.Tensor:
+    """The next standard Gaussian noise of every sample, (B, C, h, w) float32 on the CPU."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def take_step(
     schedule: Schedule, step_index: int, x_t: torch.Tensor, noise_pred: torch.Tensor, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_prev = mu + sigma * z (B, C, h, w) and its log-prob (B,), of Eq. 1. Raises NonFiniteError naming the step."""
+    """One step of Eq. 1: x_prev = mu + sigma * z, (B, C, h, w), and its log-prob, (B,).
+
+    Raises:
+        NonFiniteError: x_prev is NaN or infinite. The message names the step.
+    """
     mu = mean(schedule, step_index, x_t, noise_pred)
     x_prev = mu + schedule.sigmas[step_index].to(mu.device) * noise.to(mu.device)
     if not bool(torch.isfinite(x_prev).all()):
@@ -55,21 +59,51 @@ def sample(
     mask_source: MaskSource = "first_up",
     latent_size: tuple[int, int] | None = None,
 ) -> Trajectory:
-    """Sample B trajectories by Eq. 1; with `items`, record their cross-attention maps at every step (Eq. 4).
+    """Sample B trajectories by Eq. 1. With `items`, record their cross-attention maps at every step (Eq. 4).
 
-    prompt_embeds (B, N, C) or the Conditioning of B rows; negative_prompt_embeds the same or of one row, not needed at
-                  guidance_scale 1
-    seeds         one in [0, 2**64) for each sample; a sample depends on its own seed alone, not on the batch it is in
-                  (float32, 1e-5; on a GPU only with `torch.backends.cudnn.allow_tf32 = False`, see decision 016)
-    items         for each sample its items; an item is a token index or several, counted after BOS
-    on_step       called as on_step(step_index, num_steps) before each step; may raise to cancel
-    mask_source   whose cross-attention the maps are: the first up layer's, or all of that resolution
-    latent_size   (h, w) of the latents, `DiffusionModel.latent_size(config)`; the U-Net's `sample_size` if None. SDXL's
-                  time ids (`DiffusionModel.encode_prompts`) should say the same size
+    Args:
+        unet: The denoiser, with or without an adapter.
+        scheduler: The model's DDIM scheduler. It is not modified.
+        prompt_embeds: (B, N, C), or the Conditioning of B rows.
+        negative_prompt_embeds: The same, or a single row for all samples. Not needed at guidance_scale 1.
+        seeds: One in [0, 2**64) per sample. A sample depends on its own seed, not on the batch it is in (float32,
+            1e-5; on a GPU only with `torch.backends.cudnn.allow_tf32 = False`, see decision 016).
+        items: The items of each sample. An item is one token index or several, counted after BOS.
+        config: Number of steps, guidance scale and eta.
+        on_step: Called as on_step(step_index, num_steps) before each step. It may raise to cancel.
+        mask_source: The layers whose cross-attention is recorded: the first up layer, or all of its resolution.
+        latent_size: (h, w) of the latents, from `DiffusionModel.latent_size(config)`. None: the U-Net's
+            `sample_size`. SDXL's time ids (`DiffusionModel.encode_prompts`) should give the same size.
 
-    The trajectory's tensors are float32 on the CPU. Raises InvalidInputError, ScheduleError or LayerNotFoundError
-    before the first step, NonFiniteError naming the step.
+    Returns:
+        The trajectory of B samples; its tensors are float32 on the CPU.
+
+    Raises:
+        InvalidInputError, ScheduleError, LayerNotFoundError: Before the first step, for arguments that do not fit.
+        NonFiniteError: The latents became NaN or infinite. The message names the step.
+
+    Example:
+        >>> from dfusion import MODELS, DiffusionModel, SamplingConfig, sample
+        >>> model = DiffusionModel.load(MODELS["shapes"].folder)
+        >>> trajectory = sample(
+        ...     model.unet,
+        ...     model.scheduler,
+        ...     model.encode_prompts(["a red circle", "a blue star"]),
+        ...     model.encode_prompts([""]),
+        ...     seeds=[1, 2],
+        ...     config=SamplingConfig(num_steps=4),
+        ... )
+        >>> model.decode(trajectory.final).shape
+        (2, 64, 64, 3)
     """
+    # Notation (<variable> -> <paper>), Eq. 1 and 4:
+    #   len(schedule)  -> T, number of denoising steps
+    #   i              -> step_index 0 ... T-1; the paper's t is T - i
+    #   x_t            -> x_t before step i, x_{t-1} after it; latents[0] is x_T
+    #   noise_pred     -> epsilon_theta(x_t, t, c), guided
+    #   next_noise()   -> z ~ N(0, I)
+    #   log_p          -> log p_theta(x_{t-1} | x_t, c), mean over C*h*w
+    #   capture        -> A, the cross-attention maps of the items
     _require_seeds(seeds)
     negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(seeds), config.guidance_scale)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
@@ -77,22 +111,28 @@ def sample(
         size = f"height {config.height} and width {config.width}"
         raise InvalidInputError(f"latent_size: expected model.latent_size(config) with {size} of config, got None")
 
-    # 1. x_T, and what is captured
+    # 1. draw x_T and prepare the recording of item maps
     shape = latent_shape(unet, latent_size)
     capture = _Capture(unet, items, Conditioning.of(prompt_embeds).embeds, mask_source, shape[1:])
-    sources = generators(seeds)
-    latents, log_probs = [draw(sources, shape)], []
+    generators = noise_generators(seeds)
+    latents = [next_noise(generators, shape)]
+    log_probs = []
     x_t = latents[0].to(placement(unet)[0])
 
-    # 2. T steps of Eq. 1
     with processors_installed(unet, capture=capture.layers):
         for i in range(len(schedule)):
             if on_step is not None:
                 on_step(i, len(schedule))
+
+            # 2. predict epsilon; the U-Net call fills the context with item maps
             context = capture.context()
             timestep = schedule.timesteps[i]
             noise_pred = predict(unet, x_t, timestep, prompt_embeds, negative, config.guidance_scale, context)
-            x_t, log_p = take_step(schedule, i, x_t, noise_pred, draw(sources, shape))
+
+            # 3. step from x_t to x_{t-1} (Eq. 1)
+            x_t, log_p = take_step(schedule, i, x_t, noise_pred, next_noise(generators, shape))
+
+            # 4. record the state, its log-prob and the item maps
             capture.keep(context)
             latents.append(x_t.cpu())
             log_probs.append(log_p.cpu())
@@ -116,7 +156,7 @@ def _require_seeds(seeds: Sequence[int]) -> None:
 
 
 def latent_shape(unet: UNet2DConditionModel, latent_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
-    """(C, h, w) of the U-Net's latents; h and w from `sample_size` unless given. Raises InvalidInputError."""
+    """(C, h, w) of the U-Net's latents. h and w come from `sample_size` unless given. Raises InvalidInputError."""
     size = unet.config.sample_size if latent_size is None else latent_size
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
@@ -125,7 +165,7 @@ def latent_shape(unet: UNet2DConditionModel, latent_size: tuple[int, int] | None
 
 
 class _Capture:
-    """The item maps of one sampling run, step by step; does nothing without items."""
+    """Records the item maps of one sampling run, step by step. Without items it does nothing."""
 
     def __init__(
         self,
@@ -142,6 +182,7 @@ class _Capture:
             return
         if len(self.items) != len(prompt_embeds):
             raise InvalidInputError(f"items: expected those of {len(prompt_embeds)} samples, got {len(self.items)}")
+
         self.layers = mask_layers(find_layers(unet), mask_source)
         self._size = self.layers[0].size(*size)
         self._weights = item_weights(self.items, prompt_embeds.shape[1]).to(placement(unet)[0])

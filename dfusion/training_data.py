@@ -1,4 +1,4 @@
-"""What a training learns from: pairs of trajectories (Eq. 6), or single ones with their advantages (Eq. 8, 9)."""
+"""Training examples: pairs of trajectories (Eq. 6), or single trajectories with their advantages (Eq. 8, 9)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch.nn import functional
@@ -23,14 +23,13 @@ from dfusion.types import Trajectory
 class TrainingPair:
     """A preferred and a rejected trajectory of one prompt, each of one sample, for Eq. 6.
 
-    on_policy           whether the policy that is about to be trained drew the preferred trajectory. A fused target and
-                        an inverted trajectory are not its own: the log-probs recorded with them are another network's
-                        or none
-    rejected_on_policy  the same for the rejected one, which people may have found a target to be
-    mask                (h_m, w_m) in [0, 1]: where the target was fused (`dfusion.figures.fusion_mask`); None where
-                        neither side is a target. Read with `credit="mask"` only
+    on_policy           whether the policy to be trained sampled the preferred trajectory. False for a fused target and
+                        an inverted trajectory, whose recorded log-probs are another network's
+    rejected_on_policy  the same for the rejected trajectory. A reviewer may have rejected a target
+    mask                (h_m, w_m) in [0, 1]: where the target was fused (`dfusion.figures.fusion_mask`). None if
+                        neither side is a target. Used with `credit="mask"` only
 
-    Raises ShapeMismatchError, InvalidInputError, and NonFiniteError for latents that are NaN or infinite.
+    Raises ShapeMismatchError and InvalidInputError, and NonFiniteError for latents that are NaN or infinite.
     """
 
     preferred: Trajectory
@@ -46,15 +45,16 @@ class TrainingPair:
         if self.preferred.config != self.rejected.config:
             got = (self.preferred.config, self.rejected.config)
             raise InvalidInputError(f"pair: expected one sampling config, got {got}")
-        if self.preferred.latents.shape != self.rejected.latents.shape:
-            shapes = tuple(self.preferred.latents.shape), tuple(self.rejected.latents.shape)
-            raise ShapeMismatchError("rejected.latents", *shapes)
+
+        expected = tuple(self.preferred.latents.shape)
+        if self.rejected.latents.shape != expected:
+            raise ShapeMismatchError("rejected.latents", expected, tuple(self.rejected.latents.shape))
         if self.mask is not None and (self.mask.ndim != 2 or not 0 <= self.mask.min() <= self.mask.max() <= 1):
             described = f"shape {tuple(self.mask.shape)}, {self.mask.min():g} to {self.mask.max():g}"
             raise InvalidInputError(f"pair: expected a mask (h_m, w_m) in [0, 1], got {described}")
 
     def credit_weights(self) -> torch.Tensor:
-        """(h, w) at the latents' size: the mask, or ones where there is none or it covers nothing at that size."""
+        """(h, w): the mask at the latents' size. Ones if there is no mask, or if it is empty at that size."""
         height, width = self.preferred.latents.shape[3:]
         everywhere = torch.ones(height, width)
         if self.mask is None:
@@ -64,23 +64,23 @@ class TrainingPair:
 
     @property
     def sides(self) -> tuple[Trajectory, ...]:
-        """The trajectories whose transitions a row takes, preferred first."""
+        """The trajectories of a row's transitions, preferred first."""
         return self.preferred, self.rejected
 
     @property
-    def drawn(self) -> tuple[bool, ...]:
-        """For each side, whether the policy drew it."""
+    def sides_on_policy(self) -> tuple[bool, ...]:
+        """For each side, whether the policy sampled it."""
         return self.on_policy, self.rejected_on_policy
 
     @property
     def advantage(self) -> float:
-        """Not read: Eq. 6 has none."""
+        """Always 0: Eq. 6 uses no advantage."""
         return 0.0
 
     def shared_steps(self) -> frozenset[int]:
-        """The transitions that both trajectories have; their gradient in Eq. 6 is exactly zero.
+        """The transitions that both trajectories share. Their gradient in Eq. 6 is exactly zero.
 
-        A fused target's are those before its first fused step, which are copies of its base's.
+        A fused target shares the transitions before its first fused step with its base.
         """
         same = (self.preferred.latents == self.rejected.latents).flatten(2).all(2)[0].tolist()
         return frozenset(i for i in range(len(same) - 1) if same[i] and same[i + 1])
@@ -90,11 +90,11 @@ class TrainingPair:
 class TrainingSample:
     """A trajectory of one sample and its advantage, for Eq. 8 and 9.
 
-    advantage  see `dfusion.advantages`
-    on_policy  whether the policy that is about to be trained drew the trajectory; not so for a fused target or an
-               inverted trajectory
+    advantage  the normalised reward, see `dfusion.advantages`
+    on_policy  whether the policy to be trained sampled the trajectory. False for a fused target or an inverted
+               trajectory
 
-    Raises ShapeMismatchError, and NonFiniteError for latents or an advantage that are NaN or infinite.
+    Raises ShapeMismatchError, and NonFiniteError for latents or an advantage that is NaN or infinite.
     """
 
     trajectory: Trajectory
@@ -109,16 +109,16 @@ class TrainingSample:
 
     @property
     def sides(self) -> tuple[Trajectory, ...]:
-        """The trajectory whose transitions a row takes."""
+        """The trajectory of a row's transition."""
         return (self.trajectory,)
 
     @property
-    def drawn(self) -> tuple[bool, ...]:
-        """Whether the policy drew it."""
+    def sides_on_policy(self) -> tuple[bool, ...]:
+        """Whether the policy sampled the trajectory."""
         return (self.on_policy,)
 
     def shared_steps(self) -> frozenset[int]:
-        """None: every transition of a sample counts, also those that a target has from its base."""
+        """Always empty: every transition of a sample is trained on, including those a target copied from its base."""
         return frozenset()
 
 
@@ -127,7 +127,7 @@ Example = TrainingPair | TrainingSample
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """One term of the loss: the transition `step` of each side of example number `example`."""
+    """One term of the loss: transition `step` of each side of examples[example]."""
 
     example: int
     step: int
@@ -136,11 +136,14 @@ class Row:
 def check_examples(examples: Sequence[Example], config: TrainingConfig, channels: int) -> SamplingConfig:
     """The sampling config that all examples share.
 
-    Raises InvalidInputError where there is none, an example is not of the kind that the algorithm learns from, or an
-    advantage lies outside +-advantage_clip; ShapeMismatchError where latents differ in shape or channels.
+    Raises:
+        InvalidInputError: No examples; different sampling configs; an example of a kind that the algorithm does not
+            learn from; an advantage outside +-advantage_clip.
+        ShapeMismatchError: Latents that differ in shape or channels.
     """
     if not examples:
         raise InvalidInputError("examples: expected at least one, got none")
+
     kind = TrainingPair if config.learns_from_pairs else TrainingSample
     for n, example in enumerate(examples):
         if not isinstance(example, kind):
@@ -152,7 +155,8 @@ def check_examples(examples: Sequence[Example], config: TrainingConfig, channels
                 f"examples[{n}].advantage: expected at most {config.advantage_clip:g} (advantage_clip) either way,"
                 f" got {example.advantage:g}"
             )
-    sides = [side for example in examples for side in example.sides]
+
+    sides = list(chain.from_iterable(example.sides for example in examples))
     configs = {side.config for side in sides}
     if len(configs) != 1:
         raise InvalidInputError(f"examples: expected one sampling config, got {configs}")
@@ -163,17 +167,23 @@ def check_examples(examples: Sequence[Example], config: TrainingConfig, channels
 
 
 def rows_of(examples: Sequence[Example], schedule: Schedule, config: TrainingConfig) -> list[Row]:
-    """All rows that may be trained on, in order: example by example, step by step.
+    """All rows that can be trained on, in order of example and step.
 
-    Left out are steps without noise, transitions that a pair's trajectories share, and the dominant step if
-    `skip_dominant_step`. Raises ScheduleError for trajectories of other timesteps, InvalidInputError where no row is
-    left.
+    Steps without noise are left out, as are transitions that a pair's trajectories share. With `skip_dominant_step` the
+    dominant step is left out, too.
+
+    Raises:
+        ScheduleError: Trajectories of other timesteps than the schedule's.
+        InvalidInputError: No row is left.
     """
-    if not all(torch.equal(side.timesteps, schedule.timesteps) for example in examples for side in example.sides):
+    sides = chain.from_iterable(example.sides for example in examples)
+    if not all(torch.equal(side.timesteps, schedule.timesteps) for side in sides):
         raise ScheduleError(f"examples: expected trajectories of timesteps {schedule.timesteps.tolist()}")
+
     steps = set(schedule.trainable_steps)
     if config.skip_dominant_step:
         steps -= {int(step_weights(schedule).argmax())}
+
     rows = []
     for n, example in enumerate(examples):
         rows += [Row(n, step) for step in sorted(steps - example.shared_steps())]
@@ -182,31 +192,38 @@ def rows_of(examples: Sequence[Example], schedule: Schedule, config: TrainingCon
     return rows
 
 
-def draw_epoch(rows: Sequence[Row], config: TrainingConfig, generator: torch.Generator) -> list[list[Row]]:
+def plan_epoch(rows: Sequence[Row], config: TrainingConfig, generator: torch.Generator) -> list[list[Row]]:
     """The rows of each update of one inner epoch.
 
-    The examples are permuted and dealt to updates of at most `examples_per_update`. Of each example's rows
-    `timestep_fraction` (rounded, at least one) are drawn, in every epoch anew as in ddpo-pytorch, and stay in order.
+    The examples are shuffled and split into updates of at most `examples_per_update`. Of each example's rows a random
+    share `timestep_fraction` is kept (rounded, at least one row), in their order. Each epoch has its own share, as in
+    ddpo-pytorch.
     """
+    # 1. the order of the examples
     rows_of_example: dict[int, list[Row]] = {}
     for row in rows:
         rows_of_example.setdefault(row.example, []).append(row)
-
     examples = list(rows_of_example)
-    order = [examples[place] for place in torch.randperm(len(examples), generator=generator).tolist()]
+    order = [examples[index] for index in torch.randperm(len(examples), generator=generator).tolist()]
+
+    # 2. the steps of each example
     if config.timestep_fraction < 1:
         for example, usable in rows_of_example.items():
             count = max(1, round(len(usable) * config.timestep_fraction))
-            places = torch.randperm(len(usable), generator=generator)[:count].tolist()
-            rows_of_example[example] = [usable[place] for place in sorted(places)]
-    updates = split_evenly(order, config.examples_per_update)
-    return [[row for example in update for row in rows_of_example[example]] for update in updates]
+            indices = torch.randperm(len(usable), generator=generator)[:count].tolist()
+            rows_of_example[example] = [usable[index] for index in sorted(indices)]
+
+    # 3. the updates
+    updates = []
+    for part in split_evenly(order, config.examples_per_update):
+        updates.append(list(chain.from_iterable(rows_of_example[example] for example in part)))
+    return updates
 
 
 def split_evenly(numbers: Sequence[int], most: int) -> list[list[int]]:
-    """The numbers in order, in as few parts of at most `most` as there must be, whose sizes differ by at most one.
+    """Split the numbers, in order, into the fewest parts of at most `most`, whose sizes differ by at most one.
 
-    A short last part would be an update as long as the others on a fraction of the examples.
+    With a short last part, one update would take a full step on a fraction of the examples.
     """
     parts = math.ceil(len(numbers) / most)
     bounds = [len(numbers) * part // parts for part in range(parts + 1)]
@@ -214,17 +231,17 @@ def split_evenly(numbers: Sequence[int], most: int) -> list[list[int]]:
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of all that a training reads of its examples."""
-    found = hashlib.sha256()
+    """SHA-256 of everything that a training reads from its examples."""
+    sha256 = hashlib.sha256()
     for example in examples:
-        found.update(json.dumps([example.prompt, example.advantage, example.drawn]).encode())
+        sha256.update(json.dumps([example.prompt, example.advantage, example.sides_on_policy]).encode())
         if isinstance(example, TrainingPair) and example.mask is not None:
-            found.update(example.mask.cpu().float().contiguous().numpy().tobytes())
+            sha256.update(example.mask.cpu().float().contiguous().numpy().tobytes())
         for side in example.sides:
-            found.update(side.config.model_dump_json().encode())
+            sha256.update(side.config.model_dump_json().encode())
             for tensor in (side.latents, side.log_probs):
-                found.update(tensor.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+                sha256.update(tensor.cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def _check_one(name: str, trajectory: Trajectory) -> None:

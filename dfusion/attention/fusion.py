@@ -1,4 +1,4 @@
-"""Eq. 5, and the other ways of appendix B to let a target's attention take over what is the reference's."""
+"""Eq. 5 and the attention controls of appendix B: how a target's attention takes over parts of the reference's."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import torch
 from dfusion.config import AttentionControl
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""attend(query, key, value, allowed): softmax(Q K^T / sqrt(D)) V for (B, L, H*D), (B, M, H*D) and (B, M, H*D), heads
-apart; `allowed` (B, 1, L, M) bool says which pixel reads which, None: all. Gives (B, L, H*D)."""
+"""attend(query, key, value, allowed): multi-head softmax(Q K^T / sqrt(D)) V, (B, L, H*D).
+
+query is (B, L, H*D), key and value are (B, M, H*D). allowed (B, 1, L, M) bool selects which pixel reads which; None
+allows all."""
 
 
 @dataclass(frozen=True)
 class Control:
     """What a target takes from its reference, and where (appendix B; docs/decisions/007-attention-control.md).
 
-    own      those of "q", "k", "v" of self-attention that are the reference's
-    cross    those of cross-attention that are the reference's, at all pixels
-    mask     where `own` holds: at all pixels (None), at pixels inside the mask only ("parts"), or at all pixels of
-             an attention whose output is taken inside the mask only ("output")
-    limited  pixels inside the mask read only pixels inside it, pixels outside only pixels outside
+    own      which of "q", "k", "v" of self-attention are the reference's
+    cross    which of "q", "k", "v" of cross-attention are the reference's, at all pixels
+    mask     where `own` applies: at all pixels (None), at pixels inside the mask ("parts"), or at all pixels of an
+             attention whose output is used inside the mask only ("output")
+    limited  pixels inside the mask read only pixels inside it, and pixels outside only pixels outside
     """
 
     own: str = ""
@@ -44,21 +46,22 @@ CONTROLS: Mapping[AttentionControl, Control] = {
     "masactrl_features": Control(own="kv", mask="output"),
     "masactrl": Control(own="kv", mask="parts", limited=True),
 }
-"""The first is D-Fusion (Eq. 5), the others are the variants of figure 8. Attention maps are softmax(Q K^T), so taking
-Q and K takes the maps. In "masactrl" pixels read the keys and values of Eq. 5, but never across the mask's edge."""
+"""The first is D-Fusion (Eq. 5), the others are the variants of figure 8. Attention maps are softmax(Q K^T), so a
+control takes the maps by taking Q and K. In "masactrl" pixels read the keys and values of Eq. 5, but never across the
+mask's edge."""
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """Which rows of a U-Net batch are fused, from which rows of the same batch they read, and how.
+    """Which rows of a U-Net batch are fused, which rows of the same batch they read, and how.
 
-    The U-Net's output holds for the targets alone: other rows are there to be read from, and the last fused attention
-    leaves them out.
+    The U-Net's output is valid for the targets only. The other rows exist to be read from, and the last fused attention
+    skips them.
 
-    targets  (R,) int64, rows of the targets, one for each of their guidance halves
-    sources  (R,) int64, for each of them the row of its reference, same half
-    masks    for each level of the U-Net that is fused, (R, L) bool: the pixels that come from the reference
-    control  what is taken over
+    targets  (R,) int64, rows of the targets, one for each guidance half
+    sources  (R,) int64, for each target's row the row of its reference, in the same half
+    masks    for each fused level of the U-Net, (R, L) bool: the pixels taken from the reference
+    control  what is taken
     """
 
     targets: torch.Tensor
@@ -70,18 +73,25 @@ class Fusion:
 def self_attention(
     attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, fusion: Fusion, level: int
 ) -> torch.Tensor:
-    """Output of self-attention under `fusion.control`, (B, L, H*D), from (B, L, H*D) each.
+    """Output of self-attention under `fusion.control`, (B, L, H*D), from query, key and value (B, L, H*D).
 
-    The references' rows are their own, as far as `attend` does not leave them out.
+    The references' rows attend to themselves, unless `attend` skips them.
     """
-    control, parts = fusion.control, {"q": query, "k": key, "v": value}
+    control = fusion.control
+
+    # 1. the reference's Q, K or V in the targets' rows
+    parts = {"q": query, "k": key, "v": value}
     for name in control.own:
-        taken = fuse_rows(parts[name], fusion, level) if control.mask == "parts" else take_rows(parts[name], fusion)
-        parts[name] = taken
+        masked = control.mask == "parts"
+        parts[name] = fuse_rows(parts[name], fusion, level) if masked else take_rows(parts[name], fusion)
+
+    # 2. attention
     allowed = _same_side(fusion, level, len(query)) if control.limited else None
     output = attend(parts["q"], parts["k"], parts["v"], allowed)
     if control.mask != "output":
         return output
+
+    # 3. plain output outside the mask
     plain = attend(query, key, value, None)
     mask = fusion.masks[level][:, :, None]
     return plain.index_copy(0, fusion.targets, torch.where(mask, output[fusion.targets], plain[fusion.targets]))
@@ -92,7 +102,7 @@ def cross_attention(
 ) -> torch.Tensor:
     """Output of cross-attention under `fusion.control`, (B, L, H*D), from (B, L, H*D), (B, N, H*D), (B, N, H*D).
 
-    Reference and target share a prompt, so their keys are equal and the reference's queries bring its maps.
+    Reference and target share a prompt and therefore their keys. The reference's queries alone give its maps.
     """
     parts = {"q": query, "k": key, "v": value}
     parts |= {name: take_rows(parts[name], fusion) for name in fusion.control.cross}
@@ -100,11 +110,12 @@ def cross_attention(
 
 
 def fuse_rows(values: torch.Tensor, fusion: Fusion, level: int) -> torch.Tensor:
-    """K* or V* of Eq. 5 for the whole batch, (B, L, H*D): M' * reference + (1 - M') * target in target rows.
+    """K* or V* of Eq. 5 for the whole batch, (B, L, H*D): M' * reference + (1 - M') * target in the targets' rows.
 
-    `values` (B, L, H*D) are the keys or the values of all rows. The reference's rows stay as they are. The mask is
-    binary, so that the sum of Eq. 5 is a choice.
+    `values` (B, L, H*D) are the keys or the values of all rows. The references' rows are unchanged. Since the mask is
+    binary, the sum of Eq. 5 is a selection.
     """
+    # Notation (<variable> -> <paper>): mask -> M', values[sources] -> K_ref or V_ref, values[targets] -> K_tgt or V_tgt
     mask = fusion.masks[level][:, :, None]
     mixed = torch.where(mask, values[fusion.sources], values[fusion.targets])
     return values.index_copy(0, fusion.targets, mixed)
@@ -116,7 +127,7 @@ def take_rows(values: torch.Tensor, fusion: Fusion) -> torch.Tensor:
 
 
 def _same_side(fusion: Fusion, level: int, rows: int) -> torch.Tensor:
-    """(B, 1, L, L) bool: which pixels lie on one side of the mask; everything in rows that are no targets."""
+    """(B, 1, L, L) bool: whether two pixels lie on the same side of the mask. All True in rows other than targets'."""
     mask = fusion.masks[level]
     allowed = mask.new_ones(rows, 1, mask.shape[1], mask.shape[1])
     allowed[fusion.targets, 0] = mask[:, :, None] == mask[:, None, :]

@@ -1,7 +1,7 @@
-"""The U-Net's layers, as the paper counts them: blocks that hold cross-attention, in forward order.
+"""The U-Net's layers, as the paper counts them: blocks with cross-attention, in forward order.
 
-SD 1.x and 2.x: 0, 1, 2 down; 3 middle; 4, 5, 6 up. SDXL: 0, 1 down; 2 middle; 3, 4 up. Others are counted the same
-way: nothing here is a table of models.
+SD 1.x and 2.x: 0, 1, 2 down; 3 middle; 4, 5, 6 up. SDXL: 0, 1 down; 2 middle; 3, 4 up. Other U-Nets are counted the
+same way, without a table of models.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Layer:
     """A U-Net block with cross-attention.
 
     index   its number in forward order, counting only blocks with cross-attention
-    part    where it is
-    name    its path in the U-Net, "up_blocks.1"
-    level   how often the latent was halved before it: its maps are (h, w) / 2**level, rounded up
+    part    its position in the U-Net
+    name    its path in the U-Net, for example "up_blocks.1"
+    level   number of times the latent was halved before it: its maps are (h, w) / 2**level, rounded up
     self_attention, cross_attention  paths of its attention modules
     """
 
@@ -39,7 +39,8 @@ class Layer:
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the block's maps for latents of height x width pixels."""
         for _ in range(self.level):
-            height, width = (height + 1) // 2, (width + 1) // 2
+            height = (height + 1) // 2
+            width = (width + 1) // 2
         return height, width
 
 
@@ -67,7 +68,7 @@ def _blocks(unet: UNet2DConditionModel) -> Iterator[tuple[Literal["down", "middl
 
 
 def _attention_paths(name: str, block: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Paths of the block's self- and cross-attention modules that sit in transformers, in forward order."""
+    """Paths of the self- and cross-attention modules in the block's transformers, in forward order."""
     own: list[str] = []
     cross: list[str] = []
     for transformer_path, transformer in block.named_modules():
@@ -84,10 +85,11 @@ def resolve_layers(layers: Sequence[Layer], wanted: Literal["middle+up"] | Seque
     Raises LayerNotFoundError for an index that the U-Net does not have, or if it has neither middle nor up layers.
     """
     if wanted == "middle+up":
-        found = tuple(layer for layer in layers if layer.part != "down")
-        if not found:
+        middle_and_up = tuple(layer for layer in layers if layer.part != "down")
+        if not middle_and_up:
             raise LayerNotFoundError("the U-Net has no middle or up block with cross-attention")
-        return found
+        return middle_and_up
+
     missing = sorted(set(wanted) - {layer.index for layer in layers})
     if missing or not wanted:
         raise LayerNotFoundError(f"layers: expected indices within 0 to {len(layers) - 1}, got {list(wanted)}")
@@ -103,7 +105,10 @@ def first_up_layer(layers: Sequence[Layer]) -> Layer:
 
 
 def mask_layers(layers: Sequence[Layer], source: MaskSource) -> tuple[Layer, ...]:
-    """The layers whose cross-attention makes the mask (Eq. 4): the first up layer (paper), or every layer of its
-    resolution, down path included (released code). Raises LayerNotFoundError."""
+    """The layers whose cross-attention gives the mask (Eq. 4).
+
+    "first_up" is the first up layer (paper). "resolution" is every layer of its resolution, including the down path
+    (released code). Raises LayerNotFoundError.
+    """
     first = first_up_layer(layers)
     return (first,) if source == "first_up" else tuple(layer for layer in layers if layer.level == first.level)

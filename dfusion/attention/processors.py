@@ -1,7 +1,7 @@
-"""Attention processors for stock diffusers U-Nets, and how they are installed for a while.
+"""Attention processors for stock diffusers U-Nets, and context managers that install them.
 
-What a U-Net call should capture or fuse reaches the processors as one explicit object:
-`unet(..., cross_attention_kwargs={"fusion": context})`. `Attention.forward` hands a processor the keys that its
+A U-Net call passes one explicit object to its processors, which says what to capture or fuse:
+`unet(..., cross_attention_kwargs={"fusion": context})`. `Attention.forward` passes only keywords that a processor's
 `__call__` names, so every processor here names `fusion`.
 """
 
@@ -24,10 +24,10 @@ from dfusion.errors import ShapeMismatchError
 
 @dataclass
 class AttentionContext:
-    """What one U-Net call captures or fuses. Make a new one for each call.
+    """What one U-Net call captures or fuses. Create a new one for each call.
 
     item_weights  (B, N, K): capture the item maps of the last B rows (the conditional half); None captures nothing.
-                  Not together with `fusion`: the last fused layer leaves out rows that are no targets
+                  Not together with `fusion`: the last fused layer skips rows other than targets'
     captured      filled by the call: (B, L, K) float32 for each attention module of the mask layers
     fusion        which rows are fused and how (Eq. 5, appendix B); None fuses nothing
     """
@@ -37,7 +37,7 @@ class AttentionContext:
     captured: list[torch.Tensor] = field(default_factory=list)
 
     def item_maps(self, size: tuple[int, int]) -> torch.Tensor:
-        """(B, h_m, w_m, K): the captured maps, mean over heads and blocks. Raises ShapeMismatchError."""
+        """The captured maps, mean over heads and blocks, (B, h_m, w_m, K). Raises ShapeMismatchError."""
         if not self.captured or self.captured[0].shape[1] != size[0] * size[1]:
             got = [tuple(maps.shape) for maps in self.captured]
             raise ShapeMismatchError("captured cross-attention", f"L = {size[0]} x {size[1]} pixels", got)
@@ -46,7 +46,7 @@ class AttentionContext:
 
 
 class PlainProcessor(AttnProcessor2_0):  # type: ignore[misc]
-    """diffusers' own attention (`scaled_dot_product_attention`); takes `fusion` so that nobody warns."""
+    """diffusers' own attention (`scaled_dot_product_attention`), which accepts `fusion` without a warning."""
 
     def __call__(
         self,
@@ -62,7 +62,7 @@ class PlainProcessor(AttnProcessor2_0):  # type: ignore[misc]
 
 
 class BackwardProcessor:
-    """Plain attention, bit for bit, but for its backward pass, which is computed in float32."""
+    """Attention with the plain forward pass, bit for bit, and a backward pass in float32."""
 
     def __call__(
         self,
@@ -70,17 +70,19 @@ class BackwardProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,  # noqa: ARG002  (what diffusers hands to a processor)
+        temb: torch.Tensor | None = None,  # noqa: ARG002  (an argument of diffusers' processors)
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query = attn.to_q(hidden_states)
+        key = attn.to_k(context)
+        value = attn.to_v(context)
 
         output = _attend(attn, query, key, value, attention_mask, attention_with_float32_backward)
         return attn.to_out[1](attn.to_out[0](output))  # type: ignore[no-any-return]
 
 
 class _Float32Backward(torch.autograd.Function):
-    """scaled_dot_product_attention of (B, heads, L, channels), without dropout."""
+    """`scaled_dot_product_attention` of (B, heads, L, channels), without dropout."""
 
     @staticmethod
     def forward(
@@ -98,12 +100,13 @@ class _Float32Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value = parts = [part.detach().float().requires_grad_() for part in ctx.saved_tensors]
+        parts = [part.detach().float().requires_grad_() for part in ctx.saved_tensors]
         mask = ctx.attn_mask
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.float()
 
         with torch.enable_grad():
+            query, key, value = parts
             output = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=ctx.scale)
         gradients = torch.autograd.grad(output, parts, gradient.float())
         return *(part.to(gradient.dtype) for part in gradients), None, None
@@ -124,9 +127,9 @@ def attention_with_float32_backward(
 
 
 class CaptureProcessor(PlainProcessor):
-    """Cross-attention of a mask layer: its output is the plain one, bit for bit; the item maps are computed beside it.
+    """Cross-attention of a mask layer, which also computes the item maps.
 
-    So a sample does not depend on whether its maps are captured.
+    Its output is the plain one, bit for bit, so a sample does not depend on whether its maps are captured.
     """
 
     def __call__(
@@ -146,15 +149,15 @@ class CaptureProcessor(PlainProcessor):
 
 
 class FuseProcessor(PlainProcessor):
-    """Attention of a fused layer: targets take of their reference what `Fusion.control` says (Eq. 5, appendix B).
+    """Attention of a fused layer: targets take from their reference what `Fusion.control` says (Eq. 5, appendix B).
 
-    The `last` one of a U-Net call attends for the targets alone: what comes of the references' rows behind it is read
-    by nobody.
+    The `last` processor of a U-Net call attends for the targets only, since no later layer reads the references' rows.
     """
 
     def __init__(self, level: int, last: bool) -> None:
         super().__init__()
-        self.level, self.last = level, last
+        self.level = level
+        self.last = last
 
     def __call__(
         self,
@@ -167,11 +170,13 @@ class FuseProcessor(PlainProcessor):
     ) -> torch.Tensor:
         if fusion is None or fusion.fusion is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        parts = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        parts = (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         attend: Attend = partial(_attend, attn)
         if self.last:
             attend = partial(_attend_for, fusion.fusion.targets, attend)
+
         if encoder_hidden_states is None:
             _check_pixels(fusion.fusion, self.level, hidden_states)
             output = self_attention(attend, *parts, fusion.fusion, self.level)
@@ -202,7 +207,7 @@ def _attend_for(
     value: torch.Tensor,
     allowed: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`attend` for these rows, zeros in all others."""
+    """`attend` for these rows, and zeros in all other rows."""
     output = attend(query[rows], key[rows], value[rows], None if allowed is None else allowed[rows])
     return torch.zeros_like(query).index_copy(0, rows, output)
 
@@ -215,21 +220,24 @@ def _check_pixels(fusion: Fusion, level: int, hidden_states: torch.Tensor) -> No
 
 def _mean_attention(attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
     """Cross-attention probabilities, mean over heads: (B, L, N) float32 from (B, L, C) and (B, N, C')."""
-    query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
-    query, key = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in (query, key))
+    projections = (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states))
+    query, key = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in projections)
     probabilities: torch.Tensor = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1)
     return probabilities.mean(1)
 
 
 def _fused_paths(layer: Layer, fuse: Sequence[Layer], fuse_cross: Sequence[Layer]) -> tuple[str, ...]:
-    """The layer's fused attention modules; the last of them is the last that the U-Net calls."""
+    """The layer's fused attention modules, in the order in which the U-Net calls them."""
     return (layer.self_attention if layer in fuse else ()) + (layer.cross_attention if layer in fuse_cross else ())
 
 
 @contextmanager
 def fast_backward(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Within the context, a bfloat16 U-Net on a CPU computes attention's backward pass in float32, which takes half the
-    time of torch's own or less (`python -m benchmarks.attention_backward`). Others stay as they are."""
+    """Compute attention's backward pass in float32 within the context, for a bfloat16 U-Net on a CPU.
+
+    It takes at most half the time of torch's own backward pass (`python -m benchmarks.attention_backward`). Other
+    U-Nets are unchanged.
+    """
     if unet.device.type != "cpu" or unet.dtype != torch.bfloat16:
         yield
         return
@@ -249,20 +257,30 @@ def processors_installed(
     fuse: Sequence[Layer] = (),
     fuse_cross: Sequence[Layer] = (),
 ) -> Iterator[None]:
-    """Within the context `unet` has these processors: cross-attention of `capture` layers, self-attention of `fuse`
-    layers, cross-attention of `fuse_cross` layers, plain everywhere else; with none of these, those it had. What was
-    installed before is restored, also when an error leaves the context."""
+    """Install attention processors within the context: capturing, fusing, and plain ones everywhere else.
+
+    Cross-attention of the `capture` layers is captured. Self-attention of the `fuse` layers and cross-attention of the
+    `fuse_cross` layers is fused. Without any layer nothing is installed. The previous processors are restored on exit,
+    also after an error.
+    """
     if not capture and not fuse and not fuse_cross:
         yield
         return
+
+    # 1. capturing processors
     before: dict[str, Any] = dict(unet.attn_processors)
     installed: dict[str, Any] = {name: PlainProcessor() for name in before}
     for layer in capture:
         installed |= {f"{path}.processor": CaptureProcessor() for path in layer.cross_attention}
-    in_order = sorted({*fuse, *fuse_cross}, key=lambda layer: layer.index)
-    fused = [(path, layer.level) for layer in in_order for path in _fused_paths(layer, fuse, fuse_cross)]
+
+    # 2. fusing processors; the last one in forward order skips the references' rows
+    fused: list[tuple[str, int]] = []
+    for layer in sorted({*fuse, *fuse_cross}, key=lambda layer: layer.index):
+        fused += [(path, layer.level) for path in _fused_paths(layer, fuse, fuse_cross)]
     for path, level in fused:
         installed[f"{path}.processor"] = FuseProcessor(level, last=path == fused[-1][0])
+
+    # 3. installation
     unet.set_attn_processor(installed)
     try:
         yield

@@ -1,4 +1,8 @@
-"""Eq. 6: direct preference optimisation over the transitions of two trajectories."""
+"""Eq. 6: direct preference optimisation over the transitions of two trajectories.
+
+Sources: Rafailov et al., "Direct Preference Optimization", arXiv 2305.18290; Yang et al., "Using Human Feedback to
+Fine-tune Diffusion Models without Any Reward Model" (D3PO), arXiv 2311.13231.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,26 @@ from dfusion.losses.objective import RowLosses, RowTerms
 
 
 def row_losses(terms: RowTerms, config: TrainingConfig) -> RowLosses:
-    """Eq. 6 for each row of pairs, with the safeguard if there is one."""
+    """Eq. 6 for each row of pairs, with the safeguard if it is configured."""
     preferred, rejected = terms.log_probs.unbind(1)
     old_preferred, old_rejected = terms.old.unbind(1)
-    if config.safeguard is not None:
-        # the same value; of the gradient only this share
-        share = safeguard_scale(terms.residuals[:, 0], terms.residuals[:, 1], config.safeguard)
-        rejected = share * rejected + (1 - share) * rejected.detach()
 
-    sides = preferred, old_preferred, rejected, old_rejected, config.beta
+    # 1. safeguard: keep the value, scale the rejected side's gradient
+    if config.safeguard is not None:
+        scale = safeguard_scale(terms.residuals[:, 0], terms.residuals[:, 1], config.safeguard)
+        rejected = scale * rejected + (1 - scale) * rejected.detach()
+
+    # 2. losses, and margins without the clip
+    sides = (preferred, old_preferred, rejected, old_rejected, config.beta)
     losses = dpo_loss(*sides, config.ratio_clip)
     margins = dpo_margin(*sides).detach()
     if config.ratio_clip is None:
         return RowLosses(losses, margins)
+
+    # 3. rows in which the clip has removed a gradient
     ratios = (terms.log_probs - terms.old).detach().exp()
-    return RowLosses(losses, margins, ((ratios - 1).abs() > config.ratio_clip).any(1))
+    clipped = ((ratios - 1).abs() > config.ratio_clip).any(1)
+    return RowLosses(losses, margins, clipped)
 
 
 def dpo_margin(
@@ -37,14 +46,19 @@ def dpo_margin(
     beta: float,
     ratio_clip: float | None = None,
 ) -> torch.Tensor:
-    """beta * (log-ratio of the preferred transition - log-ratio of the rejected one), of any one shape.
+    """beta * (log-ratio of the preferred transition - log-ratio of the rejected one), elementwise.
 
     Args:
-        logp_w, logp_l: log p of the preferred (w) and of the rejected (l) transition, means over C*h*w.
-        ref_logp_w, ref_logp_l: The same under the policy before the update.
+        logp_w: log p of the preferred transition (w), mean over C*h*w.
+        ref_logp_w: log pref of it, the same under the policy before the update.
+        logp_l: log p of the rejected transition (l), mean over C*h*w.
+        ref_logp_l: log pref of it.
         beta: beta of Eq. 6.
-        ratio_clip: Clamps the ratio p / pref of each side to 1 +- this, as D3PO does: a side that has gone so far adds
-            no gradient any more. None: no clamp.
+        ratio_clip: Clamp the ratio p / pref of each side to 1 +- this, as D3PO does. A side beyond it adds no gradient.
+            None: no clamp.
+
+    Returns:
+        The margins, of the shape that the four tensors share.
     """
     log_ratio_w = logp_w - ref_logp_w
     log_ratio_l = logp_l - ref_logp_l
@@ -64,32 +78,49 @@ def dpo_loss(
     beta: float,
     ratio_clip: float | None = None,
 ) -> torch.Tensor:
-    """Eq. 6 for each row, (B,) from four (B,) tensors: -log sigmoid(margin). Arguments as of `dpo_margin`.
+    """Eq. 6 for each row: -log sigmoid(margin).
 
-    It makes the preferred transition likelier and the rejected one less likely, as far as the two do not differ yet.
-    ln 2 where the policy is the one that log pref was computed with.
+    The loss makes the preferred transition more likely and the rejected one less likely. Its gradient vanishes as the
+    margin grows.
+
+    Args:
+        logp_w: (B,) log p of the preferred transition, as for `dpo_margin`.
+        ref_logp_w: (B,) log pref of it.
+        logp_l: (B,) log p of the rejected transition.
+        ref_logp_l: (B,) log pref of it.
+        beta: beta of Eq. 6.
+        ratio_clip: As for `dpo_margin`.
+
+    Returns:
+        (B,) losses. A loss is ln 2 while p equals pref.
     """
+    # Notation (<variable> -> <paper>): logp_w -> log p_theta(x^w), ref_logp_w -> log pref(x^w), and l for the rejected
     margin = dpo_margin(logp_w, ref_logp_w, logp_l, ref_logp_l, beta, ratio_clip)
     return -functional.logsigmoid(margin)
 
 
 def safeguard_scale(residual_w: torch.Tensor, residual_l: torch.Tensor, mu: float) -> torch.Tensor:
-    """The factor of the rejected side's gradient in Diffusion-SDPO, (B,) in [0, 1].
+    """The factor lambda of the rejected side's gradient in Diffusion-SDPO.
 
-    To first order, a step along the preferred side's gradient g_w less lambda times the rejected side's g_l does not
-    make the preferred side less likely while lambda <= (1 - mu) |g_w|^2 / (g_w . g_l), taken with respect to what the
-    network predicts. Both transitions of a row are of one step, so that there the gradients of -log p are the residuals
-    mu_theta - x_prev times one common number, which cancels.
+    Consider a step along g_w - lambda * g_l, the gradients of the preferred and the rejected side with respect to the
+    network's output. To first order, it does not make the preferred side less likely while
+    lambda <= (1 - mu) |g_w|^2 / (g_w . g_l). Both transitions of a row belong to one step. Therefore their gradients of
+    -log p are the residuals mu_theta - x_prev times a common factor, which cancels.
+
+    Source: Diffusion-SDPO, arXiv 2511.03317. Its released code uses one factor per batch. Here each row has its own
+    factor, so that the result does not depend on the micro-batch.
 
     Args:
-        residual_w, residual_l: (B, C, h, w) mu_theta - x_prev of the preferred and the rejected transition, times the
-            elements' weights where log p is a weighted mean.
-        mu: 0 keeps the preferred side's log-prob from falling; 1 takes the rejected side out wherever the two pull
-            alike.
+        residual_w: (B, C, h, w) mu_theta - x_prev of the preferred transition. Where log p is a weighted mean, each
+            element is multiplied by its weight.
+        residual_l: The same of the rejected transition.
+        mu: 0 keeps the preferred side's log-prob from falling. 1 removes the rejected side's gradient in every row
+            where the two gradients point the same way.
 
-    Source: Diffusion-SDPO, arXiv 2511.03317, whose released code takes one factor a batch; here each row has its own,
-    so that it does not depend on the micro-batch.
+    Returns:
+        (B,) in [0, 1], without gradients.
     """
+    # Notation (<variable> -> <paper>): squared -> |g_w|^2, common -> g_w . g_l, bound -> lambda
     squared = residual_w.square().flatten(1).sum(1)
     common = (residual_w * residual_l).flatten(1).sum(1)
     bound = (1 - mu) * squared / common.clamp(min=torch.finfo(common.dtype).tiny)

@@ -1,4 +1,4 @@
-"""The loss of a training's rows: what every algorithm is given, what it gives, and how it is found."""
+"""The interface of an algorithm's loss: its input, its output, and its lookup by name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dfusion.config import TrainingConfig
 
 @dataclass(frozen=True)
 class RowTerms:
-    """What R rows are worth under the policy; S is 2 for pairs (preferred, rejected) and 1 for samples.
+    """R rows evaluated under the policy. S is 2 for pairs (preferred, rejected) and 1 for samples.
 
     log_probs   (R, S) log p of each transition, with gradients
     old         (R, S) log p of the policy before the update
     kl          (R,) KL from the reference policy, mean over the S transitions, with gradients
-    advantages  (R,); not read for pairs
-    residuals   (R, S, C, h, w) mu - x_prev, each element weighted as it is in log p; read for pairs with a safeguard
+    advantages  (R,); not used for pairs
+    residuals   (R, S, C, h, w) mu - x_prev, each element weighted as in log p; used for pairs with a safeguard
     """
 
     log_probs: torch.Tensor
@@ -35,8 +35,8 @@ class RowLosses:
     """Losses of R rows.
 
     losses   (R,) with gradients
-    margins  (R,) of dpo, before the clip; else None
-    clipped  (R,) bool: rows in which the clip takes a gradient away; None where there is no clip
+    margins  (R,) of dpo, before the clip; None for other algorithms
+    clipped  (R,) bool: rows in which the clip removes a gradient; None without a clip
     """
 
     losses: torch.Tensor

@@ -111,7 +111,7 @@ def test_pairs_say_which_sides_the_policy_drew(
         better = pair["reference"] if fusion is None else pair["target"]
         for side, expected in ((example.preferred, better), (example.rejected, pair["base"])):
             assert side.latents.equal(trajectory_of(installation, expected["id"], tmp_path).latents)
-        assert example.drawn == ((True, True) if fusion is None else (False, True))
+        assert example.sides_on_policy == ((True, True) if fusion is None else (False, True))
     tested = updates_of(installation, job["last_model"])["self_test"]
     # 6 pairs: naive at all 4 steps, both sides drawn; fused at the 3 that are not shared, one side drawn
     assert (tested["compared"], tested["replayed"]) == ((48, 0) if fusion is None else (18, 18))
@@ -256,7 +256,7 @@ def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: 
         assert len(history) == 8
         for side, own in (("target", False), ("base", True)):
             expected.append((pytest.approx((pair[side]["score"] - mean) / std), (own,)))
-    assert [(example.advantage, example.drawn) for example in learned[1]] == expected
+    assert [(example.advantage, example.sides_on_policy) for example in learned[1]] == expected
 
 
 def test_a_training_on_an_early_round_knows_nothing_of_later_scores(
@@ -305,7 +305,7 @@ def test_people_say_which_side_is_better(
     for example, (better, worse, pair) in zip(learned[-1], expected, strict=True):
         for side, role in zip(example.sides, (better, worse), strict=True):
             assert side.latents.equal(trajectory_of(installation, pair[role]["id"], tmp_path).latents)
-        assert example.drawn == (better == "base", worse == "base")
+        assert example.sides_on_policy == (better == "base", worse == "base")
     figures = installation.get(f"/models/{trained['last_model']}")["figures"]
     assert (figures["pairs"], figures["examples"], figures["adopted"]) == (4, 4, 2)
 
@@ -384,7 +384,7 @@ def test_a_pair_whose_masks_cannot_be_found_goes_without_a_target(
     pairs = installation.all(job["links"]["pairs"])
     assert [(pair["target"] is None, pair["adopted"]) for pair in pairs] == [(True, False)] * 2 + [(False, True)] * 2
     assert pairs[0]["why"] == "nothing was fused: item_maps: no threshold for item 0"
-    assert [example.drawn for example in learned[0]] == [(True, True)] * 2 + [(False, True)] * 2
+    assert [example.sides_on_policy for example in learned[0]] == [(True, True)] * 2 + [(False, True)] * 2
 
 
 def test_a_rounds_reward_may_be_a_sum(installation: Installation) -> None:

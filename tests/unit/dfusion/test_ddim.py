@@ -27,7 +27,8 @@ def test_clipping_of_the_scheduler_is_kept() -> None:
     scheduler = sd_scheduler(clip_sample=True)
     schedule = Schedule.from_scheduler(scheduler, 20, 1.0)
     scheduler.set_timesteps(20)
-    x, z = 9 * torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
+    x = 9 * torch.ones(1, 4, 2, 2)
+    z = torch.zeros(1, 4, 2, 2)
     theirs = scheduler.step(z, scheduler.timesteps[0], x, eta=1.0, variance_noise=z).prev_sample
     torch.testing.assert_close(mean(schedule, 0, x, z), theirs)
 
@@ -37,19 +38,20 @@ def test_stable_diffusion_schedule_by_hand() -> None:
     assert schedule.timesteps.tolist() == list(range(951, 0, -50))
     assert schedule.trainable_steps == tuple(range(20))
     betas = [(math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * k / 999) ** 2 for k in range(1000)]
-    alpha_0, alpha_1 = 1 - betas[0], (1 - betas[0]) * (1 - betas[1])
+    alpha_0 = 1 - betas[0]
+    alpha_1 = (1 - betas[0]) * (1 - betas[1])
     sigma = math.sqrt((1 - alpha_0) / (1 - alpha_1) * (1 - alpha_1 / alpha_0))
     assert schedule.sigmas[19].item() == pytest.approx(sigma, rel=1e-4)  # scheduler's alphas are float32
     assert schedule.sigmas[18].item() == pytest.approx(0.041, abs=5e-4)  # the figure that method.md gives
 
 
 def test_previous_step_is_the_next_entry_not_a_stride() -> None:
-    """1000 is no multiple of 7: a stride of 1000 // 7 is right in no step of trailing spacing."""
+    """1000 is no multiple of 7: a stride of 1000 // 7 is wrong at every step of trailing spacing."""
     schedule = Schedule.from_scheduler(sd_scheduler(timestep_spacing="trailing", steps_offset=0), 7, 1.0)
     torch.testing.assert_close(schedule.prev_alphas[:-1], schedule.alphas[1:])
 
 
-def test_scheduler_given_is_left_alone() -> None:
+def test_the_given_scheduler_is_not_modified() -> None:
     scheduler = sd_scheduler()
     before = scheduler.timesteps.clone()
     Schedule.from_scheduler(scheduler, 20, 1.0)
@@ -67,9 +69,11 @@ def test_log_prob_is_the_mean_of_gaussian_log_densities() -> None:
 def test_last_step_without_noise_is_left_out() -> None:
     schedule = Schedule.from_scheduler(sd_scheduler(set_alpha_to_one=True), 20, 1.0)
     x = torch.ones(2, 4, 2, 2)
+
     assert schedule.sigmas[19] == 0
     assert schedule.trainable_steps == tuple(range(19))
     assert recorded_log_prob(schedule, 19, x, x).tolist() == [0, 0]
+
     schedule.require_trainable(18)
     with pytest.raises(ScheduleError, match=r"\[19\]"):
         schedule.require_trainable(torch.tensor([3, 19]))
@@ -78,16 +82,14 @@ def test_last_step_without_noise_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1001, 1000])
-def test_impossible_numbers_of_steps(steps: int) -> None:
+def test_invalid_numbers_of_steps_are_rejected(steps: int) -> None:
     with pytest.raises(ScheduleError):  # with steps_offset 1, the first of 1000 timesteps is 1000
         Schedule.from_scheduler(sd_scheduler(), steps, 1.0)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_a_single_step_at_the_clean_end_is_refused_with_the_smallest_useful_number(
-    spacing: str, prediction_type: str
-) -> None:
+def test_a_single_step_at_the_clean_end_is_rejected_with_the_minimum_number(spacing: str, prediction_type: str) -> None:
     """One leading step is timestep 0 (+ offset 1), alpha-bar 0.998; two start at 501, alpha-bar 0.275."""
     scheduler = sd_scheduler(timestep_spacing=spacing, prediction_type=prediction_type)
     with pytest.raises(ScheduleError, match=rf"num_steps: expected at least 2 with {spacing} spacing, got 1"):
@@ -95,7 +97,7 @@ def test_a_single_step_at_the_clean_end_is_refused_with_the_smallest_useful_numb
     assert len(Schedule.from_scheduler(scheduler, 2, 1.0)) == 2
 
 
-def test_the_smallest_useful_number_is_that_of_the_schedule() -> None:
+def test_the_minimum_number_is_accepted_by_the_schedule() -> None:
     """Four betas of 0 and two of 0.9: alpha-bar is 1, 1, 1, 1, 0.1, 0.01. The first leading timestep of T steps is
     (T - 1) * (6 // T): 0, 3, 4 for T = 1, 2, 3."""
     scheduler = sd_scheduler(num_train_timesteps=6, trained_betas=[0.0, 0, 0, 0, 0.9, 0.9], steps_offset=0)

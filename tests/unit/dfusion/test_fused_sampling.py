@@ -1,4 +1,4 @@
-"""The fused sampler against `benchmarks.plain_fusion`, which is written from the formulas alone."""
+"""The fused sampler against `benchmarks.plain_fusion`, an independent implementation of the formulas."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ from tests.nets import (
 )
 
 ITEMS = [[(1,), (3, 4)], [(2,)], [(5,), (0,), (2,)]]
-REFERENCE_SEEDS, BASE_SEEDS = [10, 11, 12], [20, 21, 22]
+REFERENCE_SEEDS = [10, 11, 12]
+BASE_SEEDS = [20, 21, 22]
 
 
 def balanced_thresholds(maps: torch.Tensor, counts: list[int]) -> list[list[float]]:
-    """For each item a threshold near the middle of its maps over all steps, as far as possible from any value, so
-    that rounding cannot decide a pixel."""
+    """For each item a threshold near the middle of its maps over all steps, as far as possible from any value.
+
+    Rounding then cannot change a pixel.
+    """
     chosen = []
     for sample_maps, count in zip(maps, counts, strict=True):
         row = []
@@ -136,7 +139,7 @@ def test_images_that_are_not_square() -> None:
 
 
 @pytest.mark.parametrize("steps", [8, 25])
-def test_fusion_goes_on_to_the_last_step_of_any_sampler(steps: int) -> None:
+def test_fusion_continues_to_the_last_step_of_any_sampler(steps: int) -> None:
     check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(), count=1, steps=steps)
 
 
@@ -179,7 +182,7 @@ def test_an_empty_mask_gives_the_base(control: AttentionControl) -> None:
 
 
 def test_a_full_mask_takes_keys_and_values_whole() -> None:
-    """Where everything lies inside, masking keys and values, or the output, is the same as not masking."""
+    """With a full mask, masking keys and values, or the output, equals no mask."""
     unet = sd_unet(16)
     base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up", count=1)
     full = [[1e-9] * len(row) for row in thresholds]
@@ -204,11 +207,11 @@ def test_an_inverted_trajectory_ends_with_the_fused_latents() -> None:
     unet = sd_unet(16)
     base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up", count=1)
     fused = fuse_five(base, reference, thresholds, unet)
-    found = fuse_five(base, reference, thresholds, unet, config=FusionConfig(trajectory="ddim_inversion"))
+    actual = fuse_five(base, reference, thresholds, unet, config=FusionConfig(trajectory="ddim_inversion"))
     arguments = (unet, sd_scheduler(), fused.final, embeds(1), embeds(1, seed=2))
     expected = invert(*arguments, seeds=base.seeds, config=FIVE).trajectory
-    assert torch.equal(found.final, fused.final) and torch.equal(found.latents, expected.latents)
-    assert (found.seeds, found.config) == (base.seeds, base.config)
+    assert torch.equal(actual.final, fused.final) and torch.equal(actual.latents, expected.latents)
+    assert (actual.seeds, actual.config) == (base.seeds, base.config)
 
 
 def test_states_before_the_first_fused_step_are_the_bases() -> None:
@@ -220,18 +223,21 @@ def test_states_before_the_first_fused_step_are_the_bases() -> None:
     assert target.seeds == base.seeds and target.item_maps is None
 
 
-def test_one_reference_of_several_targets_goes_through_once() -> None:
+def test_one_reference_of_several_targets_is_computed_once() -> None:
     """Five steps, three of them fused: each is one call on (1 reference + 2 targets) x 2 guidance halves."""
     unet = sd_unet(16)
     base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up")
-    both, prompts = base.select([0, 1]), embeds(3)[[0, 0]]
+    both = base.select([0, 1])
+    prompts = embeds(3)[[0, 0]]
     shared = reference.select([0, 0])
     arguments = (unet, sd_scheduler(), both, shared, prompts, embeds(1, seed=2))
     rows: list[int] = []
     hook = unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     together = fuse(*arguments, thresholds=[thresholds[0]] * 2)
     hook.remove()
+
     assert rows == [6, 6, 6]
+
     alone = fuse(
         unet,
         sd_scheduler(),
@@ -241,6 +247,7 @@ def test_one_reference_of_several_targets_goes_through_once() -> None:
         embeds(1, seed=2),
         thresholds=thresholds[:1],
     )
+
     assert relative_error(together.latents[1], alone.latents[0]) < 1e-5
 
 
@@ -261,11 +268,12 @@ def spoiled(trajectory: Trajectory) -> Trajectory:
     return replace(trajectory, latents=latents)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     unet = tiny_unet()
     arguments = (unet, sd_scheduler(), embeds(1), embeds(1, seed=2))
     reference = sample(*arguments, [1], items=[[1]], config=FIVE)
     base = sample(*arguments, [2], config=FIVE)
+
     with pytest.raises(InvalidInputError, match="item_maps"):
         fuse_five(reference, base, [[0.1]], unet)
     with pytest.raises(InvalidInputError, match="config"):
@@ -278,11 +286,14 @@ def test_what_does_not_fit_is_refused() -> None:
         fuse_five(base, reference, [[0.1]], unet, config=FusionConfig.released_code())
     with pytest.raises(InvalidInputError, match="first_step"):
         fuse_five(base, reference, [[0.1]], unet, config=FusionConfig(first_step=5))
+
     other_items = sample(*arguments, [2], items=[[3]], config=FIVE)
     with pytest.raises(InvalidInputError, match=r"one prompt, got items at \(\(\(3,\),\),\) and \(\(\(1,\),\),\)"):
         fuse_five(other_items, reference, [[0.1]], unet)
+
     said = (Conditioning(embeds(1), texts=("a cat",)), Conditioning(embeds(1), texts=("a dog",)))
     cat, dog = (sample(*arguments[:2], one, arguments[3], [2], items=[[1]], config=FIVE) for one in said)
+
     with pytest.raises(InvalidInputError, match=r"prompts they are fused for, got .*'a cat'.*'a dog'"):
         fuse_five(cat, dog, [[0.1]], unet)
     with pytest.raises(InvalidInputError, match=r"'prompt_embeds': .'a dog'"):
@@ -298,8 +309,9 @@ def test_what_does_not_fit_is_refused() -> None:
         fuse_five(wide, reference, [[0.1]], unet)
 
 
-def test_conditions_of_sdxl_go_with_their_rows() -> None:
-    unet, generator = tiny_xl_unet(), torch.Generator().manual_seed(0)
+def test_sdxl_conditionings_stay_with_their_rows() -> None:
+    unet = tiny_xl_unet()
+    generator = torch.Generator().manual_seed(0)
     prompt, negative = (
         Conditioning(
             torch.randn(rows, TOKENS, WIDTH + XL_WIDTH, generator=generator),
@@ -314,5 +326,6 @@ def test_conditions_of_sdxl_go_with_their_rows() -> None:
     together = fuse(unet, sd_scheduler(), base, reference, prompt, negative, thresholds=thresholds)
     second = base.select([1]), reference.select([1])
     alone = fuse(unet, sd_scheduler(), *second, prompt[1], negative, thresholds=thresholds[1:])
+
     assert relative_error(together.latents[1], alone.latents[0]) < 1e-5
     assert relative_error(alone.final[0], base.final[1]) > 1e-4

@@ -1,4 +1,4 @@
-"""Sizes and scales of gradients, by hand; what `checkpointing` does to a U-Net is tested with the trainer."""
+"""Norms and scales of gradients, by hand. `checkpointing` is tested with the trainer."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dfusion.gradients import gradient_norm, scale_gradients, share_below
 
 def parameters(*gradients: list[float] | None) -> list[nn.Parameter]:
     """Parameters with these gradients; None: no gradient."""
-    made = []
+    created = []
     for gradient in gradients:
         parameter = nn.Parameter(torch.zeros(2))
         parameter.grad = None if gradient is None else torch.tensor(gradient)
-        made.append(parameter)
-    return made
+        created.append(parameter)
+    return created
 
 
 def test_the_norm_is_of_all_gradients_together() -> None:
     assert gradient_norm(parameters([1.0, -2.0], None, [2.0, 4.0])) == 5.0
 
 
-def test_scaling_leaves_parameters_without_gradient_alone() -> None:
+def test_scaling_ignores_parameters_without_gradient() -> None:
     scaled = parameters([1.0, -3.0], None)
     scale_gradients(scaled, 0.25)
     assert scaled[0].grad is not None and scaled[0].grad.tolist() == [0.25, -0.75]
@@ -30,6 +30,6 @@ def test_scaling_leaves_parameters_without_gradient_alone() -> None:
 
 
 def test_zeros_do_not_count_as_small() -> None:
-    """Of 0.5, -2, 0 and -0.5 three are not 0, and two of these are below 1."""
+    """Of 0.5, -2, 0 and -0.5, three are not 0, and two of these are below 1."""
     assert share_below(parameters([0.5, -2.0], [0.0, -0.5]), 1.0) == 2 / 3
     assert share_below(parameters([0.0, 0.0]), 1.0) == 0.0

@@ -22,7 +22,9 @@ def latents(rows: int) -> torch.Tensor:
 
 
 def test_sdxl_guidance_by_two_separate_calls() -> None:
-    unet, prompts, negative = tiny_xl_unet(), xl_conditioning(2, 1), xl_conditioning(2, 2)
+    unet = tiny_xl_unet()
+    prompts = xl_conditioning(2, 1)
+    negative = xl_conditioning(2, 2)
 
     def call(conditioning: Conditioning) -> torch.Tensor:
         added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
@@ -30,12 +32,14 @@ def test_sdxl_guidance_by_two_separate_calls() -> None:
 
     with torch.no_grad():
         got = predict(unet, latents(2), torch.tensor(5), prompts, negative, 3.0)
-        cond, uncond = call(prompts), call(negative)
+        cond = call(prompts)
+        uncond = call(negative)
     torch.testing.assert_close(got, uncond + 3 * (cond - uncond), rtol=1e-4, atol=1e-5)
 
 
 def test_pooled_embeddings_and_sizes_reach_the_unet() -> None:
-    unet, prompts = tiny_xl_unet(), xl_conditioning(1, 1)
+    unet = tiny_xl_unet()
+    prompts = xl_conditioning(1, 1)
     with torch.no_grad():
         first = predict(unet, latents(1), torch.tensor(5), prompts, None, 1.0)
         for changed in (
@@ -54,7 +58,7 @@ def test_a_single_negative_row_serves_all(xl: bool) -> None:
     assert check_embeds(prompts, None, 3, 1.0) is None
 
 
-def test_conditioning_of_another_kind_of_model_is_refused() -> None:
+def test_conditioning_of_another_kind_of_model_is_rejected() -> None:
     arguments = (latents(1), torch.tensor(5))
     with pytest.raises(InvalidInputError, match="SDXL"):
         predict(tiny_xl_unet(), *arguments, xl_conditioning(1, 1).embeds, None, 1.0)

@@ -1,4 +1,4 @@
-"""DDIM inversion against diffusers' own inverse scheduler, and on networks of which the answer is known."""
+"""DDIM inversion against diffusers' inverse scheduler, and on networks with a known solution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from dfusion.sampling import sample
 from tests.nets import SD_SCHEDULE, embeds, relative_error, sd_scheduler, tiny_unet
 
 FIVE = SamplingConfig(num_steps=5)
-PROMPT, NEGATIVE = embeds(2), embeds(1, seed=2)
+PROMPT = embeds(2)
+NEGATIVE = embeds(1, seed=2)
 
 
 def clean_latents(batch: int = 2) -> torch.Tensor:
@@ -23,7 +24,7 @@ def clean_latents(batch: int = 2) -> torch.Tensor:
 
 
 def constant_unet() -> UNet2DConditionModel:
-    """A U-Net that predicts the same noise everywhere, whatever it sees."""
+    """A U-Net that predicts the same noise for every input."""
     unet = tiny_unet()
     with torch.no_grad():
         unet.conv_out.weight.zero_()
@@ -33,8 +34,9 @@ def constant_unet() -> UNet2DConditionModel:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_states_are_those_of_diffusers_inverse_scheduler(prediction_type: str) -> None:
-    unet, scheduler = tiny_unet(), sd_scheduler(prediction_type=prediction_type)
-    found = invert(unet, scheduler, clean_latents(), PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE).trajectory
+    unet = tiny_unet()
+    scheduler = sd_scheduler(prediction_type=prediction_type)
+    actual = invert(unet, scheduler, clean_latents(), PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE).trajectory
     inverse = DDIMInverseScheduler(**SD_SCHEDULE, prediction_type=prediction_type)
     inverse.set_timesteps(5)
     x = clean_latents()
@@ -44,23 +46,25 @@ def test_states_are_those_of_diffusers_inverse_scheduler(prediction_type: str) -
             noise_pred = predict(unet, x, timestep, PROMPT, NEGATIVE.expand(2, -1, -1), FIVE.guidance_scale)
         x = inverse.step(noise_pred, int(timestep), x).prev_sample
         states.append(x)
-    assert found.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
-    assert relative_error(found.latents, torch.stack(states[::-1], 1)) < 1e-6
+
+    assert actual.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
+    assert relative_error(actual.latents, torch.stack(states[::-1], 1)) < 1e-6
 
 
-def test_the_trajectory_ends_with_what_was_given_and_can_be_replayed() -> None:
-    unet, latents = tiny_unet(), clean_latents()
-    found = invert(unet, sd_scheduler(), latents, PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE).trajectory
-    assert torch.equal(found.final, latents) and found.latents.shape == (2, 6, 4, 8, 8)
-    assert (found.seeds, found.config) == ((1, 2), FIVE)
+def test_the_trajectory_ends_with_the_given_latents_and_can_be_replayed() -> None:
+    unet = tiny_unet()
+    latents = clean_latents()
+    actual = invert(unet, sd_scheduler(), latents, PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE).trajectory
+    assert torch.equal(actual.final, latents) and actual.latents.shape == (2, 6, 4, 8, 8)
+    assert (actual.seeds, actual.config) == ((1, 2), FIVE)
     with torch.no_grad():
-        replayed = log_probs(unet, sd_scheduler(), found, PROMPT, NEGATIVE)
-    torch.testing.assert_close(found.log_probs, replayed, rtol=1e-5, atol=1e-5)
+        replayed = log_probs(unet, sd_scheduler(), actual, PROMPT, NEGATIVE)
+    torch.testing.assert_close(actual.log_probs, replayed, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-def test_a_network_that_always_says_the_same_is_inverted_exactly(spacing: str, set_alpha_to_one: bool) -> None:
+def test_a_constant_network_is_inverted_exactly(spacing: str, set_alpha_to_one: bool) -> None:
     """Then eps(x_prev, t) = eps(x_t, t). Seven steps: the spacings do not divide the 1000 training steps evenly."""
     unet = constant_unet()
     scheduler = sd_scheduler(timestep_spacing=spacing, set_alpha_to_one=set_alpha_to_one)
@@ -73,57 +77,66 @@ def test_a_network_that_always_says_the_same_is_inverted_exactly(spacing: str, s
 
 
 def test_noise_estimates_of_a_true_network_are_wrong() -> None:
-    """Section 4.4: the estimates differ from the network's own (hardly so at the last step), and denoising
-    does not lead back."""
-    unet, scheduler = tiny_unet(), sd_scheduler()
-    made = sample(unet, scheduler, PROMPT, NEGATIVE, [1, 2], config=FIVE)
-    report = report_inversion(unet, scheduler, made, PROMPT, NEGATIVE)
+    """Section 4.4: the estimates differ from the network's own (least at the last step).
+
+    Denoising does not reproduce the latents.
+    """
+    unet = tiny_unet()
+    scheduler = sd_scheduler()
+    sampled = sample(unet, scheduler, PROMPT, NEGATIVE, [1, 2], config=FIVE)
+    report = report_inversion(unet, scheduler, sampled, PROMPT, NEGATIVE)
     assert report.noise_errors.shape == (2, 5) and report.state_errors.shape == (2, 6)
     assert (report.noise_errors[:, :-1] > 0.05).all() and (report.reconstruction_errors > 0.1).all()
     assert (report.state_errors[:, 0] > 0.1).all() and (report.state_errors[:, -1] == 0).all()
 
 
 def test_the_report_by_hand() -> None:
-    unet, scheduler = tiny_unet(), sd_scheduler()
-    made = sample(unet, scheduler, PROMPT, NEGATIVE, [1, 2], config=FIVE)
-    report = report_inversion(unet, scheduler, made, PROMPT, NEGATIVE)
-    inverted = invert(unet, scheduler, made.final, PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE).trajectory
+    unet = tiny_unet()
+    scheduler = sd_scheduler()
+    sampled = sample(unet, scheduler, PROMPT, NEGATIVE, [1, 2], config=FIVE)
+    report = report_inversion(unet, scheduler, sampled, PROMPT, NEGATIVE)
+    inverted = invert(unet, scheduler, sampled.final, PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE).trajectory
     again = denoise(unet, scheduler, inverted.latents[:, 0], PROMPT, NEGATIVE, config=FIVE)
     for b in range(2):
-        error = relative_error(again[b], made.final[b])
+        error = relative_error(again[b], sampled.final[b])
         assert float(report.reconstruction_errors[b]) == pytest.approx(error, rel=1e-5)
         for i in range(5):
-            state = relative_error(inverted.latents[b, i], made.latents[b, i])
+            state = relative_error(inverted.latents[b, i], sampled.latents[b, i])
             assert float(report.state_errors[b, i]) == pytest.approx(state, rel=1e-5)
-            x_t, x_prev = inverted.latents[b : b + 1, i], inverted.latents[b : b + 1, i + 1]
+            x_t = inverted.latents[b : b + 1, i]
+            x_prev = inverted.latents[b : b + 1, i + 1]
             with torch.no_grad():
                 used, true = (
-                    predict(unet, x, made.timesteps[i], PROMPT[b : b + 1], NEGATIVE, FIVE.guidance_scale)
+                    predict(unet, x, sampled.timesteps[i], PROMPT[b : b + 1], NEGATIVE, FIVE.guidance_scale)
                     for x in (x_prev, x_t)
                 )
             assert float(report.noise_errors[b, i]) == pytest.approx(relative_error(used, true), rel=1e-3)
 
 
-def test_every_step_can_cancel() -> None:
+def test_on_step_can_cancel_every_step() -> None:
     calls: list[tuple[int, int]] = []
     arguments = (tiny_unet(), sd_scheduler(), clean_latents(), PROMPT, NEGATIVE)
     invert(*arguments, seeds=[1, 2], config=FIVE, on_step=lambda step, steps: calls.append((step, steps)))
     assert calls == [(0, 5), (1, 5), (2, 5), (3, 5), (4, 5)]
 
 
-def test_what_cannot_be_inverted_is_refused() -> None:
-    unet, scheduler = tiny_unet(), sd_scheduler()
+def test_invalid_latents_are_rejected() -> None:
+    unet = tiny_unet()
+    scheduler = sd_scheduler()
+
     with pytest.raises(ShapeMismatchError, match="latents"):
         invert(unet, scheduler, clean_latents()[0], PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE)
     with pytest.raises(ShapeMismatchError, match="latents"):
         invert(unet, scheduler, clean_latents(), PROMPT, NEGATIVE, seeds=[1], config=FIVE)
     with pytest.raises(ShapeMismatchError, match="prompt_embeds"):
         invert(unet, scheduler, clean_latents(), PROMPT[:1], NEGATIVE, seeds=[1, 2], config=FIVE)
-    with pytest.raises(NonFiniteError, match="given"):
+    with pytest.raises(NonFiniteError, match="in the input"):
         invert(unet, scheduler, clean_latents() * torch.nan, PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE)
-    with pytest.raises(NonFiniteError, match="given"):
+    with pytest.raises(NonFiniteError, match="in the input"):
         denoise(unet, scheduler, clean_latents() * torch.inf, PROMPT, NEGATIVE, config=FIVE)
+
     with torch.no_grad():
         unet.conv_out.bias.fill_(torch.nan)
+
     with pytest.raises(NonFiniteError, match="step_index 4"):
         invert(unet, scheduler, clean_latents(), PROMPT, NEGATIVE, seeds=[1, 2], config=FIVE)

@@ -21,15 +21,16 @@ def test_one_transition_dominates() -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_weights_are_what_log_p_loses_by_a_changed_prediction(prediction_type: str) -> None:
-    """log p at its maximum falls by weight * d^2 when the prediction is off by d, whatever x_t and the prediction are.
+def test_weights_are_the_change_of_log_p_by_a_changed_prediction(prediction_type: str) -> None:
+    """log p at its maximum decreases by weight * d^2 when the prediction is off by d, for any x_t and prediction.
 
-    x_t is 0 here, and the numbers are kept small, so that float32 shows it.
+    Here x_t is 0, and the numbers are small enough for float32's precision.
     """
     schedule = schedule_of(prediction_type=prediction_type)
     zero = torch.zeros(1, 4, 2, 2)
     for i, weight in enumerate(step_weights(schedule).tolist()):
-        best, off = mean(schedule, i, zero, zero), mean(schedule, i, zero, zero + 0.5)
+        best = mean(schedule, i, zero, zero)
+        off = mean(schedule, i, zero, zero + 0.5)
         sigma = float(schedule.sigmas[i])
         lost = log_prob(best, best, sigma) - log_prob(best, off, sigma)
         assert lost.item() == pytest.approx(weight * 0.25, rel=1e-3, abs=1e-5)
@@ -41,20 +42,25 @@ def test_steps_without_noise_have_no_weight() -> None:
 
 
 def test_log_prob_is_that_of_the_mean() -> None:
-    unet, schedule = tiny_unet(), schedule_of(4)
+    unet = tiny_unet()
+    schedule = schedule_of(4)
     x_t, x_prev = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([0, 3, 1])
     rest = steps, embeds(3), embeds(1, seed=2), 5.0
     with torch.no_grad():
         mu = transition_mean(unet, schedule, x_t, *rest)
-        found = transition_log_prob(unet, schedule, x_t, x_prev, *rest)
+        actual = transition_log_prob(unet, schedule, x_t, x_prev, *rest)
+
     assert mu.shape == x_t.shape
-    torch.testing.assert_close(found, log_prob(x_prev, mu, schedule.sigmas[steps]))
+    torch.testing.assert_close(actual, log_prob(x_prev, mu, schedule.sigmas[steps]))
 
 
 def test_bad_input() -> None:
-    unet, schedule, x = tiny_unet(), schedule_of(4, set_alpha_to_one=True), torch.zeros(2, 4, 8, 8)
+    unet = tiny_unet()
+    schedule = schedule_of(4, set_alpha_to_one=True)
+    x = torch.zeros(2, 4, 8, 8)
     rest = embeds(2), embeds(1), 5.0
+
     with pytest.raises(ShapeMismatchError, match="step_indices"):
         transition_mean(unet, schedule, x, torch.tensor([0]), *rest)
     with pytest.raises(ShapeMismatchError, match="x_prev"):

@@ -1,4 +1,4 @@
-"""A whole round in one call, against its parts taken one by one."""
+"""A whole round in one call, against its separate parts."""
 
 import math
 import statistics
@@ -51,16 +51,16 @@ def round_config(fusion: FusionConfig | None = FUSION, **training: Any) -> Round
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[Example]:
-    """What the trainer of the last round was given."""
-    found: list[Example] = []
+    """The examples of the last round's trainer."""
+    recorded_examples: list[Example] = []
 
     class Recording(Trainer):
         def __init__(self, model: DiffusionModel, examples: Sequence[Example], *rest: Any) -> None:
-            found[:] = examples
+            recorded_examples[:] = examples
             super().__init__(model, examples, *rest)
 
     monkeypatch.setattr(rounds, "Trainer", Recording)
-    return found
+    return recorded_examples
 
 
 def weights(model: DiffusionModel) -> torch.Tensor:
@@ -74,6 +74,7 @@ def scores_of(result: RoundResult) -> dict[str, tuple[float, ...]]:
 def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
     model = tiny_model()
     assert not has_lora(model.unet)
+
     result = run_round(model, PROMPTS, Brightness(), round_config(), seed=5)
     assert [pair.prompt for pair in result.pairs] == ["a red circle"] * 2 + ["a blue star"] * 2
     assert {len(scores) for scores in scores_of(result).values()} == {4}
@@ -90,11 +91,13 @@ def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_xl_model])
-def test_a_round_of_images_of_another_size(
+def test_a_round_with_another_image_size(
     make: Callable[[], DiffusionModel], learned: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """10 x 14 pixels are 5 x 7 latents, which no level of the U-Net can halve; the model's own are 8 x 8. All that is
-    told to SDXL, in sampling, fusion and training, is that size."""
+    """10 x 14 pixels are 5 x 7 latents, which no level of the U-Net can halve; the model's own are 8 x 8.
+
+    SDXL's time ids have that size in sampling, fusion and training.
+    """
     conditionings: list[Conditioning] = []
     encode = DiffusionModel.encode_prompts
 
@@ -103,29 +106,34 @@ def test_a_round_of_images_of_another_size(
         return conditionings[-1]
 
     monkeypatch.setattr(DiffusionModel, "encode_prompts", recorded)
-    model, config = make(), round_config()
+    model = make()
+    config = round_config()
     sampling = SamplingConfig(num_steps=4, height=10, width=14)
     result = run_round(model, PROMPTS, Brightness(), config.model_copy(update={"sampling": sampling}), seed=5)
-    drawn = [one for pair in result.pairs for one in (pair.reference, pair.base, pair.target) if one is not None]
-    assert len(drawn) == 12 and {one.image.shape for one in drawn} == {(10, 14, 3)}
-    assert {one.trajectory.latent_size for one in drawn} == {(5, 7)}
-    assert {one.trajectory.config for one in drawn} == {sampling}
+    rollouts = [
+        rollout for pair in result.pairs for rollout in (pair.reference, pair.base, pair.target) if rollout is not None
+    ]
+    assert len(rollouts) == 12 and {rollout.image.shape for rollout in rollouts} == {(10, 14, 3)}
+    assert {rollout.trajectory.latent_size for rollout in rollouts} == {(5, 7)}
+    assert {rollout.trajectory.config for rollout in rollouts} == {sampling}
     assert len(learned) == 4 and len(result.updates) == 1
-    told = {tuple(row) for one in conditionings if one.time_ids is not None for row in one.time_ids.tolist()}
-    assert told == ({(10, 14, 0, 0, 10, 14)} if model.text_encoder_2 is not None else set())
+    seen_time_ids = {
+        tuple(row) for rollout in conditionings if rollout.time_ids is not None for row in rollout.time_ids.tolist()
+    }
+    assert seen_time_ids == ({(10, 14, 0, 0, 10, 14)} if model.text_encoder_2 is not None else set())
 
 
-def test_images_of_the_models_own_size_are_the_same_asked_for_or_not() -> None:
+def test_the_default_size_equals_the_models_own_size() -> None:
     config = round_config(None)
-    asked = SamplingConfig(num_steps=4, height=16, width=16)
+    explicit = SamplingConfig(num_steps=4, height=16, width=16)
     results = [
         run_round(tiny_model(), PROMPTS, Brightness(), config.model_copy(update={"sampling": sampling}), seed=5)
-        for sampling in (config.sampling, asked)
+        for sampling in (config.sampling, explicit)
     ]
     assert scores_of(results[0]) == scores_of(results[1])
 
 
-def test_a_size_without_latents_is_refused_before_the_first_sample() -> None:
+def test_a_size_without_latents_is_rejected_before_the_first_sample() -> None:
     config = round_config().model_copy(update={"sampling": SamplingConfig(num_steps=4, height=11)})
     with pytest.raises(InvalidInputError, match=r"height: expected a multiple of 2 pixels \(10 or 12\), got 11"):
         run_round(tiny_model(), PROMPTS, Brightness(), config, seed=5)
@@ -147,11 +155,12 @@ def test_targets_are_those_that_fuse_gives() -> None:
         thresholds=[[0.03]],
         config=FUSION,
     )
+
     assert pair.target is not None
     torch.testing.assert_close(pair.target.trajectory.latents, target.latents, atol=1e-5, rtol=1e-5)
 
 
-def test_thresholds_that_nobody_gave_are_of_the_paired_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_thresholds_come_from_the_paired_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Trajectory] = []
 
     def recording(trajectory: Trajectory, config: FusionConfig) -> tuple[float, ...]:
@@ -174,17 +183,22 @@ def test_policy_gradients_learn_from_advantages_over_all_rounds(
     first = run_round(model, PROMPTS[1:], Brightness(), config, seed=5)
     before = weights(model)
     second = run_round(model, PROMPTS[1:], Brightness(), config, seed=5, round_number=2, history=first.history)
+
     assert not torch.equal(weights(model), before)
+
     history = scores_of(second)["a blue star"]
     assert len(history) == 8 and history[:4] == scores_of(first)["a blue star"]
-    mean, std = statistics.fmean(history), statistics.pstdev(history)
+
+    mean = statistics.fmean(history)
+    std = statistics.pstdev(history)
     if fusion is None:
         expected = [(score, True) for score in history[4:]]
     else:
         sides = [(pair.better, pair.base) for pair in second.pairs]
         expected = [entry for better, base in sides for entry in ((better.score, False), (base.score, True))]
+
     assert all(isinstance(example, TrainingSample) for example in learned)
-    assert [(example.advantage, example.drawn) for example in learned] == [
+    assert [(example.advantage, example.sides_on_policy) for example in learned] == [
         (pytest.approx((score - mean) / std), (own,)) for score, own in expected
     ]
 
@@ -193,7 +207,7 @@ def test_naive_pairs_prefer_the_reference(learned: list[Example]) -> None:
     result = run_round(tiny_model(), PROMPTS[1:], Brightness(), round_config(None), seed=5)
     assert {(pair.target, pair.adopted) for pair in result.pairs} == {(None, False)}
     assert [example.sides[0] for example in learned] == [pair.reference.trajectory for pair in result.pairs]
-    assert [example.drawn for example in learned] == [(True, True)] * 2
+    assert [example.sides_on_policy for example in learned] == [(True, True)] * 2
 
 
 def test_without_pairs_nothing_is_trained() -> None:
@@ -207,7 +221,7 @@ def test_without_pairs_nothing_is_trained() -> None:
         run_round(model, [], Constant(), round_config(), seed=5)
 
 
-def test_an_empty_mask_teaches_nothing_new() -> None:
+def test_targets_with_an_empty_mask_are_not_adopted() -> None:
     prompt = Prompt(text="a blue [star]", thresholds=(0.999999,))
     result = run_round(tiny_model(), [prompt], Brightness(), round_config(), seed=5)
     for pair in result.pairs:
@@ -215,7 +229,7 @@ def test_an_empty_mask_teaches_nothing_new() -> None:
         assert np.array_equal(pair.target.image, pair.base.image)
 
 
-def test_samples_are_those_of_the_service_and_do_not_depend_on_other_prompts() -> None:
+def test_samples_have_the_services_seeds_and_do_not_depend_on_other_prompts() -> None:
     alone = run_round(tiny_model(), PROMPTS[:1], Brightness(), round_config(), seed=5)
     together = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
     assert scores_of(alone)["a red circle"] == pytest.approx(scores_of(together)["a red circle"])
@@ -223,14 +237,14 @@ def test_samples_are_those_of_the_service_and_do_not_depend_on_other_prompts() -
     assert seeds <= {sample_seed(5, 1, 0, "a red circle", number) for number in range(4)}
 
 
-def test_a_watching_scorer_and_the_diversity_are_told() -> None:
+def test_means_include_the_held_out_scorer_and_the_diversity() -> None:
     result = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5, watch=Constant())
     assert result.means["constant"] == 0.5 and result.means["diversity"] > 0
     scores = [score for of_prompt in scores_of(result).values() for score in of_prompt]
     assert result.means["brightness"] == pytest.approx(statistics.fmean(scores))
 
 
-def test_an_item_without_a_map_goes_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_constant_item_map_gives_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
     def constant(_trajectory: Trajectory, _config: FusionConfig) -> tuple[float, ...]:
         raise InvalidInputError("item_maps: no threshold for item 0")
 
@@ -240,8 +254,8 @@ def test_an_item_without_a_map_goes_without_a_target(monkeypatch: pytest.MonkeyP
     assert result.pairs[0].why == "nothing was fused: item_maps: no threshold for item 0"
 
 
-def test_moments_of_another_adapter_are_refused_before_the_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `optimizer_start="fresh"` they are not used, so that they may be any."""
+def test_moments_of_another_adapter_are_rejected_before_the_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `optimizer_start="fresh"` they are not used, so any moments are accepted."""
     small = round_config(lora={"rank": 2, "alpha": 2})
     moments = run_round(tiny_model(), PROMPTS[1:], Brightness(), small, seed=5).optimizer
     fresh = round_config(optimizer_start="fresh")
@@ -255,8 +269,8 @@ def test_moments_of_another_adapter_are_refused_before_the_first_sample(monkeypa
         run_round(tiny_model(), PROMPTS[1:], Brightness(), round_config(), seed=5, optimizer=moments)
 
 
-def test_a_round_continues_from_an_adapter_whatever_its_initialisation_was() -> None:
-    """Adapters of other tools do not say it, and count as Kaiming."""
+def test_a_round_continues_from_an_adapter_of_any_initialisation() -> None:
+    """Adapters of other tools do not record it and count as Kaiming."""
     model = tiny_model()
     attach_lora(model.unet, LoraConfig(rank=2, alpha=2, init="kaiming"), seed=1)
     config = round_config(lora={"rank": 2, "alpha": 2})
@@ -264,13 +278,16 @@ def test_a_round_continues_from_an_adapter_whatever_its_initialisation_was() -> 
     assert lora_config(model.unet).init == "kaiming"
 
 
-def test_what_cannot_be_is_told_before_the_first_sample() -> None:
-    model, config = tiny_model(), round_config()
+def test_invalid_arguments_are_rejected_before_the_first_sample() -> None:
+    model = tiny_model()
+    config = round_config()
     late = config.model_copy(update={"fusion": FusionConfig(first_step=4)})
+
     with pytest.raises(InvalidInputError, match="first_step"):
         run_round(model, PROMPTS, Brightness(), late, seed=5)
     with pytest.raises(LayerNotFoundError):
         run_round(model, PROMPTS, Brightness(), round_config(FusionConfig(layers=(99,))), seed=5)
+
     attach_lora(model.unet)
     with pytest.raises(InvalidInputError, match="lora"):
         run_round(model, PROMPTS, Brightness(), round_config(lora={"rank": 8}), seed=5)
@@ -279,6 +296,7 @@ def test_what_cannot_be_is_told_before_the_first_sample() -> None:
             run_round(model, wrong, Brightness(), config, seed=5)  # type: ignore[arg-type, list-item]
     with pytest.raises(InvalidInputError, match="another name"):
         run_round(model, PROMPTS, Brightness(), config, seed=5, watch=Brightness())
+
     lora_parameters(model.unet).popitem()[1].requires_grad_(False)
     with pytest.raises(InvalidInputError, match="can be trained"):
         run_round(model, PROMPTS, Brightness(), config, seed=5)
@@ -291,8 +309,8 @@ class TooFew(Brightness):
         return super().score(images, prompts)[1:]
 
 
-def test_every_setting_counts(learned: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The released code's ways, more samples than go through the U-Net at once, another guidance, rank and lambda."""
+def test_every_setting_has_an_effect(learned: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code's preset, more samples than one batch, another guidance scale, rank and lambda."""
     sampled: list[dict[str, Any]] = []
 
     def recording(*arguments: Any, **settings: Any) -> Trajectory:
@@ -300,7 +318,8 @@ def test_every_setting_counts(learned: list[Example], monkeypatch: pytest.Monkey
         return sample(*arguments, **settings)
 
     monkeypatch.setattr(rounds, "sample", recording)
-    preset, model = PRESETS["released_code"], tiny_model()
+    preset = PRESETS["released_code"]
+    model = tiny_model()
     config = RoundConfig(
         samples_per_prompt=10,
         sampling=SamplingConfig(num_steps=4, guidance_scale=2.0),
@@ -310,8 +329,10 @@ def test_every_setting_counts(learned: list[Example], monkeypatch: pytest.Monkey
     )
     first = run_round(model, PROMPTS[1:], Brightness(), config, seed=5)
     assert lora_config(model.unet) == LoraConfig(rank=2, alpha=3.0)
-    drawn = {example.sides[1].seeds[0] for example in learned}
-    assert len(scores_of(first)["a blue star"]) == len(set(scores_of(first)["a blue star"])) == 10 and len(drawn) == 4
+    base_seeds = {example.sides[1].seeds[0] for example in learned}
+    assert (
+        len(scores_of(first)["a blue star"]) == len(set(scores_of(first)["a blue star"])) == 10 and len(base_seeds) == 4
+    )
     assert {(s["config"].guidance_scale, s["mask_source"]) for s in sampled} == {(2.0, "resolution")}
     assert [len(pair.why) > 0 and pair.adopted for pair in first.pairs] == [False] * 4  # lambda is far too high
     assert [pair.better for pair in first.pairs] == [pair.reference for pair in first.pairs]
@@ -322,17 +343,19 @@ def test_every_setting_counts(learned: list[Example], monkeypatch: pytest.Monkey
     assert len(second.pairs) == 4  # the same call goes on from its own adapter
 
 
-def test_a_history_of_another_scorer_is_refused_before_anything_is_sampled() -> None:
+def test_a_history_of_another_scorer_is_rejected_before_the_first_sample() -> None:
     model = tiny_model()
     foreign = RewardHistory({"a cat": (0.5,)}, "clip, version 1")
     with pytest.raises(InvalidInputError, match=r"scorer: expected 'clip, version 1'.*got 'brightness, version 1'"):
         run_round(model, PROMPTS, Brightness(), round_config(None, algorithm="ddpo"), seed=5, history=foreign)
     assert not has_lora(model.unet)
-    made = run_round(model, PROMPTS[1:], Brightness(), round_config(), seed=5, history=foreign)  # dpo has no advantages
-    assert (list(made.history.scores), made.history.scorer) == (["a blue star"], "brightness, version 1")
+    dpo_result = run_round(
+        model, PROMPTS[1:], Brightness(), round_config(), seed=5, history=foreign
+    )  # dpo has no advantages
+    assert (list(dpo_result.history.scores), dpo_result.history.scorer) == (["a blue star"], "brightness, version 1")
 
 
-def test_advantages_are_clipped_as_asked(learned: list[Example]) -> None:
+def test_advantages_are_clipped_to_the_setting(learned: list[Example]) -> None:
     config = round_config(None, algorithm="ddpo", clip_range=0.1, advantage_clip=0.5)
     run_round(tiny_model(), PROMPTS[1:], Brightness(), config, seed=5)
     assert max(abs(example.advantage) for example in learned) == 0.5

@@ -11,8 +11,11 @@ from tests.nets import embeds, relative_error, sd_scheduler, tiny_unet
 FOUR = SamplingConfig(num_steps=4)
 
 
-def test_a_sample_depends_on_its_seed_alone() -> None:
-    unet, scheduler, prompts, negative = tiny_unet(), sd_scheduler(), embeds(3), embeds(1, seed=2)
+def test_a_sample_depends_on_its_seed_only() -> None:
+    unet = tiny_unet()
+    scheduler = sd_scheduler()
+    prompts = embeds(3)
+    negative = embeds(1, seed=2)
     items = [[1], [2, (3, 4)], [0]]
     together = sample(unet, scheduler, prompts, negative, [5, 6, 7], items=items)
     alone = sample(unet, scheduler, prompts[1:2], negative, [6], items=items[1:2])
@@ -21,11 +24,15 @@ def test_a_sample_depends_on_its_seed_alone() -> None:
 
 
 def test_seed_contract() -> None:
-    """x_T is the generator's first draw, then one draw a step: with the network's part taken off, z is left."""
-    unet, scheduler, prompts = tiny_unet(), sd_scheduler(), embeds(1)
+    """x_T is the generator's first noise, then one noise per step: x_prev minus mu, over sigma, is z."""
+    unet = tiny_unet()
+    scheduler = sd_scheduler()
+    prompts = embeds(1)
     trajectory = sample(unet, scheduler, prompts, None, [11], config=SamplingConfig(num_steps=4, guidance_scale=1))
     generator = torch.Generator().manual_seed(11)
+
     assert torch.equal(trajectory.latents[0, 0], torch.randn(4, 8, 8, generator=generator))
+
     schedule = ddim.Schedule.from_scheduler(scheduler, 4, 1.0)
     for i in range(4):
         x_t = trajectory.latents[:, i]
@@ -45,7 +52,9 @@ def test_recording_maps_does_not_change_the_sample() -> None:
 
 def test_item_maps_are_the_mean_attention_of_the_items_tokens() -> None:
     """Compared with attention matrices computed by hand from the inputs of the first up layer's cross-attention."""
-    unet, prompts, negative = tiny_unet(), embeds(2), embeds(1, seed=2)
+    unet = tiny_unet()
+    prompts = embeds(2)
+    negative = embeds(1, seed=2)
     modules = [unet.get_submodule(f"up_blocks.1.attentions.{k}.transformer_blocks.0.attn2") for k in (0, 1)]
     seen: list[torch.Tensor] = []
 
@@ -56,7 +65,8 @@ def test_item_maps_are_the_mean_attention_of_the_items_tokens() -> None:
         seen.append(scores.softmax(-1).mean(1))
 
     hooks = [module.register_forward_hook(record) for module in modules]
-    config, scheduler = SamplingConfig(num_steps=1), sd_scheduler(timestep_spacing="trailing", steps_offset=0)
+    config = SamplingConfig(num_steps=1)
+    scheduler = sd_scheduler(timestep_spacing="trailing", steps_offset=0)
     maps = sample(unet, scheduler, prompts, negative, [1, 2], items=[[2], [0, (3, 5)]], config=config).item_maps
     for hook in hooks:
         hook.remove()
@@ -69,7 +79,8 @@ def test_item_maps_are_the_mean_attention_of_the_items_tokens() -> None:
 
 
 def test_guidance_one_is_a_single_conditional_pass() -> None:
-    unet, rows = tiny_unet(), []
+    unet = tiny_unet()
+    rows = []
     unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     one = sample(unet, sd_scheduler(), embeds(1), None, [3], config=SamplingConfig(num_steps=2, guidance_scale=1))
     assert rows == [1, 1]
@@ -78,7 +89,10 @@ def test_guidance_one_is_a_single_conditional_pass() -> None:
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_replay_ratio_is_one(guidance: float) -> None:
-    unet, scheduler, prompts, negative = tiny_unet(), sd_scheduler(), embeds(2), embeds(1, seed=2)
+    unet = tiny_unet()
+    scheduler = sd_scheduler()
+    prompts = embeds(2)
+    negative = embeds(1, seed=2)
     trajectory = sample(unet, scheduler, prompts, negative, [1, 2], config=SamplingConfig(guidance_scale=guidance))
     with torch.no_grad():
         replayed = log_probs(unet, scheduler, trajectory, prompts, negative)
@@ -86,13 +100,20 @@ def test_replay_ratio_is_one(guidance: float) -> None:
 
 
 def test_rows_of_mixed_steps_replay_and_carry_gradients() -> None:
-    unet, scheduler, prompts, negative = tiny_unet(), sd_scheduler(), embeds(2), embeds(1, seed=2)
+    unet = tiny_unet()
+    scheduler = sd_scheduler()
+    prompts = embeds(2)
+    negative = embeds(1, seed=2)
     trajectory = sample(unet, scheduler, prompts, negative, [1, 2], config=FOUR)
-    schedule, steps = ddim.Schedule.from_scheduler(scheduler, 4, 1.0), torch.tensor([3, 1])
+    schedule = ddim.Schedule.from_scheduler(scheduler, 4, 1.0)
+    steps = torch.tensor([3, 1])
     rows = torch.arange(2)
-    x_t, x_prev = trajectory.latents[rows, steps], trajectory.latents[rows, steps + 1]
+    x_t = trajectory.latents[rows, steps]
+    x_prev = trajectory.latents[rows, steps + 1]
     replayed = transition_log_prob(unet, schedule, x_t, x_prev, steps, prompts, negative, 5.0)
+
     torch.testing.assert_close(replayed, trajectory.log_probs[rows, steps], rtol=0, atol=1e-5)
+
     replayed.sum().backward()
     assert unet.conv_in.weight.grad.abs().sum() > 0
 
@@ -122,7 +143,9 @@ def test_on_step_is_called_before_each_step_and_may_cancel() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    unet, scheduler = tiny_unet(), sd_scheduler()
+    unet = tiny_unet()
+    scheduler = sd_scheduler()
+
     with pytest.raises(ShapeMismatchError, match="prompt_embeds"):
         sample(unet, scheduler, embeds(2), embeds(1), [1])
     with pytest.raises(InvalidInputError, match="negative"):

@@ -39,10 +39,10 @@ ALL_AT_ONCE: dict[str, Any] = {"examples_per_update": 16, "micro_batch": 16, "lo
 @pytest.fixture
 def model() -> DiffusionModel:
     """With an adapter that already changes the policy, as in later rounds."""
-    made = tiny_model()
-    attach_lora(made.unet, seed=1)
-    shake(made, 0.05)
-    return made
+    trained_model = tiny_model()
+    attach_lora(trained_model.unet, seed=1)
+    shake(trained_model, 0.05)
+    return trained_model
 
 
 def shake(model: DiffusionModel, by: float, seed: int = 5) -> None:
@@ -52,18 +52,19 @@ def shake(model: DiffusionModel, by: float, seed: int = 5) -> None:
         parameter.data += by * torch.randn(parameter.shape, generator=generator)
 
 
-def draw(model: DiffusionModel) -> list[Trajectory]:
-    embeds, negative = model.encode_prompts(PROMPTS), model.encode_prompts([""])
-    made = sample(model.unet, model.scheduler, embeds, negative, [1, 2, 3, 4], config=FOUR)
-    return [made.select([i]) for i in range(4)]
+def trajectories_of(model: DiffusionModel) -> list[Trajectory]:
+    embeds = model.encode_prompts(PROMPTS)
+    negative = model.encode_prompts([""])
+    trajectory = sample(model.unet, model.scheduler, embeds, negative, [1, 2, 3, 4], config=FOUR)
+    return [trajectory.select([i]) for i in range(4)]
 
 
 def examples_of(model: DiffusionModel, algorithm: str = "dpo") -> list[Example]:
     """Two pairs or four samples: 8 or 16 rows."""
-    drawn = draw(model)
+    trajectories = trajectories_of(model)
     if algorithm == "dpo":
-        return [TrainingPair(drawn[i], drawn[i + 1], PROMPTS[i]) for i in (0, 2)]
-    return [TrainingSample(*each) for each in zip(drawn, PROMPTS, ADVANTAGES, strict=True)]
+        return [TrainingPair(trajectories[i], trajectories[i + 1], PROMPTS[i]) for i in (0, 2)]
+    return [TrainingSample(*each) for each in zip(trajectories, PROMPTS, ADVANTAGES, strict=True)]
 
 
 def config(algorithm: str = "dpo", **changes: Any) -> TrainingConfig:
@@ -80,13 +81,13 @@ def weights(model: DiffusionModel) -> list[torch.Tensor]:
 
 
 def put(model: DiffusionModel, values: Sequence[torch.Tensor]) -> None:
-    """Make `values` the adapter's weights."""
+    """Set the adapter's weights to `values`."""
     for parameter, value in zip(lora_parameters(model.unet).values(), values, strict=True):
         parameter.data = value.clone()
 
 
 def gradient(model: DiffusionModel) -> torch.Tensor:
-    """What the last update left, as one vector."""
+    """The gradient of the last update, as one vector."""
     return torch.cat([value.grad.flatten() for value in lora_parameters(model.unet).values()])
 
 
@@ -99,16 +100,17 @@ def max_difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) 
 
 
 class Replayed:
-    """All transitions of `drawn` under the policy of the moment, without the trainer: (4, T) log-probs, and means."""
+    """All transitions of `trajectories` under the current policy, without the trainer: (4, T) log-probs, and means."""
 
-    def __init__(self, model: DiffusionModel, drawn: Sequence[Trajectory]) -> None:
+    def __init__(self, model: DiffusionModel, trajectories: Sequence[Trajectory]) -> None:
         schedule = Schedule.from_scheduler(model.scheduler, 4, 1.0)
-        embeds, negative = model.encode_prompts(PROMPTS), model.encode_prompts([""])
+        embeds = model.encode_prompts(PROMPTS)
+        negative = model.encode_prompts([""])
         self.sigmas = schedule.sigmas
         self.log_probs = torch.cat(
-            [log_probs(model.unet, model.scheduler, one, embeds[[i]], negative) for i, one in enumerate(drawn)]
+            [log_probs(model.unet, model.scheduler, one, embeds[[i]], negative) for i, one in enumerate(trajectories)]
         )
-        x = torch.cat([one.latents for one in drawn])
+        x = torch.cat([one.latents for one in trajectories])
         steps = [torch.full((4,), i) for i in range(4)]
         means = [transition_mean(model.unet, schedule, x[:, i], steps[i], embeds, negative, 5.0) for i in range(4)]
         self.means = torch.stack(means, 1)
@@ -139,23 +141,23 @@ def test_first_loss_is_ln_2_and_the_margin_grows(model: DiffusionModel) -> None:
     assert reports[-1].kl > 0 and reports[0].clipped is None
 
 
-def test_the_self_test_tells_which_steps_have_no_density(model: DiffusionModel) -> None:
+def test_the_self_test_reports_steps_without_density(model: DiffusionModel) -> None:
     silent = replace(model, scheduler=sd_scheduler(set_alpha_to_one=True))
     assert trainer_of(silent).prepare().without_noise == (3,)
     assert trainer_of(model).prepare().without_noise == ()
 
 
-def test_after_one_update_on_one_pair_its_preferred_side_is_likelier(model: DiffusionModel) -> None:
+def test_after_one_update_the_preferred_side_is_more_likely(model: DiffusionModel) -> None:
     trainer = Trainer(model, examples_of(model)[:1], config(**ALL_AT_ONCE, inner_epochs=2), seed=0)
     assert trainer.step().margin == pytest.approx(0, abs=1e-6)
     assert trainer.step().margin > 1e-4  # a report is of the policy before its update
 
 
 @pytest.mark.parametrize(("algorithm", "weight"), [("ddpo", 1.0), ("dpok", 2.0)])
-def test_first_loss_is_the_mean_advantage_and_good_samples_become_likelier(
+def test_first_loss_is_the_mean_advantage_and_good_samples_become_more_likely(
     model: DiffusionModel, algorithm: str, weight: float
 ) -> None:
-    """-alpha * (1 - 1.5 + 0.75 - 0.5) / 4 = alpha / 16; it falls as samples become as likely as they are good."""
+    """-alpha * (1 - 1.5 + 0.75 - 0.5) / 4 = alpha / 16; it decreases as better samples become more likely."""
     trainer = trainer_of(model, algorithm, **ALL_AT_ONCE, inner_epochs=5)
     reports = [trainer.step() for _ in range(trainer.updates_total)]
     assert reports[0].loss == pytest.approx(weight / 16, abs=1e-5)
@@ -164,8 +166,9 @@ def test_first_loss_is_the_mean_advantage_and_good_samples_become_likelier(
     assert reports[0].margin is None and reports[0].accuracy is None
 
 
-def test_the_divergence_holds_dpok_back(model: DiffusionModel) -> None:
-    before, last = weights(model), []
+def test_the_divergence_limits_dpok(model: DiffusionModel) -> None:
+    before = weights(model)
+    last = []
     for kl_weight in (0.0, 1000.0):
         trainer = trainer_of(model, "dpok", **ALL_AT_ONCE, inner_epochs=5, kl_weight=kl_weight)
         last.append([trainer.step().kl for _ in range(5)][-1])
@@ -173,11 +176,12 @@ def test_the_divergence_holds_dpok_back(model: DiffusionModel) -> None:
     assert 0 < last[1] < last[0] / 2
 
 
-def test_the_clip_stops_what_has_gone_far_enough(model: DiffusionModel) -> None:
-    """A good sample's transitions that one update made likelier by more than 1e-4 pull no more; the others do."""
-    samples = [TrainingSample(draw(model)[0], PROMPTS[0], 1.0)]
+def test_the_clip_stops_rows_beyond_the_range(model: DiffusionModel) -> None:
+    """Transitions whose ratio exceeds 1 + 1e-4 after one update have no gradient; the others have one."""
+    samples = [TrainingSample(trajectories_of(model)[0], PROMPTS[0], 1.0)]
     trainer = Trainer(model, samples, config("ddpo", clip_range=1e-4), seed=0)
-    first, second = trainer.step(), trainer.step()
+    first = trainer.step()
+    second = trainer.step()
     assert first.clipped == 0 and first.grad_norm > 0
     assert second.clipped == 0.5 and {step.ratio > 1 + 1e-4 for step in second.steps} == {True, False}
     assert all((step.grad_norm == 0) is (step.ratio > 1 + 1e-4) for step in second.steps)
@@ -188,13 +192,15 @@ def test_the_clip_stops_what_has_gone_far_enough(model: DiffusionModel) -> None:
     [("dpo", 1, [4, 4]), ("dpo", 320, [8]), ("ddpo", 3, [8, 8]), ("ddpo", 320, [16])],
 )
 def test_rows_and_updates_are_counted(model: DiffusionModel, algorithm: str, most: int, per_epoch: list[int]) -> None:
-    """2 pairs or 4 samples of 4 steps; 4 samples, at most 3 an update: 2 and 2, not 3 and 1."""
+    """2 pairs or 4 samples of 4 steps; 4 samples, at most 3 per update: 2 and 2, not 3 and 1."""
     seen: list[int] = []
     trainer = trainer_of(model, algorithm, log_gradient_norms=False, examples_per_update=most, micro_batch=3)
     rows = sum(per_epoch)
     trainer.prepare(seen.append)
+
     assert seen == [*range(3, rows, 3), rows]
     assert (trainer.rows_total, trainer.updates_total) == (rows, 2 * len(per_epoch))
+
     seen.clear()
     assert [trainer.step(seen.append).rows for _ in range(trainer.updates_total)] == per_epoch * 2
     assert seen[:2] == [3, min(6, per_epoch[0])]
@@ -202,8 +208,8 @@ def test_rows_and_updates_are_counted(model: DiffusionModel, algorithm: str, mos
         trainer.step()
 
 
-def test_every_epoch_takes_each_example_once_in_its_own_order(model: DiffusionModel) -> None:
-    """4 samples, one an update: rows 0-3, 4-7, 8-11 and 12-15, in another order each epoch and for each seed."""
+def test_every_epoch_uses_each_example_once_in_its_own_order(model: DiffusionModel) -> None:
+    """4 samples, one per update: rows 0-3, 4-7, 8-11 and 12-15, in another order for each epoch and seed."""
     trainer = trainer_of(model, "ddpo", inner_epochs=4)
     epochs = [trainer._updates[start : start + 4] for start in range(0, 16, 4)]
     samples = [list(range(first, first + 4)) for first in range(0, 16, 4)]
@@ -213,14 +219,16 @@ def test_every_epoch_takes_each_example_once_in_its_own_order(model: DiffusionMo
 
 
 def test_a_fused_pair_is_trained_on_under_the_plain_network(model: DiffusionModel) -> None:
-    """The target has its base's first two transitions, which are skipped; its own log-probs are not believed."""
-    base, other = draw(model)[:2]
+    """The target shares its base's first two transitions, which are skipped; its recorded log-probs are ignored."""
+    base, other = trajectories_of(model)[:2]
     latents = torch.cat([base.latents[:, :3], other.latents[:, 3:]], 1)
     target = replace(base, latents=latents, log_probs=base.log_probs + 1)
     pair = TrainingPair(target, base, PROMPTS[0], on_policy=False)
     trainer = Trainer(model, [pair], config(examples_per_update=99), seed=0)
     report = trainer.prepare()
+
     assert (trainer.rows_total, report.compared, report.replayed) == (2, 2, 2)
+
     first = trainer.step()
     assert [step.step_index for step in first.steps] == [2, 3] and first.loss == pytest.approx(math.log(2), abs=1e-5)
     with pytest.raises(PolicyMismatchError):
@@ -229,51 +237,63 @@ def test_a_fused_pair_is_trained_on_under_the_plain_network(model: DiffusionMode
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_loss_divergence_and_gradient_are_those_of_the_equations(model: DiffusionModel, algorithm: str) -> None:
-    """In the third update, away from the old policy: against the equations in numpy, and their finite differences
-    along the gradient, both from forward passes alone."""
-    drawn = draw(model)
+    """In the third update, at a distance from the old policy: against the equations in numpy.
+
+    The gradient is compared with finite differences along it. Both need forward passes only.
+    """
+    trajectories = trajectories_of(model)
     trainer = trainer_of(model, algorithm, examples_per_update=16, inner_epochs=3, max_grad_norm=1e9)
     with torch.no_grad():
-        old = Replayed(model, drawn)
+        old = Replayed(model, trajectories)
     for _ in range(2):
         trainer.step()
     with torch.no_grad():
-        now, here = Replayed(model, drawn), weights(model)
+        now = Replayed(model, trajectories)
+        here = weights(model)
     report = trainer.step()
-    found = gradient(model)
+    actual = gradient(model)
+
     assert report.loss == pytest.approx(expected_losses(algorithm, now, old, old).mean().item(), abs=2e-6)
     assert report.kl == pytest.approx(now.divergence(old).mean().item(), rel=1e-3) and report.kl > 0
     assert report.ratio_max == pytest.approx((now.log_probs - old.log_probs).abs().max().exp().item(), rel=1e-5)
-    assert report.grad_norm == pytest.approx(found.norm().item(), rel=1e-5)
-    width, sides = 1e-2, []
+    assert report.grad_norm == pytest.approx(actual.norm().item(), rel=1e-5)
+
+    width = 1e-2
+    sides = []
     for sign in (1, -1):
-        shifts = (sign * width * found / found.norm()).split([value.numel() for value in here])
+        shifts = (sign * width * actual / actual.norm()).split([value.numel() for value in here])
         put(model, [value + shift.reshape(value.shape) for value, shift in zip(here, shifts, strict=True)])
         with torch.no_grad():
-            losses = expected_losses(algorithm, Replayed(model, drawn), old, old)
+            losses = expected_losses(algorithm, Replayed(model, trajectories), old, old)
         sides.append(np.mean(losses.double().numpy()))
+
     assert (sides[0] - sides[1]) / (2 * width) == pytest.approx(report.grad_norm, rel=1e-2)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_batches_and_checkpointing_change_nothing(model: DiffusionModel, algorithm: str) -> None:
     """All agree with batch 1 and accumulation, and with autograd on the equations for all rows at once.
-    `scale` is what the examples pull before they cancel each other; convolutions of other batch sizes
-    round differently, by up to 1e-5 of it. DPOK's divergence is from the base model: so it has a gradient here."""
+
+    `scale` is the gradient's size before the examples cancel each other. Convolutions of other batch sizes round
+    differently, by up to 1e-5 of it. DPOK's divergence is from the base model, so that it has a gradient here.
+    """
     from_base = {"kl_reference": "base"} if algorithm == "dpok" else {}
-    examples, before, drawn = examples_of(model, algorithm), weights(model), draw(model)
+    examples = examples_of(model, algorithm)
+    before = weights(model)
+    trajectories = trajectories_of(model)
     with torch.no_grad():
-        old = Replayed(model, drawn)
+        old = Replayed(model, trajectories)
         attach_lora(model.unet, seed=1)  # adds nothing: the base model
-        base = Replayed(model, drawn)
+        base = Replayed(model, trajectories)
     put(model, before)
-    losses = expected_losses(algorithm, Replayed(model, drawn), old, base)
+    losses = expected_losses(algorithm, Replayed(model, trajectories), old, base)
     parameters = list(lora_parameters(model.unet).values())
     pulls = []
     for own in losses.sum(1) / losses.numel():
         parts = torch.autograd.grad(own, parameters, retain_graph=True)
         pulls.append(torch.cat([part.flatten() for part in parts]))
-    expected, scale = sum(pulls), sum(pull.norm() for pull in pulls)
+    expected = sum(pulls)
+    scale = sum(pull.norm() for pull in pulls)
     one_by_one = None
     for changes in (
         {"micro_batch": 1, "log_gradient_norms": False},
@@ -294,26 +314,27 @@ def test_batches_and_checkpointing_change_nothing(model: DiffusionModel, algorit
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "dpok"])
-def test_gradient_norms_are_told_step_by_step(model: DiffusionModel, algorithm: str) -> None:
-    """Autograd on the rows of each step alone; together they are the whole gradient."""
-    drawn = draw(model)
+def test_gradient_norms_are_reported_by_step(model: DiffusionModel, algorithm: str) -> None:
+    """Autograd on the rows of each single step; together they are the whole gradient."""
+    trajectories = trajectories_of(model)
     trainer = trainer_of(model, algorithm, examples_per_update=16)
     with torch.no_grad():
-        old = Replayed(model, drawn)
-    losses = expected_losses(algorithm, Replayed(model, drawn), old, old)
+        old = Replayed(model, trajectories)
+    losses = expected_losses(algorithm, Replayed(model, trajectories), old, old)
     parameters = list(lora_parameters(model.unet).values())
     expected = []
     for step in range(4):
         parts = torch.autograd.grad(losses[:, step].sum() / losses.numel(), parameters, retain_graph=True)
         expected.append(torch.cat([part.flatten() for part in parts]))
     report = trainer.step()
+
     assert [step.grad_norm for step in report.steps] == pytest.approx([e.norm().item() for e in expected], rel=1e-4)
     assert report.grad_norm == pytest.approx(sum(expected).norm().item(), rel=1e-4)
     assert {step.grad_norm for step in trainer_of(model, algorithm, log_gradient_norms=False).step().steps} == {None}
 
 
-def test_the_divergence_may_be_from_the_base_model(model: DiffusionModel) -> None:
-    """With a changed adapter it is there before the first update; p_old is the policy that sampled all the same."""
+def test_the_divergence_can_be_from_the_base_model(model: DiffusionModel) -> None:
+    """With a changed adapter it is positive before the first update; p_old is still the policy that sampled."""
     trainer = trainer_of(model, "dpok", kl_reference="base", examples_per_update=16)
     report = trainer.prepare()
     assert all(abs(ratio - 1) < 1e-5 for ratio in report.ratio_by_step.values())
@@ -326,7 +347,9 @@ def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: s
     examples = examples_of(model, algorithm)
     settings = config(algorithm, inner_epochs=3)  # 2 updates of pairs or 4 of samples in each epoch
     through = Trainer(model, examples, settings, seed=0)
-    states, reports, after = [], [], []
+    states = []
+    reports = []
+    after = []
     for _ in range(through.updates_total):
         states.append(through.state())
         reports.append(through.step())
@@ -343,6 +366,7 @@ def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: s
     attach_lora(model.unet, seed=77)
     from_file = Trainer(model, examples, settings, seed=0)
     from_file.load_state(TrainerState.load(tmp_path))
+
     assert [from_file.step() for _ in reports[1:]] == reports[1:] and same(weights(model), after[-1])
 
 
@@ -363,8 +387,8 @@ def test_a_cancelled_update_changes_nothing(model: DiffusionModel) -> None:
     assert Trainer(model, trainer.examples, config(), seed=0).step() == report
 
 
-def test_the_network_is_left_as_it_was(model: DiffusionModel) -> None:
-    """Checkpointing is the trainer's own affair, also when it is stopped."""
+def test_the_network_is_restored(model: DiffusionModel) -> None:
+    """Checkpointing is disabled again after an update, also after a cancelled one."""
     trainer = trainer_of(model, gradient_checkpointing=True)
 
     def cancel(_: int) -> None:
@@ -377,11 +401,13 @@ def test_the_network_is_left_as_it_was(model: DiffusionModel) -> None:
     assert not model.unet.is_gradient_checkpointing
 
 
-def test_states_of_something_else_are_refused(model: DiffusionModel, tmp_path: Path) -> None:
+def test_states_of_other_trainings_are_rejected(model: DiffusionModel, tmp_path: Path) -> None:
     examples = examples_of(model)
     trainer = Trainer(model, examples, config(), seed=0)
+
     with pytest.raises(CheckpointError):
         trainer.load_state(TrainerState.load(tmp_path))
+
     trainer.state().save(tmp_path)
     for other in (
         Trainer(model, examples, config(), seed=1),
@@ -390,14 +416,16 @@ def test_states_of_something_else_are_refused(model: DiffusionModel, tmp_path: P
     ):
         with pytest.raises(CheckpointError, match="expected"):
             other.load_state(TrainerState.load(tmp_path))
+
     cheaper = Trainer(model, examples, config(micro_batch=1, gradient_checkpointing=True), seed=0)
     cheaper.load_state(TrainerState.load(tmp_path))
 
 
-def test_a_damaged_state_leaves_the_trainer_as_it_was(model: DiffusionModel) -> None:
+def test_a_damaged_state_does_not_change_the_trainer(model: DiffusionModel) -> None:
     trainer = trainer_of(model)
     trainer.step()
-    state, before = trainer.state(), weights(model)
+    state = trainer.state()
+    before = weights(model)
     shake(model, 0.1)
     moved = weights(model)
     for name in state.tensors:
@@ -405,10 +433,12 @@ def test_a_damaged_state_leaves_the_trainer_as_it_was(model: DiffusionModel) -> 
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
             trainer.load_state(TrainerState(rest, state.about))
     one = state.about["reports"]
+
     for reports in (None, "1", [None], [{}], [{"steps": 1}], one * 99, one * 2):  # type: ignore[operator]
         with pytest.raises(CheckpointError, match="reports"):
             trainer.load_state(TrainerState(state.tensors, {**state.about, "reports": reports}))
     assert same(weights(model), moved) and trainer.updates_done == 1
+
     trainer.load_state(state)
     assert same(weights(model), before)
 
@@ -432,7 +462,7 @@ def test_the_self_test_compares_every_transition(model: DiffusionModel, algorith
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_another_policy_than_the_one_that_sampled_is_refused(model: DiffusionModel, algorithm: str) -> None:
+def test_another_policy_than_the_sampling_one_is_rejected(model: DiffusionModel, algorithm: str) -> None:
     examples = examples_of(model, algorithm)
     shake(model, 0.2)
     before = weights(model)
@@ -444,8 +474,9 @@ def test_another_policy_than_the_one_that_sampled_is_refused(model: DiffusionMod
 
 @pytest.mark.parametrize("weight", [{"beta": 1e-3}, {"beta": 1e4}, {"algorithm": "dpok", "policy_weight": 1e4}])
 def test_gradients_neither_vanish_nor_overflow_in_float16(weight: dict[str, Any]) -> None:
-    """Against the same weights in float32. Not scaled by the weight, the first is 0.4 off and the others infinite."""
-    examples, found = None, []
+    """Against the same weights in float32. Without scaling, the first is off by 0.4 and the others are infinite."""
+    examples = None
+    gradients = []
     for dtype in (torch.float16, torch.float32):
         model = tiny_model()
         model.unet.half().to(dtype)
@@ -453,19 +484,20 @@ def test_gradients_neither_vanish_nor_overflow_in_float16(weight: dict[str, Any]
         shake(model, 0.05)
         examples = examples or examples_of(model, weight.get("algorithm", "dpo"))
         Trainer(model, examples, TrainingConfig(ratio_tolerance=1e3, **weight, **ALL_AT_ONCE), seed=0).step()
-        found.append(gradient(model))
-    assert (found[0] - found[1]).norm() / found[1].norm() < 0.1
+        gradients.append(gradient(model))
+
+    assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 0.1
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("float16", 1e-3), ("bfloat16", 1e-2)])
-def test_the_ratios_tolerance_goes_by_the_precision(model: DiffusionModel, dtype: str, tolerance: float) -> None:
+def test_the_ratios_tolerance_depends_on_the_precision(model: DiffusionModel, dtype: str, tolerance: float) -> None:
     model.unet.to(getattr(torch, dtype))
     attach_lora(model.unet, seed=1)
-    drawn = examples_of(model, "ddpo")
+    originals = examples_of(model, "ddpo")
 
     def recorded_off_by(ratio: float) -> Trainer:
-        shifted = [replace(one.trajectory, log_probs=one.trajectory.log_probs - math.log(ratio)) for one in drawn]
-        examples = [replace(one, trajectory=trajectory) for one, trajectory in zip(drawn, shifted, strict=True)]
+        shifted = [replace(one.trajectory, log_probs=one.trajectory.log_probs - math.log(ratio)) for one in originals]
+        examples = [replace(one, trajectory=trajectory) for one, trajectory in zip(originals, shifted, strict=True)]
         return Trainer(model, examples, config("ddpo"), seed=0)
 
     assert recorded_off_by(1 + tolerance / 2).prepare().tolerance == tolerance
@@ -474,7 +506,7 @@ def test_the_ratios_tolerance_goes_by_the_precision(model: DiffusionModel, dtype
 
 
 def test_the_first_update_must_start_at_ratio_1(model: DiffusionModel) -> None:
-    """What is not recorded, too, has the ratio 1 there: here the network is changed after log p_old was evaluated."""
+    """Off-policy transitions have the ratio 1 as well: here the network is changed after log p_old was evaluated."""
     examples = [replace(each, on_policy=False) for each in examples_of(model, "ddpo")]
     trainer = Trainer(model, examples, config("ddpo"), seed=0)
     assert trainer.prepare().compared == 0
@@ -495,7 +527,7 @@ def test_steps_can_be_left_out(model: DiffusionModel) -> None:
 
 
 def test_sdxl_is_conditioned_as_it_was_sampled() -> None:
-    """Two text encoders, pooled embeddings and time ids reach the U-Net: else the ratio would not be 1."""
+    """Two text encoders, pooled embeddings and time ids reach the U-Net: otherwise the ratio would not be 1."""
     model = tiny_xl_model()
     attach_lora(model.unet, seed=1)
     shake(model, 0.05)
@@ -505,8 +537,10 @@ def test_sdxl_is_conditioned_as_it_was_sampled() -> None:
 
 
 def test_the_papers_defaults_make_two_updates_a_round(model: DiffusionModel) -> None:
-    """Table 3: 640 images are 320 pairs, one update in each of two inner epochs; one pair more makes two of it. As
-    samples of DDPO they are 640 examples, two updates in each."""
+    """Table 3: 640 images are 320 pairs, one update in each of two inner epochs; 321 pairs need two.
+
+    As samples of DDPO they are 640 examples, two updates in each.
+    """
     pair = examples_of(model)[0]
     assert Trainer(model, [pair] * 320, TrainingConfig(), seed=0).updates_total == 2
     more = Trainer(model, [pair] * 321, TrainingConfig(), seed=0)
@@ -516,23 +550,30 @@ def test_the_papers_defaults_make_two_updates_a_round(model: DiffusionModel) -> 
 
 
 def test_rounds_with_a_carried_optimizer_are_one_loop_with_one_adamw(model: DiffusionModel, tmp_path: Path) -> None:
-    """Three rounds, each on samples of the model that the last one left; moments go through a file. The epsilon keeps
-    elements that are all but 0, whose sign is rounding, from moving by a whole learning rate."""
-    settings, start = config(**ALL_AT_ONCE, learning_rate=1e-4, adam_epsilon=1e-3), weights(model)
-    optimizer, scale = None, 0.0
+    """Three rounds, each on samples of the model after the previous one; moments are saved and loaded.
+
+    The epsilon limits the step of elements near 0, whose sign is due to rounding.
+    """
+    settings = config(**ALL_AT_ONCE, learning_rate=1e-4, adam_epsilon=1e-3)
+    start = weights(model)
+    optimizer = None
+    scale = 0.0
     for number in range(3):
         trainer = Trainer(model, examples_of(model), settings, number, optimizer)
         for _ in range(trainer.updates_total):
             trainer.step()
         save_optimizer(trainer.optimizer_state(), tmp_path / "optimizer.safetensors")
-        optimizer, scale = load_optimizer(tmp_path / "optimizer.safetensors"), trainer.gradient_scale
+        optimizer = load_optimizer(tmp_path / "optimizer.safetensors")
+        scale = trainer.gradient_scale
     carried = weights(model)
+
     assert optimizer is not None and optimizer.updates == 6
 
     put(model, start)
     loop = DpoLoop(model, settings, scale)
     for _ in range(3):
         loop.round([pair for pair in examples_of(model) if isinstance(pair, TrainingPair)])
+
     assert max_difference(carried, weights(model)) < 1e-6
     assert max_difference(carried, start) > 1e-4  # six steps of about the learning rate
 
@@ -550,17 +591,21 @@ def test_a_fresh_optimizer_forgets(model: DiffusionModel) -> None:
         results.append((weights(model), trainer.optimizer_state().updates))
     put(model, start)
     trainer_of(model, **ALL_AT_ONCE).step()
+
     assert (results[0][1], results[1][1]) == (2, 1)
     assert same(results[1][0], weights(model)) and not same(results[0][0], weights(model))
 
 
 def test_resume_is_bit_exact_with_carried_moments(model: DiffusionModel) -> None:
-    """Also before the first update: then the state holds the moments that the training began with."""
+    """Also before the first update: the state then has the moments that the training started with."""
     first = trainer_of(model, **ALL_AT_ONCE)
     first.step()
-    moments, examples, settings = first.optimizer_state(), examples_of(model), config()
+    moments = first.optimizer_state()
+    examples = examples_of(model)
+    settings = config()
     through = Trainer(model, examples, settings, 0, moments)
-    states, after = [], []
+    states = []
+    after = []
     for _ in range(2):
         states.append(through.state())
         through.step()
@@ -573,7 +618,7 @@ def test_resume_is_bit_exact_with_carried_moments(model: DiffusionModel) -> None
         assert same(weights(model), expected)
 
 
-def test_moments_of_another_adapter_are_refused(model: DiffusionModel) -> None:
+def test_moments_of_another_adapter_are_rejected(model: DiffusionModel) -> None:
     first = trainer_of(model, **ALL_AT_ONCE)
     first.step()
     moments = first.optimizer_state()
@@ -583,9 +628,12 @@ def test_moments_of_another_adapter_are_refused(model: DiffusionModel) -> None:
 
 
 def test_beta_does_not_scale_the_step(model: DiffusionModel) -> None:
-    """At margin 0 the gradient of Eq. 6 is beta times the same vector, and AdamW's step does not depend on its length:
-    only on how it compares with epsilon, 1e-8, which hardly any element may fall below."""
-    start, moved = weights(model), []
+    """At margin 0 the gradient of Eq. 6 is beta times the same vector, and AdamW's step does not depend on its length.
+
+    It depends on epsilon only, 1e-8, and hardly any element may be below it.
+    """
+    start = weights(model)
+    moved = []
     for beta in (1e-3, 0.1, 10.0):
         put(model, start)
         report = trainer_of(model, **ALL_AT_ONCE, beta=beta, max_grad_norm=1e9).step()
@@ -596,7 +644,7 @@ def test_beta_does_not_scale_the_step(model: DiffusionModel) -> None:
 
 
 def test_the_share_below_epsilon_is_counted(model: DiffusionModel) -> None:
-    """An epsilon at the median of the gradient's sizes, as AdamW sees them."""
+    """An epsilon at the median of the gradient's absolute values, at AdamW's scale."""
     before = weights(model)
     trainer = trainer_of(model, **ALL_AT_ONCE)
     trainer.step()
@@ -607,29 +655,33 @@ def test_the_share_below_epsilon_is_counted(model: DiffusionModel) -> None:
     assert share == pytest.approx(0.5, abs=0.01)
 
 
-def test_sides_are_reported_apart(model: DiffusionModel) -> None:
-    drawn, trainer = draw(model), trainer_of(model, **ALL_AT_ONCE)
+def test_sides_are_reported_separately(model: DiffusionModel) -> None:
+    trajectories = trajectories_of(model)
+    trainer = trainer_of(model, **ALL_AT_ONCE)
     with torch.no_grad():
-        old = Replayed(model, drawn)
+        old = Replayed(model, trajectories)
     trainer.step()
     with torch.no_grad():
-        log_ratios = Replayed(model, drawn).log_probs - old.log_probs
+        log_ratios = Replayed(model, trajectories).log_probs - old.log_probs
     report = trainer.step()
+
     assert report.log_ratio_preferred == pytest.approx(log_ratios[0::2].mean().item(), abs=1e-6)
     assert report.log_ratio_rejected == pytest.approx(log_ratios[1::2].mean().item(), abs=1e-6)
 
 
-def test_masked_credit_counts_what_the_mask_covers(model: DiffusionModel) -> None:
-    """Eq. 6 on log-probs that are means over the masked elements: here the upper left quarter, half as much of the
-    right one. The self-test still compares all elements, as they were recorded."""
-    drawn = draw(model)
+def test_masked_credit_uses_the_elements_inside_the_mask(model: DiffusionModel) -> None:
+    """Eq. 6 on log-probs that are means over the masked elements: the upper left quarter, and half of the right one.
+
+    The self-test still compares all elements, as recorded.
+    """
+    trajectories = trajectories_of(model)
     mask = torch.tensor([[1.0, 0.5], [0.0, 0.0]])
     pairs = [replace(pair, mask=mask) for pair in examples_of(model)]
     trainer = Trainer(model, pairs, config(**ALL_AT_ONCE, credit="mask"), seed=0)
     assert trainer.prepare().compared == 16
 
     def masked(replayed: Replayed) -> torch.Tensor:
-        x_prev = torch.cat([one.latents for one in drawn])[:, 1:]
+        x_prev = torch.cat([one.latents for one in trajectories])[:, 1:]
         sigmas = replayed.sigmas.reshape(1, 4, 1, 1, 1)
         densities = -((x_prev - replayed.means) ** 2) / (2 * sigmas**2) - sigmas.log() - 0.5 * math.log(2 * math.pi)
         half = densities.shape[-1] // 2
@@ -637,10 +689,10 @@ def test_masked_credit_counts_what_the_mask_covers(model: DiffusionModel) -> Non
         return (upper[..., :half].mean((2, 3, 4)) + 0.5 * upper[..., half:].mean((2, 3, 4))) / 1.5
 
     with torch.no_grad():
-        old = masked(Replayed(model, drawn))
+        old = masked(Replayed(model, trajectories))
     assert trainer.step().loss == pytest.approx(math.log(2), abs=1e-5)
     with torch.no_grad():
-        log_ratios = masked(Replayed(model, drawn)) - old
+        log_ratios = masked(Replayed(model, trajectories)) - old
     margins = SETTINGS["dpo"]["beta"] * (log_ratios[0::2] - log_ratios[1::2])
     report = trainer.step()
     assert report.margin == pytest.approx(margins.mean().item(), rel=1e-4)
@@ -648,18 +700,18 @@ def test_masked_credit_counts_what_the_mask_covers(model: DiffusionModel) -> Non
 
 
 @pytest.mark.parametrize("credit", ["all", "mask"])
-def test_the_safeguard_looks_at_the_elements_that_count(model: DiffusionModel, credit: str) -> None:
+def test_the_safeguard_uses_the_credited_elements(model: DiffusionModel, credit: str) -> None:
     """The first gradient of Eq. 6, beta / 2 of each side's, with the rejected side's times
     min(1, (1 - mu) |g_w|^2 / (g_w . g_l)), where g is the gradient of -log p by what the network predicts. As a target
     has its base's, the preferred side has part of the rejected side's noise: without, the two are nearly orthogonal."""
-    drawn = draw(model)
+    trajectories = trajectories_of(model)
     for place in (0, 2):
-        mixed = 0.8 * drawn[place].latents + 0.6 * drawn[place + 1].latents
-        drawn[place] = replace(drawn[place], latents=mixed)
+        mixed = 0.8 * trajectories[place].latents + 0.6 * trajectories[place + 1].latents
+        trajectories[place] = replace(trajectories[place], latents=mixed)
     mask = torch.tensor([[1.0, 0.25], [0.0, 0.0]])
     counts = mask.repeat_interleave(4, 0).repeat_interleave(4, 1) if credit == "mask" else torch.ones(8, 8)
-    now = Replayed(model, drawn)
-    residuals = now.means - torch.cat([one.latents for one in drawn])[:, 1:]
+    now = Replayed(model, trajectories)
+    residuals = now.means - torch.cat([one.latents for one in trajectories])[:, 1:]
     log_probs = -(counts * (residuals / now.sigmas.reshape(4, 1, 1, 1)) ** 2).mean((2, 3, 4)) / counts.mean() / 2
 
     pulls = (counts * residuals).detach().flatten(2)
@@ -671,15 +723,16 @@ def test_the_safeguard_looks_at_the_elements_that_count(model: DiffusionModel, c
     parameters = list(lora_parameters(model.unet).values())
     expected = torch.cat([value.flatten() for value in torch.autograd.grad(expected_loss, parameters)])
 
-    pairs = [TrainingPair(drawn[i], drawn[i + 1], PROMPTS[i], on_policy=False, mask=mask) for i in (0, 2)]
+    pairs = [TrainingPair(trajectories[i], trajectories[i + 1], PROMPTS[i], on_policy=False, mask=mask) for i in (0, 2)]
     settings = config(**ALL_AT_ONCE, max_grad_norm=1e9, safeguard=0.9, credit=credit)
     Trainer(model, pairs, settings, seed=0).step()
     assert (gradient(model) - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_without_a_mask_all_elements_count(model: DiffusionModel) -> None:
-    """A reference that stands in for a target, or a mask that covers nothing."""
-    before, results = weights(model), []
+    """A reference in place of a target, or an empty mask."""
+    before = weights(model)
+    results = []
     pairs = examples_of(model)
     for examples, credit in (
         (pairs, "all"),
@@ -690,11 +743,12 @@ def test_without_a_mask_all_elements_count(model: DiffusionModel) -> None:
         trainer = Trainer(model, examples, config(**ALL_AT_ONCE, credit=credit), seed=0)
         trainer.step()
         results.append(weights(model))
+
     for other in results[1:]:
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(results[0], other, strict=True))
 
 
-def test_what_cannot_be_trained(model: DiffusionModel) -> None:
+def test_invalid_trainings_are_rejected(model: DiffusionModel) -> None:
     examples = examples_of(model)
     with pytest.raises(InvalidInputError, match="at least one"):
         Trainer(model, [], config(), seed=0)

@@ -14,7 +14,7 @@ from dfusion.training_data import (
     TrainingSample,
     check_examples,
     digest,
-    draw_epoch,
+    plan_epoch,
     rows_of,
 )
 from dfusion.types import Trajectory
@@ -37,7 +37,7 @@ def trajectory(seed: int, samples: int = 1) -> Trajectory:
 
 
 def fused(base: Trajectory, first_step: int) -> Trajectory:
-    """Another trajectory that has the base's states up to `first_step`, as a fused target has."""
+    """Another trajectory with the base's states up to `first_step`, as a fused target."""
     other = trajectory(base.seeds[0] + 100)
     latents = torch.cat([base.latents[:, : first_step + 1], other.latents[:, first_step + 1 :]], 1)
     return replace(base, latents=latents)
@@ -62,7 +62,7 @@ def test_pairs_skip_the_transitions_that_they_share() -> None:
 
 
 def test_a_masks_weights_are_at_the_latents_size() -> None:
-    """2 x 3 latents. A mask that is finer, and covers only what the nearest places leave out, counts as none."""
+    """2 x 3 latents. A finer mask that covers only pixels that nearest-neighbour resizing drops counts as no mask."""
     pair = TrainingPair(trajectory(1), trajectory(2), "a", mask=torch.tensor([[0.0, 0.25, 1.0]]))
     assert pair.credit_weights().tolist() == [[0.0, 0.25, 1.0]] * 2
     between = torch.zeros(4, 6)
@@ -74,39 +74,39 @@ def test_a_masks_weights_are_at_the_latents_size() -> None:
 @pytest.mark.parametrize(
     "mask", [torch.ones(1, 2, 2), 2 * torch.ones(2, 2), -torch.ones(2, 2), torch.full((2, 2), torch.nan)]
 )
-def test_masks_outside_their_range_are_refused(mask: torch.Tensor) -> None:
+def test_masks_outside_their_range_are_rejected(mask: torch.Tensor) -> None:
     with pytest.raises(InvalidInputError, match=r"expected a mask \(h_m, w_m\) in \[0, 1\]"):
         TrainingPair(trajectory(1), trajectory(2), "a", mask=mask)
 
 
-def test_samples_skip_nothing() -> None:
+def test_samples_skip_no_transition() -> None:
     """The policy gradient of a target's first transitions is not zero: only a pair's two sides cancel."""
     sample = TrainingSample(fused(trajectory(1), 2), "a", 0.5, on_policy=False)
     assert [row.step for row in rows([sample], algorithm="ddpo")] == list(range(STEPS))
 
 
-def test_each_epoch_draws_a_share_of_the_steps_anew() -> None:
-    """Two of an example's five steps an epoch, all of which come up in a few epochs."""
+def test_each_epoch_samples_its_own_share_of_the_steps() -> None:
+    """Two of an example's five steps per epoch. All steps occur within a few epochs."""
     usable = [Row(n, step) for n in range(30) for step in range(STEPS)]
 
     def epochs(seed: int, share: float) -> list[list[Row]]:
         generator = torch.Generator().manual_seed(seed)
         config = TrainingConfig(timestep_fraction=share)
-        return [row for _ in range(6) for row in draw_epoch(usable, config, generator)]
+        return [row for _ in range(6) for row in plan_epoch(usable, config, generator)]
 
-    drawn = epochs(0, 0.4)
-    assert [len(epoch) for epoch in drawn] == [60] * 6
+    kept = epochs(0, 0.4)
+    assert [len(epoch) for epoch in kept] == [60] * 6
     for n in range(30):
-        chosen = [[row.step for row in epoch if row.example == n] for epoch in drawn]
+        chosen = [[row.step for row in epoch if row.example == n] for epoch in kept]
         assert all(len(set(steps)) == 2 and steps == sorted(steps) for steps in chosen)
         assert len(set(map(tuple, chosen))) > 1
-    assert {row.step for epoch in drawn for row in epoch} == set(range(STEPS))
-    assert drawn == epochs(0, 0.4) != epochs(1, 0.4)
+    assert {row.step for epoch in kept for row in epoch} == set(range(STEPS))
+    assert kept == epochs(0, 0.4) != epochs(1, 0.4)
     assert [len(epoch) for epoch in epochs(0, 0.01)] == [30] * 6  # at least one
 
 
 def test_the_dominant_step_is_left_out() -> None:
-    """Step 3 of Stable Diffusion's 5: the last but one, as it is of 20."""
+    """Step 3 of Stable Diffusion's 5: the second last, as it is of 20."""
     pair = TrainingPair(trajectory(1), trajectory(2), "a")
     assert [row.step for row in rows([pair], skip_dominant_step=True)] == [0, 1, 2, 4]
 
@@ -117,8 +117,9 @@ def test_steps_without_noise_are_left_out() -> None:
     assert [row.step for row in rows([pair], schedule=schedule)] == [0, 1, 2, 3]
 
 
-def test_digest_tells_examples_apart() -> None:
-    one, two = trajectory(1), trajectory(2)
+def test_different_examples_have_different_digests() -> None:
+    one = trajectory(1)
+    two = trajectory(2)
     examples: list[list[Example]] = [
         [TrainingPair(one, two, "a")],
         [TrainingPair(two, one, "a")],
@@ -130,12 +131,15 @@ def test_digest_tells_examples_apart() -> None:
         [TrainingSample(one, "a", 0.5)],
         [TrainingSample(one, "a", 0.25)],
     ]
+
     assert len({digest(some) for some in examples}) == len(examples)
     assert digest(examples[0]) == digest([TrainingPair(trajectory(1), trajectory(2), "a")])
 
 
-def test_what_is_no_example() -> None:
-    one, longer = trajectory(1), replace(trajectory(2), latents=torch.zeros(1, STEPS + 1, 4, 2, 4))
+def test_invalid_examples_are_rejected() -> None:
+    one = trajectory(1)
+    longer = replace(trajectory(2), latents=torch.zeros(1, STEPS + 1, 4, 2, 4))
+
     with pytest.raises(InvalidInputError, match=r"rejected.*got 2"):
         TrainingPair(one, trajectory(2, samples=2), "a")
     with pytest.raises(ShapeMismatchError, match=r"rejected\.latents"):
@@ -144,15 +148,20 @@ def test_what_is_no_example() -> None:
         TrainingPair(one, replace(trajectory(2), config=SamplingConfig(num_steps=STEPS, eta=0.5)), "a")
     with pytest.raises(NonFiniteError, match="advantage"):
         TrainingSample(one, "a", math.nan)
+
     broken = one.latents.clone()
     broken[0, 3, 0, 0, 0] = math.inf
+
     with pytest.raises(NonFiniteError, match=r"preferred\.latents.*state 3"):
         TrainingPair(replace(one, latents=broken), one, "a")
 
 
 def test_examples_must_fit_the_algorithm_and_each_other() -> None:
-    pair, sample = TrainingPair(trajectory(1), trajectory(2), "a"), TrainingSample(trajectory(1), "a", 5.5)
-    dpo, ddpo = TrainingConfig(), TrainingConfig(algorithm="ddpo")
+    pair = TrainingPair(trajectory(1), trajectory(2), "a")
+    sample = TrainingSample(trajectory(1), "a", 5.5)
+    dpo = TrainingConfig()
+    ddpo = TrainingConfig(algorithm="ddpo")
+
     assert check_examples([pair, pair], dpo, 4) == CONFIG
     with pytest.raises(InvalidInputError, match="at least one"):
         check_examples([], dpo, 4)
@@ -164,13 +173,15 @@ def test_examples_must_fit_the_algorithm_and_each_other() -> None:
         check_examples([sample], ddpo, 4)
     with pytest.raises(ShapeMismatchError, match="latents"):
         check_examples([pair], dpo, 3)
+
     other = SamplingConfig(num_steps=STEPS, guidance_scale=2)
     odd = TrainingPair(replace(trajectory(1), config=other), replace(trajectory(2), config=other), "a")
+
     with pytest.raises(InvalidInputError, match="one sampling config"):
         check_examples([pair, odd], dpo, 4)
 
 
-def test_nothing_to_train_on() -> None:
+def test_examples_without_rows_are_rejected() -> None:
     one = trajectory(1)
     with pytest.raises(InvalidInputError, match="equal trajectories"):
         rows([TrainingPair(one, one, "a")])

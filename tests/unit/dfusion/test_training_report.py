@@ -25,7 +25,7 @@ def test_recorded_and_replayed_agree() -> None:
     assert report.ratio_by_step == {1: 1.0, 3: 1.0} and report.without_noise == ()
 
 
-def test_the_ratio_furthest_from_1_is_told_for_each_step() -> None:
+def test_the_ratio_furthest_from_1_is_reported_for_each_step() -> None:
     replayed = torch.tensor([[-1.0, -1.1], [-1.0, -0.9], [-1.2, -1.0]])
     with pytest.raises(PolicyMismatchError, match=r"within 0\.001 at step_index 3, got 0\.8187") as raised:
         self_test(ROWS, pairs(), replayed, 1e-3)
@@ -34,8 +34,8 @@ def test_the_ratio_furthest_from_1_is_told_for_each_step() -> None:
     assert raised.value.ratio_by_step == self_test(ROWS, pairs(), replayed, 0.5).ratio_by_step == expected
 
 
-def test_what_the_policy_did_not_draw_is_only_replayed() -> None:
-    """The preferred side of the second pair carries another network's log-probs; the base beside it is still tested."""
+def test_off_policy_transitions_are_only_replayed() -> None:
+    """The preferred side of the second pair has another network's log-probs; its base is still tested."""
     examples = pairs(on_policy=False)
     replayed = torch.tensor([[-1.0, -1.0], [-1.0, -1.0], [7.0, -1.0]])
     report = self_test(ROWS, examples, replayed, 1e-3)
@@ -58,7 +58,7 @@ def test_log_probs_must_be_finite(bad: float, on_policy: bool) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_records_that_are_not_finite_are_a_mismatch(bad: float) -> None:
-    """Of one trajectory, beside others that agree."""
+    """One trajectory has such records, the others agree."""
     first, second = pairs()
     second = replace(second, rejected=replace(second.rejected, log_probs=torch.full((1, 5), bad)))
     with pytest.raises(PolicyMismatchError):
@@ -81,10 +81,12 @@ def test_figures_by_hand() -> None:
     tally.add([4], second, torch.tensor([[0.0, 0.0]]), torch.tensor([4.0]))
     tally.add_grad_norm(4, 7.0)
     report = tally.report(3, grad_norm=9.0, below_epsilon=0.25)
+
     assert (report.update, report.rows, report.grad_norm, report.clipped) == (3, 3, 9.0, None)
     assert (report.loss, report.margin, report.kl, report.below_epsilon) == (3.0, 1.0, 2.0, 0.25)
     assert report.log_ratio_preferred == pytest.approx(0.1) and report.log_ratio_rejected == pytest.approx(-0.1)
     assert report.accuracy == pytest.approx(2 / 3) and report.ratio_max == pytest.approx(math.exp(0.3))
+
     one, four = report.steps
     assert (one.step_index, one.rows, one.loss, one.kl, one.grad_norm) == (1, 1, 2.0, 1.5, None)
     assert (one.ratio, one.ratio_max) == (pytest.approx((math.exp(0.2) + 1) / 2), pytest.approx(math.exp(0.2)))
@@ -95,14 +97,14 @@ def test_figures_by_hand() -> None:
 
 def test_clipped_rows_are_counted() -> None:
     tally = Tally()
-    found = RowLosses(torch.zeros(4), clipped=torch.tensor([True, False, False, False]))
-    tally.add([0, 0, 0, 1], found, torch.zeros(4, 1), torch.zeros(4))
+    row_losses = RowLosses(torch.zeros(4), clipped=torch.tensor([True, False, False, False]))
+    tally.add([0, 0, 0, 1], row_losses, torch.zeros(4, 1), torch.zeros(4))
     report = tally.report(1, 0.0, 0.0)
     assert (report.clipped, report.margin, report.accuracy) == (0.25, None, None)
 
 
 def reports(*preferred: float | None) -> list[UpdateReport]:
-    """Of one update each, with these mean log-ratios of the preferred side."""
+    """Reports of one update each, with these mean log-ratios of the preferred side."""
     tally = Tally()
     tally.add([0], RowLosses(torch.zeros(1)), torch.zeros(1, 1), torch.zeros(1))
     report = tally.report(1, 0.0, 0.0)
@@ -120,7 +122,7 @@ def reports(*preferred: float | None) -> list[UpdateReport]:
         ((0.0, *[0.5] * 9, 0.4), (0.5, 0.4)),  # of the last ten
     ],
 )
-def test_a_preferred_side_that_falls_is_noticed(
+def test_a_falling_preferred_side_is_detected(
     preferred: tuple[float | None, ...], expected: tuple[float, float] | None
 ) -> None:
     assert falling_preferred(reports(*preferred)) == expected

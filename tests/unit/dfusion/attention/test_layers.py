@@ -20,6 +20,7 @@ def test_stable_diffusion_layout() -> None:
     ]
     assert [layer.index for layer in resolve_layers(layers, "middle+up")] == [3, 4, 5, 6]
     assert [layer.index for layer in resolve_layers(layers, (6, 3))] == [3, 6]
+
     first = first_up_layer(layers)
     assert first.index == 4 and first.name == "up_blocks.1" and first.size(64, 64) == (16, 16)
     assert first.self_attention[0] == "up_blocks.1.attentions.0.transformer_blocks.0.attn1"
@@ -66,6 +67,7 @@ def described(unet: UNet2DConditionModel) -> list[tuple[str, str, tuple[int, int
 def test_sd_2_1_base_at_full_size() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD_2_1_BASE)
+
     assert described(unet) == [
         ("down", "down_blocks.0", (64, 64), 2, 2),
         ("down", "down_blocks.1", (32, 32), 2, 2),
@@ -75,15 +77,17 @@ def test_sd_2_1_base_at_full_size() -> None:
         ("up", "up_blocks.2", (32, 32), 3, 3),
         ("up", "up_blocks.3", (64, 64), 3, 3),
     ]
+
     layers = find_layers(unet)
     assert [layer.index for layer in resolve_layers(layers, "middle+up")] == [3, 4, 5, 6]  # the paper's
     assert first_up_layer(layers).index == 4
 
 
 def test_sdxl_at_full_size() -> None:
-    """Cross-attention starts at half the latents' resolution, with 2 and then 10 transformer layers an attention."""
+    """Cross-attention starts at half the latents' resolution, with 2 and then 10 transformer layers per attention."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SDXL)
+
     assert described(unet) == [
         ("down", "down_blocks.1", (64, 64), 4, 4),
         ("down", "down_blocks.2", (32, 32), 20, 20),
@@ -91,10 +95,12 @@ def test_sdxl_at_full_size() -> None:
         ("up", "up_blocks.0", (32, 32), 30, 30),
         ("up", "up_blocks.1", (64, 64), 6, 6),
     ]
+
     layers = find_layers(unet)
     assert [layer.index for layer in resolve_layers(layers, "middle+up")] == [2, 3, 4]
     assert first_up_layer(layers).name == "up_blocks.0"
     assert [layer.index for layer in mask_layers(layers, "resolution")] == [1, 2, 3]
+
     paths = {f"{path}.processor" for layer in layers for path in layer.self_attention + layer.cross_attention}
     assert paths == set(unet.attn_processors)
 
@@ -116,6 +122,7 @@ def test_missing_layers_are_named() -> None:
         resolve_layers(layers, ())
     with pytest.raises(LayerNotFoundError, match="up block"):
         first_up_layer(layers[:2])
+
     plain = UNet2DConditionModel(
         block_out_channels=(8, 8),
         down_block_types=("DownBlock2D",) * 2,
@@ -123,5 +130,6 @@ def test_missing_layers_are_named() -> None:
         mid_block_type=None,
         norm_num_groups=4,
     )
+
     with pytest.raises(LayerNotFoundError, match="no block"):
         find_layers(plain)

@@ -22,7 +22,7 @@ def test_three_items_are_merged_one_after_another() -> None:
     assert merge_masks(maps, [[0.5, 0.5, 0.5]], "xor").item() is True  # 1 xor 1 xor 1
 
 
-def test_thresholds_are_per_sample_and_padding_does_not_count() -> None:
+def test_thresholds_are_per_sample_and_padding_is_ignored() -> None:
     maps = torch.full((2, 1, 1, 2), 0.4)
     assert merge_masks(maps, [[0.3], [0.5]]).flatten().tolist() == [True, False]
     with pytest.raises(ShapeMismatchError):
@@ -37,6 +37,6 @@ def test_resize_keeps_height_and_width_apart() -> None:
 
 
 @pytest.mark.parametrize("items", [[[]], [[()]], [[-1]], [[4]], [[(0, 4)]]])
-def test_items_outside_the_prompt(items: list[list[object]]) -> None:
+def test_items_outside_the_prompt_are_rejected(items: list[list[object]]) -> None:
     with pytest.raises(InvalidInputError):
         normalise_items(items, num_tokens=5)

@@ -50,7 +50,7 @@ def test_context_reaches_processors_without_a_warning(caplog: pytest.LogCaptureF
     assert caplog.records == []
 
 
-def test_bfloat16_on_a_cpu_has_its_own_backward_pass() -> None:
+def test_bfloat16_on_a_cpu_uses_the_float32_backward_pass() -> None:
     """The same output, bit for bit; gradients differ by bfloat16's rounding. A float32 U-Net keeps its processors."""
     unet = tiny_unet()
     stock = dict(unet.attn_processors)
@@ -96,7 +96,7 @@ def test_cross_attention_is_fused_only_where_asked() -> None:
     assert fused == {f"{path}.processor" for path in layer.cross_attention}
 
 
-def test_keys_and_values_are_chosen_by_the_mask() -> None:
+def test_keys_and_values_are_selected_by_the_mask() -> None:
     values = torch.arange(12.0).reshape(3, 4, 1)
     mask = torch.tensor([[True, False, False, True]])
     fusion = Fusion(targets=torch.tensor([2]), sources=torch.tensor([0]), masks={1: mask})
@@ -105,7 +105,7 @@ def test_keys_and_values_are_chosen_by_the_mask() -> None:
 
 @pytest.mark.parametrize("unet", [tiny_unet(), tiny_xl_unet()], ids=["sd", "sdxl"])
 @pytest.mark.parametrize(("own", "cross"), [(0, None), (None, 0), (0, 0), (1, 0), (0, 1)])
-def test_the_last_attention_leaves_out_the_references_that_nobody_reads_any_more(
+def test_the_last_attention_skips_the_references(
     unet: UNet2DConditionModel, own: int | None, cross: int | None
 ) -> None:
     """Self-attention fused from the `own`th layer on, cross-attention from the `cross`th, given in any order."""
@@ -122,6 +122,7 @@ def test_the_last_attention_leaves_out_the_references_that_nobody_reads_any_more
         call(unet, AttentionContext(fusion=Fusion(torch.tensor([1]), torch.tensor([0]), masks)))
     for hook in hooks:
         hook.remove()
+
     assert left_out == [False] * (len(left_out) - 1) + [True]
 
 
@@ -154,7 +155,7 @@ def test_a_full_mask_makes_keys_and_values_the_references(lora: bool) -> None:
         torch.testing.assert_close(seen["out"][1], attention.to_out[0](mixed), rtol=1e-4, atol=1e-5)
 
 
-def test_masks_of_another_size_are_refused() -> None:
+def test_masks_of_another_size_are_rejected() -> None:
     unet = tiny_unet()
     layers = resolve_layers(find_layers(unet), "middle+up")
     masks = {layer.level: torch.ones(1, 9, dtype=torch.bool) for layer in layers}

@@ -24,15 +24,15 @@ def test_by_hand(advantage: float, ratio: float, loss: float, gradient: float, c
     old = torch.tensor([-3.0])
     new = (old + math.log(ratio)).requires_grad_()
     terms = new, old, torch.tensor([advantage]), 0.2
-    found = ddpo_loss(*terms)
-    found.sum().backward()
-    assert found.item() == pytest.approx(loss, rel=1e-6)
+    actual = ddpo_loss(*terms)
+    actual.sum().backward()
+    assert actual.item() == pytest.approx(loss, rel=1e-6)
     assert new.grad.item() == pytest.approx(gradient, rel=1e-6)
     assert is_clipped(*terms).tolist() == [clipped]
 
 
 def test_at_the_old_policy_the_gradient_is_the_policy_gradient() -> None:
-    """-A for every row: log p of good samples rises, that of bad ones falls."""
+    """-A for every row: log p of good samples increases, that of bad ones decreases."""
     logp = torch.linspace(-3, 3, 5, requires_grad=True)
     advantages = torch.tensor([-5.0, -0.1, 0.0, 0.1, 5.0])
     loss = ddpo_loss(logp, logp.detach(), advantages, 1e-4)
@@ -52,12 +52,16 @@ def _numpy_loss(new: np.ndarray, old: np.ndarray, advantages: np.ndarray, clip_r
 def test_agrees_with_numpy_and_finite_differences() -> None:
     rng = np.random.default_rng(0)
     new, old, advantages = rng.normal(0, 0.3, (3, 200))
-    clip_range, width = 0.1, 1e-6
+    clip_range = 0.1
+    width = 1e-6
     parameter = torch.tensor(new, requires_grad=True)
     loss = ddpo_loss(parameter, torch.tensor(old), torch.tensor(advantages), clip_range)
     loss.sum().backward()
+
     np.testing.assert_allclose(loss.detach().numpy(), _numpy_loss(new, old, advantages, clip_range), rtol=1e-12)
+
     ahead, behind = (_numpy_loss(new + d, old, advantages, clip_range) for d in (width, -width))
     away = np.abs(np.abs(np.exp(new - old) - 1) - clip_range) > 1e-4  # there is no slope at the clip's corners
+
     np.testing.assert_allclose(parameter.grad.numpy()[away], ((ahead - behind) / (2 * width))[away], atol=1e-8)
     assert 0 < is_clipped(parameter, torch.tensor(old), torch.tensor(advantages), clip_range).sum() < 200

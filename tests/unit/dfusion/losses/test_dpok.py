@@ -14,7 +14,9 @@ def _means(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_kl_by_hand() -> None:
     """Means 0.3 apart everywhere, sigma 0.5: 0.09 / 0.5; half of the pixels 0.3 apart: half of that."""
-    mean, reference, sigma = torch.full((2, 1, 2, 2), 0.3), torch.zeros(2, 1, 2, 2), torch.tensor([0.5, 0.5])
+    mean = torch.full((2, 1, 2, 2), 0.3)
+    reference = torch.zeros(2, 1, 2, 2)
+    sigma = torch.tensor([0.5, 0.5])
     mean[1, 0, 0] = 0
     assert gaussian_kl(mean, reference, sigma).tolist() == [pytest.approx(0.18), pytest.approx(0.09)]
 
@@ -44,7 +46,8 @@ def test_kl_gradient_points_away_from_the_reference() -> None:
     def value(x: np.ndarray) -> float:
         return float(np.mean((x - reference.numpy()) ** 2) / (2 * sigma.item() ** 2))
 
-    start, width = mean.detach().numpy(), 1e-6
+    start = mean.detach().numpy()
+    width = 1e-6
     for place in ((0, 0, 0, 0), (0, 3, 2, 4)):
         shift = np.zeros_like(start)
         shift[place] = width
@@ -53,18 +56,23 @@ def test_kl_gradient_points_away_from_the_reference() -> None:
 
 
 def test_loss_by_hand() -> None:
-    """alpha * -A + beta * KL at the old policy; the clip holds the first term, not the second."""
-    advantage, kl = torch.tensor([2.0]), torch.tensor([0.5])
+    """alpha * -A + beta * KL at the old policy; the clip limits the first term, not the second."""
+    advantage = torch.tensor([2.0])
+    kl = torch.tensor([0.5])
     at_old = dpok_loss(torch.zeros(1), torch.zeros(1), advantage, kl, 0.2, 10.0, 0.01)
+
     assert at_old.item() == pytest.approx(10 * -2 + 0.01 * 0.5)
-    raised, kl = torch.ones(1, requires_grad=True), kl.requires_grad_()
+
+    raised = torch.ones(1, requires_grad=True)
+    kl = kl.requires_grad_()
     loss = dpok_loss(raised, torch.zeros(1), advantage, kl, 0.2, 10.0, 0.01)
     loss.sum().backward()
+
     assert loss.item() == pytest.approx(10 * -2.4 + 0.01 * 0.5)
     assert (raised.grad.item(), kl.grad.item()) == (0, pytest.approx(0.01))
 
 
-def test_what_has_no_divergence() -> None:
+def test_a_divergence_without_noise_is_rejected() -> None:
     mean, reference, sigma = _means()
     with pytest.raises(ScheduleError, match="sigma"):
         gaussian_kl(mean, reference, sigma * 0)
