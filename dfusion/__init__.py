@@ -1,6 +1,6 @@
 """D-Fusion: online preference training of diffusion models on visually consistent pairs.
 
-What users need is importable from here, and imported on first use: `import dfusion` itself imports no torch. Everything
+The public names are importable from here and are loaded on first use, so `import dfusion` imports no torch. Everything
 else is in the submodules.
 """
 
@@ -89,7 +89,7 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, from its module (PEP 562); it is then an attribute like any other."""
+    """Import a public name from its module on first use (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

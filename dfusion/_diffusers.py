@@ -1,6 +1,6 @@
-"""All that this library takes from diffusers and peft; no other module of it imports them.
+"""All imports from diffusers and peft. No other module of this library imports them.
 
-Both import torchvision, which fails beside a CPU-only torch unless `_torchvision_ops` was imported first.
+Both import torchvision, which fails with a CPU-only torch unless `_torchvision_ops` was imported first.
 """
 
 from __future__ import annotations

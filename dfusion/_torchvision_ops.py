@@ -1,10 +1,11 @@
-"""Let torchvision import beside a CPU-only torch.
+"""Make torchvision importable with a CPU-only torch.
 
-PyPI's torchvision is compiled against CUDA builds of torch; with a CPU-only torch its extension does not load, and
-its import then fails with "operator torchvision::nms does not exist": `torchvision._meta_registrations` registers
-fake kernels for operators that nobody has defined. transformers, diffusers and open_clip import torchvision, so they
-would fail with it. Defining the two schemas before torchvision is imported is enough; the operators themselves
-(non-maximum suppression) are not used here. Where the compiled extension loads, nothing is done.
+PyPI's torchvision is compiled against CUDA builds of torch. With a CPU-only torch its extension does not load, and
+`import torchvision` fails with "operator torchvision::nms does not exist". The cause is
+`torchvision._meta_registrations`, which registers fake kernels for operators that are not defined. transformers,
+diffusers and open_clip import torchvision and would fail as well. Defining the two schemas before torchvision is
+imported is sufficient; the operators themselves (non-maximum suppression) are not used here. If the compiled extension
+loads, nothing is done.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ _SCHEMAS = {
 
 
 def _extension_loads() -> bool:
-    """Whether torchvision's own compiled operators can be loaded into this torch."""
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None:
+    """Whether torchvision's compiled operators can be loaded into this torch."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
         return True
-    folder = Path(found.origin).parent
+
+    folder = Path(spec.origin).parent
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         library = folder / f"_C{suffix}"
         if library.exists():
@@ -40,9 +42,9 @@ def _extension_loads() -> bool:
 
 
 def define_missing_ops() -> torch.library.Library | None:
-    """Define `torchvision::nms` and `torchvision::qnms` if, and only if, torchvision cannot. Idempotent.
+    """Define `torchvision::nms` and `torchvision::qnms` if torchvision cannot define them. Idempotent.
 
-    Returns the library that holds the definitions (they live as long as it does), None where nothing was missing.
+    Returns the library that holds the definitions, which exist as long as it does. None if nothing was missing.
     """
     if "torchvision" in sys.modules or hasattr(torch.ops.torchvision, "nms") or _extension_loads():
         return None

@@ -1,4 +1,4 @@
-"""The LoRA adapter on the U-Net's attention, through peft, in the files that stock diffusers loads."""
+"""The LoRA adapter on the U-Net's attention, by peft, in files that stock diffusers loads."""
 
 from __future__ import annotations
 
@@ -28,21 +28,26 @@ from dfusion.errors import CheckpointError, InvalidInputError
 from dfusion.files import read_tensors, write_tensors, write_whole
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The projections of every attention that the adapter changes."""
+"""The adapted projections of every attention layer."""
 METADATA_KEY = "dfusion"
 ADAPTER = "default"
-"""The name under which peft has it."""
+"""The adapter's name in peft."""
 _PREFIX = "unet."
 _PEFT_INIT: Mapping[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
-"""peft's name for each initialisation; it is kept in the adapter's metadata."""
+"""peft's name of each initialisation, as stored in the adapter's metadata."""
 
 
 def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), seed: int = 0) -> None:
-    """Put a fresh trainable adapter on all attentions of `unet` and freeze everything else.
+    """Attach a new trainable adapter to all attention layers of `unet`, and freeze everything else.
 
-    The first matrix, A (down), is drawn from `seed` alone as `config.init` says. The second, B (up), is 0, so the
-    policy is unchanged at first. Both are float32 whatever the U-Net's dtype: steps of the learning rate would be lost
-    in half precision. An adapter that is already attached is replaced.
+    The first matrix, A (down), is initialised from `seed` according to `config.init`. The second, B (up), is 0, so the
+    adapter has no effect at first. Both are float32 for any dtype of the U-Net, since half precision would round
+    updates away. An attached adapter is replaced.
+
+    Args:
+        unet: The U-Net to change in place.
+        config: Rank, alpha and initialisation.
+        seed: Seed of A.
     """
     detach(unet)
     unet.requires_grad_(False)
@@ -52,7 +57,7 @@ def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), s
         init_lora_weights=_PEFT_INIT[config.init],
         target_modules=list(TARGETS),
     )
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; overwritten below
+    with torch.random.fork_rng(devices=[]):  # peft uses the global generator; its values are overwritten below
         unet.add_adapter(settings)
 
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +70,7 @@ def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), s
 
 
 def _initialise(weight: torch.Tensor, config: LoraConfig, generator: torch.Generator) -> None:
-    """Fill A, (rank, in), in place: N(0, 1/rank), a standard deviation, or Kaiming-uniform with bound 1/sqrt(in)."""
+    """Fill A, (rank, in), in place: Gaussian with standard deviation 1/rank, or Kaiming-uniform, bound 1/sqrt(in)."""
     if config.init == "gaussian":
         weight.normal_(std=1 / config.rank, generator=generator)
     else:
@@ -73,7 +78,7 @@ def _initialise(weight: torch.Tensor, config: LoraConfig, generator: torch.Gener
 
 
 def detach(unet: UNet2DConditionModel) -> None:
-    """Take the adapter off; the U-Net is the base model again. Nothing happens where there is none."""
+    """Detach the adapter, which restores the base model. Does nothing without an adapter."""
     if has_lora(unet):
         unet.unload_lora()
 
@@ -84,31 +89,33 @@ def has_lora(unet: UNet2DConditionModel) -> bool:
 
 
 def lora_config(unet: UNet2DConditionModel) -> LoraConfig:
-    """Rank, alpha and initialisation of the attached adapter. Raises InvalidInputError where there is none of ours."""
-    found = getattr(unet, "peft_config", None) or {}
-    if ADAPTER not in found:
-        raise InvalidInputError(f"unet: expected an adapter by attach_lora or load_adapter, got {sorted(found)}")
-    own = found[ADAPTER]
-    return LoraConfig(rank=own.r, alpha=own.lora_alpha, init=_init_of(own.init_lora_weights))
+    """Rank, alpha and initialisation of the attached adapter. Raises InvalidInputError without one from dfusion."""
+    adapters = getattr(unet, "peft_config", None) or {}
+    if ADAPTER not in adapters:
+        raise InvalidInputError(f"unet: expected an adapter by attach_lora or load_adapter, got {sorted(adapters)}")
+    settings = adapters[ADAPTER]
+    return LoraConfig(rank=settings.r, alpha=settings.lora_alpha, init=_init_of(settings.init_lora_weights))
 
 
 def _init_of(init_lora_weights: object) -> Literal["gaussian", "kaiming"]:
-    """The initialisation by peft's name for it."""
+    """The initialisation, by peft's name."""
     return "gaussian" if init_lora_weights == "gaussian" else "kaiming"
 
 
 def lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name. Raises InvalidInputError where no adapter is attached."""
-    found = {name: parameter for name, parameter in unet.named_parameters() if ".lora_" in name}
-    if not found:
-        raise InvalidInputError("unet: expected an attached LoRA adapter, found none; see attach_lora")
-    return found
+    """The adapter's parameters by name. Raises InvalidInputError without an adapter."""
+    parameters = {name: parameter for name, parameter in unet.named_parameters() if ".lora_" in name}
+    if not parameters:
+        raise InvalidInputError("unet: expected an attached LoRA adapter, got none; see attach_lora")
+    return parameters
 
 
 @contextmanager
 def weights_as(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Within the context the parameters have these weights, by name. A forward pass and its backward pass must be both
-    inside or both outside."""
+    """Give the parameters these weights, by name, within the context.
+
+    A forward pass and its backward pass must both be inside the context or both outside.
+    """
     own = {name: parameter.data for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():
@@ -120,18 +127,31 @@ def weights_as(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, tor
 
 
 def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the adapter as safetensors that `load_lora_weights` of stock pipelines loads, whole or not at all.
+    """Write the adapter as safetensors that `load_lora_weights` of stock pipelines loads. The write is atomic.
 
-    `metadata` is kept in the file and given back by `load_adapter`. Equal adapters and metadata give equal bytes.
-    Raises InvalidInputError without an adapter.
+    Equal adapters and metadata give equal bytes.
+
+    Args:
+        unet: The U-Net with the adapter.
+        file: The file to write.
+        metadata: Texts to store in the file. `load_adapter` returns them.
+
+    Raises:
+        InvalidInputError: The U-Net has no adapter.
+
+    Example:
+        >>> from dfusion import MODELS, DiffusionModel, attach_lora, save_adapter
+        >>> model = DiffusionModel.load(MODELS["shapes"].folder)
+        >>> attach_lora(model.unet)
+        >>> save_adapter(model.unet, "adapter.safetensors", {"round": "1"})
     """
     lora_config(unet)
-    settings = unet.peft_config[ADAPTER].to_dict()
+
+    settings = {}
+    for key, value in unet.peft_config[ADAPTER].to_dict().items():
+        settings[_PREFIX + key] = sorted(value) if isinstance(value, set) else value
     about = {
-        LORA_ADAPTER_METADATA_KEY: json.dumps(
-            {_PREFIX + key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()},
-            sort_keys=True,
-        ),
+        LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True),
         METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True),
         "format": "pt",
     }
@@ -149,11 +169,11 @@ def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What an adapter's file holds.
+    """The content of an adapter's file.
 
     weights   by peft's names without a prefix, "down_blocks.0. ... .to_q.lora_A.weight"; (rank, in) and (out, rank)
-    config    its rank and alpha, and how it was initialised where the file says so (else Kaiming, peft's default)
-    metadata  what `save_adapter` was given
+    config    rank, alpha, and the initialisation if the file has it (otherwise Kaiming, peft's default)
+    metadata  the metadata passed to `save_adapter`
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -162,10 +182,10 @@ class AdapterFile:
 
 
 def read_adapter(file: Path) -> AdapterFile:
-    """The adapter of a file that `save_adapter` wrote, or of another in diffusers' format for the U-Net.
+    """Read an adapter that `save_adapter` wrote, or another one in diffusers' format for the U-Net.
 
-    Rank comes from the weights, alpha from the file's metadata (the rank where there is none, as diffusers does).
-    Raises CheckpointError for a file that is damaged or holds no adapter of one rank.
+    The rank comes from the weights. Alpha comes from the file's metadata; without it, alpha is the rank, as in
+    diffusers. Raises CheckpointError for a file that is damaged or has no adapter of a single rank.
     """
     tensors, about = read_tensors(file)
     weights = {key.removeprefix(_PREFIX): value for key, value in tensors.items() if key.startswith(_PREFIX)}
@@ -174,6 +194,7 @@ def read_adapter(file: Path) -> AdapterFile:
     if len(ranks) != 1:
         raise CheckpointError(f"{file}: expected an adapter of one rank, got ranks {sorted(ranks)}")
     (rank,) = ranks
+
     try:
         settings = json.loads(about.get(LORA_ADAPTER_METADATA_KEY, "{}"))
         config = LoraConfig(
@@ -187,12 +208,29 @@ def read_adapter(file: Path) -> AdapterFile:
 
 
 def load_adapter(unet: UNet2DConditionModel, file: Path | str) -> dict[str, str]:
-    """Attach the adapter of a file as a trainable one, in place of any other; returns the file's metadata.
+    """Attach the adapter of a file, ready for training. It replaces an attached adapter.
 
-    Raises CheckpointError for a file that is damaged or does not fit the U-Net (which then has no adapter).
+    Args:
+        unet: The U-Net to change in place.
+        file: A file by `save_adapter`, or another adapter in diffusers' format.
+
+    Returns:
+        The metadata passed to `save_adapter`.
+
+    Raises:
+        CheckpointError: The file is damaged, or does not fit the U-Net (which then has no adapter).
+
+    Example:
+        >>> from dfusion import MODELS, DiffusionModel, attach_lora, load_adapter, save_adapter
+        >>> model = DiffusionModel.load(MODELS["shapes"].folder)
+        >>> attach_lora(model.unet)
+        >>> save_adapter(model.unet, "adapter.safetensors", {"round": "1"})
+        >>> load_adapter(model.unet, "adapter.safetensors")
+        {'round': '1'}
     """
     adapter = read_adapter(Path(file))
     attach_lora(unet, adapter.config)
+
     expected = {name: value.shape for name, value in get_peft_model_state_dict(unet).items()}
     if expected != {name: value.shape for name, value in adapter.weights.items()}:
         detach(unet)

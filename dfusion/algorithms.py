@@ -1,7 +1,7 @@
-"""The algorithms that a training can use, each described in one place. Imports no torch.
+"""The training algorithms, each described in one place. Imports no torch.
 
-Settings are checked, examples chosen, gradients scaled and jobs planned by these descriptions; nothing else knows an
-algorithm by its name. docs/how-to/add-an-algorithm.md shows how to add one.
+The descriptions determine which settings are valid, which examples are used, how gradients are scaled and how jobs are
+planned. No other code depends on an algorithm's name. docs/how-to/add-an-algorithm.md shows how to add one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Algorithm:
                  with its advantage (`TrainingSample`)
     losses       "module:function" of its loss, (RowTerms, TrainingConfig) -> RowLosses (`dfusion.losses.objective`);
                  imported on first use, since it needs torch
-    settings     the fields of `TrainingConfig` that it reads and that not every algorithm reads; a training by another
+    settings     the fields of `TrainingConfig` that only some algorithms read, this one included; a training by another
                  algorithm must leave them at their defaults
-    weight       the setting that the loss's gradient is proportional to; None where there is no such factor
+    weight       the setting to which the loss's gradient is proportional; None if there is none
     """
 
     name: str
@@ -58,9 +58,9 @@ DPOK = Algorithm(
 """Eq. 9."""
 
 ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (DPO, DDPO, DPOK)}
-"""All of them by name."""
+"""All algorithms by name."""
 
 
 def readers(setting: str) -> tuple[str, ...]:
-    """The names of the algorithms that read a setting that not every algorithm reads; empty for any other setting."""
+    """The names of the algorithms that read `setting`. Empty if it is not specific to some algorithms."""
     return tuple(name for name, algorithm in ALGORITHMS.items() if setting in algorithm.settings)

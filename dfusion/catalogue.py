@@ -1,6 +1,6 @@
-"""What comes with dfusion under a name: base models and scorers. Imports no torch.
+"""Base models and scorers that come with dfusion, by name. Imports no torch.
 
-A deployment may add its own. The shapes world's need no download; the others are downloaded when they are first used.
+A deployment can add its own. Those of the shapes world need no download. The others are downloaded on first use.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class ModelEntry:
     """A base model.
 
     folder          a pipeline in diffusers' layout
-    reward          the scorer that trains it unless another is asked for
-    watch           the scorer that watches the training beside the reward and is never trained on
-    scorers         the scorers that can judge its images
+    reward          the default reward, a scorer's name
+    watch           the held-out scorer, which is never trained on
+    scorers         the scorers for its images
     """
 
     name: str
@@ -34,7 +34,7 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class ScorerEntry:
-    """A scorer that `dfusion.rewards.load_scorer` knows."""
+    """A scorer of `dfusion.rewards.load_scorer`."""
 
     name: str
     description: str = ""
@@ -65,12 +65,13 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
 SCORERS: Mapping[str, ScorerEntry] = MappingProxyType(
     {
         "shapes-clip": ScorerEntry("shapes-clip", "Cosine similarity of the shapes world's own CLIP model"),
-        "shapes-judge": ScorerEntry("shapes-judge", "1 where every part of the prompt is in the picture, else 0"),
+        "shapes-judge": ScorerEntry("shapes-judge", "1 if the image shows every part of the prompt, otherwise 0"),
         "clip-vit-h-14": ScorerEntry(
             "clip-vit-h-14", "The paper's reward: cosine similarity of open_clip's ViT-H-14, laion2b_s32b_b79k (4 GB)"
         ),
         "clip-vit-l-14": ScorerEntry(
-            "clip-vit-l-14", "To watch the former: open_clip's ViT-L-14 on other data, datacomp_xl_s13b_b90k (2 GB)"
+            "clip-vit-l-14",
+            "Held-out scorer: open_clip's ViT-L-14, trained on other data, datacomp_xl_s13b_b90k (2 GB)",
         ),
     }
 )

@@ -1,19 +1,19 @@
-"""Every error that dfusion raises on purpose.
+"""All errors that dfusion raises deliberately.
 
 DFusionError
-  InvalidInputError       what was given cannot be worked on
-    ShapeMismatchError    a tensor's shape or dtype is not what its place needs
+  InvalidInputError       an argument is invalid
+    ShapeMismatchError    a tensor has an unexpected shape or dtype
     ItemNotInPromptError  an item is not a word of its prompt
     PromptItemsError      the items of a prompt cannot be found in its text
     ScheduleError         a trained step of the schedule has no noise, or no previous step
-    LayerNotFoundError    the U-Net has no layer of the asked kind
+    LayerNotFoundError    the U-Net has no layer of the requested kind
   ModelNotFoundError      no model of that name, or its files are missing
   NonFiniteError          a loss, score or latent became NaN or infinite
   PolicyMismatchError     log-probs of an immediate replay differ from the recorded ones
-  CheckpointError         a file is damaged, or was made by something else
-  ExportError             an exported model, loaded again, is not what was exported
-  ScorerError             a scorer gave no usable scores
-    ScorerUnavailableError  a scorer cannot be reached now
+  CheckpointError         a file is damaged, or has another format
+  ExportError             an exported model cannot be reloaded, or renders another image
+  ScorerError             a scorer returned no usable scores
+    ScorerUnavailableError  a scorer cannot be reached at the moment
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class DFusionError(Exception):
 
 
 class InvalidInputError(DFusionError):
-    """What was given cannot be worked on; the message says what was expected and what came."""
+    """An argument is invalid. The message names the expected and the actual value."""
 
 
 class ShapeMismatchError(InvalidInputError):
-    """A tensor's shape or dtype is not what its place needs."""
+    """A tensor has an unexpected shape or dtype."""
 
     def __init__(self, name: str, expected: object, got: object) -> None:
         super().__init__(f"{name}: expected {expected}, got {got}")
@@ -42,7 +42,8 @@ class ItemNotInPromptError(InvalidInputError):
     """An item is not a word of its prompt."""
 
     def __init__(self, item: str, prompt: str) -> None:
-        self.item, self.prompt = item, prompt
+        self.item = item
+        self.prompt = prompt
         super().__init__(f"item {item!r} is not in the prompt {prompt!r}")
 
 
@@ -55,7 +56,7 @@ class ScheduleError(InvalidInputError):
 
 
 class LayerNotFoundError(InvalidInputError):
-    """The U-Net has no layer of the asked kind."""
+    """The U-Net has no layer of the requested kind."""
 
 
 class ModelNotFoundError(DFusionError):
@@ -63,17 +64,19 @@ class ModelNotFoundError(DFusionError):
 
 
 class NonFiniteError(DFusionError):
-    """A loss, score or latent became NaN or infinite; the message names the step."""
+    """A loss, score or latent became NaN or infinite. The message names the step."""
 
 
 class PolicyMismatchError(DFusionError):
-    """Log-probs of an immediate replay differ from the recorded ones by more than the tolerance; says at which step.
+    """Log-probs of an immediate replay differ from the recorded ones by more than the tolerance.
 
-    `ratio_by_step` has for each step_index the ratio that is furthest from 1.
+    `ratio_by_step` has, for each step_index, the ratio furthest from 1. The message names the worst step.
     """
 
     def __init__(self, what: str, step_index: int, ratio_by_step: Mapping[int, float], tolerance: float) -> None:
-        self.step_index, self.ratio_by_step, self.tolerance = step_index, ratio_by_step, tolerance
+        self.step_index = step_index
+        self.ratio_by_step = ratio_by_step
+        self.tolerance = tolerance
         ratio = ratio_by_step[step_index]
         super().__init__(
             f"{what}: expected a ratio of 1 within {tolerance:g} at step_index {step_index}, got {ratio:.6g}; network,"
@@ -82,18 +85,18 @@ class PolicyMismatchError(DFusionError):
 
 
 class CheckpointError(DFusionError):
-    """A file is damaged, or was made by something else than what reads it."""
+    """A file is damaged, or has another format than expected."""
 
 
 class ExportError(DFusionError):
-    """An exported model cannot be loaded again, or then gives another image; nothing of it stays."""
+    """An exported model cannot be reloaded, or renders another image. The export is removed."""
 
 
 class ScorerError(DFusionError):
-    """A scorer gave no usable scores."""
+    """A scorer returned no usable scores."""
 
 
 class ScorerUnavailableError(ScorerError):
-    """A scorer cannot be reached now; the same request may succeed later."""
+    """A scorer cannot be reached at the moment. The same request may succeed later."""
 
     retryable = True

@@ -1,10 +1,10 @@
-"""Comparing models by their scores on the same prompts and seeds (sections 4.3 and 4.5; table 1). Imports no torch.
+"""Compare models by their scores on the same prompts and seeds (sections 4.3 and 4.5; table 1). Imports no torch.
 
-Scores of one prompt are alike, so the prompts are what a result is uncertain over: confidence intervals come from a
-bootstrap that draws prompts, each with all its samples, with replacement (B. Efron and R. Tibshirani, "An Introduction
-to the Bootstrap", 1993, chapter 13: percentile intervals). All models are scored on the same images' seeds, and
-differences are taken image by image before they are averaged. Where a setting was trained several times, from other
-seeds, trainings are resampled, too (`Bootstrap.crossed_interval`).
+Scores of one prompt are similar, so prompts are the unit of uncertainty. Confidence intervals come from a bootstrap
+that resamples prompts, each with all its samples, with replacement (B. Efron and R. Tibshirani, "An Introduction to the
+Bootstrap", 1993, chapter 13: percentile intervals). All models are scored on the same seeds, and differences are
+computed per image before they are averaged. If a setting was trained several times, with different seeds, trainings are
+resampled as well (`Bootstrap.crossed_interval`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
 from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
 
-_DRAWS_AT_ONCE = 1 << 20
-"""Numbers that a bootstrap holds at once."""
+_CHUNK = 1 << 20
+"""Numbers that a bootstrap holds in memory."""
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One score. `scorer` should name the version too, "clip-vit-h-14@laion2b_s32b_b79k": versions do not compare."""
+    """One score. `scorer` should include the version, as in "clip-vit-h-14@laion2b_s32b_b79k"."""
 
     model: str
     prompt: str
@@ -34,10 +35,10 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The scores of M models on P prompts, with S seeds a prompt, by R scorers.
+    """The scores of M models on P prompts, with S seeds per prompt, by R scorers.
 
     models, prompts, scorers  their names, each once
-    seeds                     for each prompt its S seeds, the same for all models
+    seeds                     the S seeds of each prompt, the same for all models
     values                    (M, P, S, R) float64, finite
     """
 
@@ -51,11 +52,13 @@ class ScoreTable:
         for name, names in (("models", self.models), ("prompts", self.prompts), ("scorers", self.scorers)):
             if not names or len(set(names)) != len(names):
                 raise InvalidInputError(f"{name}: expected at least one and each once, got {list(names)}")
+
         if len(self.seeds) != len(self.prompts):
             raise InvalidInputError(f"seeds: expected those of {len(self.prompts)} prompts, got {len(self.seeds)}")
         counts = {len(seeds) for seeds in self.seeds}
         if len(counts) != 1 or 0 in counts:
             raise InvalidInputError(f"seeds: expected the same number for every prompt, got {sorted(counts)}")
+
         shape = (len(self.models), len(self.prompts), counts.pop(), len(self.scorers))
         if self.values.shape != shape:
             raise ShapeMismatchError("values", shape, self.values.shape)
@@ -64,51 +67,59 @@ class ScoreTable:
 
     @classmethod
     def from_rows(cls, rows: Iterable[ScoreRow]) -> ScoreTable:
-        """The table of all rows; models, prompts, seeds and scorers in the order in which they first come.
+        """The table of all rows. Models, prompts, seeds and scorers are in the order of their first occurrence.
 
-        Raises InvalidInputError where there are no rows, a score is missing (every model needs every prompt's seeds
-        by every scorer) or comes twice, or prompts have different numbers of seeds.
+        Raises InvalidInputError without rows, if a score is missing (every model needs all seeds of all prompts by all
+        scorers) or duplicated, or if prompts have different numbers of seeds.
         """
-        found: dict[tuple[str, str, int, str], float] = {}
+        # 1. the scores by key
+        scores: dict[tuple[str, str, int, str], float] = {}
         for row in rows:
             key = (row.model, row.prompt, row.seed, row.scorer)
-            if key in found:
+            if key in scores:
                 raise InvalidInputError(f"rows: expected one score of {key}, got two")
-            found[key] = row.value
-        if not found:
+            scores[key] = row.value
+        if not scores:
             raise InvalidInputError("rows: expected at least one score, got none")
-        models = tuple(dict.fromkeys(model for model, _, _, _ in found))
-        scorers = tuple(dict.fromkeys(scorer for _, _, _, scorer in found))
-        seeds: dict[str, dict[int, None]] = {}
-        for _, prompt, seed, _ in found:
-            seeds.setdefault(prompt, {})[seed] = None
-        images = [(prompt, seed) for prompt, own in seeds.items() for seed in own]
-        keys = [(model, prompt, seed, scorer) for model in models for prompt, seed in images for scorer in scorers]
-        for key in keys:
-            if key not in found:
-                raise InvalidInputError(f"rows: expected the same prompts and seeds for all, got no score of {key}")
-        own_seeds = tuple(tuple(own) for own in seeds.values())
-        counts = {len(own) for own in own_seeds}
+
+        # 2. the axes of the table
+        models = tuple(dict.fromkeys(model for model, _, _, _ in scores))
+        scorers = tuple(dict.fromkeys(scorer for _, _, _, scorer in scores))
+        seeds_of: dict[str, dict[int, None]] = {}
+        for _, prompt, seed, _ in scores:
+            seeds_of.setdefault(prompt, {})[seed] = None
+
+        # 3. the values, each exactly once
+        values = []
+        for model, prompt in product(models, seeds_of):
+            for seed, scorer in product(seeds_of[prompt], scorers):
+                key = (model, prompt, seed, scorer)
+                if key not in scores:
+                    raise InvalidInputError(f"rows: expected the same prompts and seeds for all, got no score of {key}")
+                values.append(scores[key])
+        seeds = tuple(map(tuple, seeds_of.values()))
+        counts = set(map(len, seeds))
         if len(counts) != 1:
             raise InvalidInputError(f"rows: expected as many seeds for every prompt, got {sorted(counts)}")
-        values = np.array([found[key] for key in keys], dtype=np.float64)
+
         shape = (len(models), len(seeds), counts.pop(), len(scorers))
-        return cls(models, tuple(seeds), own_seeds, scorers, values.reshape(shape))
+        return cls(models, tuple(seeds_of), seeds, scorers, np.array(values, dtype=np.float64).reshape(shape))
 
     def of_prompts(self, prompts: Sequence[str]) -> ScoreTable:
-        """The table of these prompts alone, in this order. Raises InvalidInputError for prompts that it lacks."""
-        chosen = [_place(prompt, self.prompts, "prompt") for prompt in prompts]
-        seeds = tuple(self.seeds[i] for i in chosen)
-        return ScoreTable(self.models, tuple(prompts), seeds, self.scorers, self.values[:, chosen])
+        """The table of these prompts only, in this order. Raises InvalidInputError for unknown prompts."""
+        indices = [_index(prompt, self.prompts, "prompt") for prompt in prompts]
+        seeds = tuple(self.seeds[i] for i in indices)
+        return ScoreTable(self.models, tuple(prompts), seeds, self.scorers, self.values[:, indices])
 
     def scores(self, model: str, scorer: str) -> np.ndarray:
-        """(P, S) float64 of one model by one scorer. Raises InvalidInputError for names that the table lacks."""
-        place = _place(model, self.models, "model"), _place(scorer, self.scorers, "scorer")
-        found: np.ndarray = self.values[place[0], :, :, place[1]]
-        return found
+        """(P, S) float64 of one model by one scorer. Raises InvalidInputError for unknown names."""
+        model_index = _index(model, self.models, "model")
+        scorer_index = _index(scorer, self.scorers, "scorer")
+        scores: np.ndarray = self.values[model_index, :, :, scorer_index]
+        return scores
 
 
-def _place(name: str, names: Sequence[str], kind: str) -> int:
+def _index(name: str, names: Sequence[str], kind: str) -> int:
     if name not in names:
         raise InvalidInputError(f"{kind}: expected one of {list(names)}, got {name!r}")
     return list(names).index(name)
@@ -116,7 +127,7 @@ def _place(name: str, names: Sequence[str], kind: str) -> int:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made: their confidence, how many resamples, and the seed of the draws."""
+    """How intervals are computed: their confidence, the number of resamples, and the seed."""
 
     confidence: float = 0.95
     resamples: int = 10_000
@@ -127,25 +138,27 @@ class Bootstrap:
             raise InvalidInputError(f"expected 0 < confidence < 1, resamples >= 1, seed >= 0, got {self}")
 
     def interval(self, values: np.ndarray) -> tuple[float, float] | None:
-        """The percentile interval of the mean of `values` (n,), resampled with replacement; None for a single one.
+        """The percentile interval of the mean of `values` (n,), resampled with replacement. None if n is 1.
 
-        The same seed and n draw the same rows, so intervals of different models rest on the same resamples.
+        The same seed and n give the same resamples, so intervals of different models are comparable.
         """
         if len(values) < 2:
             return None
-        rng, means = np.random.default_rng(self.seed), np.empty(self.resamples)
-        step = max(1, _DRAWS_AT_ONCE // len(values))
+
+        rng = np.random.default_rng(self.seed)
+        means = np.empty(self.resamples)
+        step = max(1, _CHUNK // len(values))
         for start in range(0, self.resamples, step):
             stop = min(start + step, self.resamples)
             means[start:stop] = values[rng.integers(len(values), size=(stop - start, len(values)))].mean(1)
         return self._percentiles(means)
 
     def crossed_interval(self, values: np.ndarray) -> tuple[float, float] | None:
-        """The percentile interval of the mean of `values` (R, P), with R trainings and P prompts resampled apart.
+        """The percentile interval of the mean of `values` (R, P), with R trainings and P prompts resampled separately.
 
-        Every training is measured on every prompt, so the two are crossed: rows and columns are drawn independently
-        (A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007). A single row or column is
-        not resampled; None where there is a single value. Equal shapes are resampled alike.
+        Every training is measured on every prompt, so rows and columns are crossed and resampled independently (A. B.
+        Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007). A single row or column is not
+        resampled. None for a single value. Equal shapes have the same resamples.
         """
         if values.size < 2:
             return None
@@ -160,7 +173,7 @@ class Bootstrap:
 
 @lru_cache(maxsize=8)
 def _shares(seed: int, axis: int, n: int, resamples: int) -> np.ndarray:
-    """(resamples, n) float64: the share that each of n has in a resample with replacement. Not to be changed."""
+    """(resamples, n) float64: the share of each of n elements in a resample with replacement. Read-only."""
     shares = np.random.default_rng([seed, axis]).multinomial(n, np.full(n, 1 / n), resamples) / n
     shares.flags.writeable = False
     return shares
@@ -168,7 +181,7 @@ def _shares(seed: int, axis: int, n: int, resamples: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` images, with its interval; None where there is nothing to resample."""
+    """A mean over `count` images, with its interval. None if there is nothing to resample."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -177,7 +190,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Summary:
-    """One model by one scorer: over all prompts (resampled by prompt), and each prompt (resampled by image)."""
+    """One model by one scorer: over all prompts (resampled by prompt), and for each prompt (resampled by image)."""
 
     model: str
     scorer: str
@@ -187,7 +200,7 @@ class Summary:
 
 def summarise(table: ScoreTable, bootstrap: Bootstrap = Bootstrap()) -> tuple[Summary, ...]:
     """Every model by every scorer, models first (figure 6 and table 1 are such means)."""
-    return tuple(_summary(table, model, scorer, bootstrap) for model in table.models for scorer in table.scorers)
+    return tuple(_summary(table, model, scorer, bootstrap) for model, scorer in product(table.models, table.scorers))
 
 
 def _summary(table: ScoreTable, model: str, scorer: str, bootstrap: Bootstrap) -> Summary:
@@ -200,13 +213,13 @@ def _summary(table: ScoreTable, model: str, scorer: str, bootstrap: Bootstrap) -
 
 
 def _over_prompts(values: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-    """The mean of values (P, S), resampled by prompt: prompts have equally many images, so means of means are means."""
+    """The mean of values (P, S), resampled by prompt. All prompts have S images, so the mean of means is the mean."""
     return Estimate(float(values.mean()), bootstrap.interval(values.mean(1)), values.size)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """On how many prompts (or images) the one is better, worse, or equal."""
+    """The numbers of prompts (or images) on which the model is better, worse, or equal."""
 
     better: int
     worse: int
@@ -214,9 +227,10 @@ class Counts:
 
     @property
     def chance(self) -> float:
-        """The two-sided sign test: how likely so uneven a split is where both are equally good; 1 without any."""
-        decided, fewer = self.better + self.worse, min(self.better, self.worse)
-        tail = term = 1  # binomials one from the other
+        """The p-value of the two-sided sign test. It is 1 if nothing was decided."""
+        decided = self.better + self.worse
+        fewer = min(self.better, self.worse)
+        tail = term = 1  # each binomial coefficient from the previous one
         for k in range(fewer):
             term = term * (decided - k) // (k + 1)
             tail += term
@@ -225,7 +239,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against a baseline by one scorer: mean difference (positive: the model is better), and who wins where."""
+    """A model against a baseline by one scorer: the mean difference (positive: the model is better), and the wins."""
 
     model: str
     baseline: str
@@ -238,12 +252,24 @@ class Comparison:
 def compare(
     table: ScoreTable, model: str, baseline: str, scorer: str, bootstrap: Bootstrap = Bootstrap()
 ) -> Comparison:
-    """Paired by prompt and seed: the difference of each image is taken first, then resampled by prompt.
+    """Compare a model with a baseline, paired by prompt and seed.
 
-    Raises InvalidInputError for names that the table lacks, or a model against itself.
+    Args:
+        table: The scores of both models.
+        model: The model.
+        baseline: The model to compare with.
+        scorer: Whose scores to compare.
+        bootstrap: How the interval is computed. Differences per image are resampled by prompt.
+
+    Returns:
+        The mean difference with its interval, and the numbers of prompts and images won.
+
+    Raises:
+        InvalidInputError: Names that the table lacks, or a model compared with itself.
     """
     if model == baseline:
         raise InvalidInputError(f"baseline: expected another model than {model!r}, got the same")
+
     differences = table.scores(model, scorer) - table.scores(baseline, scorer)
     return Comparison(
         model,
@@ -256,5 +282,6 @@ def compare(
 
 
 def _counts(differences: np.ndarray) -> Counts:
-    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    better = int((differences > 0).sum())
+    worse = int((differences < 0).sum())
     return Counts(better, worse, differences.size - better - worse)

@@ -1,4 +1,4 @@
-"""Adapters in the forms that other programs read. Each export is loaded again by stock diffusers before it counts.
+"""Export adapters in formats that other programs read. Each export is verified by reloading it in stock diffusers.
 
 diffusers  one file, LoRA as `load_lora_weights` reads it
 kohya      one file, LoRA in the keys of kohya's trainer, as ComfyUI and A1111 (and `load_lora_weights`) read them
@@ -27,14 +27,14 @@ from dfusion.sources import locate
 
 ExportFormat = Literal["diffusers", "kohya", "merged"]
 TOLERANCE = 1 / 255
-"""The largest difference of two images, in [0, 1], that are called the same."""
+"""The largest difference of two images, in [0, 1], that count as equal."""
 ROUNDING = 1e-5
-"""The largest difference that arithmetic alone explains, for adapters that change next to nothing."""
+"""The largest difference due to floating-point rounding, for adapters with almost no effect."""
 
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """The image by which an export is checked: the pipeline's own scheduler, float32, the U-Net's own size."""
+    """The image that verifies an export: the pipeline's own scheduler, float32, the U-Net's own size."""
 
     prompt: str = "a red circle"
     seed: int = 0
@@ -44,11 +44,11 @@ class ImageCheck:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What the check of an export showed, as largest differences of images in [0, 1].
+    """The result of an export's verification, as largest differences of images in [0, 1].
 
-    difference  between the image with the adapter and the one with the export
-    effect      between the image with the adapter and the one without; twice the difference or more, unless it is
-                ROUNDING, so that an export without the adapter cannot pass
+    difference  between the image with the adapter and the image with the export
+    effect      between the image with the adapter and the image without it; at least twice the difference, unless the
+                difference is within ROUNDING, so that an export without the adapter cannot pass
     """
 
     difference: float
@@ -64,17 +64,33 @@ def export_adapter(
     device: str = "cpu",
     check: ImageCheck = ImageCheck(),
 ) -> ExportReport:
-    """Write the adapter of the file `adapter`, which was trained on `model`, to `path` in the given form.
+    """Write an adapter to `path` in the given form, in float32.
 
-    `model` is named as for `DiffusionModel.load`; everything is float32. The export is loaded again into a fresh stock
-    pipeline and must give the same image as the adapter, within TOLERANCE and half the adapter's own effect. Raises
-    ExportError if it does not, and nothing stays; InvalidInputError for an unknown form or where `path` is taken;
-    CheckpointError for a file that is no adapter or does not fit the model; ModelNotFoundError.
+    The export is reloaded into a new stock pipeline. It must render the same image as the adapter, within TOLERANCE and
+    half the adapter's own effect.
+
+    Args:
+        model: The base model that the adapter was trained on, as for `DiffusionModel.load`.
+        adapter: The adapter's file, from `save_adapter`.
+        path: The file or folder to write. It must not exist.
+        form: "diffusers", "kohya" or "merged".
+        device: Where the verification renders.
+        check: The image to render.
+
+    Returns:
+        The differences that the verification measured.
+
+    Raises:
+        ExportError: The export cannot be reloaded or renders another image. Nothing is left at `path`.
+        InvalidInputError: An unknown form, or an existing `path`.
+        CheckpointError: `adapter` is no adapter, or does not fit the model.
+        ModelNotFoundError: There is no such model.
     """
     if form not in _WRITERS:
         raise InvalidInputError(f"form: expected one of {list(_WRITERS)}, got {form!r}")
     if path.exists():
-        raise InvalidInputError(f"path: expected a free name, got {path}, which is there already")
+        raise InvalidInputError(f"path: expected a path that does not exist, got {path}, which exists")
+
     folder = locate(model).folder
     expected, effect = _expected(folder, adapter, device, check)
     difference = 0.0
@@ -83,11 +99,11 @@ def export_adapter(
         nonlocal difference
         try:
             _WRITERS[form](folder, adapter, temporary)
-            found = _image(_reloaded(form, folder, temporary).to(device), check)
+            image = _image(_reloaded(form, folder, temporary).to(device), check)
         except (DFusionError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-            raise ExportError(f"{form} export of {adapter}: cannot be loaded again: {error!r}") from error
-        difference = float(np.abs(found - expected).max())
-        if not difference <= min(TOLERANCE, max(effect / 2, ROUNDING)):  # NaN is not
+            raise ExportError(f"{form} export of {adapter}: cannot be reloaded: {error!r}") from error
+        difference = float(np.abs(image - expected).max())
+        if not difference <= min(TOLERANCE, max(effect / 2, ROUNDING)):  # also raises for NaN
             raise ExportError(f"{form} export of {adapter}: expected the same image, got a difference of {difference}")
 
     write_whole(path, write)
@@ -95,7 +111,7 @@ def export_adapter(
 
 
 def _expected(folder: Path, adapter: Path, device: str, check: ImageCheck) -> tuple[np.ndarray, float]:
-    """The image with the adapter, and how much the adapter changes in it."""
+    """The image with the adapter, and the largest difference that the adapter makes."""
     pipeline = load_pipeline(folder).to(device)
     plain = _image(pipeline, check)
     load_adapter(pipeline.unet, adapter)
@@ -104,7 +120,7 @@ def _expected(folder: Path, adapter: Path, device: str, check: ImageCheck) -> tu
 
 
 def _reloaded(form: ExportFormat, folder: Path, exported: Path) -> Pipeline:
-    """A fresh stock pipeline with the export."""
+    """A new stock pipeline with the export."""
     if form == "merged":
         return load_pipeline(exported)
     pipeline = load_pipeline(folder)
@@ -115,62 +131,67 @@ def _reloaded(form: ExportFormat, folder: Path, exported: Path) -> Pipeline:
 def _image(pipeline: Pipeline, check: ImageCheck) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
-    made = pipeline(
+    output = pipeline(
         check.prompt,
         num_inference_steps=check.num_steps,
         guidance_scale=check.guidance_scale,
         generator=torch.Generator().manual_seed(check.seed),
         output_type="np",
     )
-    return made.images[0]  # type: ignore[no-any-return]
+    return output.images[0]  # type: ignore[no-any-return]
 
 
 def _write_diffusers(_folder: Path, adapter: Path, out: Path) -> None:
-    """Adapters are kept in this form."""
+    """Copy the file: adapters are stored in this form."""
     shutil.copyfile(adapter, out)
 
 
 def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
-    """lora_down (r, in), lora_up (out, r) and alpha () for each module."""
-    unet, read = _config(folder, "unet/config.json"), read_adapter(adapter)
+    """Write lora_down (r, in), lora_up (out, r) and alpha () for each module."""
+    unet = _config(folder, "unet/config.json")
+    content = read_adapter(adapter)
+
     tensors: dict[str, torch.Tensor] = {}
-    for key, value in read.weights.items():
+    for key, value in content.weights.items():
         module, _, matrix = key.rpartition(".lora_")
-        named = original_name(module, unet["layers_per_block"]) if _is_xl(unet) else module
-        name = "lora_unet_" + named.replace(".", "_")
+        module = original_name(module, unet["layers_per_block"]) if _is_xl(unet) else module
+        name = "lora_unet_" + module.replace(".", "_")
         tensors[f"{name}.{_KOHYA_MATRICES[matrix]}"] = value
-        tensors[f"{name}.alpha"] = torch.tensor(read.config.alpha)
-    write_tensors(out, tensors, _kohya_metadata(folder, unet, read))
+        tensors[f"{name}.alpha"] = torch.tensor(content.config.alpha)
+    write_tensors(out, tensors, _kohya_metadata(folder, unet, content))
 
 
 _KOHYA_MATRICES = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}
 
 
 def original_name(module: str, layers_per_block: int) -> str:
-    """A transformer's module of an SDXL U-Net by its name in the original code, which kohya's SDXL keys use.
+    """The original code's name of a transformer module of an SDXL U-Net. kohya's SDXL keys use it.
 
-    There all layers of the down (up) blocks are counted through, a down- or up-sampler being one, and every layer's
-    transformer is its part 1: "down_blocks.1.attentions.0.x" is "input_blocks.4.1.x", "up_blocks.0.attentions.2.x" is
-    "output_blocks.2.1.x", "mid_block.attentions.0.x" is "middle_block.1.x". Raises InvalidInputError for others.
+    The original code numbers all layers of the down (up) blocks consecutively, including down- and up-samplers. A
+    layer's transformer is its part 1. Examples: "down_blocks.1.attentions.0.x" is "input_blocks.4.1.x",
+    "up_blocks.0.attentions.2.x" is "output_blocks.2.1.x", "mid_block.attentions.0.x" is "middle_block.1.x". Raises
+    InvalidInputError for other modules.
     """
     if middle := re.fullmatch(r"mid_block\.attentions\.0\.(.+)", module):
         return f"middle_block.1.{middle[1]}"
     side = re.fullmatch(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.+)", module)
     if side is None:
-        raise InvalidInputError(f"module: expected one of a transformer in the U-Net, got {module!r}")
+        raise InvalidInputError(f"module: expected a module of a transformer in the U-Net, got {module!r}")
+
     number = int(side[2]) * (layers_per_block + 1) + int(side[3])
     return f"input_blocks.{number + 1}.1.{side[4]}" if side[1] == "down" else f"output_blocks.{number}.1.{side[4]}"
 
 
-def _kohya_metadata(folder: Path, unet: Mapping[str, Any], read: AdapterFile) -> dict[str, str]:
-    """What kohya's trainer writes and A1111 reads: it lists a LoRA only for the model version that this names."""
+def _kohya_metadata(folder: Path, unet: Mapping[str, Any], content: AdapterFile) -> dict[str, str]:
+    """The metadata that kohya's trainer writes. A1111 lists a LoRA only for the model version named there."""
     about = {
         "format": "pt",
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(read.config.rank),
-        "ss_network_alpha": str(read.config.alpha),
-        METADATA_KEY: json.dumps(dict(read.metadata), sort_keys=True),
+        "ss_network_dim": str(content.config.rank),
+        "ss_network_alpha": str(content.config.alpha),
+        METADATA_KEY: json.dumps(dict(content.metadata), sort_keys=True),
     }
+
     velocity = _config(folder, "scheduler/scheduler_config.json").get("prediction_type") == "v_prediction"
     versions = {768: "sd_v1", 1024: "sd_v2_v" if velocity else "sd_v2"}
     version = "sdxl_base_v1-0" if _is_xl(unet) else versions.get(unet["cross_attention_dim"])
@@ -184,17 +205,19 @@ def _is_xl(unet: Mapping[str, Any]) -> bool:
 
 
 def _config(folder: Path, name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
-    return loaded
+    config: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
+    return config
 
 
 def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
-    """The pipeline in float32, W + alpha / rank * B A in place of W; no paths of this machine in its configs."""
+    """Write the pipeline in float32, with W + alpha / rank * B A in place of W."""
     pipeline = load_pipeline(folder)
     load_adapter(pipeline.unet, adapter)
     pipeline.unet.fuse_lora(safe_fusing=True)
     detach(pipeline.unet)
     pipeline.save_pretrained(str(out))
+
+    # diffusers writes local paths into the configs
     for file in (out / "model_index.json", *out.glob("*/config.json")):
         config = json.loads(file.read_text("utf-8"))
         config.pop("_name_or_path", None)

@@ -1,8 +1,8 @@
-"""What a pipeline's files say of it, read without torch: the U-Net's layers, how many tokens a prompt may have, which
-image sizes the VAE decodes to, and how few denoising steps make sense.
+"""Properties of a pipeline, read from its files without torch.
 
-It lets a service refuse early what the model would refuse when it is loaded. Files that say nothing that is understood
-give no facts, and no errors: whoever loads the model names what is wrong with them.
+They are the U-Net's layers, the maximum prompt length, the image sizes of the VAE and the minimum number of denoising
+steps. A service uses them to reject early what the model would reject later. Files that cannot be interpreted give no
+facts and raise no error: loading the model reports what is wrong with them.
 """
 
 from __future__ import annotations
@@ -29,32 +29,33 @@ _HAS_CROSS_ATTENTION = {
     "UpBlock2D": False,
     "CrossAttnUpBlock2D": True,
 }
-"""By diffusers' names of blocks; with another one nothing is said of a U-Net's layers."""
+"""By diffusers' block names. With any other block the layers of a U-Net are unknown."""
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-"""How CLIP's tokenizer parts text before it merges letters."""
-_BESIDE_THE_PROMPT = 2
+"""How CLIP's tokenizer splits text before it merges letters."""
+_SPECIAL_TOKENS = 2
 """BOS and EOS."""
 
 
 @dataclass(frozen=True)
 class PromptLength:
-    """How many tokens a prompt may have beside BOS and EOS, and how they are counted."""
+    """The maximum number of tokens of a prompt, without BOS and EOS, and the tokenizer that counts them."""
 
     most: int
     _tokenizer: Tokenizer
 
     def of(self, text: str) -> int:
-        """The number of the text's tokens."""
+        """The number of tokens of the text."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True)
 class PipelineFacts:
-    """What is known of a pipeline; None is not known.
+    """Known properties of a pipeline. None: unknown.
 
-    layers            where the layers are that `dfusion.attention.layers.find_layers` finds, in its order
-    pixels_per_latent how many pixels of the image one latent pixel is wide
-    fewest_steps      the smallest number of denoising steps that `dfusion.ddim.Schedule` accepts
+    layers            positions of the layers that `dfusion.attention.layers.find_layers` finds, in its order
+    prompt_length     maximum prompt length
+    pixels_per_latent width of a latent pixel in image pixels
+    fewest_steps      minimum number of denoising steps that `dfusion.ddim.Schedule` accepts
     """
 
     layers: tuple[Part, ...] | None
@@ -63,17 +64,17 @@ class PipelineFacts:
     fewest_steps: int | None = None
 
     def require_layers(self, config: FusionConfig) -> None:
-        """Raises LayerNotFoundError for layers that the U-Net is known not to have."""
+        """Raise LayerNotFoundError for layers that the U-Net is known not to have."""
         if self.layers is None:
             return
         if "up" not in self.layers:
             raise LayerNotFoundError("the U-Net has no up block with cross-attention")
-        wanted = config.layers
-        if wanted != "middle+up" and (not wanted or not set(wanted) <= set(range(len(self.layers)))):
-            raise LayerNotFoundError(f"expected indices within 0 to {len(self.layers) - 1}, got {list(wanted)}")
+        requested = config.layers
+        if requested != "middle+up" and (not requested or not set(requested) <= set(range(len(self.layers)))):
+            raise LayerNotFoundError(f"expected indices within 0 to {len(self.layers) - 1}, got {list(requested)}")
 
     def sampling_problems(self, sampling: SamplingConfig) -> Iterator[tuple[str, str]]:
-        """The settings of `sampling` that the pipeline is known to refuse, each with the reason."""
+        """The settings of `sampling` that the pipeline is known to reject, each with the reason."""
         if self.fewest_steps is not None and sampling.num_steps < self.fewest_steps:
             yield "num_steps", f"expected at least {self.fewest_steps} with this scheduler, got {sampling.num_steps}"
         for side in ("height", "width"):
@@ -86,7 +87,7 @@ class PipelineFacts:
 
 
 def require_size(side: Literal["height", "width"], pixels: int | None, pixels_per_latent: int) -> None:
-    """Raises InvalidInputError for a number of pixels that no latent decodes to, naming the nearest that are."""
+    """Raise InvalidInputError, naming the nearest valid sizes, if no latent decodes to this number of pixels."""
     if pixels is None or pixels % pixels_per_latent == 0:
         return
     below = pixels // pixels_per_latent * pixels_per_latent
@@ -95,7 +96,7 @@ def require_size(side: Literal["height", "width"], pixels: int | None, pixels_pe
 
 
 def read_facts(folder: Path) -> PipelineFacts:
-    """What the files of a pipeline in diffusers' layout say."""
+    """The properties of a pipeline in diffusers' layout."""
     return PipelineFacts(
         layers=_layers(_json(folder / "unet" / "config.json")),
         prompt_length=_prompt_length(folder / "tokenizer"),
@@ -105,21 +106,23 @@ def read_facts(folder: Path) -> PipelineFacts:
 
 
 def _json(file: Path) -> Mapping[str, Any]:
-    """The object in the file; empty where there is none."""
+    """The JSON object in the file. Empty if there is none."""
     try:
-        found = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _layers(unet: Mapping[str, Any]) -> tuple[Part, ...] | None:
-    down, up = unet.get("down_block_types"), unet.get("up_block_types")
+    down = unet.get("down_block_types")
+    up = unet.get("up_block_types")
     middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn")
     if not isinstance(down, list) or not isinstance(up, list) or unet.get("dual_cross_attention"):
         return None
     if not _all_positive(unet.get("transformer_layers_per_block", 1)):
         return None
+
     blocks: list[tuple[Part, object]] = [("down", name) for name in down]
     blocks += [("middle", middle)] if middle is not None else []
     blocks += [("up", name) for name in up]
@@ -129,20 +132,21 @@ def _layers(unet: Mapping[str, Any]) -> tuple[Part, ...] | None:
 
 
 def _all_positive(numbers: object) -> bool:
-    """Whether no block is without a transformer, whatever its name says."""
+    """Whether every block has a transformer."""
     if isinstance(numbers, list):
         return all(_all_positive(number) for number in numbers)
     return isinstance(numbers, int) and numbers > 0
 
 
 def _pixels_per_latent(vae: Mapping[str, Any]) -> int | None:
-    """The VAE halves an image between each two of its levels."""
+    """The VAE halves an image between two consecutive levels."""
     widths = vae.get("block_out_channels")
     return 2 ** (len(widths) - 1) if isinstance(widths, list) and widths else None
 
 
 def _fewest_steps(scheduler: Mapping[str, Any]) -> int | None:
-    """The smallest number of steps whose first timestep is noisy enough for x_T; defaults are those of diffusers."""
+    """The smallest number of steps whose first timestep has enough noise for x_T. The defaults are diffusers'."""
+    # 1. the scheduler's settings
     total = scheduler.get("num_train_timesteps")
     offset = scheduler.get("steps_offset", 0)
     start = scheduler.get("beta_start", 0.0001)
@@ -154,6 +158,7 @@ def _fewest_steps(scheduler: Mapping[str, Any]) -> int | None:
     if scheduler.get("trained_betas") is not None or scheduler.get("rescale_betas_zero_snr"):
         return None
 
+    # 2. the first timestep with enough noise
     match scheduler.get("beta_schedule", "linear"):
         case "linear":
             betas = np.linspace(start, end, total)
@@ -165,6 +170,7 @@ def _fewest_steps(scheduler: Mapping[str, Any]) -> int | None:
     if len(noisy) == 0:
         return None
 
+    # 3. the first number of steps that starts there
     match scheduler.get("timestep_spacing", "leading"):
         case "leading":
             firsts = ((steps, (steps - 1) * (total // steps) + offset) for steps in range(1, total + 1))
@@ -182,23 +188,26 @@ def _prompt_length(folder: Path) -> PromptLength | None:
     if not isinstance(length, int) or config.get("tokenizer_class") not in ("CLIPTokenizer", "CLIPTokenizerFast"):
         return None
     tokenizer = _tokenizer(folder)
-    return None if tokenizer is None else PromptLength(length - _BESIDE_THE_PROMPT, tokenizer)
+    return None if tokenizer is None else PromptLength(length - _SPECIAL_TOKENS, tokenizer)
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
-    """CLIP's tokenizer from its one file, or from its vocabulary and merges."""
-    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    """CLIP's tokenizer from tokenizer.json, or from its vocabulary and merges."""
+    single_file = folder / "tokenizer.json"
+    vocabulary = folder / "vocab.json"
+    merges = folder / "merges.txt"
     try:
-        if whole.is_file():
-            tokenizer = Tokenizer.from_file(str(whole))
+        if single_file.is_file():
+            tokenizer = Tokenizer.from_file(str(single_file))
             tokenizer.no_truncation()
             tokenizer.no_padding()
             return tokenizer
         if not vocabulary.is_file() or not merges.is_file():
             return None
         model = BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token="<|endoftext|>")
-    except Exception:  # tokenizers raises nothing narrower
+    except Exception:  # tokenizers raises plain Exception
         return None
+
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

@@ -1,4 +1,4 @@
-"""What is measured on a pair: how much the target gained, and how close it stayed to its base."""
+"""Metrics of a pair: how much reward the target gained, and how close it is to its base."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dfusion.pairing import adopt
 from dfusion.types import Trajectory
 
 PSNR_MAX = 100.0
-"""Decibels that stand for images without any difference."""
+"""The value in decibels for identical images."""
 
 ByPlace = Mapping[str, Mapping[str, float | None]]
-"""By comparison ("target_to_base", "reference_to_base") and by place ("inside" or "outside" the mask); None where the
-mask leaves no such place."""
+"""By comparison ("target_to_base", "reference_to_base") and by region ("inside" or "outside" the mask). None if the
+region is empty."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of a pair's samples: its clean latents (C, h, w), its image (H, W, 3) uint8 and its score."""
+    """A sample of a pair: its clean latents (C, h, w), its image (H, W, 3) uint8 and its score."""
 
     latents: torch.Tensor
     image: np.ndarray
@@ -36,9 +36,9 @@ class Side:
 
 @dataclass(frozen=True)
 class PairFigures:
-    """One pair in numbers. A place counts inside as far as the mask says, and outside with what is left of 1.
+    """The metrics of one pair. A pixel's weight is the mask's value inside, and 1 minus it outside.
 
-    margin           score of the target and of the reference above the base's
+    margin           scores of target and reference minus the base's score
     mask_cover       mean of the mask, in [0, 1]
     latent_distance  root mean square of the difference of clean latents
     pixel_distance   mean absolute difference of the images, in [0, 1]
@@ -56,26 +56,24 @@ class PairFigures:
 
 @dataclass(frozen=True)
 class Adoption:
-    """Whether a target takes part in training, and the comparison that decided (Eq. 7) in words."""
+    """Whether a target is trained on, and the comparison that decided (Eq. 7) in words."""
 
     adopted: bool
     why: str
 
 
 def pair_figures(reference: Side, base: Side, target: Side, mask: torch.Tensor) -> PairFigures:
-    """Figures of a pair; `mask` (h_m, w_m) in [0, 1] says where the target takes from the reference.
+    """Measure a pair. `mask` (h_m, w_m) in [0, 1] is where the target takes content from the reference.
 
-    Raises ShapeMismatchError where latents, images or mask do not fit, InvalidInputError for a mask beyond [0, 1].
+    Raises ShapeMismatchError if latents, images or mask do not fit, and InvalidInputError for a mask outside [0, 1].
     """
     _check(reference, base, target, mask)
-    sides = {"target_to_base": target, "reference_to_base": reference}
 
     def measured(measure: Callable[[Side, Side, torch.Tensor], float | None]) -> ByPlace:
-        places = {"inside": mask, "outside": 1 - mask}
-        return {
-            name: {place: measure(side, base, weights) for place, weights in places.items()}
-            for name, side in sides.items()
-        }
+        results = {}
+        for name, side in {"target_to_base": target, "reference_to_base": reference}.items():
+            results[name] = {"inside": measure(side, base, mask), "outside": measure(side, base, 1 - mask)}
+        return results
 
     return PairFigures(
         margin={
@@ -86,7 +84,7 @@ def pair_figures(reference: Side, base: Side, target: Side, mask: torch.Tensor) 
         latent_distance=measured(_latent_distance),
         pixel_distance=measured(_pixel_distance),
         psnr=measured(_psnr),
-        ssim=measured(lambda one, other, weights: ssim(one.image, other.image, weights)),
+        ssim=measured(lambda side, other, weights: ssim(side.image, other.image, weights)),
     )
 
 
@@ -95,72 +93,79 @@ def decide(
 ) -> Adoption:
     """Eq. 7 with its reason in words; see `dfusion.pairing.adopt`.
 
-    Whatever it scores, a target is not adopted (decision 003)
-    * that is identical to its base, since its `mask` is empty: it teaches nothing
-    * whose `mask` covers more of the image than `config.max_mask_cover`: it keeps too little of its base. Controls that
-      use no mask are not limited by it
+    Regardless of its score, a target is not adopted in two cases (decision 003):
+    * It is identical to its base because its `mask` is empty. There is nothing to learn from it.
+    * Its `mask` covers more of the image than `config.max_mask_cover`. Too little of the base is kept. This limit does
+      not apply to controls without a mask.
 
     Raises NonFiniteError.
     """
+    # 1. a target identical to its base
     control = CONTROLS[fusion.control]
     takes_nothing = control.mask is not None and not control.cross and not control.limited and not bool(mask.any())
     if takes_nothing or torch.equal(target.latents, base.latents):
-        return Adoption(False, "the target is its base over again: nothing was taken from the reference")
+        return Adoption(False, "target identical to base: nothing was taken from the reference")
+
+    # 2. a target that keeps too little of its base
     cover = float(mask.mean())
     if covers_too_much(cover, config, fusion):
         limit = f"max_mask_cover is {config.max_mask_cover:g}"
         return Adoption(False, f"the mask covers {cover:.3g} of the image, {limit}: too little of the base is kept")
 
-    target_score, base_score, reference_score = target.score, base.score, reference.score
-    adopted = adopt(target_score, base_score, reference_score, config)
-    against = base_score if config.adoption_against == "base" else reference_score
+    # 3. Eq. 7
+    adopted = adopt(target.score, base.score, reference.score, config)
+    against = base.score if config.adoption_against == "base" else reference.score
     limit = f"{config.adoption_threshold:g} x {config.adoption_against} {against:.6g}"
-    return Adoption(adopted, f"target {target_score:.6g} {'>=' if adopted else '<'} {limit}")
+    return Adoption(adopted, f"target {target.score:.6g} {'>=' if adopted else '<'} {limit}")
 
 
 def covers_too_much(cover: float, config: PairingConfig, fusion: FusionConfig) -> bool:
-    """Whether a mask of that mean covers more of the image than a target may take; never with controls without one."""
+    """Whether a mask with mean `cover` exceeds `max_mask_cover`. Always False for controls without a mask."""
     return CONTROLS[fusion.control].mask is not None and cover > config.max_mask_cover
 
 
 def fusion_mask(reference: Trajectory, thresholds: Sequence[float], config: FusionConfig) -> torch.Tensor:
-    """In how many of the fused steps each place was taken from the reference, (h_m, w_m) float32 in [0, 1].
+    """The share of fused steps in which each pixel was inside the mask, (h_m, w_m) float32 in [0, 1].
 
-    `reference` is a trajectory of one sample (Eq. 4). Raises InvalidInputError if it has no item maps, no step of it is
-    fused, or thresholds are not as many as its items.
+    `reference` is a trajectory of one sample (Eq. 4). Raises InvalidInputError if it has no item maps or no fused step,
+    or if the number of thresholds is not that of its items.
     """
     if reference.item_maps is None:
         raise InvalidInputError("reference: expected item_maps, got None; give `items` when sampling the reference")
+
     fused = config.steps(len(reference.timesteps))
     if not fused:
         raise InvalidInputError(f"first_step: expected less than {len(reference.timesteps)}, got {config.first_step}")
     items = reference.item_maps.shape[-1] if reference.items is None else len(reference.items[0])
     if len(thresholds) != items:
-        raise InvalidInputError(f"thresholds: expected {items}, one an item, got {len(thresholds)}")
+        raise InvalidInputError(f"thresholds: expected {items}, one per item, got {len(thresholds)}")
+
     maps = reference.item_maps[0, fused.start : fused.stop]
     return merge_masks(maps, [thresholds] * len(maps), config.merge).float().mean(0)
 
 
 def mask_image(mask: torch.Tensor, height: int, width: int) -> np.ndarray:
-    """The mask in grey at the image's size, (H, W) uint8; white is taken from the reference at every step."""
+    """The mask as a greyscale image, (H, W) uint8. White pixels were taken from the reference in every fused step."""
     return (_resized(mask, height, width) * 255).round().to(torch.uint8).numpy()
 
 
-def ssim(one: np.ndarray, other: np.ndarray, weights: torch.Tensor) -> float | None:
-    """Structural similarity of two images (H, W, 3) uint8 where `weights` (h, w) in [0, 1] say so; None if nowhere.
+def ssim(image: np.ndarray, other: np.ndarray, weights: torch.Tensor) -> float | None:
+    """Structural similarity of two images (H, W, 3) uint8, weighted by `weights` (h, w) in [0, 1].
 
-    Wang et al. 2004: Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, mean of the channels. In
-    the windows, too, a pixel counts by its weight, so what weighs nothing has no influence. With all weights 1 this is
-    the usual index with windows cut off at the image's edges.
+    Wang et al. 2004: Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, mean of the channels. The
+    weights also apply within a window, so a pixel with weight 0 has no influence. With all weights 1 this is the usual
+    index, with windows cut off at the image's edges. None if all weights are 0.
     """
-    x, y = (torch.from_numpy(image.astype(np.float64) / 255).permute(2, 0, 1) for image in (one, other))
+    x = torch.from_numpy(image.astype(np.float64) / 255).permute(2, 0, 1)
+    y = torch.from_numpy(other.astype(np.float64) / 255).permute(2, 0, 1)
     pixel_weights = _resized(weights, *x.shape[1:]).double()
     window_weights = _blurred(pixel_weights[None]).clamp(min=1e-12)
 
     def local_mean(values: torch.Tensor) -> torch.Tensor:
         return _blurred(pixel_weights * values) / window_weights
 
-    mean_x, mean_y = local_mean(x), local_mean(y)
+    mean_x = local_mean(x)
+    mean_y = local_mean(y)
     variances = local_mean(x * x) - mean_x.square() + local_mean(y * y) - mean_y.square()
     covariance = local_mean(x * y) - mean_x * mean_y
     means = (2 * mean_x * mean_y + 0.01**2) / (mean_x.square() + mean_y.square() + 0.01**2)
@@ -169,36 +174,36 @@ def ssim(one: np.ndarray, other: np.ndarray, weights: torch.Tensor) -> float | N
 
 
 def _blurred(values: torch.Tensor) -> torch.Tensor:
-    """(C, H, W) under the Gaussian window of `ssim`; nothing comes in over the edges."""
+    """(C, H, W) under the Gaussian window of `ssim`, with zeros beyond the edges."""
     window = (-torch.arange(-5.0, 6.0, dtype=torch.float64).square() / (2 * 1.5**2)).exp()
     window = window / window.sum()
     rows = functional.conv2d(values[:, None], window.reshape(1, 1, 11, 1), padding=(5, 0))
     return functional.conv2d(rows, window.reshape(1, 1, 1, 11), padding=(0, 5))[:, 0]
 
 
-def _latent_distance(one: Side, other: Side, weights: torch.Tensor) -> float | None:
-    mean = _weighted_mean((one.latents - other.latents).square().mean(0), weights)
+def _latent_distance(side: Side, other: Side, weights: torch.Tensor) -> float | None:
+    mean = _weighted_mean((side.latents - other.latents).square().mean(0), weights)
     return None if mean is None else math.sqrt(mean)
 
 
-def _pixel_distance(one: Side, other: Side, weights: torch.Tensor) -> float | None:
-    return _weighted_mean(_difference(one, other).abs().mean(-1), weights)
+def _pixel_distance(side: Side, other: Side, weights: torch.Tensor) -> float | None:
+    return _weighted_mean(_difference(side, other).abs().mean(-1), weights)
 
 
-def _psnr(one: Side, other: Side, weights: torch.Tensor) -> float | None:
-    mean = _weighted_mean(_difference(one, other).square().mean(-1), weights)
+def _psnr(side: Side, other: Side, weights: torch.Tensor) -> float | None:
+    mean = _weighted_mean(_difference(side, other).square().mean(-1), weights)
     if mean is None:
         return None
     return PSNR_MAX if mean == 0 else min(PSNR_MAX, -10 * math.log10(mean))
 
 
-def _difference(one: Side, other: Side) -> torch.Tensor:
+def _difference(side: Side, other: Side) -> torch.Tensor:
     """(H, W, 3) in [-1, 1]."""
-    return torch.from_numpy((one.image.astype(np.float32) - other.image.astype(np.float32)) / 255)
+    return torch.from_numpy((side.image.astype(np.float32) - other.image.astype(np.float32)) / 255)
 
 
 def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> float | None:
-    """Mean of (h, w) values with the mask's weights at their size; None where all weights are 0."""
+    """Mean of (h, w) values, weighted by the mask at their size. None if all weights are 0."""
     resized = _resized(weights, *values.shape)
     total = float(resized.sum())
     return float((values * resized).sum()) / total if total > 0 else None

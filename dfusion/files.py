@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there: written under another name, flushed to disk, then renamed."""
+"""Atomic files and folders: written under a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dfusion.errors import CheckpointError
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """`write(temporary)` makes a file or a folder, which is then renamed to `path`.
+    """Write `path` atomically: `write(temporary)` creates a file or folder, which is then renamed to `path`.
 
-    A file that was at `path` stays until the new one is complete; a folder must not be there yet. Where `write` raises,
-    nothing stays of what it made.
+    An existing file at `path` is replaced once the new one is complete. A folder must not exist. If `write` raises, the
+    temporary file or folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        for made in (*temporary.rglob("*"), temporary):
-            _flush(made)
+        for written in (*temporary.rglob("*"), temporary):
+            _flush(written)
         temporary.replace(path)
         _flush(path.parent)
     finally:
@@ -44,7 +44,7 @@ def _flush(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file with metadata, whole or not at all; equal content gives equal bytes."""
+    """Write a safetensors file with metadata, atomically. Equal content gives equal bytes."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def write(temporary: Path) -> None:
@@ -55,16 +55,17 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in the order of its keys, in place: safetensors writes it in a random one.
+    """Sort the metadata of a safetensors file by key, in place. safetensors writes it in random order.
 
-    The file is 8 bytes with the header's size, the header (JSON without blanks, padded with blanks), the tensors. The
-    same JSON in another order has the same size.
+    The file consists of 8 bytes with the header's size, the header (JSON without spaces, padded with spaces) and the
+    tensors. The same JSON in another order has the same size.
     """
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         if "__metadata__" in header:
             header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+
         ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         if len(ordered) > size:
             raise CheckpointError(f"{path}: expected a header of at most {size} bytes, got {len(ordered)}")

@@ -1,10 +1,11 @@
-"""A text-to-image model as the method needs it: U-Net, scheduler, VAE, text encoders and tokenizers."""
+"""A text-to-image model: U-Net, scheduler, VAE, text encoders and tokenizers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,19 +44,25 @@ _LOADED_AS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False, **_NO_IMAGES_IN}),
 }
-"""The pipelines that can be loaded, by their name in model_index.json, and what is left out of them."""
+"""The supported pipelines, by their name in model_index.json, with the arguments that leave out unused parts."""
 
 
 def load_pipeline(folder: Path, dtype: Precision = "float32", vae_dtype: Precision | None = None) -> Pipeline:
-    """The stock pipeline of a folder in diffusers' layout, on the CPU, from safetensors only; no safety checker.
+    """Load the stock pipeline of a folder in diffusers' layout, on the CPU, without its safety checker.
 
-    U-Net and text encoders are of `dtype`, the VAE is of `vae_dtype`. Without `vae_dtype` the VAE is float32 where its
-    config says `force_upcast` (SDXL's does), else of `dtype`. Raises ModelNotFoundError for another kind of pipeline,
-    or where parts of it are missing or damaged, InvalidInputError for an unknown dtype.
+    Args:
+        folder: A folder with safetensors weights.
+        dtype: Of U-Net and text encoders.
+        vae_dtype: Of the VAE. None: float32 if its config has `force_upcast` (as SDXL's), otherwise `dtype`.
+
+    Raises:
+        ModelNotFoundError: Another kind of pipeline, or missing or damaged parts.
+        InvalidInputError: An unknown dtype.
     """
     for setting, value in (("dtype", dtype), ("vae_dtype", vae_dtype or dtype)):
         if value not in _DTYPES:
             raise InvalidInputError(f"{setting}: expected one of {list(_DTYPES)}, got {value!r}")
+
     try:
         name = json.loads((folder / "model_index.json").read_text("utf-8")).get("_class_name")
         if name not in _LOADED_AS:
@@ -65,6 +72,7 @@ def load_pipeline(folder: Path, dtype: Precision = "float32", vae_dtype: Precisi
         pipeline = kind.from_pretrained(str(folder), dtype=dtypes, use_safetensors=True, **left_out)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelNotFoundError(f"no usable Stable Diffusion pipeline at {folder}: {error}") from error
+
     if vae_dtype is None:
         vae_dtype = "float32" if pipeline.vae.config.force_upcast else dtype
     if vae_dtype != "float32":
@@ -73,7 +81,7 @@ def load_pipeline(folder: Path, dtype: Precision = "float32", vae_dtype: Precisi
 
 
 def require_device(device: str) -> None:
-    """Raise InvalidInputError where torch has no such device."""
+    """Raise InvalidInputError if torch has no such device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -85,8 +93,8 @@ def require_device(device: str) -> None:
 class DiffusionModel:
     """The parts of a Stable Diffusion pipeline, all on one device. The scheduler is DDIM (Eq. 1).
 
-    SDXL has a second text encoder with its tokenizer; `empty_is_zero` says that its empty prompt, which guidance leads
-    away from, is embedded as zeros.
+    SDXL has a second text encoder with its tokenizer. With `empty_is_zero` the empty (negative) prompt is embedded as
+    zeros.
     """
 
     unet: UNet2DConditionModel
@@ -108,30 +116,45 @@ class DiffusionModel:
         prediction_type: PredictionType | None = None,
         vae_dtype: Precision | None = None,
     ) -> DiffusionModel:
-        """SD 1.x, SD 2.x or SDXL from a folder in diffusers' layout, a name of `dfusion.sources.HUB_MODELS`, or
-        "owner/name@revision" on the hub; safetensors only, no safety checker. For `dtype` and `vae_dtype` see
-        `load_pipeline`.
+        """Load SD 1.x, SD 2.x or SDXL, from safetensors only and without a safety checker.
 
-        `prediction_type` is what the U-Net is expected to predict; None believes the pipeline's scheduler. Raises
-        ModelNotFoundError if there is no such model, or parts of it are missing or damaged; InvalidInputError if the
-        scheduler says another prediction type, for an unknown dtype, or for a device that is not there.
+        Args:
+            model: A folder in diffusers' layout, a name of `dfusion.sources.HUB_MODELS`, or "owner/name@revision" on
+                the hub.
+            device: Where all parts run.
+            dtype: Of U-Net and text encoders.
+            prediction_type: What the U-Net is expected to predict. None accepts the scheduler's setting.
+            vae_dtype: Of the VAE, see `load_pipeline`.
+
+        Raises:
+            ModelNotFoundError: There is no such model, or parts of it are missing or damaged.
+            InvalidInputError: The scheduler has another prediction type; an unknown dtype; an unavailable device.
+
+        Example:
+            >>> from dfusion import MODELS, DiffusionModel
+            >>> model = DiffusionModel.load(MODELS["shapes"].folder)  # or "sd-1.5", "sdxl", a folder
+            >>> model.latent_shape
+            (4, 16, 16)
+            >>> model.item_tokens("a red and striped circle", ["circle"])
+            ((4,),)
         """
         require_device(device)
-        found = locate(model)
-        loaded = cls.from_pipeline(load_pipeline(found.folder, dtype, vae_dtype), device)
-        said = loaded.scheduler.config.prediction_type
-        for expected in (found.prediction_type, prediction_type):
-            if expected not in (None, said):
+        source = locate(model)
+        loaded = cls.from_pipeline(load_pipeline(source.folder, dtype, vae_dtype), device)
+
+        configured = loaded.scheduler.config.prediction_type
+        for expected in (source.prediction_type, prediction_type):
+            if expected not in (None, configured):
                 raise InvalidInputError(
-                    f"prediction_type: expected {said!r} as the scheduler of {model} says, got {expected!r}"
+                    f"prediction_type: expected {configured!r} as the scheduler of {model} says, got {expected!r}"
                 )
         return loaded
 
     @classmethod
     def from_pipeline(cls, pipeline: Pipeline, device: str = "cpu") -> DiffusionModel:
-        """The parts of a stock pipeline, without gradients, moved to `device`; a DDIM scheduler of its settings.
+        """The parts of a stock pipeline, without gradients, on `device`, with a DDIM scheduler of the same settings.
 
-        Raises ModelNotFoundError where a part that is needed is None.
+        Raises ModelNotFoundError if a required part is None.
         """
         xl = isinstance(pipeline, StableDiffusionXLPipeline)
         encoders = ("text_encoder", "text_encoder_2") if xl else ("text_encoder",)
@@ -140,11 +163,12 @@ class DiffusionModel:
             if part is None:
                 raise ModelNotFoundError(f"{name}: expected a model, the pipeline has none")
             part.requires_grad_(False).eval().to(device)
-        # what DDIM would clip, or leave without noise, where another scheduler's settings say nothing of it
-        unsaid = {"clip_sample": False, "set_alpha_to_one": False}
+
+        # without these, DDIM's own defaults would clip samples and leave the last step without noise
+        defaults = {"clip_sample": False, "set_alpha_to_one": False}
         return cls(
             unet=pipeline.unet,
-            scheduler=DDIMScheduler.from_config({**unsaid, **pipeline.scheduler.config}),
+            scheduler=DDIMScheduler.from_config({**defaults, **pipeline.scheduler.config}),
             vae=pipeline.vae,
             text_encoder=pipeline.text_encoder,
             tokenizer=pipeline.tokenizer,
@@ -156,23 +180,24 @@ class DiffusionModel:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of the latents that the U-Net was made for."""
+        """(C, h, w) of the latents at the U-Net's default size."""
         return latent_shape(self.unet)
 
     @property
     def pixels_per_latent(self) -> int:
-        """How many pixels of the image one latent pixel is wide: 8 for SD."""
+        """Width of a latent pixel in image pixels: 8 for SD."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def latent_size(self, sampling: SamplingConfig) -> tuple[int, int]:
-        """(h, w) of the latents of an image of `sampling`'s height and width; a side that is None is the model's own.
+        """(h, w) of the latents for `sampling`'s height and width. A side that is None is the model's own.
 
-        The U-Net takes any such size: where it cannot halve one, it rounds up. Raises InvalidInputError for a side that
-        is no multiple of `pixels_per_latent`.
+        The U-Net accepts any such size and rounds up odd sizes. Raises InvalidInputError for a side that is not a
+        multiple of `pixels_per_latent`.
         """
         factor = self.pixels_per_latent
         require_size("height", sampling.height, factor)
         require_size("width", sampling.width, factor)
+
         own_height, own_width = self.latent_shape[1:]
         height = own_height if sampling.height is None else sampling.height // factor
         width = own_width if sampling.width is None else sampling.width // factor
@@ -180,28 +205,34 @@ class DiffusionModel:
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str], latent_size: tuple[int, int] | None = None) -> Conditioning:
-        """The conditioning of B texts, padded to the tokenizer's N. "" gives the negative one, for guidance.
+        """The conditioning of B texts, padded to the tokenizer's N. Use "" for the negative one of guidance.
 
         SD 1.x, 2.x  embeds are the text encoder's last hidden states
-        SDXL         embeds are the last but one hidden states of both encoders, pooled is the second's; time ids say
-                     an uncropped image of the size that latents of `latent_size` (h, w) make (None: the U-Net's own)
+        SDXL         embeds are the penultimate hidden states of both encoders, pooled is the second's; time ids are
+                     those of an uncropped image of the size of `latent_size` (h, w) (None: the U-Net's own)
 
-        Raises InvalidInputError for a text with more than N - 2 tokens (it is not cut off silently), without a text,
-        and for a plain string in place of a list.
+        Raises InvalidInputError for a text with more than N - 2 tokens (it is never truncated), for an empty list, and
+        for a plain string instead of a list.
         """
         if isinstance(texts, str) or len(texts) == 0:
             raise InvalidInputError(f"texts: expected a list of at least one text, got {texts!r}")
         for text in texts:
             self._token_ids(text)
+
         first = self._encode(self.text_encoder, self.tokenizer, texts)
         if self.text_encoder_2 is None:
             return Conditioning(first[0].float(), texts=tuple(texts))
+
+        # SDXL: both encoders, and zeros for the empty prompt
         second = self._encode(self.text_encoder_2, self.tokenizer_2, texts)
         embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1).float()
         pooled = second.text_embeds.float()
         if self.empty_is_zero:
             empty = torch.tensor([text == "" for text in texts], device=embeds.device)
-            embeds[empty], pooled[empty] = 0, 0
+            embeds[empty] = 0
+            pooled[empty] = 0
+
+        # SDXL: time ids
         height, width = (self.pixels_per_latent * side for side in latent_shape(self.unet, latent_size)[1:])
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=embeds.device)
         return Conditioning(embeds, pooled, sizes.expand(len(texts), -1), texts=tuple(texts))
@@ -215,29 +246,29 @@ class DiffusionModel:
         return encoder(encoded.input_ids.to(self.device), attention_mask=mask, output_hidden_states=True)
 
     def item_tokens(self, text: str, items: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """The token indices of each item of a prompt, counted after BOS (Eq. 4); an item may be several words.
+        """The token indices of each item of a prompt, counted after BOS (Eq. 4). An item may have several words.
 
-        Where an item's words come several times in the prompt, all of them count. Raises ItemNotInPromptError, and
-        InvalidInputError for prompts that are too long.
+        All occurrences of an item in the prompt count. Raises ItemNotInPromptError, and InvalidInputError for prompts
+        that are too long.
         """
         tokens = self._token_ids(text)
-        found: list[tuple[int, ...]] = []
+        indices: list[tuple[int, ...]] = []
         for item in items:
-            wanted = self._token_ids(item)
-            starts = [i for i in self._word_starts(tokens) if tokens[i : i + len(wanted)] == wanted]
-            if not wanted or not starts:
+            item_ids = self._token_ids(item)
+            starts = [i for i in self._word_starts(tokens) if tokens[i : i + len(item_ids)] == item_ids]
+            if not item_ids or not starts:
                 raise ItemNotInPromptError(item, text)
-            found.append(tuple(i + k for i in starts for k in range(len(wanted))))
-        return tuple(found)
+            indices.append(tuple(chain.from_iterable(range(i, i + len(item_ids)) for i in starts)))
+        return tuple(indices)
 
     def _word_starts(self, tokens: list[int]) -> list[int]:
-        """Where words begin; everywhere for tokenizers that do not mark the end of words as CLIP's does."""
+        """The indices of tokens that start a word. All tokens, if the tokenizer does not mark word ends as CLIP's."""
         pieces: list[str] = self.tokenizer.convert_ids_to_tokens(tokens)
         marked = any(piece.endswith("</w>") for piece in pieces)
         return [i for i in range(len(pieces)) if i == 0 or not marked or pieces[i - 1].endswith("</w>")]
 
     def _token_ids(self, text: str) -> list[int]:
-        """Token ids without BOS and EOS. Raises InvalidInputError where they do not fit beside these two."""
+        """Token ids without BOS and EOS. Raises InvalidInputError for more than N - 2 tokens."""
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         room = self.tokenizer.model_max_length - 2
         if len(tokens) > room:
@@ -246,27 +277,30 @@ class DiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Images (B, H, W, 3) uint8 of clean latents (B, C, h, w), one by one: an image does not depend on the others.
+        """Images (B, H, W, 3) uint8 of clean latents (B, C, h, w), decoded one by one, independent of the batch.
 
-        Raises ShapeMismatchError, and NonFiniteError naming the latents, or the VAE where it decodes finite latents to
-        NaN or infinite pixels (an overflow in float16).
+        Raises:
+            ShapeMismatchError: Latents of another shape.
+            NonFiniteError: The latents are NaN or infinite, or the VAE decoded finite latents to such pixels (an
+                overflow in float16).
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_shape[0]:
             raise ShapeMismatchError("latents", f"(B, {self.latent_shape[0]}, h, w)", tuple(latents.shape))
         if not bool(latents.isfinite().all()):
             raise NonFiniteError("latents: expected finite numbers to decode, got NaN or infinity")
+
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         scaled = scaled + (getattr(self.vae.config, "shift_factor", None) or 0.0)
-
-        decoded = torch.cat([self._decode_one(one) for one in scaled.to(self.vae.dtype).split(1)])
+        decoded = torch.cat([self._decode_single(latent) for latent in scaled.to(self.vae.dtype).split(1)])
         pixels = (decoded / 2 + 0.5).clamp(0, 1)
         return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def _decode_one(self, scaled: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W) float32 of the VAE's own input (1, C, h, w). Raises NonFiniteError naming the VAE."""
+    def _decode_single(self, scaled: torch.Tensor) -> torch.Tensor:
+        """(1, 3, H, W) float32 of the VAE's scaled input (1, C, h, w). Raises NonFiniteError naming the VAE."""
         decoded: torch.Tensor = self.vae.decode(scaled).sample.float()
         if bool(decoded.isfinite().all()):
             return decoded
+
         precision = str(self.vae.dtype).removeprefix("torch.")
         advice = "its weights are damaged, or the latents are far from any image"
         if precision != "float32":

@@ -1,4 +1,4 @@
-"""AdamW's moments between rounds: they belong to an adapter's lineage, as its weights do."""
+"""AdamW's moments between rounds. They are passed from an adapter to its successor, together with the weights."""
 
 from __future__ import annotations
 
@@ -29,25 +29,22 @@ class OptimizerState:
 
     @property
     def updates(self) -> int:
-        """Updates that the moments have seen."""
+        """Number of updates in the moments."""
         return max((int(values["step"]) for values in self.moments.values()), default=0)
 
 
 def state_of(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-    """The state of `optimizer`, which was made with the values of `parameters` in their order; empty before its first
-    update."""
+    """The state of `optimizer`, whose parameters are the values of `parameters` in order. Empty before an update."""
     state = optimizer.state_dict()["state"]
-    return OptimizerState(
-        {
-            name: {key: state[place][key].detach().cpu().clone() for key in _KEYS}
-            for place, name in enumerate(parameters)
-            if place in state
-        }
-    )
+    moments = {}
+    for index, name in enumerate(parameters):
+        if index in state:
+            moments[name] = {key: state[index][key].detach().cpu().clone() for key in _KEYS}
+    return OptimizerState(moments)
 
 
 def require_moments_of(parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
-    """Raise InvalidInputError unless `state` is empty or of parameters of these names and shapes."""
+    """Raise InvalidInputError unless `state` is empty or has parameters of these names and shapes."""
     shapes = {name: value.shape for name, value in parameters.items()}
     own = {name: values["exp_avg"].shape for name, values in state.moments.items()}
     if own and own != shapes:
@@ -56,26 +53,29 @@ def require_moments_of(parameters: Mapping[str, nn.Parameter], state: OptimizerS
 
 
 def restore(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
-    """Continue from `state`; an empty one starts afresh.
+    """Load `state` into `optimizer`. An empty state resets it.
 
-    Raises InvalidInputError, with nothing changed, where it is of other parameters.
+    Raises InvalidInputError if the state has other parameters. Nothing is changed then.
     """
     require_moments_of(parameters, state)
-    places = {name: place for place, name in enumerate(parameters)}
-    moments = {
-        places[name]: {key: value.clone() for key, value in values.items()} for name, values in state.moments.items()
-    }
+    indices = {name: index for index, name in enumerate(parameters)}
+    moments = {}
+    for name, values in state.moments.items():
+        moments[indices[name]] = {key: value.clone() for key, value in values.items()}
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save_optimizer(state: OptimizerState, file: Path) -> None:
-    """Write the state as safetensors, whole or not at all; equal states give equal bytes."""
-    tensors = {f"{name}.{key}": value for name, values in state.moments.items() for key, value in values.items()}
+    """Write the state as safetensors, atomically. Equal states give equal bytes."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, values in state.moments.items():
+        tensors |= {f"{name}.{key}": value for key, value in values.items()}
     write_tensors(file, tensors, {"optimizer": json.dumps({"format": FORMAT})})
 
 
 def load_optimizer(file: Path) -> OptimizerState:
-    """The state that `save_optimizer` wrote. Raises CheckpointError if it is missing, damaged or something else."""
+    """Read a state that `save_optimizer` wrote. Raises CheckpointError if the file is missing, damaged or of another
+    format."""
     tensors, metadata = read_tensors(file)
     try:
         file_format = json.loads(metadata["optimizer"])["format"]

@@ -1,7 +1,8 @@
-"""Preference pairs as a parquet data set that Diffusion-DPO training scripts read.
+"""Preference pairs as a parquet data set for Diffusion-DPO training scripts.
 
-Those scripts (Diffusion-DPO's and diffusers' train_diffusion_dpo.py) take Pick-a-Pic's columns: `jpg_0` and `jpg_1`,
-two encoded images of any format, `label_0`, 1 where the first is preferred and 0 where the second is, and `caption`.
+Those scripts (Diffusion-DPO's and diffusers' train_diffusion_dpo.py) read Pick-a-Pic's columns. `jpg_0` and `jpg_1` are
+two encoded images of any format. `label_0` is 1 if the first is preferred and 0 if the second is. `caption` is the
+prompt.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from dfusion.errors import InvalidInputError
 from dfusion.files import write_whole
 
 ROWS_AT_ONCE = 64
-"""Pairs that are in memory at a time; a row group of the file."""
+"""Pairs in memory at a time; a row group of the file."""
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two images of one prompt; the first of each two is the preferred one's.
+    """Two images of one prompt. In each tuple, the first element belongs to the preferred image.
 
     images      encoded image files, PNG or JPEG
-    roles       what they were: "target" or "reference", and "base"
+    roles       their roles: "target" or "reference", and "base"
     seeds       their sample seeds, 0 to 2**63 - 1
-    scores      what `scorer` (its name and version) gave them
-    round       the round that they were made in, from 0
-    adopted     whether the target was adopted (Eq. 7); None where there was none
-    mask_cover  share of the image within the mask, in [0, 1]; None without fusion
-    figures     further figures of the pair by name, such as psnr_outside; finite numbers
+    scores      their scores by `scorer` (its name and version)
+    round       their round, from 0
+    adopted     whether the target was adopted (Eq. 7); None without a target
+    mask_cover  share of the image inside the mask, in [0, 1]; None without fusion
+    figures     further metrics of the pair by name, such as psnr_outside; finite numbers
 
-    Raises InvalidInputError for bytes that are no image, and for numbers outside their range.
+    Raises InvalidInputError for bytes that are not an image, and for numbers outside their range.
     """
 
     pair_id: str
@@ -58,6 +59,7 @@ class PreferencePair:
                 Image.open(io.BytesIO(image)).verify()
             except (UnidentifiedImageError, OSError, SyntaxError) as error:
                 raise InvalidInputError(f"pair {self.pair_id!r}: images[{number}] is no image: {error}") from error
+
         if not all(math.isfinite(number) for number in (*self.scores, *self.figures.values())):
             raise InvalidInputError(f"pair {self.pair_id!r}: expected finite scores and figures, got {self.scores}")
         if not all(0 <= seed < 2**63 for seed in self.seeds):
@@ -67,7 +69,7 @@ class PreferencePair:
 
 
 def write_preferences(path: Path, pairs: Iterable[PreferencePair]) -> int:
-    """Write `pairs` as one parquet file, whole or not at all; returns how many they were.
+    """Write `pairs` as one parquet file, atomically. Returns their number.
 
     Columns, in this order (the second is the caption, which is Diffusion-DPO's default):
 
@@ -81,11 +83,12 @@ def write_preferences(path: Path, pairs: Iterable[PreferencePair]) -> int:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
     remaining = iter(pairs)
     first = next(remaining, None)
     if first is None:
         raise InvalidInputError("pairs: expected at least one, got none")
+
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
     count = 0
 
     def write(temporary: Path) -> None:

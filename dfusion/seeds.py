@@ -1,4 +1,4 @@
-"""A sample's seed: a pure function of what it is a sample of, never a counter over a batch."""
+"""Seeds as pure functions of what they are for, never counters over a batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 
 _BITS = 53
-"""JavaScript reads integers up to 2**53 exactly, and seeds are shown to browsers."""
+"""JavaScript represents integers up to 2**53 exactly, and seeds are sent to browsers."""
 
 
 def sample_seed(run_seed: int, round_number: int, prompt_index: int, prompt: str, number: int) -> int:
@@ -15,12 +15,12 @@ def sample_seed(run_seed: int, round_number: int, prompt_index: int, prompt: str
 
 
 def evaluation_seed(seed: int, split: str, prompt_index: int, prompt: str, number: int) -> int:
-    """The seed of an evaluation's sample: the same in every round and for every model."""
+    """The seed of an evaluation's sample. It is the same in every round and for every model."""
     return _seed("evaluation", seed, split, prompt_index, prompt, number)
 
 
 def training_seed(run_seed: int, round_number: int) -> int:
-    """The seed of a round's training: order of rows, and the adapter's first weights."""
+    """The seed of a round's training: of the order of rows and the adapter's initial weights."""
     return _seed("training", run_seed, round_number)
 
 

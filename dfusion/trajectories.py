@@ -1,4 +1,4 @@
-"""Trajectories as files: safetensors, the rest as JSON in its metadata."""
+"""Trajectories as safetensors files, with everything but tensors as JSON in the metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT = "dfusion-trajectory-1"
 
 
 def save_trajectory(path: Path, trajectory: Trajectory) -> None:
-    """Write `trajectory` to `path`, whole or not at all."""
+    """Write `trajectory` to `path`, atomically."""
     tensors = {
         "latents": trajectory.latents,
         "timesteps": trajectory.timesteps,
@@ -22,6 +22,7 @@ def save_trajectory(path: Path, trajectory: Trajectory) -> None:
     }
     if trajectory.item_maps is not None:
         tensors["item_maps"] = trajectory.item_maps
+
     about = {
         "format": FORMAT,
         "seeds": trajectory.seeds,
@@ -34,12 +35,13 @@ def save_trajectory(path: Path, trajectory: Trajectory) -> None:
 
 
 def load_trajectory(path: Path) -> Trajectory:
-    """What `save_trajectory` wrote, tensors on the CPU. Raises CheckpointError for anything else."""
+    """Read a trajectory that `save_trajectory` wrote, with tensors on the CPU. Raises CheckpointError otherwise."""
     tensors, metadata = read_tensors(path)
     try:
         about = json.loads(metadata["trajectory"])
         if about["format"] != FORMAT:
             raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {about['format']!r}")
+
         return Trajectory(
             latents=tensors["latents"],
             timesteps=tensors["timesteps"],
@@ -56,4 +58,4 @@ def load_trajectory(path: Path) -> Trajectory:
 
 
 def _as_tuples(items: list[list[list[int]]] | None) -> tuple[tuple[tuple[int, ...], ...], ...] | None:
-    return None if items is None else tuple(tuple(tuple(item) for item in sample) for sample in items)
+    return None if items is None else tuple(tuple(map(tuple, sample)) for sample in items)

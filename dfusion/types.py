@@ -1,10 +1,11 @@
-"""What the method's functions hand to each other."""
+"""Data structures that the method's functions exchange."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from itertools import chain
+from typing import Literal, TypeVar
 
 import torch
 from torch.nn import functional
@@ -12,18 +13,21 @@ from torch.nn import functional
 from dfusion.config import SamplingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
 
+_Value = TypeVar("_Value")
+
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What a U-Net is conditioned on, for B rows; `DiffusionModel.encode_prompts` makes it.
+    """What a U-Net is conditioned on, for B rows. `DiffusionModel.encode_prompts` returns it.
 
-    embeds    (B, N, C) float32: the prompt embeddings; of SDXL those of both text encoders, side by side
+    embeds    (B, N, C) float32: the prompt embeddings; for SDXL, those of both text encoders, concatenated along C
     pooled    (B, P) float32: the pooled embeddings of SDXL's second text encoder; None for SD 1.x and 2.x
     time_ids  (B, 6) float32: SDXL's original height and width, crop top and left, target height and width, in
               pixels; None for SD 1.x and 2.x
-    texts     the B prompts; None where nobody said
+    texts     the B prompts; None if unknown
 
-    Raises InvalidInputError with only one of pooled and time_ids, ShapeMismatchError where shapes do not fit.
+    Raises InvalidInputError if only one of pooled and time_ids is given, and ShapeMismatchError for shapes that do not
+    fit.
     """
 
     embeds: torch.Tensor
@@ -44,63 +48,69 @@ class Conditioning:
 
     @classmethod
     def of(cls, value: Prompts) -> Conditioning:
-        """`value` itself; a plain tensor (B, N, C) is the conditioning of SD 1.x and 2.x."""
+        """`value` as a Conditioning. A plain tensor (B, N, C) is the conditioning of SD 1.x and 2.x."""
         return value if isinstance(value, Conditioning) else cls(value)
 
     @classmethod
     def cat(cls, parts: Sequence[Conditioning]) -> Conditioning:
-        """The rows of all parts, in their order. Raises ShapeMismatchError where parts are of different models."""
-        shapes = {tuple(tensor.shape[1:] for tensor in part.tensors) for part in parts}
+        """The rows of all parts, in their order. Raises ShapeMismatchError for parts of different models."""
+        shapes = {part._row_shapes for part in parts}
         if len(shapes) != 1:
             raise ShapeMismatchError("conditioning", "parts of one model", sorted(shapes))
+
         columns = zip(*(part.tensors for part in parts), strict=True)
-        return cls(*(torch.cat(column) for column in columns), texts=_joined([part.texts for part in parts]))
+        texts = _joined([part.texts for part in parts])
+        return cls(*map(torch.cat, columns), texts=texts)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The parts that are there, in the order of the fields."""
+        """The tensors that are not None, in the order of the fields."""
         return tuple(part for part in (self.embeds, self.pooled, self.time_ids) if part is not None)
+
+    @property
+    def _row_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(tensor.shape[1:]) for tensor in self.tensors)
 
     def __len__(self) -> int:
         return len(self.embeds)
 
     def __getitem__(self, rows: int | slice | Sequence[int]) -> Conditioning:
-        """The rows asked for, in that order; an int gives one row. So iterating gives the rows one by one."""
-        chosen = [rows] if isinstance(rows, int) else rows
+        """The given rows, in that order. An int gives a Conditioning of one row, so iteration gives single rows."""
+        index = [rows] if isinstance(rows, int) else rows
         texts = self.texts
         if texts is not None:
-            texts = texts[chosen] if isinstance(chosen, slice) else tuple(texts[row] for row in chosen)
-        return Conditioning(*(part[chosen] for part in self.tensors), texts=texts)
+            texts = texts[index] if isinstance(index, slice) else tuple(texts[row] for row in index)
+        return Conditioning(*(part[index] for part in self.tensors), texts=texts)
 
     def expand(self, rows: int, *_: int) -> Conditioning:
-        """A single row `rows` times; `rows` rows stay as they are. Further sizes, as tensors take, do nothing."""
+        """Repeat a single row `rows` times. Further sizes, which tensors need, are ignored."""
         texts = self.texts * rows if self.texts is not None and len(self) == 1 else self.texts
         return Conditioning(*(part.expand(rows, *part.shape[1:]) for part in self.tensors), texts=texts)
 
     def equals(self, other: Conditioning) -> bool:
-        """Whether both hold the same numbers."""
+        """Whether both have equal tensors."""
         pairs = zip(self.tensors, other.tensors, strict=False)
         return len(self.tensors) == len(other.tensors) and all(torch.equal(a, b) for a, b in pairs)
 
 
 Prompts = Conditioning | torch.Tensor
-"""What functions take as prompt embeddings: a Conditioning, or for SD 1.x and 2.x also its plain (B, N, C) tensor."""
+"""Prompt embeddings as an argument: a Conditioning, or for SD 1.x and 2.x its plain (B, N, C) tensor."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """B denoising trajectories of T steps, as they were sampled (Eq. 1).
+    """B denoising trajectories of T steps, as sampled (Eq. 1).
 
     latents     (B, T+1, C, h, w) float32; [:, 0] is x_T, [:, T] the clean latent
     timesteps   (T,) int64, the scheduler's values in denoising order
     log_probs   (B, T) float32, mean over C*h*w of the Gaussian's log-density at each stored transition
     seeds       B sample seeds
-    config      the settings that it was sampled with
+    config      the sampling settings
     item_maps   (B, T, h_m, w_m, K) float32 in [0, 1] or None: cross-attention maps of the K item tokens at the mask
                 layer, conditional half, mean over heads and blocks; samples with fewer items are padded with zeros
     items       for each sample the token indices of its items (a tuple of tokens an item), or None
-    mask_source whose cross-attention `item_maps` are (see FusionConfig), or None
-    prompts     for each sample its text, or None where its embeddings came without
+    mask_source the layers that `item_maps` were recorded from (see FusionConfig), or None
+    prompts     for each sample its text, or None if unknown
     """
 
     latents: torch.Tensor
@@ -114,7 +124,8 @@ class Trajectory:
     prompts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        batch, steps = len(self.seeds), len(self.timesteps)
+        batch = len(self.seeds)
+        steps = len(self.timesteps)
         if self.latents.ndim != 5 or self.latents.shape[:2] != (batch, steps + 1):
             raise ShapeMismatchError("latents", f"({batch}, {steps + 1}, C, h, w)", tuple(self.latents.shape))
         if self.log_probs.shape != (batch, steps):
@@ -136,10 +147,11 @@ class Trajectory:
 
     @classmethod
     def cat(cls, parts: Sequence[Trajectory]) -> Trajectory:
-        """The samples of all parts, in order. Item maps get the largest K (zeros).
+        """The samples of all parts, in order. Item maps are padded with zeros to the largest K.
 
-        Raises InvalidInputError without parts, or where they were sampled with other settings, timesteps or mask
-        sources; ShapeMismatchError where latents or maps differ in size.
+        Raises:
+            InvalidInputError: No parts, or parts with different settings, timesteps or mask sources.
+            ShapeMismatchError: Latents or maps of different sizes.
         """
         if not parts:
             raise InvalidInputError("parts: expected at least one trajectory, got none")
@@ -152,39 +164,51 @@ class Trajectory:
                 raise InvalidInputError("parts: expected the same timesteps in all")
             if part.latents.shape[1:] != first.latents.shape[1:]:
                 raise ShapeMismatchError("parts.latents", tuple(first.latents.shape[1:]), tuple(part.latents.shape[1:]))
+
+        latents = torch.cat([part.latents for part in parts])
+        log_probs = torch.cat([part.log_probs for part in parts])
+        seeds = tuple(chain.from_iterable(part.seeds for part in parts))
         maps = [part.item_maps for part in parts if part.item_maps is not None]
-        items = [part.items for part in parts if part.items is not None]
+        items = _joined([part.items for part in parts])
+        prompts = _joined([part.prompts for part in parts])
         return replace(
             first,
-            latents=torch.cat([part.latents for part in parts]),
-            log_probs=torch.cat([part.log_probs for part in parts]),
-            seeds=tuple(seed for part in parts for seed in part.seeds),
+            latents=latents,
+            log_probs=log_probs,
+            seeds=seeds,
             item_maps=_padded(maps) if len(maps) == len(parts) else None,
-            items=tuple(sample for part in items for sample in part) if len(items) == len(parts) else None,
-            prompts=_joined([part.prompts for part in parts]),
+            items=items,
+            prompts=prompts,
         )
 
     def select(self, indices: Sequence[int]) -> Trajectory:
-        """The samples at `indices`, in that order; an index may come twice. Raises InvalidInputError for others."""
-        chosen = list(indices)
-        if not all(-len(self) <= i < len(self) for i in chosen):
-            raise InvalidInputError(f"indices: expected samples among {len(self)}, got {chosen}")
+        """The samples at `indices`, in that order; an index may be repeated. Raises InvalidInputError for others."""
+        rows = list(indices)
+        if not all(-len(self) <= i < len(self) for i in rows):
+            raise InvalidInputError(f"indices: expected samples among {len(self)}, got {rows}")
+
         return replace(
             self,
-            latents=self.latents[chosen],
-            log_probs=self.log_probs[chosen],
-            seeds=tuple(self.seeds[i] for i in chosen),
-            item_maps=None if self.item_maps is None else self.item_maps[chosen],
-            items=None if self.items is None else tuple(self.items[i] for i in chosen),
-            prompts=None if self.prompts is None else tuple(self.prompts[i] for i in chosen),
+            latents=self.latents[rows],
+            log_probs=self.log_probs[rows],
+            seeds=_at(self.seeds, rows),
+            item_maps=None if self.item_maps is None else self.item_maps[rows],
+            items=None if self.items is None else _at(self.items, rows),
+            prompts=None if self.prompts is None else _at(self.prompts, rows),
         )
 
 
-def _joined(texts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
-    known = [part for part in texts if part is not None]
-    return tuple(text for part in known for text in part) if len(known) == len(texts) else None
+def _at(values: tuple[_Value, ...], rows: Sequence[int]) -> tuple[_Value, ...]:
+    return tuple(values[row] for row in rows)
+
+
+def _joined(parts: Sequence[tuple[_Value, ...] | None]) -> tuple[_Value, ...] | None:
+    """The values of all parts, in order. None if a part is None."""
+    known = [part for part in parts if part is not None]
+    return tuple(chain.from_iterable(known)) if len(known) == len(parts) else None
 
 
 def _padded(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The maps of all parts, (B, T, h_m, w_m, K), padded with zeros to the largest K."""
     most = max(m.shape[-1] for m in maps)
     return torch.cat([functional.pad(m, (0, most - m.shape[-1])) for m in maps])

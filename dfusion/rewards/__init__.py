@@ -1,4 +1,4 @@
-"""Scorers: how well an image fits its prompt. Imports no torch until a scorer that needs it is loaded."""
+"""Scorers: rate how well an image matches its prompt. Imports no torch until a scorer that needs it is loaded."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from dfusion.rewards.config import (
 
 
 class Scorer(Protocol):
-    """Scores images by their prompts; higher is better. `name` and `version` are recorded with every score: a score
-    of another name or version is not comparable."""
+    """Scores images against their prompts; higher is better.
+
+    `name` and `version` are recorded with every score. Scores of different names or versions are not comparable.
+    """
 
     name: str
     version: str
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
-        """A finite score for each image: images (B, H, W, 3) uint8, one prompt for each.
+        """A finite score per image, for images (B, H, W, 3) uint8 with one prompt each.
 
-        Raises ShapeMismatchError for other images, NonFiniteError, ScorerError where no scores could be had.
+        Raises ShapeMismatchError for other images, NonFiniteError, and ScorerError if scoring failed.
         """
         ...
 
@@ -42,44 +44,62 @@ def load_scorer(
     installed: Mapping[str, ScorerConfig | str] = MappingProxyType({}),
     verdicts: Mapping[str, float] | None = None,
 ) -> Scorer:
-    """The scorer of that name, or that those settings describe.
+    """Load a scorer.
 
-    installed  the installation's own scorers by name, as settings or as 'module:attribute'; they come before the
-               built-in ones of `dfusion.catalogue`
-    verdicts   people's verdicts for a verdict scorer, by `dfusion.rewards.verdicts.image_key`
+    Args:
+        scorer: A name of `dfusion.catalogue.SCORERS` or of `installed`, or a scorer's settings.
+        device: Where the scorer's model runs.
+        installed: The installation's own scorers by name, as settings or as 'module:attribute'. They override built-in
+            scorers of the same name.
+        verdicts: Reviewers' verdicts for a verdict scorer, by `dfusion.rewards.verdicts.image_key`.
 
-    Raises ModelNotFoundError if there is none of that name or its files are missing, InvalidInputError for weighted
-    sums that contain themselves and for verdict scorers without verdicts.
+    Returns:
+        The scorer.
+
+    Raises:
+        ModelNotFoundError: There is no scorer of that name, or its files are missing.
+        InvalidInputError: A weighted sum that contains itself, or a verdict scorer without verdicts.
+
+    Example:
+        >>> import numpy as np
+        >>> from dfusion import load_scorer
+        >>> scorer = load_scorer("shapes-judge")  # 1 if the image shows every part of the prompt, else 0
+        >>> grey_images = np.full((2, 64, 64, 3), 128, np.uint8)
+        >>> scorer.score(grey_images, ["a red and striped circle", "a star wearing a blue hat"])
+        [0.0, 0.0]
     """
     return _Loader(device, installed, verdicts).load(scorer, ())
 
 
 class _Loader:
-    """Loads scorers by name or settings; `within` are the names on the way to the one that is loaded."""
+    """Loads scorers by name or settings. `within` holds the names of the weighted sums that contain the scorer."""
 
     def __init__(
         self, device: str, installed: Mapping[str, ScorerConfig | str], verdicts: Mapping[str, float] | None
     ) -> None:
-        self._device, self._installed, self._verdicts = device, installed, verdicts
+        self._device = device
+        self._installed = installed
+        self._verdicts = verdicts
 
     def load(self, scorer: str | ScorerConfig, within: tuple[str, ...]) -> Scorer:
-        return self._named(scorer, within) if isinstance(scorer, str) else self._made(scorer, None, within)
+        """The scorer of that name or with those settings."""
+        return self._load_name(scorer, within) if isinstance(scorer, str) else self._load_config(scorer, None, within)
 
-    def _named(self, name: str, within: tuple[str, ...]) -> Scorer:
+    def _load_name(self, name: str, within: tuple[str, ...]) -> Scorer:
         if name in within:
             raise InvalidInputError(f"scorer {name!r}: expected no sum that contains itself, got {(*within, name)}")
         if name in self._installed:
-            found = self._installed[name]
-            if isinstance(found, str):
+            config = self._installed[name]
+            if isinstance(config, str):
                 from dfusion.rewards.plugins import NamedScorer, load_attribute
 
-                return cast(Scorer, NamedScorer(load_attribute(found), name))
-            return self._made(found, name, (*within, name))
+                return cast(Scorer, NamedScorer(load_attribute(config), name))
+            return self._load_config(config, name, (*within, name))
         if name not in _BUILT_IN:
             raise ModelNotFoundError(f"scorer: expected one of {sorted({*SCORERS, *self._installed})}, got {name!r}")
         return _BUILT_IN[name](name, self._device)
 
-    def _made(self, config: ScorerConfig, name: str | None, within: tuple[str, ...]) -> Scorer:
+    def _load_config(self, config: ScorerConfig, name: str | None, within: tuple[str, ...]) -> Scorer:
         match config:
             case OpenClipConfig():
                 return _open_clip(config, name, self._device)
@@ -90,13 +110,13 @@ class _Loader:
             case EntryPointConfig():
                 from dfusion.rewards.plugins import NamedScorer, load_entry_point
 
-                found = load_entry_point(config.entry_point)
-                return found if name is None else cast(Scorer, NamedScorer(found, name))
+                scorer = load_entry_point(config.entry_point)
+                return scorer if name is None else cast(Scorer, NamedScorer(scorer, name))
             case VerdictScorerConfig():
                 from dfusion.rewards.verdicts import VerdictScorer
 
                 if self._verdicts is None:
-                    raise InvalidInputError("verdicts: expected people's verdicts for a verdict scorer, got None")
+                    raise InvalidInputError("verdicts: expected reviewers' verdicts for a verdict scorer, got None")
                 return VerdictScorer(self._verdicts, name=name or "verdicts")
             case WeightedScorerConfig():
                 from dfusion.rewards.weighted import WeightedScorer

@@ -1,4 +1,4 @@
-"""What every scorer checks: the images that it is given and the scores that it gives."""
+"""Checks of a scorer's input images and of its scores."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from dfusion.errors import NonFiniteError, ScorerError, ShapeMismatchError
 
 
 def check_images(images: np.ndarray, prompts: Sequence[str]) -> None:
-    """Raise ShapeMismatchError unless images are (B, H, W, 3) uint8 with a prompt for each."""
+    """Raise ShapeMismatchError unless images are (B, H, W, 3) uint8 with one prompt each."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(prompts):
         got = (tuple(images.shape), str(images.dtype))
         raise ShapeMismatchError("images", f"({len(prompts)}, H, W, 3) uint8", got)
 
 
 def checked_scores(name: str, scores: object, count: int) -> list[float]:
-    """`scores`, a list or an array, as `count` finite floats. Raises ScorerError for others, NonFiniteError."""
+    """`scores`, a list or an array, as `count` finite floats. Raises ScorerError for anything else, NonFiniteError."""
     if isinstance(scores, np.ndarray):
         scores = scores.tolist()
     if not isinstance(scores, list) or len(scores) != count:
         got = f"{len(scores)}" if isinstance(scores, list) else type(scores).__name__
-        raise ScorerError(f"{name}: expected {count} scores, one an image, got {got}")
+        raise ScorerError(f"{name}: expected {count} scores, one per image, got {got}")
+
     for score in scores:
         if isinstance(score, (bool, np.bool_)) or not isinstance(score, (int, float, np.integer, np.floating)):
             raise ScorerError(f"{name}: expected scores that are numbers, got {score!r}")

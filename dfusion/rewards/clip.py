@@ -1,7 +1,7 @@
 """The CLIP reward (section 4.1): cosine similarity of image and text embeddings.
 
-The raw cosine, as the paper's figures are (0.32 to 0.37): CLIPScore (Hessel et al., EMNLP 2021) scales it by
-w = 2.5 and cuts negative values off, which is not done here.
+It is the raw cosine, as in the paper (0.32 to 0.37). CLIPScore (Hessel et al., EMNLP 2021) scales it by w = 2.5 and
+clips negative values, which is not done here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dfusion.errors import ModelNotFoundError
 from dfusion.rewards.checks import check_images, checked_scores
 
 BATCH = 64
-"""Images that go through the model at once."""
+"""Images in one model call."""
 
 
 class ClipScorer:
@@ -36,18 +36,24 @@ class ClipScorer:
         version: str = "1",
         device: str = "cpu",
     ) -> None:
-        """`model` has `encode_image` and `encode_text`; `preprocess` and `tokenize` are those it was trained with."""
-        self.name, self.version = name, version
+        """`model` has `encode_image` and `encode_text`; it was trained with `preprocess` and `tokenize`."""
+        self.name = name
+        self.version = version
         self._model = model.eval().requires_grad_(False).to(device)
-        self._preprocess, self._tokenize, self._device = preprocess, tokenize, device
+        self._preprocess = preprocess
+        self._tokenize = tokenize
+        self._device = device
 
     @classmethod
     def from_folder(cls, folder: Path, *, name: str = "clip", device: str = "cpu") -> ClipScorer:
-        """Model, image transform and tokenizer from an open_clip folder (`open_clip_config.json` beside weights and
-        tokenizer). The version is a digest of the weights. Raises ModelNotFoundError."""
+        """Load model, image transform and tokenizer from an open_clip folder.
+
+        The folder holds `open_clip_config.json`, the weights and the tokenizer. The version is a digest of the weights.
+        Raises ModelNotFoundError.
+        """
         weights = sorted(folder.glob("*.safetensors"))
         if not (folder / "open_clip_config.json").is_file() or not weights:
-            raise ModelNotFoundError(f"expected an open_clip folder with safetensors at {folder}, found none")
+            raise ModelNotFoundError(f"expected an open_clip folder with safetensors at {folder}, got none")
         return cls._load(f"local-dir:{folder.absolute()}", None, name, _digest(weights), device)
 
     @classmethod
@@ -59,9 +65,10 @@ class ClipScorer:
         name: str | None = None,
         device: str = "cpu",
     ) -> ClipScorer:
-        """A model that open_clip knows; it is downloaded if it is not cached. The version is the tag of its weights.
+        """Load a model that open_clip knows, and download it if it is not cached. The version is its weights' tag.
 
-        Raises ModelNotFoundError."""
+        Raises ModelNotFoundError.
+        """
         import open_clip
 
         if (architecture, weights) not in open_clip.list_pretrained():
@@ -94,10 +101,11 @@ class ClipScorer:
     def features(self, images: np.ndarray) -> np.ndarray:
         """Image embeddings (B, D) float32, not normalised, of images (B, H, W, 3) uint8, for `dfusion.rewards.watch`.
 
-        Raises ShapeMismatchError."""
+        Raises ShapeMismatchError.
+        """
         check_images(images, [""] * len(images))
-        found = [self._embeds(images[part]).cpu().numpy() for part in _parts(len(images))]
-        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+        embeds = [self._embeds(images[part]).cpu().numpy() for part in _parts(len(images))]
+        return np.concatenate(embeds) if embeds else np.zeros((0, 0), np.float32)
 
     def _embeds(self, images: np.ndarray) -> torch.Tensor:
         pixels = torch.stack([self._preprocess(Image.fromarray(image)) for image in images])
@@ -111,7 +119,7 @@ def _parts(count: int) -> Iterator[slice]:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """The first 12 hex digits of the files' SHA-256, one after another."""
+    """The first 12 hex digits of the SHA-256 of the concatenated files."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

@@ -1,8 +1,8 @@
 """A scorer behind HTTP.
 
-For every batch one POST of JSON, `{"prompts": [...], "images": [...]}`, the images as base64 of PNG files (lossless);
-the answer is 200 with `{"scores": [...]}`, a finite number for each image in order, and optionally the server's
-`"version"`, which then must be the one that the settings name: scores of two versions are never mixed unseen.
+Each batch is one POST request with JSON, `{"prompts": [...], "images": [...]}`. Images are base64-encoded PNG files
+(lossless). The response is 200 with `{"scores": [...]}`, a finite number for each image in order. It may contain the
+server's `"version"`, which must then be the configured one, so that scores of two versions are never mixed unnoticed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,28 @@ from dfusion.errors import ScorerError, ScorerUnavailableError
 from dfusion.rewards.checks import check_images, checked_scores
 from dfusion.rewards.config import HttpScorerConfig
 
-_TRY_AGAIN = (429, 502, 503, 504)
-"""Answers of a server that is overloaded or starting."""
+_RETRYABLE = (429, 502, 503, 504)
+"""Status codes of a server that is overloaded or starting."""
 MOST_SECONDS = 60.0
-"""No pause before a retry is longer."""
+"""The longest pause before a retry."""
 
 
 class HttpScorer:
-    """Scores that a server gives. Redirects are not followed: images go to the configured address only."""
+    """Requests scores from a server. Redirects are not followed: images go to the configured address only."""
 
     def __init__(self, config: HttpScorerConfig, *, name: str) -> None:
         self._config = config
-        self.name, self.version = name, config.version
+        self.name = name
+        self.version = config.version
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """The server's score for each image (B, H, W, 3) uint8.
 
-        Raises ScorerUnavailableError (retryable) where it cannot be reached or stays overloaded after all retries,
-        ScorerError for any other answer than the promised one, ShapeMismatchError, NonFiniteError.
+        Raises:
+            ScorerUnavailableError: The server cannot be reached or is overloaded, after all retries (retryable).
+            ScorerError: Any other response than the documented one.
+            ShapeMismatchError: Images of another shape or dtype.
+            NonFiniteError: A score is NaN or infinite.
         """
         check_images(images, prompts)
         scores: list[float] = []
@@ -46,15 +50,15 @@ class HttpScorer:
             for start in range(0, len(prompts), self._config.batch_size):
                 part = slice(start, start + self._config.batch_size)
                 body = {"prompts": list(prompts[part]), "images": [_png(image) for image in images[part]]}
-                scores += self._scores_in(self._answer(client, body), len(body["prompts"]))
+                scores += self._scores_in(self._post(client, body), len(body["prompts"]))
         return scores
 
     def _headers(self) -> dict[str, str]:
         token = self._config.bearer_token
         return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
-    def _answer(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
-        """The server's answer of status 200, after as many attempts as are allowed."""
+    def _post(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+        """The server's response of status 200, with retries."""
         trouble = ""
         for attempt in range(self._config.retries + 1):
             if attempt:
@@ -65,12 +69,13 @@ class HttpScorer:
                 trouble = f"{type(error).__name__}: {error}"
                 continue
             except httpx.DecodingError as error:
-                raise ScorerError(f"{self.name}: expected an answer that decodes, got {error}") from error
+                raise ScorerError(f"{self.name}: expected a decodable response, got {error}") from error
             if response.status_code == 200:
                 return response
             trouble = f"status {response.status_code}"
-            if response.status_code not in _TRY_AGAIN:
+            if response.status_code not in _RETRYABLE:
                 raise ScorerError(f"{self.name}: expected status 200, got {trouble}: {response.text[:200]!r}")
+
         attempts = self._config.retries + 1
         raise ScorerUnavailableError(
             f"{self.name}: no answer from {self._config.url.host} in {attempts} attempts: {trouble}"

@@ -1,7 +1,7 @@
-"""People as scorers: stored verdicts, looked up by image.
+"""Reviewers as scorers: stored verdicts, looked up by image.
 
-A scorer sees pixels and prompts only, so verdicts are kept by a key of both. Whoever stores verdicts (the service)
-computes the keys when it hands out the images, and gives the mapping when the scorer is loaded.
+A scorer receives pixels and prompts only, so verdicts are stored by a key of both. The service computes the keys when
+it sends the images to reviewers, and passes the mapping when it loads the scorer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dfusion.rewards.checks import check_images
 
 @dataclass(frozen=True)
 class ImageVerdict:
-    """What one person said of two images of one prompt: which is better, that they tie, or that neither is good.
+    """One reviewer's verdict on two images of one prompt: which is better, a tie, or that neither is good.
 
     first, second   keys of the images (`image_key`)
     """
@@ -32,7 +32,7 @@ class ImageVerdict:
 
 
 def image_key(image: np.ndarray, prompt: str) -> str:
-    """The key of an image (H, W, 3) uint8 under a prompt: 64 hex digits, the same wherever it is computed."""
+    """The key of an image (H, W, 3) uint8 and its prompt: 64 hex digits, the same on every machine."""
     check_images(image[None], [prompt])
     digest = hashlib.sha256(json.dumps([list(image.shape), prompt]).encode())
     digest.update(np.ascontiguousarray(image).tobytes())
@@ -40,17 +40,17 @@ def image_key(image: np.ndarray, prompt: str) -> str:
 
 
 def win_shares(verdicts: Iterable[ImageVerdict]) -> dict[str, float]:
-    """A score in [0, 1] for each image: its mean over the verdicts on it; a win is 1, a tie 1/2, else 0."""
+    """A score in [0, 1] for each image: the mean over its verdicts. A win is 1, a tie 1/2, otherwise 0."""
     points: dict[str, list[float]] = {}
     for verdict in verdicts:
         tie = 0.5 if verdict.outcome == "tie" else 0.0
         points.setdefault(verdict.first, []).append(1.0 if verdict.outcome == "first" else tie)
         points.setdefault(verdict.second, []).append(1.0 if verdict.outcome == "second" else tie)
-    return {key: math.fsum(given) / len(given) for key, given in points.items()}
+    return {key: math.fsum(values) / len(values) for key, values in points.items()}
 
 
 class VerdictScorer:
-    """Scores from a mapping of `image_key` to what people gave; its version is a digest of the mapping."""
+    """Scores from a mapping of `image_key` to a score. The version is a digest of the mapping."""
 
     def __init__(self, verdicts: Mapping[str, float], *, name: str = "verdicts") -> None:
         """Raises NonFiniteError for verdicts that are NaN or infinite."""
@@ -61,7 +61,7 @@ class VerdictScorer:
         self.version = hashlib.sha256(json.dumps(sorted(self._verdicts.items())).encode()).hexdigest()[:12]
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
-        """People's score of each image (B, H, W, 3) uint8. Raises ScorerError where an image has no verdict."""
+        """The reviewers' score of each image (B, H, W, 3) uint8. Raises ScorerError for an image without a verdict."""
         check_images(images, prompts)
         keys = [image_key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         missing = [row for row, key in enumerate(keys) if key not in self._verdicts]

@@ -13,18 +13,19 @@ from dfusion.rewards.checks import check_images, checked_scores
 
 
 class WeightedScorer:
-    """sum of weight * score over scorers, on their raw scores; its version names its parts', weights included."""
+    """The sum of weight * score over scorers, on their raw scores. Its version names its parts with their weights."""
 
     def __init__(self, parts: Sequence[tuple[float, Scorer]], *, name: str | None = None) -> None:
         """`parts` are (weight, scorer). Raises InvalidInputError if there are none."""
         if not parts:
             raise InvalidInputError("parts: expected at least one scorer, got none")
+
         self._parts = tuple(parts)
         self.version = _short("+".join(f"{weight!r}*{scorer.name}@{scorer.version}" for weight, scorer in parts), 200)
         self.name = name or _short("+".join(f"{weight!r}*{scorer.name}" for weight, scorer in parts), 100)
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
-        """The weighted sum for each image (B, H, W, 3) uint8. Raises what the parts raise."""
+        """The weighted sum for each image (B, H, W, 3) uint8. Raises as the parts do."""
         check_images(images, prompts)
         totals = np.zeros(len(prompts))
         for weight, scorer in self._parts:
@@ -33,7 +34,7 @@ class WeightedScorer:
 
 
 def _short(text: str, most: int) -> str:
-    """The text, or its beginning and a digest of the whole: names and versions are columns of tables."""
+    """The text, or its beginning and a digest, since names and versions are stored in columns of limited length."""
     if len(text) <= most:
         return text
     return f"{text[: most - 13]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"

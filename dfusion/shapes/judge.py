@@ -1,8 +1,8 @@
-"""The judge: says from pixels alone whether a picture fulfils its prompt, part by part.
+"""The judge: decides from pixels whether an image matches its prompt, part by part.
 
-A small convolutional network trained on renders only. It shares no weights and no training run with the CLIP model
-that gives the reward, so a model that learns to please the reward alone is found out. "B below A" and "A above B" are
-one picture, so the judge names the upper or left thing first and prompts are brought to that form before comparing.
+It is a small convolutional network trained on renders only. It shares no weights and no training run with the CLIP
+model of the reward, so it reveals a model that exploits the reward. "B below A" and "A above B" are the same image.
+Therefore the judge names the upper or left object first, and prompts are converted to that form.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PARTS: dict[Template, dict[str, tuple[str, ...]]] = {
 
 
 def canonical_parts(named: dict[str, str]) -> dict[str, str]:
-    """The same parts with the upper or left thing first."""
+    """The same parts with the upper or left object first."""
     return mirrored_parts(named) if named.get("relation") in ("below", "on the right of") else named
 
 
 def mirrored_parts(named: dict[str, str]) -> dict[str, str]:
-    """The same picture told from the other thing's side."""
+    """The same image described from the other object's side."""
     return {
         "colour": named["colour2"],
         "shape": named["shape2"],
@@ -52,40 +52,44 @@ def mirrored_parts(named: dict[str, str]) -> dict[str, str]:
 
 
 def read_prompt(text: str) -> tuple[Template, dict[str, str]]:
-    """Template and canonical parts of a prompt; InvalidInputError if it is not one of the shapes world's."""
+    """Template and canonical parts of a prompt. Raises InvalidInputError if it is not a prompt of the shapes world."""
     for template, pattern in _patterns().items():
-        if found := pattern.fullmatch(text.strip().lower()):
-            return template, canonical_parts(found.groupdict())
+        if match := pattern.fullmatch(text.strip().lower()):
+            return template, canonical_parts(match.groupdict())
     raise InvalidInputError(f"expected a prompt of the shapes world, got {text!r}")
 
 
 @cache
 def _patterns() -> dict[Template, re.Pattern[str]]:
-    def one(name: str, options: Sequence[str]) -> str:
+    def group(name: str, options: Sequence[str]) -> str:
         return f"(?P<{name}>{'|'.join(options)})"
 
     colours = tuple(COLOURS)
-    shape, colour = one("shape", SHAPES), one("colour", colours)
+    shape = group("shape", SHAPES)
+    colour = group("colour", colours)
     verbs = "|".join(PROPS.values())
-    second = f"{one('colour2', colours)} {one('shape2', SHAPES)}"
+    second = f"{group('colour2', colours)} {group('shape2', SHAPES)}"
+
     sentences: dict[Template, str] = {
-        "behaviour": f"a {shape} (?:{verbs}) a {one('prop_colour', colours)} {one('prop', tuple(PROPS))}",
-        "attribute": f"a {colour} and {one('texture', TEXTURES)} {shape}",
-        "position": f"the {colour} {shape} {one('relation', tuple(MIRRORED))} the {second}",
+        "behaviour": f"a {shape} (?:{verbs}) a {group('prop_colour', colours)} {group('prop', tuple(PROPS))}",
+        "attribute": f"a {colour} and {group('texture', TEXTURES)} {shape}",
+        "position": f"the {colour} {shape} {group('relation', tuple(MIRRORED))} the {second}",
     }
     return {template: re.compile(sentence) for template, sentence in sentences.items()}
 
 
 class JudgeNet(nn.Module):
-    """(B, 3, 64, 64) in [-1, 1] to a logit vector for "which template" and for each part of each template."""
+    """From images (B, 3, 64, 64) in [-1, 1] to the logits of the template and of each part of each template."""
 
     def __init__(self) -> None:
         super().__init__()
+
         layers: list[nn.Module] = []
         for inputs, outputs in ((3, 32), (32, 64), (64, 96), (96, 128)):
             layers += [nn.Conv2d(inputs, outputs, 5 if inputs == 3 else 3, stride=2, padding=2 if inputs == 3 else 1)]
             layers += [nn.GroupNorm(8, outputs), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, 256), nn.ReLU())
+
         sizes = {"template": len(TEMPLATES)}
         for template, parts in PARTS.items():
             sizes |= {f"{template}_{part}": len(options) for part, options in parts.items()}
@@ -98,14 +102,14 @@ class JudgeNet(nn.Module):
 
 
 class Judge:
-    """Verdicts on pictures of the shapes world."""
+    """Judges images of the shapes world."""
 
     def __init__(self, net: JudgeNet) -> None:
         self.net = net.eval()
 
     @classmethod
     def load(cls, file: Path = MODELS / "judge.safetensors") -> Judge:
-        """The shipped judge; ModelNotFoundError if its file is missing."""
+        """Load the judge that comes with dfusion. Raises ModelNotFoundError if its file is missing."""
         if not file.is_file():
             raise ModelNotFoundError(f"expected the judge's weights at {file}")
         net = JudgeNet()
@@ -114,42 +118,46 @@ class Judge:
 
     @torch.no_grad()
     def verdicts(self, images: np.ndarray, prompts: Sequence[str]) -> list[dict[str, bool]]:
-        """For each picture: which parts of its prompt it fulfils ("template": it is a picture of that kind at all).
+        """For each image, which parts of its prompt it shows ("template": whether it is of that template at all).
 
-        images (B, 64, 64, 3) uint8. ShapeMismatchError for other sizes, InvalidInputError for other prompts.
+        images is (B, 64, 64, 3) uint8. Raises ShapeMismatchError for other sizes and InvalidInputError for other
+        prompts.
         """
         expected = (len(prompts), IMAGE_SIZE, IMAGE_SIZE, 3)
         if images.shape != expected or images.dtype != np.uint8:
             raise ShapeMismatchError("images", f"{expected} uint8", f"{images.shape} {images.dtype}")
+
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        seen = {name: logits.argmax(1).tolist() for name, logits in self.net(pixels).items()}
+        predictions = {name: logits.argmax(1).tolist() for name, logits in self.net(pixels).items()}
+
         verdicts = []
         for row, prompt in enumerate(prompts):
             template, named = read_prompt(prompt)
-            verdict = {"template": TEMPLATES[seen["template"][row]] == template}
+            verdict = {"template": TEMPLATES[predictions["template"][row]] == template}
             for part, options in PARTS[template].items():
-                verdict[part] = options[seen[f"{template}_{part}"][row]] == named[part]
+                verdict[part] = options[predictions[f"{template}_{part}"][row]] == named[part]
             verdicts.append(verdict)
         return verdicts
 
     def accepts(self, images: np.ndarray, prompts: Sequence[str]) -> list[bool]:
-        """Whether each picture fulfils every part of its prompt."""
+        """Whether each image shows every part of its prompt."""
         return [all(verdict.values()) for verdict in self.verdicts(images, prompts)]
 
 
 class JudgeScorer:
-    """The judge as a scorer: 1.0 where it accepts, 0.0 where it does not."""
+    """The judge as a scorer: 1.0 if it accepts the image, otherwise 0.0."""
 
-    name, version = "shapes-judge", "1"
+    name = "shapes-judge"
+    version = "1"
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
 
     @classmethod
     def load(cls) -> JudgeScorer:
-        """The shipped judge."""
+        """Load the judge that comes with dfusion."""
         return cls(Judge.load())
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
-        """1.0 or 0.0 for each picture; see `Judge.verdicts` for what it raises."""
+        """1.0 or 0.0 for each image. Raises as `Judge.verdicts` does."""
         return [float(accepted) for accepted in self.judge.accepts(images, prompts)]

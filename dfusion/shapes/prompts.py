@@ -1,4 +1,4 @@
-"""The shapes world's prompts: three templates like the paper's, each with 40 training and 40 held-out prompts.
+"""Prompts of the shapes world: three templates like the paper's, each with 40 training and 40 held-out prompts.
 
     behaviour   a star wearing a red hat
     attribute   a red and striped circle
@@ -10,8 +10,10 @@ Imports no torch: the service offers these lists as prompt sets.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +22,16 @@ from dfusion.config import FusionConfig
 from dfusion.shapes.scenes import COLOURS, PROPS, RELATIONS, SHAPES, TEMPLATES, TEXTURES, Scene, Template
 
 THRESHOLD = 0.02
-"""Mask threshold of every item (Eq. 4). Item words look at their items alone (`denoiser.grounding_loss`): maps are
-near 1 on the item and near 0 off it, and this low threshold keeps the item's edge in the mask."""
+"""Mask threshold of every item (Eq. 4). Item words attend to their items only (`denoiser.grounding_loss`), so maps are
+near 1 on the item and near 0 off it. This low threshold keeps the item's edge inside the mask."""
 FUSION = FusionConfig(first_step=10)
-"""How this world's targets are fused: later than the paper's step 2. Here colours can still be carried then, and the
-background is already the base's."""
+"""How targets of this world are fused: later than the paper's step 2. At step 10 colours can still be transferred, and
+the background is already the base's."""
 
 
 @dataclass(frozen=True)
 class ShapesPrompt:
-    """A prompt, its items (words) with thresholds, and the parts of a scene that it names."""
+    """A prompt, its items (words) with thresholds, and the named parts of a scene."""
 
     text: str
     template: Template
@@ -39,12 +41,14 @@ class ShapesPrompt:
 
 
 def caption(template: Template, named: dict[str, str]) -> str:
-    """The prompt that names these parts (keys as in `scenes.random_scene`)."""
+    """The prompt with these parts (keys as in `scenes.random_scene`)."""
     if template == "behaviour":
         return f"a {named['shape']} {PROPS[named['prop']]} a {named['prop_colour']} {named['prop']}"
     if template == "attribute":
         return f"a {named['colour']} and {named['texture']} {named['shape']}"
-    first, second = f"{named['colour']} {named['shape']}", f"{named['colour2']} {named['shape2']}"
+
+    first = f"{named['colour']} {named['shape']}"
+    second = f"{named['colour2']} {named['shape2']}"
     return f"the {first} {named['relation']} the {second}"
 
 
@@ -55,6 +59,7 @@ def named_parts(scene: Scene) -> dict[str, str]:
         return {"shape": first.shape, "prop": str(scene.prop), "prop_colour": str(scene.prop_colour)}
     if scene.template == "attribute":
         return {"colour": first.colour, "texture": first.texture, "shape": first.shape}
+
     second = scene.things[1]
     return {
         "colour": first.colour,
@@ -66,32 +71,53 @@ def named_parts(scene: Scene) -> dict[str, str]:
 
 
 def _all_parts(template: Template) -> list[dict[str, str]]:
-    colours = tuple(COLOURS)
+    """Every combination of the template's parts, in a fixed order. Two objects differ in colour and shape."""
+    options: dict[str, Sequence[str]]
     if template == "behaviour":
-        return [{"shape": s, "prop": p, "prop_colour": c} for s in SHAPES for p in PROPS for c in colours]
-    if template == "attribute":
-        return [
-            {"colour": c, "texture": t, "shape": s} for c in colours for t in TEXTURES if t != "plain" for s in SHAPES
-        ]
+        options = {"shape": SHAPES, "prop": tuple(PROPS), "prop_colour": tuple(COLOURS)}
+    elif template == "attribute":
+        textures = [texture for texture in TEXTURES if texture != "plain"]
+        options = {"colour": tuple(COLOURS), "texture": textures, "shape": SHAPES}
+    else:
+        options = {
+            "colour": tuple(COLOURS),
+            "shape": SHAPES,
+            "relation": RELATIONS,
+            "colour2": tuple(COLOURS),
+            "shape2": SHAPES,
+        }
+
+    combinations = [dict(zip(options, values, strict=True)) for values in product(*options.values())]
+    if template != "position":
+        return combinations
     return [
-        {"colour": c1, "shape": s1, "relation": r, "colour2": c2, "shape2": s2}
-        for c1 in colours
-        for s1 in SHAPES
-        for r in RELATIONS
-        for c2 in colours
-        for s2 in SHAPES
-        if c1 != c2 and s1 != s2
+        parts for parts in combinations if parts["colour"] != parts["colour2"] and parts["shape"] != parts["shape2"]
     ]
 
 
 @cache
 def prompt_list(template: Template, split: str) -> tuple[ShapesPrompt, ...]:
-    """The 40 prompts of a template's "train" or "test" list; no prompt is in both."""
+    """The 40 prompts of a template's "train" or "test" list. No prompt is in both.
+
+    Args:
+        template: "behaviour", "attribute" or "position".
+        split: "train", or anything else for the held-out prompts.
+
+    Returns:
+        The prompts, with their items, thresholds and parts.
+
+    Example:
+        >>> from dfusion.shapes.prompts import prompt_list
+        >>> prompts = prompt_list("attribute", "train")
+        >>> len(prompts), prompts[0].text, prompts[0].items
+        (40, 'a yellow and dotted cross', ('cross',))
+    """
     parts = _all_parts(template)
     order = np.random.default_rng(TEMPLATES.index(template)).permutation(len(parts))[:80]
-    chosen = order[:40] if split == "train" else order[40:]
+    indices = order[:40] if split == "train" else order[40:]
+
     prompts = []
-    for index in chosen:
+    for index in indices:
         named = parts[int(index)]
         items = {
             "behaviour": (named["shape"], named.get("prop", "")),
@@ -107,11 +133,11 @@ def write_lists(folder: Path) -> None:
     for template in TEMPLATES:
         for split in ("train", "test"):
             name = f"shapes-{template}-{split}"
+            use = {"train": "trained on", "test": "held out of training"}[split]
             prompts = [
                 {"text": p.text, "items": p.items, "thresholds": p.thresholds} for p in prompt_list(template, split)
             ]
-            described = {"train": "trained on", "test": "held out of training"}[split]
-            content = {"name": name, "description": f"Shapes world, {template}, {described}", "prompts": prompts}
+            content = {"name": name, "description": f"Shapes world, {template}, {use}", "prompts": prompts}
             (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

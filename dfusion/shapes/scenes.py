@@ -1,8 +1,8 @@
-"""What a picture of the shapes world can show, and how to draw it: a pure function of a scene.
+"""Scenes of the shapes world, and how to render them. An image is a pure function of its scene.
 
-A scene names everything the picture holds. The parts a prompt speaks of (shape, colour, texture, prop, relation)
-are drawn apart from the parts it is silent about (background, place, size, tilt), so that two pictures of one
-prompt differ in much that the prompt does not name.
+A scene describes everything in the image. A prompt names some of its parts (shape, colour, texture, prop, relation).
+The others (background, position, size, tilt) are sampled independently, so two images of one prompt differ in much that
+the prompt does not name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 PROPS: dict[str, str] = {"hat": "wearing", "board": "riding", "ball": "carrying"}
-"""Prop to the verb that a prompt uses with it."""
+"""Each prop with its verb in prompts."""
 RELATIONS = ("above", "below", "on the left of", "on the right of")
 MIRRORED = {
     "above": "below",
@@ -37,14 +37,14 @@ MIRRORED = {
     "on the right of": "on the left of",
 }
 Ink = int | tuple[int, int, int]
-"""A fill colour of a grey or an RGB picture."""
+"""A fill colour of a greyscale or an RGB image."""
 Template = Literal["behaviour", "attribute", "position"]
 TEMPLATES: tuple[Template, ...] = ("behaviour", "attribute", "position")
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: what a prompt may say of it, and where it stands (pixels; `tilt` in radians)."""
+    """One object: the parts that a prompt may name, and its position (in pixels; `tilt` in radians)."""
 
     shape: str
     colour: str
@@ -57,7 +57,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """Muted, so that an object of any colour stands out: two tones and how they are laid."""
+    """A background of two tones, muted so that an object of any colour is visible."""
 
     kind: Literal["flat", "gradient", "noise"]
     first: tuple[int, int, int]
@@ -68,7 +68,7 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture. `relation` says how the first thing stands to the second; `prop` belongs to the first."""
+    """One image. `relation` is the position of the first object relative to the second; `prop` belongs to the first."""
 
     template: Template
     things: tuple[Thing, ...]
@@ -92,21 +92,24 @@ def random_backdrop(rng: np.random.Generator) -> Backdrop:
 
 
 def random_scene(template: Template, rng: np.random.Generator, **named: str) -> Scene:
-    """A scene of `template`; `named` fixes what a prompt names, everything else is drawn from `rng`.
+    """A random scene of `template`. `named` fixes the parts that a prompt names; `rng` gives everything else.
 
-    Names: shape, colour, texture, prop, prop_colour, relation, and shape2, colour2 for the second thing.
+    Names: shape, colour, texture, prop, prop_colour, relation, and shape2, colour2 for the second object.
     """
 
     def pick(name: str, options: tuple[str, ...], without: str | None = None) -> str:
-        drawn = options[int(rng.integers(len(options)))]
-        while drawn == without:
-            drawn = options[int(rng.integers(len(options)))]
-        return named.get(name, drawn)
+        choice = options[int(rng.integers(len(options)))]
+        while choice == without:
+            choice = options[int(rng.integers(len(options)))]
+        return named.get(name, choice)
 
+    # the first object and the background
     colours = tuple(COLOURS)
-    shape, colour = pick("shape", SHAPES), pick("colour", colours)
+    shape = pick("shape", SHAPES)
+    colour = pick("colour", colours)
     tilt = float(rng.uniform(-0.18, 0.18))
     backdrop = random_backdrop(rng)
+
     if template == "attribute":
         place: dict[str, Any] = {
             "x": 32 + rng.uniform(-4, 4),
@@ -114,15 +117,19 @@ def random_scene(template: Template, rng: np.random.Generator, **named: str) -> 
             "radius": rng.uniform(15, 19),
         }
         return Scene(template, (Thing(shape, colour, pick("texture", TEXTURES), tilt=tilt, **place),), backdrop)
+
     if template == "behaviour":
         prop = pick("prop", tuple(PROPS))
         prop_colour = pick("prop_colour", colours, without=colour)
         place = {"x": 29 + rng.uniform(-3, 3), "y": 33 + rng.uniform(-2, 2), "radius": rng.uniform(12, 14)}
         return Scene(template, (Thing(shape, colour, tilt=tilt, **place),), backdrop, prop, prop_colour)
+
+    # the second object and the positions of both
     relation = pick("relation", RELATIONS)
     shape2 = pick("shape2", SHAPES, without=shape)
     colour2 = pick("colour2", colours, without=colour)
-    near, far = 17 + rng.uniform(-1.5, 1.5), 47 + rng.uniform(-1.5, 1.5)
+    near = 17 + rng.uniform(-1.5, 1.5)
+    far = 47 + rng.uniform(-1.5, 1.5)
     if relation in ("below", "on the right of"):
         near, far = far, near
     across = rng.uniform(-2.5, 2.5, size=2) + 32
@@ -131,6 +138,7 @@ def random_scene(template: Template, rng: np.random.Generator, **named: str) -> 
     places = [(across[0], near), (across[1], far)] if vertical else [(near, across[0]), (far, across[1])]
     tilts = (tilt, float(rng.uniform(-0.18, 0.18)))
     looks = ((shape, colour), (shape2, colour2))
+
     things = tuple(
         Thing(s, c, x=float(p[0]), y=float(p[1]), radius=float(r), tilt=t)
         for (s, c), p, r, t in zip(looks, places, radii, tilts, strict=True)
@@ -139,23 +147,30 @@ def random_scene(template: Template, rng: np.random.Generator, **named: str) -> 
 
 
 def _turned(points: list[tuple[float, float]], thing: Thing) -> list[tuple[float, float]]:
-    cos, sin = math.cos(thing.tilt), math.sin(thing.tilt)
-    k, r = SUPERSAMPLING, thing.radius
+    """The points of the unit circle at the object's tilt, size and position, in pixels of the canvas."""
+    cos = math.cos(thing.tilt)
+    sin = math.sin(thing.tilt)
+    k = SUPERSAMPLING
+    r = thing.radius
     return [((thing.x + r * (px * cos - py * sin)) * k, (thing.y + r * (px * sin + py * cos)) * k) for px, py in points]
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corner points of a shape within the unit circle, y downwards."""
+    """Corner points of a shape in the unit circle, y downwards."""
     if shape == "circle":
         turns = np.linspace(0, 2 * math.pi, 48, endpoint=False)
         return [(math.cos(a), math.sin(a)) for a in turns]
+
     if shape == "square":
         return [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)]
+
     if shape == "triangle":
         return [(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)]
+
     if shape == "star":
         radii = [1.1, 0.46] * 5
         return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5) + 0.06) for i, r in enumerate(radii)]
+
     if shape == "heart":
         turns = np.linspace(0, 2 * math.pi, 48, endpoint=False)
         return [
@@ -165,12 +180,15 @@ def _outline(shape: str) -> list[tuple[float, float]]:
             )
             for a in turns
         ]
-    w = 0.36
+
+    w = 0.36  # half the width of the cross's arms
     return [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
 
 
 def _backdrop_pixels(backdrop: Backdrop) -> np.ndarray:
-    first, second = np.array(backdrop.first, np.float32), np.array(backdrop.second, np.float32)
+    first = np.array(backdrop.first, np.float32)
+    second = np.array(backdrop.second, np.float32)
+
     if backdrop.kind == "flat":
         share = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.float32)
     elif backdrop.kind == "gradient":
@@ -180,17 +198,21 @@ def _backdrop_pixels(backdrop: Backdrop) -> np.ndarray:
         coarse = np.random.default_rng(backdrop.seed).random((6, 6), np.float32)
         blotches = Image.fromarray(coarse)
         share = np.asarray(blotches.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)).clip(0, 1)
+
     return first + (second - first) * share[..., None]
 
 
 def _paint(thing: Thing) -> np.ndarray:
-    """The thing's surface over the whole canvas: colour with its texture."""
+    """The object's surface over the whole canvas: colour and texture."""
     size = IMAGE_SIZE * SUPERSAMPLING
     colour = np.array(COLOURS[thing.colour], np.float32)
     dark = colour * 0.22
+
+    # coordinates of each pixel in the object's own frame
     ys, xs = (np.mgrid[0:size, 0:size] + 0.5) / SUPERSAMPLING
     u = (xs - thing.x) * math.cos(thing.tilt) + (ys - thing.y) * math.sin(thing.tilt)
     v = -(xs - thing.x) * math.sin(thing.tilt) + (ys - thing.y) * math.cos(thing.tilt)
+
     if thing.texture == "striped":
         marked = (v / 8 + 0.25) % 1 < 0.5
     elif thing.texture == "dotted":
@@ -211,10 +233,13 @@ def _draw_thing(canvas: Image.Image, thing: Thing) -> None:
 
 
 def _draw_prop(canvas: Image.Image, scene: Scene, colour: Ink, wheels: Ink) -> None:
-    """Hat on top, board with wheels below, ball on the right."""
+    """Draw the prop of the first object: a hat on top, a board with wheels below, or a ball on the right."""
     owner = scene.things[0]
-    draw, k = ImageDraw.Draw(canvas), SUPERSAMPLING
-    x, y, r = owner.x * k, owner.y * k, owner.radius * k
+    draw = ImageDraw.Draw(canvas)
+    x = owner.x * SUPERSAMPLING
+    y = owner.y * SUPERSAMPLING
+    r = owner.radius * SUPERSAMPLING
+
     if scene.prop == "hat":
         brim = y - 0.72 * r
         draw.rectangle((x - 1.0 * r, brim - 0.3 * r, x + 1.0 * r, brim), fill=colour)
@@ -223,15 +248,18 @@ def _draw_prop(canvas: Image.Image, scene: Scene, colour: Ink, wheels: Ink) -> N
         top = y + 1.02 * r
         draw.rounded_rectangle((x - 1.35 * r, top, x + 1.35 * r, top + 0.5 * r), 0.2 * r, fill=colour)
         for side in (-0.8, 0.8):
-            cx, cy = x + side * r, top + 0.66 * r
+            cx = x + side * r
+            cy = top + 0.66 * r
             draw.ellipse((cx - 0.24 * r, cy - 0.24 * r, cx + 0.24 * r, cy + 0.24 * r), fill=wheels)
     else:
-        cx, cy, rb = x + 1.4 * r, y + 0.15 * r, 0.68 * r
+        cx = x + 1.4 * r
+        cy = y + 0.15 * r
+        rb = 0.68 * r
         draw.ellipse((cx - rb, cy - rb, cx + rb, cy + rb), fill=colour)
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draw `scene`. Returns (64, 64, 3) uint8 RGB; the same scene always gives the same pixels."""
+    """Render `scene` as (64, 64, 3) uint8 RGB. The same scene always gives the same pixels."""
     pixels = _backdrop_pixels(scene.backdrop).clip(0, 255).astype(np.uint8)
     size = IMAGE_SIZE * SUPERSAMPLING
     canvas = Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
@@ -243,20 +271,21 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def item_masks(scene: Scene, size: int) -> np.ndarray:
-    """Where the scene's items are: (K, size, size) float32, the share of each cell that the item covers.
+    """The share of each cell that each item covers, (K, size, size) float32.
 
-    Items in the order of the prompt's: the things, then the prop. `size` must divide 64.
+    Items are in the prompt's order: the objects, then the prop. `size` must divide 64.
     """
-    drawn = []
     full = (IMAGE_SIZE * SUPERSAMPLING,) * 2
+    canvases = []
     for thing in scene.things:
         canvas = Image.new("L", full)
         ImageDraw.Draw(canvas).polygon(_turned(_outline(thing.shape), thing), fill=255)
-        drawn.append(canvas)
+        canvases.append(canvas)
     if scene.prop is not None:
         canvas = Image.new("L", full)
         _draw_prop(canvas, scene, 255, 255)
-        drawn.append(canvas)
+        canvases.append(canvas)
+
     return np.stack(
-        [np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255 for canvas in drawn]
+        [np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255 for canvas in canvases]
     )

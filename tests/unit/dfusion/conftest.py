@@ -1,5 +1,5 @@
-"""One thread: the nets are so small that more only get in each other's way. And memory that stays: each matrix of
-explicit attention would fault all its pages anew."""
+"""One thread, since more threads only slow these small nets down. Keep freed memory, since otherwise each matrix of
+explicit attention would page-fault again."""
 
 import torch
 

@@ -38,19 +38,26 @@ def trained(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def test_a_fresh_adapter_is_seeded_trainable_and_changes_nothing() -> None:
-    unet, plain = tiny_unet(), output(tiny_unet())
+    unet = tiny_unet()
+    plain = output(tiny_unet())
     torch.manual_seed(9)
     before = torch.get_rng_state()
     attach_lora(unet, LoraConfig(rank=2), seed=3)
+
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(output(unet), plain)
+
     first = {name: value.clone() for name, value in lora_parameters(unet).items()}
     assert {name for name, p in unet.named_parameters() if p.requires_grad} == set(first)
+
     attentions = sum(name.endswith("to_q") for name, _ in tiny_unet().named_modules())
     assert len(first) == attentions * 4 * 2
+
     attach_lora(unet, LoraConfig(rank=2), seed=3)
     again = lora_parameters(unet)
+
     assert again.keys() == first.keys() and all(torch.equal(again[name], value) for name, value in first.items())
+
     attach_lora(unet, LoraConfig(rank=2), seed=4)
     assert any(not torch.equal(value, first[name]) for name, value in lora_parameters(unet).items())
 
@@ -66,7 +73,8 @@ def test_detach_gives_the_base_model_back() -> None:
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
-    unet, other = trained(tiny_unet()), tiny_unet()
+    unet = trained(tiny_unet())
+    other = tiny_unet()
     save_adapter(unet, tmp_path / "a.safetensors", {"round": "2"})
     attach_lora(other, LoraConfig(rank=8))
     assert load_adapter(other, tmp_path / "a.safetensors") == {"round": "2"}
@@ -83,9 +91,12 @@ def test_rank_alpha_and_bytes_survive_the_round_trip(tmp_path: Path, make: Calla
     other = make()
     load_adapter(other, tmp_path / "0.safetensors")
     save_adapter(other, tmp_path / "again.safetensors", {"base": "tiny", "round": "2"})
+
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+
     read = read_adapter(tmp_path / "0.safetensors")
     assert read.config == LoraConfig(rank=3, alpha=12.0) and read.metadata == {"round": "2", "base": "tiny"}
+
     layer = other.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
     assert (layer.r["default"], layer.scaling["default"]) == (3, 12 / 3)
 
@@ -94,18 +105,23 @@ def test_rank_alpha_and_bytes_survive_the_round_trip(tmp_path: Path, make: Calla
 def test_adapters_of_half_precision_models_are_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     unet = trained(tiny_unet().to(dtype))
     assert unet.dtype == dtype and {p.dtype for p in lora_parameters(unet).values()} == {torch.float32}
+
     save_adapter(unet, tmp_path / "a.safetensors")
     again = tiny_unet().to(dtype)
     load_adapter(again, tmp_path / "a.safetensors")
+
     for name, value in lora_parameters(again).items():
         assert torch.equal(value, lora_parameters(unet)[name])
+
     with torch.no_grad():
-        x, conditions = torch.ones(1, 4, 8, 8, dtype=dtype), embeds(1).to(dtype)
+        x = torch.ones(1, 4, 8, 8, dtype=dtype)
+        conditions = embeds(1).to(dtype)
         assert again(x, 5, encoder_hidden_states=conditions).sample.dtype == dtype
 
 
 def test_stock_diffusers_loads_it(tmp_path: Path) -> None:
-    pipeline, unet = tiny_pipeline(), trained(tiny_unet())
+    pipeline = tiny_pipeline()
+    unet = trained(tiny_unet())
     save_adapter(unet, tmp_path / "a.safetensors")
     plain = output(pipeline.unet)
     pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
@@ -113,17 +129,21 @@ def test_stock_diffusers_loads_it(tmp_path: Path) -> None:
     assert not torch.allclose(output(pipeline.unet), plain)
 
 
-def test_files_that_do_not_fit(tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path) -> None:
     save_adapter(trained(tiny_unet()), tmp_path / "a.safetensors")
     unet = sd_unet(8)
+
     with pytest.raises(CheckpointError, match="fit"):
         load_adapter(unet, tmp_path / "a.safetensors")
+
     whole = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "a.safetensors").write_bytes(whole[: len(whole) // 2])
+
     with pytest.raises(CheckpointError):
         load_adapter(unet, tmp_path / "a.safetensors")
     with pytest.raises(InvalidInputError):
         save_adapter(tiny_unet(), tmp_path / "b.safetensors")
+
     (tmp_path / "a.safetensors").write_bytes(whole)
     tensors, about = read_tensors(tmp_path / "a.safetensors")
     for metadata in ('{"unet.lora_alpha": -1}', "[]", "{"):
@@ -156,7 +176,7 @@ def test_kaiming_weights_are_uniform_within_their_bound() -> None:
 
 
 @pytest.mark.parametrize("init", ["gaussian", "kaiming"])
-def test_the_file_says_how_the_adapter_was_initialised(init: Literal["gaussian", "kaiming"], tmp_path: Path) -> None:
+def test_the_file_contains_the_initialisation(init: Literal["gaussian", "kaiming"], tmp_path: Path) -> None:
     unet = tiny_unet()
     attach_lora(unet, LoraConfig(rank=2, init=init), seed=3)
     save_adapter(unet, tmp_path / "a.safetensors")

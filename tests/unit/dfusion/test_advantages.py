@@ -16,20 +16,22 @@ def test_by_hand() -> None:
 
 
 def test_a_prompt_seen_before_uses_all_its_history() -> None:
-    """Two rounds, and a prompt that sat out the second; numpy says what it should be."""
+    """Two rounds, and a prompt without samples in the second; numpy gives the expected values."""
     rounds = {"a": ([0.1, 0.4], [0.7, 0.9, 0.2]), "b": ([5.0, 7.0], [])}
     history = RewardHistory()
     for n in range(2):
         history = history.extended({prompt: scores[n] for prompt, scores in rounds.items() if scores[n]})
     everything = np.array([0.1, 0.4, 0.7, 0.9, 0.2])
     expected = (np.array([0.7, 0.9, 0.2]) - everything.mean()) / everything.std()
+
     np.testing.assert_allclose(history.advantages("a", [0.7, 0.9, 0.2]), expected, rtol=1e-12)
     assert history.advantages("b", [5.0, 7.0]) == [-1, 1]
+
     alone = RewardHistory().extended({"a": [0.7, 0.9, 0.2]}).advantages("a", [0.7])
     assert alone[0] != pytest.approx(expected[0])
 
 
-def test_survives_a_restart_bit_for_bit() -> None:
+def test_json_round_trip_is_exact() -> None:
     rng = np.random.default_rng(0)
     history = RewardHistory().extended({"a": rng.normal(size=20).tolist(), "b": [0.1 + 0.2]}, "clip 1")
     again = RewardHistory.from_json(json.loads(json.dumps(history.to_json())))
@@ -38,27 +40,27 @@ def test_survives_a_restart_bit_for_bit() -> None:
     assert again.extended(*more).advantages("a", more[0]["a"]) == history.extended(*more).advantages("a", more[0]["a"])
 
 
-def test_no_scale_no_advantage() -> None:
-    """One sample, or equal scores, also for a target that scored otherwise; 0.1 has no exact mean in naive sums."""
+def test_advantages_are_zero_without_variance() -> None:
+    """One sample, or equal scores, also for a target with another score; 0.1 has no exact mean in naive sums."""
     history = RewardHistory().extended({"one": [0.3], "equal": [0.1] * 10})
     assert history.advantages("one", [0.3]) == [0]
     assert history.advantages("equal", [0.1, 0.9]) == [0, 0]
 
 
-def test_sound_far_from_zero() -> None:
+def test_advantages_are_accurate_far_from_zero() -> None:
     """1e9 + (0, 1, 2): a sum of squares would lose the variance of 2/3."""
     history = RewardHistory().extended({"a": [1e9, 1e9 + 1, 1e9 + 2]})
     assert history.advantages("a", [1e9 + 2]) == [pytest.approx(math.sqrt(1.5), rel=1e-12)]
 
 
-def test_clipped_either_way() -> None:
-    """99 zeros and a one: the one lies (1 - 0.01) / sqrt(0.0099) = 9.95 deviations off."""
+def test_advantages_are_clipped_on_both_sides() -> None:
+    """99 zeros and a 1: the 1 is (1 - 0.01) / sqrt(0.0099) = 9.95 standard deviations from the mean."""
     history = RewardHistory().extended({"a": [0.0] * 99 + [1.0]})
     assert history.advantages("a", [1.0, -1.0]) == [5, -5]
     assert history.advantages("a", [1.0], clip=20) == [pytest.approx(0.99 / math.sqrt(0.0099))]
 
 
-def test_the_history_given_stays_as_it_is() -> None:
+def test_the_given_history_is_not_modified() -> None:
     history = RewardHistory().extended({"a": [1.0]})
     history.extended({"a": [2.0], "b": [3.0]})
     assert history == RewardHistory({"a": (1.0,)})

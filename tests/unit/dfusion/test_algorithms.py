@@ -1,4 +1,4 @@
-"""The registry of algorithms, and that an algorithm is added by its entry and its loss alone: the guide's example."""
+"""The registry of algorithms. An algorithm needs only its entry and its loss: the guide's example."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.pages import blocks
 
 @pytest.fixture
 def hinge(monkeypatch: pytest.MonkeyPatch) -> Algorithm:
-    """The guide's algorithm, added as the guide says."""
-    loss, description = blocks("docs/how-to/add-an-algorithm.md", "python")
+    """The guide's algorithm, added as the guide describes."""
+    loss, description = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
     module = ModuleType("dfusion.losses.hinge")
     exec(loss, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -49,7 +49,7 @@ def test_descriptions_name_what_there_is(algorithm: Algorithm) -> None:
     assert algorithm.weight is None or algorithm.weight in algorithm.settings
 
 
-def test_unknown_algorithms_are_refused_with_the_known_ones() -> None:
+def test_unknown_algorithms_are_rejected_with_the_known_ones() -> None:
     with pytest.raises(ValidationError, match="Input should be 'dpo', 'ddpo' or 'dpok'"):
         TrainingConfig(algorithm="ppo")
 
@@ -67,14 +67,14 @@ def test_settings_follow_the_registry(hinge: Algorithm) -> None:
 
 @pytest.mark.usefixtures("hinge")
 def test_an_added_algorithm_trains() -> None:
-    """At first each margin is 0 and so each loss 1; a small step along the gradient makes it smaller."""
+    """Initially each margin is 0 and each loss 1; a small step along the gradient reduces it."""
     model = tiny_model()
     attach_lora(model.unet, seed=1)
     prompts = ["a red circle"] * 2
     embeds = model.encode_prompts(prompts)
     negative = model.encode_prompts([""])
-    drawn = sample(model.unet, model.scheduler, embeds, negative, [1, 2], config=SamplingConfig(num_steps=4))
-    pair = TrainingPair(drawn.select([0]), drawn.select([1]), prompts[0])
+    trajectory = sample(model.unet, model.scheduler, embeds, negative, [1, 2], config=SamplingConfig(num_steps=4))
+    pair = TrainingPair(trajectory.select([0]), trajectory.select([1]), prompts[0])
     config = TrainingConfig(algorithm="hinge", beta=2.0, learning_rate=1e-3)
 
     trainer = Trainer(model, [pair], config, seed=0)
@@ -84,4 +84,4 @@ def test_an_added_algorithm_trains() -> None:
     assert first.loss == pytest.approx(1, abs=1e-4)
     assert second.loss < first.loss - 1e-4 and second.margin is not None and second.margin > 0
     with pytest.raises(InvalidInputError, match="hinge learns from TrainingPair, got TrainingSample"):
-        Trainer(model, [TrainingSample(drawn.select([0]), prompts[0], 1.0)], config, seed=0)
+        Trainer(model, [TrainingSample(trajectory.select([0]), prompts[0], 1.0)], config, seed=0)

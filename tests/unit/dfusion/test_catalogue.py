@@ -8,7 +8,7 @@ from dfusion.errors import ModelNotFoundError
 from dfusion.rewards import load_scorer
 
 
-def test_what_a_service_reads_imports_no_torch() -> None:
+def test_modules_of_the_service_import_no_torch() -> None:
     modules = (
         "dfusion.catalogue, dfusion.config, dfusion.errors, dfusion.evaluation, dfusion.prompts, "
         "dfusion.rewards.config, dfusion.rewards.http, dfusion.rewards.plugins, dfusion.rewards.verdicts, "
@@ -19,7 +19,7 @@ def test_what_a_service_reads_imports_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_names_fit_each_other() -> None:
+def test_names_are_consistent() -> None:
     for name, entry in MODELS.items():
         assert entry.name == name and entry.reward in entry.scorers
         assert set(entry.scorers) <= set(SCORERS)

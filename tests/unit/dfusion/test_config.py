@@ -24,19 +24,19 @@ def test_published_defaults() -> None:
         ("dpok", {"beta": 0.2}),
     ],
 )
-def test_settings_of_another_algorithm_are_refused(algorithm: str, settings: dict[str, float]) -> None:
+def test_settings_of_another_algorithm_are_rejected(algorithm: str, settings: dict[str, float]) -> None:
     (name,) = settings
     with pytest.raises(ValidationError, match=f"{name} is a setting of"):
         TrainingConfig(algorithm=algorithm, **settings)
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "ddpo", "dpok"])
-def test_json_comes_back_as_it_was(algorithm: str) -> None:
+def test_json_round_trip(algorithm: str) -> None:
     config = TrainingConfig(algorithm=algorithm, inner_epochs=3)
     assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
 
 
-def test_unknown_keys_and_impossible_numbers_are_refused() -> None:
+def test_unknown_keys_and_invalid_numbers_are_rejected() -> None:
     for wrong in ({"gamma": 1}, {"timestep_fraction": 0}, {"timestep_fraction": 1.5}, {"clip_range": 1}, {"beta": -1}):
         with pytest.raises(ValidationError):
             TrainingConfig(**wrong)
@@ -44,17 +44,22 @@ def test_unknown_keys_and_impossible_numbers_are_refused() -> None:
 
 def test_presets_hold_every_point_of_difference() -> None:
     """docs/decisions/006-presets.md."""
-    paper, released = PRESETS["paper"], PRESETS["released_code"]
+    paper = PRESETS["paper"]
+    released = PRESETS["released_code"]
+
     assert paper.fusion == FusionConfig() and paper.pairing == PairingConfig()
     assert (paper.training, released.training) == (TrainingConfig(), TrainingConfig(ratio_clip=0.1))
     assert released.settings_of("training", "dpo") == {"ratio_clip": 0.1} and not released.settings_of(
         "training", "ddpo"
     )
     assert (released.fusion.merge, released.fusion.mask_source) == ("or", "resolution")
+
     pairing = released.pairing
     assert (pairing.dealing, pairing.adoption_threshold, pairing.max_mask_cover) == ("rank_order", 0, 1)
+
     shared = {"merge": "xor", "mask_source": "first_up"}
     assert released.fusion.model_copy(update=shared) == paper.fusion
+
     of_the_paper = {"dealing": "worst_first", "adoption_threshold": 1.0, "max_mask_cover": 0.7}
     assert pairing.model_copy(update=of_the_paper) == paper.pairing
 
@@ -74,7 +79,7 @@ def test_layers_are_numbers() -> None:
         (TrainingConfig, {"lora": {"rank": "4"}}),
     ],
 )
-def test_numbers_in_disguise_are_refused(settings: type[StrictModel], given: dict[str, Any]) -> None:
+def test_values_that_are_not_numbers_are_rejected(settings: type[StrictModel], given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="expected a number"):
         settings.model_validate(given)
     assert FusionConfig.model_validate({"layers": [1, 2]}).layers == (1, 2)

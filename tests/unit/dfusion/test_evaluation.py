@@ -33,7 +33,7 @@ def test_means_by_hand() -> None:
 
 def test_the_interval_is_that_of_all_resamples() -> None:
     values = np.array([0.0, 1.0, 5.0])
-    means = np.sort([np.mean(drawn) for drawn in product(values, repeat=3)])  # all 27, equally likely
+    means = np.sort([np.mean(resample) for resample in product(values, repeat=3)])  # all 27, equally likely
     for confidence in (0.95, 0.8, 0.6):
         tail = (1 - confidence) / 2
         # the least mean that at least `tail` of the resamples do not exceed, and the greatest likewise
@@ -52,7 +52,7 @@ def test_intervals_are_reproducible_and_follow_the_seed(monkeypatch: pytest.Monk
     values = np.random.default_rng(0).normal(size=9)
     first = Bootstrap(seed=1, resamples=200).interval(values)
     assert Bootstrap(seed=2, resamples=200).interval(values) != first
-    monkeypatch.setattr("dfusion.evaluation._DRAWS_AT_ONCE", 100)  # drawn in parts: the same
+    monkeypatch.setattr("dfusion.evaluation._CHUNK", 100)  # in chunks: the same
     assert Bootstrap(seed=1, resamples=200).interval(values) == first
 
 
@@ -62,7 +62,7 @@ def test_prompts_are_resampled_not_images() -> None:
     assert overall.interval == (0.0, 1.0)
 
 
-def test_trainings_and_prompts_are_resampled_apart() -> None:
+def test_trainings_and_prompts_are_resampled_independently() -> None:
     values = np.array([[0.0, 1.0, 5.0], [2.0, 4.0, 9.0]])
     means = np.sort(  # all 4 x 27 resamples, equally likely
         [
@@ -101,19 +101,19 @@ def test_one_value_has_no_interval() -> None:
 def test_the_difference_is_paired() -> None:
     # Prompts and seeds differ by far more than the models do; pairing takes that away.
     base = np.random.default_rng(0).normal(scale=10, size=(6, 4))
-    found = compare(table(np.stack([base, base + 0.25])), "tuned", "base", "clip")
-    assert found.difference.mean == pytest.approx(0.25)
-    assert found.difference.interval == pytest.approx((0.25, 0.25))
-    assert (found.prompts, found.images) == (Counts(6, 0, 0), Counts(24, 0, 0))
+    comparison = compare(table(np.stack([base, base + 0.25])), "tuned", "base", "clip")
+    assert comparison.difference.mean == pytest.approx(0.25)
+    assert comparison.difference.interval == pytest.approx((0.25, 0.25))
+    assert (comparison.prompts, comparison.images) == (Counts(6, 0, 0), Counts(24, 0, 0))
     reverse = compare(table(np.stack([base, base + 0.25])), "base", "tuned", "clip")
     assert reverse.difference.mean == pytest.approx(-0.25) and reverse.images == Counts(0, 24, 0)
 
 
-def test_who_wins_where_by_hand() -> None:
-    found = compare(table([[[1, 1], [2, 2], [3, 3]], [[2, 1], [0, 3], [3, 3]]]), "tuned", "base", "clip")
-    assert found.images == Counts(better=2, worse=1, equal=3)
-    assert found.prompts == Counts(better=1, worse=1, equal=1)
-    assert found.difference.mean == pytest.approx(0.0)
+def test_counts_of_wins_by_hand() -> None:
+    comparison = compare(table([[[1, 1], [2, 2], [3, 3]], [[2, 1], [0, 3], [3, 3]]]), "tuned", "base", "clip")
+    assert comparison.images == Counts(better=2, worse=1, equal=3)
+    assert comparison.prompts == Counts(better=1, worse=1, equal=1)
+    assert comparison.difference.mean == pytest.approx(0.0)
 
 
 def test_the_sign_test_by_hand() -> None:
@@ -123,15 +123,15 @@ def test_the_sign_test_by_hand() -> None:
     assert 0 < Counts(700, 580, 0).chance < 0.001  # z = 3.35
 
 
-def test_lists_are_summarised_apart() -> None:
-    found = table([[[1, 1], [2, 2], [6, 6]]], models=("one",))
-    trained, unseen = (summarise(found.of_prompts(prompts)) for prompts in (["p0"], ["p2", "p1"]))
+def test_lists_are_summarised_separately() -> None:
+    score_table = table([[[1, 1], [2, 2], [6, 6]]], models=("one",))
+    trained, unseen = (summarise(score_table.of_prompts(prompts)) for prompts in (["p0"], ["p2", "p1"]))
     assert (trained[0].overall.mean, unseen[0].overall.mean) == (1.0, 4.0)
     assert list(unseen[0].prompts) == ["p2", "p1"] and unseen[0].prompts["p2"].mean == 6.0
 
 
 def rows(*left_out: tuple[str, str, int, str]) -> list[ScoreRow]:
-    """Two models, two prompts with seeds of their own, two scorers; values count up."""
+    """Two models, two prompts with different seeds, two scorers; values count up."""
     seeds = {"a cat": (11, 12), "a dog": (21, 22)}
     keys = [
         (model, prompt, seed, scorer)
@@ -144,18 +144,19 @@ def rows(*left_out: tuple[str, str, int, str]) -> list[ScoreRow]:
     return [ScoreRow(*key, float(i)) for i, key in enumerate(keys) if key not in left_out]
 
 
-def test_rows_find_their_place() -> None:
-    found = ScoreTable.from_rows(rows())
-    assert (found.models, found.prompts, found.scorers) == (
+def test_rows_are_placed_in_the_table() -> None:
+    score_table = ScoreTable.from_rows(rows())
+    assert (score_table.models, score_table.prompts, score_table.scorers) == (
         ("base", "tuned"),
         ("a cat", "a dog"),
         ("clip@1", "judge@1"),
     )
-    assert found.seeds == ((11, 12), (21, 22))
+    assert score_table.seeds == ((11, 12), (21, 22))
+
     for row in rows():
-        prompt = found.prompts.index(row.prompt)
-        place = prompt, found.seeds[prompt].index(row.seed)
-        assert found.scores(row.model, row.scorer)[place] == row.value
+        prompt = score_table.prompts.index(row.prompt)
+        place = prompt, score_table.seeds[prompt].index(row.seed)
+        assert score_table.scores(row.model, row.scorer)[place] == row.value
 
 
 def test_every_model_needs_the_same_images() -> None:
@@ -171,7 +172,7 @@ def test_every_model_needs_the_same_images() -> None:
         ScoreTable.from_rows([ScoreRow("m", "a", 1, "c", math.nan)])
 
 
-def test_tables_that_do_not_fit() -> None:
+def test_inconsistent_tables_are_rejected() -> None:
     values = np.zeros((1, 1, 2, 1))
     for models, prompts, seeds in (((), ("a",), ((1, 2),)), (("m",), ("a", "a"), ((1, 2),) * 2), (("m",), ("a",), ())):
         with pytest.raises(InvalidInputError):
@@ -182,15 +183,15 @@ def test_tables_that_do_not_fit() -> None:
         ScoreTable(("m",), ("a",), ((),), ("c",), np.zeros((1, 1, 0, 1)))
 
 
-def test_names_and_settings_that_are_none() -> None:
-    found = table([[[1.0, 2.0]], [[1.0, 2.0]]])
+def test_unknown_names_and_invalid_settings_are_rejected() -> None:
+    score_table = table([[[1.0, 2.0]], [[1.0, 2.0]]])
     for model, baseline, scorer in (("x", "base", "clip"), ("base", "x", "clip"), ("tuned", "base", "x")):
         with pytest.raises(InvalidInputError, match="'x'"):
-            compare(found, model, baseline, scorer)
+            compare(score_table, model, baseline, scorer)
     with pytest.raises(InvalidInputError, match="another model"):
-        compare(found, "base", "base", "clip")
+        compare(score_table, "base", "base", "clip")
     with pytest.raises(InvalidInputError, match="'p9'"):
-        found.of_prompts(["p9"])
+        score_table.of_prompts(["p9"])
     for settings in ({"confidence": 1.0}, {"resamples": 0}, {"seed": -1}):
         with pytest.raises(InvalidInputError):
             Bootstrap(**settings)  # type: ignore[arg-type]

@@ -64,8 +64,9 @@ def test_every_form_gives_the_same_image(trained: tuple[Path, Path], tmp_path: P
 
 
 def test_a_fresh_process_with_stock_diffusers_gives_the_same_image(tmp_path: Path) -> None:
-    """No dfusion there but its patch for torchvision beside a CPU-only torch, loaded as a file of its own."""
-    work, expected = [], {}
+    """Without dfusion, except its patch for torchvision with a CPU-only torch, loaded as a single file."""
+    work = []
+    expected = {}
     for kind, pipeline in {"sd": tiny_pipeline(), "sdxl": tiny_xl_pipeline()}.items():
         folder, adapter = saved(pipeline, tmp_path / kind)
         ours = load_pipeline(folder)
@@ -77,6 +78,7 @@ def test_a_fresh_process_with_stock_diffusers_gives_the_same_image(tmp_path: Pat
     lines = "\n".join(" ".join(map(str, one)) for one in work)
     command = [sys.executable, "-c", FRESH, _torchvision_ops.__file__]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=tmp_path)
+
     assert done.returncode == 0, done.stderr
     for _, _, exported, image in work:
         assert np.abs(np.load(image) - expected[exported.parent.name]).max() <= TOLERANCE
@@ -92,22 +94,28 @@ def test_kohya_keys_become_the_same_adapter_by_diffusers_own_converter(
     (name,) = pipeline.unet.peft_config
     got = {key.replace(f".{name}.", "."): value for key, value in lora_parameters(pipeline.unet).items()}
     expected = read_adapter(adapter).weights
+
     assert got.keys() == expected.keys() and all(torch.equal(got[key], value) for key, value in expected.items())
+
     scalings = {m.scaling[name] for m in pipeline.unet.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")}
     assert scalings == {6 / 3}
 
 
-def test_kohya_files_say_what_a1111_asks(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_kohya_files_have_the_metadata_for_a1111(trained: tuple[Path, Path], tmp_path: Path) -> None:
     folder, adapter = trained
     export._WRITERS["kohya"](folder, adapter, tmp_path / "kohya.safetensors")
     tensors, about = read_tensors(tmp_path / "kohya.safetensors")
+
     assert (about["ss_network_dim"], about["ss_network_alpha"]) == ("3", "6.0")
+
     if "sdxl" in about.get("ss_base_model_version", ""):
         name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
     else:
         name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
     assert tensors[f"{name}.lora_down.weight"].shape[0] == tensors[f"{name}.lora_up.weight"].shape[1] == 3
     assert tensors[f"{name}.alpha"].shape == () and float(tensors[f"{name}.alpha"]) == 6
+
     xl = (folder / "text_encoder_2").is_dir()
     assert about.get("ss_base_model_version") == ("sdxl_base_v1-0" if xl else None)  # this small U-Net is no SD 1 or 2
 
@@ -128,7 +136,7 @@ def test_versions_of_sd(tmp_path: Path, width: int, prediction: str, version: st
 
 
 def test_original_names_of_sdxl() -> None:
-    """By hand from the original U-Net: input block 0 is conv_in, then two layers and a down-sampler a level."""
+    """By hand from the original U-Net: input block 0 is conv_in, then two layers and a down-sampler per level."""
     names = {
         "down_blocks.1.attentions.0.x": "input_blocks.4.1.x",
         "down_blocks.1.attentions.1.x": "input_blocks.5.1.x",
@@ -140,6 +148,7 @@ def test_original_names_of_sdxl() -> None:
         "up_blocks.0.attentions.2.x": "output_blocks.2.1.x",
         "up_blocks.1.attentions.2.x": "output_blocks.5.1.x",
     }
+
     assert {name: original_name(name, layers_per_block=2) for name in names} == names
     with pytest.raises(InvalidInputError, match="conv_in"):
         original_name("conv_in", 2)
@@ -148,23 +157,28 @@ def test_original_names_of_sdxl() -> None:
 def test_merged_pipelines_have_merged_weights_and_no_paths(trained: tuple[Path, Path], tmp_path: Path) -> None:
     folder, adapter = trained
     export._WRITERS["merged"](folder, adapter, tmp_path / "merged")
-    base, merged = load_pipeline(folder).unet.state_dict(), load_pipeline(tmp_path / "merged").unet.state_dict()
+    base = load_pipeline(folder).unet.state_dict()
+    merged = load_pipeline(tmp_path / "merged").unet.state_dict()
     weights = read_adapter(adapter).weights
+
     assert base.keys() == merged.keys()
+
     changed = {name for name in base if not torch.equal(base[name], merged[name])}
     assert changed == {key.replace(".lora_A", "") for key in weights if ".lora_A" in key}
+
     for name in changed:
         down, up = (weights[name.replace(".weight", f".lora_{matrix}.weight")] for matrix in "AB")
         torch.testing.assert_close(merged[name], base[name] + 6 / 3 * up @ down)
+
     for file in (tmp_path / "merged").rglob("*.json"):
         assert str(folder) not in file.read_text()
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_export_with_another_image_does_not_stay(
+def test_an_export_with_another_image_is_removed(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
 ) -> None:
-    """An export that lost its alpha: diffusers then takes the rank for it, and the adapter is half as strong."""
+    """An export that lost its alpha: diffusers then uses the rank instead, and the adapter is half as strong."""
     folder, adapter = trained
 
     def without_alpha(folder: Path, adapter: Path, out: Path) -> None:
@@ -180,8 +194,8 @@ def test_an_export_with_another_image_does_not_stay(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_that_lost_a_weak_adapter_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the adapter the image differs by less than 1/255: it still is not the same."""
+def test_an_export_that_lost_a_weak_adapter_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the adapter the image differs by less than 1/255, which still counts as another image."""
     trained = saved(tiny_pipeline(), tmp_path, strength=0.001)
     report = export_adapter(*trained, tmp_path / "good", "merged", check=CHECK)
     assert 1e-4 < report.effect < 1 / 255 and report.difference < 1e-5
@@ -196,14 +210,14 @@ def test_an_export_that_lost_a_weak_adapter_does_not_stay(tmp_path: Path, monkey
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_cannot_be_loaded_does_not_stay(
+def test_an_export_that_cannot_be_loaded_is_removed(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(_folder: Path, adapter: Path, out: Path) -> None:
         out.write_bytes(adapter.read_bytes()[:1000])
 
     monkeypatch.setattr(export, "_WRITERS", {"diffusers": half})
-    with pytest.raises(ExportError, match="cannot be loaded"):
+    with pytest.raises(ExportError, match="cannot be reloaded"):
         export_adapter(*trained, tmp_path / "out", "diffusers", check=CHECK)
     assert list(tmp_path.iterdir()) == []
 
@@ -212,15 +226,18 @@ def test_bad_input_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
     folder, adapter = trained
     with pytest.raises(InvalidInputError, match="'onnx'"):
         export_adapter(folder, adapter, tmp_path / "out", "onnx")  # type: ignore[arg-type]
+
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(InvalidInputError, match="taken"):
         export_adapter(folder, adapter, tmp_path / "taken", "kohya")
+
     unet = tiny_xl_unet()
     attach_lora(unet, LoraConfig(rank=1))
     save_adapter(unet, tmp_path / "partial")
     tensors, about = read_tensors(tmp_path / "partial")
     tensors.popitem()
     write_tensors(tmp_path / "partial", tensors, about)
+
     with pytest.raises(CheckpointError, match="fit"):
         export_adapter(folder, tmp_path / "partial", tmp_path / "out", "kohya", check=CHECK)
     assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Facts from a pipeline's files agree with the models that are loaded from them."""
+"""Facts from a pipeline's files agree with the loaded models."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline's folder with CLIP's own vocabulary, as open_clip brings it, in the files of SD 1.5 and 2.1."""
+    """A pipeline's folder with CLIP's vocabulary, as open_clip ships it, in the files of SD 1.5 and 2.1."""
     folder = tmp_path_factory.mktemp("pipeline") / "tokenizer"
     folder.mkdir()
     own = SimpleTokenizer()
@@ -55,10 +55,16 @@ def test_tokens_of_a_vocabulary_are_counted_as_by_clip_itself(clip_folder: Path,
 
 def test_the_longest_prompt_is_that_of_the_loaded_model() -> None:
     folder = MODELS["shapes"].folder
-    length, model = read_facts(folder).prompt_length, DiffusionModel.load(folder)
+    length = read_facts(folder).prompt_length
+    model = DiffusionModel.load(folder)
+
     assert length is not None
-    fits, too_long = "red " * length.most, "red " * (length.most + 1)
+
+    fits = "red " * length.most
+    too_long = "red " * (length.most + 1)
+
     assert (length.of(fits), length.of(too_long)) == (14, 15)  # 16 with BOS and EOS
+
     model.encode_prompts([fits])
     with pytest.raises(InvalidInputError, match="at most 14 tokens"):
         model.encode_prompts([too_long])
@@ -78,7 +84,7 @@ def unet_files(folder: Path, **config: object) -> Path:
 
 
 @pytest.mark.parametrize("layers", [(), (-1,), (7,), (3, 7)])
-def test_layers_that_the_unet_does_not_have_are_refused(tmp_path: Path, layers: tuple[int, ...]) -> None:
+def test_missing_layers_are_rejected(tmp_path: Path, layers: tuple[int, ...]) -> None:
     sd_unet().save_config(tmp_path / "unet")
     facts = read_facts(tmp_path)
     facts.require_layers(FusionConfig())
@@ -105,7 +111,7 @@ def test_a_unet_without_an_up_layer_has_no_mask(tmp_path: Path) -> None:
         },
     ],
 )
-def test_nothing_is_said_of_unets_of_another_make(tmp_path: Path, config: dict[str, object]) -> None:
+def test_unknown_unets_give_no_facts(tmp_path: Path, config: dict[str, object]) -> None:
     facts = read_facts(unet_files(tmp_path, **config))
     assert facts.layers is None
     facts.require_layers(FusionConfig(layers=(99,)))
@@ -120,10 +126,10 @@ def scheduler_file(folder: Path, **config: object) -> Path:
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
 @pytest.mark.parametrize("beta_end", [0.012, 0.002, 0.0001])
-def test_the_fewest_steps_are_those_that_a_schedule_takes(
+def test_the_minimum_number_of_steps_is_accepted_by_a_schedule(
     tmp_path: Path, spacing: str, beta_schedule: str, beta_end: float
 ) -> None:
-    """The weakest noise leaves an alpha-bar above 0.5 at every timestep: then any number of steps is taken."""
+    """With little noise, alpha-bar is above 0.5 at every timestep, and any number of steps is accepted."""
     changes = {"timestep_spacing": spacing, "beta_schedule": beta_schedule, "beta_end": beta_end, "steps_offset": 0}
     scheduler = sd_scheduler(**{"beta_start": 0.00005} | changes)
     scheduler.save_config(tmp_path / "scheduler")
@@ -145,14 +151,14 @@ def test_the_fewest_steps_are_those_that_a_schedule_takes(
         {"num_train_timesteps": "1000"},
     ],
 )
-def test_nothing_is_said_of_schedules_of_another_make(tmp_path: Path, config: dict[str, object]) -> None:
+def test_unknown_schedules_give_no_facts(tmp_path: Path, config: dict[str, object]) -> None:
     facts = read_facts(scheduler_file(tmp_path, **config))
     assert facts.fewest_steps is None
     assert list(facts.sampling_problems(SamplingConfig(num_steps=1))) == []
 
 
 def test_old_scheduler_files_without_spacing_are_leading(tmp_path: Path) -> None:
-    """As the files of SD 1.x are; diffusers fills in the same."""
+    """As in the files of SD 1.x; diffusers has the same default."""
     folder = scheduler_file(tmp_path, num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, steps_offset=1)
     [(setting, problem)] = read_facts(folder).sampling_problems(SamplingConfig(num_steps=1))
     assert (setting, problem) == ("num_steps", "expected at least 2 with this scheduler, got 1")
@@ -161,11 +167,14 @@ def test_old_scheduler_files_without_spacing_are_leading(tmp_path: Path) -> None
 @pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])
 def test_image_sizes_are_those_of_the_loaded_model(tmp_path: Path, make: Any) -> None:
     make().save_pretrained(tmp_path)
-    facts, model = read_facts(tmp_path), DiffusionModel.load(tmp_path)
+    facts = read_facts(tmp_path)
+    model = DiffusionModel.load(tmp_path)
+
     assert facts.pixels_per_latent == model.pixels_per_latent == 2
     assert list(facts.sampling_problems(SamplingConfig(height=12, width=2))) == []
-    found = dict(facts.sampling_problems(SamplingConfig(height=13, width=1)))
-    assert found == {
+
+    problems = dict(facts.sampling_problems(SamplingConfig(height=13, width=1)))
+    assert problems == {
         "height": "height: expected a multiple of 2 pixels (12 or 14), got 13",
         "width": "width: expected a multiple of 2 pixels (2), got 1",
     }

@@ -23,22 +23,28 @@ def noise_image(seed: int, height: int = 9, width: int = 14) -> np.ndarray:
 
 def test_figures_by_hand() -> None:
     """151 - 100 = 51 = 0.2 * 255, and 20 log10(1 / 0.2) = 13.979 dB."""
-    base, reference = side(0.0, 100, 0.25), side(3.0, 151, 1.0)
+    base = side(0.0, 100, 0.25)
+    reference = side(3.0, 151, 1.0)
     target = Side(base.latents.clone(), base.image.copy(), 0.75)
     target.latents[:, 0, :] = 2.0  # the upper half, which is where the mask is
     target.image[:2] = 151
     figures = pair_figures(reference, base, target, UPPER_HALF)
+
     assert figures.margin == {"target_over_base": 0.5, "reference_over_base": 0.75}
     assert figures.mask_cover == 0.5
     assert figures.latent_distance["target_to_base"] == pytest.approx({"inside": 2.0, "outside": 0.0})
     assert figures.latent_distance["reference_to_base"] == pytest.approx({"inside": 3.0, "outside": 3.0})
     assert figures.pixel_distance["target_to_base"] == pytest.approx({"inside": 0.2, "outside": 0.0})
     assert figures.pixel_distance["reference_to_base"] == pytest.approx({"inside": 0.2, "outside": 0.2})
+
     decibels = 20 * math.log10(5)
     assert figures.psnr["target_to_base"] == pytest.approx({"inside": decibels, "outside": PSNR_MAX})
     assert figures.psnr["reference_to_base"] == pytest.approx({"inside": decibels, "outside": decibels})
-    a, b = 100 / 255, 151 / 255  # flat images have no variance: only the means are left of SSIM
+
+    a = 100 / 255
+    b = 151 / 255  # flat images have no variance: only the means are left of SSIM
     flat = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+
     assert figures.ssim["target_to_base"] == pytest.approx({"inside": flat, "outside": 1.0})
     assert figures.ssim["reference_to_base"] == pytest.approx({"inside": flat, "outside": flat})
 
@@ -51,18 +57,21 @@ def test_an_empty_mask_has_no_inside() -> None:
     assert figures.ssim["target_to_base"] == {"inside": None, "outside": pytest.approx(1.0)}
 
 
-def test_a_soft_mask_counts_a_place_on_both_sides() -> None:
+def test_a_soft_mask_weights_a_pixel_on_both_sides() -> None:
     """Weights 1 and 0.25 inside, 0 and 0.75 outside; squared distances 4 and 1."""
-    base, target = side(0.0, 0, 0.0), side(0.0, 0, 0.0)
-    target.latents[:, :, 0], target.latents[:, :, 1] = 2.0, 1.0
-    found = pair_figures(base, base, target, torch.tensor([[1.0, 0.25]])).latent_distance["target_to_base"]
-    assert found == pytest.approx({"inside": math.sqrt((4 + 0.25) / 1.25), "outside": 1.0})
+    base = side(0.0, 0, 0.0)
+    target = side(0.0, 0, 0.0)
+    target.latents[:, :, 0] = 2.0
+    target.latents[:, :, 1] = 1.0
+    distances = pair_figures(base, base, target, torch.tensor([[1.0, 0.25]])).latent_distance["target_to_base"]
+    assert distances == pytest.approx({"inside": math.sqrt((4 + 0.25) / 1.25), "outside": 1.0})
 
 
 def plain_ssim(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float:
     """SSIM of Wang et al. pixel by pixel, from sums over explicit windows."""
     height, width, channels = one.shape
-    total, similarity = 0.0, 0.0
+    total = 0.0
+    similarity = 0.0
     for y in range(height):
         for x in range(width):
             window = [
@@ -91,19 +100,22 @@ def plain_ssim(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float
 
 @pytest.mark.parametrize("kind", ["ones", "half", "soft"])
 def test_ssim_equals_explicit_windows(kind: str) -> None:
-    one, other = noise_image(1), noise_image(2)
+    one = noise_image(1)
+    other = noise_image(2)
     other[:5] = one[:5] // 2 + 30  # some likeness
     weights = {
         "ones": np.ones((9, 14)),
         "half": np.repeat([[1.0] * 6 + [0.0] * 8], 9, 0),
         "soft": np.random.default_rng(3).random((9, 14)),
     }[kind]
-    found = ssim(one, other, torch.from_numpy(weights).float())
-    assert found == pytest.approx(plain_ssim(one, other, weights), abs=1e-6)
+    actual = ssim(one, other, torch.from_numpy(weights).float())
+
+    assert actual == pytest.approx(plain_ssim(one, other, weights), abs=1e-6)
 
 
-def test_ssim_outside_knows_nothing_of_the_inside() -> None:
-    one, other = noise_image(1), noise_image(2)
+def test_ssim_outside_does_not_depend_on_the_inside() -> None:
+    one = noise_image(1)
+    other = noise_image(2)
     weights = torch.zeros(9, 14)
     weights[:, 7:] = 1
     before = ssim(one, other, weights)
@@ -120,10 +132,11 @@ def test_images_that_cannot_be_written_to() -> None:
     )
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     base = side(0.0, 0, 0.0)
     wide = Side(torch.zeros(2, 2, 4), base.image, 0.0)
     large = Side(base.latents, np.zeros((8, 8, 3), np.uint8), 0.0)
+
     with pytest.raises(ShapeMismatchError, match=r"reference\.latents"):
         pair_figures(wide, base, base, UPPER_HALF)
     with pytest.raises(ShapeMismatchError, match=r"target\.image"):
@@ -148,24 +161,32 @@ def test_the_mask_counts_the_fused_steps() -> None:
     maps[0, 2, 0, 0, 0] = 1.0
     maps[0, 3, 0, 1, 0] = 1.0
     mask = fusion_mask(four_steps(maps), [0.5], FusionConfig(first_step=1, last_step=19))
+
     assert mask.tolist() == [[pytest.approx(2 / 3), pytest.approx(1 / 3)]]
     assert mask_image(mask, 1, 4).tolist() == [[170, 170, 85, 85]]
     with pytest.raises(InvalidInputError, match="item_maps"):
         fusion_mask(four_steps(None), [0.5], FusionConfig())
 
 
-def test_decisions_say_what_was_compared() -> None:
-    reference, base, target = side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5)
-    mask, ours = UPPER_HALF, FusionConfig()
+def test_decisions_name_the_comparison() -> None:
+    reference = side(1, 1, 0.75)
+    base = side(2, 2, 0.25)
+    target = side(3, 3, 0.5)
+    mask = UPPER_HALF
+    ours = FusionConfig()
     adopted = decide(reference, base, target, PairingConfig(), mask, ours)
+
     assert (adopted.adopted, adopted.why) == (True, "target 0.5 >= 1 x base 0.25")
+
     keep_all = PairingConfig(adoption_threshold=0)
     copies = [
         decide(reference, base, side(2, 2, 0.25), keep_all, mask, ours),
         decide(reference, base, target, keep_all, 0 * mask, ours),  # other bits by another batch: still nothing taken
     ]
-    assert all(not copy.adopted and "its base over again" in copy.why for copy in copies)
+
+    assert all(not copy.adopted and "target identical to base" in copy.why for copy in copies)
     assert decide(reference, base, target, keep_all, 0 * mask, FusionConfig(control="kv")).adopted
+
     refused = decide(reference, base, target, PairingConfig(adoption_against="reference"), mask, ours)
     assert (refused.adopted, refused.why) == (False, "target 0.5 < 1 x reference 0.75")
 
@@ -176,7 +197,7 @@ def test_decisions_say_what_was_compared() -> None:
 def test_masks_over_more_of_the_image_than_the_limit_are_not_adopted(
     cells: list[float], limit: float, adopted: bool
 ) -> None:
-    """Four places: 2 / 4, 3 / 4 and 3.04 / 4 of the image."""
+    """Four pixels: 2 / 4, 3 / 4 and 3.04 / 4 of the image."""
     mask = torch.tensor(cells + [0.0] * (4 - len(cells))).reshape(2, 2)
     config = PairingConfig(adoption_threshold=0, max_mask_cover=limit)
     decision = decide(side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5), config, mask, FusionConfig())
@@ -187,7 +208,8 @@ def test_masks_over_more_of_the_image_than_the_limit_are_not_adopted(
 
 @pytest.mark.parametrize("control", get_args(AttentionControl))
 def test_a_full_mask_counts_where_the_control_uses_it(control: AttentionControl) -> None:
-    everywhere, fusion = torch.ones(2, 2), FusionConfig(control=control)
+    everywhere = torch.ones(2, 2)
+    fusion = FusionConfig(control=control)
     sides = side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5)
     masked = control in ("masked_kv", "masactrl_maps", "masactrl_features", "masactrl")
     assert decide(*sides, PairingConfig(), everywhere, fusion).adopted is not masked

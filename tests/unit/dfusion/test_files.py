@@ -10,7 +10,7 @@ METADATA = {"format": "pt", "zebra": '{"ä": "\\n", "b": 1}', "ape": "tab\tand \
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
-    """safetensors orders metadata by a hash with a new seed each time: of 4 keys, 20 files would not all agree."""
+    """safetensors orders metadata by a hash with a new seed each time: with 4 keys, 20 files would differ."""
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(4.0)}
     written = set()
     for number in range(20):
@@ -20,7 +20,7 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     assert len(written) == 1
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_content_is_read_back(tmp_path: Path) -> None:
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(4.0)}
     write_tensors(tmp_path / "file", tensors, METADATA)
     read, metadata = read_tensors(tmp_path / "file")
@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "bare")[1] == {}
 
 
-def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_folder_is_written_atomically(tmp_path: Path) -> None:
     def make(folder: Path) -> None:
         (folder / "inside").mkdir(parents=True)
         (folder / "inside" / "file").write_text("content")

@@ -34,16 +34,19 @@ def xl_model() -> Iterator[DiffusionModel]:
     yield tiny_xl_model()
 
 
-def drawn(model: DiffusionModel, seeds: list[int]) -> torch.Tensor:
+def sampled_latents(model: DiffusionModel, seeds: list[int]) -> torch.Tensor:
     """Our samples of the prompts: clean latents (B, C, h, w)."""
-    embeds, negative = model.encode_prompts(PROMPTS), model.encode_prompts([""])
+    embeds = model.encode_prompts(PROMPTS)
+    negative = model.encode_prompts([""])
     return sample(model.unet, model.scheduler, embeds, negative, seeds, config=FOUR).final
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sdxl"])
-def test_stock_pipelines_draw_the_same_latents(kind: str) -> None:
-    """A stock pipeline with a DDIM scheduler and eta = 1 draws x_T and then one noise a step from its generator, as the
-    seed contract says; it guides, and embeds prompts, sizes and the empty prompt, in its own code."""
+def test_stock_pipelines_sample_the_same_latents(kind: str) -> None:
+    """A stock pipeline with a DDIM scheduler and eta = 1 follows the seed contract: x_T, then one noise per step.
+
+    Its guidance and its embeddings of prompts, sizes and the empty prompt are its own code.
+    """
     pipeline: Pipeline = tiny_xl_pipeline() if kind == "sdxl" else tiny_pipeline(prediction_type=kind)
     pipeline.set_progress_bar_config(disable=True)
     stock = [
@@ -57,7 +60,8 @@ def test_stock_pipelines_draw_the_same_latents(kind: str) -> None:
         ).images[0]
         for prompt, seed in zip(PROMPTS, [7, 8], strict=True)
     ]
-    ours = drawn(DiffusionModel.from_pipeline(pipeline), [7, 8])
+    ours = sampled_latents(DiffusionModel.from_pipeline(pipeline), [7, 8])
+
     assert relative_error(ours, torch.stack(stock)) < 1e-4  # float32 over 4 steps, in batches of other sizes
 
 
@@ -77,30 +81,40 @@ def test_sdxl_is_loaded_with_both_text_encoders(tmp_path: Path, xl_model: Diffus
     tiny_xl_pipeline().save_pretrained(tmp_path)
     loaded = DiffusionModel.load(str(tmp_path))
     assert loaded.empty_is_zero
-    assert torch.equal(drawn(loaded, [1, 2]), drawn(xl_model, [1, 2]))
+    assert torch.equal(sampled_latents(loaded, [1, 2]), sampled_latents(xl_model, [1, 2]))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_for_the_networks_only(tmp_path: Path, dtype: str) -> None:
     """The VAE follows its config's force_upcast; states, log-probs and adapters are float32."""
-    pipeline, half = tiny_xl_pipeline(), getattr(torch, dtype)
+    pipeline = tiny_xl_pipeline()
+    half = getattr(torch, dtype)
+
     assert pipeline.vae.config.force_upcast
+
     pipeline.save_pretrained(tmp_path)
     loaded = DiffusionModel.load(tmp_path, dtype=dtype)
     parts = (loaded.unet, loaded.text_encoder, loaded.text_encoder_2, loaded.vae)
+
     assert [part.dtype for part in parts] == [half, half, half, torch.float32]
-    prompts, negative = loaded.encode_prompts(PROMPTS), loaded.encode_prompts([""])
+
+    prompts = loaded.encode_prompts(PROMPTS)
+    negative = loaded.encode_prompts([""])
+
     assert all(part.dtype == torch.float32 for part in prompts.tensors)
+
     trajectory = sample(loaded.unet, loaded.scheduler, prompts, negative, [1, 2], config=FOUR)
     assert trajectory.latents.dtype == trajectory.log_probs.dtype == torch.float32
     assert not torch.equal(trajectory.latents, trajectory.latents.to(half).float())  # not rounded on the way
+
     with torch.no_grad():
         replayed = log_probs(loaded.unet, loaded.scheduler, trajectory, prompts, negative)
+
     torch.testing.assert_close(replayed, trajectory.log_probs, rtol=0, atol=1e-5)
     assert loaded.decode(trajectory.final).shape == (2, 16, 16, 3)
 
 
-def test_a_vae_that_need_not_be_upcast_is_in_half_precision_too(tmp_path: Path) -> None:
+def test_a_vae_without_force_upcast_uses_half_precision(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     pipeline.vae.register_to_config(force_upcast=False)
     pipeline.save_pretrained(tmp_path)
@@ -111,14 +125,14 @@ def test_a_vae_that_need_not_be_upcast_is_in_half_precision_too(tmp_path: Path) 
         DiffusionModel.load(tmp_path, dtype="float8")  # type: ignore[arg-type]
 
 
-def test_a_v_prediction_model_told_to_be_epsilon_is_refused(tmp_path: Path) -> None:
+def test_a_v_prediction_model_loaded_as_epsilon_is_rejected(tmp_path: Path) -> None:
     tiny_pipeline(prediction_type="v_prediction").save_pretrained(tmp_path)
     assert DiffusionModel.load(tmp_path, prediction_type="v_prediction").scheduler.config.prediction_type
     with pytest.raises(InvalidInputError, match=r"expected 'v_prediction' .*, got 'epsilon'"):
         DiffusionModel.load(tmp_path, prediction_type="epsilon")
 
 
-def test_ddim_clips_nothing_where_another_schedulers_settings_do_not_say(tmp_path: Path) -> None:
+def test_ddim_does_not_clip_without_a_scheduler_setting(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     pipeline.scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_schedule="scaled_linear", steps_offset=1)
     pipeline.save_pretrained(tmp_path)
@@ -127,20 +141,25 @@ def test_ddim_clips_nothing_where_another_schedulers_settings_do_not_say(tmp_pat
     assert (config.beta_start, config.beta_schedule) == (0.00085, "scaled_linear")
 
 
-def test_missing_pickled_damaged_and_other_models_are_refused(tmp_path: Path) -> None:
+def test_missing_pickled_damaged_and_other_models_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="model_index"):
         DiffusionModel.load(tmp_path)
+
     tiny_pipeline().save_pretrained(tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
+
     with pytest.raises(ModelNotFoundError):
         DiffusionModel.load(tmp_path)
+
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelNotFoundError):
         DiffusionModel.load(tmp_path)
+
     index = tmp_path / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "FluxPipeline"}))
+
     with pytest.raises(ModelNotFoundError, match="FluxPipeline"):
         DiffusionModel.load(tmp_path)
 
@@ -155,7 +174,7 @@ def test_items_are_found_after_bos(model: DiffusionModel) -> None:
     assert (square, blue_circle) == (2, (5, 6))
 
 
-def test_every_mention_counts_and_parts_of_words_do_not(model: DiffusionModel) -> None:
+def test_all_occurrences_count_and_parts_of_words_do_not(model: DiffusionModel) -> None:
     assert model.item_tokens("red circle red", ["red"]) == ((0, 2),)
     with pytest.raises(ItemNotInPromptError):
         model.item_tokens("xyred circle", ["red"])
@@ -163,13 +182,17 @@ def test_every_mention_counts_and_parts_of_words_do_not(model: DiffusionModel) -
         model.item_tokens("a red circle", ["star"])
 
 
-def test_embeddings_are_the_text_encoders_and_long_prompts_are_refused(model: DiffusionModel) -> None:
+def test_embeddings_are_the_text_encoders_and_long_prompts_are_rejected(model: DiffusionModel) -> None:
     conditioning = model.encode_prompts(["a red circle", ""])
-    embeds, length = conditioning.embeds, model.tokenizer.model_max_length
+    embeds = conditioning.embeds
+    length = model.tokenizer.model_max_length
+
     assert embeds.shape == (2, length, 16) and embeds.dtype == torch.float32 and not embeds.requires_grad
     assert conditioning.pooled is None and conditioning.time_ids is None
+
     empty = [model.tokenizer.bos_token_id, model.tokenizer.eos_token_id]
     empty += [model.tokenizer.pad_token_id] * (length - 2)
+
     torch.testing.assert_close(embeds[1], model.text_encoder(torch.tensor([empty]))[0][0])
     with pytest.raises(InvalidInputError, match="tokens"):
         model.encode_prompts(["red " * (length - 1)])
@@ -187,20 +210,22 @@ def test_sdxl_conditions_are_the_stock_pipelines(force_zeros: bool) -> None:
     with torch.no_grad():
         stock = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
     model = DiffusionModel.from_pipeline(pipeline)
-    prompts, negative = model.encode_prompts(PROMPTS), model.encode_prompts(["", ""])
+    prompts = model.encode_prompts(PROMPTS)
+    negative = model.encode_prompts(["", ""])
     got = (prompts.embeds, negative.embeds, prompts.pooled, negative.pooled)
+
     for ours, theirs in zip(got, stock, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert bool((negative.embeds == 0).all()) is force_zeros
 
 
-def test_sdxl_time_ids_say_the_size_in_pixels(xl_model: DiffusionModel) -> None:
+def test_sdxl_time_ids_contain_the_size_in_pixels(xl_model: DiffusionModel) -> None:
     """Latents of 8x8 are 16x16 pixels: this VAE halves once. Not cropped: 0, 0."""
     assert xl_model.encode_prompts(PROMPTS).time_ids.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
     assert xl_model.encode_prompts(PROMPTS[:1], (6, 10)).time_ids.tolist() == [[12, 20, 0, 0, 12, 20]]
 
 
-def test_latents_are_of_the_asked_size(model: DiffusionModel) -> None:
+def test_latents_have_the_requested_size(model: DiffusionModel) -> None:
     """This VAE halves once; the model's own images are 16 x 16."""
     assert model.latent_size(SamplingConfig()) == (8, 8)
     assert model.latent_size(SamplingConfig(height=12, width=20)) == (6, 10)
@@ -212,11 +237,14 @@ def test_latents_are_of_the_asked_size(model: DiffusionModel) -> None:
 def test_decode_gives_pixels(model: DiffusionModel) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     images = model.decode(latents)
+
     assert images.shape == (2, 16, 16, 3) and images.dtype == np.uint8
     assert np.array_equal(images[1:], model.decode(latents[1:]))
+
     with torch.no_grad():
         raw = model.vae.decode(latents / model.vae.config.scaling_factor).sample
     expected = np.rint(((raw.numpy().transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255))
+
     assert np.abs(images.astype(float) - expected).max() <= 1
     with pytest.raises(ShapeMismatchError):
         model.decode(latents[:, :3])
@@ -235,8 +263,9 @@ def test_a_vae_that_overflows_in_half_precision_is_named_and_float32_decodes(tmp
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_decode_says_whether_latents_or_the_vae_are_not_finite(value: float) -> None:
-    model, latents = tiny_model(), torch.zeros(2, 4, 8, 8)
+def test_decode_names_non_finite_latents_or_vae(value: float) -> None:
+    model = tiny_model()
+    latents = torch.zeros(2, 4, 8, 8)
     with torch.no_grad():
         model.vae.decoder.conv_out.bias[0] = value
     with pytest.raises(NonFiniteError, match=r"VAE in float32: .* weights"):

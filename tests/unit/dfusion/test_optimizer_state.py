@@ -34,7 +34,7 @@ def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_an_empty_state_starts_afresh() -> None:
+def test_an_empty_state_resets_the_optimizer() -> None:
     optimizer, parameters = stepped()
     restore(optimizer, parameters, OptimizerState({}))
     assert state_of(optimizer, parameters).moments == {} and OptimizerState({}).updates == 0
@@ -57,7 +57,7 @@ def test_a_restored_state_is_a_copy() -> None:
         ({}, {"optimizer": "not json"}),
     ],
 )
-def test_other_files_are_refused(tensors: dict[str, torch.Tensor], metadata: dict[str, str], tmp_path: Path) -> None:
+def test_other_files_are_rejected(tensors: dict[str, torch.Tensor], metadata: dict[str, str], tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", tensors, metadata)
     with pytest.raises(CheckpointError, match=r"a\.safetensors"):
         load_optimizer(tmp_path / "a.safetensors")

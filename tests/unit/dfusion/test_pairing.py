@@ -25,7 +25,7 @@ def test_best_quarter_twice_against_the_worst_half() -> None:
         (7, [ChosenPair(6, 0), ChosenPair(6, 1)]),
     ],
 )
-def test_any_count(count: int, expected: list[ChosenPair]) -> None:
+def test_any_number_of_samples_is_paired(count: int, expected: list[ChosenPair]) -> None:
     assert choose_pairs([float(i) for i in range(count)]) == expected
 
 
@@ -54,16 +54,16 @@ def test_adoption() -> None:
 
 
 def test_rank_order_deals_as_the_released_code() -> None:
-    """Written out as the released code has it: order[:n/4] each twice, against order[n/2:], both from the best down."""
+    """Written as in the released code: order[:n/4] each twice, against order[n/2:], both from the best down."""
     scores = [0.6, 0.4, 0.3, 0.8, 0.0, 0.5, 0.2, 0.9]
     order = [7, 3, 0, 5, 1, 2, 6, 4]
     released = list(zip([i for i in order[:2] for _ in range(2)], order[4:], strict=True))
-    found = choose_pairs(scores, PairingConfig.released_code())
-    assert [(pair.reference, pair.base) for pair in found] == released == [(7, 1), (7, 2), (3, 6), (3, 4)]
+    pairs = choose_pairs(scores, PairingConfig.released_code())
+    assert [(pair.reference, pair.base) for pair in pairs] == released == [(7, 1), (7, 2), (3, 6), (3, 4)]
 
 
-def test_rank_order_takes_the_worst_share_even_where_some_are_left_over() -> None:
-    """7 samples: one reference with 2 uses, bases 2, 1, 0 from the best down; the worst is left over."""
+def test_rank_order_uses_the_worst_share_even_with_unused_bases() -> None:
+    """7 samples: one reference with 2 uses, bases 2, 1, 0 from the best down; the worst is unused."""
     config = PairingConfig(dealing="rank_order")
     assert choose_pairs([float(i) for i in range(7)], config) == [ChosenPair(6, 2), ChosenPair(6, 1)]
 

@@ -46,8 +46,10 @@ def as_training_scripts_read(row: dict[str, Any]) -> list[Any]:
 
 def test_training_scripts_find_the_preferred_image(tmp_path: Path) -> None:
     assert write_preferences(tmp_path / "pairs.parquet", [pair(1), pair(2)]) == 2
+
     table = parquet.read_table(tmp_path / "pairs.parquet")
     assert table.column_names[1] == "caption"  # where Diffusion-DPO looks for it
+
     for number, row in enumerate(table.to_pylist(), 1):
         preferred, rejected = as_training_scripts_read(row)
         assert preferred == (255, 0, 0) and rejected[2] > 200
@@ -66,7 +68,7 @@ def test_pairs_without_fusion_have_nulls(tmp_path: Path) -> None:
     assert row["adopted"] is None and row["mask_cover"] is None and row["figures"] == "{}"
 
 
-def test_many_pairs_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_pairs_are_written_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference_data, "ROWS_AT_ONCE", 2)
     assert write_preferences(tmp_path / "p", (pair(number) for number in range(5))) == 5
     file = parquet.ParquetFile(tmp_path / "p")
@@ -74,7 +76,7 @@ def test_many_pairs_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     assert [row["seed_1"] for row in file.read().to_pylist()] == [0, 1, 2, 3, 4]
 
 
-def test_bad_pairs_are_named_and_nothing_stays(tmp_path: Path) -> None:
+def test_invalid_pairs_are_named_and_leave_no_file(tmp_path: Path) -> None:
     bad: list[tuple[dict[str, Any], str]] = [
         ({"images": (picture("red"), b"no image")}, r"images\[1\]"),
         ({"images": (picture("red")[:60], picture("red"))}, r"images\[0\]"),
@@ -84,6 +86,7 @@ def test_bad_pairs_are_named_and_nothing_stays(tmp_path: Path) -> None:
         ({"seeds": (0, 2**63)}, "seeds"),
         ({"mask_cover": 1.5}, "mask_cover"),
     ]
+
     for changes, message in bad:
         with pytest.raises(InvalidInputError, match=f"pair-7.*{message}"):
             write_preferences(tmp_path / "p", (pair(number, **(changes if number == 7 else {})) for number in range(8)))

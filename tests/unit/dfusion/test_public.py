@@ -1,4 +1,4 @@
-"""The names that `import dfusion` offers: they are promised, so a change of this list is a change for users."""
+"""The public names of `import dfusion`. A change of this list affects users."""
 
 from __future__ import annotations
 

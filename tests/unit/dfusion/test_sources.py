@@ -17,13 +17,13 @@ Hub = Callable[[dict[str, bytes]], list[tuple[str, str]]]
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A hub with the given repositories, each of one U-Net; gives the list of what is asked of it."""
+    """A hub with the given repositories, each with one U-Net. Returns the list of its requests."""
 
     def of(repositories: dict[str, bytes]) -> list[tuple[str, str]]:
-        asked: list[tuple[str, str]] = []
+        requests: list[tuple[str, str]] = []
 
         def snapshot_download(repository: str, revision: str, **_: object) -> str:
-            asked.append((repository, revision))
+            requests.append((repository, revision))
             if repository not in repositories:
                 raise OSError("repository is gone")
             weights = tmp_path / repository / UNET_WEIGHTS
@@ -32,7 +32,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
             return str(tmp_path / repository)
 
         monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
-        return asked
+        return requests
 
     return of
 
@@ -41,15 +41,15 @@ def two_mirrors(sha256: str | None = None) -> dict[str, HubModel]:
     return {"tiny": HubModel((Mirror("first/tiny", "1" * 40), Mirror("second/tiny", "2" * 40)), "v_prediction", sha256)}
 
 
-def test_the_next_mirror_is_asked_where_one_is_gone(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_mirror_is_used_if_one_is_missing(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "HUB_MODELS", two_mirrors())
-    asked = hub({"second/tiny": b"weights"})
-    found = locate("tiny")
-    assert found.folder == tmp_path / "second" / "tiny" and found.prediction_type == "v_prediction"
-    assert asked == [("first/tiny", "1" * 40), ("second/tiny", "2" * 40)]
+    requests = hub({"second/tiny": b"weights"})
+    source = locate("tiny")
+    assert source.folder == tmp_path / "second" / "tiny" and source.prediction_type == "v_prediction"
+    assert requests == [("first/tiny", "1" * 40), ("second/tiny", "2" * 40)]
 
 
-def test_a_mirror_with_other_weights_is_passed_over(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_with_other_weights_is_skipped(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "HUB_MODELS", two_mirrors(hashlib.sha256(b"weights").hexdigest()))
     hub({"first/tiny": b"other weights", "second/tiny": b"weights"})
     assert locate("tiny").folder == tmp_path / "second" / "tiny"
@@ -59,9 +59,9 @@ def test_a_mirror_with_other_weights_is_passed_over(tmp_path: Path, hub: Hub, mo
 
 
 def test_other_models_are_named_with_their_revision(tmp_path: Path, hub: Hub) -> None:
-    asked = hub({"someone/model": b"weights"})
+    requests = hub({"someone/model": b"weights"})
     assert locate("someone/model@abc123").folder == tmp_path / "someone" / "model"
-    assert asked == [("someone/model", "abc123")]
+    assert requests == [("someone/model", "abc123")]
     for name in ("someone/model", "someone/model@", "nothing", "/no/such/folder"):
         with pytest.raises(ModelNotFoundError, match="owner/name@revision"):
             locate(name)
@@ -94,14 +94,17 @@ def test_the_table_imports_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_a_model_is_found_locally_only_where_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_found_locally_only_if_its_files_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     second = HUB_MODELS["sd-1.5"].mirrors[1]  # as the hub's client lays out its cache
     snapshots = tmp_path / "hub" / f"models--{second.repository.replace('/', '--')}" / "snapshots"
     snapshot = snapshots / second.revision
+
     assert find_local("sd-1.5") is None
+
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text("{}")
+
     assert find_local("sd-1.5") == find_local(f"{second.repository}@{second.revision}") == snapshot
     assert find_local(str(snapshot)) == find_local(snapshot) == snapshot
     for other in ("sd-2.1", f"{second.repository}@{'0' * 40}", second.repository, "nowhere", tmp_path / "nowhere"):

@@ -25,7 +25,7 @@ def test_otsu_leaves_the_least_variance_within_the_classes() -> None:
     assert otsu_threshold(torch.from_numpy(values)) == pytest.approx((ordered[k - 1] + ordered[k]) / 2, rel=1e-12)
 
 
-def test_equal_numbers_are_not_parted() -> None:
+def test_equal_numbers_have_no_threshold() -> None:
     assert otsu_threshold(torch.tensor([0.0, 0.0, 0.0, 1.0])) == 0.5
     for values in (torch.full((5,), 0.2), torch.tensor([0.2]), torch.tensor([])):
         with pytest.raises(InvalidInputError, match="numbers that differ"):
@@ -35,7 +35,7 @@ def test_equal_numbers_are_not_parted() -> None:
 
 
 def _maps(samples: int = 3, steps: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps (B, T, 4, 4, 2) of two things in known places, and the places (4, 4, 2) bool."""
+    """Maps (B, T, 4, 4, 2) of two items at known pixels, and the pixels (4, 4, 2) bool."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.zeros(4, 4, 2, dtype=torch.bool)
     truth[:2, :2, 0] = True
@@ -86,7 +86,7 @@ def test_a_trajectory_gives_the_thresholds_of_its_fused_steps_and_own_items() ->
     assert thresholds_of(_trajectory(padded), config) == expected
 
 
-def test_trajectories_without_a_threshold() -> None:
+def test_trajectories_without_items_are_rejected() -> None:
     maps, _ = _maps()
     with pytest.raises(InvalidInputError, match="item_maps"):
         thresholds_of(_trajectory(None, None))

@@ -13,9 +13,9 @@ from tests.nets import embeds, sd_scheduler, tiny_unet
 
 
 @pytest.mark.parametrize("with_items", [True, False])
-def test_what_is_saved_comes_back(tmp_path: Path, with_items: bool) -> None:
+def test_a_saved_trajectory_is_loaded_back(tmp_path: Path, with_items: bool) -> None:
     items = [[1, (2, 3)], [4]] if with_items else None
-    made = sample(
+    trajectory = sample(
         tiny_unet(),
         sd_scheduler(),
         embeds(2),
@@ -24,16 +24,18 @@ def test_what_is_saved_comes_back(tmp_path: Path, with_items: bool) -> None:
         items=items,
         config=SamplingConfig(num_steps=3, guidance_scale=2.5),
     )
-    save_trajectory(tmp_path / "deep" / "t.safetensors", made)
+    save_trajectory(tmp_path / "deep" / "t.safetensors", trajectory)
     back = load_trajectory(tmp_path / "deep" / "t.safetensors")
     for name in ("latents", "timesteps", "log_probs", "item_maps"):
-        before, after = getattr(made, name), getattr(back, name)
+        before = getattr(trajectory, name)
+        after = getattr(back, name)
         assert (before is None and after is None) or torch.equal(before, after)
+
     for name in ("seeds", "config", "items", "mask_source", "prompts"):
-        assert getattr(back, name) == getattr(made, name)
+        assert getattr(back, name) == getattr(trajectory, name)
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damage_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     with pytest.raises(CheckpointError):
         load_trajectory(path)

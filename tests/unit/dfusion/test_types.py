@@ -74,7 +74,7 @@ def _trajectory(seeds: tuple[int, ...], items: int) -> Trajectory:
     )
 
 
-def test_what_differs_is_not_joined() -> None:
+def test_different_parts_are_not_concatenated() -> None:
     one = _trajectory((1,), items=1)
     with pytest.raises(InvalidInputError, match="at least one"):
         Trajectory.cat([])
@@ -89,7 +89,7 @@ def test_what_differs_is_not_joined() -> None:
         Trajectory.cat([one, replace(one, latents=torch.zeros(1, 3, 4, 4, 4))])
 
 
-def test_texts_go_with_their_rows() -> None:
+def test_texts_stay_with_their_rows() -> None:
     said = replace(numbered(3), texts=("a", "b", "c"))
     assert said[[2, 0]].texts == ("c", "a") and said[1].texts == ("b",) and said[1:].texts == ("b", "c")
     assert said[0].expand(2, -1, -1).texts == ("a", "a")
@@ -99,7 +99,7 @@ def test_texts_go_with_their_rows() -> None:
         replace(numbered(2), texts=("a",))
 
 
-def test_joined_rows_keep_their_order_and_maps_get_the_largest_k() -> None:
+def test_concatenated_rows_keep_their_order_and_maps_have_the_largest_k() -> None:
     joined = Trajectory.cat([_trajectory((1, 2), items=1), _trajectory((3,), items=2)])
     assert joined.seeds == (1, 2, 3)
     assert joined.latents[:, 0, 0, 0, 0].tolist() == [1.0, 1.0, 3.0]

@@ -18,13 +18,15 @@ CONFIG = {
     "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 16},
     "text_cfg": {"context_length": 20, "vocab_size": 0, "width": 16, "heads": 2, "layers": 1},
 }
-MEAN, STD = 0.25, 0.5
+MEAN = 0.25
+STD = 0.5
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An open_clip folder: weights, config and tokenizer."""
-    place, tokenizer = tmp_path_factory.mktemp("clip"), new_tokenizer()
+    place = tmp_path_factory.mktemp("clip")
+    tokenizer = new_tokenizer()
     text = CONFIG["text_cfg"] | {"vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     model = open_clip.CLIP(**CONFIG | {"text_cfg": text})
@@ -47,10 +49,13 @@ def test_score_is_the_raw_cosine_with_the_folders_own_transform_and_tokenizer(fo
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
     tokens = new_tokenizer()(prompts, padding="max_length", max_length=20, return_tensors="pt").input_ids
     with torch.no_grad():
-        image, word = model.encode_image(pixels).numpy(), model.encode_text(tokens).numpy()
+        image = model.encode_image(pixels).numpy()
+        word = model.encode_text(tokens).numpy()
     expected = (image * word).sum(1) / np.linalg.norm(image, axis=1) / np.linalg.norm(word, axis=1)
+
     assert scorer.score(images, prompts) == pytest.approx(expected.tolist(), abs=1e-5)
     assert scorer.name == "mine"
+
     features = scorer.features(images)
     assert features == pytest.approx(image, abs=1e-5)
     assert features.dtype == np.float32
@@ -65,7 +70,7 @@ def test_other_weights_are_another_version(folder: Path, tmp_path: Path) -> None
     assert ClipScorer.from_folder(other).version != version
 
 
-def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
+def test_invalid_images_are_rejected(folder: Path, tmp_path: Path) -> None:
     scorer = ClipScorer.from_folder(folder)
     with pytest.raises(ShapeMismatchError):
         scorer.score(np.zeros((1, 32, 32, 3), np.float32), ["a"])

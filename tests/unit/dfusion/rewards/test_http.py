@@ -22,7 +22,7 @@ PROMPTS = ["a cat", "a dog", "ein Käfer"]
 
 
 class Server:
-    """Answers each request with the next of `answers` (status, body, headers), then with the images' brightness."""
+    """Responds to each request with the next of `answers` (status, body, headers), then with the images' brightness."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, bytes, dict[str, str]]] = []
@@ -77,7 +77,7 @@ def scorer(server: Server, **changes: Any) -> HttpScorer:
     return HttpScorer(HttpScorerConfig(**(settings | changes)), name="remote")
 
 
-def test_images_and_prompts_arrive_whole_and_scores_come_back_in_order(server: Server) -> None:
+def test_images_and_prompts_are_sent_and_scores_returned_in_order(server: Server) -> None:
     remote = scorer(server, batch_size=2, bearer_token="secret")
     assert remote.score(IMAGES, PROMPTS) == pytest.approx([float(image.mean()) for image in IMAGES])
     assert (remote.name, remote.version) == ("remote", "9")
@@ -94,13 +94,13 @@ def test_nothing_is_sent_for_no_images(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_an_overloaded_server_is_asked_again(server: Server, status: int) -> None:
+def test_requests_to_an_overloaded_server_are_retried(server: Server, status: int) -> None:
     server.answers = [(status, b"", {}), (status, b"", {})]
     assert len(scorer(server).score(IMAGES, PROMPTS)) == 3
     assert len(server.requests) == 3
 
 
-def test_a_server_that_stays_overloaded_is_given_up(server: Server) -> None:
+def test_a_server_that_stays_overloaded_is_unavailable(server: Server) -> None:
     server.answers = [(503, b"", {})] * 9
     with pytest.raises(ScorerUnavailableError, match="in 3 attempts: status 503"):
         scorer(server).score(IMAGES, PROMPTS)
@@ -108,13 +108,13 @@ def test_a_server_that_stays_overloaded_is_given_up(server: Server) -> None:
     assert ScorerUnavailableError.retryable and not ScorerError.retryable
 
 
-def test_a_silent_server_is_given_up_after_the_timeout(server: Server) -> None:
+def test_a_silent_server_is_unavailable_after_the_timeout(server: Server) -> None:
     server.silent.set()
     with pytest.raises(ScorerUnavailableError, match="ReadTimeout"):
         scorer(server, timeout_seconds=0.1, retries=0).score(IMAGES, PROMPTS)
 
 
-def test_a_server_that_is_not_there(server: Server) -> None:
+def test_a_missing_server_is_unavailable(server: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -131,16 +131,16 @@ def test_a_server_that_is_not_there(server: Server) -> None:
         (307, b"", {"Location": "/elsewhere"}, ScorerError, "status 307"),
         (200, b"<html>", {}, ScorerError, "expected JSON"),
         (200, b"\xff\xfe\xff", {}, ScorerError, "expected JSON"),
-        (200, b"squeezed", {"Content-Encoding": "gzip"}, ScorerError, "decodes"),
+        (200, b"squeezed", {"Content-Encoding": "gzip"}, ScorerError, "decodable"),
         (200, b"[1, 2, 3]", {}, ScorerError, "JSON object"),
         (200, b"{}", {}, ScorerError, "expected 3 scores"),
-        (200, b'{"scores": [1, 2]}', {}, ScorerError, "expected 3 scores, one an image, got 2"),
+        (200, b'{"scores": [1, 2]}', {}, ScorerError, "expected 3 scores, one per image, got 2"),
         (200, b'{"scores": [1, 2, "3"]}', {}, ScorerError, "numbers"),
         (200, b'{"scores": [1, 2, NaN]}', {}, NonFiniteError, "NaN"),
         (200, b'{"scores": [1, 2, 3], "version": "8"}', {}, ScorerError, "expected version '9', got '8'"),
     ],
 )
-def test_answers_that_are_not_scores(
+def test_invalid_responses_are_errors(
     server: Server, status: int, content: bytes, headers: dict[str, str], error: type[Exception], message: str
 ) -> None:
     server.answers = [(status, content, headers)]
@@ -149,12 +149,12 @@ def test_answers_that_are_not_scores(
     assert len(server.requests) == 1
 
 
-def test_the_servers_version_may_be_told(server: Server) -> None:
+def test_a_response_may_contain_the_version(server: Server) -> None:
     server.answers = [(200, b'{"scores": [1, 2, 3], "version": "9"}', {})]
     assert scorer(server).score(IMAGES, PROMPTS) == [1.0, 2.0, 3.0]
 
 
-def test_images_that_are_none_are_not_sent(server: Server) -> None:
+def test_invalid_images_are_not_sent(server: Server) -> None:
     with pytest.raises(ShapeMismatchError):
         scorer(server).score(IMAGES, PROMPTS[:2])
     assert server.requests == []

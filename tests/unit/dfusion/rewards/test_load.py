@@ -1,4 +1,4 @@
-"""Scorers by name and by settings, weighted sums, and who may ask for what."""
+"""Scorers by name and by settings, and weighted sums."""
 
 import copy
 import sys
@@ -50,12 +50,13 @@ module = plugin_of_a_test
 
 
 class Fixed:
-    """Gives the same scores whatever the images."""
+    """Returns the same scores for all images."""
 
     version = "2"
 
     def __init__(self, name: str, scores: list[Any]) -> None:
-        self.name, self.scores = name, scores
+        self.name = name
+        self.scores = scores
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         assert len(images) == len(prompts)
@@ -81,23 +82,24 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_name_of_the_catalogue_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from dfusion.rewards.clip import ClipScorer
 
-    asked: list[tuple[str, str]] = []
+    requests: list[tuple[str, str]] = []
 
     def remember(architecture: str, weights: str, *, name: str, device: str) -> Fixed:  # noqa: ARG001
-        asked.append((architecture, weights))
+        requests.append((architecture, weights))
         return Fixed(name, [])
 
     monkeypatch.setattr(ClipScorer, "from_pretrained", remember)
     assert [load_scorer(name).name for name in SCORERS] == list(SCORERS)
-    assert asked == [("ViT-H-14", "laion2b_s32b_b79k"), ("ViT-L-14", "datacomp_xl_s13b_b90k")]
+    assert requests == [("ViT-H-14", "laion2b_s32b_b79k"), ("ViT-L-14", "datacomp_xl_s13b_b90k")]
 
 
-def test_the_installations_scorers_come_first_and_keep_their_names() -> None:
+def test_the_installations_scorers_override_built_in_ones() -> None:
     installed = {
         "shapes-judge": HttpScorerConfig(url="http://localhost/score", version="7"),
         "people": VerdictScorerConfig(),
     }
     scorer = load_scorer("shapes-judge", installed=installed)
+
     assert (scorer.name, scorer.version) == ("shapes-judge", "7")
     assert load_scorer("people", installed=installed, verdicts={}).name == "people"
     with pytest.raises(ModelNotFoundError, match=r"\['clip-vit-h-14', .*'people', .*'nobody'"):
@@ -130,7 +132,7 @@ def test_a_weighted_sum_by_hand() -> None:
         ([1.0, float("-inf")], NonFiniteError),
     ],
 )
-def test_scores_that_are_none_are_refused(scores: list[Any], error: type[Exception]) -> None:
+def test_invalid_scores_are_rejected(scores: list[Any], error: type[Exception]) -> None:
     with pytest.raises(error, match="wrong"):
         WeightedScorer([(1.0, Fixed("wrong", scores))]).score(images(2), ["x", "y"])
 
@@ -154,8 +156,10 @@ def test_scorers_of_installed_packages() -> None:
     assert scorer.score(images(2, value=7), ["x", "y"]) == [7.0, 7.0]
     assert load_scorer(EntryPointConfig(entry_point="object")).name == "red"
     assert load_attribute("plugin_of_a_test:Red").name == "red"
+
     installed = {"mine": "plugin_of_a_test:Red", "ours": EntryPointConfig(entry_point="red")}
     named = [load_scorer(name, installed=installed) for name in ("mine", "ours")]
+
     assert [(one.name, one.version) for one in named] == [("mine", "3"), ("ours", "3")]
     assert named[0].score(images(2, value=7), ["x", "y"]) == [7.0, 7.0]
     assert not hasattr(named[0], "features")
@@ -173,18 +177,18 @@ def test_scorers_of_installed_packages() -> None:
         ("module", ScorerError, "module"),
     ],
 )
-def test_entry_points_that_give_no_scorer(entry_point: str, error: type[Exception], message: str) -> None:
+def test_entry_points_without_a_scorer_are_errors(entry_point: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_scorer(EntryPointConfig(entry_point=entry_point))
 
 
 @pytest.mark.parametrize("where", ["", "no_such_module:Red", "json:Red", ":Red", "json:"])
-def test_attributes_that_are_not_there(where: str) -> None:
+def test_missing_attributes_are_errors(where: str) -> None:
     with pytest.raises((ModelNotFoundError, ScorerError)):
         load_attribute(where)
 
 
-def test_two_packages_with_one_name_are_not_guessed_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_packages_with_the_same_name_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("one", "two"):
         about = tmp_path / f"{package}-1.dist-info"
         about.mkdir()
@@ -195,7 +199,7 @@ def test_two_packages_with_one_name_are_not_guessed_between(tmp_path: Path, monk
         load_scorer(EntryPointConfig(entry_point="twice"))
 
 
-def test_settings_are_told_apart_by_kind() -> None:
+def test_settings_are_discriminated_by_kind() -> None:
     read = TypeAdapter[Any](ScorerConfig).validate_python
     assert read({"kind": "open_clip"}) == OpenClipConfig(architecture="ViT-H-14", weights="laion2b_s32b_b79k")
     assert isinstance(read({"kind": "http", "url": "http://host:1/x"}), HttpScorerConfig)

@@ -17,7 +17,7 @@ def test_a_verdict_is_found_by_pixels_and_prompt() -> None:
         scorer.score(IMAGES, ["a cat"])
 
 
-def test_keys_tell_images_of_other_shape_apart() -> None:
+def test_images_of_different_shape_have_different_keys() -> None:
     assert image_key(IMAGES[0], "a") != image_key(IMAGES[0].reshape(6, 4, 3), "a")
     assert len(image_key(IMAGES[0], "a")) == 64
 

@@ -24,11 +24,11 @@ def test_distances_are_those_of_all_pairs() -> None:
     assert mean_pairwise_distance(latents, "rms") == pytest.approx(np.mean(expected))
 
 
-def test_diversity_is_each_prompts_own() -> None:
+def test_diversity_is_computed_per_prompt() -> None:
     features = np.array([[1, 0], [1, 0], [0, 1], [-1, 0], [0, 1]])
-    found = diversity(features, ["a", "b", "b", "a", "alone"])
-    assert found.prompts == {"a": pytest.approx(2.0), "b": pytest.approx(1.0)}
-    assert found.mean == pytest.approx(1.5)
+    result = diversity(features, ["a", "b", "b", "a", "alone"])
+    assert result.prompts == {"a": pytest.approx(2.0), "b": pytest.approx(1.0)}
+    assert result.mean == pytest.approx(1.5)
     with pytest.raises(InvalidInputError, match="two samples"):
         diversity(features[:2], ["a", "b"])
     with pytest.raises(ShapeMismatchError):
@@ -36,7 +36,7 @@ def test_diversity_is_each_prompts_own() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-def test_features_without_a_direction(value: float) -> None:
+def test_zero_features_are_rejected(value: float) -> None:
     with pytest.raises(NonFiniteError):
         mean_pairwise_distance(np.array([[1.0, 0.0], [value, 0.0]]))
 
@@ -76,7 +76,7 @@ def test_only_the_last_rounds_count_and_four_are_needed() -> None:
     assert falling_figures([], {"judge": []}) == ()
 
 
-def test_series_that_do_not_fit() -> None:
+def test_invalid_series_are_rejected() -> None:
     with pytest.raises(ShapeMismatchError, match="judge"):
         falling_figures(RISING, {"judge": FALLING[1:]})
     with pytest.raises(NonFiniteError, match="judge"):

@@ -11,7 +11,7 @@ from dfusion.shapes.scenes import TEMPLATES
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_lists_hold_forty_distinct_prompts_and_do_not_meet(template):
+def test_lists_have_forty_distinct_prompts_and_are_disjoint(template):
     train = [p.text for p in prompt_list(template, "train")]
     held_out = [p.text for p in prompt_list(template, "test")]
     assert len(train) == len(held_out) == 40
@@ -27,7 +27,7 @@ def test_shipped_lists_are_those_of_the_code(tmp_path):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_an_item_is_a_word_that_the_picture_shows(template):
+def test_items_are_words_for_objects_in_the_image(template):
     for prompt in prompt_list(template, "train"):
         assert len(prompt.items) == len(prompt.thresholds)
         assert set(prompt.items) <= {*prompt.named.values()}

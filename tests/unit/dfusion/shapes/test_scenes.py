@@ -1,4 +1,4 @@
-"""The renderer: pure, and drawing what the scene says."""
+"""The renderer is pure and draws the scene."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ GREY = Backdrop("flat", (100, 100, 100), (0, 0, 0), 0.0, 0)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_same_scene_same_pixels(template):
+def test_the_same_scene_gives_the_same_pixels(template):
     scene = random_scene(template, np.random.default_rng(3))
     assert np.array_equal(render(scene), render(scene))
     assert render(scene).shape == (64, 64, 3)
@@ -47,14 +47,15 @@ def test_relations_place_things(relation, axis, first_is_less):
 
 
 @pytest.mark.parametrize(("prop", "row", "column"), [("hat", 14, 32), ("board", 51, 32), ("ball", 36, 52)])
-def test_props_stand_where_they_belong(prop, row, column):
+def test_props_are_at_their_positions(prop, row, column):
     thing = Thing("circle", "red", x=32, y=34, radius=14)
     picture = render(Scene("behaviour", (thing,), GREY, prop=prop, prop_colour="yellow"))
     assert tuple(picture[row, column]) == COLOURS["yellow"]
 
 
-def test_item_masks_cover_what_the_item_paints():
-    thing, prop = Thing("circle", "red", x=32, y=34, radius=14), {"prop": "ball", "prop_colour": "yellow"}
+def test_item_masks_cover_the_pixels_of_the_item():
+    thing = Thing("circle", "red", x=32, y=34, radius=14)
+    prop = {"prop": "ball", "prop_colour": "yellow"}
     picture = render(Scene("behaviour", (thing,), GREY, **prop))
     circle, ball = item_masks(Scene("behaviour", (thing,), GREY, **prop), 64)
     yellow = (picture == COLOURS["yellow"]).all(-1)
@@ -63,7 +64,7 @@ def test_item_masks_cover_what_the_item_paints():
     assert ball.sum() == pytest.approx(np.pi * (0.68 * 14) ** 2, rel=0.03)
 
 
-def test_item_masks_name_things_in_the_order_of_the_prompt():
+def test_item_masks_are_in_the_order_of_the_prompt():
     scene = random_scene("position", np.random.default_rng(0), relation="below")
     first, second = item_masks(scene, 16)
     rows = np.arange(16)[:, None]
