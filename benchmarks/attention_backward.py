@@ -1,7 +1,7 @@
-"""Attention's forward and backward pass on a CPU by dtype: `python -m benchmarks.attention_backward`.
+"""Attention's forward and backward pass on a CPU, by dtype: `python -m benchmarks.attention_backward`.
 
-Of the shapes world's U-Net at 64 rows: milliseconds in float32, in bfloat16, and in bfloat16 with the backward
-pass in float32, as `dfusion.attention.processors.fast_backward` has it. The best of `--repeats`.
+It prints milliseconds for the shapes world's U-Net with 64 rows: in float32, in bfloat16, and in bfloat16 with the
+backward pass in float32 (`dfusion.attention.processors.fast_backward`). Times are the best of `--repeats`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ SHAPES = {
     "cross, 256 pixels": (256, 77, 16),
     "self, 64 pixels": (64, 64, 32),
 }
-"""Queries, keys, channels of a head."""
-ROWS, HEADS = 64, 4
+"""Queries, keys, channels per head."""
+ROWS = 64
+HEADS = 4
 
 
 def milliseconds(
@@ -35,6 +36,7 @@ def milliseconds(
     for length in (queries, keys, keys):
         part = torch.randn(ROWS, HEADS, length, channels, generator=generator)
         parts.append(part.to(dtype).requires_grad_())
+
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -48,14 +50,15 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+
     write(f"{'':20}{'float32':>12}{'bfloat16':>12}{'mixed':>12}\n")
-    ways = (
+    variants = (
         (torch.float32, scaled_dot_product_attention),
         (torch.bfloat16, scaled_dot_product_attention),
         (torch.bfloat16, attention_with_float32_backward),
     )
     for name, shape in SHAPES.items():
-        times = [milliseconds(shape, dtype, attend, arguments.repeats) for dtype, attend in ways]
+        times = [milliseconds(shape, dtype, attend, arguments.repeats) for dtype, attend in variants]
         write(f"{name:20}" + "".join(f"{ms:12.1f}" for ms in times) + "\n")
 
 

@@ -1,13 +1,13 @@
-"""Whether consistent pairs lower the noise of DPO's gradient (section 1 of the paper), on the shapes world.
+"""Measure whether consistent pairs reduce the noise of DPO's gradient (section 1 of the paper), on the shapes world.
 
 `python -m benchmarks.gradient_noise` samples each prompt, pairs the samples, and computes the gradient of Eq. 6 of each
-pair alone, at the start of a training: of the naive pair (reference over base) and of the fused one (target over base,
-where Eq. 7 adopts it). Pairs of a prompt teach the same; the more alike their gradients are, the less noise there is.
-It prints, and with `--out` writes as JSON:
+single pair, at the start of a training. It does so for the naive pair (reference over base) and for the fused one
+(target over base, if Eq. 7 adopts it). All pairs of a prompt should teach the same, so more similar gradients mean less
+noise. It prints, and with `--out` writes as JSON:
 
     cosine          mean cosine between the gradients of two pairs of a prompt
     cosine, others  the same between pairs of different prompts: what is common to all
-    signal          ||mean gradient||^2 / mean ||gradient||^2 over all pairs; 1 / pairs if they have nothing in common
+    signal          ||mean gradient||^2 / mean ||gradient||^2 over all pairs; 1 / pairs for orthogonal gradients
 """
 
 from __future__ import annotations
@@ -36,19 +36,21 @@ from dfusion.training_data import TrainingPair
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients of one kind of pairs: (pairs, parameters), and the prompt of each."""
+    """The gradients of one kind of pairs, (pairs, parameters), and the prompt of each pair."""
 
     vectors: torch.Tensor
     prompts: Sequence[str]
 
     def figures(self) -> dict[str, float]:
-        """The figures above."""
+        """The metrics above."""
         unit = self.vectors / self.vectors.norm(dim=1, keepdim=True)
         cosines = unit @ unit.T
+
         own: list[float] = []
         others: list[float] = []
         for i, j in combinations(range(len(unit)), 2):
             (own if self.prompts[i] == self.prompts[j] else others).append(float(cosines[i, j]))
+
         signal = self.vectors.mean(0).square().sum() / self.vectors.square().sum(1).mean()
         return {
             "pairs": len(unit),
@@ -73,7 +75,7 @@ def gradient(model: DiffusionModel, pair: TrainingPair, config: TrainingConfig) 
 def adopted_pairs(
     model: DiffusionModel, prompts: Sequence[Prompt], config: RoundConfig, seed: int
 ) -> Iterator[RoundPair]:
-    """The pairs with an adopted target, of prompts that have two of them at least."""
+    """The pairs with an adopted target, of prompts with at least two of them."""
     for pairs in make_pairs(model, prompts, load_scorer("shapes-clip"), config, seed=seed):
         adopted = [pair for pair in pairs if pair.adopted]
         if len(adopted) > 1:
@@ -94,8 +96,8 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
 
     model = DiffusionModel.load(MODELS["shapes"].folder)
     attach_lora(model.unet, seed=arguments.seed)
-    listed = prompt_list(arguments.template, "train")[: arguments.prompts]
-    prompts = [Prompt(text=p.text, items=p.items, thresholds=p.thresholds) for p in listed]
+    shapes_prompts = prompt_list(arguments.template, "train")[: arguments.prompts]
+    prompts = [Prompt(text=p.text, items=p.items, thresholds=p.thresholds) for p in shapes_prompts]
     config = RoundConfig(
         samples_per_prompt=arguments.samples,
         sampling=SamplingConfig(num_steps=arguments.steps),

@@ -1,8 +1,8 @@
-"""How far one AdamW step moves the prediction, by the LoRA's initialisation: `python -m benchmarks.lora_init`.
+"""How much one AdamW step changes the prediction, by the LoRA's initialisation: `python -m benchmarks.lora_init`.
 
-B starts at 0, so the first step moves B alone, each element by the learning rate: how much that changes the prediction
-depends on the size of A. The loss is the denoising error on noise, of one row. The paper's model in full size (several
-GB of memory, minutes on a CPU): `--unet sd-2.1-base`.
+B starts at 0, so the first step changes B only, each element by the learning rate. Its effect on the prediction depends
+on the size of A. The loss is the denoising error of one row of noise. The paper's model in full size (several GB of
+memory, minutes on a CPU): `--unet sd-2.1-base`.
 """
 
 from __future__ import annotations

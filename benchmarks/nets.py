@@ -1,4 +1,4 @@
-"""Random models to measure on: what a call costs does not depend on the weights."""
+"""Random models for measurements. The cost of a call does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ UNETS: dict[str, dict[str, Any]] = {
         "use_linear_projection": True,
     },
 }
-"""Stable Diffusion's layout on 64x64 latents with few channels, for a CPU; and the paper's model in full size."""
+"""Stable Diffusion's layout on 64x64 latents: with few channels for a CPU, and the paper's model in full size."""
 TOKENS = {"small": 7, "sd-2.1-base": 77}
 
 
 def random_unet(name: str, device: str, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The U-Net of that name without gradients, the same weights at every call on one device."""
+    """The U-Net of that name, without gradients. On one device, every call gives the same weights."""
     torch.manual_seed(0)
     with torch.device(device):
         unet = UNet2DConditionModel(
@@ -45,7 +45,7 @@ def random_unet(name: str, device: str, dtype: torch.dtype) -> UNet2DConditionMo
 
 
 def _frozen(part: Any, device: str, dtype: torch.dtype) -> Any:
-    return torch.nn.Module.to(part, device, dtype).eval().requires_grad_(False)  # diffusers' own would warn
+    return torch.nn.Module.to(part, device, dtype).eval().requires_grad_(False)  # diffusers' own method warns
 
 
 def sd_scheduler() -> DDIMScheduler:
@@ -54,9 +54,11 @@ def sd_scheduler() -> DDIMScheduler:
 
 
 def random_model(name: str, device: str, dtype: torch.dtype) -> DiffusionModel:
-    """The U-Net of that name with a shallow text encoder and VAE of the sizes that fit it."""
-    unet, tokenizer = random_unet(name, device, dtype), new_tokenizer()
+    """The U-Net of that name, with a shallow text encoder and VAE of matching sizes."""
+    unet = random_unet(name, device, dtype)
+    tokenizer = new_tokenizer()
     tokenizer.model_max_length = max(TOKENS[name], tokenizer.model_max_length)
+
     text = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=unet.config.cross_attention_dim,
@@ -74,5 +76,6 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> DiffusionModel:
         block_out_channels=(8,) * 4,
         norm_num_groups=4,
     )
-    encoder, decoder = (_frozen(part, device, dtype) for part in (transformers.CLIPTextModel(text), vae))
-    return DiffusionModel(unet, sd_scheduler(), decoder, encoder, tokenizer, device)
+
+    encoder = _frozen(transformers.CLIPTextModel(text), device, dtype)
+    return DiffusionModel(unet, sd_scheduler(), _frozen(vae, device, dtype), encoder, tokenizer, device)

@@ -1,8 +1,7 @@
-"""D-Fusion, and the other attention controls of appendix B, written plainly from their formulas.
+"""D-Fusion and the other attention controls of appendix B, implemented directly from their formulas.
 
-Three U-Net calls a step, for the reference, for the base and for the target, with explicit attention matrices. It
-shares no code with `dfusion` and serves two ends: what `dfusion` computes is compared with it, and the benchmark
-measures against it.
+Each step takes three U-Net calls, for the reference, the base and the target, with explicit attention matrices. It
+shares no code with `dfusion`. Tests compare `dfusion` with it, and the benchmark measures against it.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 @dataclass
 class Tape:
-    """What processors read and write during one U-Net call.
+    """The state that processors read and write during one U-Net call.
 
-    mode     "record" keeps queries, keys and values of fused layers and maps of mask layers; "inject" fuses; "off"
-             neither
+    mode     "record" stores queries, keys and values of fused layers and maps of mask layers; "inject" fuses; "off"
+             does neither
     control  how "inject" fuses, a name of `controlled`
     parts    query, key and value of each fused layer, by processor name
     maps     attention matrices of mask layers, (rows, H, L, N)
@@ -39,7 +38,11 @@ class NaiveProcessor:
     """softmax(Q K^T / sqrt(D)) V with every matrix in memory."""
 
     def __init__(self, name: str, tape: Tape, fused: bool, gives_mask: bool, aspect: float) -> None:
-        self.name, self.tape, self.fused, self.gives_mask, self.aspect = name, tape, fused, gives_mask, aspect
+        self.name = name
+        self.tape = tape
+        self.fused = fused
+        self.gives_mask = gives_mask
+        self.aspect = aspect
 
     def __call__(
         self,
@@ -49,9 +52,11 @@ class NaiveProcessor:
         **_: Any,
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        own = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        own = (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         if self.fused and self.tape.mode == "record":
             self.tape.parts[self.name] = own
+
+        # attention, head by head
         width = own[0].shape[-1] // attn.heads
         out = torch.zeros_like(own[0])
         matrices = []
@@ -67,6 +72,7 @@ class NaiveProcessor:
             if self.gives_mask:
                 matrices.append(matrix)
             out[..., part] = matrix @ v
+
         if self.gives_mask and self.tape.mode == "record":
             self.tape.maps.append(torch.stack(matrices, 1))
         return attn.to_out[0](out)
@@ -83,7 +89,7 @@ class NaiveProcessor:
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(D)) of one head, (rows, L, M), over the keys where `among` (1, M) is 1; 0 without such."""
+    """softmax(Q K^T / sqrt(D)) of one head, (rows, L, M), over the keys where `among` (1, M) is 1; 0 without any."""
     scores = torch.einsum("rld,rmd->rlm", q / math.sqrt(q.shape[-1]), k)
     if among is None:
         return torch.softmax(scores, -1)
@@ -94,12 +100,18 @@ def attention(q: torch.Tensor, k: torch.Tensor, among: torch.Tensor | None = Non
 def controlled(
     control: str, own: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """One head's output in a fused layer, (rows, L, D), from the target's own and the reference's query, key and value;
-    `mask` (1, L, 1) of 0.0 and 1.0, None in cross-attention."""
-    (q, k, v), (q_ref, k_ref, v_ref) = own, reference
+    """One head's output in a fused layer, (rows, L, D).
+
+    `own` and `reference` are query, key and value of the target and of the reference. `mask` (1, L, 1) has 0.0 and 1.0;
+    it is None in cross-attention.
+    """
+    q, k, v = own
+    q_ref, k_ref, v_ref = reference
     if mask is None:
         return attention(q_ref, k_ref) @ v if "cross" in control else attention(q, k) @ v
-    inside, outside = mask[..., 0], 1 - mask[..., 0]
+
+    inside = mask[..., 0]
+    outside = 1 - mask[..., 0]
     if control == "masked_kv":
         return attention(q, mask * k_ref + (1 - mask) * k) @ (mask * v_ref + (1 - mask) * v)
     if control in ("kv", "kv_and_cross_attention_maps"):
@@ -125,7 +137,7 @@ def fused_names(unet: UNet2DConditionModel) -> list[str]:
 
 
 def mask_names(unet: UNet2DConditionModel, source: str) -> list[str]:
-    """Cross-attention of the first up block that has any; "resolution": and of the down block of that resolution."""
+    """Cross-attention of the first up block that has any. "resolution" adds the down block of that resolution."""
     cross = [n for n in unet.attn_processors if ".attn2." in n]
     up = min(int(n.split(".")[1]) for n in cross if n.startswith("up_blocks"))
     prefixes = [f"up_blocks.{up}."]
@@ -155,35 +167,49 @@ def plain_fuse(
     mask_source: str = "first_up",
     control: str = "masked_kv",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One pair: the states (T+1, C, h, w) of reference, base and target, for prompt (1, N, C) and seeds (reference,
-    base). `items` are lists of token indices after BOS."""
+    """The states (T+1, C, h, w) of reference, base and target of one pair.
+
+    `prompt` is (1, N, C), `seeds` are those of reference and base, and `items` are lists of token indices after BOS.
+    """
+    # 1. processors
     tape = Tape(control=control)
     before = unet.attn_processors
-    fused, giving = fused_names(unet), mask_names(unet, mask_source)
+    fused = fused_names(unet)
+    giving = mask_names(unet, mask_source)
     unet.set_attn_processor({n: NaiveProcessor(n, tape, n in fused, n in giving, size[0] / size[1]) for n in before})
+
+    # 2. x_T
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     shape = (unet.config.in_channels, *size)
     x_reference, x_base = (torch.randn(shape, generator=g)[None].to(unet.device) for g in generators)
     x_target = x_base.clone()
     states = [[x_reference], [x_base], [x_target]]
+
+    # 3. the steps of reference, base and target
     stride = scheduler.config.num_train_timesteps // steps
     for i in range(steps):
         t = (steps - 1 - i) * stride + scheduler.config.steps_offset
         z_reference, z_base = (torch.randn(shape, generator=g)[None].to(unet.device) for g in generators)
         fusing = first_step <= i <= last_step
-        tape.mode, tape.maps = "record" if fusing else "off", []
+
+        tape.mode = "record" if fusing else "off"
+        tape.maps = []
         noise = guided(unet, x_reference, t, prompt, negative, guidance)
         x_reference = step(scheduler, noise, x_reference, t, stride, eta, z_reference)
         if fusing:
             tape.mask = make_mask(tape.maps, items, thresholds, size, merge).to(unet.device, unet.dtype)
+
         tape.mode = "off"
         noise = guided(unet, x_base, t, prompt, negative, guidance)
         x_base = step(scheduler, noise, x_base, t, stride, eta, z_base)
+
         tape.mode = "inject" if fusing else "off"
         noise = guided(unet, x_target, t, prompt, negative, guidance)
         x_target = step(scheduler, noise, x_target, t, stride, eta, z_base)
+
         for path, x in zip(states, (x_reference, x_base, x_target), strict=True):
             path.append(x)
+
     unet.set_attn_processor(before)
     return tuple(torch.cat(path) for path in states)
 
@@ -221,7 +247,8 @@ def make_mask(
     mean = torch.stack([m[-1].float() for m in maps]).mean((0, 1)).cpu()
     height = round(math.sqrt(mean.shape[0] * size[0] / size[1]))
     mask = torch.zeros(mean.shape[0], dtype=torch.bool)
+
     for tokens, threshold in zip(items, thresholds, strict=True):
-        one = torch.stack([mean[:, j + 1] for j in tokens]).mean(0) >= threshold
-        mask = (mask | one) if merge == "or" else (mask != one)
+        item_mask = torch.stack([mean[:, j + 1] for j in tokens]).mean(0) >= threshold
+        mask = (mask | item_mask) if merge == "or" else (mask != item_mask)
     return mask.reshape(height, -1).float()

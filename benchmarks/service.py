@@ -1,10 +1,10 @@
-"""How quick the service is, beside its aims: `python -m benchmarks.service [--jobs 40]`.
+"""The service's latencies against their targets: `python -m benchmarks.service [--jobs 40]`.
 
-Deployed mode (PostgreSQL, Redis, S3, two Celery workers, all on this machine): POST /rounds by 20 clients while the
-workers sample, each once a second: in turns, so that requests hardly meet, then at random times, so that some wait for
-others; then each client as fast as it is answered. Both modes: the hand-over, which is how long a stage that could
-start has waited when it starts, though its worker had nothing else to do. Then pages over a million samples
-(`benchmarks.service_data`).
+POST /rounds is measured in deployed mode (PostgreSQL, Redis, S3, two Celery workers, all on this machine), with 20
+clients while the workers sample. Each client sends one request per second: first in turns, so that requests rarely
+overlap, then at random times, so that some wait for others. Finally each client sends without a pause. The hand-over is
+measured in both modes: the time that a runnable stage waits although its worker is idle. Last come pages over a million
+samples (`benchmarks.service_data`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from itertools import accumulate, count
+from itertools import accumulate, chain, count
 from pathlib import Path
 from random import Random
 
@@ -44,10 +44,11 @@ _PROMPTS = [{"text": f"a red and striped circle, number {n}", "items": ["circle"
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=40, help=f"jobs of {SAMPLES_PER_JOB} samples that pages are over")
+    parser.add_argument("--jobs", type=int, default=40, help=f"jobs of {SAMPLES_PER_JOB} samples to page over")
     parser.add_argument("--requests", type=int, default=20, help=f"requests of each of the {_CLIENTS} clients")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that its servers and workers end, too
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_pipeline().save_pretrained(folder / "pipeline")
@@ -55,10 +56,10 @@ def main() -> None:
             (folder / mode).mkdir()
             changes = {"max_queued_jobs": 100_000, "max_queued_jobs_per_key": 100_000, "shard_prompts": 1}
             changes |= {setting: Settings.model_fields[setting].default for setting in HASTE}
-            with deployment(mode, folder / mode, folder / "pipeline", **changes) as made:
-                _measure_hand_over(made)
+            with deployment(mode, folder / mode, folder / "pipeline", **changes) as deployed:
+                _measure_hand_over(deployed)
                 if mode == DEPLOYED:
-                    _measure_posts(made, arguments.requests)
+                    _measure_posts(deployed, arguments.requests)
         if arguments.jobs:
             _measure_pages(folder, arguments.jobs)
 
@@ -68,77 +69,99 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _report(name: str, milliseconds: list[float], aim: str) -> None:
-    found = statistics.quantiles(milliseconds, n=100)
-    _say(f"{name}: median {found[49]:.0f} ms, 99% within {found[98]:.0f} ms, {len(milliseconds)} in all (aim: {aim})")
+def _report(name: str, milliseconds: list[float], target: str) -> None:
+    percentiles = statistics.quantiles(milliseconds, n=100)
+    median = percentiles[49]
+    last = percentiles[98]
+    _say(f"{name}: median {median:.0f} ms, 99% within {last:.0f} ms, {len(milliseconds)} in all (target: {target})")
 
 
-def _measure_hand_over(made: Deployment) -> None:
+def _measure_hand_over(deployed: Deployment) -> None:
     body = round_body(prompts=_PROMPTS, samples_per_prompt=4, sampling={"num_steps": 2}, fusion=None, evaluation=None)
-    while len({one["model"] for one in made.get("/workers")["data"]} - {None}) < 1:
-        made.done("/rounds", body)  # loads the models
-    made.done("/rounds", body)
-    job_id = made.done("/rounds", body)["id"]
-    _report(f"hand-over, {made.mode}", _hand_overs(made, job_id), f"< {_HAND_OVER_MILLISECONDS} ms")
+    while len({worker["model"] for worker in deployed.get("/workers")["data"]} - {None}) < 1:
+        deployed.done("/rounds", body)  # loads the models
+    deployed.done("/rounds", body)
+
+    job_id = deployed.done("/rounds", body)["id"]
+    _report(f"hand-over, {deployed.mode}", _hand_overs(deployed, job_id), f"< {_HAND_OVER_MILLISECONDS} ms")
 
 
-def _hand_overs(made: Deployment, job_id: str) -> list[float]:
-    """For each stage but a worker's first: its start, less the later ends of what it needs and of the worker's last."""
-    found = {stage.id: stage for stage in made.stages(job_id)}
-    with made.service.uow.reading() as session:
-        needs: dict[str, list[float]] = {stage_id: [] for stage_id in found}
-        for row in session.query(StageDependency).where(StageDependency.stage_id.in_(found)):
-            needs[row.stage_id].append(found[row.needs_id].finished_at or 0)
-    started = [event for event in made.all(f"/jobs/{job_id}/events") if event["kind"] == "stage.started"]
+def _hand_overs(deployed: Deployment, job_id: str) -> list[float]:
+    """The milliseconds that each stage waited although its worker was idle, except each worker's first stage.
+
+    A stage can start when its worker has finished the previous stage and all dependencies have finished.
+    """
+    # 1. when the dependencies of each stage finished
+    stages = {stage.id: stage for stage in deployed.stages(job_id)}
+    needs: dict[str, list[float]] = {stage_id: [] for stage_id in stages}
+    with deployed.service.uow.reading() as session:
+        for row in session.query(StageDependency).where(StageDependency.stage_id.in_(stages)):
+            needs[row.stage_id].append(stages[row.needs_id].finished_at or 0)
+
+    # 2. the waits, in order of start
+    started = [event for event in deployed.all(f"/jobs/{job_id}/events") if event["kind"] == "stage.started"]
     free_at: dict[str, float] = {}
     waits = []
     for event in started:
-        stage, owner = found[event["stage"]], event["data"]["worker"]
+        stage = stages[event["stage"]]
+        owner = event["data"]["worker"]
         if owner in free_at:
             waits.append(1000 * ((stage.started_at or 0) - max([free_at[owner], *needs[stage.id]])))
         free_at[owner] = stage.finished_at or 0
     return waits
 
 
-def _measure_posts(made: Deployment, requests: int) -> None:
+def _measure_posts(deployed: Deployment, requests: int) -> None:
+    # 1. keep the workers busy
     long = {"model": "tiny", "prompts": _PROMPTS, "samples_per_prompt": 64, "sampling": {"num_steps": 200}}
-    running = made.post("/samplings", long)
-    until(lambda: made.running(running, "sample"))
+    running = deployed.post("/samplings", long)
+    until(lambda: deployed.running(running, "sample"))
+
+    # 2. the clients' times
     random = Random(0)
-    turns = [[n / _CLIENTS + place for place in range(requests)] for n in range(_CLIENTS)]
-    gaps = [list(accumulate(random.expovariate(1.0) for _ in range(requests))) for _ in range(_CLIENTS)]
-    aim = f"99% < {_POST_MILLISECONDS} ms"
-    _report(f"POST /rounds, {_CLIENTS} clients in turns, each once a second", _post(made, turns), aim)
-    _report(f"POST /rounds, {_CLIENTS} clients at random, each once a second", _post(made, gaps), "none")
-    _report(f"POST /rounds, {_CLIENTS} clients without a pause", _post(made, [[0.0] * requests] * _CLIENTS), "none")
+    turns = []
+    gaps = []
+    for n in range(_CLIENTS):
+        turns.append([n / _CLIENTS + second for second in range(requests)])
+        gaps.append(list(accumulate(random.expovariate(1.0) for _ in range(requests))))
+
+    # 3. the requests
+    target = f"99% < {_POST_MILLISECONDS} ms"
+    _report(f"POST /rounds, {_CLIENTS} clients in turns, each once a second", _post(deployed, turns), target)
+    _report(f"POST /rounds, {_CLIENTS} clients at random, each once a second", _post(deployed, gaps), "none")
+    pauseless = [[0.0] * requests] * _CLIENTS
+    _report(f"POST /rounds, {_CLIENTS} clients without a pause", _post(deployed, pauseless), "none")
 
 
-def _post(made: Deployment, due: list[list[float]]) -> list[float]:
-    """Milliseconds of each request. `due` has each client's times, in seconds from now; one that has not been answered
-    by then sends its next request when it is.
+def _post(deployed: Deployment, schedule: list[list[float]]) -> list[float]:
+    """Milliseconds of each request.
+
+    `schedule` has each client's times, in seconds from now. A client that still waits for a response at that time sends
+    the next request as soon as it has the response.
     """
     seeds = count()
-    all_are_here = threading.Barrier(len(due), timeout=60)
+    ready = threading.Barrier(len(schedule), timeout=60)
 
-    def ask(times: list[float]) -> list[float]:
-        with made.client() as client:
+    def send(times: list[float]) -> list[float]:
+        with deployed.client() as client:
             client.get("/healthz")
-            all_are_here.wait()
-            begun = time.perf_counter()
-            return [_post_one(client, begun + at, next(seeds)) for at in times]
+            ready.wait()
+            started = time.perf_counter()
+            return [_post_single(client, started + at, next(seeds)) for at in times]
 
-    with ThreadPoolExecutor(len(due)) as clients:
-        return [one for found in clients.map(ask, due) for one in found]
+    with ThreadPoolExecutor(len(schedule)) as clients:
+        return list(chain.from_iterable(clients.map(send, schedule)))
 
 
-def _post_one(client: httpx.Client, at: float, seed: int) -> float:
+def _post_single(client: httpx.Client, at: float, seed: int) -> float:
     body = round_body(prompts=PROMPTS[:1], seed=seed)
     time.sleep(max(0.0, at - time.perf_counter()))
+
     started = time.perf_counter()
-    answer = client.post("/rounds", json=body)
+    response = client.post("/rounds", json=body)
     milliseconds = 1000 * (time.perf_counter() - started)
-    if answer.status_code != HTTPStatus.ACCEPTED:
-        raise RuntimeError(answer.text)
+    if response.status_code != HTTPStatus.ACCEPTED:
+        raise RuntimeError(response.text)
     return milliseconds
 
 
@@ -150,8 +173,9 @@ def _measure_pages(folder: Path, jobs: int) -> None:
         with TestClient(app) as client:
             fill(app.state.service.uow.engine, jobs, SAMPLES_PER_JOB)
             medians = measure_pages(app.state.service, client, jobs)
-    aim = f"each < {_PAGE_MILLISECONDS} ms at the median"
-    _say(f"pages over {jobs * SAMPLES_PER_JOB:,} samples: the slowest takes {max(medians):.0f} ms (aim: {aim})")
+
+    target = f"each < {_PAGE_MILLISECONDS} ms at the median"
+    _say(f"pages over {jobs * SAMPLES_PER_JOB:,} samples: the slowest takes {max(medians):.0f} ms (target: {target})")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How quick lists and claims are with a million samples: `python -m benchmarks.service_data [--url URL] [--explain]`.
+"""Latency of lists and claims with a million samples: `python -m benchmarks.service_data [--url URL] [--explain]`.
 
-Fills a fresh PostgreSQL database (a server of its own unless `--url` names one) with jobs of 25,000 samples and 6,250
-pairs each, and asks the application for pages from the middle of each list; then adds 10,000 stages that wait for
-others and claims. Prints the median and the 99th percentile of each, in milliseconds.
+It fills an empty PostgreSQL database (on a temporary server unless `--url` names one) with jobs of 25,000 samples and
+6,250 pairs each. It requests pages from the start and the middle of each list. Then it adds 10,000 stages that wait for
+others, and claims stages. It prints the median and the 99th percentile of each, in milliseconds.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ _FILL = (
 def main() -> None:
     """Fill, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", help="an empty PostgreSQL database, to be filled; a server of its own if not given")
+    parser.add_argument("--url", help="an empty PostgreSQL database to fill; a temporary server if not given")
     parser.add_argument("--sqlite", action="store_true", help="claims only, on SQLite")
     parser.add_argument("--jobs", type=int, default=_JOBS, help=f"jobs of {SAMPLES_PER_JOB} samples")
-    parser.add_argument("--explain", action="store_true", help="the plans of the pages' first queries, too")
+    parser.add_argument("--explain", action="store_true", help="also print the plans of the pages' first queries")
     arguments = parser.parse_args()
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = arguments.url or ""
@@ -96,6 +97,7 @@ def main() -> None:
         app = create_app(settings)
         client = stack.enter_context(TestClient(app))
         service: Service = app.state.service
+
         if not arguments.sqlite:
             started = time.monotonic()
             fill(service.uow.engine, arguments.jobs, SAMPLES_PER_JOB)
@@ -110,14 +112,15 @@ def _say(line: str) -> None:
 
 
 def fill(engine: Engine, jobs: int, samples_per_job: int) -> None:
-    """Fill an empty PostgreSQL database: a pair for four samples, a score for each, a second score for every fifth."""
+    """Fill an empty PostgreSQL database: a pair per four samples, a score per sample, a second one for every fifth."""
     sizes = {"jobs": jobs, "samples": samples_per_job, "pairs": samples_per_job // 4, "rounds": _ROUNDS}
     with engine.connect() as connection:
-        connection.detach()  # its settings go with it
+        connection.detach()  # so that its settings are not reused
         connection.exec_driver_sql("SET statement_timeout = 0")
         for statement in _FILL:
             connection.exec_driver_sql(statement.format(**sizes).replace("%", "%%"))
         connection.commit()
+
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         connection.detach()
         connection.exec_driver_sql("SET statement_timeout = 0")
@@ -125,56 +128,65 @@ def fill(engine: Engine, jobs: int, samples_per_job: int) -> None:
 
 
 def measure_pages(service: Service, client: TestClient, jobs: int, explain: bool = False) -> list[float]:
-    """Pages of a filled database; the median of each in milliseconds."""
-    medians = []
+    """Measure pages of a filled database. Returns the median of each in milliseconds."""
+    # 1. the filters and cursors
     middle = jobs // 2 or 1
-    job, prompt_set = f"job_{middle:026d}", f"set_{1 + middle % 4:026d}"
+    job = f"job_{middle:026d}"
+    by_job = f"job={job}"
+    by_set = f"prompt_set=set_{1 + middle % 4:026d}"
     sample = encode_cursor(f"smp_{(middle - 1) * SAMPLES_PER_JOB + 500:026d}")
     pair = encode_cursor(f"pair_{(middle - 1) * SAMPLES_PER_JOB // 4 + 100:026d}")
-    one_job, one_set = f"job={job}", f"prompt_set={prompt_set}"
-    more_of_job = ("role=target", "round=7", "round=7&role=base")
-    of_everything = ["role=target", "round=7", "round=999", one_set, f"{one_set}&role=target"]
+    sample_filters = ["", by_job]
+    sample_filters += [f"{by_job}&{more}" for more in ("role=target", "round=7", "round=7&role=base")]
+    sample_filters += ["role=target", "round=7", "round=999", by_set, f"{by_set}&role=target"]
     filters = {
-        "/samples": ["", one_job, *(f"{one_job}&{more}" for more in more_of_job), *of_everything],
-        "/pairs": ["", one_job, f"{one_job}&round=7", f"{one_job}&adopted=false", "adopted=true", "round=7", one_set],
+        "/samples": sample_filters,
+        "/pairs": ["", by_job, f"{by_job}&round=7", f"{by_job}&adopted=false", "adopted=true", "round=7", by_set],
     }
+
+    # 2. the lists
+    medians = []
     for path, queries in filters.items():
         for query in queries:
             for cursor in ("", f"cursor={sample if path == '/samples' else pair}"):
-                asked = "&".join(part for part in (query, cursor) if part)
+                parameters = "&".join(part for part in (query, cursor) if part)
                 name = f"{path}?{query}{' (middle)' if cursor else ''}"
-                medians.append(_measure(name, lambda a=f"{path}?{asked}": _get(client, a)))  # type: ignore[misc]
+                medians.append(_measure(name, lambda a=f"{path}?{parameters}": _get(client, a)))  # type: ignore[misc]
                 if explain:
-                    _explain(service, client, f"{path}?{asked}")
+                    _explain(service, client, f"{path}?{parameters}")
+
+    # 3. single resources
     for path in (f"/jobs/{job}", "/jobs", f"/samples/smp_{4:026d}"):
         medians.append(_measure(path, lambda a=path: _get(client, a)))  # type: ignore[misc]
     return medians
 
 
 def _get(client: TestClient, path: str) -> None:
-    answer = client.get(path)
-    if answer.status_code != 200:
-        raise RuntimeError(f"{path}: {answer.text}")
+    response = client.get(path)
+    if response.status_code != 200:
+        raise RuntimeError(f"{path}: {response.text}")
 
 
 def _measure(name: str, call: Callable[[], object], calls: int = _CALLS) -> float:
-    """Prints the median and the 99th percentile; the median."""
+    """Print the median and the 99th percentile. Returns the median in milliseconds."""
     call()
+
     seconds = []
     for _ in range(calls):
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)
-    found = statistics.quantiles(seconds, n=100)
-    _say(f"{1000 * found[49]:8.1f} {1000 * found[98]:8.1f}  {name}")
-    return 1000 * found[49]
+
+    percentiles = statistics.quantiles(seconds, n=100)
+    _say(f"{1000 * percentiles[49]:8.1f} {1000 * percentiles[98]:8.1f}  {name}")
+    return 1000 * percentiles[49]
 
 
 def _explain(service: Service, client: TestClient, path: str) -> None:
-    """The plan of the page's own query."""
-    with _statements(service) as seen:
+    """Print the plan of the page's query."""
+    with _statements(service) as statements:
         _get(client, path)
-    statement, parameters = next((s, p) for s, p in seen if "FROM samples" in s or "FROM pairs" in s)
+    statement, parameters = next((s, p) for s, p in statements if "FROM samples" in s or "FROM pairs" in s)
     with service.uow.engine.connect() as connection:
         for row in connection.exec_driver_sql(f"EXPLAIN (ANALYZE, COSTS OFF) {statement}", parameters):  # type: ignore[arg-type]
             _say(f"    {row[0]}")
@@ -182,16 +194,17 @@ def _explain(service: Service, client: TestClient, path: str) -> None:
 
 @contextmanager
 def _statements(service: Service) -> Iterator[list[tuple[str, object]]]:
-    seen: list[tuple[str, object]] = []
+    """The SQL statements that are executed within the context."""
+    statements: list[tuple[str, object]] = []
 
-    def note(_connection: Connection, _cursor: object, statement: str, parameters: object, *_rest: object) -> None:
-        seen.append((statement, parameters))
+    def record(_connection: Connection, _cursor: object, statement: str, parameters: object, *_rest: object) -> None:
+        statements.append((statement, parameters))
 
-    event.listen(service.uow.engine, "before_cursor_execute", note)
+    event.listen(service.uow.engine, "before_cursor_execute", record)
     try:
-        yield seen
+        yield statements
     finally:
-        event.remove(service.uow.engine, "before_cursor_execute", note)
+        event.remove(service.uow.engine, "before_cursor_execute", record)
 
 
 def _measure_claims(service: Service) -> None:
@@ -207,7 +220,7 @@ def _measure_claims(service: Service) -> None:
 
 
 def _add_stages(service: Service, job_id: str, free: int, waiting: int) -> None:
-    """Stages that can be claimed, then some that wait for the first of them."""
+    """Add stages that can be claimed, and stages that wait for the first of these."""
     plan = [PlannedStage(StageKind.FUSE, 1 + free, 1, shard) for shard in range(free)]
     plan += [PlannedStage(StageKind.VERIFY, 1 + free, 1, shard, needs=(0,)) for shard in range(waiting)]
     with service.uow.writing() as session:

@@ -1,9 +1,9 @@
-"""What a DPO update costs by micro-batch, side by side in one run: `python -m benchmarks.training`.
+"""The cost of a DPO update by micro-batch, in one run: `python -m benchmarks.training`.
 
-Each line is the first update of a fresh adapter on the same rows: seconds a row (both sides with guidance, forward and
-backward), the GPU's memory at its peak, how far the gradient is from that of micro-batch 1, which is plain
-accumulation, and how far the ratio is from 1 before the update (`TrainingConfig.ratio_tolerance`). On a GPU:
-`--unet sd-2.1-base --device cuda --dtype float16`.
+Each line is the first update of a new adapter on the same rows. It shows seconds per row (both sides with guidance,
+forward and backward), the GPU's peak memory, and two errors. The first is the gradient's difference from that of
+micro-batch 1, which is plain accumulation. The second is the ratio's difference from 1 before the update
+(`TrainingConfig.ratio_tolerance`). On a GPU: `--unet sd-2.1-base --device cuda --dtype float16`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from dfusion.training import Trainer
 from dfusion.training_data import TrainingPair
 
 PROMPT = "a red circle"
-WAYS = ((1, False), (2, False), (4, False), (8, False), (1, True), (8, True))
-"""Micro-batch, and whether activations are computed again."""
+VARIANTS = ((1, False), (2, False), (4, False), (8, False), (1, True), (8, True))
+"""Micro-batch, and whether gradient checkpointing is enabled."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one took.
+    """The measurements of one update.
 
-    seconds, peak_bytes  of wall time; of GPU memory, 0 on a CPU
+    seconds, peak_bytes  wall time; GPU memory, 0 on a CPU
     gradient             of the adapter, as one vector
-    off                  the largest |p / p_old - 1| before it
-    below_epsilon        share of the gradient's non-zero elements below AdamW's epsilon, as AdamW sees them
-    scale                what the gradient is multiplied by before AdamW sees it
+    off                  the largest |p / p_old - 1| before the update
+    below_epsilon        share of the gradient's non-zero elements below AdamW's epsilon, at the scale AdamW receives
+    scale                the factor of the gradient before AdamW's step
     """
 
     seconds: float
@@ -48,13 +48,14 @@ class Update:
     scale: float
 
     def below_epsilon_unscaled(self, epsilon: float) -> float:
-        """The same share if AdamW got the gradient as it is."""
+        """The same share without scaling of the gradient."""
         sizes = self.gradient[self.gradient != 0].abs()
         return float((sizes < epsilon).float().mean())
 
 
 def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, checkpointing: bool) -> Update:
-    """The first update of a fresh adapter, all rows of the pairs in it."""
+    """Measure the first update of a new adapter, with all rows of the pairs."""
+    # 1. set up
     attach_lora(model.unet)
     config = TrainingConfig(
         examples_per_update=len(pairs),
@@ -65,28 +66,36 @@ def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, c
     )
     trainer = Trainer(model, pairs, config, seed=1)
     ratios = trainer.prepare().ratio_by_step.values()
-    device, wait = model.unet.device, settled(model.unet.device)
+    device = model.unet.device
+    wait = settled(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+    # 2. the update
     wait()
     started = time.perf_counter()
     report = trainer.step()
     wait()
     seconds = time.perf_counter() - started
+
+    # 3. the results
     gradients = [parameter.grad.flatten().cpu() for parameter in lora_parameters(model.unet).values()]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     off = max(abs(ratio - 1) for ratio in ratios)
     return Update(seconds, peak, torch.cat(gradients), off, report.below_epsilon, trainer.gradient_scale)
 
 
-def drawn_pairs(model: DiffusionModel, count: int, steps: int) -> list[TrainingPair]:
+def sampled_pairs(model: DiffusionModel, count: int, steps: int) -> list[TrainingPair]:
     """Pairs of samples of one prompt."""
-    prompt, negative = model.encode_prompts([PROMPT] * 2), model.encode_prompts([""])
+    prompt = model.encode_prompts([PROMPT] * 2)
+    negative = model.encode_prompts([""])
     config = SamplingConfig(num_steps=steps)
-    both = (
-        sample(model.unet, model.scheduler, prompt, negative, [2 * i, 2 * i + 1], config=config) for i in range(count)
-    )
-    return [TrainingPair(two.select([0]), two.select([1]), PROMPT) for two in both]
+
+    pairs = []
+    for i in range(count):
+        both = sample(model.unet, model.scheduler, prompt, negative, [2 * i, 2 * i + 1], config=config)
+        pairs.append(TrainingPair(both.select([0]), both.select([1]), PROMPT))
+    return pairs
 
 
 def main(write: Callable[[str], object] = sys.stdout.write) -> None:
@@ -96,15 +105,16 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     parser.add_argument("--pairs", type=int, default=2)
     arguments = parser.parse_args()
     set_up(arguments)
+
     model = random_model(arguments.unet, arguments.device, getattr(torch, arguments.dtype))
-    pairs = drawn_pairs(model, arguments.pairs, arguments.steps)
+    pairs = sampled_pairs(model, arguments.pairs, arguments.steps)
     rows = arguments.pairs * arguments.steps
-    update(model, pairs[:1], 1, checkpointing=False)  # what a first call sets up
+    update(model, pairs[:1], 1, checkpointing=False)  # warm up
 
     write(f"{setting(arguments)}; an update of {rows} rows\n")
     write(f"{'micro-batch':24}{'s per row':>12}{'GiB at peak':>14}{'gradient off by':>18}{'ratio off by':>15}\n")
     plain: Update | None = None
-    for micro_batch, checkpointing in WAYS:
+    for micro_batch, checkpointing in VARIANTS:
         cost = update(model, pairs, micro_batch, checkpointing)
         plain = cost if plain is None else plain
         off = (cost.gradient - plain.gradient).norm() / plain.gradient.norm()
@@ -114,7 +124,7 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     epsilon = TrainingConfig().adam_epsilon
     unscaled = plain.below_epsilon_unscaled(epsilon)
     write(f"gradient elements below AdamW's epsilon, {epsilon:g}, at beta {TrainingConfig().beta:g}: {unscaled:.1%};")
-    write(f" {plain.below_epsilon:.2%} at the scale that AdamW sees, {plain.scale:g}\n")
+    write(f" {plain.below_epsilon:.2%} at the scale that AdamW receives, {plain.scale:g}\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_fusion_counts_the_evaluations_of_both_ways() -> None:
 def test_an_update_is_the_same_by_any_micro_batch() -> None:
     model = random_model("small", "cpu", torch.float32)
     model.unet.register_to_config(sample_size=16)
-    pairs = training.drawn_pairs(model, count=1, steps=2)
+    pairs = training.sampled_pairs(model, count=1, steps=2)
     one, other = (training.update(model, pairs, *way) for way in ((1, False), (2, True)))
     assert (other.gradient - one.gradient).norm() / one.gradient.norm() < 1e-4
     assert max(one.off, other.off) < 1e-5

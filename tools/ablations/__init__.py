@@ -1,1 +1,1 @@
-"""The paper's ablations in pictures and numbers: attention control, fused layers and steps, covers of the mask."""
+"""The paper's ablations, as images and tables: attention control, fused layers and steps, mask coverage."""

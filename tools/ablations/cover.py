@@ -1,4 +1,4 @@
-"""Targets under masks that cover ever more of the image: how much of its base a target then keeps (decision 003)."""
+"""Targets under masks of increasing coverage: how much of its base a target keeps (decision 003)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ COVERS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Covered:
-    """A target under a mask that was widened to a share of the image: its distances to base and reference as shares of
-    the distance between these two (root mean square of clean latents), and what it scores."""
+    """A target under a mask that was widened to a share of the image.
+
+    margin                 score minus the base's score
+    to_base, to_reference  distances of clean latents (root mean square), as shares of the distance between these two
+    """
 
     picture: np.ndarray
     cover: float
@@ -32,8 +35,10 @@ class Covered:
 
 
 def widened(reference: Trajectory, thresholds: Sequence[float], share: float, config: FusionConfig) -> list[float]:
-    """`thresholds` times the largest common factor with which the mask of `reference` (one sample) covers `share` of
-    the image, found by bisection. Items must be merged by "or": with "xor" their masks cancel as they widen."""
+    """`thresholds` times the largest common factor for which the mask of `reference` (one sample) covers `share`.
+
+    The factor is computed by bisection. Items must be merged by "or": with "xor" their masks cancel as they widen.
+    """
     low = 1e-9
     high = 0.999 / max(thresholds)
     for _ in range(40):
@@ -47,7 +52,8 @@ def widened(reference: Trajectory, thresholds: Sequence[float], share: float, co
 
 
 def covered(bench: Bench, pair: Pairs, config: FusionConfig) -> list[Covered]:
-    """The targets of one pair under masks that cover each of COVERS."""
+    """The targets of one pair, under a mask for each share of COVERS."""
+    # 1. the targets
     count = len(COVERS)
     thresholds = [widened(pair.reference, pair.thresholds, share, config) for share in COVERS]
     prompt, negative = conditions(bench.model, pair)
@@ -61,12 +67,15 @@ def covered(bench: Bench, pair: Pairs, config: FusionConfig) -> list[Covered]:
         thresholds=thresholds,
         config=config,
     )
+
+    # 2. their scores and distances
     pictures = bench.model.decode(target.final)
     scores = bench.scores(pictures, pair.prompt)
     accepted = bench.accepts(pictures, pair.prompt)
+    base = pair.base.final[0]
+    reference = pair.reference.final[0]
+    distance = float((reference - base).norm())
 
-    base, reference = pair.base.final[0], pair.reference.final[0]
-    apart = float((reference - base).norm())
     return [
         Covered(
             picture=pictures[row],
@@ -74,8 +83,8 @@ def covered(bench: Bench, pair: Pairs, config: FusionConfig) -> list[Covered]:
             adopted=adopt(scores[row], pair.base_scores[0], pair.reference_scores[0], PairingConfig()),
             accepted=accepted[row],
             margin=scores[row] - pair.base_scores[0],
-            to_base=float((latents - base).norm()) / apart,
-            to_reference=float((latents - reference).norm()) / apart,
+            to_base=float((latents - base).norm()) / distance,
+            to_reference=float((latents - reference).norm()) / distance,
         )
         for row, latents in enumerate(target.final)
     ]

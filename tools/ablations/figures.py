@@ -1,15 +1,16 @@
-"""The paper's ablations in pictures and numbers, on any model and prompts: `python -m tools.ablations.figures`.
+"""The paper's ablations as images and tables, on any model and prompts: `python -m tools.ablations.figures`.
 
     control    each attention control of appendix B on the same pairs (figure 8)
     layers     which layers are fused (as figure 9)
     steps      which steps are fused (as figure 9)
     grid       both for one pair (as figure 9)
-    cover      masks that cover ever more of the image (decision 003)
-    inversion  targets, and what denoising makes of the noise that DDIM inversion finds for them (section 4.4)
+    cover      masks of increasing coverage (decision 003)
+    inversion  targets, and images denoised from their DDIM inversion (section 4.4)
+    all        all of these (the default)
 
-all, or nothing: all of them. Pairs are chosen by the reward, as a round chooses them. Where prompts and pictures are
-those of the shapes world, the tables also say what its judge accepts. Pictures go to `--out` (docs/images by default),
-tables to the terminal. Everything is reproducible from `--seed`.
+Pairs are chosen by the reward, as in a round. For prompts and images of the shapes world, the tables also contain the
+judge's verdicts. Images are written to `--out` (docs/images by default), tables to the terminal. Everything is
+reproducible from `--seed`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -37,22 +39,29 @@ from dfusion.rewards import load_scorer
 from dfusion.shapes.judge import MODELS
 from dfusion.types import Trajectory
 from tools.ablations import attention_control
-from tools.ablations.cover import COVERS, covered
+from tools.ablations.cover import COVERS, Covered, covered
 from tools.ablations.pairs import Bench, Pairs, conditions, find_pairs, judge_for
 from tools.shapes.report import framed, sheet
 
 REPORTS = ("control", "layers", "steps", "grid", "cover", "inversion")
 SHOWN = 8
 """Pairs on a contact sheet."""
-SCALE, GAP = 2, 2
-HEADER, MARGIN = 62, 130
-"""Pixels above a sheet and left of it, where it has labels there."""
+SCALE = 2
+GAP = 2
+HEADER = 62
+"""Pixels above a sheet, for its labels."""
+MARGIN = 130
+"""Pixels left of a sheet, for its labels."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target's picture, whether its reward adopts it (Eq. 7), the judge's verdict (None without a judge) and the
-    pair's figures, under the mask of the default settings."""
+    """A target with its verdicts and metrics.
+
+    adopted   whether its reward adopts it (Eq. 7)
+    accepted  the judge's verdict; None without a judge
+    figures   the pair's metrics, under the mask of the default settings
+    """
 
     picture: np.ndarray
     adopted: bool
@@ -62,9 +71,9 @@ class Target:
 
 def fused(model: DiffusionModel, pairs: Pairs, config: FusionConfig) -> Trajectory:
     """The targets of `pairs`."""
-    thresholds, sides = [pairs.thresholds] * len(pairs), (pairs.base, pairs.reference)
+    thresholds = [pairs.thresholds] * len(pairs)
     embeds = conditions(model, pairs)
-    return fuse(model.unet, model.scheduler, *sides, *embeds, thresholds=thresholds, config=config)
+    return fuse(model.unet, model.scheduler, pairs.base, pairs.reference, *embeds, thresholds=thresholds, config=config)
 
 
 def targets(bench: Bench, pairs: Pairs, config: FusionConfig) -> list[Target]:
@@ -73,10 +82,12 @@ def targets(bench: Bench, pairs: Pairs, config: FusionConfig) -> list[Target]:
     pictures = bench.model.decode(target.final)
     scores = bench.scores(pictures, pairs.prompt)
     accepted = bench.accepts(pictures, pairs.prompt)
+
     results = []
     for row, picture in enumerate(pictures):
         mask = fusion_mask(pairs.reference.select([row]), pairs.thresholds, FusionConfig())
-        base_score, reference_score = pairs.base_scores[row], pairs.reference_scores[row]
+        base_score = pairs.base_scores[row]
+        reference_score = pairs.reference_scores[row]
         figures = pair_figures(
             Side(pairs.reference.final[row], pairs.reference_pictures[row], reference_score),
             Side(pairs.base.final[row], pairs.base_pictures[row], base_score),
@@ -89,32 +100,40 @@ def targets(bench: Bench, pairs: Pairs, config: FusionConfig) -> list[Target]:
 
 
 def compare(
-    bench: Bench, found: Sequence[Pairs], variants: Mapping[str, FusionConfig]
+    bench: Bench, groups: Sequence[Pairs], variants: Mapping[str, FusionConfig]
 ) -> Mapping[str, Sequence[Target]]:
     """The targets of all pairs under each variant."""
-    return {
-        name: [target for pairs in found for target in targets(bench, pairs, config)]
-        for name, config in variants.items()
-    }
+    compared = {}
+    for name, config in variants.items():
+        compared[name] = list(chain.from_iterable(targets(bench, pairs, config) for pairs in groups))
+    return compared
 
 
 def table(compared: Mapping[str, Sequence[Target]]) -> list[str]:
-    """Lines of a Markdown table; the last row is the reference, measured like a target. The judge has a column where
-    there is one."""
-    judged = all(target.accepted is not None for found in compared.values() for target in found)
+    """Lines of a Markdown table. The last row is the reference, measured like a target.
+
+    With a judge there is a column for it.
+    """
+    # 1. the header
+    judged = all(target.accepted is not None for target in chain.from_iterable(compared.values()))
     columns = ["targets by", "pairs", "adopted (Eq. 7)", "reward above the base"]
     columns += ["judge accepts"] if judged else []
     columns += ["latent distance to the base, outside", "inside", "SSIM outside"]
     lines = [_row(*columns), _row(*["---"] * len(columns))]
-    for name, found in compared.items():
-        verdicts = [f"{np.mean([bool(target.accepted) for target in found]):.0%}"] if judged else []
-        adopted = f"{np.mean([target.adopted for target in found]):.0%}"
-        margin = _margin(found, "target_over_base")
-        lines.append(_row(name, str(len(found)), adopted, margin, *verdicts, *_measures(found, "target_to_base")))
-    found = next(iter(compared.values()))
-    margin, unknown = _margin(found, "reference_over_base"), ["-"] if judged else []
-    measures = _measures(found, "reference_to_base")
-    return [*lines, _row("(the reference itself)", str(len(found)), "-", margin, *unknown, *measures)]
+
+    # 2. a row per variant
+    for name, results in compared.items():
+        verdicts = [f"{np.mean([bool(target.accepted) for target in results]):.0%}"] if judged else []
+        adopted = f"{np.mean([target.adopted for target in results]):.0%}"
+        margin = _margin(results, "target_over_base")
+        lines.append(_row(name, str(len(results)), adopted, margin, *verdicts, *_measures(results, "target_to_base")))
+
+    # 3. the reference
+    results = next(iter(compared.values()))
+    margin = _margin(results, "reference_over_base")
+    unknown = ["-"] if judged else []
+    measures = _measures(results, "reference_to_base")
+    return [*lines, _row("(the reference itself)", str(len(results)), "-", margin, *unknown, *measures)]
 
 
 def _row(*cells: str) -> str:
@@ -122,42 +141,45 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _margin(found: Sequence[Target], name: str) -> str:
-    return f"{np.mean([target.figures.margin[name] for target in found]):.3f}"
+def _margin(results: Sequence[Target], name: str) -> str:
+    return f"{np.mean([target.figures.margin[name] for target in results]):.3f}"
 
 
-def _measures(found: Sequence[Target], comparison: str) -> list[str]:
-    """Means over the pairs; a pair without such a place does not count."""
-    figures = [target.figures for target in found]
-    columns = (
-        [figure.latent_distance[comparison]["outside"] for figure in figures],
-        [figure.latent_distance[comparison]["inside"] for figure in figures],
-        [figure.ssim[comparison]["outside"] for figure in figures],
-    )
-    known = ([value for value in column if value is not None] for column in columns)
-    return [f"{np.mean(values):.3f}" if values else "-" for values in known]
+def _measures(results: Sequence[Target], comparison: str) -> list[str]:
+    """Means over the pairs. A pair in which the region is empty does not count."""
+    distances = [target.figures.latent_distance[comparison] for target in results]
+    outside = [distance["outside"] for distance in distances]
+    inside = [distance["inside"] for distance in distances]
+    similarity = [target.figures.ssim[comparison]["outside"] for target in results]
+    return [_mean_of_known(outside), _mean_of_known(inside), _mean_of_known(similarity)]
 
 
-def contact_sheet(found: Sequence[Pairs], compared: Mapping[str, Sequence[Target]]) -> Image.Image:
-    """A row for each of some pairs: base, reference, and its target by each variant in a green frame where adopted."""
-    bases = [picture for pairs in found for picture in pairs.base_pictures]
-    references = [picture for pairs in found for picture in pairs.reference_pictures]
-    chosen = range(0, len(bases), max(1, len(bases) // SHOWN))[:SHOWN]
-    rows = [
-        [bases[i], references[i], *(framed(row[i].picture, row[i].adopted) for row in compared.values())]
-        for i in chosen
-    ]
+def _mean_of_known(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3f}" if known else "-"
+
+
+def contact_sheet(groups: Sequence[Pairs], compared: Mapping[str, Sequence[Target]]) -> Image.Image:
+    """A row for each of some pairs: base, reference, and the target of each variant, in a green frame if adopted."""
+    bases = list(chain.from_iterable(pairs.base_pictures for pairs in groups))
+    references = list(chain.from_iterable(pairs.reference_pictures for pairs in groups))
+
+    rows = []
+    for i in range(0, len(bases), max(1, len(bases) // SHOWN))[:SHOWN]:
+        variants = [results[i] for results in compared.values()]
+        rows.append([bases[i], references[i], *(framed(target.picture, target.adopted) for target in variants)])
     return labelled(rows, ["base", "reference", *compared])
 
 
 def labelled(
     rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str], row_names: Sequence[str] = ()
 ) -> Image.Image:
-    """`sheet` with a name above each column, and left of each row where there are names for them."""
+    """`sheet` with a name above each column and, if given, a name left of each row."""
     pictures = sheet(rows, SCALE, GAP)
     left = MARGIN if row_names else 0
     canvas = Image.new("RGB", (left + pictures.width, HEADER + pictures.height), "white")
     canvas.paste(pictures, (left, HEADER))
+
     draw = ImageDraw.Draw(canvas)
     height, width = (side * SCALE + GAP for side in rows[0][0].shape[:2])
     for x, name in enumerate(columns):
@@ -177,46 +199,62 @@ def _broken(name: str, length: int = 17) -> str:
     return "\n".join(lines)
 
 
-def report_variants(bench: Bench, found: Sequence[Pairs], out: Path, variants: Mapping[str, FusionConfig]) -> list[str]:
-    """A contact sheet at `out` and the lines of its table."""
-    compared = compare(bench, found, variants)
-    contact_sheet(found, compared).save(out)
+def report_variants(
+    bench: Bench, groups: Sequence[Pairs], out: Path, variants: Mapping[str, FusionConfig]
+) -> list[str]:
+    """Write a contact sheet to `out`. Returns the lines of its table."""
+    compared = compare(bench, groups, variants)
+    contact_sheet(groups, compared).save(out)
     return table(compared)
 
 
-def report_grid(bench: Bench, found: Sequence[Pairs], out: Path) -> list[str]:
-    """As figure 9, for one pair (the first whose target is adopted): a row for each set of layers, steps from left to
-    right; a table of what is adopted."""
-    pairs = [several.one(row) for several in found for row in range(len(several))]
+def _single_pairs(groups: Sequence[Pairs]) -> list[Pairs]:
+    """All pairs, one by one."""
+    singles = []
+    for pairs in groups:
+        singles += [pairs.single(row) for row in range(len(pairs))]
+    return singles
+
+
+def report_grid(bench: Bench, groups: Sequence[Pairs], out: Path) -> list[str]:
+    """Write figure 9 for one pair, the first whose target is adopted: layers by steps. Returns a table of adoption."""
+    # 1. the pair and the variants
+    pairs = _single_pairs(groups)
     adopted = (pair for pair in pairs if targets(bench, pair, FusionConfig())[0].adopted)
     pair = next(adopted, pairs[0])
     layer_sets = attention_control.layers(find_layers(bench.model.unet))
     ranges = list(_step_ranges())
     blank = np.full_like(pair.base_pictures[0], 255)
+
+    # 2. a row per set of layers
     rows = []
     lines = [_row(pair.prompt, *ranges), _row("---", *["---"] * len(ranges))]
-    for number, (name, of_layers) in enumerate(layer_sets.items()):
-        cells = [targets(bench, pair, config)[0] for config in _step_ranges(of_layers).values()]
-        given = [pair.base_pictures[0], pair.reference_pictures[0]] if number == 0 else [blank, blank]
-        rows.append([*given, *(framed(cell.picture, cell.adopted) for cell in cells)])
+    for number, (name, config) in enumerate(layer_sets.items()):
+        cells = [targets(bench, pair, variant)[0] for variant in _step_ranges(config).values()]
+        sides = [pair.base_pictures[0], pair.reference_pictures[0]] if number == 0 else [blank, blank]
+        rows.append([*sides, *(framed(cell.picture, cell.adopted) for cell in cells)])
         lines.append(_row(name, *("adopted" if cell.adopted else "not" for cell in cells)))
+
     labelled(rows, ["base", "reference", *(f"steps {name}" for name in ranges)], list(layer_sets)).save(out)
     return lines
 
 
-def report_cover(bench: Bench, found: Sequence[Pairs], out: Path, first_step: int) -> list[str]:
-    """What a mask that covers ever more of the image does, with fusion from `first_step` on: a row of pictures for each
-    of some pairs, and a table."""
+def report_cover(bench: Bench, groups: Sequence[Pairs], out: Path, first_step: int) -> list[str]:
+    """The effect of masks of increasing coverage, with fusion from `first_step` on.
+
+    Writes a row of images for each of some pairs to `out`. Returns the lines of a table.
+    """
+    # 1. the images
     config = FusionConfig(merge="or", first_step=first_step)
-    pairs = [several.one(row) for several in found for row in range(len(several))]
+    pairs = _single_pairs(groups)
     rows = [covered(bench, pair, config) for pair in pairs]
-    shown = range(0, len(rows), max(1, len(rows) // SHOWN))[:SHOWN]
-    pictures = [
-        [pairs[i].base_pictures[0], pairs[i].reference_pictures[0], *(framed(t.picture, t.adopted) for t in rows[i])]
-        for i in shown
-    ]
+    pictures = []
+    for i in range(0, len(rows), max(1, len(rows) // SHOWN))[:SHOWN]:
+        sides = [pairs[i].base_pictures[0], pairs[i].reference_pictures[0]]
+        pictures.append([*sides, *(framed(target.picture, target.adopted) for target in rows[i])])
     labelled(pictures, ["base", "reference", *(f"{share:.0%} covered" for share in COVERS)]).save(out)
 
+    # 2. the table
     own = [float(fusion_mask(pair.reference, pair.thresholds, FusionConfig()).mean()) for pair in pairs]
     columns = ["the mask covers", "pairs", "adopted (Eq. 7)", "reward above the base", "judge accepts"]
     columns += ["distance to the base", "to the reference", "nearer to the base"]
@@ -226,40 +264,51 @@ def report_cover(bench: Bench, found: Sequence[Pairs], out: Path, first_step: in
         _row(*columns),
         _row(*["---"] * len(columns)),
     ]
-    for column in zip(*rows, strict=True):
-        judged = [bool(target.accepted) for target in column if target.accepted is not None]
-        lines.append(
-            _row(
-                f"{np.mean([target.cover for target in column]):.2f}",
-                str(len(column)),
-                f"{np.mean([target.adopted for target in column]):.0%}",
-                f"{np.mean([target.margin for target in column]):.3f}",
-                f"{np.mean(judged):.0%}" if judged else "-",
-                f"{np.mean([target.to_base for target in column]):.2f}",
-                f"{np.mean([target.to_reference for target in column]):.2f}",
-                f"{np.mean([target.to_base < target.to_reference for target in column]):.0%}",
-            )
-        )
-    return lines
+    return [*lines, *(_cover_row(column) for column in zip(*rows, strict=True))]
 
 
-def report_inversion_of_targets(model: DiffusionModel, found: Sequence[Pairs], out: Path) -> list[str]:
-    """Targets above what denoising makes of their inverted noise; a table of the errors by step."""
+def _cover_row(column: Sequence[Covered]) -> str:
+    """The row of the targets of one coverage."""
+    judged = [bool(target.accepted) for target in column if target.accepted is not None]
+    cover = np.mean([target.cover for target in column])
+    adopted = np.mean([target.adopted for target in column])
+    margin = np.mean([target.margin for target in column])
+    to_base = np.mean([target.to_base for target in column])
+    to_reference = np.mean([target.to_reference for target in column])
+    nearer = np.mean([target.to_base < target.to_reference for target in column])
+
+    return _row(
+        f"{cover:.2f}",
+        str(len(column)),
+        f"{adopted:.0%}",
+        f"{margin:.3f}",
+        f"{np.mean(judged):.0%}" if judged else "-",
+        f"{to_base:.2f}",
+        f"{to_reference:.2f}",
+        f"{nearer:.0%}",
+    )
+
+
+def report_inversion_of_targets(model: DiffusionModel, groups: Sequence[Pairs], out: Path) -> list[str]:
+    """Write targets above the images denoised from their inversion. Returns a table of the errors by step."""
+    # 1. the images
     shown: list[list[np.ndarray]] = [[], []]
     reports = []
-    for pairs in found[:SHOWN]:
-        pair = pairs.one(0)
+    for pairs in groups[:SHOWN]:
+        pair = pairs.single(0)
         target = fused(model, pair, FusionConfig())
-        one = report_inversion(model.unet, model.scheduler, target, *conditions(model, pair))
-        for row, latents in zip(shown, (target.final, one.denoised), strict=True):
+        inversion = report_inversion(model.unet, model.scheduler, target, *conditions(model, pair))
+        for row, latents in zip(shown, (target.final, inversion.denoised), strict=True):
             row.append(model.decode(latents)[0])
-        reports.append(one)
+        reports.append(inversion)
     labelled(shown, [], ["target", "denoised from its DDIM inversion"]).save(out)
-    noise = torch.cat([one.noise_errors for one in reports]).mean(0).tolist()
-    states = torch.cat([one.state_errors for one in reports]).mean(0).tolist()
-    again = torch.cat([one.reconstruction_errors for one in reports]).mean()
+
+    # 2. the table
+    noise = torch.cat([inversion.noise_errors for inversion in reports]).mean(0).tolist()
+    states = torch.cat([inversion.state_errors for inversion in reports]).mean(0).tolist()
+    reconstruction = torch.cat([inversion.reconstruction_errors for inversion in reports]).mean()
     lines = [
-        f"{len(reports)} targets; relative errors. Denoised from the inverted noise: {again:.3f}.",
+        f"{len(reports)} targets; relative errors. Denoised from the inverted noise: {reconstruction:.3f}.",
         "| step_index | noise estimate against the network's own | state against the true one |",
         "|---|---|---|",
     ]
@@ -270,20 +319,21 @@ def _step_ranges(config: FusionConfig = FusionConfig()) -> Mapping[str, FusionCo
     return attention_control.steps(SamplingConfig().num_steps, config)
 
 
-def report(what: str, bench: Bench, found: Sequence[Pairs], out: Path, first_step: int) -> list[str]:
-    """The picture of one ablation at `out`, and its lines."""
+def report(what: str, bench: Bench, groups: Sequence[Pairs], out: Path, first_step: int) -> list[str]:
+    """Write the image of one ablation to `out`. Returns its lines."""
     if what == "grid":
-        return report_grid(bench, found, out)
+        return report_grid(bench, groups, out)
     if what == "cover":
-        return report_cover(bench, found, out, first_step)
+        return report_cover(bench, groups, out, first_step)
     if what == "inversion":
-        return report_inversion_of_targets(bench.model, found, out)
+        return report_inversion_of_targets(bench.model, groups, out)
+
     variants = {
         "control": attention_control.controls(),
         "layers": attention_control.layers(find_layers(bench.model.unet)),
         "steps": _step_ranges(),
     }
-    return report_variants(bench, found, out, variants[what])
+    return report_variants(bench, groups, out, variants[what])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -303,16 +353,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-step", type=int, default=FusionConfig().first_step, help="first fused step of cover")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=get_args(Precision), default="float32")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    prompts = read_prompts(given.prompts)
-    model = DiffusionModel.load(given.pipeline, given.device, given.dtype)
-    bench = Bench(model, load_scorer(given.reward, given.device), judge_for(model, prompts))
-    given.out.mkdir(parents=True, exist_ok=True)
-    found = find_pairs(bench, prompts, given.pairs, given.seed)
-    for what in REPORTS if given.what == "all" else [given.what]:
-        lines = report(what, bench, found, given.out / f"ablations-{what}.png", given.first_step)
-        sys.stdout.write("\n".join([f"{what}, {given.prompts}, {given.reward}", *lines, "", ""]))
+    prompts = read_prompts(options.prompts)
+    model = DiffusionModel.load(options.pipeline, options.device, options.dtype)
+    bench = Bench(model, load_scorer(options.reward, options.device), judge_for(model, prompts))
+    options.out.mkdir(parents=True, exist_ok=True)
+    groups = find_pairs(bench, prompts, options.pairs, options.seed)
+
+    for what in REPORTS if options.what == "all" else [options.what]:
+        lines = report(what, bench, groups, options.out / f"ablations-{what}.png", options.first_step)
+        sys.stdout.write("\n".join([f"{what}, {options.prompts}, {options.reward}", *lines, "", ""]))
         sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""Pairs to try ablations on: chosen by a reward from fresh samples of any model and prompts."""
+"""Pairs for ablations: chosen by a reward from new samples of any model and prompts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dfusion.types import Conditioning, Trajectory
 SAMPLES_A_PROMPT = 16
 PAIRS_A_PROMPT = 4
 BATCH = 8
-"""Samples that go through the U-Net at once."""
+"""Samples in one U-Net call."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A model with what scores its pictures: the reward, and the shapes world's judge where it applies."""
+    """A model with the scorers of its images: the reward and, if it applies, the shapes world's judge."""
 
     model: DiffusionModel
     scorer: Scorer
@@ -39,7 +39,7 @@ class Bench:
         return checked_scores(self.scorer.name, scores, len(pictures))
 
     def accepts(self, pictures: np.ndarray, prompt: str) -> list[bool | None]:
-        """Whether the judge accepts each picture; None without a judge."""
+        """Whether the judge accepts each image. None without a judge."""
         if self.judge is None:
             return [None] * len(pictures)
         return list(self.judge.accepts(pictures, [prompt] * len(pictures)))
@@ -47,7 +47,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of one prompt with their mask thresholds; pictures and rewards of bases and references."""
+    """Pairs of one prompt with their mask thresholds, and the images and rewards of bases and references."""
 
     prompt: str
     thresholds: tuple[float, ...]
@@ -61,8 +61,8 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.base)
 
-    def one(self, row: int) -> Pairs:
-        """A pair alone."""
+    def single(self, row: int) -> Pairs:
+        """The pair of this row only."""
         return Pairs(
             self.prompt,
             self.thresholds,
@@ -76,7 +76,7 @@ class Pairs:
 
 
 def judge_for(model: DiffusionModel, prompts: Sequence[Prompt]) -> Judge | None:
-    """The shapes world's judge, where it can read all the prompts and the model's pictures are of its size."""
+    """The shapes world's judge, if it can read all prompts and the model's images have its size. Otherwise None."""
     sides = {side * model.pixels_per_latent for side in model.latent_shape[1:]}
     try:
         for prompt in prompts:
@@ -87,14 +87,20 @@ def judge_for(model: DiffusionModel, prompts: Sequence[Prompt]) -> Judge | None:
 
 
 def find_pairs(bench: Bench, prompts: Sequence[Prompt], count: int, seed: int) -> list[Pairs]:
-    """At least `count` pairs, if the prompts give so many: of each prompt the first few that `choose_pairs` makes of 16
-    samples, by the reward. Raises InvalidInputError where no prompt gives a pair."""
-    found: list[Pairs] = []
+    """At least `count` pairs, unless the prompts run out, grouped by prompt.
+
+    Of each prompt they are the first few pairs that `choose_pairs` returns for 16 samples, by the reward. Raises
+    InvalidInputError if no prompt gives a pair.
+    """
+    groups: list[Pairs] = []
     for number, prompt in enumerate(prompts):
+        # 1. sample and score
         first = seed + number * 1000
         trajectory = _sampled(bench.model, prompt, range(first, first + SAMPLES_A_PROMPT))
         pictures = bench.model.decode(trajectory.final)
         scores = bench.scores(pictures, prompt.text)
+
+        # 2. pair
         chosen = choose_pairs(scores)[:PAIRS_A_PROMPT]
         if chosen:
             bases = [pair.base for pair in chosen]
@@ -106,15 +112,16 @@ def find_pairs(bench: Bench, prompts: Sequence[Prompt], count: int, seed: int) -
                 trajectory.select(references),
                 pictures[bases],
                 pictures[references],
-                tuple(scores[i] for i in bases),
-                tuple(scores[i] for i in references),
+                tuple(map(scores.__getitem__, bases)),
+                tuple(map(scores.__getitem__, references)),
             )
-            found.append(pairs)
-        if sum(map(len, found)) >= count:
+            groups.append(pairs)
+        if sum(map(len, groups)) >= count:
             break
-    if not found:
+
+    if not groups:
         raise InvalidInputError(f"prompts: expected samples of different {bench.scorer.name}, got equal scores for all")
-    return found
+    return groups
 
 
 def _sampled(model: DiffusionModel, prompt: Prompt, seeds: Sequence[int]) -> Trajectory:
@@ -122,6 +129,7 @@ def _sampled(model: DiffusionModel, prompt: Prompt, seeds: Sequence[int]) -> Tra
     items = model.item_tokens(prompt.text, prompt.items)
     embeds = model.encode_prompts([prompt.text])
     negative = model.encode_prompts([""])
+
     parts = []
     for start in range(0, len(seeds), BATCH):
         part = list(seeds[start : start + BATCH])
@@ -131,5 +139,5 @@ def _sampled(model: DiffusionModel, prompt: Prompt, seeds: Sequence[int]) -> Tra
 
 
 def conditions(model: DiffusionModel, pairs: Pairs) -> tuple[Conditioning, Conditioning]:
-    """What the U-Net is conditioned on for all pairs, and what guidance leads away from (one row)."""
+    """The conditioning of all pairs, and the negative one of guidance (one row)."""
     return model.encode_prompts([pairs.prompt]).expand(len(pairs)), model.encode_prompts([""])

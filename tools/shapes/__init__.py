@@ -1,1 +1,1 @@
-"""How the models of the shapes world are made and measured (docs/shapes-world.md)."""
+"""Build and measure the models of the shapes world (docs/shapes-world.md)."""

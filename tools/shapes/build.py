@@ -1,11 +1,11 @@
-"""Train the shapes world's models from nothing: `python -m tools.shapes.build all --out BUILD`.
+"""Train the shapes world's models from scratch: `python -m tools.shapes.build all --out BUILD`.
 
-Each part is resumable: it saves its state every minute beside its log and goes on from there.
+Each part is resumable: it saves its state every minute, next to its log.
     vae     AutoencoderKL, 64x64 RGB <-> 16x16x4 latents
-    clip    the open_clip model that gives the reward
+    clip    the open_clip model of the reward
     judge   the independent judge
-    unet    U-Net and text encoder (it starts as CLIP's), at last on captions with wrong words (see `captions.py`)
-    ship    everything into the package's `models` folder, in half precision
+    unet    U-Net and text encoder (initialised from CLIP's), finally on captions with wrong words (see `captions.py`)
+    ship    copy everything into the package's `models` folder, in half precision
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ SEED = 20260
 DATASET_SIZE = 36_000
 UNET_BATCH = 32
 NOISY_STEPS = 1000
-"""At the end of the U-Net's training, captions are wrong in the shares of `WRONG_SHARE`; before, they are right."""
+"""The last steps of the U-Net's training have captions with mistakes (`WRONG_SHARE`). Earlier captions are correct."""
 GROUNDING_WEIGHT = 0.04
-CLIP_MEAN, CLIP_STD = 0.5, 0.3
+CLIP_MEAN = 0.5
+CLIP_STD = 0.3
 CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 
 def scenes(seed: int, templates: Sequence[Template] = TEMPLATES) -> Iterator[Scene]:
-    """An endless stream of scenes, the templates in turn, reproducible from `seed`."""
+    """An endless stream of scenes that cycles through the templates, reproducible from `seed`."""
     rng = np.random.default_rng([SEED, seed])
     while True:
         for template in templates:
@@ -60,7 +61,7 @@ def scenes(seed: int, templates: Sequence[Template] = TEMPLATES) -> Iterator[Sce
 
 
 def to_tensor(pixels: list[np.ndarray]) -> torch.Tensor:
-    """uint8 (H, W, 3) pictures to one float32 (B, 3, H, W) tensor in [-1, 1]."""
+    """Convert uint8 images (H, W, 3) to one float32 tensor (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -76,14 +77,15 @@ def train(
     ema_decay: float | None = None,
     decay_steps: int | None = None,
 ) -> None:
-    """AdamW with warm-up and cosine decay over the last `decay_steps` (all by default); checkpoint every minute, log
-    every 50 steps, resume where it stopped.
+    """Train with AdamW, warm-up, and cosine decay over the last `decay_steps` (all steps by default).
 
-    `step_loss(step)` computes the loss of one step and must depend on `step` alone (not on what ran before).
-    With `ema_decay` the averaged weights are the ones left in `model` at the end.
+    It saves a checkpoint every minute, logs every 50 steps, and resumes from the checkpoint. `step_loss(step)` computes
+    the loss of one step and must depend on `step` only. With `ema_decay`, `model` has the averaged weights at the end.
     """
+    # 1. start or resume
     folder.mkdir(parents=True, exist_ok=True)
-    state_file, log_file = folder / f"{name}.train.pt", folder / f"{name}.log.jsonl"
+    state_file = folder / f"{name}.train.pt"
+    log_file = folder / f"{name}.log.jsonl"
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
     average = {k: v.clone() for k, v in model.state_dict().items()} if ema_decay else None
     first = 0
@@ -91,14 +93,19 @@ def train(
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        average, first = state["average"], state["step"]
+        average = state["average"]
+        first = state["step"]
+
     started = saved = time.monotonic()
     for step in range(first, steps):
+        # 2. the learning rate
         warm = min(1.0, (step + 1) / 200)
         decayed = max(0.0, 1 - (steps - step) / (decay_steps or steps))
         rate = learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * decayed)))
         for group in optimizer.param_groups:
             group["lr"] = rate
+
+        # 3. the update
         loss, figures = step_loss(step)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{name}: the loss at step {step} is {loss.item()}")
@@ -110,6 +117,8 @@ def train(
             decay = min(ema_decay, (step + 1) / (step + 10))
             for key, value in model.state_dict().items():
                 average[key].lerp_(value, 1 - decay) if value.is_floating_point() else average[key].copy_(value)
+
+        # 4. log and checkpoint
         if step % 50 == 0 or step == steps - 1:
             row = {"step": step, "loss": round(loss.item(), 5), "seconds": round(time.monotonic() - started, 1)}
             with log_file.open("a") as log:
@@ -119,6 +128,7 @@ def train(
             torch.save(state | {"step": step + 1}, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").rename(state_file)
             saved = time.monotonic()
+
     if average is not None:
         model.load_state_dict(average)
 
@@ -139,7 +149,7 @@ def new_vae() -> Any:
 
 
 def build_vae(out: Path, steps: int) -> None:
-    """Reconstruction (L1 + L2) with a slight pull of the latents to the unit Gaussian."""
+    """Train the VAE: reconstruction (L1 + L2) with a weak KL term towards the unit Gaussian."""
     torch.manual_seed(SEED)
     vae = new_vae()
 
@@ -150,8 +160,10 @@ def build_vae(out: Path, steps: int) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample(generator)).sample.float()
+
         error = y - x
-        l1, l2 = error.abs().mean(), error.square().mean()
+        l1 = error.abs().mean()
+        l2 = error.square().mean()
         kl = posterior.kl().float().mean() / x[0].numel()
         return l1 + 2 * l2 + 1e-4 * kl, {"l1": l1.item(), "l2": l2.item(), "kl": kl.item()}
 
@@ -171,60 +183,79 @@ def measure_latents(vae: Any, count: int = 300) -> None:
 
 @torch.no_grad()
 def latent_dataset(out: Path, vae: Any) -> tuple[dict[str, torch.Tensor], list[Scene]]:
-    """`DATASET_SIZE` rendered scenes, half of them of two things: scaled latents and item masks (uint8, 255 is all),
-    made once and kept in `out`."""
+    """The latents of `DATASET_SIZE` rendered scenes, half of them with two objects, and the scenes.
+
+    The tensors are scaled latents and item masks (uint8, 255: fully covered). They are computed once and stored in
+    `out`.
+    """
     stream = scenes(10**7, ("position", "behaviour", "position", "attribute"))
-    drawn = [next(stream) for _ in range(DATASET_SIZE)]
+    dataset_scenes = [next(stream) for _ in range(DATASET_SIZE)]
     file = out / "latents.pt"
-    if not file.exists():
-        parts = []
-        for start in range(0, DATASET_SIZE, 64):
-            x = to_tensor([render(scene) for scene in drawn[start : start + 64]])
-            with torch.autocast("cpu", torch.bfloat16):
-                parts.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half())
-        masks = torch.zeros(DATASET_SIZE, 2, 16, 16, dtype=torch.uint8)
-        for row, scene in enumerate(drawn):
-            covered = item_masks(scene, 16)
-            masks[row, : len(covered)] = torch.from_numpy((covered * 255).astype(np.uint8))
-        torch.save({"latents": torch.cat(parts), "masks": masks}, file)
-    return torch.load(file, weights_only=True), drawn
+    if file.exists():
+        return torch.load(file, weights_only=True), dataset_scenes
+
+    parts = []
+    for start in range(0, DATASET_SIZE, 64):
+        x = to_tensor([render(scene) for scene in dataset_scenes[start : start + 64]])
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half())
+
+    masks = torch.zeros(DATASET_SIZE, 2, 16, 16, dtype=torch.uint8)
+    for row, scene in enumerate(dataset_scenes):
+        covered = item_masks(scene, 16)
+        masks[row, : len(covered)] = torch.from_numpy((covered * 255).astype(np.uint8))
+
+    torch.save({"latents": torch.cat(parts), "masks": masks}, file)
+    return torch.load(file, weights_only=True), dataset_scenes
 
 
 def build_unet(out: Path, steps: int) -> None:
-    """Epsilon prediction, item words grounded in their items; a tenth of the captions empty. Weights are those of
-    min-SNR (arXiv 2303.09556) at little noise; at much noise, where the layout is decided, they grow."""
+    """Train the U-Net and the text encoder: epsilon prediction, with item words grounded in their items.
+
+    A tenth of the captions is empty. At low noise the loss weights are those of min-SNR (arXiv 2303.09556). At high
+    noise, which determines the layout, they grow.
+    """
     torch.manual_seed(SEED)
     vae = AutoencoderKL.from_pretrained(out / "vae")
-    dataset, drawn = latent_dataset(out, vae)
-    parts = [(scene.template, named_parts(scene)) for scene in drawn]
-    tokenizer, scheduler = new_tokenizer(), new_scheduler()
-    text_encoder, unet = new_text_encoder(load_file(out / "clip" / CLIP_WEIGHTS)), new_unet()
+    dataset, dataset_scenes = latent_dataset(out, vae)
+    parts = [(scene.template, named_parts(scene)) for scene in dataset_scenes]
+    tokenizer = new_tokenizer()
+    scheduler = new_scheduler()
+    text_encoder = new_text_encoder(load_file(out / "clip" / CLIP_WEIGHTS))
+    unet = new_unet()
     attention = TrainingAttention()
     unet.set_attn_processor(attention)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     alphas = scheduler.alphas_cumprod
 
     def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        # 1. captions, some of them wrong or empty
         rng = np.random.default_rng([SEED, 1, step])
         generator = torch.Generator().manual_seed(step)
-        chosen = rng.integers(len(parts), size=UNET_BATCH)
-        captions, columns = [""] * UNET_BATCH, torch.full((UNET_BATCH, 2), -1)
-        for row, index in enumerate(chosen):
+        indices = rng.integers(len(parts), size=UNET_BATCH)
+        captions = [""] * UNET_BATCH
+        columns = torch.full((UNET_BATCH, 2), -1)
+        for row, index in enumerate(indices):
             template, named = parts[index]
             if step >= steps - NOISY_STEPS:
                 named = wrong_parts(template, named, rng)
             if rng.random() >= 0.1:
                 captions[row] = caption(template, named)
-                found = item_columns(template, named, captions[row])
-                columns[row, : len(found)] = torch.tensor(found)
+                own_columns = item_columns(template, named, captions[row])
+                columns[row, : len(own_columns)] = torch.tensor(own_columns)
+
+        # 2. the prediction
         tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-        x0, masks = dataset["latents"][chosen].float(), dataset["masks"][chosen].float() / 255
-        t = noisy_timesteps([parts[index][0] for index in chosen], generator)
+        x0 = dataset["latents"][indices].float()
+        masks = dataset["masks"][indices].float() / 255
+        t = noisy_timesteps([parts[index][0] for index in indices], generator)
         noise = torch.randn(x0.shape, generator=generator)
         attention.maps.clear()
         with torch.autocast("cpu", torch.bfloat16):
             states = text_encoder(tokens).last_hidden_state
             predicted = unet(scheduler.add_noise(x0, noise, t), t, states).sample.float()
+
+        # 3. the loss
         snr = alphas[t] / (1 - alphas[t])
         error = (predicted - noise).square().mean((1, 2, 3))
         grounding = grounding_loss(attention.maps, masks, columns)
@@ -238,7 +269,7 @@ def build_unet(out: Path, steps: int) -> None:
 
 
 def spoiled(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures a little blurred and noisy, as a decoder makes them."""
+    """Slightly blurred and noisy images, similar to decoded ones."""
     share = torch.rand(len(x), 1, 1, 1, generator=generator)
     blurred = nn.functional.avg_pool2d(nn.functional.pad(x, (1, 1, 1, 1), "replicate"), 3, stride=1)
     noise = torch.randn(x.shape, generator=generator) * 0.1 * torch.rand(len(x), 1, 1, 1, generator=generator)
@@ -246,22 +277,24 @@ def spoiled(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def build_judge(out: Path, steps: int) -> None:
-    """Cross-entropy on every part that a scene's template names."""
+    """Train the judge: cross-entropy on every part that a scene's template names."""
     torch.manual_seed(SEED + 1)
     net = JudgeNet()
 
     def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         stream = scenes(2 * 10**7 + step)
-        drawn = [next(stream) for _ in range(48)]
+        batch = [next(stream) for _ in range(48)]
         generator = torch.Generator().manual_seed(step)
-        logits = net(spoiled(to_tensor([render(scene) for scene in drawn]), generator))
-        wanted: dict[str, list[int]] = {name: [-100] * len(drawn) for name in logits}
-        for row, scene in enumerate(drawn):
-            wanted["template"][row] = TEMPLATES.index(scene.template)
+        logits = net(spoiled(to_tensor([render(scene) for scene in batch]), generator))
+
+        labels: dict[str, list[int]] = {name: [-100] * len(batch) for name in logits}
+        for row, scene in enumerate(batch):
+            labels["template"][row] = TEMPLATES.index(scene.template)
             named = canonical_parts(named_parts(scene))
             for part, options in PARTS[scene.template].items():
-                wanted[f"{scene.template}_{part}"][row] = options.index(named[part])
-        losses = [nn.functional.cross_entropy(logits[name], torch.tensor(rows)) for name, rows in wanted.items()]
+                labels[f"{scene.template}_{part}"][row] = options.index(named[part])
+
+        losses = [nn.functional.cross_entropy(logits[name], torch.tensor(rows)) for name, rows in labels.items()]
         return torch.stack(losses).sum(), {}
 
     train("judge", out, net, step_loss, steps=steps, learning_rate=1e-3, ema_decay=0.995)
@@ -269,13 +302,14 @@ def build_judge(out: Path, steps: int) -> None:
 
 
 def hard_negatives(template: Template, named: dict[str, str], rng: np.random.Generator) -> list[str]:
-    """Captions that are wrong in one part only, or in which two things have changed colours or places."""
+    """Captions that are wrong in a single part, or in which two objects have swapped colours or places."""
     wrong = []
     for part, options in PARTS[template].items():
         if part == "relation":
             continue
         others = [o for o in options if o not in (named[part], named.get("colour2" if part == "colour" else "colour"))]
         wrong.append(named | {part: others[int(rng.integers(len(others)))]})
+
     if template == "position":
         wrong.append(named | {"relation": MIRRORED[named["relation"]]})
         wrong.append(named | {"colour": named["colour2"], "colour2": named["colour"]})
@@ -299,7 +333,7 @@ def clip_config(vocabulary: int) -> dict[str, Any]:
 
 
 def build_clip(out: Path, steps: int) -> None:
-    """Contrastive, image to text, each picture against its own hard negatives and the other pictures' captions."""
+    """Train CLIP: contrastive, each image against its own hard negatives and the other images' captions."""
     from open_clip import CLIP
 
     torch.manual_seed(SEED + 2)
@@ -308,13 +342,15 @@ def build_clip(out: Path, steps: int) -> None:
     model = CLIP(**{**config, "text_cfg": config["text_cfg"] | {"hf_tokenizer_name": None}})
 
     def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        # 1. captions and hard negatives
         rng = np.random.default_rng([SEED, 3, step])
         stream = scenes(3 * 10**7 + step)
-        drawn = [next(stream) for _ in range(48)]
-        captions, keys = [], []
+        batch = [next(stream) for _ in range(48)]
+        captions: list[str] = []
+        keys: list[str] = []
         negatives: list[str] = []
         owners: list[int] = []
-        for row, scene in enumerate(drawn):
+        for row, scene in enumerate(batch):
             named = named_parts(scene)
             keys.append(caption(scene.template, canonical_parts(named)))
             if scene.template == "position" and rng.random() < 0.5:
@@ -323,16 +359,22 @@ def build_clip(out: Path, steps: int) -> None:
             wrong = hard_negatives(scene.template, named, rng)
             negatives += wrong
             owners += [row] * len(wrong)
+
+        # 2. embeddings
         tokens = tokenizer(captions + negatives, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
-        x = spoiled(to_tensor([render(scene) for scene in drawn]), torch.Generator().manual_seed(step)) * 0.5 + 0.5
+        x = spoiled(to_tensor([render(scene) for scene in batch]), torch.Generator().manual_seed(step)) * 0.5 + 0.5
         with torch.autocast("cpu", torch.bfloat16):
             images = model.encode_image((x - CLIP_MEAN) / CLIP_STD, normalize=True).float()
             texts = model.encode_text(tokens.input_ids, normalize=True).float()
+
+        # 3. logits, without other images' equal captions and other images' negatives
         logits = images @ texts.T * model.logit_scale.exp().clamp(max=50)
-        same = torch.tensor([[a == b for b in keys] for a in keys])
-        foreign = same & ~torch.eye(len(keys), dtype=torch.bool)
-        not_mine = torch.tensor(owners)[None] != torch.arange(len(keys))[:, None]
-        logits = logits.masked_fill(torch.cat([foreign, not_mine], 1), -1e4)
+        key_ids = torch.tensor([keys.index(key) for key in keys])
+        same_caption = (key_ids[:, None] == key_ids) & ~torch.eye(len(keys), dtype=torch.bool)
+        foreign_negative = torch.tensor(owners)[None] != torch.arange(len(keys))[:, None]
+        logits = logits.masked_fill(torch.cat([same_caption, foreign_negative], 1), -1e4)
+
+        # 4. the loss
         target = torch.arange(len(keys))
         loss = nn.functional.cross_entropy(logits, target) + 0.5 * nn.functional.cross_entropy(
             logits[:, : len(keys)].T, target
@@ -340,6 +382,7 @@ def build_clip(out: Path, steps: int) -> None:
         return loss, {"right": (logits.argmax(1) == target).float().mean().item()}
 
     train("clip", out, model, step_loss, steps=steps, learning_rate=1e-3, ema_decay=0.995)
+
     folder = out / "clip"
     folder.mkdir(exist_ok=True)
     tokenizer.save_pretrained(folder)
@@ -351,7 +394,7 @@ def build_clip(out: Path, steps: int) -> None:
 
 
 def ship(out: Path, _: int, models: Path = MODELS) -> None:
-    """Put everything into the package in half precision, as stock diffusers and open_clip load it."""
+    """Copy everything into the package in half precision, as stock diffusers and open_clip load it."""
     from transformers import CLIPTextModel
 
     pipeline = StableDiffusionPipeline(
@@ -369,6 +412,7 @@ def ship(out: Path, _: int, models: Path = MODELS) -> None:
         settings = json.loads(file.read_text())
         settings.pop("_name_or_path", None)  # the build folder
         file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
     shutil.copytree(out / "clip", models / "clip", dirs_exist_ok=True)
     for source, target in ((out / "judge.safetensors", models), (out / "clip" / CLIP_WEIGHTS, models / "clip")):
         halves = {key: value.half() if value.is_floating_point() else value for key, value in load_file(source).items()}
@@ -378,8 +422,9 @@ def ship(out: Path, _: int, models: Path = MODELS) -> None:
 
 
 def build_all(out: Path, _: int) -> None:
-    """Every part in turn."""
-    for function, steps in (BUILDERS[name] for name in ("vae", "clip", "judge", "unet", "ship")):
+    """Build all parts in order."""
+    for name in ("vae", "clip", "judge", "unet", "ship"):
+        function, steps = BUILDERS[name]
         function(out, steps)
 
 
@@ -391,6 +436,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+
     torch.set_num_threads(arguments.threads)
     function, steps = BUILDERS[arguments.part]
     function(arguments.out, arguments.steps or steps)

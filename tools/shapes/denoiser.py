@@ -1,4 +1,4 @@
-"""The shapes world's U-Net, text encoder and schedule, and how the U-Net's attention is led while it trains."""
+"""The shapes world's U-Net, text encoder and schedule, and the supervision of the U-Net's attention."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.shapes.scenes import Template
 from tools.shapes.captions import MAX_TOKENS
 
-TEXT_WIDTH, TEXT_LAYERS = 128, 3
+TEXT_WIDTH = 128
+TEXT_LAYERS = 3
 
 
 def new_unet() -> Any:
-    """Two levels with cross-attention at 16x16 and 8x8. Two transformer layers a block and narrow convolutions:
-    objects are carried by attention, which is what fusion can reach."""
+    """A U-Net of two levels with cross-attention, at 16x16 and 8x8.
+
+    It has two transformer layers per block and narrow convolutions, so that attention determines the objects. Fusion
+    acts on attention only.
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -35,7 +39,7 @@ def new_unet() -> Any:
 
 
 def new_text_encoder(clip: dict[str, torch.Tensor]) -> Any:
-    """A CLIP text model with the weights of our open_clip model's text tower, as Stable Diffusion has OpenAI's."""
+    """A CLIP text model with the weights of our open_clip model's text tower, as Stable Diffusion uses OpenAI's."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     vocabulary = len(clip["token_embedding.weight"])
@@ -54,6 +58,8 @@ def new_text_encoder(clip: dict[str, torch.Tensor]) -> Any:
             eos_token_id=vocabulary - 1,
         )
     )
+
+    # embeddings and the final norm
     names = {
         "embeddings.token_embedding.weight": "token_embedding.weight",
         "embeddings.position_embedding.weight": "positional_embedding",
@@ -61,14 +67,18 @@ def new_text_encoder(clip: dict[str, torch.Tensor]) -> Any:
         "final_layer_norm.bias": "ln_final.bias",
     }
     weights = {ours: clip[theirs] for ours, theirs in names.items()}
+
+    # the layers
     parts = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
     parts |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
     for layer in range(TEXT_LAYERS):
-        ours, theirs = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
+        ours = f"encoder.layers.{layer}"
+        theirs = f"transformer.resblocks.{layer}"
         for kind in ("weight", "bias"):
-            together = clip[f"{theirs}.attn.in_proj_{kind}"].chunk(3)
-            weights |= {f"{ours}.self_attn.{n}_proj.{kind}": x for n, x in zip("qkv", together, strict=True)}
+            projections = clip[f"{theirs}.attn.in_proj_{kind}"].chunk(3)
+            weights |= {f"{ours}.self_attn.{n}_proj.{kind}": x for n, x in zip("qkv", projections, strict=True)}
             weights |= {f"{ours}.{n}.{kind}": clip[f"{theirs}.{m}.{kind}"] for n, m in parts.items()}
+
     encoder.load_state_dict({name: value.float() for name, value in weights.items()})
     return encoder
 
@@ -87,8 +97,10 @@ def new_scheduler() -> Any:
 
 
 class TrainingAttention:
-    """Attention written out: on CPUs its backward pass takes half the time of the fused one. Keeps what cross-attention
-    saw, for the grounding loss."""
+    """Explicit attention, which stores the cross-attention maps for the grounding loss.
+
+    On CPUs its backward pass takes half the time of `scaled_dot_product_attention`'s.
+    """
 
     def __init__(self) -> None:
         self.maps: list[torch.Tensor] = []
@@ -102,8 +114,9 @@ class TrainingAttention:
         **__: Any,
     ) -> torch.Tensor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        projected = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
+        projected = (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
         query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)
+
         probabilities = (query * attn.scale @ key.transpose(-1, -2)).softmax(-1)
         if encoder_hidden_states is not None:
             self.maps.append(probabilities.mean(1))
@@ -112,34 +125,39 @@ class TrainingAttention:
 
 
 def grounding_loss(maps: Sequence[torch.Tensor], masks: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """How far the item words' cross-attention lies off the items; TokenCompose (CVPR 2024), equations 3 and 4.
+    """How much of the item words' cross-attention lies off the items; TokenCompose (CVPR 2024), equations 3 and 4.
 
-    maps     of each layer (B, L, N): attention probabilities, mean over heads
-    masks    (B, K, 16, 16) in [0, 1]: where each item is
-    columns  (B, K): the item word's column, or -1 where there is no item
+    Args:
+        maps: Of each layer (B, L, N), attention probabilities, mean over heads.
+        masks: (B, K, 16, 16) in [0, 1], the area of each item.
+        columns: (B, K), the item word's column, or -1 without an item.
     """
-    losses = []
     present = (columns >= 0).float()
+
+    losses = []
     for probabilities in maps:
         side = math.isqrt(probabilities.shape[1])
         inside = nn.functional.adaptive_avg_pool2d(masks, side).flatten(2)
         index = columns.clamp(min=0)[:, None].expand(-1, probabilities.shape[1], -1)
-        seen = probabilities.float().gather(2, index).transpose(1, 2)
-        token = (1 - (seen * inside).sum(2) / seen.sum(2).clamp(min=1e-6)).square()
-        pixel = nn.functional.binary_cross_entropy(seen.clamp(1e-6, 1 - 1e-6), inside, reduction="none").mean(2)
+        item_maps = probabilities.float().gather(2, index).transpose(1, 2)
+
+        token = (1 - (item_maps * inside).sum(2) / item_maps.sum(2).clamp(min=1e-6)).square()
+        pixel = nn.functional.binary_cross_entropy(item_maps.clamp(1e-6, 1 - 1e-6), inside, reduction="none").mean(2)
         losses.append(((token + pixel) * present).sum() / present.sum().clamp(min=1))
     return torch.stack(losses).mean()
 
 
 def item_columns(template: Template, named: dict[str, str], text: str) -> list[int]:
-    """The columns of the prompt embeddings that hold the items' words; each word is one token."""
+    """The columns of the prompt embeddings of the items' words. Each word is one token."""
     names = {"behaviour": ("shape", "prop"), "attribute": ("shape",), "position": ("shape", "shape2")}[template]
     return [text.split().index(named[name]) + 1 for name in names]
 
 
 def noisy_timesteps(templates: Sequence[Template], generator: torch.Generator) -> torch.Tensor:
-    """A timestep for each picture: uniform, but of two things with a density that grows with the noise, because
-    which of them stands where is decided where noise is strong."""
-    drawn = torch.rand(len(templates), generator=generator)
-    two = torch.tensor([template == "position" for template in templates])
-    return (torch.where(two, drawn.sqrt(), drawn) * 1000).long()
+    """A random timestep for each image. It is uniform for one object.
+
+    For two objects the density grows with the noise, because high noise determines their relative position.
+    """
+    uniform = torch.rand(len(templates), generator=generator)
+    two_objects = torch.tensor([template == "position" for template in templates])
+    return (torch.where(two_objects, uniform.sqrt(), uniform) * 1000).long()

@@ -1,7 +1,7 @@
-"""The README's picture: one fused pair with its prompt, base, reference, target and mask.
+"""The README's image: fused pairs with prompt, base, reference, target and mask.
 
-`python -m tools.shapes.pair_figure` samples the prompts of a template in order and draws the pairs whose base the judge
-rejects and whose target it accepts, at most COUNT of them, a row each.
+`python -m tools.shapes.pair_figure` samples the prompts of a template in order. It draws up to COUNT adopted pairs, one
+per row, whose base the judge rejects and whose target it accepts.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ HEADS = (
 )
 CONFIG = RoundConfig(samples_per_prompt=6, sampling=SamplingConfig(num_steps=20), fusion=FusionConfig(first_step=10))
 SIDE = 256
-"""Pixels of a picture."""
+"""Width and height of an image in pixels."""
 GAP = 24
 HEAD = 84
-"""Pixels above a picture: the prompt and two lines."""
+"""Pixels above an image, for the prompt and two lines."""
 
 
 def pairs_of(template: str, seed: int) -> Iterator[RoundPair]:
@@ -54,7 +54,7 @@ def pairs_of(template: str, seed: int) -> Iterator[RoundPair]:
 
 
 def row(pair: RoundPair) -> Image.Image:
-    """The prompt, and four pictures below their names."""
+    """A row: the prompt, and four images below their names."""
     assert pair.target is not None and pair.mask is not None
     mask = (pair.mask * 255).round().byte().cpu().numpy()
     pictures = [pair.base.image, pair.reference.image, pair.target.image, mask]
@@ -62,8 +62,8 @@ def row(pair: RoundPair) -> Image.Image:
     picture = Image.new("RGB", (len(HEADS) * (SIDE + GAP) - GAP, HEAD + SIDE), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((0, 0), f"Prompt: {pair.prompt}", "black", font_size=22)
-    for place, ((name, meaning), pixels) in enumerate(zip(HEADS, pictures, strict=True)):
-        left = place * (SIDE + GAP)
+    for column, ((name, meaning), pixels) in enumerate(zip(HEADS, pictures, strict=True)):
+        left = column * (SIDE + GAP)
         draw.text((left, 34), name, "black", font_size=18)
         draw.text((left, 57), meaning, (90, 90, 90), font_size=14)
         resampling = Image.Resampling.NEAREST if pixels is mask else Image.Resampling.LANCZOS
@@ -80,12 +80,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/images/pair.png"))
     arguments = parser.parse_args()
+
     pairs = islice(pairs_of(arguments.template, arguments.seed), arguments.skip, arguments.skip + arguments.count)
     rows = [row(pair) for pair in pairs]
 
     sheet = Image.new("RGB", (rows[0].width, len(rows) * (rows[0].height + GAP) - GAP), "white")
-    for place, picture in enumerate(rows):
-        sheet.paste(picture, (0, place * (picture.height + GAP)))
+    for index, picture in enumerate(rows):
+        sheet.paste(picture, (0, index * (picture.height + GAP)))
     sheet.save(arguments.out)
 
 

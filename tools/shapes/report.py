@@ -1,9 +1,9 @@
-"""How good the shapes world is, in numbers and pictures: `python -m tools.shapes.report [models|fusion]`.
+"""The quality of the shapes world, in numbers and images: `python -m tools.shapes.report [models|fusion]`.
 
     models   the judge and the CLIP model on held-out renders; how often the judge accepts the base pipeline's samples
-    fusion   what fusion carries: pairs whose base the judge rejects and whose reference it accepts, and the targets
+    fusion   what fusion transfers: pairs whose base the judge rejects and whose reference it accepts, and their targets
 
-Contact sheets go to `--out` (docs/images by default). Everything is reproducible from `--seed`.
+Contact sheets are written to `--out` (docs/images by default). Everything is reproducible from `--seed`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ HELD_OUT_STREAM = 4 * 10**7
 
 @dataclass(frozen=True)
 class Sampled:
-    """What was sampled of one prompt: a trajectory of B samples, their pictures, the judge's verdicts."""
+    """The samples of one prompt: a trajectory of B samples, their images, and the judge's verdicts."""
 
     prompt: ShapesPrompt
     trajectory: Trajectory
@@ -52,7 +53,7 @@ def sample_prompts(
     items: bool = False,
     config: SamplingConfig = SamplingConfig(),
 ) -> Iterator[Sampled]:
-    """`count` samples of each prompt, seeds from `seed` on."""
+    """`count` samples of each prompt, with seeds from `seed` on."""
     negative = model.encode_prompts([""])
     for number, prompt in enumerate(prompts):
         seeds = [seed + number * 1000 + i for i in range(count)]
@@ -70,20 +71,22 @@ def sample_prompts(
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 2, gap: int = 2) -> Image.Image:
-    """Pictures of one size in rows, enlarged by `scale`, with a gap around each."""
+    """Images of equal size in rows, enlarged by `scale`, with a gap around each."""
     height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
+    columns = max(map(len, rows))
     canvas = np.full((len(rows) * (height * scale + gap), columns * (width * scale + gap), 3), 255, np.uint8)
+
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             enlarged = picture.repeat(scale, 0).repeat(scale, 1)
-            top, left = y * (height * scale + gap), x * (width * scale + gap)
+            top = y * (height * scale + gap)
+            left = x * (width * scale + gap)
             canvas[top : top + height * scale, left : left + width * scale] = enlarged
     return Image.fromarray(canvas)
 
 
 def framed(picture: np.ndarray, good: bool) -> np.ndarray:
-    """The picture in a green (accepted) or red frame."""
+    """The image in a green (accepted) or red frame."""
     picture = picture.copy()
     colour = (0, 200, 0) if good else (230, 0, 0)
     for edge in (np.s_[:2], np.s_[-2:], np.s_[:, :2], np.s_[:, -2:]):
@@ -92,21 +95,27 @@ def framed(picture: np.ndarray, good: bool) -> np.ndarray:
 
 
 def judge_accuracy(judge: Judge, count: int) -> tuple[float, float]:
-    """Share of held-out renders that the judge accepts with their own caption, and rejects with a wrong one."""
-    stream, rng = scenes(HELD_OUT_STREAM), np.random.default_rng(1)
-    drawn = [next(stream) for _ in range(count)]
-    pictures = np.stack([render(scene) for scene in drawn])
-    right = [caption(scene.template, named_parts(scene)) for scene in drawn]
+    """The share of held-out renders that the judge accepts with their own caption, and rejects with a wrong one."""
+    stream = scenes(HELD_OUT_STREAM)
+    rng = np.random.default_rng(1)
+    held_out = [next(stream) for _ in range(count)]
+    pictures = np.stack([render(scene) for scene in held_out])
+
+    right = [caption(scene.template, named_parts(scene)) for scene in held_out]
     wrong = []
-    for scene in drawn:
+    for scene in held_out:
         options = hard_negatives(scene.template, named_parts(scene), rng)
         wrong.append(options[int(rng.integers(len(options)))])
+
     return float(np.mean(judge.accepts(pictures, right))), 1 - float(np.mean(judge.accepts(pictures, wrong)))
 
 
 def clip_accuracy(count: int) -> dict[Template, float]:
-    """Share of held-out renders whose own caption scores above all its hard negatives, by template."""
-    scorer, stream, rng = load_scorer("shapes-clip"), scenes(HELD_OUT_STREAM + 1), np.random.default_rng(2)
+    """The share of held-out renders whose own caption scores above all its hard negatives, by template."""
+    scorer = load_scorer("shapes-clip")
+    stream = scenes(HELD_OUT_STREAM + 1)
+    rng = np.random.default_rng(2)
+
     right: dict[Template, list[bool]] = {template: [] for template in TEMPLATES}
     for _ in range(count):
         scene = next(stream)
@@ -118,7 +127,8 @@ def clip_accuracy(count: int) -> dict[Template, float]:
 
 
 def report_models(model: DiffusionModel, out: Path, samples: int, seed: int, config: SamplingConfig) -> list[str]:
-    """Lines of the "models" report; one contact sheet a template."""
+    """Write one contact sheet per template. Returns the lines of the "models" report."""
+    # 1. the judge and CLIP
     judge = Judge.load()
     accepts, rejects = judge_accuracy(judge, 1500)
     lines = [
@@ -126,8 +136,11 @@ def report_models(model: DiffusionModel, out: Path, samples: int, seed: int, con
     ]
     for template, share in clip_accuracy(900).items():
         lines.append(f"CLIP picks the right caption among its hard negatives, {template}: {share:.1%}")
+
+    # 2. the base pipeline
     for template in TEMPLATES:
-        accepted, rows = [], []
+        accepted: list[bool] = []
+        rows = []
         for sampled in sample_prompts(model, judge, prompt_list(template, "train"), samples, seed, config=config):
             accepted += sampled.accepted
             rows.append([framed(p, a) for p, a in zip(sampled.pictures[:4], sampled.accepted, strict=False)])
@@ -139,7 +152,7 @@ def report_models(model: DiffusionModel, out: Path, samples: int, seed: int, con
 
 @dataclass(frozen=True)
 class Carried:
-    """One fused pair: what the judge says of the target, and distances (latent RMS) outside the mask."""
+    """One fused pair: the judge's verdict on the target, and distances (latent RMS) outside the mask."""
 
     accepted: bool
     target_distance: float
@@ -149,13 +162,17 @@ class Carried:
 
 
 def fused_pairs(model: DiffusionModel, judge: Judge, sampled: Sampled, config: FusionConfig) -> list[Carried]:
-    """Every rejected sample of a prompt fused with an accepted one; a reference serves several bases if it must."""
+    """Fuse every rejected sample of a prompt with an accepted one. A reference may be used for several bases."""
+    # 1. the pairs
     good = [i for i, accepted in enumerate(sampled.accepted) if accepted]
     bad = [i for i, accepted in enumerate(sampled.accepted) if not accepted]
     if not good or not bad:
         return []
     references = [good[i % len(good)] for i in range(len(bad))]
-    base, reference = sampled.trajectory.select(bad), sampled.trajectory.select(references)
+    base = sampled.trajectory.select(bad)
+    reference = sampled.trajectory.select(references)
+
+    # 2. the targets
     prompt = sampled.prompt
     embeds = model.encode_prompts([prompt.text]).expand(len(bad), -1, -1)
     negative = model.encode_prompts([""]).expand(len(bad), -1, -1)
@@ -163,6 +180,8 @@ def fused_pairs(model: DiffusionModel, judge: Judge, sampled: Sampled, config: F
     target = fuse(model.unet, model.scheduler, base, reference, embeds, negative, thresholds=thresholds, config=config)
     pictures = model.decode(target.final)
     accepted = judge.accepts(pictures, [prompt.text] * len(bad))
+
+    # 3. the distances outside the mask
     carried = []
     for row, (b, r) in enumerate(zip(bad, references, strict=True)):
         mask = union_mask(reference, row, prompt.thresholds, config)
@@ -172,15 +191,16 @@ def fused_pairs(model: DiffusionModel, judge: Judge, sampled: Sampled, config: F
         to_reference = ((reference.final[row] - base.final[row]).square() * outside).sum() / share
         shown = (mask[..., None].numpy() * 255).astype(np.uint8).repeat(3, -1).repeat(4, 0).repeat(4, 1)
         triptych = [sampled.pictures[b], sampled.pictures[r], framed(pictures[row], accepted[row]), shown]
-        distances = to_target.sqrt().item(), to_reference.sqrt().item()
+        distances = (to_target.sqrt().item(), to_reference.sqrt().item())
         carried.append(Carried(accepted[row], *distances, mask.mean().item(), triptych))
     return carried
 
 
 def union_mask(reference: Trajectory, row: int, thresholds: Sequence[float], config: FusionConfig) -> torch.Tensor:
-    """(h, w) of 0 and 1: what was masked at any fused step."""
+    """The union of the masks of all fused steps, (h, w) of 0 and 1."""
     if reference.item_maps is None:
         raise ValueError("expected a reference with item maps")
+
     fused = config.steps(len(reference.timesteps))
     maps = reference.item_maps[row, fused.start : fused.stop]
     masks = merge_masks(maps, [thresholds] * len(maps), config.merge)
@@ -190,7 +210,7 @@ def union_mask(reference: Trajectory, row: int, thresholds: Sequence[float], con
 def _endless_samples(
     model: DiffusionModel, judge: Judge, template: Template, seed: int, config: SamplingConfig
 ) -> Iterator[Sampled]:
-    """16 new samples of each training prompt, over and over."""
+    """16 new samples of each training prompt, repeatedly."""
     prompts = prompt_list(template, "train")
     while True:
         yield from sample_prompts(model, judge, prompts, 16, seed, items=True, config=config)
@@ -206,14 +226,18 @@ def report_fusion(
     config: FusionConfig,
     templates: Sequence[Template],
 ) -> list[str]:
-    """Lines of the "fusion" report; a sheet of base / reference / target / mask a template."""
-    judge, lines = Judge.load(), []
+    """Write a sheet of base / reference / target / mask per template. Returns the lines of the "fusion" report."""
+    judge = Judge.load()
+    lines = []
     for template in templates:
+        # 1. the pairs
         carried: list[Carried] = []
         for sampled in _endless_samples(model, judge, template, seed, sampling):
             carried += fused_pairs(model, judge, sampled, config)
             if len(carried) >= pairs:
                 break
+
+        # 2. their means
         target = np.mean([c.target_distance for c in carried])
         reference = np.mean([c.reference_distance for c in carried])
         accepted = np.mean([c.accepted for c in carried])
@@ -223,8 +247,10 @@ def report_fusion(
             f"outside the mask target-base {target:.3f}, reference-base {reference:.3f}, "
             f"{reference / target:.1f} times closer; mask covers {cover:.0%}"
         )
+
+        # 3. the sheet, three pairs in a row
         shown = [c.triptych for c in carried[:: max(1, len(carried) // 24)][:24]]
-        rows = [[picture for triptych in shown[i : i + 3] for picture in triptych] for i in range(0, len(shown), 3)]
+        rows = [list(chain.from_iterable(shown[i : i + 3])) for i in range(0, len(shown), 3)]
         sheet(rows).save(out / f"fusion-{template}.png")
     return lines
 
@@ -243,6 +269,7 @@ def main() -> None:
     parser.add_argument("--first-step", type=int, default=FUSION.first_step)
     parser.add_argument("--merge", choices=["xor", "or"], default=FUSION.merge)
     arguments = parser.parse_args()
+
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = DiffusionModel.load(arguments.pipeline)
     sampling = SamplingConfig(num_steps=arguments.steps)

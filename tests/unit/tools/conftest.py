@@ -1,4 +1,4 @@
-"""One thread, and memory that stays, as for the library's own tests (tests/unit/dfusion/conftest.py)."""
+"""One thread, and freed memory is kept, as for the library's tests (tests/unit/dfusion/conftest.py)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Targets under masks that are widened step by step."""
+"""Targets under masks of increasing coverage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OR = FusionConfig(merge="or", first_step=0)
 
 
 def reference(maps: list[list[float]]) -> Trajectory:
-    """A trajectory of one step with these item maps, (places, items)."""
+    """A trajectory of one step with these item maps, (pixels, items)."""
     item_maps = torch.tensor(maps)[None, None, None]
     config = SamplingConfig(num_steps=1)
     return Trajectory(torch.zeros(1, 2, 4, 2, 2), torch.arange(1), torch.zeros(1, 1), (0,), config, item_maps)
@@ -27,7 +27,7 @@ def reference(maps: list[list[float]]) -> Trajectory:
 
 @pytest.mark.parametrize(("share", "factor"), [(0.25, 2.25), (0.5, 1.5), (0.75, 0.5), (0.9, 0.01), (1.0, 0.01)])
 def test_thresholds_are_scaled_together_until_the_mask_covers_the_share(share: float, factor: float) -> None:
-    """Thresholds 0.2 and 0.4: by place the larger of A / threshold is 2.25, 1.5, 0.5 and 0.01."""
+    """Thresholds 0.2 and 0.4: by pixel, the larger of A / threshold is 2.25, 1.5, 0.5 and 0.01."""
     maps = reference([[0.45, 0.0], [0.3, 0.0], [0.0, 0.2], [0.002, 0.0]])
     thresholds = widened(maps, (0.2, 0.4), share, OR)
     assert fusion_mask(maps, thresholds, OR).mean() == (1.0 if share == 0.9 else share)
@@ -36,12 +36,14 @@ def test_thresholds_are_scaled_together_until_the_mask_covers_the_share(share: f
 
 def test_a_full_mask_by_hand() -> None:
     """Distances are shares of the distance between base and reference."""
-    bench, config = Bench(tiny_model(), Brightness()), FusionConfig(merge="or", first_step=10)
+    bench = Bench(tiny_model(), Brightness())
+    config = FusionConfig(merge="or", first_step=10)
     [pairs] = find_pairs(bench, [Prompt(text="a red [circle]")], 4, seed=7)
-    pair = pairs.one(0)
-    found = covered(bench, pair, config)
-    assert len(found) == len(COVERS) and found[-1].cover == 1
-    assert all(one.cover >= share for one, share in zip(found, COVERS, strict=True))
+    pair = pairs.single(0)
+    results = covered(bench, pair, config)
+
+    assert len(results) == len(COVERS) and results[-1].cover == 1
+    assert all(one.cover >= share for one, share in zip(results, COVERS, strict=True))
 
     prompt, negative = conditions(bench.model, pair)
     model = bench.model
@@ -49,10 +51,12 @@ def test_a_full_mask_by_hand() -> None:
         model.unet, model.scheduler, pair.base, pair.reference, prompt, negative, thresholds=[[1e-9]], config=config
     )
     apart = torch.dist(pair.base.final, pair.reference.final)
-    assert found[-1].to_base == pytest.approx(float(torch.dist(whole.final, pair.base.final) / apart), abs=1e-5)
-    assert found[-1].to_reference == pytest.approx(float(torch.dist(whole.final, pair.reference.final) / apart))
-    assert len({one.to_base for one in found}) > 1
-    for one in found:
+
+    assert results[-1].to_base == pytest.approx(float(torch.dist(whole.final, pair.base.final) / apart), abs=1e-5)
+    assert results[-1].to_reference == pytest.approx(float(torch.dist(whole.final, pair.reference.final) / apart))
+    assert len({one.to_base for one in results}) > 1
+
+    for one in results:
         score = Brightness().score(one.picture[None], [""])[0]
         assert one.margin == pytest.approx(score - pair.base_scores[0])
         assert one.adopted is (one.margin >= 0) and one.accepted is None

@@ -1,4 +1,4 @@
-"""The ablations' pictures and tables, on a random pipeline and a reward that any picture has."""
+"""The ablations' images and tables, on a random pipeline and a reward for any image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tools.ablations.pairs import Bench, Pairs, find_pairs
 
 
 class EverySecond:
-    """Accepts the first, third, ... of the pictures that it is shown at once."""
+    """Accepts the first, third, ... image of a batch."""
 
     def accepts(self, images: np.ndarray, prompts: Sequence[str]) -> list[bool]:
         assert len(images) == len(prompts)
@@ -47,7 +47,7 @@ def bench() -> Bench:
 
 
 @pytest.fixture(scope="module")
-def found(bench: Bench) -> list[Pairs]:
+def groups(bench: Bench) -> list[Pairs]:
     return find_pairs(bench, [Prompt(text="a red [circle]")], 4, seed=1)
 
 
@@ -55,47 +55,47 @@ def cells(line: str) -> list[str]:
     return line.strip("| ").split(" | ")
 
 
-def test_variants_give_a_sheet_and_a_table(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
+def test_variants_give_a_sheet_and_a_table(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
     variants = {"masked_kv": FusionConfig(first_step=18), "kv": FusionConfig(first_step=18, control="kv")}
-    lines = report_variants(bench, found, tmp_path / "sheet.png", variants)
+    lines = report_variants(bench, groups, tmp_path / "sheet.png", variants)
     assert "judge" not in lines[0] and len({len(cells(line)) for line in lines}) == 1
     assert [cells(line)[:2] for line in lines[2:]] == [["masked_kv", "4"], ["kv", "4"], ["(the reference itself)", "4"]]
-    gain = np.mean(np.subtract(found[0].reference_scores, found[0].base_scores))
+    gain = np.mean(np.subtract(groups[0].reference_scores, groups[0].base_scores))
     assert cells(lines[-1])[3] == f"{gain:.3f}"
     with Image.open(tmp_path / "sheet.png") as image:  # base, reference and two targets of four pairs
         assert image.size == (4 * (32 + GAP), HEADER + 4 * (32 + GAP))
 
 
-def test_the_judge_is_a_further_column_where_there_is_one(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
+def test_the_judge_has_a_column(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
     judged = Bench(bench.model, bench.scorer, EverySecond())  # type: ignore[arg-type]
-    lines = report_variants(judged, found, tmp_path / "sheet.png", {"kv": FusionConfig(first_step=18, control="kv")})
+    lines = report_variants(judged, groups, tmp_path / "sheet.png", {"kv": FusionConfig(first_step=18, control="kv")})
     place = cells(lines[0]).index("judge accepts")
     assert [cells(line)[place] for line in lines[2:]] == ["50%", "-"]
 
 
-def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
-    lines = report_grid(bench, found, tmp_path / "sheet.png")
+def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
+    lines = report_grid(bench, groups, tmp_path / "sheet.png")
     assert cells(lines[0]) == ["a red circle", "0-19", "2-19", "5-19", "10-19", "2-14", "2-9"]
     assert [cells(line)[0] for line in lines[2:]] == ["middle", "middle and its neighbours", "middle and up"]
     assert {cell for line in lines[2:] for cell in cells(line)[1:]} <= {"adopted", "not"}
 
 
-def test_covers_give_a_sheet_and_a_line_each(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
-    lines = report_cover(bench, found, tmp_path / "sheet.png", first_step=18)
+def test_covers_give_a_sheet_and_a_line_each(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
+    lines = report_cover(bench, groups, tmp_path / "sheet.png", first_step=18)
     assert len(lines) == 3 + len(COVERS) and lines[0].startswith("Fused from step 18 on.")
     assert cells(lines[-1])[:2] == ["1.00", "4"] and cells(lines[-1])[4] == "-"
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.size == ((2 + len(COVERS)) * (32 + GAP), HEADER + 4 * (32 + GAP))
 
 
-def test_inversion_gives_both_pictures_and_a_line_a_step(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
-    lines = report_inversion_of_targets(bench.model, found, tmp_path / "sheet.png")
+def test_inversion_gives_both_images_and_a_line_per_step(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
+    lines = report_inversion_of_targets(bench.model, groups, tmp_path / "sheet.png")
     assert lines[0].startswith("1 targets") and len(lines) == 3 + 20
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.size == (MARGIN + 32 + GAP, HEADER + 2 * (32 + GAP))
 
 
-def test_tables_are_means_over_the_pairs_that_have_such_a_place() -> None:
+def test_tables_are_means_over_the_pairs_with_a_non_empty_region() -> None:
     def target(accepted: bool, outside: float | None) -> Target:
         places = {"inside": 2.0, "outside": outside}
         by_place = {"target_to_base": places, "reference_to_base": {"inside": 4.0, "outside": 3.0}}
@@ -104,6 +104,7 @@ def test_tables_are_means_over_the_pairs_that_have_such_a_place() -> None:
         return Target(np.zeros((16, 16, 3), np.uint8), not accepted, accepted, figures)
 
     lines = table({"ours": [target(True, 1.0), target(False, 0.5), target(False, None), target(False, None)]})
+
     assert lines[2:] == [
         "| ours | 4 | 75% | 0.050 | 25% | 0.750 | 2.000 | 0.750 |",
         "| (the reference itself) | 4 | - | 1.000 | - | 3.000 | 4.000 | 3.000 |",
@@ -114,7 +115,7 @@ def test_tables_are_means_over_the_pairs_that_have_such_a_place() -> None:
 def test_the_command_works_on_any_pipeline_and_prompts(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder that is no shapes world, a file of prompts, a reward that scores pictures of any size."""
+    """A folder other than the shapes world's, a file of prompts, and a reward for images of any size."""
     tiny_pipeline().save_pretrained(tmp_path / "pipeline")
     (tmp_path / "prompts.json").write_text(json.dumps({"name": "own", "prompts": [{"text": "a big [cat]"}]}))
     given = [what, "--pipeline", str(tmp_path / "pipeline"), "--prompts", str(tmp_path / "prompts.json")]
@@ -123,7 +124,7 @@ def test_the_command_works_on_any_pipeline_and_prompts(
     assert [file.name for file in (tmp_path / "out").iterdir()] == [f"ablations-{what}.png"]
 
 
-def test_labels_leave_the_pictures_as_they_are() -> None:
+def test_labels_do_not_change_the_images() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     image = np.asarray(labelled([[picture]], ["a_long_name of a column"], ["row"]))
     assert (image[HEADER : HEADER + 32 : 2, MARGIN : MARGIN + 32 : 2] == picture).all()

@@ -27,13 +27,17 @@ class Broken(Brightness):
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_xl_model])
 def test_pairs_are_those_of_a_round(make: object) -> None:
-    """16 samples of each prompt, seeds 7 to 22 and 1007 to 1022; of the 8 pairs that the reward makes the first four.
-    The second prompt is not sampled where the first gives enough."""
+    """16 samples of each prompt, seeds 7 to 22 and 1007 to 1022; the first four of the 8 pairs by the reward.
+
+    The second prompt is not sampled if the first gives enough.
+    """
     model = make()  # type: ignore[operator]
     bench = Bench(model, Brightness())
-    found = find_pairs(bench, PROMPTS, 8, seed=7)
-    assert [pairs.prompt for pairs in found] == ["a red circle", "a blue star"]
-    for number, pairs in enumerate(found):
+    groups = find_pairs(bench, PROMPTS, 8, seed=7)
+
+    assert [pairs.prompt for pairs in groups] == ["a red circle", "a blue star"]
+
+    for number, pairs in enumerate(groups):
         assert len(pairs) == 4
         assert set(pairs.base.seeds + pairs.reference.seeds) <= set(range(7 + 1000 * number, 23 + 1000 * number))
         pictures = np.concatenate([pairs.base_pictures, pairs.reference_pictures])
@@ -41,15 +45,16 @@ def test_pairs_are_those_of_a_round(make: object) -> None:
         scores = Brightness().score(pictures, [""] * 8)
         assert pairs.base_scores + pairs.reference_scores == tuple(scores)
         assert all(better > worse for better, worse in zip(scores[4:], scores[:4], strict=True))
-    assert found[1].thresholds == (0.03,)
+
+    assert groups[1].thresholds == (0.03,)
     assert [pairs.prompt for pairs in find_pairs(bench, PROMPTS, 4, seed=7)] == ["a red circle"]
 
 
-def test_the_best_meets_the_worst_and_thresholds_are_found_from_all_samples() -> None:
+def test_the_best_is_paired_with_the_worst_and_thresholds_use_all_samples() -> None:
     model = tiny_model()
     [pairs] = find_pairs(Bench(model, Brightness()), PROMPTS[:1], 4, seed=7)
-    one = pairs.one(2)
-    assert (len(one), one.base.seeds, one.base_scores) == (1, pairs.base.seeds[2:3], pairs.base_scores[2:3])
+    pair = pairs.single(2)
+    assert (len(pair), pair.base.seeds, pair.base_scores) == (1, pairs.base.seeds[2:3], pairs.base_scores[2:3])
     assert pairs.base_scores[0] == min(pairs.base_scores)
     assert pairs.reference_scores[0] == max(pairs.reference_scores)
     assert len(pairs.thresholds) == 1 and pairs.thresholds != thresholds_of(pairs.reference)  # not of the four alone
@@ -64,7 +69,7 @@ def test_equal_or_broken_rewards_are_errors() -> None:
         find_pairs(replace(bench, scorer=Broken()), PROMPTS, 4, seed=7)
 
 
-def test_the_judge_applies_to_the_shapes_worlds_prompts_and_pictures_alone() -> None:
+def test_the_judge_applies_to_the_shapes_world_only() -> None:
     shapes = DiffusionModel.load(MODELS["shapes"].folder)
     known = builtin_lists()["shapes-attribute-test"].prompts
     assert judge_for(shapes, known) is not None

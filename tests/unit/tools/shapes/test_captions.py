@@ -20,11 +20,11 @@ def test_end_of_text_has_the_largest_id_where_open_clip_looks_for_it():
     assert ids.index(max(ids)) == 4
 
 
-def test_wrong_words_come_at_the_stated_share():
+def test_wrong_words_occur_at_the_stated_rate():
     rng = np.random.default_rng(0)
     named = named_parts(random_scene("attribute", rng))
-    drawn = [wrong_parts("attribute", named, rng) for _ in range(2000)]
-    share = np.mean([parts["colour"] != named["colour"] for parts in drawn])
-    deviation = np.sqrt(WRONG_SHARE["colour"] * (1 - WRONG_SHARE["colour"]) / len(drawn))
+    wrong_captions = [wrong_parts("attribute", named, rng) for _ in range(2000)]
+    share = np.mean([parts["colour"] != named["colour"] for parts in wrong_captions])
+    deviation = np.sqrt(WRONG_SHARE["colour"] * (1 - WRONG_SHARE["colour"]) / len(wrong_captions))
     assert abs(share - WRONG_SHARE["colour"]) < 4 * deviation
-    assert all(parts["shape"] == named["shape"] for parts in drawn)
+    assert all(parts["shape"] == named["shape"] for parts in wrong_captions)

@@ -1,4 +1,4 @@
-"""How the shapes world's pipeline is trained: its text encoder, its attention, and where its words look."""
+"""The training of the shapes world's pipeline: its text encoder, its attention, and the grounding of words."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_the_text_encoder_starts_as_clips():
         torch.testing.assert_close(ours, model.encode_text(tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_attention_in_training_is_diffusers_own_and_keeps_what_words_saw():
+def test_attention_in_training_equals_diffusers_and_stores_the_maps():
     torch.manual_seed(0)
     unet = new_unet()
     inputs = torch.randn(2, 4, 16, 16), torch.tensor([7, 900]), torch.randn(2, 16, 128)
@@ -38,6 +38,7 @@ def test_attention_in_training_is_diffusers_own_and_keeps_what_words_saw():
     with torch.no_grad():
         torch.testing.assert_close(unet(*inputs).sample, expected, rtol=1e-4, atol=1e-5)
     cross = [name for name in unet.attn_processors if "attn2" in name]
+
     assert len(attention.maps) == len(cross)
     for seen in attention.maps:
         torch.testing.assert_close(seen.sum(-1), torch.ones(seen.shape[:2]))
@@ -55,14 +56,15 @@ def test_grounding_loss_by_hand():
     assert loss.item() == pytest.approx(token + pixel, rel=1e-5)
 
 
-def test_pictures_without_a_caption_ground_nothing():
+def test_images_without_a_caption_have_no_grounding_loss():
     maps = torch.full((1, 4, 3), 1 / 3)
     assert grounding_loss([maps], torch.ones(1, 2, 16, 16), torch.tensor([[-1, -1]])).item() == 0
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_item_columns_hold_the_items_words(template):
-    tokenizer, rng = new_tokenizer(), np.random.default_rng(1)
+    tokenizer = new_tokenizer()
+    rng = np.random.default_rng(1)
     for _ in range(20):
         named = named_parts(random_scene(template, rng))
         text = caption(template, named)

@@ -1,4 +1,4 @@
-"""What the shipped models can do: the figures of docs/shapes-world.md, on fewer pictures."""
+"""The quality of the shipped models: the figures of docs/shapes-world.md, on fewer images."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def model() -> DiffusionModel:
     return DiffusionModel.load(MODELS["shapes"].folder)
 
 
-def test_the_judge_and_clip_know_the_worlds_captions() -> None:
+def test_the_judge_and_clip_recognise_the_worlds_captions() -> None:
     accepts, rejects = judge_accuracy(Judge.load(), 300)
     assert accepts >= 0.99 and rejects >= 0.99
-    found = clip_accuracy(120)
-    assert set(found) == set(TEMPLATES) and min(found.values()) >= 0.9
+    shares = clip_accuracy(120)
+    assert set(shares) == set(TEMPLATES) and min(shares.values()) >= 0.9
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def attributes(model: DiffusionModel) -> list[Sampled]:
 
 
 def test_the_base_model_leaves_something_to_learn(model: DiffusionModel, attributes: list[Sampled]) -> None:
-    """40 to 75 % over 320 samples a template (docs/shapes-world.md); samples of a few prompts may lie further out."""
+    """40 to 75 % over 320 samples per template (docs/shapes-world.md); a few prompts may deviate more."""
     samples = {"attribute": attributes}
     for template in TEMPLATES:
         if template not in samples:
@@ -49,10 +49,10 @@ def test_the_base_model_leaves_something_to_learn(model: DiffusionModel, attribu
         assert 0.25 <= statistics.fmean(accepted) <= 0.95, template
 
 
-def test_fusion_carries_what_the_prompt_says_and_leaves_the_rest(
+def test_fusion_transfers_the_prompts_content_and_keeps_the_rest(
     model: DiffusionModel, attributes: list[Sampled]
 ) -> None:
-    """Attributes: 40 % at least of rejected bases with accepted references, and 3 times closer outside the mask."""
+    """Attributes: at least 40 % of rejected bases with accepted references, and 3 times closer outside the mask."""
     judge = Judge.load()
     carried = [pair for one in attributes for pair in fused_pairs(model, judge, one, FUSION)]
     assert len(carried) >= 12
@@ -62,9 +62,11 @@ def test_fusion_carries_what_the_prompt_says_and_leaves_the_rest(
     assert all(0 < pair.cover < 0.6 for pair in carried)
 
 
-def test_the_union_mask_is_what_any_fused_step_took() -> None:
+def test_the_union_mask_covers_the_masks_of_all_fused_steps() -> None:
     maps = torch.zeros(1, 3, 2, 2, 1)
-    maps[0, 0, 0, 0], maps[0, 1, 0, 1], maps[0, 2, 1, 1] = 0.9, 0.9, 0.9  # step 0 is not fused
+    maps[0, 0, 0, 0] = 0.9
+    maps[0, 1, 0, 1] = 0.9
+    maps[0, 2, 1, 1] = 0.9  # step 0 is not fused
     reference = Trajectory(
         torch.zeros(1, 4, 4, 4, 4), torch.tensor([3, 2, 1]), torch.zeros(1, 3), (0,), SamplingConfig(num_steps=3), maps
     )
@@ -72,24 +74,27 @@ def test_the_union_mask_is_what_any_fused_step_took() -> None:
     assert mask.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
 
 
-def test_found_thresholds_fit_the_true_masks_as_well_as_those_set_by_hand(model: DiffusionModel) -> None:
+def test_automatic_thresholds_fit_the_true_masks_as_well_as_hand_set_ones(model: DiffusionModel) -> None:
     for prompt in prompt_list("attribute", "train")[:2]:
-        found = measure(model, prompt, samples=4, count=2, seed=0, config=FUSION)
-        assert all(ours >= by_hand for ours, by_hand in zip(found.automatic_iou, found.hand_set_iou, strict=True))
+        agreement = measure(model, prompt, samples=4, count=2, seed=0, config=FUSION)
+        assert all(
+            ours >= by_hand for ours, by_hand in zip(agreement.automatic_iou, agreement.hand_set_iou, strict=True)
+        )
 
 
 def test_every_attention_control_runs_on_the_shapes_world(model: DiffusionModel) -> None:
     """Each differs from its base and from all others, at two fused steps of four."""
     prompt = prompt_list("attribute", "train")[0]
-    embeds, negative = model.encode_prompts([prompt.text]), model.encode_prompts([""])
+    embeds = model.encode_prompts([prompt.text])
+    negative = model.encode_prompts([""])
     items = [model.item_tokens(prompt.text, prompt.items)]
     four = SamplingConfig(num_steps=4)
     arguments = (model.unet, model.scheduler, embeds, negative)
     reference, base = (sample(*arguments, [seed], items=items, config=four) for seed in (1, 2))
-    made = [base.final]
+    previous = [base.final]
     for control in get_args(AttentionControl):
         config = FusionConfig(control=control, first_step=2)
         sides = (model.unet, model.scheduler, base, reference, embeds, negative)
         target = fuse(*sides, thresholds=[prompt.thresholds], config=config).final
-        assert all(float((target - other).abs().max()) > 1e-4 for other in made), control
-        made.append(target)
+        assert all(float((target - other).abs().max()) > 1e-4 for other in previous), control
+        previous.append(target)

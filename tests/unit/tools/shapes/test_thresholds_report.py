@@ -16,7 +16,7 @@ from tools.shapes.thresholds_report import encode_images, measure, noised_item_m
 PROMPT = prompt_list("behaviour", "train")[0]
 
 
-def test_a_cell_is_an_items_where_it_covers_half_of_it() -> None:
+def test_a_cell_belongs_to_an_item_that_covers_half_of_it() -> None:
     backdrop = Backdrop("flat", (90, 90, 90), (90, 90, 90), 0.0, 0)
     scene = Scene("attribute", (Thing("circle", "red", x=32, y=24, radius=16),), backdrop)
     mask = true_masks([scene, scene], 16)
@@ -38,21 +38,25 @@ def test_encoded_images_are_the_scaled_mean_of_the_vae() -> None:
     torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_maps_of_a_picture_do_not_depend_on_its_batch() -> None:
+def test_maps_of_an_image_do_not_depend_on_its_batch() -> None:
     model = tiny_model()
     schedule = Schedule.from_scheduler(model.scheduler, 20, 1.0)
     clean = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     both = noised_item_maps(model, clean, PROMPT, schedule, [2, 10], seed=5)
+
     assert both.shape == (2, 2, 8, 8, 2)
     assert 0 < both.min() and both.max() < 1
+
     alone = noised_item_maps(model, clean[1:], PROMPT, schedule, [2, 10], seed=6)
     torch.testing.assert_close(both[1:], alone, atol=1e-6, rtol=1e-5)
+
     later = noised_item_maps(model, clean, PROMPT, schedule, [10], seed=5)
     assert not torch.allclose(later[:, 0], both[:, 1])  # the first draw of noise went to step 2
 
 
 def test_states_are_the_noised_latents_of_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = tiny_model(), []
+    model = tiny_model()
+    seen = []
 
     def remember(unet: Any, x_t: torch.Tensor, timestep: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append((x_t, int(timestep)))
@@ -69,10 +73,10 @@ def test_states_are_the_noised_latents_of_their_steps(monkeypatch: pytest.Monkey
 
 def test_a_prompt_is_measured_with_both_kinds_of_thresholds() -> None:
     config = FusionConfig(first_step=18)
-    found = measure(tiny_model(), PROMPT, samples=1, count=1, seed=0, config=config)
-    assert found.hand_set == PROMPT.thresholds and found.automatic != found.hand_set
-    assert all(0 < threshold < 1 for threshold in found.automatic)
-    assert all(0 <= iou <= 1 for iou in (*found.automatic_iou, *found.hand_set_iou))
+    agreement = measure(tiny_model(), PROMPT, samples=1, count=1, seed=0, config=config)
+    assert agreement.hand_set == PROMPT.thresholds and agreement.automatic != agreement.hand_set
+    assert all(0 < threshold < 1 for threshold in agreement.automatic)
+    assert all(0 <= iou <= 1 for iou in (*agreement.automatic_iou, *agreement.hand_set_iou))
 
 
 def test_the_report_has_a_line_for_the_template_and_each_item() -> None:
