@@ -19,10 +19,10 @@ from dfusion.advantages import RewardHistory
 from dfusion.attention.layers import find_layers, resolve_layers
 from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig, SamplingConfig
 from dfusion.errors import InvalidInputError
-from dfusion.figures import PairFigures, Side, decide, fusion_mask, pair_figures
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, require_moments_of
+from dfusion.pair_metrics import PairFigures, Side, decide, fusion_mask, pair_figures
 from dfusion.pairing import choose_pairs
 from dfusion.prompts import Prompt
 from dfusion.rewards import Scorer

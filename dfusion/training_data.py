@@ -26,7 +26,7 @@ class TrainingPair:
     on_policy           whether the policy to be trained sampled the preferred trajectory. False for a fused target and
                         an inverted trajectory, whose recorded log-probs are another network's
     rejected_on_policy  the same for the rejected trajectory. A reviewer may have rejected a target
-    mask                (h_m, w_m) in [0, 1]: where the target was fused (`dfusion.figures.fusion_mask`). None if
+    mask                (h_m, w_m) in [0, 1]: where the target was fused (`dfusion.pair_metrics.fusion_mask`). None if
                         neither side is a target. Used with `credit="mask"` only
 
     Raises ShapeMismatchError and InvalidInputError, and NonFiniteError for latents that are NaN or infinite.

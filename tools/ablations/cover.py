@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dfusion.config import FusionConfig, PairingConfig
-from dfusion.figures import fusion_mask
 from dfusion.fused_sampling import fuse
+from dfusion.pair_metrics import fusion_mask
 from dfusion.pairing import adopt
 from dfusion.types import Trajectory
 from tools.ablations.pairs import Bench, Pairs, conditions

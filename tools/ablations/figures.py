@@ -29,10 +29,10 @@ from PIL import Image, ImageDraw
 
 from dfusion.attention.layers import find_layers
 from dfusion.config import FusionConfig, PairingConfig, Precision, SamplingConfig
-from dfusion.figures import PairFigures, Side, fusion_mask, pair_figures
 from dfusion.fused_sampling import fuse
 from dfusion.inversion import report_inversion
 from dfusion.models import DiffusionModel
+from dfusion.pair_metrics import PairFigures, Side, fusion_mask, pair_figures
 from dfusion.pairing import adopt
 from dfusion.prompts import read_prompts
 from dfusion.rewards import load_scorer

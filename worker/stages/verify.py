@@ -10,8 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from dfusion.errors import ScorerError
-from dfusion.figures import Side, covers_too_much, decide, fusion_mask, mask_image, pair_figures
-from dfusion.rewards import Scorer
+from dfusion.pair_metrics import Side, covers_too_much, decide, fusion_mask, mask_image, pair_figures
 from dfusion.types import Trajectory
 from service.db.queries import jobs, results
 from service.db.tables import Score

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dfusion.config import FusionConfig, SamplingConfig
-from dfusion.figures import fusion_mask
 from dfusion.fused_sampling import fuse
+from dfusion.pair_metrics import fusion_mask
 from dfusion.prompts import Prompt
 from dfusion.types import Trajectory
 from tests.nets import tiny_model

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dfusion.config import FusionConfig
-from dfusion.figures import PairFigures
+from dfusion.pair_metrics import PairFigures
 from dfusion.prompts import Prompt
 from tests.nets import tiny_model, tiny_pipeline
 from tests.scorers import Brightness

@@ -7,7 +7,7 @@ import torch
 
 from dfusion.config import PRESETS, AttentionControl, FusionConfig, PairingConfig, SamplingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
-from dfusion.figures import PSNR_MAX, Side, decide, fusion_mask, mask_image, pair_figures, ssim
+from dfusion.pair_metrics import PSNR_MAX, Side, decide, fusion_mask, mask_image, pair_figures, ssim
 from dfusion.types import Trajectory
 
 UPPER_HALF = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
