@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.db.queries import jobs, stages
-from service.db.queries.stages import Hint, StopRequest
-from service.db.tables import Job, Stage
+from service.db.queries.stages import Hint, Wish
+from service.db.tables import Artifact, Job, Stage
 from service.errors import (
     AlreadyRunningError,
     ConflictError,
@@ -182,6 +183,33 @@ def _claim_again(service: Service, lost: Claim) -> Claim:
             return held
         threading.Event().wait(0.01)
     raise AssertionError("the stage was not queued again")
+
+
+def test_a_stage_has_one_output_in_a_slot(service: Service) -> None:
+    """The database refuses the second, whatever a worker does."""
+    job_id = start(service)
+    held = take(service)
+
+    def write(session: Session, name: str, slot: str) -> None:
+        session.add(
+            Artifact(
+                id=name,
+                job_id=job_id,
+                stage_id=held.stage_id,
+                slot=slot,
+                key=name,
+                sha256="",
+                size_bytes=1,
+                media_type="image/png",
+                created_at=0.0,
+            )
+        )
+
+    with service.uow.writing() as session:
+        write(session, "art_1", "image-0")
+        write(session, "art_2", "image-1")
+    with pytest.raises(IntegrityError), service.uow.writing() as session:
+        write(session, "art_3", "image-0")
 
 
 def test_what_a_stage_made_is_not_seen_if_its_end_fails(service: Service) -> None:

@@ -36,6 +36,12 @@ def test_resize_keeps_height_and_width_apart() -> None:
     assert resize_mask(mask, (2, 6)).int().tolist() == [[[1, 1, 0, 0, 1, 1]] * 2]
 
 
+def test_resize_takes_the_nearest_pixel() -> None:
+    """From three columns to two: column x comes from floor(1.5 x), that is from 0 and 1. A mean would fill both."""
+    mask = torch.tensor([[[True, False, True]]])
+    assert resize_mask(mask, (1, 2)).int().tolist() == [[[1, 0]]]
+
+
 @pytest.mark.parametrize("items", [[[]], [[()]], [[-1]], [[4]], [[(0, 4)]]])
 def test_items_outside_the_prompt_are_rejected(items: list[list[object]]) -> None:
     with pytest.raises(InvalidInputError):

@@ -1,0 +1,231 @@
+"""Checks that the tests notice when a guard is taken away: `make test-mutations`, or `python -m tests.mutations NAME`.
+
+Each mutation is applied to a temporary copy of the repository, in which only the tests that guard it are run. A
+mutation is killed if each of them fails, and survives otherwise. Before that, the same tests must pass in a copy that
+is not mutated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dfusion-data", "demo-output", "records")
+PASSED, FAILED = 0, 1
+"""Exit codes of pytest; all others say that it could not run the tests."""
+
+
+class MutationError(Exception):
+    """A mutation does not fit the source or the tests any more, or its tests could not be run."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change of one place in one file that takes a guard away.
+
+    name    what is guarded
+    file    path from the root of the repository
+    source  text that occurs exactly once in the file
+    mutant  text that takes its place
+    tests   node ids of the tests that must fail, without parameters
+    """
+
+    name: str
+    file: str
+    source: str
+    mutant: str
+    tests: tuple[str, ...]
+
+    def mutated(self, text: str) -> str:
+        """The file's text with the mutation. Raises MutationError if `source` does not occur exactly once."""
+        count = text.count(self.source)
+        if count != 1:
+            raise MutationError(f"{self.name}: expected {self.source!r} once in {self.file}, got it {count} times")
+        return text.replace(self.source, self.mutant)
+
+    def check(self, root: Path = ROOT) -> None:
+        """Raises MutationError if the source text or a test is not there."""
+        path = root / self.file
+        if not path.is_file():
+            raise MutationError(f"{self.name}: expected the file {self.file}, got none")
+        self.mutated(path.read_text("utf-8"))
+
+        for test in self.tests:
+            file, _, function = test.partition("::")
+            if not (root / file).is_file() or f"def {function}(" not in (root / file).read_text("utf-8"):
+                raise MutationError(f"{self.name}: expected the test {test}, got none")
+
+
+MUTATIONS = (
+    Mutation(
+        "a worker writes only under the epoch of its lease",
+        "service/db/queries/stages.py",
+        "return Stage.id == stage_id, Stage.lease_epoch == epoch, Stage.state == StageState.RUNNING",
+        "return Stage.id == stage_id, Stage.lease_epoch >= epoch, Stage.state == StageState.RUNNING",
+        ("tests/integration/test_execution.py::test_nothing_is_written_under_an_old_epoch",),
+    ),
+    Mutation(
+        "a stage has one output in a slot",
+        "migrations/versions/0001_tables.py",
+        '    sa.UniqueConstraint("stage_id", "slot"),\n',
+        "",
+        (
+            "tests/integration/test_execution.py::test_a_stage_has_one_output_in_a_slot",
+            "tests/integration/test_migrations.py::test_migrations_make_the_tables_that_the_code_knows",
+        ),
+    ),
+    Mutation(
+        "the bytes of an artifact are those that were stored",
+        "service/storage/files.py",
+        "        if found != sha256:\n",
+        "        if not found:\n",
+        ("tests/integration/test_storage.py::test_other_bytes_are_noticed_and_mended_by_storing_them_again",),
+    ),
+    Mutation(
+        "an Idempotency-Key stands for one request",
+        "service/service.py",
+        "        if known.fingerprint != fingerprint:\n",
+        "        if not known.fingerprint:\n",
+        ("tests/unit/api/test_rounds.py::test_the_same_key_and_request_is_the_same_job",),
+    ),
+    Mutation(
+        "masks of items are merged by exclusive or",
+        "dfusion/attention/masks.py",
+        'counts % 2 == 1 if merge == "xor" else counts > 0',
+        'counts > 0 if merge == "xor" else counts > 0',
+        ("tests/unit/dfusion/attention/test_masks.py::test_two_items",),
+    ),
+    Mutation(
+        "masks are resized to the nearest pixel",
+        "dfusion/attention/masks.py",
+        'mode="nearest"',
+        'mode="bilinear"',
+        ("tests/unit/dfusion/attention/test_masks.py::test_resize_takes_the_nearest_pixel",),
+    ),
+    Mutation(
+        "the ratio of the preferred side is clipped",
+        "dfusion/losses/dpo.py",
+        "log_ratio_w = log_ratio_w.clamp(lowest, highest)",
+        "log_ratio_w = log_ratio_w.clamp(2 * lowest, 2 * highest)",
+        ("tests/unit/dfusion/losses/test_dpo.py::test_each_sides_ratio_is_clipped_by_itself",),
+    ),
+    Mutation(
+        "the unconditional half comes first",
+        "dfusion/guidance.py",
+        "Conditioning.cat([Conditioning.of(negative_prompt_embeds), conditioning])",
+        "Conditioning.cat([conditioning, Conditioning.of(negative_prompt_embeds)])",
+        ("tests/unit/dfusion/test_guidance.py::test_sdxl_guidance_by_two_separate_calls",),
+    ),
+    Mutation(
+        "a sample's noise comes from its own seed",
+        "dfusion/sampling.py",
+        "torch.randn(shape, generator=source) for source in sources",
+        "torch.randn(shape, generator=sources[0]) for _ in sources",
+        ("tests/unit/dfusion/test_sampling.py::test_a_sample_depends_on_its_seed_alone",),
+    ),
+    Mutation(
+        "a route asks for its scope",
+        "api/routes/jobs.py",
+        '"/{job_id}/cancel",\n    status_code=status.HTTP_202_ACCEPTED,\n    dependencies=[needs("submit")],',
+        '"/{job_id}/cancel",\n    status_code=status.HTTP_202_ACCEPTED,',
+        ("tests/unit/api/test_access.py::test_each_key_does_what_its_scopes_say_and_no_more",),
+    ),
+)
+
+
+@contextmanager
+def copied(tree: Path) -> Iterator[Path]:
+    """A copy of the tree that may be changed."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        yield Path(shutil.copytree(tree, Path(folder) / "tree", ignore=LEFT_OUT))
+
+
+def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """pytest's exit code and output for these tests of a copy."""
+    options = ["-p", "no:cacheprovider", "--tb=line", "-rfE"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=folder,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+def require_passing(tree: Path, mutations: Sequence[Mutation]) -> None:
+    """Raises MutationError unless the tests of all these mutations pass in the tree as it is."""
+    code, output = run_tests(tree, sorted({test for mutation in mutations for test in mutation.tests}))
+    if code != PASSED:
+        raise MutationError(f"expected the tests to pass without a mutation, got\n{output}")
+
+
+def survivors(tree: Path, mutation: Mutation) -> list[str]:
+    """The tests that pass in the tree without the guard. Raises MutationError if they could not be run."""
+    with copied(tree) as copy:
+        path = copy / mutation.file
+        path.write_text(mutation.mutated(path.read_text("utf-8")), "utf-8")
+        code, output = run_tests(copy, mutation.tests)
+    if code not in (PASSED, FAILED):
+        raise MutationError(f"{mutation.name}: the tests could not be run\n{output}")
+    failed = set(re.findall(r"^(?:FAILED|ERROR) (\S+?::\w+)", output, re.MULTILINE))
+    return [test for test in mutation.tests if test not in failed]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the mutations whose names hold one of the words; 1 if one survives, 2 if one could not be tried."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description="Do the tests notice lost guards?")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only mutations whose name holds one of these")
+    parser.add_argument("--jobs", type=int, default=2, help="how many are tried at once (2)")
+    options = parser.parse_args(arguments)
+    words = options.words or [""]
+    chosen = [mutation for mutation in MUTATIONS if any(word in mutation.name for word in words)]
+
+    # one copy of all, so that edits meanwhile do not matter
+    try:
+        with copied(ROOT) as tree:
+            verdicts = try_all(tree, chosen, options.jobs)
+    except MutationError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(f"{sum(verdicts)} of {len(chosen)} mutations were killed\n")
+    return 0 if all(verdicts) else 1
+
+
+def try_all(tree: Path, mutations: Sequence[Mutation], jobs: int) -> list[bool]:
+    """Whether each mutation is killed, which is written as well. Raises MutationError if one could not be tried."""
+    # 1. the table fits, and its tests pass as things are
+    for mutation in mutations:
+        mutation.check(tree)
+    require_passing(tree, mutations)
+
+    # 2. each mutation by itself
+    with ThreadPoolExecutor(jobs) as pool:
+        results = pool.map(lambda mutation: survivors(tree, mutation), mutations)
+        return [_report(mutation, passed) for mutation, passed in zip(mutations, results, strict=True)]
+
+
+def _report(mutation: Mutation, passed: Sequence[str]) -> bool:
+    """Write the line of a mutation; whether it was killed."""
+    sys.stdout.write(f"{'survived' if passed else 'killed  '}  {mutation.file}: {mutation.name}\n")
+    for test in passed:
+        sys.stdout.write(f"          passes all the same: {test}\n")
+    sys.stdout.flush()
+    return not passed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
