@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from sqlalchemy import make_url
+from sqlalchemy import Engine, make_url
 
 from service.db.migrate import migrate
 from service.db.unit_of_work import make_engine
@@ -99,3 +102,25 @@ def migrated_template(server: PostgresServer) -> str:
     migrate(engine, Path("unused"))
     engine.dispose()
     return str(make_url(url).database)
+
+
+@contextmanager
+def tables_by_copy(folder: Path) -> Iterator[None]:
+    """Within the block, a service that makes a SQLite database copies one that has all tables and no rows.
+
+    Hundreds of tests start a service, and the migrations are most of a start. They are run all the same, and find
+    nothing to do; their own tests are not concerned.
+    """
+    template = folder / "template.db"
+    engine = make_engine(f"sqlite:///{template}")
+    migrate(engine, folder / "migrate.lock")
+    engine.dispose()
+
+    def copy_and_migrate(engine: Engine, lock: Path) -> None:
+        database = engine.url.database
+        if engine.dialect.name == "sqlite" and database is not None and not Path(database).exists():
+            shutil.copy(template, database)
+        migrate(engine, lock)
+
+    with patch("service.service.migrate", copy_and_migrate):
+        yield

@@ -9,9 +9,16 @@ import torch
 from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or peft)
 from tests.nets import tiny_pipeline
 from tests.servers import PostgresServer, S3Server, postgres_server, s3_server
-from tests.service import migrated_template
+from tests.service import migrated_template, tables_by_copy
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """New SQLite databases get their tables by copy."""
+    with tables_by_copy(tmp_path_factory.mktemp("tables")):
+        yield
 
 
 @pytest.fixture(scope="session")

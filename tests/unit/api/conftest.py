@@ -12,7 +12,14 @@ from api.client.transport import Backoff
 from api.main import create_app
 from service.service import Service
 from tests.live_service import Busy, serving
-from tests.service import round_body, settings_for, work_until_idle
+from tests.service import round_body, settings_for, tables_by_copy, work_until_idle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """New SQLite databases get their tables by copy."""
+    with tables_by_copy(tmp_path_factory.mktemp("tables")):
+        yield
 
 
 @pytest.fixture

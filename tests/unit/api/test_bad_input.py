@@ -1,16 +1,31 @@
 """Invalid requests are rejected with their error code and change nothing in the database."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
+from api.main import create_app
 from service.db.tables import Table
-from service.ids import IdKind, new_id
+from service.ids import IdKind
 from service.service import Service
-from tests.service import PROMPTS, round_body
+from tests.service import PROMPTS, round_body, settings_for
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One application for all tests: what is refused leaves nothing behind."""
+    folder = tmp_path_factory.mktemp("refusing")
+    with TestClient(create_app(settings_for(folder, folder)), raise_server_exceptions=False) as opened:
+        yield opened
+
+
+def unknown(kind: IdKind) -> str:
+    """An id of that kind that nothing has; the same in every process, as it is part of tests' names."""
+    return f"{kind}_{'0' * 26}"
 
 
 def row_counts(service: Service) -> dict[str, int]:
@@ -29,13 +44,13 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"prompts": []}, "empty_prompt_set", "/prompts"),
         ({"prompts": None}, "invalid_request", ""),
         ({"prompt_set": "shapes-attribute-train"}, "invalid_request", ""),
-        ({"prompts": None, "prompt_set": "unknown"}, "unknown_prompt_set", "/prompt_set"),
-        ({"prompts": None, "prompt_set": new_id(IdKind.PROMPT_SET)}, "unknown_prompt_set", "/prompt_set"),
-        ({"held_out_prompt_set": "unknown"}, "unknown_prompt_set", "/held_out_prompt_set"),
-        ({"model": "unknown"}, "unknown_model", "/model"),
-        ({"model": new_id(IdKind.MODEL)}, "unknown_model", "/model"),
-        ({"model": new_id(IdKind.JOB)}, "unknown_model", "/model"),
-        ({"reward": "unknown"}, "unknown_scorer", "/reward"),
+        ({"prompts": None, "prompt_set": "nobody-knows"}, "unknown_prompt_set", "/prompt_set"),
+        ({"prompts": None, "prompt_set": unknown(IdKind.PROMPT_SET)}, "unknown_prompt_set", "/prompt_set"),
+        ({"held_out_prompt_set": "nobody-knows"}, "unknown_prompt_set", "/held_out_prompt_set"),
+        ({"model": "nobody-knows"}, "unknown_model", "/model"),
+        ({"model": unknown(IdKind.MODEL)}, "unknown_model", "/model"),
+        ({"model": unknown(IdKind.JOB)}, "unknown_model", "/model"),
+        ({"reward": "nobody-knows"}, "unknown_scorer", "/reward"),
         ({"reward": None}, "unknown_scorer", "/reward"),
         ({"evaluation": {"scorers": ["brightness", "x"]}}, "unknown_scorer", "/evaluation/scorers/1"),
         ({"sampling": {"num_steps": 0}}, "invalid_request", "/sampling/num_steps"),
@@ -137,17 +152,17 @@ def test_unsupported_content_types_are_rejected(client: TestClient) -> None:
         ("/jobs/", 404, "not_found"),
         ("/jobs/x", 404, "not_found"),
         ("/jobs/%00", 404, "not_found"),
-        (f"/jobs/{new_id(IdKind.JOB)}", 404, "not_found"),
-        (f"/jobs/{new_id(IdKind.SAMPLE)}", 404, "not_found"),
-        (f"/jobs/{new_id(IdKind.JOB)}/events", 404, "not_found"),
-        (f"/jobs/{new_id(IdKind.JOB)}/metrics", 404, "not_found"),
-        (f"/samples/{new_id(IdKind.PAIR)}", 404, "not_found"),
-        (f"/pairs/{new_id(IdKind.PAIR)}", 404, "not_found"),
-        (f"/models/{new_id(IdKind.SAMPLE)}", 404, "not_found"),
-        (f"/artifacts/{new_id(IdKind.ARTIFACT)}", 404, "not_found"),
+        (f"/jobs/{unknown(IdKind.JOB)}", 404, "not_found"),
+        (f"/jobs/{unknown(IdKind.SAMPLE)}", 404, "not_found"),
+        (f"/jobs/{unknown(IdKind.JOB)}/events", 404, "not_found"),
+        (f"/jobs/{unknown(IdKind.JOB)}/metrics", 404, "not_found"),
+        (f"/samples/{unknown(IdKind.PAIR)}", 404, "not_found"),
+        (f"/pairs/{unknown(IdKind.PAIR)}", 404, "not_found"),
+        (f"/models/{unknown(IdKind.SAMPLE)}", 404, "not_found"),
+        (f"/artifacts/{unknown(IdKind.ARTIFACT)}", 404, "not_found"),
         ("/artifacts/..%2f..%2fdfusion.db", 404, "not_found"),
-        ("/prompt-sets/unknown", 404, "not_found"),
-        (f"/pairs?job={new_id(IdKind.SAMPLE)}", 404, "not_found"),
+        ("/prompt-sets/nobody-knows", 404, "not_found"),
+        (f"/pairs?job={unknown(IdKind.SAMPLE)}", 404, "not_found"),
         ("/jobs?limit=0", 422, "invalid_parameter"),
         ("/jobs?limit=201", 422, "invalid_parameter"),
         ("/jobs?state=tired", 422, "invalid_parameter"),
@@ -156,7 +171,7 @@ def test_unsupported_content_types_are_rejected(client: TestClient) -> None:
         ("/jobs?cursor=%FF", 422, "invalid_cursor"),
         ("/samples?role=hero", 422, "invalid_parameter"),
         ("/samples?round=99999999999999999999", 422, "invalid_parameter"),
-        (f"/jobs/{new_id(IdKind.JOB)}?wait=nan", 422, "invalid_parameter"),
+        (f"/jobs/{unknown(IdKind.JOB)}?wait=nan", 422, "invalid_parameter"),
     ],
 )
 def test_invalid_paths_and_parameters_are_rejected(client: TestClient, path: str, status: int, code: str) -> None:
@@ -181,6 +196,6 @@ def test_allow_names_all_methods_of_a_path(client: TestClient) -> None:
     """A path may belong to several routes."""
     allowed = {
         path: client.patch(path).headers["allow"]
-        for path in ("/jobs", "/prompt-sets", "/aliases/champion", f"/artifacts/{new_id(IdKind.ARTIFACT)}")
+        for path in ("/jobs", "/prompt-sets", "/aliases/champion", f"/artifacts/{unknown(IdKind.ARTIFACT)}")
     }
     assert list(allowed.values()) == ["GET", "GET, POST", "DELETE, PUT", "GET, HEAD"]
