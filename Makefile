@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments results serve stack test test-units test-library test-integration test-acceptance test-faults check compile check-docker fix openapi docs bench bench-service clean
+.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-faults test-mutations check compile check-docker fix openapi bench bench-service clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,27 +31,31 @@ serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until C
 stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two workers, until Ctrl-C
 	$(BIN)/python -m api.stack
 
-test: $(VENV)/.ready ## all checks, then all tests, three suites at a time
-	@$(MAKE) --no-print-directory --output-sync=target -j2 check compile
-	@echo "suites run side by side, each shows its output when it has ended; this takes ten minutes and more"
+# several processes for each suite: they share two cores with the servers that they wait for
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+test: $(VENV)/.ready ## all checks and all tests, side by side
+	@$(MAKE) --no-print-directory compile
+	@echo "checks and suites run side by side, each shows its output when it has ended; this takes minutes"
 	@# a thread that waits for a core which another suite has would only spin
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-acceptance test-library test-integration test-units
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-servers test-units check
 
-# these two stand back: acceptance tests take longest, and much of that is waiting
+test-quick: $(VENV)/.ready ## all checks and the unit tests that are not slow, for the loop of development
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j2 check test-units QUICK='not slow'
+
+# tests with servers come first: much of their time is waiting
 test-units: $(VENV)/.ready
-	nice -n 5 $(BIN)/pytest tests/unit --ignore tests/unit/dfusion --ignore tests/unit/tools
+	nice -n 5 $(BIN)/pytest tests/unit $(SIDE_BY_SIDE) -m '$(QUICK)'
 
-test-library: $(VENV)/.ready
-	nice -n 5 $(BIN)/pytest tests/unit/dfusion tests/unit/tools
+test-servers: $(VENV)/.ready
+	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
 
-test-integration: $(VENV)/.ready
-	$(BIN)/pytest tests/integration
+test-faults: $(VENV)/.ready ## the long form of the tests of faults, of the stack and of the contract
+	DFUSION_FAULT_KILLS=25 DFUSION_CONTRACT_EXAMPLES=12 \
+	$(BIN)/pytest tests/acceptance/test_faults.py tests/acceptance/test_stack.py tests/acceptance/test_contract.py
 
-test-acceptance: $(VENV)/.ready
-	$(BIN)/pytest tests/acceptance
-
-test-faults: $(VENV)/.ready ## the tests of faults alone, with more of them (takes its time)
-	DFUSION_FAULT_KILLS=25 $(BIN)/pytest tests/acceptance/test_faults.py
+test-mutations: $(VENV)/.ready ## take guards away, one at a time: the tests must notice
+	$(BIN)/python -m tests.mutations
 
 check: $(VENV)/.ready ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -9,22 +9,21 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.deployment import EMBEDDED, deployment
-from tests.pages import blocks
+from tests.deployment import ROOT, Deployment
 
 BLOCKS = blocks("docs/curl.md", "bash")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
-def test_every_line_of_the_page_works(tmp_path: Path, pipeline: Path) -> None:
-    with deployment(EMBEDDED, tmp_path, pipeline) as made:
-        script = "set -euo pipefail\n" + "\n".join(BLOCKS).replace(
-            "http://127.0.0.1:8000", f"http://127.0.0.1:{made.settings.port}"
-        )
-        environment = {**os.environ, "no_proxy": "*"}
-        done = subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
-        )
+def test_every_line_of_the_page_works(tmp_path: Path, embedded: Deployment) -> None:
+    script = "set -euo pipefail\n" + "\n".join(BLOCKS).replace(
+        "http://127.0.0.1:8000", f"http://127.0.0.1:{embedded.settings.port}"
+    )
+    environment = {**os.environ, "no_proxy": "*"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+    )
+    embedded.accept_all()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert all(f"event: {kind}\n" in done.stdout for kind in ("job.created", "stage.started", "job.succeeded", "end"))
     assert re.search(r"^-?\d+\.\d+(e-\d+)?$", done.stdout, re.MULTILINE), done.stdout

@@ -143,12 +143,13 @@ def test_the_service_of_a_killed_runner_ends_and_the_next_continues(file: Path, 
     assert report["missing"] == [] and len(report["scores"]) == 2
 
 
-def test_a_committed_record_comes_out_again(tmp_path: Path, pipeline: Path) -> None:
+def test_a_committed_record_comes_out_again(tmp_path: Path, embedded: Deployment) -> None:
     """One cell of experiments/smoke.yaml: its scores and its training, but for the rounding of another machine."""
     folder = ROOT / "experiments"
-    with deployment(EMBEDDED, tmp_path, pipeline) as service:
-        runner = start(service, folder / "smoke.yaml", tmp_path, "--arm", "fused", "--seed", "1")
-        assert runner.wait(PATIENCE_SECONDS) == 0
+    runner = start(embedded, folder / "smoke.yaml", tmp_path, "--arm", "fused", "--seed", "1")
+    assert runner.wait(PATIENCE_SECONDS) == 0
+    embedded.accept_all()
+
     name = "smoke/attribute--fused--seed1.json"
     again = json.loads((tmp_path / name).read_text("utf-8"))
     committed = json.loads((folder / "records" / name).read_text("utf-8"))

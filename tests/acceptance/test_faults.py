@@ -1,6 +1,6 @@
 """Faults under real processes: what was promised is done, once, and as if nothing had happened.
 
-Each test prints its seed. DFUSION_FAULT_SEED repeats one; DFUSION_FAULT_KILLS makes more of them.
+Each test prints its seed. DFUSION_FAULT_SEED repeats one; DFUSION_FAULT_KILLS makes more of them (`make test-faults`).
 """
 
 import os
@@ -28,7 +28,7 @@ from tests.deployment import DEPLOYED, EMBEDDED, PATIENCE_SECONDS, Deployment, u
 from tests.installation import Installation
 from tests.service import PROMPTS, round_body, settings_for
 
-KILLS = int(os.environ.get("DFUSION_FAULT_KILLS", "5"))
+KILLS = int(os.environ.get("DFUSION_FAULT_KILLS", "3"))
 SETTINGS = {
     "lease_seconds": 3,
     "heartbeat_seconds": 0.2,

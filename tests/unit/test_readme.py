@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_readmes_python_trains_an_adapter(tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     for written, run in (

@@ -189,9 +189,8 @@ def test_unreachable_service_is_reported(run: Run, monkeypatch: pytest.MonkeyPat
         assert (report.exit_code, checks["service"]) == (1, "wrong")
 
 
-def test_doctor_reports_checks_of_service_and_machine(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFUSION_MODELS", json.dumps({"gone": str(tmp_path / "gone"), "hub": "sd-1.5"}))
     report = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(report.stdout)["data"]}

@@ -57,12 +57,14 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_every_form_gives_the_same_image(trained: tuple[Path, Path], tmp_path: Path, form: ExportFormat) -> None:
     report = export_adapter(*trained, tmp_path / "out", form, check=CHECK)
     assert report.difference <= TOLERANCE < 10 * TOLERANCE < report.effect
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_stock_diffusers_gives_the_same_image(tmp_path: Path) -> None:
     """Without dfusion, except its patch for torchvision with a CPU-only torch, loaded as a single file."""
     work = []
@@ -175,7 +177,8 @@ def test_merged_pipelines_have_merged_weights_and_no_paths(trained: tuple[Path, 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_export_with_another_image_is_removed(
+@pytest.mark.slow
+def test_an_export_with_another_image_does_not_stay(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
 ) -> None:
     """An export that lost its alpha: diffusers then uses the rank instead, and the adapter is half as strong."""

@@ -236,6 +236,7 @@ def test_a_fused_pair_is_trained_on_under_the_plain_network(model: DiffusionMode
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.slow
 def test_loss_divergence_and_gradient_are_those_of_the_equations(model: DiffusionModel, algorithm: str) -> None:
     """In the third update, at a distance from the old policy: against the equations in numpy.
 
@@ -271,6 +272,7 @@ def test_loss_divergence_and_gradient_are_those_of_the_equations(model: Diffusio
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.slow
 def test_batches_and_checkpointing_change_nothing(model: DiffusionModel, algorithm: str) -> None:
     """All agree with batch 1 and accumulation, and with autograd on the equations for all rows at once.
 

@@ -7,6 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize("module", ["worker.tasks", "worker.sweeper", "worker.health"])
+@pytest.mark.slow
 def test_only_the_child_imports_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'fastapi'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,6 +24,8 @@ from service.states import JobKind, JobState
 from tests.unit.api.conftest import Live
 from tests.unit.api.experiments.examples import cells_by_name
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ["a red and striped [circle]", "a blue and dotted [star]"]
 HELD_OUT = ["a green and dotted [heart]"]
 CONTENT: dict[str, Any] = {

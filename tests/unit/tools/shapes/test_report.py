@@ -20,6 +20,8 @@ from dfusion.types import Trajectory
 from tools.shapes.report import Sampled, clip_accuracy, fused_pairs, judge_accuracy, sample_prompts, union_mask
 from tools.shapes.thresholds_report import measure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model() -> DiffusionModel:

@@ -1,0 +1,28 @@
+"""Markers that follow from where a test is, and the order of tests where several processes share them."""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts servers, and keep the tests of a file in one process of pytest-xdist, as they share fixtures.
+
+    Acceptance tests are grouped by the installation that they share (tests/acceptance/conftest.py).
+    """
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in ("acceptance", "integration"):
+            item.add_marker("servers")
+        if folder == "acceptance":
+            item.add_marker("slow")
+        else:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
+
+    # slow files first, so that no process is left alone with one of them at the end
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
