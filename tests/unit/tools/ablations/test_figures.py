@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +75,9 @@ def test_the_judge_has_a_column(bench: Bench, groups: list[Pairs], tmp_path: Pat
     assert [cells(line)[place] for line in lines[2:]] == ["50%", "-"]
 
 
-def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
-    lines = report_grid(bench, groups, tmp_path / "sheet.png")
+@pytest.mark.slow
+def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
+    lines = report_grid(bench, found, tmp_path / "sheet.png")
     assert cells(lines[0]) == ["a red circle", "0-19", "2-19", "5-19", "10-19", "2-14", "2-9"]
     assert [cells(line)[0] for line in lines[2:]] == ["middle", "middle and its neighbours", "middle and up"]
     assert {cell for line in lines[2:] for cell in cells(line)[1:]} <= {"adopted", "not"}
@@ -111,17 +114,30 @@ def test_tables_are_means_over_the_pairs_with_a_non_empty_region() -> None:
     ]
 
 
-@pytest.mark.parametrize("what", REPORTS)
-def test_the_command_works_on_any_pipeline_and_prompts(
-    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A folder other than the shapes world's, a file of prompts, and a reward for images of any size."""
-    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
-    (tmp_path / "prompts.json").write_text(json.dumps({"name": "own", "prompts": [{"text": "a big [cat]"}]}))
-    given = [what, "--pipeline", str(tmp_path / "pipeline"), "--prompts", str(tmp_path / "prompts.json")]
-    main([*given, "--reward", "shapes-clip", "--out", str(tmp_path / "out"), "--pairs", "1", "--first-step", "18"])
-    assert capsys.readouterr().out.startswith(f"{what}, {tmp_path}/prompts.json, shapes-clip\n")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == [f"ablations-{what}.png"]
+def command(folder: Path, what: str) -> list[str]:
+    """The first lines of what the command prints: of each report, what it is of.
+
+    It gets a folder that is no shapes world, a file of prompts, and a reward that scores pictures of any size.
+    """
+    tiny_pipeline().save_pretrained(folder / "pipeline")
+    (folder / "prompts.json").write_text(json.dumps({"name": "own", "prompts": [{"text": "a big [cat]"}]}))
+    given = [what, "--pipeline", str(folder / "pipeline"), "--prompts", str(folder / "prompts.json")]
+    with redirect_stdout(StringIO()) as printed:
+        main([*given, "--reward", "shapes-clip", "--out", str(folder / "out"), "--pairs", "1", "--first-step", "18"])
+    return [line for line in printed.getvalue().splitlines() if line.endswith(f", {folder}/prompts.json, shapes-clip")]
+
+
+@pytest.mark.slow
+def test_the_command_makes_every_report_of_any_pipeline_and_prompts(tmp_path: Path) -> None:
+    heads = command(tmp_path, "all")
+    assert [line.partition(",")[0] for line in heads] == list(REPORTS)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {f"ablations-{what}.png" for what in REPORTS}
+
+
+@pytest.mark.slow
+def test_the_command_makes_one_report_alone(tmp_path: Path) -> None:
+    assert [line.partition(",")[0] for line in command(tmp_path, "steps")] == ["steps"]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["ablations-steps.png"]
 
 
 def test_labels_do_not_change_the_images() -> None:
