@@ -54,7 +54,7 @@ class WorkerSupervisor:
         they wait until its lease expires.
         """
         if self._service.uow.engine.dialect.name == "sqlite":
-            execution.lose_workers(self._service.uow, self._service.settings, _OWNER_PREFIX)
+            execution.requeue_stages_of(self._service.uow, self._service.settings, _OWNER_PREFIX)
         self._thread.start()
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ class WorkerSupervisor:
 
             try:
                 code = self._run(owner)
-                requeued = execution.lose_workers(self._service.uow, self._service.settings, owner)
+                requeued = execution.requeue_stages_of(self._service.uow, self._service.settings, owner)
             except (OSError, SQLAlchemyError, ServiceError):
                 _logger.exception("supervising the worker failed; retrying")
             else:

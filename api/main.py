@@ -14,7 +14,7 @@ from api import access, errors, openapi
 from api.body import BodyValidationMiddleware
 from api.embedded import WorkerSupervisor
 from api.metrics import HttpMetrics, InstallationMetrics
-from api.observe import Observed
+from api.observe import ObservabilityMiddleware
 from api.rate_limit import RateLimit
 from api.readiness import Readiness
 from api.routes import (
@@ -113,7 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyValidationMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(access.Guard, settings=settings, rate_limit=rate_limit)
     errors.install(app)
     for module in (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, health, metrics, docs):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.deployment import ROOT, Deployment
+from tests.deployment import Deployment
+from tests.pages import blocks
 
 BLOCKS = blocks("docs/curl.md", "bash")
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.db.queries import jobs, stages
-from service.db.queries.stages import Hint, Wish
+from service.db.queries.stages import Hint, StopRequest
 from service.db.tables import Artifact, Job, Stage
 from service.errors import (
     AlreadyRunningError,

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from dfusion.errors import ScorerError
 from dfusion.pair_metrics import Side, covers_too_much, decide, fusion_mask, mask_image, pair_figures
+from dfusion.rewards import Scorer
 from dfusion.types import Trajectory
 from service.db.queries import jobs, results
 from service.db.tables import Score

@@ -25,7 +25,7 @@ from tests.pages import blocks
 @pytest.fixture
 def hinge(monkeypatch: pytest.MonkeyPatch) -> Algorithm:
     """The guide's algorithm, added as the guide describes."""
-    loss, description = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    loss, description = blocks("docs/how-to/add-an-algorithm.md", "python")
     module = ModuleType("dfusion.losses.hinge")
     exec(loss, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from dfusion.rounds import Drawn, RoundPair
+from dfusion.rounds import Rollout, RoundPair
 from tools.shapes.pair_figure import GAP, HEAD, HEADS, SIDE, row
 
 
-def sample(grey: int) -> Drawn:
-    return Drawn(None, np.full((64, 64, 3), grey, np.uint8), 0.0)  # type: ignore[arg-type]
+def sample(grey: int) -> Rollout:
+    return Rollout(None, np.full((64, 64, 3), grey, np.uint8), 0.0)  # type: ignore[arg-type]
 
 
 def test_columns_are_in_the_order_of_their_heads() -> None:
