@@ -88,16 +88,16 @@ MUTATIONS = (
     Mutation(
         "the bytes of an artifact are those that were stored",
         "service/storage/files.py",
-        "        if found != sha256:\n",
-        "        if not found:\n",
+        "        if actual != sha256:\n",
+        "        if not actual:\n",
         ("tests/integration/test_storage.py::test_other_bytes_are_noticed_and_mended_by_storing_them_again",),
     ),
     Mutation(
         "an Idempotency-Key stands for one request",
         "service/service.py",
-        "        if known.fingerprint != fingerprint:\n",
-        "        if not known.fingerprint:\n",
-        ("tests/unit/api/test_rounds.py::test_the_same_key_and_request_is_the_same_job",),
+        "        if earlier.fingerprint != fingerprint:\n",
+        "        if not earlier.fingerprint:\n",
+        ("tests/unit/api/test_rounds.py::test_repeating_a_request_with_its_key_returns_the_same_job",),
     ),
     Mutation(
         "masks of items are merged by exclusive or",
@@ -130,9 +130,9 @@ MUTATIONS = (
     Mutation(
         "a sample's noise comes from its own seed",
         "dfusion/sampling.py",
-        "torch.randn(shape, generator=source) for source in sources",
-        "torch.randn(shape, generator=sources[0]) for _ in sources",
-        ("tests/unit/dfusion/test_sampling.py::test_a_sample_depends_on_its_seed_alone",),
+        "torch.randn(shape, generator=generator) for generator in generators",
+        "torch.randn(shape, generator=generators[0]) for _ in generators",
+        ("tests/unit/dfusion/test_sampling.py::test_a_sample_depends_on_its_seed_only",),
     ),
     Mutation(
         "a route asks for its scope",

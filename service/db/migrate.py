@@ -70,10 +70,7 @@ def _upgrade(config: Config, connection: Connection) -> None:
     current = _current(connection)
     connection.rollback()
     if current - known:
-        raise UnknownRevisionError(
-            f"the database is at revision {', '.join(sorted(current))}, which this version does not know: "
-            "a newer version migrated it"
-        )
+        raise UnknownRevisionError(_reason(current))
 
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")

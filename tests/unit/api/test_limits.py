@@ -53,8 +53,8 @@ def test_one_key_cannot_fill_the_queue(start: Callable[..., TestClient]) -> None
     ann = {"Authorization": f"Bearer {key['key']}"}
     responses = [client.post("/rounds", json=round_body(), headers=caller) for caller in (ann, ann, ann, admin, admin)]
     assert [response.status_code for response in responses] == [202, 202, 429, 202, 429]
-    assert "of this key" in responses[2].json()["detail"]
-    assert "of this key" not in responses[4].json()["detail"]
+    assert "per API key" in responses[2].json()["detail"]
+    assert "per API key" not in responses[4].json()["detail"]
 
 
 def test_jobs_are_rejected_when_the_disk_is_nearly_full(start: Callable[..., TestClient]) -> None:

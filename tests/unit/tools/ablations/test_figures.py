@@ -76,8 +76,8 @@ def test_the_judge_has_a_column(bench: Bench, groups: list[Pairs], tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, found: list[Pairs], tmp_path: Path) -> None:
-    lines = report_grid(bench, found, tmp_path / "sheet.png")
+def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
+    lines = report_grid(bench, groups, tmp_path / "sheet.png")
     assert cells(lines[0]) == ["a red circle", "0-19", "2-19", "5-19", "10-19", "2-14", "2-9"]
     assert [cells(line)[0] for line in lines[2:]] == ["middle", "middle and its neighbours", "middle and up"]
     assert {cell for line in lines[2:] for cell in cells(line)[1:]} <= {"adopted", "not"}
