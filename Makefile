@@ -71,7 +71,7 @@ compile: $(VENV)/.ready
 check-docker: $(VENV)/.ready ## what pip and the Dockerfiles install, in clean environments; takes minutes
 	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py tests/acceptance/test_packaging.py
 
-fix: $(VENV)/.ready ## format and mend what a linter can mend
+fix: $(VENV)/.ready ## format, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

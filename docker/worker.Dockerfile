@@ -1,4 +1,4 @@
-# A worker. CPU unless told otherwise; for NVIDIA GPUs:
+# A worker. For the CPU by default; for NVIDIA GPUs:
 #   docker build -f docker/worker.Dockerfile --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
 FROM python:3.11.13-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
