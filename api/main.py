@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import access, errors, openapi
 from api.body import BodyValidationMiddleware
@@ -31,6 +32,7 @@ from api.routes import (
 )
 from service import keys
 from service.broker import open_queue
+from service.errors import StartError
 from service.file_lock import file_lock
 from service.service import Service
 from service.settings import Settings
@@ -43,6 +45,17 @@ class Application(FastAPI):
         super().__init__(**options)
         self.state.metrics = HttpMetrics()
         self._requires_keys = settings.auth
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Report a StartError by its message: Starlette would report its stack trace, which the server then logs."""
+
+        async def send_reason(message: Message) -> None:
+            error = sys.exception()
+            if message["type"] == "lifespan.startup.failed" and isinstance(error, StartError):
+                message = {**message, "message": f"cannot start: {error}"}
+            await send(message)
+
+        await super().__call__(scope, receive, send_reason if scope["type"] == "lifespan" else send)
 
     def build_middleware_stack(self) -> ASGIApp:
         return ObservabilityMiddleware(super().build_middleware_stack(), self.state.metrics)
