@@ -4,88 +4,88 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-faults test-mutations check compile check-docker fix openapi bench bench-service clean
+.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-faults test-mutations check compile check-docker fix openapi docs bench bench-service clean
 
-help: ## this list
+help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "setting up $(VENV): this downloads torch and more, and takes minutes"
+	@echo "creating $(VENV): downloads torch and more; takes minutes"
 	$(PYTHON) -m venv $(VENV)
-	# not compiled: that takes half a minute, and only a part is ever imported, which compiles it
+	# without compiling: it takes half a minute, and Python compiles the modules that are imported
 	$(BIN)/pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.ready ## one online D-Fusion run on the shapes world, through the REST API
+demo: $(VENV)/.ready ## run D-Fusion on the shapes world through the REST API; takes minutes
 	$(BIN)/python -m tools.demo
 
-experiments: $(VENV)/.ready ## run and report FILES (all of experiments/); takes hours, continues where it was stopped
+experiments: $(VENV)/.ready ## run FILES (default: all of experiments/) and write reports; takes hours, resumes
 	$(BIN)/python -m api.experiments $(FILES)
 
-results: $(VENV)/.ready ## reports of all experiments and the tables of README.md and docs/results.md, from the records
+results: $(VENV)/.ready ## write reports and the tables of README.md and docs/results.md from the records
 	$(BIN)/python -m tools.results_page experiments README.md docs/results.md
 
-serve: $(VENV)/.ready ## the service on 127.0.0.1:8000, with one worker, until Ctrl-C
+serve: $(VENV)/.ready ## run the service with one worker on 127.0.0.1:8000 until Ctrl-C
 	$(BIN)/python -m api
 
-stack: $(VENV)/.ready ## deployed mode on 127.0.0.1: PostgreSQL, Redis, S3, two workers, until Ctrl-C
+stack: $(VENV)/.ready ## run deployed mode on 127.0.0.1 until Ctrl-C: PostgreSQL, Redis, S3, two workers
 	$(BIN)/python -m api.stack
 
-# several processes for each suite: they share two cores with the servers that they wait for
+# two processes for each suite: much of their time is waiting for servers
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-test: $(VENV)/.ready ## all checks and all tests, side by side
+test: $(VENV)/.ready ## run all checks and tests in parallel
 	@$(MAKE) --no-print-directory compile
-	@echo "checks and suites run side by side, each shows its output when it has ended; this takes minutes"
-	@# a thread that waits for a core which another suite has would only spin
+	@echo "checks and suites run in parallel; each shows its output at its end; takes minutes"
+	@# one thread each: more would spin while another suite uses the core
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-servers test-units check
 
-test-quick: $(VENV)/.ready ## all checks and the unit tests that are not slow, for the loop of development
+test-quick: $(VENV)/.ready ## run all checks and the fast unit tests
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j2 check test-units QUICK='not slow'
 
-# tests with servers come first: much of their time is waiting
+# lower priority than test-servers, which takes longer and waits much of the time
 test-units: $(VENV)/.ready
 	nice -n 5 $(BIN)/pytest tests/unit $(SIDE_BY_SIDE) -m '$(QUICK)'
 
 test-servers: $(VENV)/.ready
 	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
 
-test-faults: $(VENV)/.ready ## the long form of the tests of faults, of the stack and of the contract
+test-faults: $(VENV)/.ready ## run the long tests of faults, the stack and the API contract
 	DFUSION_FAULT_KILLS=25 DFUSION_CONTRACT_EXAMPLES=12 \
 	$(BIN)/pytest tests/acceptance/test_faults.py tests/acceptance/test_stack.py tests/acceptance/test_contract.py
 
-test-mutations: $(VENV)/.ready ## take guards away, one at a time: the tests must notice
+test-mutations: $(VENV)/.ready ## remove guards one at a time; the tests must fail
 	$(BIN)/python -m tests.mutations
 
-check: $(VENV)/.ready ## format, lint, types, import contracts
+check: $(VENV)/.ready ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 compile: $(VENV)/.ready
-	@# once, before the suites start many processes, which would all do it, each time where bytecode is not to be written;
-	@# _torchvision_ops first, as open_clip needs it beside a CPU-only torch
+	@# compile bytecode once, before the suites start many processes that would each do it;
+	@# _torchvision_ops first, because open_clip needs it with a CPU-only torch
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.main, celery, open_clip, worker.local"
 
-check-docker: $(VENV)/.ready ## what pip and the Dockerfiles install, in clean environments; takes minutes
+check-docker: $(VENV)/.ready ## install like pip and the Dockerfiles, in clean environments; takes minutes
 	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py tests/acceptance/test_packaging.py
 
-fix: $(VENV)/.ready ## format, and fix what the linter can fix
+fix: $(VENV)/.ready ## format the code and apply the linter's fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-openapi: $(VENV)/.ready ## the golden copy of the OpenAPI document, after a change of the API
+openapi: $(VENV)/.ready ## update the golden copy of the OpenAPI document
 	$(BIN)/python -m tests.openapi
 
-docs: $(VENV)/.ready ## the documentation as a site in build/docs/site; broken links are errors
+docs: $(VENV)/.ready ## build the documentation site in build/docs/site; broken links are errors
 	$(BIN)/python -m tools.docs_site
 
-bench: $(VENV)/.ready ## time and U-Net evaluations of fusion, beside the plain way
+bench: $(VENV)/.ready ## compare dfusion with plain fusion: time and U-Net evaluations
 	$(BIN)/python -m benchmarks.fusion
 
-bench-service: $(VENV)/.ready ## the service's own times in both modes, beside its aims
+bench-service: $(VENV)/.ready ## measure the service in both modes against its targets
 	$(BIN)/python -m benchmarks.service
 
-clean: ## remove the environment and caches (keeps data)
+clean: ## remove the environment and caches; keeps data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,11 +1,11 @@
-# The API, the migration and the sweeper: no torch.
+# API, migration and sweeper, without torch.
 #   docker build -f docker/api.Dockerfile -t dfusion-api .
 FROM python:3.11.13-slim-bookworm AS build
 RUN python -m venv /opt/dfusion
 ENV PATH=/opt/dfusion/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/dfusion/src
 COPY pyproject.toml constraints.txt ./
-# the extra alone: with the library's own dependencies it would bring torch
+# only the extra's dependencies: the library's include torch
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['service'], sep='\n')" > service.txt
 RUN pip install --constraint constraints.txt --requirement service.txt
 COPY . .

@@ -1,4 +1,4 @@
-# A worker. For the CPU by default; for NVIDIA GPUs:
+# Worker, for the CPU by default. For NVIDIA GPUs:
 #   docker build -f docker/worker.Dockerfile --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
 FROM python:3.11.13-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -7,7 +7,7 @@ ENV PATH=/opt/dfusion/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK
 WORKDIR /opt/dfusion/src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN pip install --constraint constraints.txt --index-url "$TORCH_INDEX" torch torchvision
-# only a link to this folder, so that dependencies can be installed before the code is there
+# an editable install: dependencies are installed before the code is copied
 RUN pip install --constraint constraints.txt --editable '.[worker]'
 COPY . .
 RUN python -m compileall -q .

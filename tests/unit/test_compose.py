@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,10 @@ def test_the_example_names_every_variable() -> None:
     used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text("utf-8")))
     example = (ROOT / ".env.example").read_text("utf-8")
     assert {name for name in used if not re.search(rf"^(# )?{name}=", example, re.MULTILINE)} == set()
+
+
+def test_images_have_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert {FILLED[name]["image"].partition(":")[2] for name in OURS} == {version}
+    for file in ("api.Dockerfile", "worker.Dockerfile"):
+        assert f"\nARG VERSION={version}\n" in (ROOT / "docker" / file).read_text("utf-8")
