@@ -27,18 +27,12 @@ class IdKind(StrEnum):
     EXPORT = "exp"
     API_KEY = "key"
 
+    @property
+    def noun(self) -> str:
+        """The kind in messages, such as "prompt set"."""
+        return "API key" if self is IdKind.API_KEY else self.name.lower().replace("_", " ")
 
-_NOUNS = {
-    IdKind.JOB: "a job",
-    IdKind.STAGE: "a stage",
-    IdKind.SAMPLE: "a sample",
-    IdKind.PAIR: "a pair",
-    IdKind.MODEL: "a model",
-    IdKind.ARTIFACT: "an artifact",
-    IdKind.PROMPT_SET: "a prompt set",
-    IdKind.EXPORT: "an export",
-    IdKind.API_KEY: "an API key",
-}
+
 _PATTERN = re.compile(rf"({'|'.join(IdKind)})_[{_ALPHABET}]{{26}}")
 
 
@@ -78,8 +72,6 @@ def expect(kind: IdKind, text: str) -> str:
     Raises:
         NotFoundError: `text` is not an id, or an id of another kind.
     """
-    actual = kind_of(text)
-    if actual is kind:
-        return text
-    got = repr(text) if actual is None else f"the id of {_NOUNS[actual]}: {text}"
-    raise NotFoundError(f"expected the id of {_NOUNS[kind]} ({kind}_…), got {got}")
+    if kind_of(text) is not kind:
+        raise NotFoundError(f"expected {kind.noun} id of the form {kind}_…, got {text!r}")
+    return text

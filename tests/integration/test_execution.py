@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.db.queries import jobs, stages
-from service.db.queries.stages import Hint, StopRequest
+from service.db.queries.stages import StopRequest
 from service.db.tables import Artifact, Job, Stage
 from service.errors import (
     AlreadyRunningError,
@@ -24,7 +24,7 @@ from service.file_lock import file_lock
 from service.jobs import execution
 from service.jobs.execution import Claim, StageFailure
 from service.jobs.kinds import RoundSpec
-from service.queue import SilentQueue
+from service.queue import Hint, SilentQueue
 from service.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
 from tests.service import round_body, settings_for
 

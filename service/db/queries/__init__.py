@@ -1,1 +1,1 @@
-"""All SQL of the service. Functions take an open session and never commit."""
+"""The SQL of the service. Functions take an open session and never commit."""

@@ -1,4 +1,4 @@
-"""Queries over API keys. Rows are never deleted: jobs name the key that made them."""
+"""Queries over API keys. Rows are never deleted, since jobs reference the key that created them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
 from service.db.queries.pages import Page, fetch_page
+from service.db.queries.rows import get_row
 from service.db.tables import ApiKey
-from service.errors import NotFoundError
-from service.ids import IdKind, expect, new_id
+from service.ids import IdKind, new_id
 
-_USE_NOTED_EVERY_SECONDS = 300.0
-# made once, as every request with a key runs it: to make it takes about as long as to run it
-_USE_IS_NEWS = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now_seconds() - _USE_NOTED_EVERY_SECONDS)
+_USE_INTERVAL_SECONDS = 300.0
+# built once, since every request with a key runs it and building it takes about as long as running it
+_USE_IS_DUE = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now_seconds() - _USE_INTERVAL_SECONDS)
 _IS_ACTIVE = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now_seconds())
-_CANDIDATES = select(ApiKey.id, ApiKey.sha256, ApiKey.scopes, _USE_IS_NEWS).where(
+_CANDIDATES = select(ApiKey.id, ApiKey.sha256, ApiKey.scopes, _USE_IS_DUE).where(
     ApiKey.prefix == bindparam("prefix"), _IS_ACTIVE
 )
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An active key with the prefix that was asked for; `use_is_due`: its last use was noted some time ago."""
+    """An active key with the requested prefix. `use_is_due`: the time of its last use is to be updated."""
 
     id: str
     sha256: str
@@ -35,7 +35,7 @@ class Candidate:
 def add(
     session: Session, *, name: str, prefix: str, sha256: str, scopes: list[str], expires_at: float | None
 ) -> ApiKey:
-    """A new key."""
+    """Insert a key."""
     row = ApiKey(
         id=new_id(IdKind.API_KEY),
         name=name,
@@ -52,10 +52,7 @@ def add(
 
 def get(session: Session, key_id: str) -> ApiKey:
     """The key. Raises NotFoundError."""
-    row = session.get(ApiKey, expect(IdKind.API_KEY, key_id))
-    if row is None:
-        raise NotFoundError(f"there is no key {key_id}")
-    return row
+    return get_row(session, ApiKey, IdKind.API_KEY, key_id)
 
 
 def page(session: Session, limit: int, cursor: str | None) -> Page[ApiKey]:
@@ -64,27 +61,27 @@ def page(session: Session, limit: int, cursor: str | None) -> Page[ApiKey]:
 
 
 def named(session: Session, name: str) -> list[ApiKey]:
-    """All keys of that name, revoked ones too."""
+    """All keys with this name, including revoked ones."""
     return list(session.scalars(select(ApiKey).where(ApiKey.name == name)))
 
 
 def active(session: Session, scope: str) -> list[ApiKey]:
-    """Keys with that very scope that are neither revoked nor expired."""
+    """Keys with exactly this scope that are neither revoked nor expired."""
     return [row for row in session.scalars(select(ApiKey).where(_IS_ACTIVE)) if scope in row.scopes]
 
 
 def candidates(session: Session, prefix: str) -> list[Candidate]:
-    """Active keys that begin so."""
+    """Active keys with this prefix."""
     rows = session.execute(_CANDIDATES, {"prefix": prefix})
     return [Candidate(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
 
 def record_use(session: Session, key_id: str) -> None:
-    """The key is used now."""
+    """Set the time of the key's last use to now."""
     session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now_seconds()))
 
 
 def revoke(session: Session, key_id: str) -> None:
-    """The key is revoked from now on, if it was not before."""
+    """Revoke the key. A key that was revoked before keeps its time."""
     query = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
     session.execute(query.values(revoked_at=now_seconds()))

@@ -9,13 +9,14 @@ from sqlalchemy import bindparam, case, func, select, update
 from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
-from service.db.queries.pages import Page, fetch_page
+from service.db.queries.pages import ColumnValues, Page, fetch_page
+from service.db.queries.rows import get_row
 from service.db.tables import Event, IdempotencyKey, Job, Model
 from service.errors import NotFoundError
 from service.ids import IdKind, expect, new_id
 from service.states import FINAL_JOB_STATES, JobKind, JobState
 
-# Statements of every request for a job, made once: to make one takes about as long as to run it.
+# Statements that every request for a job runs. They are built once, since building takes about as long as running.
 _LAST_MODEL = select(Model.id).where(Model.job_id == Job.id).order_by(Model.round.desc()).limit(1)
 _VIEW = (
     select(Job, now_seconds(), _LAST_MODEL.scalar_subquery())
@@ -24,13 +25,13 @@ _VIEW = (
 )
 _QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api_key_id"), 1)))).where(
     Job.started_at.is_(None),
-    Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # by the index on states, as `not_in` would not be
+    Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # uses the index on states, unlike `not_in`
 )
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A job at a moment, with the newest model that it has trained."""
+    """A job, the current time of the database, and the last model that the job trained."""
 
     job: Job
     now: float
@@ -51,7 +52,7 @@ def add(
     api_key_id: str | None,
     work_total: float,
 ) -> Job:
-    """A new queued job."""
+    """Insert a queued job."""
     job = Job(
         id=new_id(IdKind.JOB),
         kind=kind,
@@ -74,14 +75,11 @@ def add(
 
 def get(session: Session, job_id: str) -> Job:
     """The job. Raises NotFoundError."""
-    job = session.get(Job, expect(IdKind.JOB, job_id))
-    if job is None:
-        raise NotFoundError(f"there is no job {job_id}")
-    return job
+    return get_row(session, Job, IdKind.JOB, job_id)
 
 
 def get_view(session: Session, job_id: str) -> JobView:
-    """The job as it is now, with what an answer shows of it. Raises NotFoundError."""
+    """The current state of the job, as responses show it. Raises NotFoundError."""
     row = session.execute(_VIEW, {"job_id": expect(IdKind.JOB, job_id)}).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no job {job_id}")
@@ -89,15 +87,15 @@ def get_view(session: Session, job_id: str) -> JobView:
 
 
 def exists(session: Session, job_id: str) -> bool:
-    """Whether there is such a job."""
+    """Whether the job exists."""
     return session.get(Job, job_id) is not None
 
 
 def lock(session: Session, job_id: str) -> Job:
-    """The job as it is now, held until the transaction ends: state changes of one job happen one after the other.
+    """Lock the row of the job until the transaction ends, and read its current state.
 
-    Always before its stages, never after one, so that no two transactions wait for each other. Rows that refer to
-    the job can be inserted meanwhile (key_share).
+    The job must be locked before its stages, so that transactions cannot deadlock. Other transactions can insert rows
+    that reference the job meanwhile (key_share).
     """
     query = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
     return session.scalars(query.execution_options(populate_existing=True)).one()
@@ -113,67 +111,68 @@ def page(
     prompt_set_id: str | None = None,
     origin_id: str | None = None,
 ) -> Page[Job]:
-    """Jobs, newest first."""
-    query = select(Job)
-    filters = {Job.state: state, Job.kind: kind, Job.prompt_set_id: prompt_set_id, Job.origin_id: origin_id}
-    for column, wanted in filters.items():
-        if wanted is not None:
-            query = query.where(column == wanted)
-    return fetch_page(session, query, Job.id, limit, cursor, newest_first=True)
+    """Jobs, newest first. Filters that are None match all jobs."""
+    equal: ColumnValues = {
+        Job.state: state,
+        Job.kind: kind,
+        Job.prompt_set_id: prompt_set_id,
+        Job.origin_id: origin_id,
+    }
+    return fetch_page(session, select(Job), Job.id, limit, cursor, newest_first=True, equal=equal)
 
 
 def count_queued(session: Session, api_key_id: str | None) -> tuple[int, int]:
-    """Jobs of which nothing has begun, paused ones among them: all, and that key's."""
+    """The number of unfinished jobs that have not started: in total, and of this API key."""
     total, of_key = session.execute(_QUEUED, {"api_key_id": api_key_id}).one()
     return total, of_key
 
 
 def start(session: Session, job_id: str) -> None:
-    """A queued job runs from now on; one that is not queued is not waited for."""
+    """Set a queued job to running. Does nothing for other jobs."""
     query = update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED)
     session.execute(query.values(state=JobState.RUNNING, started_at=now_seconds()))
 
 
 def end(session: Session, job_id: str, state: JobState, code: str | None = None, message: str | None = None) -> bool:
-    """The job ends in `state`, unless it has ended before; whether it did now."""
+    """End the job in `state`. False if it had already ended."""
     query = update(Job).where(Job.id == job_id, Job.state.not_in(FINAL_JOB_STATES)).returning(Job.id)
     values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
     return session.execute(query.values(values)).first() is not None
 
 
 def request_cancel(session: Session, job_id: str) -> None:
-    """The job is cancelling from now on."""
+    """Set an unfinished job to cancelling."""
     query = update(Job).where(Job.id == job_id, Job.state.not_in(FINAL_JOB_STATES))
     session.execute(query.values(state=JobState.CANCELLING, cancel_requested_at=now_seconds()))
 
 
 def become(session: Session, job_id: str, state: JobState) -> bool:
-    """The job has that state from now on, unless it has it or has ended; whether it changed."""
+    """Set the state of the job. False if it has this state already, or has ended."""
     query = update(Job).where(Job.id == job_id, Job.state.not_in((*FINAL_JOB_STATES, state))).returning(Job.id)
     return session.execute(query.values(state=state)).first() is not None
 
 
 def request_pause(session: Session, job_id: str) -> None:
-    """The job is pausing from now on."""
+    """Set the job to pausing."""
     query = update(Job).where(Job.id == job_id)
     session.execute(query.values(state=JobState.PAUSING, pause_requested_at=now_seconds()))
 
 
 def request_resume(session: Session, job_id: str) -> None:
-    """The job goes on where it was."""
+    """Set the job to running, or to queued if it has not started."""
     state = case((Job.started_at.is_(None), JobState.QUEUED), else_=JobState.RUNNING)
     session.execute(update(Job).where(Job.id == job_id).values(state=state, pause_requested_at=None))
 
 
 def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:
-    """What the job found."""
+    """Store the result of the job."""
     session.execute(update(Job).where(Job.id == job_id).values(result=result))
 
 
 def add_event(
     session: Session, job_id: str, kind: str, message: str, stage_id: str | None = None, **data: object
 ) -> int:
-    """Write into the job's log; the number of the event."""
+    """Add an event to the log of the job. Returns the number of the event."""
     event = Event(job_id=job_id, stage_id=stage_id, at=now_seconds(), kind=kind, message=message, data=data)
     session.add(event)
     session.flush()
@@ -181,25 +180,26 @@ def add_event(
 
 
 def has_event(session: Session, number: int) -> bool:
-    """Whether the log has that event."""
+    """Whether the event exists."""
     return session.get(Event, number) is not None
 
 
 def events(session: Session, job_id: str, limit: int, cursor: str | None) -> Page[Event]:
-    """The job's log, in order."""
+    """The log of the job, in order."""
     return fetch_page(session, select(Event).where(Event.job_id == job_id), Event.id, limit, cursor)
 
 
 def by_key(session: Session, key: str) -> IdempotencyKey | None:
+    """The earlier request with this Idempotency-Key."""
     return session.get(IdempotencyKey, key)
 
 
 def add_key(session: Session, key: str, fingerprint: str, job_id: str) -> None:
-    """Remember what the key made."""
+    """Store the request with this Idempotency-Key and the job that it created."""
     session.add(IdempotencyKey(key=key, fingerprint=fingerprint, job_id=job_id, created_at=now_seconds()))
     session.flush()
 
 
 def now(session: Session) -> float:
-    """The database's time, in seconds since 1970."""
+    """The current time of the database, in seconds since 1970."""
     return session.scalars(select(now_seconds())).one()

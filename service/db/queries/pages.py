@@ -1,4 +1,4 @@
-"""Pages of a list, by keyset: the cursor is the last id of the page before."""
+"""Keyset pagination: the cursor is the last key of the previous page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from service.errors import InvalidRequestError
 
 T = TypeVar("T")
-Filters = Mapping[InstrumentedAttribute[Any], Any]
+ColumnValues = Mapping[InstrumentedAttribute[Any], Any]
 
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """Some rows, and the cursor of the next page if there are more."""
+    """The rows of a page, and the cursor of the next page; None on the last page."""
 
     rows: list[T]
     next_cursor: str | None
@@ -32,72 +32,95 @@ def fetch_page(
     limit: int,
     cursor: str | None,
     newest_first: bool = False,
-    equal: Filters | None = None,
+    equal: ColumnValues | None = None,
 ) -> Page[T]:
-    """The page after `cursor`, in order of `key` (unique; ids, which sort by age, or an event's number).
+    """Fetch the page after `cursor`, in order of `key`.
 
-    `equal` are columns and what they must be (None: anything). Those of the table's best index are written as bounds
-    of a range in the index's order. Written as equalities, which is the same, PostgreSQL may go through all rows in
-    order of `key` instead, since it does not know that what it looks for was made late.
+    Filters by columns of the table's best index become bounds of a range in the order of the index. As equalities they
+    mean the same, but PostgreSQL may then scan all rows in the order of `key`.
+
+    Args:
+        session: A view of the database.
+        query: Selects the rows.
+        key: A unique column: an id, which sorts by age, or the number of an event.
+        limit: The maximum number of rows.
+        cursor: The cursor of the previous page; None for the first page.
+        newest_first: Descending order of `key`.
+        equal: Filters, as columns and their values; None is any value.
+
+    Raises:
+        InvalidRequestError: The cursor is invalid.
     """
-    given = {column: value for column, value in (equal or {}).items() if value is not None}
-    scope = _scope(key, given)
-    query = query.where(*(column == value for column, value in given.items() if column not in scope))
+    # 1. filters without an index
+    values = {column: value for column, value in (equal or {}).items() if value is not None}
+    indexed = _indexed_filters(key, values)
+    query = query.where(*(column == value for column, value in values.items() if column not in indexed))
+
+    # 2. filters with an index, and the rows after the cursor
     last = None if cursor is None else _last(key, cursor)
-    query = query.where(*_range({column: given[column] for column in scope}, key, last, newest_first))
-    order = [column.desc() if newest_first else column for column in (*scope, key)]
-    rows = list(session.scalars(query.order_by(*order).limit(limit + 1)))
-    more = len(rows) > limit
+    bounds = _range({column: values[column] for column in indexed}, key, last, newest_first)
+    order = [column.desc() if newest_first else column for column in (*indexed, key)]
+
+    # 3. one row more than the page, which shows whether there is a next page
+    rows = list(session.scalars(query.where(*bounds).order_by(*order).limit(limit + 1)))
+    if len(rows) <= limit:
+        return Page(rows, None)
     rows = rows[:limit]
-    return Page(rows, encode_cursor(str(getattr(rows[-1], key.key))) if more else None)
+    return Page(rows, encode_cursor(str(getattr(rows[-1], key.key))))
 
 
-def _scope(key: InstrumentedAttribute[Any], given: Filters) -> list[InstrumentedAttribute[Any]]:
-    """The columns before the key in the index that serves most of the filters."""
-    by_name = {column.key: column for column in given}
-    names = ([column.name for column in index.columns] for index in key.class_.__table__.indexes)
-    served = [found[:-1] for found in names if found[-1] == key.key and by_name.keys() >= set(found[:-1])]
-    return [by_name[name] for name in max(sorted(served), key=len, default=[])]
+def _indexed_filters(key: InstrumentedAttribute[Any], values: ColumnValues) -> list[InstrumentedAttribute[Any]]:
+    """The columns before `key` in the index that covers most of the filters."""
+    by_name = {column.key: column for column in values}
+    prefixes = []
+    for index in key.class_.__table__.indexes:
+        *prefix, last = (column.name for column in index.columns)
+        if last == key.key and by_name.keys() >= set(prefix):
+            prefixes.append(prefix)
+    return [by_name[name] for name in max(sorted(prefixes), key=len, default=[])]
 
 
 def _range(
-    scope: Filters, key: InstrumentedAttribute[Any], last: object | None, newest_first: bool
+    equal: ColumnValues, key: InstrumentedAttribute[Any], last: object | None, newest_first: bool
 ) -> list[ColumnElement[bool]]:
-    """Bounds of the rows that are equal in `scope` and whose key is beyond `last`."""
-    columns, values = list(scope), list(scope.values())
+    """Bounds of the rows that have the values of `equal` and follow the key `last`."""
     bounds: list[ColumnElement[bool]] = []
     if last is not None:
-        place, beyond = tuple_(*columns, key), tuple_(*values, last)
-        bounds.append(place < beyond if newest_first else place > beyond)
-    if columns:
-        place, wanted = tuple_(*columns), tuple_(*values)
+        position = tuple_(*equal, key)
+        last_position = tuple_(*equal.values(), last)
+        bounds.append(position < last_position if newest_first else position > last_position)
+
+    if equal:
+        columns = tuple_(*equal)
+        values = tuple_(*equal.values())
         if last is None or newest_first:
-            bounds.append(place >= wanted)
+            bounds.append(columns >= values)
         if last is None or not newest_first:
-            bounds.append(place <= wanted)
+            bounds.append(columns <= values)
     return bounds
 
 
 def _last(key: InstrumentedAttribute[Any], cursor: str) -> Any:
-    """The key of the last row before the page."""
+    """The last key of the previous page."""
     convert: Callable[[str], Any] = key.type.python_type
     try:
         last = convert(decode_cursor(cursor))
         if isinstance(last, int) and abs(last) >= 1 << 63:
-            raise ValueError("not a row's number")
+            raise ValueError("expected a 64-bit integer")
     except (ValueError, binascii.Error) as error:
-        raise InvalidRequestError.at("/cursor", "expected next_cursor of an earlier page", "invalid_cursor") from error
+        message = "expected next_cursor of an earlier page, got another value"
+        raise InvalidRequestError.at("/cursor", message, "invalid_cursor") from error
     return last
 
 
 def encode_cursor(last: str) -> str:
-    """The cursor of what follows `last`."""
+    """The cursor of the page after the key `last`."""
     return base64.urlsafe_b64encode(last.encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> str:
-    """What `encode_cursor` was given. Raises ValueError for anything else."""
+    """The key that `encode_cursor` encoded. Raises ValueError for an invalid cursor."""
     decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
     if not decoded.isprintable() or len(decoded) > 100:
-        raise ValueError("not a cursor")
+        raise ValueError("invalid cursor")
     return decoded

@@ -18,29 +18,35 @@ from service.ids import IdKind, kind_of, new_id
 
 
 def by_id(session: Session, set_id: str) -> PromptSet | None:
+    """The prompt set with this id."""
     return session.get(PromptSet, set_id)
 
 
 def latest(session: Session, name: str) -> PromptSet | None:
-    """The newest version of the set of that name."""
+    """The newest version of the prompt set with this name."""
     query = select(PromptSet).where(PromptSet.name == name).order_by(PromptSet.version.desc()).limit(1)
     return session.scalar(query)
 
 
 def id_of(session: Session, name_or_id: str) -> str:
-    """The id of the newest version of the set of that name, or the id itself. Raises NotFoundError for neither."""
-    named = latest(session, name_or_id)
-    if named is not None:
-        return named.id
+    """The id of the newest version of the prompt set with this name, or `name_or_id` itself if it is an id.
+
+    Raises:
+        NotFoundError: It is neither.
+    """
+    row = latest(session, name_or_id)
+    if row is not None:
+        return row.id
     if kind_of(name_or_id) is not IdKind.PROMPT_SET:
-        raise NotFoundError(f"{name_or_id!r} is no prompt set's name, and no id of one ({IdKind.PROMPT_SET}_…)")
+        raise NotFoundError(f"expected the name or id ({IdKind.PROMPT_SET}_…) of a prompt set, got {name_or_id!r}")
     return name_or_id
 
 
 def page(session: Session, limit: int, cursor: str | None) -> Page[PromptSet]:
-    """Named sets, in their newest versions, by id."""
-    named = select(PromptSet.name, func.max(PromptSet.version)).where(PromptSet.name.is_not(None))
-    query = select(PromptSet).where(tuple_(PromptSet.name, PromptSet.version).in_(named.group_by(PromptSet.name)))
+    """The newest versions of all named prompt sets, by id."""
+    versions = select(PromptSet.name, func.max(PromptSet.version)).where(PromptSet.name.is_not(None))
+    newest = versions.group_by(PromptSet.name)
+    query = select(PromptSet).where(tuple_(PromptSet.name, PromptSet.version).in_(newest))
     return fetch_page(session, query, PromptSet.id, limit, cursor)
 
 
@@ -51,7 +57,7 @@ def unsaved(
     builtin: bool = False,
     version: int = 1,
 ) -> PromptSet:
-    """A new set that is not in the database yet; without a name it belongs to the job that it came with."""
+    """A new prompt set that is not in the database yet. Without a name it belongs to one job."""
     content = [prompt.model_dump(mode="json") for prompt in prompts]
     return PromptSet(
         id=new_id(IdKind.PROMPT_SET),
@@ -66,34 +72,35 @@ def unsaved(
 
 
 def add(session: Session, row: PromptSet) -> PromptSet:
-    """Insert a set."""
+    """Insert a prompt set."""
     session.add(row)
     session.flush()
     return row
 
 
 def holds(row: PromptSet, prompts: Sequence[Prompt]) -> bool:
-    """Whether these are the set's prompts."""
+    """Whether the prompt set has exactly these prompts."""
     return row.sha256 == _sha256([prompt.model_dump(mode="json") for prompt in prompts])
 
 
 def ensure_builtin(session: Session, lists: Iterable[PromptList]) -> None:
-    """Add the built-in lists that are not there yet, or whose prompts have changed (as a new version)."""
-    for item in lists:
-        known = latest(session, item.name)
-        if known is None:
-            add(session, unsaved(item.prompts, item.name, item.description, builtin=True))
-        elif known.builtin and not holds(known, item.prompts):
-            add(session, unsaved(item.prompts, item.name, item.description, True, known.version + 1))
+    """Insert missing built-in lists, and new versions of those whose prompts have changed."""
+    for prompt_list in lists:
+        name = prompt_list.name
+        newest = latest(session, name)
+        if newest is None:
+            add(session, unsaved(prompt_list.prompts, name, prompt_list.description, builtin=True))
+        elif newest.builtin and not holds(newest, prompt_list.prompts):
+            add(session, unsaved(prompt_list.prompts, name, prompt_list.description, True, newest.version + 1))
 
 
 def size(session: Session, set_id: str) -> int:
-    """How many prompts the set has."""
+    """The number of prompts of the set."""
     return len(session.get_one(PromptSet, set_id).prompts)
 
 
 def prompts_of(row: PromptSet) -> tuple[Prompt, ...]:
-    """The set's prompts, checked again."""
+    """The prompts of the set, validated again."""
     return tuple(Prompt.model_validate(prompt) for prompt in row.prompts)
 
 

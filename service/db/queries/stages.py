@@ -23,22 +23,23 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
+from service.db.queries.rows import UNSYNCED
 from service.db.tables import Job, Model, Stage, StageDependency
 from service.errors import LeaseLostError
 from service.ids import IdKind, new_id
 from service.plan import PlannedStage
+from service.queue import Hint
 from service.states import FINAL_STAGE_STATES, StageKind, StageState, queue_of
 
 _NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
-_UNHINTED: Mapping[str, Any] = {"free_at": None, "hinted_at": None}
-_PATIENCE_SECONDS = 30.0
-"""So long a free stage may be passed over by workers that have another model loaded."""
-_MOST_PAUSES = 16
-"""The pause between two hints of a stage grows up to so many times the first."""
-_QUEUED_AGAIN = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
-_UNSYNCED = {"synchronize_session": False}
-# Statements of every request for a job. They are made once, since to make one takes about as long as to run it; and the
-# inserts are the core's: the ORM's would look at each row by itself.
+_NO_HINT: Mapping[str, Any] = {"free_at": None, "hinted_at": None}
+_DEFER_SECONDS = 30.0
+"""How long workers with another loaded model may defer a free stage."""
+_MAX_HINT_PAUSES = 16
+"""The longest pause between two hints of a stage, in multiples of the first."""
+_QUEUED_OR_HELD = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
+# Statements that every request for a job runs. They are built once, since building takes about as long as running. The
+# inserts use SQLAlchemy Core, since the ORM would process each row separately.
 _NOW_IF_FREE = case((bindparam("free_now", type_=Boolean), now_seconds()))
 _ZERO: ColumnElement[int] = literal_column("0")
 _INSERT = insert(cast(Table, Stage.__table__)).values(
@@ -60,12 +61,9 @@ _OF_JOB = (
     .execution_options(populate_existing=True)
 )
 
-Hint = tuple[str, str]
-"""A stage's id and its queue."""
-
 
 class StopRequest(StrEnum):
-    """What a running stage's job has been asked for."""
+    """Whether the job of a running stage was asked to stop."""
 
     NONE = "none"
     PAUSE = "pause"
@@ -73,13 +71,21 @@ class StopRequest(StrEnum):
 
 
 def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int = 0) -> list[Hint]:
-    """The planned stages, queued, with their dependencies; their numbers follow on `after`.
+    """Insert the planned stages and their dependencies.
 
-    Returns those that are free, marked as hinted now: the caller hints them, or nobody does for a while.
+    Args:
+        session: The transaction.
+        job_id: The job.
+        plan: The stages.
+        after: The number of the job's last stage; the new numbers follow it.
+
+    Returns:
+        Hints for the free stages, which are marked as hinted. The caller must send them.
     """
     if not plan:
         return []
 
+    # 1. the stages
     session.flush()
     ids = [new_id(IdKind.STAGE) for _ in plan]
     rows: list[dict[str, Any]] = [
@@ -101,13 +107,12 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
     ]
     session.execute(_INSERT, rows)
 
-    needs = [
-        {"stage_id": stage_id, "needs_id": ids[need]}
-        for stage_id, planned in zip(ids, plan, strict=True)
-        for need in sorted(set(planned.needs))
-    ]
-    if needs:
-        session.execute(_INSERT_NEEDS, needs)
+    # 2. their dependencies
+    dependencies: list[dict[str, str]] = []
+    for stage_id, planned in zip(ids, plan, strict=True):
+        dependencies += [{"stage_id": stage_id, "needs_id": ids[index]} for index in sorted(set(planned.needs))]
+    if dependencies:
+        session.execute(_INSERT_NEEDS, dependencies)
     return [(row["id"], row["queue"]) for row in rows if row["free_now"]]
 
 
@@ -117,14 +122,16 @@ def last_number(session: Session, job_id: str) -> int:
 
 
 def count_shards(session: Session, job_id: str, round_number: int, kind: str) -> int:
-    """How many stages of a kind a round has, one of them at least. They are planned together and their shards are
-    numbered from 0, so the last one gives the count: one entry of an index, however many there are."""
+    """The number of stages of a kind in a round that has at least one.
+
+    Shards are planned together and numbered from 0, so the last one gives the number with one index lookup.
+    """
     of_kind = (Stage.job_id == job_id, Stage.round == round_number, Stage.kind == kind)
     return session.scalars(select(Stage.shard).where(*of_kind).order_by(Stage.shard.desc()).limit(1)).one() + 1
 
 
 def is_free(stage: type[Stage]) -> ColumnElement[bool]:
-    """Queued, due, and all that it needs has succeeded."""
+    """The stage is queued, its pause has ended and its dependencies have succeeded."""
     return and_(stage.state == StageState.QUEUED, stage.unmet == 0, stage.not_before <= now_seconds())
 
 
@@ -134,37 +141,43 @@ def _is_claimable(stage: type[Stage], queues: Sequence[str] | None) -> ColumnEle
 
 
 def any_free(session: Session, queues: Sequence[str] | None = None) -> bool:
-    """Whether a worker on these queues (None: on all) could claim something."""
+    """Whether a worker of these queues (None: all) can claim a stage."""
     return session.scalar(select(Stage.id).where(_is_claimable(Stage, queues)).limit(1)) is not None
 
 
 def first_free(
     session: Session, most: int, queues: Sequence[str] | None = None, prefer_base: str | None = None
 ) -> list[tuple[str, str]]:
-    """Stages that could be claimed, and their jobs: the first ones of the oldest job. None of them is held.
+    """The first claimable stages and their jobs, oldest job first. They are not locked.
 
-    `queues` narrows the choice. Jobs on the base model `prefer_base` come first, which spares loading another; a stage
-    of another job that has been free for _PATIENCE_SECONDS takes its turn among them, so none waits for ever.
+    Args:
+        session: A view of the database.
+        most: The maximum number of stages.
+        queues: The queues to search; None is all.
+        prefer_base: Jobs on this base model come first, so that a worker need not load another. A stage of another
+            job is deferred for _DEFER_SECONDS at most.
     """
-    first = [] if prefer_base is None else [_is_put_off(Stage, prefer_base)]
+    deferred_last = [] if prefer_base is None else [_is_deferred(Stage, prefer_base)]
     query = select(Stage.id, Stage.job_id).where(_is_claimable(Stage, queues))
-    return [
-        (row.id, row.job_id) for row in session.execute(query.order_by(*first, Stage.job_id, Stage.number).limit(most))
-    ]
+    ordered = query.order_by(*deferred_last, Stage.job_id, Stage.number).limit(most)
+    return [(row.id, row.job_id) for row in session.execute(ordered)]
 
 
-def _is_put_off(stage: type[Stage], prefer_base: str) -> ColumnElement[int]:
-    """1 for stages of jobs on another base model, 0 for the others; who has waited long is not put off any more."""
+def _is_deferred(stage: type[Stage], prefer_base: str) -> ColumnElement[int]:
+    """1 for stages of jobs on another base model that have not waited long, 0 for all others."""
     of_base = select(Job.id).join(Model, Model.id == Job.model_id).where(Model.base == prefer_base)
-    free_at = func.coalesce(stage.free_at, stage.not_before)  # nobody marks a stage that only its pause held back
-    waited = free_at < now_seconds() - _PATIENCE_SECONDS
+    free_at = func.coalesce(stage.free_at, stage.not_before)  # the end of a pause does not set `free_at`
+    waited = free_at < now_seconds() - _DEFER_SECONDS
     return case((waited | stage.job_id.in_(of_base), 0), else_=1)
 
 
 def claim(session: Session, stage_id: str, owner: str, lease_seconds: float) -> Stage | None:
-    """Take the stage under a lease with a new epoch; None if it is not free, or somebody else has it in hand."""
-    mine = aliased(Stage)
-    free = select(mine.id).where(mine.id == stage_id, is_free(mine)).with_for_update(skip_locked=True)
+    """Claim the stage under a lease with a new epoch. None if it is not free, or another transaction has locked it."""
+    # 1. lock the row, if no other transaction has
+    candidate = aliased(Stage)
+    free = select(candidate.id).where(candidate.id == stage_id, is_free(candidate)).with_for_update(skip_locked=True)
+
+    # 2. start the attempt
     query = (
         update(Stage)
         .where(Stage.id == free.scalar_subquery(), is_free(Stage))
@@ -183,7 +196,7 @@ def claim(session: Session, stage_id: str, owner: str, lease_seconds: float) -> 
         )
         .returning(Stage)
     )
-    return session.scalar(query, execution_options=_UNSYNCED)
+    return session.scalar(query, execution_options=UNSYNCED)
 
 
 def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
@@ -193,67 +206,78 @@ def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
 def renew_lease(
     session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int
 ) -> StopRequest:
-    """Renew the lease with the progress made; what is wished of the stage. Raises LeaseLostError."""
-    query = update(Stage).where(*_held(stage_id, epoch))
-    query = query.values(
-        lease_expires_at=now_seconds() + lease_seconds,
-        progress_done=done,
-        progress_total=total,
-        progress_at=case(
-            (or_(Stage.progress_done != done, Stage.progress_total != total), now_seconds()), else_=Stage.progress_at
-        ),
+    """Renew the lease and record progress. Returns whether the job was asked to stop. Raises LeaseLostError."""
+    has_progress = or_(Stage.progress_done != done, Stage.progress_total != total)
+    query = (
+        update(Stage)
+        .where(*_held(stage_id, epoch))
+        .values(
+            lease_expires_at=now_seconds() + lease_seconds,
+            progress_done=done,
+            progress_total=total,
+            progress_at=case((has_progress, now_seconds()), else_=Stage.progress_at),
+        )
+        .returning(Stage.cancel_requested_at, Stage.pause_requested_at)
     )
-    row = session.execute(query.returning(Stage.cancel_requested_at, Stage.pause_requested_at)).first()
+    row = session.execute(query).first()
     if row is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
+
     if row.cancel_requested_at is not None:
         return StopRequest.CANCEL
     return StopRequest.NONE if row.pause_requested_at is None else StopRequest.PAUSE
 
 
 def require_lease(session: Session, stage_id: str, epoch: int) -> None:
-    """Hold the stage until the transaction ends. Raises LeaseLostError."""
+    """Lock the stage until the transaction ends. Raises LeaseLostError."""
     _fenced(session, stage_id, epoch, {})
 
 
 def save_checkpoint(session: Session, stage_id: str, epoch: int, key: str, sha256: str) -> None:
-    """Remember the stage's newest checkpoint; crashes before it no longer count. Raises LeaseLostError."""
+    """Store the checkpoint of the stage and reset its crash count. Raises LeaseLostError."""
     values = {"checkpoint_key": key, "checkpoint_sha256": sha256, "checkpoint_at": now_seconds(), "crash_count": 0}
     _fenced(session, stage_id, epoch, values)
 
 
 def succeed(session: Session, stage_id: str, epoch: int, steps: int, memory_bytes: int | None) -> bool:
-    """The stage has succeeded in so many steps, unless a cancel was asked for before (False). Raises LeaseLostError."""
-    values: dict[str, Any] = {"state": StageState.SUCCEEDED, "finished_at": now_seconds(), "memory_bytes": memory_bytes}
-    values |= {"progress_done": steps, "progress_total": steps}
+    """End the stage with success. False, without a change, if a cancel was requested. Raises LeaseLostError."""
+    values: dict[str, Any] = {
+        "state": StageState.SUCCEEDED,
+        "finished_at": now_seconds(),
+        "memory_bytes": memory_bytes,
+        "progress_done": steps,
+        "progress_total": steps,
+        **_NO_LEASE,
+    }
     query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
-    if session.execute(query.values({**values, **_NO_LEASE}).returning(Stage.id)).first() is not None:
-        _meet(session, stage_id)
+    if session.execute(query.values(values).returning(Stage.id)).first() is not None:
+        _meet_dependencies(session, stage_id)
         return True
+
     _fenced(session, stage_id, epoch, {})
     return False
 
 
-def _meet(session: Session, needs_id: str) -> None:
-    """The stages that need this one have one thing less to wait for."""
-    waiting = select(StageDependency.stage_id).where(StageDependency.needs_id == needs_id)
-    query = update(Stage).where(Stage.id.in_(waiting)).values(unmet=Stage.unmet - 1)
-    session.execute(query, execution_options=_UNSYNCED)
+def _meet_dependencies(session: Session, succeeded_id: str) -> None:
+    """Decrement the unmet dependencies of the stages that need this one."""
+    dependents = select(StageDependency.stage_id).where(StageDependency.needs_id == succeeded_id)
+    query = update(Stage).where(Stage.id.in_(dependents)).values(unmet=Stage.unmet - 1)
+    session.execute(query, execution_options=UNSYNCED)
 
 
 def is_held(session: Session, stage_id: str, epoch: int) -> bool:
-    """Whether the stage runs under the lease of that epoch."""
+    """Whether the stage runs under the lease with this epoch."""
     return session.scalar(select(Stage.id).where(*_held(stage_id, epoch))) is not None
 
 
 def has_succeeded(session: Session, stage_id: str, epoch: int) -> bool:
-    """Whether the stage has succeeded under the lease of that epoch."""
+    """Whether the stage has succeeded under the lease with this epoch."""
     query = select(Stage.id).where(Stage.id == stage_id, Stage.lease_epoch == epoch)
     return session.scalar(query.where(Stage.state == StageState.SUCCEEDED)) is not None
 
 
 def end(session: Session, stage_id: str, epoch: int, state: StageState, code: str, message: str) -> None:
-    """The stage ends without success. Raises LeaseLostError."""
+    """End the stage without success. Raises LeaseLostError."""
     values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
 
@@ -261,115 +285,127 @@ def end(session: Session, stage_id: str, epoch: int, state: StageState, code: st
 def requeue(
     session: Session, stage_id: str, epoch: int, pause_seconds: float, code: str | None, message: str | None
 ) -> None:
-    """Back to the queue, not to be claimed before the pause is over. Raises LeaseLostError."""
-    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds() + pause_seconds, **_UNHINTED}
+    """Requeue the stage after a failed attempt. It cannot be claimed before the pause ends. Raises LeaseLostError."""
+    values = {"state": _QUEUED_OR_HELD, "not_before": now_seconds() + pause_seconds, **_NO_HINT}
     _fenced(session, stage_id, epoch, {**values, "error_code": code, "error_message": message, **_NO_LEASE})
 
 
 def give_back(session: Session, stage_id: str, epoch: int) -> None:
-    """Back to the queue at once; the attempt does not count, since nothing failed. Raises LeaseLostError."""
-    values = {"state": _QUEUED_AGAIN, "not_before": now_seconds(), "attempt": Stage.attempt - 1, **_UNHINTED}
+    """Requeue the stage at once, without counting the attempt, since nothing failed. Raises LeaseLostError."""
+    values = {"state": _QUEUED_OR_HELD, "not_before": now_seconds(), "attempt": Stage.attempt - 1, **_NO_HINT}
     _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
 
 
 def mark_free(session: Session, job_id: str) -> list[Hint]:
-    """The stages of the job that are free and were never hinted, which are marked as hinted now."""
+    """Hints for the free stages of the job that were never hinted. They are marked as hinted."""
     session.flush()
     return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), is_free(Stage))
 
 
 def _is_hint_due(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool]:
-    """Free, and never hinted or hinted long ago: each pause is as long as all before it, so they double."""
-    since = now_seconds() - stage.hinted_at
-    grown = or_(since >= stage.hinted_at - stage.free_at, since >= _MOST_PAUSES * pause_seconds)
-    return is_free(stage) & or_(stage.hinted_at.is_(None), (since >= pause_seconds) & grown)
+    """The stage is free and was never hinted, or its pause has ended. Each pause is as long as all earlier ones."""
+    since_hint = now_seconds() - stage.hinted_at
+    doubled = or_(since_hint >= stage.hinted_at - stage.free_at, since_hint >= _MAX_HINT_PAUSES * pause_seconds)
+    return is_free(stage) & or_(stage.hinted_at.is_(None), (since_hint >= pause_seconds) & doubled)
 
 
 def any_hint_due(session: Session, pause_seconds: float) -> bool:
-    """Whether a free stage is to be hinted again."""
+    """Whether the hint of a free stage is due."""
     return session.scalar(select(Stage.id).where(_is_hint_due(Stage, pause_seconds)).limit(1)) is not None
 
 
 def mark_hint_due(session: Session, pause_seconds: float) -> list[Hint]:
-    """The free stages that are to be hinted again, which are marked as hinted now."""
-    unheard = aliased(Stage)  # rows that another transaction holds are passed over: two orders of locks never meet
-    found = select(unheard.id).where(_is_hint_due(unheard, pause_seconds)).with_for_update(skip_locked=True)
-    return _mark(session, Stage.id.in_(found))
+    """Hints for the free stages whose hint is due. They are marked as hinted.
+
+    Rows that another transaction has locked are skipped, so that different lock orders cannot deadlock.
+    """
+    candidate = aliased(Stage)
+    due = select(candidate.id).where(_is_hint_due(candidate, pause_seconds)).with_for_update(skip_locked=True)
+    return _mark(session, Stage.id.in_(due))
 
 
-def _mark(session: Session, *which: ColumnElement[bool]) -> list[Hint]:
+def _mark(session: Session, *condition: ColumnElement[bool]) -> list[Hint]:
     values = {"hinted_at": now_seconds(), "free_at": func.coalesce(Stage.free_at, now_seconds())}
-    query = update(Stage).where(*which).values(values).returning(Stage.id, Stage.queue)
-    return [(stage_id, queue) for stage_id, queue in session.execute(query, execution_options=_UNSYNCED)]
+    query = update(Stage).where(*condition).values(values).returning(Stage.id, Stage.queue)
+    return [(stage_id, queue) for stage_id, queue in session.execute(query, execution_options=UNSYNCED)]
 
 
 def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool) -> bool:
-    """The worker of this attempt was lost; False, and nothing done, where the lease is over or still good."""
+    """Increment the crash count of the stage.
+
+    Args:
+        session: The transaction.
+        stage_id: The stage.
+        epoch: The epoch of the lost worker's lease.
+        only_expired: Only if the lease has expired; the worker may have renewed it meanwhile.
+
+    Returns:
+        False, without a change, if the lease has ended or was renewed.
+    """
     query = update(Stage).where(*_held(stage_id, epoch))
-    if only_expired:  # it may have been renewed since it was looked at
+    if only_expired:
         query = query.where(Stage.lease_expires_at < now_seconds())
     query = query.values(crash_count=Stage.crash_count + 1)
-    found = session.execute(query.returning(Stage.id), execution_options=_UNSYNCED)
-    return found.first() is not None
+    return session.execute(query.returning(Stage.id), execution_options=UNSYNCED).first() is not None
 
 
 def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> None:
-    """Write to a stage whose lease is held with that epoch. Raises LeaseLostError."""
+    """Update a stage under the lease with this epoch (the fence). Raises LeaseLostError."""
     query = update(Stage).where(*_held(stage_id, epoch)).values({"lease_epoch": epoch, **values}).returning(Stage.id)
-    if session.execute(query, execution_options=_UNSYNCED).first() is None:
+    if session.execute(query, execution_options=UNSYNCED).first() is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
 
 
 def get(session: Session, stage_id: str) -> Stage:
-    """The stage as it is now."""
+    """The current state of the stage."""
     return session.scalars(select(Stage).where(Stage.id == stage_id).execution_options(populate_existing=True)).one()
 
 
 def expired(session: Session) -> list[Stage]:
-    """Running stages whose lease is over."""
+    """Running stages whose lease has expired."""
     query = select(Stage).where(Stage.state == StageState.RUNNING, Stage.lease_expires_at < now_seconds())
     return list(session.scalars(query.order_by(Stage.id)))
 
 
 def stuck(session: Session, seconds: float) -> list[Stage]:
-    """Running stages that have made no progress for so long."""
+    """Running stages without progress for this time."""
     query = select(Stage).where(Stage.state == StageState.RUNNING, Stage.progress_at < now_seconds() - seconds)
     return list(session.scalars(query.order_by(Stage.id)))
 
 
 def running_under(session: Session, owner_prefix: str) -> list[Stage]:
-    """Running stages of the workers whose names begin so."""
+    """Running stages of the workers whose names start with `owner_prefix`."""
     query = select(Stage).where(Stage.state == StageState.RUNNING)
     return list(session.scalars(query.where(Stage.lease_owner.startswith(owner_prefix, autoescape=True))))
 
 
 def cancel_unfinished(session: Session, job_id: str) -> None:
-    """The job's stages that have not begun are cancelled; its running ones are asked to stop."""
-    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
+    """Cancel the stages of the job that have not started, and request its running stages to cancel."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**UNSYNCED)
     cancelled = {"state": StageState.CANCELLED, "finished_at": now_seconds()}
-    idle = (StageState.QUEUED, StageState.HELD, StageState.WAITING)
-    session.execute(of_job.where(Stage.state.in_(idle)).values(cancelled))
+    not_started = (StageState.QUEUED, StageState.HELD, StageState.WAITING)
+    session.execute(of_job.where(Stage.state.in_(not_started)).values(cancelled))
     running = of_job.where(Stage.state == StageState.RUNNING, Stage.cancel_requested_at.is_(None))
     session.execute(running.values(cancel_requested_at=now_seconds()))
 
 
 def hold(session: Session, job_id: str) -> None:
-    """No further stage of the job is claimed; its running ones are asked to stop."""
-    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
-    asked = {"pause_requested_at": now_seconds()}
-    session.execute(of_job.where(Stage.state == StageState.QUEUED).values(state=StageState.HELD, **asked))
-    session.execute(of_job.where(Stage.state.in_((StageState.RUNNING, StageState.WAITING))).values(asked))
+    """Hold the queued stages of the job, and request its running stages to pause."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**UNSYNCED)
+    requested = {"pause_requested_at": now_seconds()}
+    session.execute(of_job.where(Stage.state == StageState.QUEUED).values(state=StageState.HELD, **requested))
+    session.execute(of_job.where(Stage.state.in_((StageState.RUNNING, StageState.WAITING))).values(requested))
 
 
 def release(session: Session, job_id: str) -> None:
-    """The opposite of `hold`."""
-    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**_UNSYNCED)
-    session.execute(of_job.where(Stage.state == StageState.HELD).values(state=StageState.QUEUED, **_UNHINTED))
+    """Queue the held stages of the job. The inverse of `hold`."""
+    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**UNSYNCED)
+    session.execute(of_job.where(Stage.state == StageState.HELD).values(state=StageState.QUEUED, **_NO_HINT))
     session.execute(of_job.where(Stage.pause_requested_at.is_not(None)).values(pause_requested_at=None))
 
 
 def waits_for_people(session: Session, job_id: str) -> bool:
-    """Whether a review is due and nothing else of the job can be done meanwhile."""
+    """Whether a review is due and no other stage of the job can run."""
     of_job = select(Stage.id).where(Stage.job_id == job_id, Stage.unmet == 0)
     due = of_job.where(Stage.state == StageState.WAITING)
     other = of_job.where(Stage.state == StageState.QUEUED)
@@ -377,29 +413,29 @@ def waits_for_people(session: Session, job_id: str) -> bool:
 
 
 def succeed_reviews(session: Session, job_id: str) -> bool:
-    """The reviews that are due are done; whether there were any."""
+    """End the due reviews of the job with success. False if none was due."""
     query = update(Stage).where(Stage.job_id == job_id, Stage.state == StageState.WAITING, Stage.unmet == 0)
     values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds()}
-    done = session.scalars(query.values(values).returning(Stage.id), execution_options=_UNSYNCED).all()
-    for stage_id in done:
-        _meet(session, stage_id)
-    return bool(done)
+    review_ids = session.scalars(query.values(values).returning(Stage.id), execution_options=UNSYNCED).all()
+    for stage_id in review_ids:
+        _meet_dependencies(session, stage_id)
+    return bool(review_ids)
 
 
 def states_left(session: Session, job_id: str) -> set[str]:
-    """The states of the job's stages that have not ended."""
+    """The states of the unfinished stages of the job."""
     query = select(Stage.state).where(Stage.job_id == job_id, Stage.state.not_in(FINAL_STAGE_STATES))
     return set(session.scalars(query.distinct()))
 
 
 def of_job(session: Session, job_id: str) -> list[Stage]:
-    """The job's stages as they are now, in order of their numbers."""
+    """The current state of the job's stages, by number."""
     return list(session.scalars(_OF_JOB, {"job_id": job_id}))
 
 
 def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Stage]]:
-    """The stages of several jobs, by job."""
-    found: dict[str, list[Stage]] = {job_id: [] for job_id in job_ids}
+    """The stages of several jobs, by job and number."""
+    by_job: dict[str, list[Stage]] = {job_id: [] for job_id in job_ids}
     for stage in session.scalars(select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.number)):
-        found[stage.job_id].append(stage)
-    return found
+        by_job[stage.job_id].append(stage)
+    return by_job

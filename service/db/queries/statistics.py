@@ -1,16 +1,17 @@
-"""Counts over an installation, for its metrics: one pass over a table or an index for each."""
+"""Statistics of an installation for /metrics. Each query scans one table or index once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from sqlalchemy import Select, case, func, select
 from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
-from service.db.queries import stages
+from service.db.queries import jobs, stages
 from service.db.tables import Event, Job, Sample, Stage, StageDependency
 from service.states import JobState, SampleRole, StageKind, StageState
 
@@ -20,7 +21,7 @@ _UNFINISHED = (StageState.QUEUED, StageState.RUNNING)
 
 @dataclass(frozen=True)
 class Leases:
-    """`workers` hold a running stage; `expired` running stages have a silent one."""
+    """The number of workers with a running stage, and of running stages with an expired lease."""
 
     workers: int
     expired: int
@@ -28,7 +29,13 @@ class Leases:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds of the last attempts of successful stages: their sum, and how many took at most each of STAGE_BUCKETS."""
+    """A histogram of the seconds of successful stages' last attempts.
+
+    Attributes:
+        count: The number of stages.
+        total: The sum of their seconds.
+        at_most: The numbers of stages that took at most each limit of STAGE_BUCKETS.
+    """
 
     count: int
     total: float
@@ -36,30 +43,36 @@ class StageTimes:
 
 
 def _counts(session: Session, query: Select[Any, int], names: Iterable[str]) -> dict[str, int]:
-    """A query of names and counts; 0 for each of `names` that it does not find."""
-    return {str(name): 0 for name in names} | {str(name): count for name, count in session.execute(query)}
+    """The counts of a query, by name; 0 for each of `names` that it does not return."""
+    counts = dict.fromkeys(map(str, names), 0)
+    for name, count in session.execute(query):
+        counts[str(name)] = count
+    return counts
 
 
 def jobs_by_state(session: Session) -> dict[str, int]:
-    """All states, also those that no job is in."""
+    """The number of jobs in each state."""
     return _counts(session, select(Job.state, func.count()).group_by(Job.state), JobState)
 
 
 def unfinished_stages(session: Session) -> dict[tuple[str, str], int]:
-    """Queued and running stages by state and kind."""
+    """The number of queued and running stages, by state and kind."""
     query = select(Stage.state, Stage.kind, func.count()).where(Stage.state.in_(_UNFINISHED))
-    found = {(str(state), str(kind)): 0 for state in _UNFINISHED for kind in StageKind}
-    return found | {(state, kind): n for state, kind, n in session.execute(query.group_by(Stage.state, Stage.kind))}
+    counts = {(str(state), str(kind)): 0 for state, kind in product(_UNFINISHED, StageKind)}
+    for state, kind, count in session.execute(query.group_by(Stage.state, Stage.kind)):
+        counts[state, kind] = count
+    return counts
 
 
 def ready_stages(session: Session) -> dict[str, int]:
-    """Stages that could be claimed now, by kind."""
+    """The number of stages that can be claimed, by kind."""
     query = select(Stage.kind, func.count()).where(stages.is_free(Stage)).group_by(Stage.kind)
     return _counts(session, query, StageKind)
 
 
 def oldest_ready_seconds(session: Session) -> float:
-    """How long a stage could have been claimed already, the longest of them; 0 if there is none."""
+    """The longest time that a stage has been waiting to be claimed; 0 if none is waiting."""
+    # 1. when the last dependency succeeded
     needed = aliased(Stage)
     unblocked = (
         select(func.max(needed.finished_at))
@@ -67,33 +80,35 @@ def oldest_ready_seconds(session: Session) -> float:
         .where(StageDependency.stage_id == Stage.id)
         .scalar_subquery()
     )
-    ready_since = case((unblocked > Stage.not_before, unblocked), else_=Stage.not_before)
-    since = session.scalar(select(func.min(ready_since)).where(stages.is_free(Stage)))
-    return 0.0 if since is None else max(0.0, session.scalars(select(now_seconds())).one() - since)
+
+    # 2. when the stage became ready
+    ready_at = case((unblocked > Stage.not_before, unblocked), else_=Stage.not_before)
+    oldest = session.scalar(select(func.min(ready_at)).where(stages.is_free(Stage)))
+    return 0.0 if oldest is None else max(0.0, jobs.now(session) - oldest)
 
 
 def leases(session: Session) -> Leases:
-    """Who works, and who went silent."""
-    expired = case((Stage.lease_expires_at < now_seconds(), 1), else_=0)
-    query = select(func.count(Stage.lease_owner.distinct()), func.coalesce(func.sum(expired), 0))
-    workers, silent = session.execute(query.where(Stage.state == StageState.RUNNING)).one()
-    return Leases(workers, silent)
+    """The leases of all running stages."""
+    is_expired = case((Stage.lease_expires_at < now_seconds(), 1), else_=0)
+    query = select(func.count(Stage.lease_owner.distinct()), func.coalesce(func.sum(is_expired), 0))
+    workers, expired = session.execute(query.where(Stage.state == StageState.RUNNING)).one()
+    return Leases(workers, expired)
 
 
 def failed_attempts(session: Session) -> dict[str, int]:
-    """Attempts at stages that failed, by the error's code."""
+    """The number of failed attempts of stages, by error code."""
     code = Event.data["code"].as_string()
     query = select(code, func.count()).where(Event.kind.in_(("stage.retried", "stage.failed"))).group_by(code)
     return _counts(session, query, ("worker_lost",))
 
 
 def images_by_role(session: Session) -> dict[str, int]:
-    """Images that were made."""
+    """The number of images, by the role of their sample."""
     return _counts(session, select(Sample.role, func.count()).group_by(Sample.role), SampleRole)
 
 
 def stage_seconds(session: Session) -> dict[str, StageTimes]:
-    """How long workers took for stages, by kind; only kinds that there were. What people do has no start."""
+    """The durations of successful stages, by kind. Kinds without such stages are left out, and so are reviews."""
     seconds = Stage.finished_at - Stage.started_at
     within = [func.sum(case((seconds <= limit, 1), else_=0)) for limit in STAGE_BUCKETS]
     query = select(Stage.kind, func.count(), func.sum(seconds), *within)

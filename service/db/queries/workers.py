@@ -1,4 +1,4 @@
-"""Queries over workers that report themselves."""
+"""Queries over the reports of workers."""
 
 from __future__ import annotations
 
@@ -26,23 +26,41 @@ def report(
     model: str | None,
     gpu_memory_bytes: int | None = None,
 ) -> None:
-    """The worker is there. One of the same name but another process has started anew."""
-    values: dict[str, Any] = {"host": host, "pid": pid, "queues": list(queues), "device": device, "model": model}
-    values["gpu_memory_bytes"] = gpu_memory_bytes
-    same = update(Worker).where(Worker.name == name, Worker.host == host, Worker.pid == pid)
-    if session.execute(same.values(**values, seen_at=now_seconds()).returning(Worker.name)).first() is None:
+    """Record the report of a worker. A report by another process replaces the row, since the worker has restarted.
+
+    Args:
+        session: The transaction.
+        name: The name of the worker, which is the owner of its leases.
+        host: Its machine.
+        pid: Its process.
+        queues: The queues that it serves.
+        device: The device of its models.
+        model: The loaded base model.
+        gpu_memory_bytes: GPU memory that torch has reserved; None on a CPU.
+    """
+    values: dict[str, Any] = {
+        "host": host,
+        "pid": pid,
+        "queues": list(queues),
+        "device": device,
+        "model": model,
+        "gpu_memory_bytes": gpu_memory_bytes,
+    }
+    same_process = update(Worker).where(Worker.name == name, Worker.host == host, Worker.pid == pid)
+    seen = same_process.values(**values, seen_at=now_seconds()).returning(Worker.name)
+    if session.execute(seen).first() is None:
         remove(session, name)
         session.add(Worker(name=name, **values, started_at=now_seconds(), seen_at=now_seconds()))
         session.flush()
 
 
 def remove(session: Session, name: str) -> None:
-    """The worker has ended."""
+    """Remove the row of a worker that has ended."""
     session.execute(delete(Worker).where(Worker.name == name))
 
 
 def forget_silent(session: Session) -> None:
-    """Drop the workers that were not seen for a day."""
+    """Remove the rows of workers that have not reported for a day."""
     session.execute(delete(Worker).where(Worker.seen_at < now_seconds() - _FORGET_SECONDS))
 
 
@@ -52,6 +70,6 @@ def all_workers(session: Session) -> list[Worker]:
 
 
 def stages_in_work(session: Session) -> dict[str, Stage]:
-    """The running stages, by the name of the worker that holds the lease."""
+    """The running stages, by the worker that holds the lease."""
     running = session.scalars(select(Stage).where(Stage.state == StageState.RUNNING))
     return {stage.lease_owner: stage for stage in running if stage.lease_owner is not None}

@@ -51,7 +51,10 @@ def _check_filters(installation: Installation, job: dict[str, Any]) -> None:
     assert count(f"/samples?prompt_set={held_out}") == count("/samples?prompt_set=shapes-attribute-test") == 3 * 40
     for kind in ("jobs", "samples", "pairs"):
         answer = installation.client.get(f"/{kind}?prompt_set=shapes-atribute-test")
-        assert (answer.status_code, "no prompt set's name" in answer.json()["detail"]) == (404, True)
+        assert (answer.status_code, "expected the name or id (set_…) of a prompt set" in answer.json()["detail"]) == (
+            404,
+            True,
+        )
     assert count(f"/samples?prompt_set={trained_on}") == 2 * 18 + 3 * 3
     assert (
         count(f"/samples?prompt_set={trained_on}&role=target&round=2") == count(f"/pairs?prompt_set={trained_on}") / 2

@@ -18,7 +18,7 @@ def test_an_id_has_the_prefix_of_its_kind() -> None:
     assert kind_of(pair_id) is IdKind.PAIR
     assert expect(IdKind.PAIR, pair_id) == pair_id
 
-    message = f"expected the id of a job (job_…), got the id of a pair: {pair_id}"
+    message = f"expected job id of the form job_…, got '{pair_id}'"
     with pytest.raises(NotFoundError, match=re.escape(message)):
         expect(IdKind.JOB, pair_id)
 
