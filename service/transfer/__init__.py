@@ -1,12 +1,12 @@
-"""A project moved from one installation to another: its rows and its objects in one tar file.
+"""Export and import of projects: the rows and objects of an installation in one tar archive.
 
-The file's members, in this order:
+The members of the archive, in this order:
 
-    header.json          the format, the database's revision, jobs that had not ended
-    rows/{table}.jsonl   a row a line, with the names of its columns
-    objects/{sha256}     the artifacts' bytes, in the order of their names
-    manifest.json        the SHA-256 of every member before but objects, whose names are theirs, and how many these are
+    header.json          the format, the revision of the database, the unfinished jobs
+    rows/{table}.jsonl   one row per line, with its column names
+    objects/{sha256}     the bytes of the artifacts, by SHA-256
+    manifest.json        the SHA-256 of the header and the rows, and the number of objects
 
-Nothing in it says when or where it was made: equal content gives equal bytes. Keys, secrets, workers and the weights of
-base models are not in it.
+The archive is reproducible: it has no times or places, so equal content gives equal bytes. It contains no API keys,
+secrets, workers or weights of base models.
 """

@@ -1,9 +1,9 @@
-"""Move a project between installations, whatever their databases and storages.
+"""Move a project between installations, with any database and storage.
 
     python -m service.transfer export DIR_OR_FILE [--job ID …]
     python -m service.transfer import FILE
 
-The installation is that of the settings (DFUSION_…), as for the service.
+The settings (DFUSION_…) select the installation, as for the service.
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ _FILE_NAME = "dfusion-export.tar"
 
 
 def main(arguments: Sequence[str] | None = None, settings: Settings | None = None) -> None:
-    """Do as the command line says; ends with a message and exit code 1 where that cannot be."""
-    wanted = _parser().parse_args(arguments)
+    """Run the command line. Exits with a message and status 1 on failure."""
+    options = _parser().parse_args(arguments)
     settings = settings or Settings.or_exit()
     try:
-        lines = _export(settings, wanted) if wanted.command == "export" else _import(settings, wanted)
+        lines = _export(settings, options) if options.command == "export" else _import(settings, options)
         sys.stdout.write("".join(f"{line}\n" for line in lines))
-    except ServiceError as error:
-        sys.exit(f"cannot {wanted.command}: {error}")
     except DBAPIError as error:
-        sys.exit(f"cannot {wanted.command}: {error.orig}")
-    except OSError as error:
-        sys.exit(f"cannot {wanted.command}: {error}")
+        sys.exit(f"cannot {options.command}: {error.orig}")
+    except (ServiceError, OSError) as error:
+        sys.exit(f"cannot {options.command}: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,32 +47,33 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write rows and artifacts into one file")
     export.add_argument("path", type=Path, help=f"the file, or a folder for {_FILE_NAME}")
     export.add_argument("--job", action="append", default=[], metavar="ID", help="only this job and its sources")
-    commands.add_parser("import", help="take in what a file holds").add_argument("path", type=Path, help="the file")
+    commands.add_parser("import", help="import an exported file").add_argument("path", type=Path, help="the file")
     return parser
 
 
-def _export(settings: Settings, wanted: argparse.Namespace) -> list[str]:
-    path = wanted.path / _FILE_NAME if wanted.path.is_dir() else wanted.path
-    with _opened(settings) as service:
-        done = export_project(service, path, wanted.job)
-    lines = [f"{done.path}: {done.jobs} jobs, {done.rows} rows, {done.objects} objects, {done.object_bytes} bytes"]
-    return lines + [f"{job_id} has not ended: it will be imported as cancelled" for job_id in done.unfinished]
+def _export(settings: Settings, options: argparse.Namespace) -> list[str]:
+    path = options.path / _FILE_NAME if options.path.is_dir() else options.path
+    with _open(settings) as service:
+        export = export_project(service, path, options.job)
+
+    contents = f"{export.jobs} jobs, {export.rows} rows, {export.objects} objects, {export.object_bytes} bytes"
+    unfinished = [f"{job_id} has not ended: it will be imported as cancelled" for job_id in export.unfinished]
+    return [f"{export.path}: {contents}", *unfinished]
 
 
-def _import(settings: Settings, wanted: argparse.Namespace) -> list[str]:
+def _import(settings: Settings, options: argparse.Namespace) -> list[str]:
     with ExitStack() as stack:
-        if settings.database.startswith("sqlite"):  # a long transaction would keep the service's worker from its own
+        if settings.database.startswith("sqlite"):  # the long transaction would block the worker of a running service
             stack.enter_context(file_lock(settings.data_dir / "service.lock"))
-        done = import_project(stack.enter_context(_opened(settings)), wanted.path)
-    lines = [
-        f"{done.path}: {done.jobs} jobs, {done.rows} rows and {done.objects} objects are new, "
-        f"{done.rows_present} rows were here"
-    ]
-    return lines + [f"{job_id} had not ended: it is cancelled here" for job_id in done.cancelled]
+        result = import_project(stack.enter_context(_open(settings)), options.path)
+
+    new = f"{result.jobs} jobs, {result.rows} rows and {result.objects} objects are new"
+    cancelled = [f"{job_id} had not ended: it was imported as cancelled" for job_id in result.cancelled]
+    return [f"{result.path}: {new}, {result.rows_present} rows existed", *cancelled]
 
 
 @contextmanager
-def _opened(settings: Settings) -> Iterator[Service]:
+def _open(settings: Settings) -> Iterator[Service]:
     service = Service.open(settings)
     try:
         yield service

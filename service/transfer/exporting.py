@@ -1,4 +1,4 @@
-"""Writing a project into a file."""
+"""Export of a project into an archive."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from service.transfer.archive import ArchiveWriter, Header, writing
 from service.transfer.rows import JOBS, MODEL_ALIASES, MODELS, PROMPT_SETS, TABLES, read_lines, to_line
 
 _MENTION = re.compile(rf"(?:{IdKind.MODEL}|{IdKind.PROMPT_SET})_[0-9a-z]{{26}}")
-_NOBODYS = (PROMPT_SETS, MODELS, MODEL_ALIASES)
-"""Tables whose rows go along because others name them."""
+_SHARED = (PROMPT_SETS, MODELS, MODEL_ALIASES)
+"""Tables whose rows are exported because other rows reference them."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """A finished export: its contents, and the jobs that had not ended."""
 
     path: Path
     jobs: int
@@ -37,44 +37,64 @@ class Exported:
 
 
 def export_project(service: Service, path: Path, job_ids: Sequence[str] = ()) -> Exported:
-    """Write everything, or these jobs and what they were made from, into a new file at `path`.
+    """Export the installation, or some jobs and their sources, into a new archive.
 
-    The rows are those of one moment; the service may run meanwhile. Raises NotFoundError for a job that is not there,
-    StorageError where an object cannot be read, OSError where the file cannot be written. There is no file then.
+    The rows are one view of the database; the service can run meanwhile. On failure no file is created.
+
+    Args:
+        service: The installation.
+        path: The archive.
+        job_ids: The jobs; empty is all.
+
+    Raises:
+        NotFoundError: A job does not exist.
+        StorageError: An object cannot be read.
+        OSError: The archive cannot be written.
     """
     with service.store.scratch() as folder:
+        # 1. all rows, into one file per table
         with service.uow.reading() as session:
-            header = _Dump(session, folder, job_ids).write()
+            header = _RowWriter(session, folder, job_ids).write()
         counts = {table.name: _count_lines(folder / table.name) for table in TABLES}
+
+        # 2. the archive
         with writing(path) as archive:
             archive.add_header(header)
             for table in TABLES:
                 archive.add_rows(table.name, folder / table.name)
             _add_objects(service, archive, folder / "artifacts")
             archive.add_manifest()
+
     return Exported(
-        path, counts["jobs"], sum(counts.values()), archive.objects, archive.object_bytes, header.unfinished
+        path=path,
+        jobs=counts["jobs"],
+        rows=sum(counts.values()),
+        objects=archive.objects,
+        object_bytes=archive.object_bytes,
+        unfinished=header.unfinished,
     )
 
 
-class _Dump:
-    """Writes the rows of one moment into files, a table each."""
+class _RowWriter:
+    """Writes the rows of one view of the database into files, one per table."""
 
     def __init__(self, session: Session, folder: Path, job_ids: Sequence[str]) -> None:
-        self._session, self._folder = session, folder
-        wanted = [jobs.get(session, job_id).id for job_id in job_ids]
-        self._jobs = queries.with_their_sources(session, wanted) if wanted else None
+        self._session = session
+        self._folder = folder
+        known_ids = [jobs.get(session, job_id).id for job_id in job_ids]
+        self._jobs = queries.with_their_sources(session, known_ids) if known_ids else None
         self._mentioned: set[str] = set()
         self._unfinished: list[str] = []
 
     def write(self) -> Header:
-        owned = [table for table in TABLES if table not in _NOBODYS]
-        for table in (*owned, *_NOBODYS):
+        """Write all tables; the shared ones last, when it is known which of their rows are referenced."""
+        owned = [table for table in TABLES if table not in _SHARED]
+        for table in (*owned, *_SHARED):
             self._write_table(table)
         return Header(queries.revision(self._session), tuple(self._unfinished))
 
     def _write_table(self, table: SqlTable) -> None:
-        where = None if self._jobs is None else self._chosen(table, self._jobs)
+        where = None if self._jobs is None else self._condition(table, self._jobs)
         with (self._folder / table.name).open("w", encoding="utf-8", newline="\n") as file:
             for row in queries.rows(self._session, table, where):
                 line = to_line(row)
@@ -84,8 +104,8 @@ class _Dump:
                 if table is JOBS and row["state"] not in FINAL_JOB_STATES:
                     self._unfinished.append(row["id"])
 
-    def _chosen(self, table: SqlTable, job_ids: set[str]) -> ColumnElement[bool] | None:
-        """Which rows go along with these jobs."""
+    def _condition(self, table: SqlTable, job_ids: set[str]) -> ColumnElement[bool] | None:
+        """The condition for the rows that belong to these jobs or that they reference."""
         mentioned = self._mentioned | queries.parents(self._session, job_ids)
         if table is PROMPT_SETS:
             return table.c.id.in_(mentioned)
@@ -102,7 +122,7 @@ def _count_lines(file: Path) -> int:
 
 
 def _add_objects(service: Service, archive: ArchiveWriter, artifacts: Path) -> None:
-    """The bytes of the artifacts, each once; the rows are in the order of their SHA-256."""
+    """Add the object of each artifact once. The rows are sorted by SHA-256."""
     last = ""
     for row in read_lines(artifacts, {}):
         if row["sha256"] != last:

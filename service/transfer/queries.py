@@ -1,10 +1,11 @@
-"""Queries over whole tables, for moving a project. They go by columns, not by classes: a new column is moved, too."""
+"""Queries over whole tables, for transfers. They use the tables' columns, so that new columns are included."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, Select, bindparam, insert, select, text, tuple_, update
@@ -32,12 +33,12 @@ _ID = re.compile(rf"(?:{'|'.join((IdKind.JOB, IdKind.PAIR, IdKind.SAMPLE, IdKind
 
 
 def revision(session: Session) -> str:
-    """The migration that the database is at."""
+    """The revision of the database."""
     return str(session.scalars(text("SELECT version_num FROM alembic_version")).one())
 
 
 def rows(session: Session, table: SqlTable, where: ColumnElement[bool] | None) -> Iterator[Row]:
-    """A table's rows, always in the same order."""
+    """The rows of a table, in a fixed order."""
     query = select(table).order_by(*_order(table))
     if where is not None:
         query = query.where(where)
@@ -47,14 +48,14 @@ def rows(session: Session, table: SqlTable, where: ColumnElement[bool] | None) -
 
 def _order(table: SqlTable) -> list[ColumnElement[Any]]:
     if table is ARTIFACTS:
-        return [table.c.sha256, table.c.id]  # as their objects
+        return [table.c.sha256, table.c.id]  # the order of their objects
     if table is EVENTS:
         return [table.c.job_id, table.c.id]
     return list(table.primary_key.columns)
 
 
 def of_jobs(table: SqlTable, job_ids: Collection[str]) -> ColumnElement[bool] | None:
-    """Which rows are these jobs'; None for a table whose rows are nobody's."""
+    """The condition for the rows of these jobs; None for a table whose rows belong to no job."""
     if table is JOBS:
         return table.c.id.in_(job_ids)
     if "job_id" in table.c:
@@ -67,75 +68,83 @@ def of_jobs(table: SqlTable, job_ids: Collection[str]) -> ColumnElement[bool] | 
 
 
 def with_their_sources(session: Session, job_ids: Collection[str]) -> set[str]:
-    """These jobs, and those whose samples, pairs or models they were made from, and so on."""
-    found: set[str] = set()
-    fresh = set(job_ids)
-    while fresh:
-        found |= fresh
-        fresh = _named_by(session, fresh) - found
-    return found
+    """These jobs, and transitively the jobs whose samples, pairs or models they use."""
+    closure: set[str] = set()
+    added = set(job_ids)
+    while added:
+        closure |= added
+        added = _referenced_jobs(session, added) - closure
+    return closure
 
 
-def _named_by(session: Session, job_ids: Collection[str]) -> set[str]:
-    """The jobs that rows of these jobs name, or whose rows they name."""
-    named: set[str | None] = set()
+def _referenced_jobs(session: Session, job_ids: Collection[str]) -> set[str]:
+    """The jobs that the rows and specs of these jobs reference, directly or by one of their rows."""
+    referenced: set[str | None] = set()
+
+    # 1. by foreign keys
     for table in TABLES:
-        ours = of_jobs(table, job_ids) if table is JOBS or "job_id" in table.c else None
-        if ours is None:
+        condition = of_jobs(table, job_ids) if table is JOBS or "job_id" in table.c else None
+        if condition is None:
             continue
         for column in columns(table):
             target = target_of(column)
             if target is None or column.name == "job_id" or not ("job_id" in target.c or target is JOBS):
                 continue
-            named_row = target.alias()  # a table may name its own rows
-            owner = named_row.c.id if target is JOBS else named_row.c.job_id
-            query = select(owner).distinct().select_from(table).join(named_row, named_row.c.id == column)
-            named |= set(session.scalars(query.where(ours)))
+            target_row = target.alias()  # a table can reference itself
+            owner = target_row.c.id if target is JOBS else target_row.c.job_id
+            query = select(owner).distinct().select_from(table).join(target_row, target_row.c.id == column)
+            referenced |= set(session.scalars(query.where(condition)))
+
+    # 2. by ids in specs
     for spec in session.scalars(select(Job.spec).where(Job.id.in_(job_ids))):
-        named |= _owners(session, set(_ID.findall(json.dumps(spec))))
-    return {job_id for job_id in named if job_id is not None}
+        referenced |= _owners(session, set(_ID.findall(json.dumps(spec))))
+    return {job_id for job_id in referenced if job_id is not None}
 
 
 def _owners(session: Session, ids: Collection[str]) -> set[str | None]:
-    """The jobs of these ids that there are."""
+    """The jobs that these jobs, pairs, samples and models belong to. Unknown ids are left out."""
+    if not ids:
+        return set()
+
     queries: tuple[Select[Any], ...] = (
         select(Job.id).where(Job.id.in_(ids)),
         select(Pair.job_id).where(Pair.id.in_(ids)),
         select(Sample.job_id).where(Sample.id.in_(ids)),
         select(Model.job_id).where(Model.id.in_(ids)),
     )
-    return {job_id for query in queries for job_id in session.scalars(query)} if ids else set()
+    return set(chain.from_iterable(session.scalars(query) for query in queries))
 
 
 def parents(session: Session, job_ids: Collection[str]) -> set[str]:
-    """The models that these jobs' models were trained from."""
+    """The parents of the models of these jobs."""
     query = select(Model.parent_id).where(Model.job_id.in_(job_ids), Model.parent_id.is_not(None))
     return {model_id for model_id in session.scalars(query) if model_id is not None}
 
 
 def base_models(session: Session) -> dict[str, str]:
-    """The ids of this installation's base models, by name."""
+    """The ids of the base models, by name."""
     query = select(Model.name, Model.id).where(Model.name.is_not(None))
     return {str(row.name): row.id for row in session.execute(query)}
 
 
 def versions(session: Session, name: str) -> Sequence[PromptSet]:
-    """All versions of the prompt set of that name."""
+    """All versions of the prompt set with this name."""
     return session.scalars(select(PromptSet).where(PromptSet.name == name).order_by(PromptSet.version)).all()
 
 
-def present(session: Session, table: SqlTable, wanted: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
-    """Those of the rows, by primary key, that are there, as they are there."""
-    keys = [key_of(table, row) for row in wanted]
+def present(session: Session, table: SqlTable, rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
+    """The existing rows with the primary keys of `rows`, by primary key."""
+    keys = [key_of(table, row) for row in rows]
     query = select(table).where(tuple_(*table.primary_key.columns).in_(keys))
-    found = (as_moved(table, dict(row)) for row in session.execute(query).mappings())
-    return {key_of(table, row): row for row in found}
+    existing = (as_moved(table, dict(row)) for row in session.execute(query).mappings())
+    return {key_of(table, row): row for row in existing}
 
 
 def add(session: Session, table: SqlTable, new: Sequence[Row]) -> None:
-    """Insert rows; their late columns stay empty."""
+    """Insert rows with their late columns as NULL."""
     if not new:
         return
+
     late = late_columns(table)
     values = {
         column.name: bindparam(column.name, type_=JSON(none_as_null=True) if _is_json(column) else column.type)
@@ -149,9 +158,9 @@ def _is_json(column: ColumnElement[Any]) -> bool:
 
 
 def fill(session: Session, table: SqlTable, new: Sequence[Mapping[str, Any]]) -> None:
-    """Give rows that `add` has inserted what their late columns name."""
+    """Set the late columns of rows that `add` has inserted."""
     late = late_columns(table)
     for row in new:
-        named = {name: row[name] for name in late if row[name] is not None}
-        if named:
-            session.execute(update(table).where(table.c.id == row["id"]).values(named))
+        references = {name: row[name] for name in late if row[name] is not None}
+        if references:
+            session.execute(update(table).where(table.c.id == row["id"]).values(references))

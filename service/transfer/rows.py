@@ -1,4 +1,4 @@
-"""Rows as lines of text: which tables are moved, in which order they can be filled, and which columns come last."""
+"""Rows as lines of JSON: the exported tables, the order of their import, and the columns that are filled last."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from service.ids import IdKind
 Row = dict[str, Any]
 
 _T = Table.metadata.tables
-PROMPT_SETS, MODELS, MODEL_ALIASES = _T["prompt_sets"], _T["models"], _T["model_aliases"]
-JOBS, STAGES, ARTIFACTS, EVENTS = _T["jobs"], _T["stages"], _T["artifacts"], _T["events"]
+PROMPT_SETS = _T["prompt_sets"]
+MODELS = _T["models"]
+MODEL_ALIASES = _T["model_aliases"]
+JOBS = _T["jobs"]
+STAGES = _T["stages"]
+ARTIFACTS = _T["artifacts"]
+EVENTS = _T["events"]
 TABLES: tuple[SqlTable, ...] = (
     PROMPT_SETS,
     MODELS,
@@ -34,56 +39,68 @@ TABLES: tuple[SqlTable, ...] = (
     _T["exports"],
     EVENTS,
 )
-"""Those that are moved. A row's references are to tables before its own, but for those of `late_columns`."""
+"""The exported tables. A row references only rows of earlier tables, except in `late_columns`."""
 
-_OWN_NUMBERS = {("events", "id")}
-"""Numbers that every installation gives itself."""
-_PLACE = {table.name: place for place, table in enumerate(TABLES)}
+_LOCAL_COLUMNS = {("events", "id")}
+"""Columns whose values each installation assigns itself; not exported."""
+_POSITION = {table.name: position for position, table in enumerate(TABLES)}
 _REPLACED = re.compile(rf"(?:{IdKind.MODEL}|{IdKind.PROMPT_SET})_[0-9a-z]{{26}}")
 
 
 def columns(table: SqlTable) -> list[Column[Any]]:
-    """The columns that are moved, by name."""
-    found = [column for column in table.columns if (table.name, column.name) not in _OWN_NUMBERS]
-    return sorted(found, key=lambda column: column.name)
+    """The exported columns, by name."""
+    exported = [column for column in table.columns if (table.name, column.name) not in _LOCAL_COLUMNS]
+    return sorted(exported, key=lambda column: column.name)
 
 
 def target_of(column: Column[Any]) -> SqlTable | None:
-    """The table that a column's values are ids of."""
+    """The table that a foreign key references; None for other columns."""
     return next((key.column.table for key in column.foreign_keys), None)
 
 
 def late_columns(table: SqlTable) -> list[str]:
-    """Columns that name rows of the same table or of later ones: filled once those are there."""
-    found = [(column.name, target_of(column)) for column in columns(table)]
-    return [name for name, target in found if target is not None and _PLACE.get(target.name, -1) >= _PLACE[table.name]]
+    """Columns that reference rows of the same or later tables. They are filled when those exist."""
+    late = []
+    for column in columns(table):
+        target = target_of(column)
+        if target is not None and _POSITION.get(target.name, -1) >= _POSITION[table.name]:
+            late.append(column.name)
+    return late
 
 
 def key_of(table: SqlTable, row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The row's primary key."""
+    """The primary key of a row."""
     return tuple(row[column.name] for column in table.primary_key.columns)
 
 
 def as_moved(table: SqlTable, row: Mapping[str, Any]) -> Row:
-    """The row without what belongs to its installation alone: what it names in tables that stay."""
-    found = {column.name: row[column.name] for column in columns(table)}
+    """The exported columns of a row. References to tables that are not exported become None."""
+    exported = {column.name: row[column.name] for column in columns(table)}
     for column in columns(table):
         target = target_of(column)
-        if target is not None and target.name not in _PLACE:
-            found[column.name] = None
-    return found
+        if target is not None and target.name not in _POSITION:
+            exported[column.name] = None
+    return exported
 
 
 def to_line(row: Mapping[str, Any]) -> str:
-    """One line of JSON; equal rows give equal lines."""
+    """A row as one line of JSON. Equal rows give equal lines."""
     return json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def read_lines(file: Path, ids: Mapping[str, str]) -> Iterator[Row]:
-    """The file's rows, with every id that `ids` knows replaced wherever it stands. Raises ValueError for others."""
+    """The rows of a file.
+
+    Args:
+        file: One JSON object per line.
+        ids: Ids to replace everywhere in a row, by id in the file.
+
+    Raises:
+        ValueError: A line is not a JSON object.
+    """
     with file.open(encoding="utf-8", newline="\n") as lines:
         for line in lines:
-            row = json.loads(_REPLACED.sub(lambda found: ids.get(found[0], found[0]), line) if ids else line)
+            row = json.loads(_REPLACED.sub(lambda match: ids.get(match[0], match[0]), line) if ids else line)
             if not isinstance(row, dict):
-                raise ValueError(f"expected a row, got {line[:100]!r}")
+                raise ValueError(f"expected a JSON object, got {line[:100]!r}")
             yield row

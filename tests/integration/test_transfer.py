@@ -149,7 +149,7 @@ def test_a_round_trip_shows_the_same_and_has_the_same_bytes(
     said = capsys.readouterr().out
     with opened(source) as old, opened(target) as new:
         [waiting] = old.all("/jobs?state=queued")
-        assert f"{waiting['id']} had not ended: it is cancelled here" in said
+        assert f"{waiting['id']} had not ended: it was imported as cancelled" in said
         cancelled = new.get(f"/jobs/{waiting['id']}")
         assert cancelled["state"] == "cancelled"
         assert {stage["state"] for stage in cancelled["stages"]} == {"cancelled"}
@@ -203,7 +203,7 @@ def test_a_prompt_set_that_means_other_prompts_here_is_named(exported: Path, tar
     with service_of(target) as new:
         save_prompt_set(new, "mine", "", [Prompt(text="a cat")])
         before = row_counts(new)
-        with pytest.raises(TransferError, match="'mine', version 1, is here with other prompts"):
+        with pytest.raises(TransferError, match="'mine', version 1, exists with other prompts"):
             import_project(new, exported)
         assert row_counts(new) == before
         assert list(new.store.objects()) == []
@@ -216,7 +216,7 @@ def test_a_row_that_is_here_with_other_content_is_named(exported: Path, target: 
             pair_id = session.scalars(select(Pair.id).where(Pair.adopted.is_not(None)).limit(1)).one()
         give_verdict(new, pair_id, Verdict.REJECT, None, None)
         before = row_counts(new), list(new.store.objects())
-        with pytest.raises(TransferError, match=f"{pair_id} of pairs is here with other content: .*verdict"):
+        with pytest.raises(TransferError, match=f"{pair_id} of pairs exists with other content: .*verdict"):
             import_project(new, exported)
         assert row_counts(new) == before[0]
         assert {found.key for found in new.store.objects()} == {found.key for found in before[1]}
@@ -271,7 +271,7 @@ def test_a_file_that_is_damaged_or_of_another_version_is_refused_whole(
             said[name] = str(caught.value)
         assert row_counts(new) == before
         assert list(new.store.objects()) == []
-    assert "newer than 1" in said["of a newer format"]
+    assert "expected format 1 or older, got the newer format 2" in said["of a newer format"]
     assert "0010" in said["of another revision"]
     assert "rows/jobs.jsonl is damaged" in said["with another row"]
     assert "objects" in said["without an object"]
@@ -285,7 +285,7 @@ def test_objects_do_not_stay_where_one_does_not_fit(tmp_path: Path, exported: Pa
     file = rewritten(exported, tmp_path / "other.tar", _consistent(found, "rows/artifacts.jsonl", text))
     with service_of(target) as new:
         before = row_counts(new)
-        with pytest.raises(TransferError, match=f"{rows[-1]['id']} does not fit its object"):
+        with pytest.raises(TransferError, match=f"{rows[-1]['id']} does not match its object"):
             import_project(new, file)
         assert list(new.store.objects()) == []
         assert row_counts(new) == before
