@@ -1,4 +1,4 @@
-"""What a request may ask of a model, told from its files. The tiny pipeline takes 14 tokens and has 3 layers."""
+"""Checks of requests against the files of a model. The tiny pipeline accepts 14 tokens and has 3 layers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +25,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         yield opened
 
 
-def named(client: TestClient, path: str, body: dict[str, Any]) -> tuple[int, list[tuple[str, str]]]:
-    """The status, and code and pointers of what is wrong."""
+def problems_of(client: TestClient, path: str, body: dict[str, Any]) -> tuple[int, list[tuple[str, str]]]:
+    """The status of a dry run, and the code and pointer of each problem."""
     answer = client.post(path, json=body, params={"dry_run": True})
     problem = answer.json()
     return answer.status_code, [(problem["code"], error["pointer"]) for error in problem.get("errors", ())]
@@ -48,25 +48,28 @@ NO_PROMPTS = {"prompts": None, "prompt_set": "long"}
         ("/evaluations", EVALUATION | {"prompt_sets": ["long"]}, "/prompt_sets/0"),
     ],
 )
-def test_prompts_past_the_tokenizers_length_are_named(
+def test_prompts_longer_than_the_tokenizers_limit_are_refused(
     client: TestClient, path: str, body: dict[str, Any], pointer: str
 ) -> None:
-    assert named(client, path, body) == (422, [("prompt_too_long", pointer)])
+    assert problems_of(client, path, body) == (422, [("prompt_too_long", pointer)])
 
 
-def test_prompts_of_just_that_length_are_taken(client: TestClient) -> None:
-    assert named(client, "/rounds", round_body(prompts=[FITS])) == (200, [])
+def test_prompts_of_exactly_the_limit_are_accepted(client: TestClient) -> None:
+    assert problems_of(client, "/rounds", round_body(prompts=[FITS])) == (200, [])
 
 
 @pytest.mark.parametrize("layers", [[], [3], [-1], [0, 9]])
-def test_layers_that_the_unet_does_not_have_are_named(client: TestClient, layers: list[int]) -> None:
+def test_layers_that_the_unet_lacks_are_refused(client: TestClient, layers: list[int]) -> None:
     fusion = round_body()["fusion"] | {"layers": layers}
-    assert named(client, "/rounds", round_body(fusion=fusion)) == (422, [("unknown_layer", "/fusion/layers")])
+    assert problems_of(client, "/rounds", round_body(fusion=fusion)) == (422, [("unknown_layer", "/fusion/layers")])
 
 
-def test_layers_that_it_has_are_taken_and_no_fusion_asks_for_none(client: TestClient) -> None:
-    assert named(client, "/rounds", round_body(fusion=round_body()["fusion"] | {"layers": [0, 1, 2]})) == (200, [])
-    assert named(client, "/rounds", round_body(fusion=None)) == (200, [])
+def test_existing_layers_and_no_fusion_are_accepted(client: TestClient) -> None:
+    assert problems_of(client, "/rounds", round_body(fusion=round_body()["fusion"] | {"layers": [0, 1, 2]})) == (
+        200,
+        [],
+    )
+    assert problems_of(client, "/rounds", round_body(fusion=None)) == (200, [])
 
 
 @pytest.mark.parametrize(
@@ -77,22 +80,26 @@ def test_layers_that_it_has_are_taken_and_no_fusion_asks_for_none(client: TestCl
         ({"num_steps": 1, "height": 1, "width": 31}, ["/sampling/num_steps", "/sampling/height", "/sampling/width"]),
     ],
 )
-def test_sampling_that_the_model_cannot_do_is_named(
+def test_sampling_settings_that_the_model_does_not_support_are_refused(
     client: TestClient, sampling: dict[str, int], pointers: list[str]
 ) -> None:
-    """The tiny scheduler is leading, the tiny VAE makes 2 pixels of one latent."""
+    """The tiny scheduler has leading timesteps; the tiny VAE decodes one latent into 2 pixels."""
     problems = [("unsuitable_sampling", pointer) for pointer in pointers]
     samples = {"model": "tiny", "prompts": PROMPTS, "scorers": ["brightness"], "sampling": sampling}
-    assert named(client, "/rounds", round_body(sampling=sampling, fusion=None)) == (422, problems)
-    assert named(client, "/samplings", samples) == (422, problems)
-    assert named(client, "/evaluations", EVALUATION | {"prompts": PROMPTS, "sampling": sampling}) == (422, problems)
+
+    assert problems_of(client, "/rounds", round_body(sampling=sampling, fusion=None)) == (422, problems)
+    assert problems_of(client, "/samplings", samples) == (422, problems)
+    assert problems_of(client, "/evaluations", EVALUATION | {"prompts": PROMPTS, "sampling": sampling}) == (
+        422,
+        problems,
+    )
 
 
-def test_sizes_of_the_vae_are_taken(client: TestClient) -> None:
-    assert named(client, "/rounds", round_body(sampling={"num_steps": 4, "height": 12, "width": 22})) == (200, [])
+def test_sizes_that_the_vae_supports_are_accepted(client: TestClient) -> None:
+    assert problems_of(client, "/rounds", round_body(sampling={"num_steps": 4, "height": 12, "width": 22})) == (200, [])
 
 
-def test_nothing_is_said_of_a_model_that_is_not_on_this_machine(client: TestClient) -> None:
+def test_a_model_that_is_not_on_this_machine_is_not_checked(client: TestClient) -> None:
     fusion = round_body()["fusion"] | {"layers": [99]}
-    assert named(client, "/rounds", round_body(model="far", prompts=[TOO_LONG], fusion=fusion)) == (200, [])
-    assert named(client, "/rounds", round_body(model="far", sampling={"num_steps": 4, "height": 13})) == (200, [])
+    assert problems_of(client, "/rounds", round_body(model="far", prompts=[TOO_LONG], fusion=fusion)) == (200, [])
+    assert problems_of(client, "/rounds", round_body(model="far", sampling={"num_steps": 4, "height": 13})) == (200, [])

@@ -1,4 +1,4 @@
-"""The kinds of jobs, and what a request for one may hold."""
+"""The kinds of jobs and their requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.states import JobKind
         {"kind": "verdicts"},
     ],
 )
-def test_a_client_names_no_address_file_or_code(settings: dict[str, str]) -> None:
+def test_a_request_cannot_name_an_address_file_or_code(settings: dict[str, str]) -> None:
     TypeAdapter[Any](ScorerConfig).validate_python(settings)
     with pytest.raises(ValidationError, match="kind"):
         TypeAdapter[Any](ScorerRef).validate_python(settings)
@@ -36,17 +36,17 @@ def test_every_kind_is_registered_under_its_name() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_stored_request_is_of_its_kind(name: JobKind) -> None:
+def test_a_stored_request_is_read_as_its_kind(name: JobKind) -> None:
     for example in KINDS[name].examples.values():
         spec = spec_of(name.value, example["value"])
         assert kind_of(spec).name is name
         assert spec_of(name.value, spec.model_dump(mode="json")) == spec
 
 
-def test_requests_are_built_without_a_database() -> None:
+def test_requests_are_built_without_sqlalchemy_torch_or_fastapi() -> None:
     code = "import sys, service.jobs.kinds; print(sorted({'sqlalchemy', 'torch', 'fastapi'} & set(sys.modules)))"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_requests_are_built_without_a_database() -> None:
         (TrainingConfig(beta=5.0), 0.1),
     ],
 )
-def test_a_preset_clips_dpos_ratio_where_a_training_does_not_say_otherwise(training: Any, clip: float | None) -> None:
-    """In rounds, and where stored pairs are trained on; not for algorithms whose loss has another clip."""
-    asked = {"preset": "released_code", "training": training}
-    for spec in (RoundSpec(model="tiny", prompt_set="a", **asked), TrainingJobSpec(jobs=("a",), **asked)):
+def test_a_preset_sets_dpos_ratio_clip_unless_the_training_sets_it(training: Any, clip: float | None) -> None:
+    """For round and training jobs, and only for algorithms with this clip."""
+    fields = {"preset": "released_code", "training": training}
+    for spec in (RoundSpec(model="tiny", prompt_set="a", **fields), TrainingJobSpec(jobs=("a",), **fields)):
         assert spec.training.ratio_clip == clip
     assert not hasattr(FusionJobSpec(sampling="a", preset="released_code"), "training")
 
 
-def test_a_preset_leaves_a_naive_round_naive() -> None:
+def test_a_preset_does_not_add_fusion_to_a_naive_round() -> None:
     spec = RoundSpec(model="tiny", prompt_set="a", fusion=None, preset="released_code")
     assert spec.fusion is None and spec.pairing.dealing == "rank_order"
