@@ -38,7 +38,7 @@ T = TypeVar("T")
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("read")])
 
 
-class JobFilters(PageParameters):
+class JobListParameters(PageParameters):
     """Filters of the list of jobs; `parent` selects the retries of a job."""
 
     state: JobState | None = None
@@ -63,7 +63,7 @@ class EventParameters(PageParameters):
 
 
 @router.get("")
-def list_jobs(service: ServiceDep, filters: Annotated[JobFilters, Query()]) -> ListOut[JobOut]:
+def list_jobs(service: ServiceDep, filters: Annotated[JobListParameters, Query()]) -> ListOut[JobOut]:
     """List jobs, newest first."""
     with service.uow.reading() as session:
         set_id = None if filters.prompt_set is None else prompt_sets.id_of(session, filters.prompt_set)

@@ -31,7 +31,7 @@ from service.states import SampleRole
 router = APIRouter(dependencies=[needs("read")])
 
 
-class SampleFilters(PageParameters):
+class SampleListParameters(PageParameters):
     """Filters of the list of samples."""
 
     job: str | None = None
@@ -40,7 +40,7 @@ class SampleFilters(PageParameters):
     prompt_set: PromptSetFilter = None
 
 
-class PairFilters(PageParameters):
+class PairListParameters(PageParameters):
     """Filters of the list of pairs."""
 
     job: str | None = None
@@ -50,7 +50,7 @@ class PairFilters(PageParameters):
     prompt_set: PromptSetFilter = None
 
 
-class ModelFilters(PageParameters):
+class ModelListParameters(PageParameters):
     """Filters of the list of models."""
 
     job: str | None = None
@@ -65,7 +65,7 @@ def _set_id(session: Session, text: str | None) -> str | None:
 
 
 @router.get("/samples", tags=["samples"])
-def list_samples(service: ServiceDep, filters: Annotated[SampleFilters, Query()]) -> ListOut[SampleOut]:
+def list_samples(service: ServiceDep, filters: Annotated[SampleListParameters, Query()]) -> ListOut[SampleOut]:
     """List samples, oldest first."""
     with service.uow.reading() as session:
         job_id = _job_id(filters.job)
@@ -86,7 +86,7 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
 
 
 @router.get("/pairs", tags=["pairs"])
-def list_pairs(service: ServiceDep, filters: Annotated[PairFilters, Query()]) -> ListOut[PairOut]:
+def list_pairs(service: ServiceDep, filters: Annotated[PairListParameters, Query()]) -> ListOut[PairOut]:
     """List pairs, oldest first."""
     with service.uow.reading() as session:
         page = results.pair_page(
@@ -148,7 +148,7 @@ def _parse_revision(if_match: str) -> int:
 
 
 @router.get("/models", tags=["models"])
-def list_models(service: ServiceDep, filters: Annotated[ModelFilters, Query()]) -> ListOut[ModelOut]:
+def list_models(service: ServiceDep, filters: Annotated[ModelListParameters, Query()]) -> ListOut[ModelOut]:
     """List models, newest first."""
     with service.uow.reading() as session:
         page = results.model_page(session, filters.limit, filters.cursor, _job_id(filters.job))
@@ -239,14 +239,14 @@ def delete_alias(name: Alias, service: ServiceDep) -> None:
             raise NotFoundError(f"there is no alias {name!r}")
 
 
-class ExportFilters(Parameters):
+class ExportListParameters(Parameters):
     """Filters of the list of exports."""
 
     job: str
 
 
 @router.get("/exports", tags=["models"])
-def list_exports(service: ServiceDep, filters: Annotated[ExportFilters, Query()]) -> ListOut[ExportOut]:
+def list_exports(service: ServiceDep, filters: Annotated[ExportListParameters, Query()]) -> ListOut[ExportOut]:
     """List the data sets exported from a job's pairs, newest first."""
     with service.uow.reading() as session:
         rows = results.exports(session, of_job_id=expect(IdKind.JOB, filters.job))
