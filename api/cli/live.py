@@ -26,7 +26,7 @@ _PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Change:
+class ScoreChange:
     """A scorer's mean over a split in the latest round.
 
     change   difference from the first round; None if there is only one round
@@ -38,7 +38,7 @@ class Change:
     change: float | None
 
 
-def changes(metrics: Sequence[MetricOut]) -> list[Change]:
+def changes(metrics: Sequence[MetricOut]) -> list[ScoreChange]:
     """Compute the latest mean and its change since the first round, by split and scorer."""
     by_round: dict[tuple[str, str], dict[int, float]] = {}
     for metric in metrics:
@@ -49,7 +49,7 @@ def changes(metrics: Sequence[MetricOut]) -> list[Change]:
     for (split, scorer), means in sorted(by_round.items(), key=lambda item: (list(SPLITS).index(item[0][0]), item)):
         latest = means[max(means)]
         change = latest - means[min(means)] if len(means) > 1 else None
-        rows.append(Change(split, scorer, latest, change))
+        rows.append(ScoreChange(split, scorer, latest, change))
     return rows
 
 
@@ -150,7 +150,7 @@ def _bar(percent: float) -> RenderableType:
     return grid
 
 
-def _scores(rows: Sequence[Change]) -> Table:
+def _scores(rows: Sequence[ScoreChange]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("scores", "", "latest", "change"):
         table.add_column(heading, justify="left" if heading in ("scores", "") else "right", overflow="fold")
