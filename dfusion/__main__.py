@@ -1,4 +1,4 @@
-"""The console script `dfusion`: the service's command line, where the service is installed beside the library.
+"""The console script `dfusion`: the command line of the service, if the service is installed.
 
 A wheel contains the library alone (docs/decisions/019-packaging.md).
 """
