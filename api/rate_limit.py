@@ -21,7 +21,7 @@ from service.settings import Settings
 _REDIS_SECONDS = 0.25
 """A slower Redis counts as unavailable."""
 _PAUSE_SECONDS = 5.0
-"""After a failure this process counts on its own for so long before it asks Redis again."""
+"""After a failure this process counts in memory for this long before it asks Redis again."""
 _BURST_SECONDS = 2
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class RateLimit:
         """Take one request.
 
         Returns:
-            0 if the caller may go on, otherwise the seconds until it may.
+            0 if the request is allowed, otherwise the seconds to wait.
         """
         if self._shared is None or time.monotonic() < self._unavailable_until:
             return self._buckets.take(caller)
@@ -60,7 +60,7 @@ class RateLimit:
         return max(window.reset_time - time.time(), 0.001)
 
     def _pause(self, error: RedisError) -> None:
-        """Leave Redis alone for a while; the first of several requests that fail together says so."""
+        """Use memory for a while. Of several requests that fail together, the first logs a warning."""
         now = time.monotonic()
         if now >= self._unavailable_until:
             _logger.warning("Redis is unavailable (%s): requests are limited per process", type(error).__name__)
