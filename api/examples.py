@@ -324,7 +324,7 @@ RESPONSES: dict[str, Example] = {
         "worker": None,
         "checks": [
             {"name": "database", "state": "ok", "detail": "postgresql responds"},
-            {"name": "migrations", "state": "ok", "detail": "the schema is at revision 0001"},
+            {"name": "migrations", "state": "ok", "detail": "the schema is at revision 0001_tables"},
             {"name": "worker", "state": "warning", "detail": "no worker runs: jobs wait until one starts"},
         ],
     },
