@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -254,9 +255,10 @@ def _examples_of_samples(
 
     # 2. the history, with the scores that are not stored yet
     prompts = {sample.row.id: sample.row.prompt for sample in samples}
-    history = RewardHistory().extended(source.histories.get((reward.name, reward.version), {}))
+    new: dict[str, list[float]] = defaultdict(list)
     for score in scores.new:
-        history = history.extended({prompts[score.sample_id]: [score.value]})
+        new[prompts[score.sample_id]].append(score.value)
+    history = RewardHistory().extended(source.histories.get((reward.name, reward.version), {})).extended(new)
 
     # 3. the examples
     trajectories = context.load_trajectories(samples)
