@@ -1,1 +1,1 @@
-"""Programs of this repository that are not installed. They build the shipped models and the figures of the docs."""
+"""Programs of the repository, not installed: the demo, the tables of the docs, the makers of the shapes world."""
