@@ -203,7 +203,7 @@ def test_errors_say_what_is_wrong(live: Live) -> None:
         with pytest.raises(InvalidError) as wrong:
             client.start_round(round_body(rounds=0, training={"beta": -1}))
         assert {error.pointer for error in wrong.value.errors} == {"/rounds", "/training/beta"}
-        with pytest.raises(NotFoundError, match="expected the id of a job"):
+        with pytest.raises(NotFoundError, match="expected job id of the form"):
             client.job("nothing")
         with pytest.raises(ConflictError) as conflict:
             client.retry(live.done_job)
