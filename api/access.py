@@ -1,8 +1,7 @@
-"""Who gets in: keys at the door, scopes at each route, and how often.
+"""Access control: authentication, scopes and rate limits.
 
-The middleware `Guard` lets nobody past without a key but to the open paths; a route says what scope it takes by
-`needs`; a service with a route that says nothing does not start. Without keys (the setting `auth`), only this machine
-gets in.
+The middleware `Guard` authenticates each request, except those to the open paths. A route declares its scope with
+`needs`; the service refuses to start if a route declares none. If `auth` is off, only this machine has access.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from service.settings import Settings
 from service.states import KeyScope
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
-"""What answers without a key: whether the service lives, and how it is to be used."""
+"""Paths that require no API key: health checks and documentation."""
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 _SECURITY_SCHEME = "apiKey"
 
 
 @dataclass(frozen=True)
 class Needs:
-    """A route's dependency: the caller's key must have the scope. Raises ForbiddenError."""
+    """The dependency of a route on a scope of the caller's key. Raises ForbiddenError if the key lacks the scope."""
 
     scope: KeyScope
 
@@ -52,47 +51,48 @@ class Needs:
 
 
 def needs(scope: str) -> Dependency:
-    """For `dependencies=` of a router or a route: read, submit, review or admin."""
+    """Require a scope (read, submit, review or admin). For `dependencies=` of a router or a route."""
     return cast(Dependency, Depends(Needs(KeyScope(scope))))
 
 
 def open_paths(settings: Settings) -> frozenset[str]:
-    """The paths that take no key in this installation."""
+    """Return the paths that require no API key under these settings."""
     return OPEN_PATHS | {"/metrics"} if settings.metrics_open else OPEN_PATHS
 
 
 def require_closed_or_local(settings: Settings) -> None:
-    """Raises StartError for a service that other machines would reach and that asks nobody for a key."""
+    """Raises StartError if other machines can reach the service and `auth` is off, unless `allow_open` is set."""
     if not settings.auth and not settings.allow_open and not _is_loopback(settings.host):
         raise StartError(
-            f"DFUSION_HOST={settings.host} lets other machines in, and DFUSION_AUTH is off: set DFUSION_AUTH=true and "
-            "DFUSION_BOOTSTRAP_ADMIN_KEY, or DFUSION_ALLOW_OPEN=true to let everyone do everything"
+            f"DFUSION_HOST={settings.host} is reachable by other machines, and DFUSION_AUTH is off: set "
+            "DFUSION_AUTH=true and DFUSION_BOOTSTRAP_ADMIN_KEY, or DFUSION_ALLOW_OPEN=true to grant everyone all scopes"
         )
 
 
 def require_scopes(app: FastAPI) -> None:
-    """Raises StartError for a route that is not open and does not say what scope it takes."""
-    silent = [context.path for context in _guarded(app) if not scopes_of(context)]
-    if silent:
-        raise StartError(f"no scope is declared for {', '.join(map(str, silent))}: use dependencies=[needs(…)]")
+    """Raises StartError if a route that is not open declares no scope."""
+    undeclared = [context.path for context in _guarded(app) if not scopes_of(context)]
+    if undeclared:
+        raise StartError(f"no scope is declared for {', '.join(map(str, undeclared))}: use dependencies=[needs(…)]")
 
 
 def scopes_of(context: RouteContext) -> list[KeyScope]:
-    """The scopes that a route takes, all of them."""
+    """Return the scopes that a route requires; the caller's key must have all of them."""
     if not isinstance(context.original_route, APIRoute):
         return []
     return [d.dependency.scope for d in context.dependencies if isinstance(d.dependency, Needs)]
 
 
 def _guarded(app: FastAPI) -> Iterator[RouteContext]:
+    """Yield the routes that are not open."""
     for context in iter_route_contexts(app.routes):
         if context.path not in OPEN_PATHS:
             yield context
 
 
 def describe_security(app: FastAPI, schema: dict[str, Any]) -> None:
-    """Say in the OpenAPI document which key each operation takes."""
-    scheme = {"type": "http", "scheme": "bearer", "description": "An API key, dfk_…, that POST /api-keys made"}
+    """Add the security scheme and the scopes of each operation to the OpenAPI document."""
+    scheme = {"type": "http", "scheme": "bearer", "description": "API key (dfk_…), created by POST /api-keys"}
     schema.setdefault("components", {}).setdefault("securitySchemes", {})[_SECURITY_SCHEME] = scheme
     for context in _guarded(app):
         for method in context.methods or ():
@@ -102,10 +102,11 @@ def describe_security(app: FastAPI, schema: dict[str, Any]) -> None:
 
 
 class Guard:
-    """Middleware that lets a request past with its caller in `request.state.caller`, or answers it."""
+    """Middleware that stores the caller in `request.state.caller`, or responds with an error."""
 
     def __init__(self, app: ASGIApp, settings: Settings, rate_limit: RateLimit | None) -> None:
-        self._app, self._settings = app, settings
+        self._app = app
+        self._settings = settings
         self._open = open_paths(settings)
         self._rate_limit = rate_limit
 
@@ -113,34 +114,45 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Request(scope, receive)
-        refusal = await self._refusal(request)
-        await (refusal or self._app)(scope, receive, send)
 
-    async def _refusal(self, request: Request) -> Response | None:
-        """Why the request may not go on, None if it may."""
-        if not self._settings.auth and not self._settings.allow_open and (wrong := _not_local(request)):
-            return problem(HTTPStatus.FORBIDDEN, "not_local", f"{wrong}; this service asks for no keys")
+        request = Request(scope, receive)
+        error_response = await self._check(request)
+        await (error_response or self._app)(scope, receive, send)
+
+    async def _check(self, request: Request) -> Response | None:
+        """Set the caller of the request. Returns the error response if the request is refused, otherwise None."""
+        # 1. without keys, only requests from this machine
+        if not self._settings.auth and not self._settings.allow_open and (reason := _not_local(request)):
+            detail = f"{reason}; without API keys, only local access is allowed"
+            return problem(HTTPStatus.FORBIDDEN, "not_local", detail)
+
+        # 2. open paths
         if request.scope["path"] in self._open:
             request.state.caller = ANYONE if not self._settings.auth else Caller(None, frozenset({KeyScope.READ}))
             return None
+
+        # 3. the caller of the API key
         try:
             caller = await self._caller(request)
         except SQLAlchemyError:
-            detail = "the service cannot look up the key just now"
+            detail = "cannot check the API key: the database is unavailable"
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, "database", detail, headers={"Retry-After": "5"})
+
+        # 4. rate limit, by key or by address
         if self._rate_limit is not None:
             address = request.client.host if request.client else ""
             if wait := await self._rate_limit.take((caller.key_id if caller else None) or f"address {address}"):
-                detail = f"expected at most {self._settings.requests_per_second:g} requests a second"
+                detail = f"expected at most {self._settings.requests_per_second:g} requests per second"
                 headers = {"Retry-After": str(retry_after(wait))}
                 return problem(HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", detail, headers=headers)
+
         if caller is None:
-            return _who_are_you(request)
+            return _unauthorized(request)
         request.state.caller = caller
         return None
 
     async def _caller(self, request: Request) -> Caller | None:
+        """Authenticate the request. Returns None if it has no valid API key."""
         if not self._settings.auth:
             return ANYONE
         token = _token(request)
@@ -151,17 +163,17 @@ class Guard:
 
 
 def _token(request: Request) -> str | None:
-    """The bearer token of a well-formed Authorization header that comes once."""
-    given = request.headers.getlist("authorization")
-    found = _BEARER.fullmatch(given[0].strip(" \t")) if len(given) == 1 else None
-    return found[1] if found else None
+    """Return the bearer token, or None if there is not exactly one well-formed Authorization header."""
+    headers = request.headers.getlist("authorization")
+    match = _BEARER.fullmatch(headers[0].strip(" \t")) if len(headers) == 1 else None
+    return match[1] if match else None
 
 
-def _who_are_you(request: Request) -> Response:
+def _unauthorized(request: Request) -> Response:
     challenge = 'Bearer realm="dfusion"'
     if "authorization" in request.headers:
         challenge += ', error="invalid_token"'
-        detail = "the key is malformed, unknown, expired or revoked; expected Authorization: Bearer dfk_…"
+        detail = "the API key is malformed, unknown, expired or revoked; expected Authorization: Bearer dfk_…"
     else:
         detail = "expected an API key: Authorization: Bearer dfk_…"
     headers = {"WWW-Authenticate": challenge}
@@ -169,21 +181,24 @@ def _who_are_you(request: Request) -> Response:
 
 
 def _not_local(request: Request) -> str | None:
-    """Why a request comes from elsewhere: another machine, or another site's page in a browser on this one."""
+    """Return why a request is not local, or None if it is.
+
+    It may come from another machine, or from another site's page in a browser on this machine.
+    """
     server = request.scope.get("server")
     if server and server[1] is not None and _is_ip(server[0]) and not _is_loopback(server[0]):
-        return f"it came over the network, by {server[0]}"
+        return f"the request arrived at the network address {server[0]}"
     host = request.headers.get("host", "")
     if not _names_this_machine(host):
-        return f"Host: {host!r} is not this machine's"
+        return f"Host: {host!r} does not name this machine"
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
-        return f"Origin: {origin!r} is another site"
+        return f"Origin: {origin!r} is another site than Host: {host!r}"
     return None
 
 
 def _names_this_machine(host: str) -> bool:
-    """Whether the Host header is a loopback address or a plain name. A name with a dot may be anyone's in the DNS."""
+    """Whether the Host header is a loopback address or a plain name. In the DNS, a name with a dot can be anyone's."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
