@@ -1,4 +1,4 @@
-"""Everything that the REST API does, as typed methods. Answers are the models of api.wire."""
+"""The client: a typed method for each operation of the REST API. Responses are parsed into the models of `api.wire`."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ Body = Mapping[str, Any]
 AdapterFormat = Literal["diffusers", "kohya", "merged"]
 
 PATHS: Mapping[JobKind, str] = MappingProxyType({name: kind.path for name, kind in KINDS.items()})
-"""Where each kind of job is asked for."""
+"""The path to which each kind of job is submitted."""
 DEFAULT_URL = "http://127.0.0.1:8000"
-_MOST = 200
-"""The longest page that the service gives."""
-_LONGEST_WAIT_SECONDS = 30.0
-_SILENCE_SECONDS = 45.0
-"""An event stream says something every 15 seconds; one that is silent for so long is dead."""
+_MAX_PAGE_SIZE = 200
+"""The maximum page size of the service."""
+_MAX_WAIT_SECONDS = 30.0
+_EVENT_TIMEOUT_SECONDS = 45.0
+"""Read timeout of event streams. The service sends events or keep-alive comments every 15 seconds."""
 
 
 class JobFilters(TypedDict, total=False):
-    """Which jobs; `parent` is the job that they are retries of."""
+    """Filters of jobs. `parent` is the id of the job that a job retries."""
 
     state: JobState | str | None
     kind: JobKind | str | None
@@ -66,7 +66,7 @@ class JobFilters(TypedDict, total=False):
 
 
 class SampleFilters(TypedDict, total=False):
-    """Which samples."""
+    """Filters of samples."""
 
     job: str | None
     role: SampleRole | str | None
@@ -75,7 +75,7 @@ class SampleFilters(TypedDict, total=False):
 
 
 class PairFilters(TypedDict, total=False):
-    """Which pairs; `judged`: whether a person has given a verdict."""
+    """Filters of pairs. `judged` tells whether a pair has a person's verdict."""
 
     job: str | None
     round: int | None
@@ -85,18 +85,34 @@ class PairFilters(TypedDict, total=False):
 
 
 class ModelFilters(TypedDict, total=False):
-    """Which models."""
+    """Filters of models."""
 
     job: str | None
 
 
 class Client:
-    """A client of one service; to be used in a `with` block, or closed.
+    """A client of one service. Use it in a `with` block, or call `close`.
 
-    A request is sent again, up to `retries` times, when no answer came or the service says "not now" (429 and 503,
-    after as long as it asks). Work that is asked for carries an Idempotency-Key, so that this makes no job twice.
-    Proxies and certificates come from the environment as httpx reads it (HTTP_PROXY, NO_PROXY, SSL_CERT_FILE, .netrc)
-    unless `trust_env` is false. Every method raises ApiError, and nothing else of its own.
+    Requests are retried after connection errors and after the statuses 429 and 503. Requests that create jobs carry an
+    Idempotency-Key, so that a retry never creates a second job.
+
+    Args:
+        base_url: The address of the service.
+        api_key: The API key, if the service requires one.
+        timeout: Seconds to wait for a response.
+        retries: The maximum number of retries per request.
+        trust_env: Whether httpx reads proxies, certificates and credentials from the environment (HTTP_PROXY, NO_PROXY,
+            SSL_CERT_FILE, .netrc).
+        on_retry: Called before each retry with the reason and the seconds until the retry.
+        backoff: The pauses between retries; by default exponential with jitter.
+
+    Raises:
+        ApiError: Any method raises it, or a subclass, if the request fails.
+
+    Example:
+        >>> with Client("http://127.0.0.1:8000") as client:
+        ...     job = client.start_sampling({"model": "shapes", "prompts": [{"text": "a red circle"}]})
+        ...     client.wait(job.id).state
     """
 
     def __init__(
@@ -124,121 +140,130 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._transport.close()
 
     @property
     def base_url(self) -> str:
-        """Where the service is."""
+        """The address of the service."""
         return self._transport.base_url
 
-    # asking for work
+    # starting jobs
 
     def start_round(self, spec: RoundSpec | Body, *, idempotency_key: str | None = None) -> JobDetail:
-        """Train a model online, for some rounds, on pairs of its own samples."""
+        """Start a round job: train a model online, on pairs of its own samples."""
         return self.submit(JobKind.ROUND, spec, idempotency_key=idempotency_key)
 
     def start_sampling(self, spec: SamplingJobSpec | Body, *, idempotency_key: str | None = None) -> JobDetail:
-        """Sample a model on prompts."""
+        """Start a sampling job: generate images for prompts."""
         return self.submit(JobKind.SAMPLING, spec, idempotency_key=idempotency_key)
 
     def start_fusion(self, spec: FusionJobSpec | Body, *, idempotency_key: str | None = None) -> JobDetail:
-        """Fuse stored samples."""
+        """Start a fusion job: fuse stored samples."""
         return self.submit(JobKind.FUSION, spec, idempotency_key=idempotency_key)
 
     def start_training(self, spec: TrainingJobSpec | Body, *, idempotency_key: str | None = None) -> JobDetail:
-        """Train on stored pairs."""
+        """Start a training job: train a model on stored pairs."""
         return self.submit(JobKind.TRAINING, spec, idempotency_key=idempotency_key)
 
     def start_evaluation(self, spec: EvaluationJobSpec | Body, *, idempotency_key: str | None = None) -> JobDetail:
-        """Measure models on the same prompts and seeds."""
+        """Start an evaluation job: compare models on the same prompts and seeds."""
         return self.submit(JobKind.EVALUATION, spec, idempotency_key=idempotency_key)
 
     def start_export(self, spec: ExportJobSpec | Body, *, idempotency_key: str | None = None) -> JobDetail:
-        """Write an adapter, or a job's pairs, in a form that other programs read."""
+        """Start an export job: convert an adapter, or the pairs of a job, to a format that other programs read."""
         return self.submit(JobKind.EXPORT, spec, idempotency_key=idempotency_key)
 
     def submit(self, kind: JobKind, spec: BaseModel | Body, *, idempotency_key: str | None = None) -> JobDetail:
-        """A new job of that kind, or the one that the same request made under the same key."""
+        """Create a job. A repeated request with the same Idempotency-Key returns the first request's job."""
         return self._create(PATHS[kind], JobDetail, idempotency_key, json=_body(spec))
 
     def estimate(self, kind: JobKind, spec: BaseModel | Body) -> EstimateOut:
-        """What a job of that kind would take; nothing is made."""
-        path, params = PATHS[kind], {"dry_run": True}
-        answer = self._transport.request("POST", path, params=params, json=_body(spec))
-        return _read(EstimateOut, answer.content)
+        """Estimate the work of a job without creating it."""
+        response = self._transport.request("POST", PATHS[kind], params={"dry_run": True}, json=_body(spec))
+        return _read(EstimateOut, response.content)
 
-    def _create(self, path: str, model: type[M], key: str | None, **sent: Any) -> M:
-        headers = {**sent.pop("headers", {}), "Idempotency-Key": key or uuid.uuid4().hex}
-        answer = self._transport.request("POST", path, headers=headers, **sent)
-        return _read(model, answer.content)
+    def _create(self, path: str, model: type[M], key: str | None, **options: Any) -> M:
+        headers = {**options.pop("headers", {}), "Idempotency-Key": key or uuid.uuid4().hex}
+        response = self._transport.request("POST", path, headers=headers, **options)
+        return _read(model, response.content)
 
     # jobs
 
     def jobs(self, **filters: Unpack[JobFilters]) -> Iterator[JobOut]:
-        """Jobs, newest first."""
-        return _all(lambda cursor: self.jobs_page(_MOST, cursor, **filters))
+        """Iterate over jobs, newest first."""
+        return _all(lambda cursor: self.jobs_page(_MAX_PAGE_SIZE, cursor, **filters))
 
     def jobs_page(self, limit: int = 50, cursor: str | None = None, **filters: Unpack[JobFilters]) -> ListOut[JobOut]:
-        """A page of them."""
+        """Return one page of jobs."""
         return self._get("/jobs", ListOut[JobOut], limit=limit, cursor=cursor, **filters)
 
     def job(self, job_id: str, *, wait: float = 0) -> JobDetail:
-        """A job, at once or when it has ended; after at most `wait` seconds."""
-        return self._get(f"/jobs/{_part(job_id)}", JobDetail, wait_seconds=wait)
+        """Return a job. With `wait`, returns when the job has ended, or after that many seconds."""
+        return self._get(f"/jobs/{_segment(job_id)}", JobDetail, wait_seconds=wait)
 
     def wait(self, job_id: str, *, timeout: float | None = None) -> JobDetail:
-        """The job when it has ended. Raises TimeoutError after `timeout` seconds."""
+        """Wait until a job has ended. Raises TimeoutError after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            left = _LONGEST_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
-            job = self.job(job_id, wait=max(0.0, min(left, _LONGEST_WAIT_SECONDS)))
+            left = _MAX_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
+            job = self.job(job_id, wait=max(0.0, min(left, _MAX_WAIT_SECONDS)))
             if job.state.is_final:
                 return job
             if left <= 0:
                 raise TimeoutError(f"{job_id} is still {job.state}")
 
     def cancel(self, job_id: str) -> JobDetail:
-        """Call a job off; one that has ended stays as it is."""
-        return self._act(job_id, "cancel", repeatable=True)
+        """Cancel a job. Has no effect if the job has ended."""
+        return self._act(job_id, "cancel", idempotent=True)
 
     def pause(self, job_id: str) -> JobDetail:
-        """Stop a job until it is resumed. Raises ConflictError for one that has ended."""
-        return self._act(job_id, "pause", repeatable=True)
+        """Pause a job until it is resumed. Raises ConflictError if the job has ended."""
+        return self._act(job_id, "pause", idempotent=True)
 
     def resume(self, job_id: str) -> JobDetail:
-        """Go on with a job that is paused, or that waits for verdicts. Raises ConflictError for others."""
-        return self._act(job_id, "resume", repeatable=False)
+        """Resume a job that is paused or waits for verdicts. Raises ConflictError for other states."""
+        return self._act(job_id, "resume", idempotent=False)
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> JobDetail:
-        """A new job with the request of one that failed or was cancelled. Raises ConflictError for others."""
-        return self._create(f"/jobs/{_part(job_id)}/retry", JobDetail, idempotency_key)
+        """Create a job with the request of a failed or cancelled one. Raises ConflictError for other states."""
+        return self._create(f"/jobs/{_segment(job_id)}/retry", JobDetail, idempotency_key)
 
-    def _act(self, job_id: str, action: str, *, repeatable: bool) -> JobDetail:
-        answer = self._transport.request("POST", f"/jobs/{_part(job_id)}/{action}", repeatable=repeatable)
-        return _read(JobDetail, answer.content)
+    def _act(self, job_id: str, action: str, *, idempotent: bool) -> JobDetail:
+        response = self._transport.request("POST", f"/jobs/{_segment(job_id)}/{action}", idempotent=idempotent)
+        return _read(JobDetail, response.content)
 
     def events(self, job_id: str) -> Iterator[EventOut]:
-        """What has happened to a job so far, in order."""
-        return _all(lambda cursor: self.events_page(job_id, _MOST, cursor))
+        """Iterate over the events of a job so far, oldest first."""
+        return _all(lambda cursor: self.events_page(job_id, _MAX_PAGE_SIZE, cursor))
 
     def events_page(
         self, job_id: str, limit: int = 50, cursor: str | None = None, *, wait: float = 0
     ) -> ListOut[EventOut]:
-        """A page of them; with `wait`, when there is one after the cursor, or after that many seconds."""
-        path = f"/jobs/{_part(job_id)}/events"
+        """Return one page of events. With `wait`, waits up to that many seconds for an event after the cursor."""
+        path = f"/jobs/{_segment(job_id)}/events"
         return self._get(path, ListOut[EventOut], wait_seconds=wait, limit=limit, cursor=cursor)
 
     def follow(
         self, job_id: str, *, last_event_id: int | None = None, patience_seconds: float = 120
     ) -> Iterator[EventOut]:
-        """What happens to a job, as it happens, from its first event or after `last_event_id`, until it has ended.
+        """Stream the events of a job until it has ended.
 
-        A stream that breaks is taken up again after the last event that came. Raises UnreachableError, or what the
-        service says, once nothing has come for `patience_seconds` of trying.
+        If the connection breaks, the stream is resumed after the last event received.
+
+        Args:
+            job_id: The job.
+            last_event_id: Skip events up to this id; None starts with the first event.
+            patience_seconds: Give up after this time without data from the service.
+
+        Raises:
+            UnreachableError: The service did not respond for `patience_seconds`.
+            ApiError: The service refused the request, or was unavailable for `patience_seconds`.
         """
-        path, after = f"/jobs/{_part(job_id)}/events", last_event_id
-        attempt, lost_at = 0, 0.0
+        path = f"/jobs/{_segment(job_id)}/events"
+        after = last_event_id
+        attempt = 0
+        lost_at = 0.0
 
         while True:
             headers = {"Accept": "text/event-stream"}
@@ -246,64 +271,66 @@ class Client:
                 headers["Last-Event-ID"] = str(after)
             problem: ApiError = UnreachableError(f"{self.base_url} closed the stream of events of {job_id}")
             try:
-                with self._transport.stream(path, headers, _SILENCE_SECONDS) as answer:
+                with self._transport.stream(path, headers, _EVENT_TIMEOUT_SECONDS) as response:
                     try:
-                        for message in EventSource(answer).iter_sse():
+                        for message in EventSource(response).iter_sse():
                             if message.event == "end":
                                 return
-                            if message.data:  # httpx-sse makes an empty message of a keep-alive comment
+                            if message.data:  # httpx-sse yields keep-alive comments as empty messages
                                 event = _read(EventOut, message.data)
                                 after = event.id
                                 yield event
                     finally:
-                        attempt = 0 if answer.num_bytes_downloaded else attempt
+                        attempt = 0 if response.num_bytes_downloaded else attempt
             except httpx.TransportError as error:
                 problem = self._transport.unreachable(error)
             except (UnavailableError, TooManyRequestsError) as error:
                 problem = error
+
+            # retry, with growing pauses until data arrive
             lost_at = time.monotonic() if attempt == 0 else lost_at
             if time.monotonic() - lost_at > patience_seconds:
                 raise problem
-            self._transport.again(problem.detail, attempt)
+            self._transport.pause_before_retry(problem.detail, attempt)
             attempt += 1
 
     def logs(self, job_id: str) -> str:
-        """The job's log as text, a line an event."""
-        return self._transport.request("GET", f"/jobs/{_part(job_id)}/logs", headers={"Accept": "text/plain"}).text
+        """Return the log of a job as text, one line per event."""
+        return self._transport.request("GET", f"/jobs/{_segment(job_id)}/logs", headers={"Accept": "text/plain"}).text
 
     def metrics(self, job_id: str) -> MetricsOut:
-        """Mean scores by round, split, scorer and model."""
-        return self._get(f"/jobs/{_part(job_id)}/metrics", MetricsOut)
+        """Return mean scores by round, split, scorer and model."""
+        return self._get(f"/jobs/{_segment(job_id)}/metrics", MetricsOut)
 
-    # what jobs made
+    # results of jobs
 
     def samples(self, **filters: Unpack[SampleFilters]) -> Iterator[SampleOut]:
-        """Samples, oldest first."""
-        return _all(lambda cursor: self.samples_page(_MOST, cursor, **filters))
+        """Iterate over samples, oldest first."""
+        return _all(lambda cursor: self.samples_page(_MAX_PAGE_SIZE, cursor, **filters))
 
     def samples_page(
         self, limit: int = 50, cursor: str | None = None, **filters: Unpack[SampleFilters]
     ) -> ListOut[SampleOut]:
-        """A page of them."""
+        """Return one page of samples."""
         return self._get("/samples", ListOut[SampleOut], limit=limit, cursor=cursor, **filters)
 
     def sample(self, sample_id: str) -> SampleDetail:
-        """A sample, with the pairs that it is in."""
-        return self._get(f"/samples/{_part(sample_id)}", SampleDetail)
+        """Return a sample, with the pairs that contain it."""
+        return self._get(f"/samples/{_segment(sample_id)}", SampleDetail)
 
     def pairs(self, **filters: Unpack[PairFilters]) -> Iterator[PairOut]:
-        """Pairs, oldest first."""
-        return _all(lambda cursor: self.pairs_page(_MOST, cursor, **filters))
+        """Iterate over pairs, oldest first."""
+        return _all(lambda cursor: self.pairs_page(_MAX_PAGE_SIZE, cursor, **filters))
 
     def pairs_page(
         self, limit: int = 50, cursor: str | None = None, **filters: Unpack[PairFilters]
     ) -> ListOut[PairOut]:
-        """A page of them."""
+        """Return one page of pairs."""
         return self._get("/pairs", ListOut[PairOut], limit=limit, cursor=cursor, **filters)
 
     def pair(self, pair_id: str) -> PairOut:
-        """A pair: base, reference and target side by side."""
-        return self._get(f"/pairs/{_part(pair_id)}", PairOut)
+        """Return a pair with its base, reference and target."""
+        return self._get(f"/pairs/{_segment(pair_id)}", PairOut)
 
     def set_verdict(
         self,
@@ -313,84 +340,106 @@ class Client:
         reviewer: str | None = None,
         revision: int | None = None,
     ) -> PairOut:
-        """Say which side of a pair is better; None takes it back. With the `revision` that was looked at, another
-        reviewer's verdict is not overwritten unseen: PreconditionError."""
-        answer = self._transport.request(
+        """Set the verdict on a pair: which side is better.
+
+        Args:
+            pair_id: The pair.
+            prefer: The better side; None removes the verdict.
+            reviewer: The name of the reviewer.
+            revision: The revision of the pair that the reviewer saw. It prevents overwriting a newer verdict.
+
+        Raises:
+            PreconditionError: The pair has another revision.
+        """
+        response = self._transport.request(
             "PUT",
-            f"/pairs/{_part(pair_id)}/verdict",
+            f"/pairs/{_segment(pair_id)}/verdict",
             json={"prefer": prefer, "reviewer": reviewer},
             headers={} if revision is None else {"If-Match": f'"{revision}"'},
-            repeatable=revision is None,
+            idempotent=revision is None,
         )
-        return _read(PairOut, answer.content)
+        return _read(PairOut, response.content)
 
     def models(self, **filters: Unpack[ModelFilters]) -> Iterator[ModelOut]:
-        """Models, newest first."""
-        return _all(lambda cursor: self.models_page(_MOST, cursor, **filters))
+        """Iterate over models, newest first."""
+        return _all(lambda cursor: self.models_page(_MAX_PAGE_SIZE, cursor, **filters))
 
     def models_page(
         self, limit: int = 50, cursor: str | None = None, **filters: Unpack[ModelFilters]
     ) -> ListOut[ModelOut]:
-        """A page of them."""
+        """Return one page of models."""
         return self._get("/models", ListOut[ModelOut], limit=limit, cursor=cursor, **filters)
 
     def model(self, model: str) -> ModelDetail:
-        """A model by its id, its name or an alias."""
-        return self._get(f"/models/{_part(model)}", ModelDetail)
+        """Return a model by its id, name or alias."""
+        return self._get(f"/models/{_segment(model)}", ModelDetail)
 
     def lineage(self, model: str) -> LineageOut:
-        """Where a model came from, down to the base model."""
-        return self._get(f"/models/{_part(model)}/lineage", LineageOut)
+        """Return the ancestors of a model, down to the base model."""
+        return self._get(f"/models/{_segment(model)}/lineage", LineageOut)
 
     def set_alias(self, name: str, model_id: str) -> ModelDetail:
-        """Let a name, such as "champion", mean a model; it can move to another."""
-        answer = self._transport.request("PUT", f"/aliases/{_part(name)}", json={"model": model_id})
-        return _read(ModelDetail, answer.content)
+        """Set an alias of a model, such as "champion". An alias can be moved to another model."""
+        response = self._transport.request("PUT", f"/aliases/{_segment(name)}", json={"model": model_id})
+        return _read(ModelDetail, response.content)
 
     def remove_alias(self, name: str) -> None:
-        """Let a name mean nothing any more."""
-        self._transport.request("DELETE", f"/aliases/{_part(name)}", repeatable=False)
+        """Remove an alias."""
+        self._transport.request("DELETE", f"/aliases/{_segment(name)}", idempotent=False)
 
     def exports(self, job_id: str) -> ListOut[ExportOut]:
-        """The data sets that were made of a job's pairs, newest first."""
+        """Return the exported data sets of a job's pairs, newest first."""
         return self._get("/exports", ListOut[ExportOut], job=job_id)
 
     # files
 
     def download(self, artifact: str, file: str | Path) -> str:
-        """Write an artifact, named by its id or its path here, to a file; the SHA-256 of its bytes.
+        """Download an artifact to a file. The file appears only if the download is complete and verified.
 
-        The file appears when all bytes are there and their SHA-256 is the service's; otherwise DownloadError.
+        Args:
+            artifact: The id of the artifact, or its path on the service.
+            file: The file to write.
+
+        Returns:
+            The SHA-256 of the file.
+
+        Raises:
+            DownloadError: The SHA-256 is not the one that the service declares.
+            OSError: The file cannot be written.
         """
         return download(self._transport, _artifact_path(artifact), Path(file), self._retries)
 
     def read(self, artifact: str) -> bytes:
-        """An artifact's bytes; as `download`, for those that are small."""
-        found = BytesIO()
-        fetch(self._transport, _artifact_path(artifact), found, self._retries)
-        return found.getvalue()
+        """Return the bytes of a small artifact. Raises DownloadError, as `download` does."""
+        buffer = BytesIO()
+        fetch(self._transport, _artifact_path(artifact), buffer, self._retries)
+        return buffer.getvalue()
 
     def download_model(self, model: str, file: str | Path, *, format: AdapterFormat = "diffusers") -> str:
-        """Write a model's adapter to a file. Raises ConflictError if it is not exported in that format yet."""
-        path = f"/models/{_part(model)}/download"
-        answer = self._transport.request("GET", path, params={"format": format})
-        if "location" not in answer.headers:
-            raise NotFoundError(f"{path} does not say where the file is")
-        return self.download(httpx.URL(answer.headers["location"]).path, file)
+        """Download a model's adapter to a file. Returns its SHA-256.
+
+        Raises:
+            ConflictError: The model has not been exported in that format.
+        """
+        path = f"/models/{_segment(model)}/download"
+        response = self._transport.request("GET", path, params={"format": format})
+        if "location" not in response.headers:
+            raise NotFoundError(f"{path}: expected a redirect to the file, got none")
+        return self.download(httpx.URL(response.headers["location"]).path, file)
 
     # prompt sets
 
     def prompt_sets(self) -> Iterator[PromptSetOut]:
-        """Prompt sets that have a name, in their newest versions."""
-        return _all(lambda cursor: self.prompt_sets_page(_MOST, cursor))
+        """Iterate over the newest versions of all named prompt sets."""
+        return _all(lambda cursor: self.prompt_sets_page(_MAX_PAGE_SIZE, cursor))
 
     def prompt_sets_page(self, limit: int = 50, cursor: str | None = None) -> ListOut[PromptSetOut]:
-        """A page of them."""
+        """Return one page of prompt sets."""
         return self._get("/prompt-sets", ListOut[PromptSetOut], limit=limit, cursor=cursor)
 
     def prompt_set(self, name_or_id: str) -> PromptSetDetail:
-        """A prompt set by its name (newest version) or id, with its prompts."""
-        return self._get(f"/prompt-sets/{_part(name_or_id)}", PromptSetDetail)
+        """Return a prompt set with its prompts, by its name (newest version) or id."""
+        return self._get(f"/prompt-sets/{_segment(name_or_id)}", PromptSetDetail)
 
     def add_prompt_set(
         self,
@@ -400,7 +449,7 @@ class Client:
         description: str | None = None,
         idempotency_key: str | None = None,
     ) -> PromptSetDetail:
-        """A new prompt set; under a name that is there already, its next version."""
+        """Create a prompt set, or the next version if the name exists."""
         body: dict[str, Any] = {"name": name, "prompts": [_body(prompt) for prompt in prompts]}
         if description is not None:
             body["description"] = description
@@ -415,7 +464,7 @@ class Client:
         description: str | None = None,
         idempotency_key: str | None = None,
     ) -> PromptSetDetail:
-        """A new prompt set from text: a prompt a line, items in brackets, "a [cat] eating a [sandwich]"; or CSV."""
+        """Create a prompt set from CSV, or from text: one prompt per line, items in brackets as in "a [cat]"."""
         return self._create(
             "/prompt-sets",
             PromptSetDetail,
@@ -425,86 +474,88 @@ class Client:
             headers={"Content-Type": f"{media_type}; charset=utf-8"},
         )
 
-    # the service itself
+    # service
 
     def health(self) -> HealthOut:
-        """Whether the service answers."""
+        """Return the health of the API process."""
         return self._get("/healthz", HealthOut)
 
     def ready(self) -> ReadyOut:
-        """Whether the service can work, and what it found when it looked."""
-        answer = self._transport.request("GET", "/readyz", also=frozenset({HTTPStatus.SERVICE_UNAVAILABLE}))
-        return _read(ReadyOut, answer.content)
+        """Return whether the service is ready, with the results of its checks."""
+        response = self._transport.request(
+            "GET", "/readyz", allowed_statuses=frozenset({HTTPStatus.SERVICE_UNAVAILABLE})
+        )
+        return _read(ReadyOut, response.content)
 
     def version(self) -> str:
-        """The service's version."""
+        """Return the version of the service."""
         document = self._transport.request("GET", "/openapi.json").json()
         return str(document["info"]["version"])
 
     def workers(self) -> WorkersOut:
-        """The workers that were seen within a day, and what they do."""
+        """Return the workers of the last day, with their current stages."""
         return self._get("/workers", WorkersOut)
 
     def prometheus(self) -> str:
-        """Figures of the service in Prometheus' text format."""
+        """Return the metrics of the service in the text format of Prometheus."""
         return self._transport.request("GET", "/metrics", headers={"Accept": "text/plain"}).text
 
     def make_api_key(
         self, name: str, scopes: Sequence[KeyScope | str], *, expires_at: datetime | None = None
     ) -> ApiKeyCreated:
-        """Make an API key. The answer is the only place where it is ever shown."""
+        """Create an API key. The key itself is only in this response; the service stores a hash."""
         body = {"name": name, "scopes": list(scopes), "expires_at": expires_at and expires_at.isoformat()}
-        answer = self._transport.request("POST", "/api-keys", json=body, repeatable=False)
-        return _read(ApiKeyCreated, answer.content)
+        response = self._transport.request("POST", "/api-keys", json=body, idempotent=False)
+        return _read(ApiKeyCreated, response.content)
 
     def api_keys(self) -> Iterator[ApiKeyOut]:
-        """API keys, newest first, revoked and expired ones too."""
-        return _all(lambda cursor: self.api_keys_page(_MOST, cursor))
+        """Iterate over all API keys, newest first, including revoked and expired ones."""
+        return _all(lambda cursor: self.api_keys_page(_MAX_PAGE_SIZE, cursor))
 
     def api_keys_page(self, limit: int = 50, cursor: str | None = None) -> ListOut[ApiKeyOut]:
-        """A page of them."""
+        """Return one page of API keys."""
         return self._get("/api-keys", ListOut[ApiKeyOut], limit=limit, cursor=cursor)
 
     def revoke_api_key(self, key_id: str) -> None:
-        """Revoke an API key; one that is revoked stays so."""
-        self._transport.request("DELETE", f"/api-keys/{_part(key_id)}")
+        """Revoke an API key. Has no effect if it is already revoked."""
+        self._transport.request("DELETE", f"/api-keys/{_segment(key_id)}")
 
     def _get(self, path: str, model: type[M], *, wait_seconds: float = 0, **params: Any) -> M:
         if wait_seconds:
             params["wait"] = wait_seconds
-        answer = self._transport.request("GET", path, params=params, wait_seconds=wait_seconds)
-        return _read(model, answer.content)
+        response = self._transport.request("GET", path, params=params, wait_seconds=wait_seconds)
+        return _read(model, response.content)
 
 
-def _all(page: Callable[[str | None], ListOut[T]]) -> Iterator[T]:
-    """What is on all pages."""
+def _all(fetch_page: Callable[[str | None], ListOut[T]]) -> Iterator[T]:
+    """Iterate over the entries of all pages."""
     cursor: str | None = None
     while True:
-        found = page(cursor)
-        yield from found.data
-        if not found.has_more:
+        page = fetch_page(cursor)
+        yield from page.data
+        if not page.has_more:
             return
-        cursor = found.next_cursor
+        cursor = page.next_cursor
 
 
 def _body(spec: BaseModel | Body) -> Any:
-    """What is sent for a spec: what was set in it, so that the service's defaults hold for the rest."""
+    """Return the request body of a spec: only explicitly set fields. The service applies its defaults to the others."""
     return spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, BaseModel) else dict(spec)
 
 
-def _read(model: type[M], answer: bytes | str) -> M:
-    """`answer` as that model. Raises ApiError for one of a service of another make or version."""
+def _read(model: type[M], content: bytes | str) -> M:
+    """Parse the content of a response. Raises ApiError if it does not fit the model."""
     try:
-        return model.model_validate_json(answer)
+        return model.model_validate_json(content)
     except ValidationError as error:
-        detail = f"the service's answer is no {model.__name__}: is it of this client's version?"
+        detail = f"the response is not a valid {model.__name__}; client and service may have different versions"
         raise ApiError(detail, code="unexpected_answer") from error
 
 
 def _artifact_path(artifact: str) -> str:
-    return artifact if artifact.startswith("/") else f"/artifacts/{_part(artifact)}"
+    return artifact if artifact.startswith("/") else f"/artifacts/{_segment(artifact)}"
 
 
-def _part(text: str) -> str:
-    """`text` as one part of a path."""
+def _segment(text: str) -> str:
+    """Quote `text` as one segment of a path."""
     return quote(text, safe="")

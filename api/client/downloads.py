@@ -1,4 +1,4 @@
-"""Artifacts into files: whole and checked, or not at all."""
+"""Downloads of artifacts, with resume after broken connections and verification by SHA-256."""
 
 from __future__ import annotations
 
@@ -21,29 +21,37 @@ _READ_SECONDS = 60.0
 _SHA256 = re.compile(r'(?:W/)?"([0-9a-f]{64})"')
 
 
-def download(transport: Transport, path: str, file: Path, tries: int) -> str:
-    """Fetch the artifact at `path` into `file`; the SHA-256 of its bytes.
+def download(transport: Transport, path: str, file: Path, retries: int) -> str:
+    """Download the artifact at `path` to a file.
 
-    The file appears under its name when all bytes are there and are those that the service has; a connection that
-    breaks is taken up again where it broke. Raises ApiError, OSError.
+    The file appears only if the download is complete and verified. A broken download is resumed where it stopped.
+
+    Returns:
+        The SHA-256 of the file.
+
+    Raises:
+        ApiError: The artifact cannot be downloaded.
+        DownloadError: The SHA-256 is not the one that the service declares.
+        OSError: The file cannot be written.
     """
-    with _appearing(file) as part:
-        return fetch(transport, path, part, tries)
+    with _atomic_file(file) as part:
+        return fetch(transport, path, part, retries)
 
 
-def fetch(transport: Transport, path: str, to: BufferedRandom | BytesIO, tries: int) -> str:
-    """Fill `to`, which is empty, with the artifact at `path`; the SHA-256 of its bytes. Raises ApiError."""
-    expected = _fill(transport, path, to, tries) or _told(transport, path)
-    to.seek(0)
-    found = hashlib.file_digest(to, "sha256").hexdigest()
-    if expected != found:
-        raise DownloadError(f"{path}: expected bytes of SHA-256 {expected or 'unknown'}, got {found}")
-    return found
+def fetch(transport: Transport, path: str, target: BufferedRandom | BytesIO, retries: int) -> str:
+    """Download the artifact at `path` to an empty file or buffer. Returns the SHA-256. Raises ApiError."""
+    expected = _write_to(target, transport, path, retries) or _declared_sha256(transport, path)
+
+    target.seek(0)
+    actual = hashlib.file_digest(target, "sha256").hexdigest()
+    if actual != expected:
+        raise DownloadError(f"{path}: expected bytes of SHA-256 {expected or 'unknown'}, got {actual}")
+    return actual
 
 
 @contextmanager
-def _appearing(file: Path) -> Iterator[BufferedRandom]:
-    """A file under another name beside `file`, that gets its name if all goes well and is removed if not."""
+def _atomic_file(file: Path) -> Iterator[BufferedRandom]:
+    """Open a temporary file next to `file`. It is renamed to `file` on success, and removed on failure."""
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
     try:
         with part.open("x+b") as opened:
@@ -53,31 +61,38 @@ def _appearing(file: Path) -> Iterator[BufferedRandom]:
         part.unlink(missing_ok=True)
 
 
-def _fill(transport: Transport, path: str, to: BufferedRandom | BytesIO, tries: int) -> str | None:
-    """Fill `to`; the SHA-256 that the answer's ETag names, None if it names none (storage has ETags of its own)."""
+def _write_to(target: BufferedRandom | BytesIO, transport: Transport, path: str, retries: int) -> str | None:
+    """Write the artifact to `target`.
+
+    Returns:
+        The SHA-256 in the ETag of the response, or None: the ETags of object storage contain other values.
+    """
     for attempt in count():
-        have = to.tell()
+        offset = target.tell()
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
         try:
-            with transport.stream(path, headers, _READ_SECONDS, follow_redirects=True) as answer:
-                if answer.status_code != HTTPStatus.PARTIAL_CONTENT:
-                    to.seek(0)
-                    to.truncate()
-                for piece in answer.iter_bytes():
-                    to.write(piece)
-                etag = _SHA256.fullmatch(answer.headers.get("etag", ""))
-                return etag[1] if etag else None
+            with transport.stream(path, headers, _READ_SECONDS, follow_redirects=True) as response:
+                if response.status_code != HTTPStatus.PARTIAL_CONTENT:
+                    target.seek(0)
+                    target.truncate()
+                for chunk in response.iter_bytes():
+                    target.write(chunk)
+                return _sha256_in(response)
         except (httpx.TransportError, UnavailableError) as error:
-            if attempt >= tries:
+            if attempt >= retries:
                 raise (transport.unreachable(error) if isinstance(error, httpx.TransportError) else error) from error
-            transport.again(f"{path} broke off after {to.tell()} bytes", attempt)
+            transport.pause_before_retry(f"the download of {path} stopped after {target.tell()} bytes", attempt)
     raise AssertionError("count() does not end")
 
 
-def _told(transport: Transport, path: str) -> str | None:
-    """The SHA-256 that the service itself names."""
-    answer = transport.request("HEAD", path)
-    etag = _SHA256.fullmatch(answer.headers.get("etag", ""))
+def _declared_sha256(transport: Transport, path: str) -> str | None:
+    """Ask the service for the SHA-256 of an artifact."""
+    return _sha256_in(transport.request("HEAD", path))
+
+
+def _sha256_in(response: httpx.Response) -> str | None:
+    """Return the SHA-256 in the ETag, or None if the ETag is not a SHA-256."""
+    etag = _SHA256.fullmatch(response.headers.get("etag", ""))
     return etag[1] if etag else None

@@ -1,16 +1,16 @@
-"""Every error that the client raises on purpose.
+"""Errors of the client.
 
 ApiError
-  UnreachableError        no answer came
-  InvalidError            400, 413, 415, 422: the request asks for something that cannot be
-  UnauthorizedError       401: the service asks for an API key, or does not know this one
-    ForbiddenError        403: the key's scopes do not reach so far
-  NotFoundError           404: there is nothing of that id
-  ConflictError           409: what was asked does not fit the present state
-    PreconditionError     412: what was to be changed has changed since it was read
-  TooManyRequestsError    429: too many requests or queued jobs; try again later
-  UnavailableError        502, 503, 504: the service cannot work just now
-  DownloadError           the bytes that came are not those that the service has
+  UnreachableError        no response: connection error or timeout
+  InvalidError            400, 413, 415, 422: the request is invalid
+  UnauthorizedError       401: the API key is missing or invalid
+    ForbiddenError        403: the API key lacks the required scope
+  NotFoundError           404: the resource does not exist
+  ConflictError           409: the request conflicts with the current state
+    PreconditionError     412: the resource has changed since it was read
+  TooManyRequestsError    429: too many requests or queued jobs
+  UnavailableError        502, 503, 504: the service is temporarily unavailable
+  DownloadError           the downloaded bytes have another SHA-256
 """
 
 from __future__ import annotations
@@ -25,63 +25,72 @@ from api.wire.common import FieldError, Problem
 
 
 class ApiError(Exception):
-    """Root of the client's errors. `status` is None where no answer came; `code` is for programs, `detail` for people,
-    and `errors` say which fields are wrong."""
+    """Base class of the client's errors.
+
+    Attributes:
+        status: The HTTP status; None if there was no response.
+        code: A machine-readable code.
+        detail: A human-readable message.
+        errors: The invalid fields of the request.
+    """
 
     def __init__(
         self, detail: str, *, status: int | None = None, code: str = "error", errors: Sequence[FieldError] = ()
     ) -> None:
         super().__init__(detail)
-        self.status, self.code, self.detail, self.errors = status, code, detail, tuple(errors)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors)
 
 
 class UnreachableError(ApiError):
-    """No answer came."""
+    """No response: connection error or timeout."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, code="unreachable")
 
 
 class InvalidError(ApiError):
-    """The request asks for something that cannot be."""
+    """The request is invalid."""
 
 
 class UnauthorizedError(ApiError):
-    """The service asks for an API key, or does not know this one."""
+    """The API key is missing or invalid."""
 
 
 class ForbiddenError(UnauthorizedError):
-    """The key's scopes do not reach so far."""
+    """The API key lacks the required scope."""
 
 
 class NotFoundError(ApiError):
-    """There is nothing of that id."""
+    """The resource does not exist."""
 
 
 class ConflictError(ApiError):
-    """What was asked does not fit the present state."""
+    """The request conflicts with the current state."""
 
 
 class PreconditionError(ConflictError):
-    """What was to be changed has changed since it was read."""
+    """The resource has changed since it was read."""
 
 
 class TooManyRequestsError(ApiError):
-    """Too many requests or queued jobs; try again later."""
+    """Too many requests or queued jobs. Retry later."""
 
 
 class UnavailableError(ApiError):
-    """The service cannot work just now."""
+    """The service is temporarily unavailable."""
 
 
 class DownloadError(ApiError):
-    """The bytes that came are not those that the service has."""
+    """The downloaded bytes have another SHA-256."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, code="download")
 
 
-_KINDS: Mapping[int, type[ApiError]] = MappingProxyType(
+_TYPES: Mapping[int, type[ApiError]] = MappingProxyType(
     {
         400: InvalidError,
         401: UnauthorizedError,
@@ -98,17 +107,17 @@ _KINDS: Mapping[int, type[ApiError]] = MappingProxyType(
         504: UnavailableError,
     }
 )
-_SHOWN = 200
-"""Characters of an answer that is no problem document (a proxy's page) that are worth showing."""
+_MAX_TEXT = 200
+"""Characters shown of a response that is not a problem document, such as a proxy's error page."""
 
 
-def error_of(answer: httpx.Response) -> ApiError:
-    """The error that an answer tells of. Its body must have been read."""
-    kind = _KINDS.get(answer.status_code, ApiError)
+def error_from(response: httpx.Response) -> ApiError:
+    """Convert an error response to an exception. The body must have been read."""
+    error_type = _TYPES.get(response.status_code, ApiError)
     try:
-        found = Problem.model_validate_json(answer.content)
+        problem = Problem.model_validate_json(response.content)
     except ValidationError:
-        text = " ".join(answer.text.split())[:_SHOWN]
-        detail = f"{answer.request.method} {answer.request.url.path} answered {answer.status_code}: {text}"
-        return kind(detail, status=answer.status_code, code=f"http_{answer.status_code}")
-    return kind(found.detail, status=answer.status_code, code=found.code, errors=found.errors)
+        text = " ".join(response.text.split())[:_MAX_TEXT]
+        detail = f"{response.request.method} {response.request.url.path} returned {response.status_code}: {text}"
+        return error_type(detail, status=response.status_code, code=f"http_{response.status_code}")
+    return error_type(problem.detail, status=response.status_code, code=problem.code, errors=problem.errors)

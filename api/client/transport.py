@@ -1,4 +1,4 @@
-"""Requests and their retries: what is sent again, after how long, and what becomes of answers that are errors."""
+"""HTTP requests with retries and backoff; error responses are raised as ApiError."""
 
 from __future__ import annotations
 
@@ -12,38 +12,46 @@ from typing import Any
 
 import httpx
 
-from api.client.errors import UnauthorizedError, UnreachableError, error_of
+from api.client.errors import UnauthorizedError, UnreachableError, error_from
 from service.errors import OutcomeUnknownError
 
-PASSING = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""Answers that say "not now"."""
+_RETRY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""Errors after which the service cannot have received the request."""
 _CONNECT_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.25
-_LONGEST_PAUSE_SECONDS = 30.0
+_MAX_PAUSE_SECONDS = 30.0
 
 OnRetry = Callable[[str, float], None]
 
 
 class Backoff:
-    """Pauses that double, with jitter, so that clients of one service do not come back together."""
+    """Exponential backoff with jitter, so that clients do not retry at the same time."""
 
     def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._random, self._sleep = random.Random(), sleep
+        self._random = random.Random()
+        self._sleep = sleep
 
-    def seconds(self, attempt: int, asked: str | None = None) -> float:
-        """Before the try after `attempt`, 0 for the first; `asked` is the answer's Retry-After."""
-        if asked is not None and asked.strip().isdecimal():
-            return min(float(asked), _LONGEST_PAUSE_SECONDS)
-        longest: float = min(_FIRST_PAUSE_SECONDS * 2 ** min(attempt, 20), _LONGEST_PAUSE_SECONDS)
+    def seconds(self, attempt: int, retry_after: str | None = None) -> float:
+        """Return the pause after a failed attempt.
+
+        Args:
+            attempt: The number of the failed attempt; the first is 0.
+            retry_after: The header Retry-After of the response. It overrides the exponential pause.
+        """
+        if retry_after is not None and retry_after.strip().isdecimal():
+            return min(float(retry_after), _MAX_PAUSE_SECONDS)
+
+        longest: float = min(_FIRST_PAUSE_SECONDS * 2 ** min(attempt, 20), _MAX_PAUSE_SECONDS)
         return longest * self._random.uniform(0.5, 1)
 
     def pause(self, seconds: float) -> None:
+        """Sleep."""
         self._sleep(seconds)
 
 
 class Transport:
-    """HTTP to one service. `on_retry` hears why and after how many seconds a request is sent again."""
+    """HTTP connections to one service. `on_retry` is called before each retry with the reason and the pause."""
 
     def __init__(
         self,
@@ -56,13 +64,18 @@ class Transport:
         on_retry: OnRetry | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        self.base_url, self._retries, self._timeout = base_url.rstrip("/"), retries, timeout
-        self._on_retry, self.backoff = on_retry, backoff or Backoff()
+        self.base_url = base_url.rstrip("/")
+        self._retries = retries
+        self._timeout = timeout
+        self._on_retry = on_retry
+        self.backoff = backoff or Backoff()
+
         headers = {"Accept": "application/json"}
         if api_key:
             if not (api_key.isascii() and api_key.isprintable()):
                 raise UnauthorizedError("expected an API key of ASCII characters", code="unauthorized")
             headers["Authorization"] = f"Bearer {api_key}"
+
         if not self.base_url.startswith(("http://", "https://")):
             raise UnreachableError(f"expected an address like http://127.0.0.1:8000, got {base_url!r}")
         try:
@@ -71,6 +84,7 @@ class Transport:
             raise UnreachableError(f"cannot use the address {base_url!r}: {error}") from error
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def request(
@@ -82,14 +96,29 @@ class Transport:
         json: Any = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        repeatable: bool = True,
+        idempotent: bool = True,
         wait_seconds: float = 0.0,
-        also: frozenset[int] = frozenset(),
+        allowed_statuses: frozenset[int] = frozenset(),
     ) -> httpx.Response:
-        """The answer, if it is a success or a redirect, or its status is in `also`. Raises ApiError for others.
+        """Send a request, with retries.
 
-        `repeatable`: whether the request may be sent again when its answer was lost. `wait_seconds` is how long the
-        service was asked to wait before it answers.
+        Args:
+            method: The HTTP method.
+            path: The path, relative to the base URL.
+            params: Query parameters; those that are None are omitted.
+            json: A JSON body.
+            content: A binary body.
+            headers: Additional headers.
+            idempotent: Whether to retry if the response was lost, although the service may have handled the request.
+            wait_seconds: Additional time for the response, if the service was asked to wait.
+            allowed_statuses: Error statuses to return instead of raising.
+
+        Returns:
+            A response with a status below 400 or in `allowed_statuses`.
+
+        Raises:
+            UnreachableError: No response.
+            ApiError: An error response.
         """
         request = self._http.build_request(
             method,
@@ -98,58 +127,63 @@ class Transport:
             json=json,
             content=content,
             headers=dict(headers or {}),
-            timeout=self._patience(self._timeout + wait_seconds),
+            timeout=self._timeouts(self._timeout + wait_seconds),
         )
 
         for attempt in count():
             try:
-                answer = self._http.send(request)
+                response = self._http.send(request)
             except httpx.TransportError as error:
-                lost = not (repeatable or isinstance(error, _NOT_SENT))
-                if lost or attempt >= self._retries:
+                can_retry = idempotent or isinstance(error, _NOT_SENT)
+                if not can_retry or attempt >= self._retries:
                     raise self.unreachable(error) from error
-                self.again(f"no answer from {self.base_url} ({_why(error)})", attempt)
+                self.pause_before_retry(f"no response from {self.base_url} ({_reason(error)})", attempt)
             else:
-                if answer.status_code in also or answer.status_code < HTTPStatus.BAD_REQUEST:
-                    return answer
-                problem = error_of(answer)
-                unknown = problem.code == OutcomeUnknownError.code and not repeatable
-                if unknown or attempt >= self._retries or answer.status_code not in PASSING:
+                if response.status_code in allowed_statuses or response.status_code < HTTPStatus.BAD_REQUEST:
+                    return response
+                problem = error_from(response)
+                can_retry = idempotent or problem.code != OutcomeUnknownError.code
+                if not can_retry or attempt >= self._retries or response.status_code not in _RETRY_STATUSES:
                     raise problem
-                self.again(problem.detail, attempt, answer.headers.get("retry-after"))
+                self.pause_before_retry(problem.detail, attempt, response.headers.get("retry-after"))
         raise AssertionError("count() does not end")
 
     @contextmanager
     def stream(
         self, path: str, headers: Mapping[str, str], read_seconds: float, *, follow_redirects: bool = False
     ) -> Iterator[httpx.Response]:
-        """An answer whose body is still to be read; no retries. Raises ApiError, and httpx.TransportError while the
-        body is read."""
+        """Send a GET request without retries, and stream the body of the response.
+
+        Raises:
+            ApiError: An error response.
+            httpx.TransportError: The connection failed, possibly while the body was read.
+        """
         with self._http.stream(
             "GET",
             path,
             headers=dict(headers),
-            timeout=self._patience(read_seconds),
+            timeout=self._timeouts(read_seconds),
             follow_redirects=follow_redirects,
-        ) as answer:
-            if not answer.is_success:
-                answer.read()
-                raise error_of(answer)
-            yield answer
+        ) as response:
+            if not response.is_success:
+                response.read()
+                raise error_from(response)
+            yield response
 
-    def again(self, why: str, attempt: int, asked: str | None = None) -> None:
-        """Pause before the next try."""
-        seconds = self.backoff.seconds(attempt, asked)
+    def pause_before_retry(self, reason: str, attempt: int, retry_after: str | None = None) -> None:
+        """Report a retry to `on_retry` and pause."""
+        seconds = self.backoff.seconds(attempt, retry_after)
         if self._on_retry is not None:
-            self._on_retry(why, seconds)
+            self._on_retry(reason, seconds)
         self.backoff.pause(seconds)
 
     def unreachable(self, error: Exception) -> UnreachableError:
-        return UnreachableError(f"no answer from {self.base_url}: {_why(error)}")
+        """Convert a transport error."""
+        return UnreachableError(f"no response from {self.base_url}: {_reason(error)}")
 
-    def _patience(self, read_seconds: float) -> httpx.Timeout:
+    def _timeouts(self, read_seconds: float) -> httpx.Timeout:
         return httpx.Timeout(read_seconds, connect=min(self._timeout, _CONNECT_SECONDS))
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__

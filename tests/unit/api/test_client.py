@@ -119,7 +119,7 @@ def test_lists_go_over_all_pages(live: Live, monkeypatch: pytest.MonkeyPatch) ->
     with live.client() as client:
         whole = list(client.samples(job=live.done_job, role="base"))
         events = list(client.events(live.done_job))
-        monkeypatch.setattr(client_module, "_MOST", 2)
+        monkeypatch.setattr(client_module, "_MAX_PAGE_SIZE", 2)
         live.busy.seen.clear()
         assert list(client.samples(job=live.done_job, role="base")) == whole
         assert len(live.busy.seen) == -(-len(whole) // 2) > 1
