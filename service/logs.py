@@ -1,7 +1,7 @@
-"""Logs: one line a record, as text or as JSON, with what it is about and without secrets.
+"""Logging: one line per record, as text or JSON, with context fields and without secrets.
 
-What a record is about (request, job, stage, worker) is bound once with `about` and follows the work through awaits and
-thread pools; a thread of one's own takes it along with `contextvars.copy_context().run`.
+`about` sets the context (request, job, stage, worker) of all records in a block. The context is kept across awaits and
+thread pools. For a new thread, pass it on with `contextvars.copy_context().run`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sqlalchemy import make_url
 from service.settings import Settings
 
 HIDDEN = "[secret]"
-_SHORTEST_SECRET = 8
-"""Shorter values are also words of other texts; whoever has such a password has worse worries than its logs."""
+_MIN_SECRET_LENGTH = 8
+"""Shorter secrets are not redacted, because they often occur as words in other text."""
 _SECRET_FORMS = (
     (re.compile(r"\bdfk_[A-Za-z0-9_-]{16,}"), f"dfk_{HIDDEN}"),
     (re.compile(r"(://[^\s:/@]*:)[^\s@/]+@"), rf"\1{HIDDEN}@"),
@@ -36,7 +36,7 @@ _about: ContextVar[Mapping[str, str]] = ContextVar("dfusion_log_about", default=
 
 @contextmanager
 def about(**names: str) -> Iterator[None]:
-    """Within the block every record of this thread or task carries these: request_id, job_id, stage_id, worker."""
+    """Add context fields (request_id, job_id, stage_id, worker) to all records of this thread or task in the block."""
     token = _about.set({**_about.get(), **names})
     try:
         yield
@@ -45,7 +45,7 @@ def about(**names: str) -> Iterator[None]:
 
 
 def configure(settings: Settings) -> None:
-    """Let all loggers of this process write to standard error in the settings' format, from their level on."""
+    """Configure the root logger: write to standard error, in the format and from the level of the settings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter_of(settings))
     root = logging.getLogger()
@@ -54,26 +54,26 @@ def configure(settings: Settings) -> None:
 
 
 def formatter_of(settings: Settings) -> logging.Formatter:
-    """The formatter that the settings ask for; it hides their secrets."""
+    """Return the formatter that the settings select. It redacts the secrets of the settings."""
     kind = JsonFormatter if settings.log_format == "json" else TextFormatter
     return kind(secrets_of(settings))
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """All that may not be in a log: the settings' secret values, and the password of the database's URL."""
-    found = [*settings.secrets(), make_url(settings.database).password or ""]
-    return sorted((secret for secret in found if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
+    """Return the values to redact, longest first: the secret settings, and the password in the database URL."""
+    values = [*settings.secrets(), make_url(settings.database).password or ""]
+    return sorted((secret for secret in values if len(secret) >= _MIN_SECRET_LENGTH), key=len, reverse=True)
 
 
 class _Formatter(logging.Formatter):
-    """What both formats share: a record's fields, cleaned."""
+    """Base class of both formats: collects the fields of a record and redacts secrets."""
 
     def __init__(self, secrets: list[str]) -> None:
         super().__init__()
         self._secrets = secrets
 
     def clean(self, text: str) -> str:
-        """`text` without secrets, known ones or what looks like one."""
+        """Redact known secrets, and text that has the form of a secret."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         for form, replacement in _SECRET_FORMS:
@@ -81,12 +81,12 @@ class _Formatter(logging.Formatter):
         return text
 
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
-        """What the record is about, and its own data (`extra={"data": …}`)."""
+        """Return the context fields and the record's own data (`extra={"data": …}`), redacted."""
         data: Mapping[str, Any] = getattr(record, "data", {})
         return {name: self._plain(value) for name, value in {**_about.get(), **data}.items()}
 
     def _plain(self, value: object) -> Any:
-        """`value` as JSON can have it, clean."""
+        """Convert a value to a JSON type and redact it."""
         if value is None or isinstance(value, (bool, int, float)):
             return value
         if isinstance(value, Mapping):
@@ -96,12 +96,12 @@ class _Formatter(logging.Formatter):
         return self.clean(str(value))
 
     def trace(self, record: logging.LogRecord) -> str:
-        """The record's traceback; empty if it has none."""
+        """Return the redacted traceback of the record, or an empty string."""
         return self.clean(self.formatException(record.exc_info)) if record.exc_info else ""
 
 
 class TextFormatter(_Formatter):
-    """For people: time, level, logger, message, fields; a traceback on lines of its own."""
+    """Text for people: time, level, logger, message and fields on one line, then the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = self.clean(record.getMessage()).translate(_CONTROL_CHARACTERS)
@@ -114,7 +114,7 @@ class TextFormatter(_Formatter):
 
 
 class JsonFormatter(_Formatter):
-    """For programs: one JSON object a line."""
+    """JSON for programs: one object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         content: dict[str, Any] = {

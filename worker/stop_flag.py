@@ -1,4 +1,4 @@
-"""Stop requests to a worker: an event of its own process, or a flag that a parent shares with forked children."""
+"""Stop requests to a worker: a `threading.Event`, or a flag that a parent process shares with forked children."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from typing import Protocol
 
 
 class Stop(Protocol):
-    """Whether this worker is asked to stop."""
+    """A stop request that a worker polls."""
 
-    def is_set(self) -> bool: ...
+    def is_set(self) -> bool:
+        """Whether this worker must stop."""
+        ...
 
 
 class StopFlag:
-    """One byte of shared memory. It has no lock: a signal handler may set it, and a killed child holds nothing."""
+    """A stop request in one byte of shared memory.
+
+    It uses no lock: signal handlers can set it, and a killed child cannot leave a lock held.
+    """
 
     def __init__(self) -> None:
         self._byte = mmap.mmap(-1, 1)
 
     def set(self) -> None:
-        """Ask all processes that share the flag to stop."""
+        """Request a stop of all processes that share the flag."""
         self._byte[0] = 1
 
     def is_set(self) -> bool:
-        """Whether this worker is asked to stop."""
+        """Whether this worker must stop."""
         return self._byte[0] == 1

@@ -123,11 +123,11 @@ class Layout:
         return settings.model_copy(update=overrides | s3 | keys)
 
     def ensure_database(self) -> None:
-        """Create the service's database if it is missing; the PostgreSQL server must run."""
+        """Create the service's database if it is missing. The PostgreSQL server must be running."""
         self.postgres.ensure_database(_DATABASE)
 
     def _program(self, name: str, module: str, *arguments: str) -> Program:
-        """A module of ours; it works once it touches its health file."""
+        """Describe a module of the service as a program. It is ready once its health file exists."""
         health = self.folder / "run" / f"{name}.health"
         health.unlink(missing_ok=True)
         environment = self.settings.for_child() | {"DFUSION_HEALTH_FILE": str(health)}

@@ -17,7 +17,7 @@ def _new() -> str:
 
 @dataclass(frozen=True, repr=False)
 class Secrets:
-    """Credentials of the stack's servers, which keep out other users of the machine."""
+    """Credentials of the stack's servers, which other users of the machine cannot read."""
 
     postgres_password: str = field(default_factory=_new)
     redis_password: str = field(default_factory=_new)
@@ -26,7 +26,7 @@ class Secrets:
 
     @classmethod
     def of(cls, folder: Path) -> Secrets:
-        """Read the folder's secrets. Creates them at the first call."""
+        """Read the secrets of a folder. The first call creates them."""
         path = folder / "secrets.json"
         if path.exists():
             return cls(**json.loads(path.read_text("utf-8")))
