@@ -1,4 +1,4 @@
-"""docker-compose.yml as Docker Compose would read it: merged and with its variables filled in."""
+"""docker-compose.yml as Docker Compose reads it: with merged anchors and interpolated variables."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SECRETS = {
 
 
 class MissingVariableError(Exception):
-    """A variable that must be set is not."""
+    """A required variable is not set."""
 
 
 def raw() -> dict[str, Any]:
-    """The file, merged, with its variables as they are written."""
+    """Return the merged file without interpolation."""
     loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
     return loaded
 
 
 def interpolated(variables: Mapping[str, str]) -> dict[str, Any]:
-    """The file with its variables filled in. Raises MissingVariableError."""
+    """Return the file with interpolated variables. Raises MissingVariableError."""
     filled: dict[str, Any] = _fill(raw(), variables)
     return filled
 

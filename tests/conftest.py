@@ -1,4 +1,4 @@
-"""Markers that follow from where a test is, and the order of tests where several processes share them."""
+"""Markers by folder, and grouping of tests for pytest-xdist."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ TESTS = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what starts servers, and keep the tests of a file in one process of pytest-xdist, as they share fixtures.
+    """Mark tests that start servers, and run the tests of a file in one process of pytest-xdist: they share fixtures.
 
     Acceptance tests are grouped by the installation that they share (tests/acceptance/conftest.py).
     """

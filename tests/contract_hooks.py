@@ -1,4 +1,4 @@
-"""What schemathesis runs before each of its requests (`tests/acceptance/test_contract.py`)."""
+"""Hooks that schemathesis runs before each request (`tests/acceptance/test_contract.py`)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def before_call(
     case: schemathesis.Case,
     kwargs: dict[str, Any],  # noqa: ARG001
 ) -> None:
-    """A long poll is asked for as the document allows, but not for a minute; what it forbids is sent as it is."""
+    """Shorten valid waits of long polls. Invalid values are sent unchanged."""
     if re.fullmatch(r"\d+(\.\d+)?", wait := str(case.query.get("wait"))) and 0 < float(wait) <= _LONGEST_WAIT:
         case.query["wait"] = _SHORT_WAIT

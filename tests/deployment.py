@@ -1,7 +1,7 @@
-"""The service as it is run: its own processes with their own environment, in either of its two modes.
+"""The service as separate processes with their own environment, in either mode.
 
 embedded   `python -m api` on SQLite and files; it starts its worker
-deployed   API, sweeper and two Celery workers on PostgreSQL, Redis and S3; keys are asked for
+deployed   API, sweeper and two Celery workers on PostgreSQL, Redis and S3; API keys are required
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HASTE = HASTE_IN_PROCESS | {"lease_seconds": PATIENCE_SECONDS, "presence_seconds
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """What `condition` gives as soon as it is something."""
+    """Wait until `condition` returns a true value, and return it."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if found := condition():
@@ -52,7 +52,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 @dataclass
 class Servers:
-    """What deployed mode stands on."""
+    """The servers of deployed mode."""
 
     postgres: PostgresServer
     redis: RedisServer
@@ -61,7 +61,7 @@ class Servers:
 
 @dataclass
 class Deployment:
-    """An installation that runs. `process` has its programs by name, `log` the file that each writes to."""
+    """A running installation. `process` maps names to programs, and `log` returns the log file of each."""
 
     mode: str
     settings: Settings
@@ -69,23 +69,23 @@ class Deployment:
     servers: Servers | None = None
     process: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     accepted: set[str] = field(default_factory=set)
-    """Jobs that were answered 2xx."""
+    """Jobs that the service has accepted (2xx)."""
     _service: Service | None = None
 
     @property
     def service(self) -> Service:
-        """The installation opened in the test's own process, to look at it from behind."""
+        """The installation's service, opened in the test process to inspect database and storage."""
         if self._service is None:
             self._service = Service.open(self.settings)
         return self._service
 
     @property
     def secrets(self) -> list[str]:
-        """What must be seen nowhere."""
+        """The secrets, which must not appear in any log or response."""
         return [ADMIN_KEY, DATABASE_PASSWORD, self.settings.s3_secret_key.get_secret_value() or ADMIN_KEY]
 
     def client(self, port: int | None = None) -> httpx.Client:
-        """A client that may do all."""
+        """Create a client with all permissions."""
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
         base = f"http://127.0.0.1:{port or self.settings.port}"
         return httpx.Client(base_url=base, timeout=70, headers=headers, trust_env=False)
@@ -99,14 +99,14 @@ class Deployment:
                 self.start_worker(name)
 
     def start_api(self, name: str = "api", **changes: Any) -> None:
-        """Start a front of the service and wait for it."""
+        """Start an API process and wait until it is ready."""
         settings = self.settings.model_copy(update=changes)
         self.run(name, "-m", "api", settings=settings, DFUSION_BOOTSTRAP_ADMIN_KEY=ADMIN_KEY if settings.auth else "")
         with self.client(settings.port) as client:
             until(lambda: self.is_ready(client, name) or time.sleep(0.1))
 
     def is_ready(self, client: httpx.Client, name: str = "api") -> bool:
-        """Whether it can work; a front that has ended fails the test."""
+        """Whether the service is ready. Fails the test if the API process has ended."""
         assert self.process[name].poll() is None, self.log(name).read_text("utf-8")
         try:
             return client.get("/readyz").status_code == 200
@@ -134,11 +134,11 @@ class Deployment:
         return self.folder / f"{name}.log"
 
     def logs(self) -> str:
-        """All that its programs have written."""
+        """Return the log output of all programs."""
         return "\n".join(path.read_text("utf-8", "replace") for path in sorted(self.folder.glob("*.log")))
 
     def stop(self) -> None:
-        """Ask all programs to end, as an operator does; what does not is killed. Nothing of them is left."""
+        """Stop all programs gracefully, as an operator does; kill those that do not end. No child process remains."""
         if self._service is not None:
             self._service.close()
         alive = [process for process in self.process.values() if process.poll() is None]
@@ -153,20 +153,20 @@ class Deployment:
                 stack.callback(process.wait, PATIENCE_SECONDS)
 
     def post(self, path: str, body: dict[str, Any], **headers: str) -> str:
-        """The id of the job that was asked for."""
+        """Submit a job. Returns its id."""
         with self.client() as client:
             answer = client.post(path, json=body, headers=headers)
         assert answer.status_code == 202, answer.text
         return self.accept(answer)
 
     def accept(self, answer: httpx.Response) -> str:
-        """The id of a job that the service has promised to do."""
+        """Record a job that the service has accepted. Returns its id."""
         job_id = str(answer.json()["id"])
         self.accepted.add(job_id)
         return job_id
 
     def accept_all(self) -> None:
-        """Count the jobs that others asked for among those that were accepted."""
+        """Record all jobs of the database as accepted, including those of other clients."""
         self.accepted.update(job["id"] for job in self.all("/jobs"))
 
     def get(self, path: str) -> Any:
@@ -179,7 +179,7 @@ class Deployment:
         return list(self.get(f"{path}{'&' if '?' in path else '?'}limit=200")["data"])
 
     def ended(self, job_id: str) -> dict[str, Any]:
-        """The job once it has ended, by long polls."""
+        """Wait with long polls until the job has ended. Returns it."""
         before, deadline = None, 0.0
         with self.client() as client:
             while True:
@@ -189,26 +189,26 @@ class Deployment:
                 now = [(stage["state"], stage["done"], stage["attempts"]) for stage in job["stages"]]
                 if now != before:
                     before, deadline = now, time.monotonic() + PATIENCE_SECONDS
-                assert time.monotonic() < deadline, f"the job stands still\n{self.logs()[-20_000:]}"
+                assert time.monotonic() < deadline, f"the job makes no progress\n{self.logs()[-20_000:]}"
 
     def done(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The job that was asked for, once it has succeeded."""
+        """Submit a job and wait until it has succeeded. Returns it."""
         job = self.ended(self.post(path, body))
         assert (job["state"], job["error"]) == ("succeeded", None), self.logs()[-20_000:]
         return job
 
     def stages(self, job_id: str) -> list[Stage]:
-        """The job's stages as they are in the database."""
+        """Return the job's stages from the database."""
         with self.service.uow.reading() as session:
             return stages.of_job(session, job_id)
 
     def running(self, job_id: str, *kinds: str) -> Stage | None:
-        """A stage of the job that is under work, of one of these kinds."""
+        """Return a running stage of the job, of one of these kinds."""
         found = (one for one in self.stages(job_id) if one.state == "running" and one.kind in kinds)
         return next(found, None)
 
     def embedded_worker(self) -> psutil.Process | None:
-        """The worker that the service has started."""
+        """Return the process of the embedded worker."""
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process["api"].pid).children():
                 if "worker.local" in " ".join(child.cmdline()):
@@ -216,7 +216,7 @@ class Deployment:
         return None
 
     def worker_of(self, stage: Stage) -> psutil.Process | None:
-        """The process that runs the stage; None if it has just gone."""
+        """Return the process that runs the stage; None if it has just ended."""
         if self.mode == EMBEDDED:
             return self.embedded_worker()
         with suppress(psutil.NoSuchProcess):
@@ -232,7 +232,7 @@ def _end(process: psutil.Process) -> None:
 
 @contextmanager
 def deployment(mode: str, folder: Path, pipeline: Path, **changes: Any) -> Iterator[Deployment]:
-    """An installation of that mode, ready for requests; its programs end with the block."""
+    """Start an installation in this mode, ready for requests. Its programs end with the block."""
     with ExitStack() as stack:
         settings = {"port": free_port(), **HASTE}
         servers = None
@@ -248,7 +248,7 @@ def deployment(mode: str, folder: Path, pipeline: Path, **changes: Any) -> Itera
 
 
 def _servers(stack: ExitStack, folder: Path) -> tuple[Servers, dict[str, Any]]:
-    """The servers of deployed mode, and the settings that name them."""
+    """Start the servers of deployed mode. Returns them and the settings that name them."""
     (folder / "s3").mkdir()
     postgres = stack.enter_context(postgres_server())
     servers = Servers(

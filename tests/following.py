@@ -1,4 +1,4 @@
-"""A service in another process, asked until something is so."""
+"""Polling of a service in another process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.deployment import PATIENCE_SECONDS
 
 
 def is_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
-    """Whether it can work."""
+    """Whether the service is ready."""
     assert process.poll() is None, "the service ended"
     try:
         return client.get("/readyz").status_code == 200
@@ -21,7 +21,7 @@ def is_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
 
 
 def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """The job once it has ended, by long polls; it may not stand still for too long."""
+    """Wait with long polls until the job has ended. Fails if the job makes no progress for too long."""
     before, deadline = None, 0.0
     while True:
         job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()

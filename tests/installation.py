@@ -1,4 +1,4 @@
-"""A service without a worker of its own, seen through its API; stages are run within the test's process."""
+"""A service without a worker, used through its API. Stages run in the test process."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from tests.service import round_body, work_until_idle
 
 
 class Installation:
-    """A service without its own worker."""
+    """A service without a worker."""
 
     def __init__(self, client: TestClient) -> None:
         self.client = client
         self.service: Service = client.app.state.service  # type: ignore[attr-defined]
 
     def post(self, **changes: Any) -> str:
-        """The id of a new round job."""
+        """Create a round job. Returns its id."""
         return self.ask("/rounds", round_body(**changes))
 
     def ask(self, path: str, body: dict[str, Any]) -> str:
-        """The id of the job that was asked for."""
+        """Create a job. Returns its id."""
         answer = self.client.post(path, json=body)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
     def run(self, **changes: Any) -> dict[str, Any]:
-        """A round job, worked on until there is nothing more to do."""
+        """Create a round job and run all its stages. Returns the job."""
         return self.done("/rounds", round_body(**changes))
 
     def done(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The job that was asked for, worked on until there is nothing more to do."""
+        """Create a job and run all its stages. Returns the job."""
         job_id = self.ask(path, body)
         work_until_idle(self.service)
         return dict(self.get(f"/jobs/{job_id}"))
@@ -50,7 +50,7 @@ class Installation:
         return [event["kind"] for event in self.all(job["links"]["events"])]
 
     def adapter(self, job: dict[str, Any]) -> dict[str, bytes]:
-        """The bytes of the adapter's tensors (safetensors orders a file's metadata at random)."""
+        """Return the bytes of the adapter's tensors. Files differ, since safetensors orders metadata at random."""
         path = self.get(f"/models/{job['last_model']}")["adapter"]["artifact"]
         tensors = load(self.client.get(path).content)
         return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}

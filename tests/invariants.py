@@ -1,4 +1,4 @@
-"""What must hold after any fault, read from the database, the store and the logs (I1 to I7 of the durability design).
+"""Invariants that hold after any fault, checked in database, storage and logs (I1 to I7 of the durability design).
 
 I1 every job that was answered 2xx has ended, and there is none besides
 I2 one row for each (stage, slot), one success for each stage, and every object has its row's bytes
@@ -26,7 +26,7 @@ _ENDS = tuple(f"stage.{how}" for how in ("succeeded", "given_back", "retried", "
 
 
 def check(service: Service, accepted: Collection[str], log: str, secrets: Iterable[str]) -> None:
-    """I1 to I4, I6 and I7. Nothing may be under work any more; what can be collected is."""
+    """Check I1 to I4, I6 and I7. No stage may be running. Collects garbage first."""
     all_jobs_have_ended(service, accepted)
     objects_are_those_of_their_rows(service)
     counts_agree(service)
@@ -60,7 +60,7 @@ def objects_are_those_of_their_rows(service: Service) -> None:
 
 
 def counts_agree(service: Service) -> None:
-    """I3, but for what a test must know by itself: how many pairs there should be (`expect_pairs`)."""
+    """I3, without the expected number of pairs, which `expect_pairs` checks."""
     with service.uow.reading() as session:
         made = {job.id: (job.samples_made, job.pairs_made, job.models_made) for job in session.scalars(select(Job))}
         for job_id, counted in made.items():
@@ -135,7 +135,7 @@ def no_secret_is_seen(service: Service, log: str, secrets: Iterable[str]) -> Non
 
 
 def adapter_sha256(service: Service, job_id: str) -> str:
-    """I5: to be compared with that of an undisturbed run."""
+    """I5: return the adapter's SHA-256, to compare with that of an undisturbed run."""
     with service.uow.reading() as session:
         query = select(Artifact.sha256).join(Model, Model.adapter_artifact_id == Artifact.id)
         return str(session.scalars(query.where(Model.job_id == job_id).order_by(Model.round.desc())).first())

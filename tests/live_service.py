@@ -1,4 +1,4 @@
-"""The real application on a real port of 127.0.0.1, in a thread of the test's process."""
+"""The application on a port of 127.0.0.1, in a thread of the test process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from api.errors import problem
 
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[int]:
-    """The port that `app` answers on."""
+    """Serve `app` during the block. Yields its port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
@@ -34,7 +34,7 @@ def serving(app: ASGIApp) -> Iterator[int]:
 
 
 class Busy:
-    """`app`, that first answers "not now" a few times; `seen` are the requests that came, by method and path."""
+    """Wraps `app`: rejects the next `times` requests with `status`, and records all in `seen` by method and path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

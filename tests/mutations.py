@@ -1,4 +1,6 @@
-"""Checks that the tests notice when a guard is taken away: `make test-mutations`, or `python -m tests.mutations NAME`.
+"""Mutation tests: tests must fail when a guard is removed.
+
+Run `make test-mutations`, or `python -m tests.mutations NAME`.
 
 Each mutation is applied to a temporary copy of the repository, in which only the tests that guard it are run. A
 mutation is killed if each of them fails, and survives otherwise. Before that, the same tests must pass in a copy that
@@ -23,21 +25,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dfusion-data", "demo-output", "records")
 PASSED, FAILED = 0, 1
-"""Exit codes of pytest; all others say that it could not run the tests."""
+"""Exit codes of pytest. All others mean that it could not run the tests."""
 
 
 class MutationError(Exception):
-    """A mutation does not fit the source or the tests any more, or its tests could not be run."""
+    """A mutation no longer matches the source or the tests, or its tests could not be run."""
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change of one place in one file that takes a guard away.
+    """A change at one place in one file that removes a guard.
 
     name    what is guarded
     file    path from the root of the repository
     source  text that occurs exactly once in the file
-    mutant  text that takes its place
+    mutant  the replacement
     tests   node ids of the tests that must fail, without parameters
     """
 
@@ -146,13 +148,13 @@ MUTATIONS = (
 
 @contextmanager
 def copied(tree: Path) -> Iterator[Path]:
-    """A copy of the tree that may be changed."""
+    """Copy the tree to a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         yield Path(shutil.copytree(tree, Path(folder) / "tree", ignore=LEFT_OUT))
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """pytest's exit code and output for these tests of a copy."""
+    """Run tests of a copy. Returns pytest's exit code and output."""
     options = ["-p", "no:cacheprovider", "--tb=line", "-rfE"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],
@@ -167,14 +169,14 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 
 def require_passing(tree: Path, mutations: Sequence[Mutation]) -> None:
-    """Raises MutationError unless the tests of all these mutations pass in the tree as it is."""
+    """Raises MutationError unless the tests of all mutations pass in the unchanged tree."""
     code, output = run_tests(tree, sorted({test for mutation in mutations for test in mutation.tests}))
     if code != PASSED:
         raise MutationError(f"expected the tests to pass without a mutation, got\n{output}")
 
 
 def survivors(tree: Path, mutation: Mutation) -> list[str]:
-    """The tests that pass in the tree without the guard. Raises MutationError if they could not be run."""
+    """Return the tests that pass without the guard. Raises MutationError if they could not be run."""
     with copied(tree) as copy:
         path = copy / mutation.file
         path.write_text(mutation.mutated(path.read_text("utf-8")), "utf-8")
@@ -186,15 +188,15 @@ def survivors(tree: Path, mutation: Mutation) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try the mutations whose names hold one of the words; 1 if one survives, 2 if one could not be tried."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description="Do the tests notice lost guards?")
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only mutations whose name holds one of these")
-    parser.add_argument("--jobs", type=int, default=2, help="how many are tried at once (2)")
+    """Apply the mutations whose names contain one of the words. Returns 1 if one survives, 2 on errors."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description="Run mutation tests.")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only mutations whose name contains one of these")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel mutations (2)")
     options = parser.parse_args(arguments)
     words = options.words or [""]
     chosen = [mutation for mutation in MUTATIONS if any(word in mutation.name for word in words)]
 
-    # one copy of all, so that edits meanwhile do not matter
+    # one copy for all mutations, so that edits in the meantime have no effect
     try:
         with copied(ROOT) as tree:
             verdicts = try_all(tree, chosen, options.jobs)
@@ -206,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def try_all(tree: Path, mutations: Sequence[Mutation], jobs: int) -> list[bool]:
-    """Whether each mutation is killed, which is written as well. Raises MutationError if one could not be tried."""
-    # 1. the table fits, and its tests pass as things are
+    """Apply and report each mutation. Returns whether each is killed. Raises MutationError if one cannot be applied."""
+    # 1. the table matches the source, and its tests pass without mutations
     for mutation in mutations:
         mutation.check(tree)
     require_passing(tree, mutations)
@@ -219,10 +221,10 @@ def try_all(tree: Path, mutations: Sequence[Mutation], jobs: int) -> list[bool]:
 
 
 def _report(mutation: Mutation, passed: Sequence[str]) -> bool:
-    """Write the line of a mutation; whether it was killed."""
+    """Report a mutation. Returns whether it was killed."""
     sys.stdout.write(f"{'survived' if passed else 'killed  '}  {mutation.file}: {mutation.name}\n")
     for test in passed:
-        sys.stdout.write(f"          passes all the same: {test}\n")
+        sys.stdout.write(f"          still passes: {test}\n")
     sys.stdout.flush()
     return not passed
 

@@ -1,4 +1,4 @@
-"""The golden copy of the OpenAPI document; `make openapi` writes it anew."""
+"""The golden copy of the OpenAPI document. `make openapi` updates it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COMMAND = "make openapi"
 
 
 def document() -> dict[str, Any]:
-    """The document of a service that asks for keys, which tells the most."""
+    """Return the document of a service that requires API keys, which is the most complete."""
     nowhere = Path("nowhere")
     return create_app(settings_for(nowhere, nowhere, auth=True, bootstrap_admin_key=SecretStr("dfk_none"))).openapi()
 
 
 def text() -> str:
-    """The document as the golden copy has it."""
+    """Return the document as the text of the golden copy."""
     return json.dumps(document(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The wheel, and environments that see only some of this environment's distributions. No network is needed."""
+"""The wheel, and virtual environments with some of this environment's distributions. Needs no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.deployment import ROOT
 
 
 def copy_checkout(folder: Path) -> Path:
-    """The files of the checkout that .dockerignore lets through, in `folder`."""
+    """Copy the files of the checkout that .dockerignore admits to `folder`."""
     rules = (ROOT / ".dockerignore").read_text("utf-8").split()
     assert rules[0] == "*"
     folder.mkdir()
@@ -32,7 +32,7 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def build(checkout: Path, folder: Path, *, editable: bool = False) -> Path:
-    """The wheel that pip would build of the checkout, or the one behind its editable install."""
+    """Build the wheel of the checkout as pip does, or that of an editable install."""
     hook = "build_editable" if editable else "build_wheel"
     code = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
     folder.mkdir()
@@ -42,7 +42,7 @@ def build(checkout: Path, folder: Path, *, editable: bool = False) -> Path:
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
-    """Canonical names of the distributions that the requirements need, as this environment's metadata says."""
+    """Return the canonical names of all direct and indirect requirements, from this environment's metadata."""
     todo = [Requirement(line) for line in requirements]
     seen: set[tuple[str, frozenset[str]]] = set()
 
@@ -61,7 +61,7 @@ def closure(requirements: Iterable[str]) -> set[str]:
 
 
 def clean_environment(folder: Path, names: set[str], wheel: Path) -> Path:
-    """A virtual environment with the wheel and links to the named distributions, nothing else; its Python."""
+    """Create a virtual environment with only the wheel and links to the named distributions. Returns its Python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     install = ["install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", wheel]
@@ -78,12 +78,12 @@ def clean_environment(folder: Path, names: set[str], wheel: Path) -> Path:
 
 
 def top_level(names: set[str]) -> set[str]:
-    """The entries of site-packages that belong to the named distributions."""
+    """Return the entries of site-packages that belong to the named distributions."""
     return {entry for one in distributions() if canonicalize_name(one.name) in names for entry in _entries(one)}
 
 
 def outsiders(names: set[str]) -> set[str]:
-    """The modules of this environment that belong to other distributions alone."""
+    """Return the modules of this environment that belong only to other distributions."""
     others = {canonicalize_name(one.name) for one in distributions()} - names - {"dfusion"}
     modules = {entry.removesuffix(".py") for entry in top_level(others) - top_level(names)}
     return {name for name in modules if name.isidentifier()}
@@ -95,7 +95,7 @@ def _entries(one: Distribution) -> set[str]:
 
 
 def run(python: Path, folder: Path, *arguments: str) -> str:
-    """What a program of the environment prints, away from the source."""
+    """Run a program of the environment outside the source tree. Returns its output."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("DFUSION_", "PYTHON"))}
     done = subprocess.run(
         [python, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The page's code blocks in a language, as they stand there.
+    """Return the unchanged code blocks of a page in one language.
 
     Args:
         page: Path from the repository's root.
@@ -20,7 +20,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def replaced(code: str, changes: dict[str, str]) -> str:
-    """The code with each part, which must be there once, replaced."""
+    """Replace parts of the code. Each part must occur once."""
     for part, instead in changes.items():
         assert code.count(part) == 1, part
         code = code.replace(part, instead)
@@ -28,7 +28,7 @@ def replaced(code: str, changes: dict[str, str]) -> str:
 
 
 def apply_diff(diff: str, root: Path) -> None:
-    """Change the file that the diff's first line names: "# PATH", then lines that begin with a space, + or -."""
+    """Apply a diff: a first line "# PATH", then lines that start with a space, + or -."""
     header, *lines = diff.splitlines()
     file = root / header.removeprefix("# ")
     old = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))

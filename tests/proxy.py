@@ -1,4 +1,4 @@
-"""A TCP proxy that spoils what passes through it."""
+"""A TCP proxy that corrupts data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Flaw = Callable[[bytes], bytes]
 
 @contextmanager
 def proxy(port: int, *, requests: Flaw = bytes, answers: Flaw = bytes) -> Iterator[int]:
-    """The port of a proxy of 127.0.0.1:port."""
+    """Run a proxy of 127.0.0.1:port during the block. Yields its port."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:

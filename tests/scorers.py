@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Brightness:
-    """The image's mean brightness in [0, 1]: differs from image to image, whatever the net."""
+    """Mean brightness in [0, 1], which differs between images of any net."""
 
     name = "brightness"
     version = "1"
@@ -19,7 +19,7 @@ class Brightness:
 
 
 class LostDevice:
-    """Fails as torch does when the GPU has failed under it."""
+    """Raises the error of torch after a GPU failure."""
 
     name = "lost-device"
     version = "1"
@@ -29,7 +29,7 @@ class LostDevice:
 
 
 class Constant:
-    """The same for all images: no pair can be made."""
+    """Constant scores, from which no pairs can be selected."""
 
     name = "constant"
     version = "1"
@@ -40,7 +40,7 @@ class Constant:
 
 
 class Rising:
-    """Brightness, and 1 more for every batch that it has scored: its mean rises whatever the images."""
+    """Brightness plus the number of batches scored before, so that the mean rises with any images."""
 
     name = "rising"
     version = "1"
@@ -55,7 +55,7 @@ class Rising:
 
 
 class Falling(Rising):
-    """The same the other way."""
+    """Like `Rising`, but the mean falls."""
 
     name = "falling"
     slope = -1.0

@@ -1,4 +1,4 @@
-"""Real servers for tests, as processes of the test's own on 127.0.0.1; and what stands between them and a client."""
+"""Real servers for tests, as processes on 127.0.0.1, and a proxy that cuts connections to them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from api.stack.program import free_port
 
 
 class PostgresServer(servers.PostgresServer):
-    """One that need not outlive the machine, with databases for tests."""
+    """A PostgreSQL server without durability, with databases for tests."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, durable=False)
 
     def create_database(self, template: str = "template1") -> str:
-        """The URL of a new database, a copy of `template` (to which nobody may be connected)."""
+        """Create a database as a copy of `template`, which must have no connections. Returns its URL."""
         name = f"test_{secrets.token_hex(8)}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
 
 class S3Server(servers.S3Server):
-    """One whose folder tests may change."""
+    """An S3 server with a folder that tests can change."""
 
     def __init__(self, folder: Path, port: int) -> None:
         super().__init__(folder, port, access_key="test-access-key", secret_key="test-secret-key")
@@ -40,20 +40,20 @@ class S3Server(servers.S3Server):
 
 
 class RedisServer(servers.RedisServer):
-    """One that tests may empty and kill."""
+    """A Redis server that tests can flush and kill."""
 
     def flush(self) -> None:
-        """Forget everything."""
+        """Delete all keys."""
         with Redis.from_url(self.url) as client:
             client.flushall()
 
     def kill(self) -> None:
-        """End it at once, as a crash does."""
+        """Kill the server, as in a crash."""
         self.stop()
 
 
 class CuttingProxy:
-    """Stands between a client and a server on 127.0.0.1, and cuts one connection when it is told to.
+    """A proxy between a client and a server on 127.0.0.1 that cuts one connection on request.
 
     `cut_at(part, delivered, answered)` arms it for the next message from a client that holds `part`: the message
     reaches the server or does not, the server has answered before the cut or has not, and the client hears nothing.
@@ -69,11 +69,11 @@ class CuttingProxy:
         self._accepting.start()
 
     def cut_at(self, part: bytes, delivered: bool, answered: bool = True) -> None:
-        """Cut at the next message with `part` in it."""
+        """Cut the connection at the next message that contains `part`."""
         self._armed = (part, delivered, delivered and answered)
 
     def close(self) -> None:
-        """Accept no more connections."""
+        """Stop accepting connections."""
         self._listener.close()
 
     def _accept(self) -> None:
@@ -106,7 +106,7 @@ class CuttingProxy:
 
 @contextmanager
 def cutting_proxy(port: int) -> Iterator[CuttingProxy]:
-    """A proxy of the server at `port`."""
+    """Run a proxy of the server at `port` during the block."""
     proxy = CuttingProxy(port)
     try:
         yield proxy
@@ -116,9 +116,9 @@ def cutting_proxy(port: int) -> Iterator[CuttingProxy]:
 
 @contextmanager
 def postgres_server(folder: Path | None = None) -> Iterator[PostgresServer]:
-    """A running PostgreSQL server in an empty folder, which goes with it.
+    """Run a PostgreSQL server in an empty folder, which is removed afterwards.
 
-    Running as root, the folder must lie where another user can reach it (pytest's tmp_path does not): better none.
+    As root, the folder must be accessible to another user, which pytest's tmp_path is not: omit it.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="postgres-"))
     try:
@@ -134,7 +134,7 @@ def postgres_server(folder: Path | None = None) -> Iterator[PostgresServer]:
 
 @contextmanager
 def s3_server(folder: Path, port: int | None = None) -> Iterator[S3Server]:
-    """`rclone serve s3` over `folder`; killed at the end."""
+    """Run `rclone serve s3` on `folder` during the block."""
     server = S3Server(folder, port or free_port())
     try:
         server.start()
@@ -145,7 +145,7 @@ def s3_server(folder: Path, port: int | None = None) -> Iterator[S3Server]:
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[RedisServer]:
-    """A Redis that runs until the block ends."""
+    """Run a Redis server during the block."""
     server = RedisServer(folder)
     try:
         server.start()

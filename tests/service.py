@@ -1,4 +1,4 @@
-"""The service on a small random pipeline: settings, requests, and a worker within the test's own process."""
+"""The service on a small random pipeline: settings, requests, and a worker in the test process."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HASTE: dict[str, Any] = {
 
 
 def settings_for(data_dir: Path, pipeline: Path, **changes: Any) -> Settings:
-    """Settings of a quick installation with the model `tiny`; the environment does not matter."""
+    """Return settings of a fast installation with the model `tiny`. Ignores the environment."""
     values: dict[str, Any] = {
         "data_dir": data_dir,
         "database_url": "",
@@ -62,7 +62,7 @@ def settings_for(data_dir: Path, pipeline: Path, **changes: Any) -> Settings:
 
 
 def round_body(**changes: Any) -> dict[str, Any]:
-    """A small request for POST /rounds."""
+    """Return a small request body for POST /rounds."""
     body = {
         "model": "tiny",
         "prompts": PROMPTS,
@@ -79,8 +79,10 @@ def round_body(**changes: Any) -> dict[str, Any]:
 
 
 def work_until_idle(service: Service, most: int = 100, until: Callable[[Claim], bool] = lambda _claim: False) -> None:
-    """Run every stage that can be claimed, one after the other, in this process; the first that `until` holds for is
-    given back and nothing more is done."""
+    """Run all stages that can be claimed, sequentially in this process.
+
+    Stops at the first stage for which `until` is true, and returns that stage to the queue.
+    """
     from worker.runner import run_stage
     from worker.workbench import Workbench
 
@@ -96,7 +98,7 @@ def work_until_idle(service: Service, most: int = 100, until: Callable[[Claim], 
 
 
 def migrated_template(server: PostgresServer) -> str:
-    """The name of a database of the server that has all tables, to be copied."""
+    """Create a migrated database to copy from. Returns its name."""
     url = server.create_database()
     engine = make_engine(url)
     migrate(engine, Path("unused"))
@@ -106,10 +108,10 @@ def migrated_template(server: PostgresServer) -> str:
 
 @contextmanager
 def tables_by_copy(folder: Path) -> Iterator[None]:
-    """Within the block, a service that makes a SQLite database copies one that has all tables and no rows.
+    """During the block, create SQLite databases by copying a migrated one without rows.
 
-    Hundreds of tests start a service, and the migrations are most of a start. They are run all the same, and find
-    nothing to do; their own tests are not concerned.
+    Hundreds of tests start a service, and the migrations take most of that time. They still run on the copy, but have
+    nothing to do. The tests of migrations do not use this.
     """
     template = folder / "template.db"
     engine = make_engine(f"sqlite:///{template}")

@@ -1,4 +1,4 @@
-"""DPO's training loop written out in plain torch, to hold the trainer and the service against."""
+"""DPO's training loop in plain torch, as a reference for the trainer and the service."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dfusion.training_data import TrainingPair
 
 
 class DpoLoop:
-    """One AdamW for all rounds; Eq. 6 by autograd on all pairs at once, one update an inner epoch.
+    """One AdamW for all rounds; Eq. 6 by autograd on all pairs at once, one update per inner epoch.
 
-    `scale` is what the gradient is multiplied by before AdamW (`Trainer.gradient_scale`).
+    `scale` multiplies the gradient before AdamW (`Trainer.gradient_scale`).
     """
 
     def __init__(self, model: DiffusionModel, settings: TrainingConfig, scale: float) -> None:
@@ -34,7 +34,7 @@ class DpoLoop:
         )
 
     def round(self, pairs: Sequence[TrainingPair]) -> None:
-        """All inner epochs of a round."""
+        """Run all inner epochs of a round."""
         with torch.no_grad():
             old = self._log_ratios(pairs)
         for _ in range(self._settings.inner_epochs):
@@ -48,7 +48,7 @@ class DpoLoop:
             self._adamw.step()
 
     def _log_ratios(self, pairs: Sequence[TrainingPair]) -> torch.Tensor:
-        """log p of the preferred transition less that of the rejected one, of all steps that differ."""
+        """log p of the preferred transition minus that of the rejected one, for all steps that differ."""
         rows = []
         for pair in pairs:
             steps = sorted(set(range(pair.preferred.config.num_steps)) - pair.shared_steps())

@@ -1,4 +1,4 @@
-"""One thread: the nets are so small that more only get in each other's way."""
+"""Fixtures of acceptance tests. One thread per process, since more threads only slow these small nets down."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[Deployment]:
-    """The embedded service that all tests share which need no settings of their own."""
+    """An embedded service, shared by all tests that need no special settings."""
     with deployment(EMBEDDED, tmp_path_factory.mktemp(EMBEDDED), pipeline) as made:
         yield made
 
@@ -32,7 +32,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterat
 def installed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pipeline: Path
 ) -> Iterator[Deployment]:
-    """An installation in each mode, as its users start it. A module may name changed settings as SETTINGS."""
+    """An installation in each mode, started as users start it. Modules can change settings with SETTINGS."""
     changes = getattr(request.module, "SETTINGS", {})
     if request.param == EMBEDDED and not changes:
         yield request.getfixturevalue("embedded")
@@ -43,7 +43,7 @@ def installed(
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of an installation in one process of pytest-xdist; a test that brings its own is by itself."""
+    """Run all tests of an installation in one process of pytest-xdist. Tests without a shared one are not grouped."""
     for item in items:
         group = _installation(item) if isinstance(item, pytest.Function) else None
         if group is not None:
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _installation(item: pytest.Function) -> str | None:
-    """Which installation the test shares with others."""
+    """Return the name of the installation that the test shares with others, if any."""
     mode = item.callspec.params.get("installed") if hasattr(item, "callspec") else None
     if "embedded" in item.fixturenames or (mode == EMBEDDED and not hasattr(item.module, "SETTINGS")):
         return "shared embedded service"

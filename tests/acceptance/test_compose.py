@@ -1,6 +1,6 @@
-"""What docker-compose.yml runs, with its own commands and environments, as processes: no Docker engine is needed.
+"""The services of docker-compose.yml, run as local processes with their commands and environments, without Docker.
 
-Names of hosts and paths within containers are replaced by what is here; images, users and networks are not tried.
+Host names and container paths are replaced by local ones. Images, users and networks are not tested.
 """
 
 import json
@@ -49,7 +49,7 @@ def servers(tmp_path: Path) -> Iterator[tuple[PostgresServer, RedisServer, S3Ser
 
 
 class Containers:
-    """The file's services as processes of this machine."""
+    """Runs the services of docker-compose.yml as local processes."""
 
     def __init__(self, folder: Path, variables: dict[str, str], places: dict[str, str]) -> None:
         self._services = compose.interpolated(variables)["services"]
@@ -65,7 +65,7 @@ class Containers:
         return text.replace("/tmp/health", str(self._folder / f"{name}.health"))
 
     def environment(self, name: str) -> dict[str, str]:
-        """Its env_file, then its environment, as Compose orders them."""
+        """Return the variables of a service: its environment overrides its env_file."""
         service = self._services[name]
         assert service["env_file"] == [{"path": ".env", "required": False}]
         given = self._variables | {key: self._here(name, value) for key, value in service["environment"].items()}
@@ -76,7 +76,7 @@ class Containers:
         return [*program[command[0]], *command[1:]]
 
     def start(self, name: str) -> psutil.Popen:
-        """Run the service's command."""
+        """Start the command of a service."""
         command = self._command(self._services[name]["command"])
         with (self._folder / f"{name}.log").open("wb") as log:
             self.processes[name] = psutil.Popen(
@@ -85,7 +85,7 @@ class Containers:
         return self.processes[name]
 
     def is_healthy(self, name: str) -> bool:
-        """Run the service's health check."""
+        """Run the health check of a service."""
         assert self.processes[name].poll() is None, self.log(name)
         kind, *command = self._services[name]["healthcheck"]["test"]
         assert kind == "CMD"
@@ -93,7 +93,7 @@ class Containers:
         return subprocess.run(command, env=self.environment(name), cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
     def stop(self) -> dict[str, int | None]:
-        """SIGTERM to all; exit codes. None for one that took longer than its grace period."""
+        """Send SIGTERM to all services. Returns their exit codes; None if one exceeded its grace period."""
         codes: dict[str, int | None] = {}
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)

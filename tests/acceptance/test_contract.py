@@ -50,7 +50,7 @@ REFUSALS = ("400", "401", "403", "404", "405", "409", "412", "413", "415", "422"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[Deployment]:
-    """A service that asks for keys and has no worker, with a round that is done and jobs that wait."""
+    """A service with API keys and without a worker, with one finished round and queued jobs."""
     folder = tmp_path_factory.mktemp("contract")
     settings = {"embedded_worker": False, "auth": True, "max_queued_jobs": MANY, "max_queued_jobs_per_key": MANY}
     with deployment(EMBEDDED, folder, pipeline, **settings) as started:
@@ -66,7 +66,7 @@ def ids(made: Deployment, path: str) -> list[str]:
 
 
 def known(made: Deployment) -> dict[str, list[str]]:
-    """What there is, by parameter: without it hardly any request would get past 404."""
+    """Existing ids by path parameter. Without them, almost all requests would return 404."""
     jobs = ids(made, "/jobs")
     images = [one["image"].removeprefix("/artifacts/") for one in made.get("/samples?limit=5")["data"]]
     sets = ["shapes-attribute-train", *ids(made, "/prompt-sets")]
@@ -88,7 +88,7 @@ def known(made: Deployment) -> dict[str, list[str]]:
 
 
 def configuration(made: Deployment) -> str:
-    """schemathesis.toml."""
+    """Return the content of schemathesis.toml."""
     lines = [f"seed = {SEED}", "max-stream-events = 3", "continue-on-failure = true", "request-timeout = 30"]
     lines += ["[generation]", "deterministic = true", 'database = "none"', f"max-examples = {EXAMPLES}"]
     lines += ["[auth.openapi.apiKey]", f'bearer = "{ADMIN_KEY}"']
@@ -102,7 +102,7 @@ def configuration(made: Deployment) -> str:
 
 
 def run_schemathesis(made: Deployment) -> tuple[dict[str, Any], str]:
-    """Its report, and what it wrote."""
+    """Run schemathesis. Returns its report and its output."""
     folder = made.folder / "schemathesis"
     folder.mkdir()
     (folder / "schemathesis.toml").write_text(configuration(made), "utf-8")

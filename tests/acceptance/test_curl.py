@@ -1,4 +1,4 @@
-"""The lines of docs/curl.md, run by a shell against the service as `make serve` starts it."""
+"""The commands of docs/curl.md, run in a shell against the service that `make serve` starts."""
 
 import os
 import re

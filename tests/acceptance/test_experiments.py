@@ -1,4 +1,4 @@
-"""The experiment runner as its own process against the embedded service: what is stopped continues."""
+"""The experiment runner as a process against the embedded service: interrupted experiments resume."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def start(service: Deployment, file: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    """`dfusion experiment run` as a process."""
+    """Start `dfusion experiment run`."""
     command = [sys.executable, "-c", "from api.cli import app; app()", "experiment", "run", str(file), *options]
     environment = service.settings.for_child() | {
         "DFUSION_URL": f"http://127.0.0.1:{service.settings.port}",
@@ -60,7 +60,7 @@ def jobs(service: Deployment, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(file: Path, tmp_path: Path, pipeline: Path) -> None:
-    """The runner is killed in its first training and when it has some records, and a worker in between."""
+    """The runner is killed in its first training and again after some records; in between, a worker is killed."""
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     for folder in (killed, undisturbed):
         folder.mkdir()
@@ -80,7 +80,7 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(file: Path, tmp_path
 
 
 def run_with_kills(service: Deployment, file: Path, killed: Path) -> None:
-    """Start the runner three times; the third ends by itself."""
+    """Start the runner three times. The first two are killed, the third ends normally."""
     runner = start(service, file, killed)
     until(lambda: [job for job in jobs(service, "round") if job["state"] == "running"])
     kill(runner)
@@ -100,7 +100,7 @@ def run_with_kills(service: Deployment, file: Path, killed: Path) -> None:
 
 
 def require_one_job_a_cell(service: Deployment) -> None:
-    """No cell ran twice: so many round jobs as cells, and one evaluation more, that of the model before training."""
+    """No cell ran twice: one round job per cell, and one more evaluation, of the model before training."""
     rounds, evaluations = jobs(service, "round"), jobs(service, "evaluation")
     assert (len(rounds), len(evaluations)) == (CELLS, CELLS + 1)
     assert {job["state"] for job in (*rounds, *evaluations)} == {"succeeded"}
@@ -114,7 +114,7 @@ def kill(runner: subprocess.Popen[bytes]) -> None:
 
 
 def findings(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what differs from run to run: ids and times."""
+    """Return a record without the ids and times, which differ between runs."""
     without = {name: value for name, value in record.items() if name not in ("jobs", "devices")}
     for part in (*without["rounds"], *without["scores"]):
         del part["model"]
@@ -122,7 +122,7 @@ def findings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_service_of_a_killed_runner_ends_and_the_next_continues(file: Path, tmp_path: Path, pipeline: Path) -> None:
-    """`make experiments` brings its own service; a SIGKILL leaves neither it nor its worker behind."""
+    """`make experiments` starts its own service. After SIGKILL of the runner, neither service nor worker remains."""
     content = EXPERIMENT | {"seeds": [1], "arms": {"naive": {"fusion": None}}}
     file.write_text(json.dumps(content))
     out = tmp_path / "records"
@@ -144,7 +144,7 @@ def test_the_service_of_a_killed_runner_ends_and_the_next_continues(file: Path, 
 
 
 def test_a_committed_record_comes_out_again(tmp_path: Path, embedded: Deployment) -> None:
-    """One cell of experiments/smoke.yaml: its scores and its training, but for the rounding of another machine."""
+    """One cell of experiments/smoke.yaml reproduces its scores and training, up to rounding on other machines."""
     folder = ROOT / "experiments"
     runner = start(embedded, folder / "smoke.yaml", tmp_path, "--arm", "fused", "--seed", "1")
     assert runner.wait(PATIENCE_SECONDS) == 0
@@ -162,7 +162,7 @@ def test_a_committed_record_comes_out_again(tmp_path: Path, embedded: Deployment
 
 
 def clip_scores(record: dict[str, Any]) -> list[float]:
-    """Means by prompt, of both splits."""
+    """Return the mean CLIP scores by prompt, of both splits."""
     return [mean for scores in record["scores"] if scores["scorer"] == "shapes-clip" for mean in scores["means"]]
 
 

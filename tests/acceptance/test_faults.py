@@ -1,6 +1,7 @@
-"""Faults under real processes: what was promised is done, once, and as if nothing had happened.
+"""Fault injection into real processes: accepted jobs are done exactly once, with the results of an undisturbed run.
 
-Each test prints its seed. DFUSION_FAULT_SEED repeats one; DFUSION_FAULT_KILLS makes more of them (`make test-faults`).
+Each test prints its seed; DFUSION_FAULT_SEED repeats a run. DFUSION_FAULT_KILLS sets the number of kills
+(`make test-faults`).
 """
 
 import os
@@ -54,7 +55,7 @@ BUSY = ("sample", "score", "select", "fuse", "verify", "train")
 
 @pytest.fixture
 def dice(request: pytest.FixtureRequest) -> random.Random:
-    """Chance, from a seed that is printed."""
+    """A random generator with a printed seed."""
     seed = int(os.environ.get("DFUSION_FAULT_SEED") or time.time_ns() % 1_000_000)
     sys.stdout.write(f"{request.node.name}: DFUSION_FAULT_SEED={seed}\n")
     return random.Random(seed)
@@ -62,7 +63,7 @@ def dice(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> str:
-    """The SHA-256 of the adapter of ROUND, made in this process without any fault."""
+    """The SHA-256 of the adapter of ROUND, trained in this process without faults."""
     with TestClient(create_app(settings_for(tmp_path_factory.mktemp("undisturbed"), pipeline))) as client:
         alone = Installation(client)
         job = alone.done("/rounds", ROUND)
@@ -72,7 +73,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> str
 
 @pytest.fixture(autouse=True)
 def _in_order(installed: Deployment) -> Iterator[None]:
-    """After each test the invariants hold."""
+    """Check the invariants after each test."""
     yield
     for job_id in installed.accepted:
         assert installed.ended(job_id)["state"] == "succeeded"
@@ -80,7 +81,7 @@ def _in_order(installed: Deployment) -> Iterator[None]:
 
 
 def require_as_undisturbed(installed: Deployment, job_id: str, adapter: str) -> None:
-    """The round has succeeded with all its pairs (I3) and the very adapter (I5)."""
+    """The round has succeeded with all its pairs (I3) and the expected adapter (I5)."""
     job = installed.ended(job_id)
     assert (job["state"], job["error"]) == ("succeeded", None), installed.logs()[-20_000:]
     invariants.expect_pairs(installed.service, job_id, PAIRS)
@@ -88,7 +89,7 @@ def require_as_undisturbed(installed: Deployment, job_id: str, adapter: str) -> 
 
 
 def test_workers_are_killed_again_and_again(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
-    """In sampling, fusing and training; deployed also with the parent of the process that works."""
+    """During sampling, fusion and training. In deployed mode, the parent of the worker process is killed as well."""
     job_id = installed.post("/rounds", ROUND)
     seen: set[tuple[str, int]] = set()
     kinds, killed = [*KINDS, *dice.choices(KINDS, k=max(0, KILLS - len(KINDS)))], 0
@@ -111,7 +112,7 @@ def test_workers_are_killed_again_and_again(installed: Deployment, dice: random.
 
 
 def _kill(installed: Deployment, stage: Stage, with_parent: bool) -> bool:
-    """Kill the process that has the stage, or had it just now; whether there was one."""
+    """Kill the process that runs or just ran the stage. Returns whether there was one."""
     worker = installed.worker_of(stage)
     if worker is None:
         return False
@@ -128,7 +129,7 @@ def _kill(installed: Deployment, stage: Stage, with_parent: bool) -> bool:
 
 
 def test_a_worker_that_slept_past_its_lease_writes_nothing(installed: Deployment, undisturbed: str) -> None:
-    """Another does its stage meanwhile."""
+    """Another worker finishes its stage in the meantime."""
     if installed.mode == EMBEDDED:
         installed.run("second", "-m", "worker.local", "--alone", "--name", "second")
         until(lambda: "second is ready" in installed.log("second").read_text("utf-8"))
@@ -148,7 +149,7 @@ def test_a_worker_that_slept_past_its_lease_writes_nothing(installed: Deployment
 
 
 def _put_to_sleep(installed: Deployment, job_id: str) -> tuple[Stage, psutil.Process]:
-    """Stop a process that runs a training; not within a transaction, which would stop everybody."""
+    """Suspend a process that trains. It must not be in a transaction, which would block all other processes."""
     while True:
         stage = until(lambda: installed.running(job_id, "train"))
         worker = (
@@ -176,7 +177,7 @@ def _state(installed: Deployment, stage_id: str) -> str:
 
 
 def _rows_of(installed: Deployment, stage_id: str) -> list[Any]:
-    """All that is written of the stage or by it."""
+    """Return the rows of the stage, its outputs and its events."""
     with installed.service.uow.reading() as session:
         found: list[Any] = [
             tuple(row)
@@ -208,7 +209,7 @@ def test_a_worker_told_to_stop_gives_its_training_back(installed: Deployment, un
 
 
 def test_a_service_killed_while_it_takes_a_request_makes_one_job(installed: Deployment, dice: random.Random) -> None:
-    """The client asks again with its key until it is answered."""
+    """The client repeats its request with the same Idempotency-Key until it gets a response."""
     made = []
     for number in range(max(2, KILLS // 2)):
         answers: list[str] = []
@@ -223,7 +224,7 @@ def test_a_service_killed_while_it_takes_a_request_makes_one_job(installed: Depl
 
 @contextmanager
 def _asking(installed: Deployment, path: str, body: dict[str, Any], key: str, answers: list[str]) -> Iterator[None]:
-    """Within the block a client asks; at its end it has the id of its job."""
+    """Submit a job from a thread during the block. At the end of the block the client has the job's id."""
 
     def ask() -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -245,13 +246,13 @@ def _asking(installed: Deployment, path: str, body: dict[str, Any], key: str, an
         yield
     finally:
         client.join()
-    assert answers, "the client was never answered"
+    assert answers, "the client got no response"
 
 
 def test_a_round_goes_on_without_its_broker(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
-    """Redis forgets everything in mid-round; then it is killed and comes back."""
+    """Redis is flushed in the middle of the round, then killed and restarted."""
     if installed.servers is None:
-        pytest.skip("there is no broker")
+        pytest.skip("embedded mode has no broker")
     redis = installed.servers.redis
     job_id = installed.post("/rounds", ROUND)
     for fault in (redis.flush, redis.kill):
@@ -264,7 +265,7 @@ def test_a_round_goes_on_without_its_broker(installed: Deployment, dice: random.
 
 
 def test_a_round_outlives_its_database(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
-    """PostgreSQL crashes in mid-round while others ask for work, and is then restarted in good order."""
+    """PostgreSQL crashes in the middle of the round while clients submit jobs, and is later restarted gracefully."""
     if installed.servers is None:
         pytest.skip("SQLite is no server")
     postgres = installed.servers.postgres
@@ -286,8 +287,10 @@ def _sampling(dice: random.Random) -> dict[str, Any]:
 
 
 def test_a_child_ends_with_its_killed_parent(installed: Deployment) -> None:
-    """Otherwise it would share its GPU with the child of the worker that is started in its place. Celery has the
-    kernel kill it (PR_SET_PDEATHSIG), so that it can give nothing back: the sweeper finds its stage."""
+    """Otherwise it would share its GPU with the child of the replacement worker.
+
+    The kernel kills the child (PR_SET_PDEATHSIG, set by Celery). It cannot return its stage; the sweeper requeues it.
+    """
     if installed.mode != DEPLOYED:
         pytest.skip("the embedded worker has no parent of that kind")
     body = {"model": "tiny", "prompts": PROMPTS[:1], "samples_per_prompt": 8, "sampling": {"num_steps": 200}}

@@ -1,4 +1,4 @@
-"""The commands of docs/how-to, run by a shell: a service on one's own S3 takes one's own prompts."""
+"""The commands of docs/how-to, run in a shell: a service on a custom S3 server accepts custom prompts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the Dockerfiles install, in clean environments: `make check-docker`. Takes minutes and a network.
+"""The Dockerfiles' installs, run in clean environments: `make check-docker`. Takes minutes and needs a network.
 
-Each line `RUN pip install …` or `RUN python -c …` is run as it stands, over what .dockerignore lets through. An index
-for torch is taken from TORCH_INDEX; without it, pip's own is asked.
+Each line `RUN pip install …` or `RUN python -c …` is run unchanged, in a folder with the files that .dockerignore
+admits. TORCH_INDEX sets the index for torch; the default is pip's.
 """
 
 import os
@@ -28,7 +28,7 @@ def context(tmp_path: Path) -> Path:
 
 
 def install(dockerfile: str, context: Path, folder: Path) -> Path:
-    """A new environment with what the file installs; its Python."""
+    """Create an environment and run the file's installs. Returns its Python."""
     text = (ROOT / "docker" / dockerfile).read_text("utf-8")
     steps = re.findall(r"^RUN ((?:pip install|python -c|python -m compileall) .*)$", text, re.MULTILINE)
     assert len(steps) >= 3

@@ -1,4 +1,4 @@
-"""The service as a process: what keeps it from starting, and what its log says."""
+"""The service as a process: startup errors and log output."""
 
 import json
 import subprocess

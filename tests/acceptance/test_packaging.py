@@ -1,4 +1,4 @@
-"""What is installed: by the wheel the library alone, which trains; by an editable install the service as well."""
+"""Packaging: the wheel installs the library alone, which can train; an editable install includes the service."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def wheel(checkout: Path) -> Path:
 
 
 def present(python: Path, folder: Path, names: set[str]) -> set[str]:
-    """The modules of the names that the environment can import."""
+    """Return the names of the modules that the environment can import."""
     found: list[str] = json.loads(run(python, folder, "-c", PRESENT, json.dumps(sorted(names))))
     return set(found)
 
@@ -68,7 +68,7 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
 
 
 def test_the_library_alone_trains_an_update(wheel: Path, tmp_path: Path) -> None:
-    """In an environment without any distribution that the library does not ask for."""
+    """In an environment with only the library's requirements."""
     names = closure(PROJECT["dependencies"])
     python = clean_environment(tmp_path / "venv", names, wheel)
     assert {"fastapi", "sqlalchemy", "celery", "pytest"} <= outsiders(names)
@@ -86,7 +86,7 @@ def test_the_command_line_says_where_the_service_is(wheel: Path, tmp_path: Path)
 
 
 def test_the_extra_of_the_service_suffices_for_the_api(checkout: Path, tmp_path: Path) -> None:
-    """As its Dockerfile installs it: the extra without the library's own dependencies, and the checkout, editable."""
+    """As in its Dockerfile: the extra without the library's dependencies, and the checkout as an editable install."""
     names = closure(PROJECT["optional-dependencies"]["service"])
     assert not {"torch", "diffusers", "transformers", "peft", "open-clip-torch"} & names
     python = clean_environment(tmp_path / "venv", names, build(checkout, tmp_path / "wheel", editable=True))
@@ -104,7 +104,7 @@ def test_the_extra_of_the_service_suffices_for_the_api(checkout: Path, tmp_path:
     os.environ.get("CHECK_DOCKER") != "1", reason="installs torch and more, which takes minutes: make check-docker"
 )
 def test_pip_installs_the_library_alone(wheel: Path, tmp_path: Path) -> None:
-    """An index for torch is taken from TORCH_INDEX."""
+    """TORCH_INDEX sets the index for torch."""
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     index = os.environ.get("TORCH_INDEX", "")

@@ -1,4 +1,4 @@
-"""The service in both modes, each as its own processes, seen over HTTP: what its users do with it."""
+"""The service in both modes, as processes, used over HTTP as users do."""
 
 import hashlib
 import signal
@@ -59,7 +59,7 @@ def trained(installed: Deployment, fused: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warm_up(installed: Deployment) -> None:
-    """Give small jobs until every worker has loaded the model."""
+    """Submit small jobs until every worker has loaded the model."""
     body = SAMPLING | {"sampling": STEPS, "samples_per_prompt": 1, "seed": 1}
     for _ in range(20):
         installed.done("/samplings", body)
@@ -69,7 +69,7 @@ def _warm_up(installed: Deployment) -> None:
 
 
 def test_a_round_is_followed_as_it_happens(installed: Deployment) -> None:
-    """By server-sent events, from the start and from the middle, and by a long poll."""
+    """With server-sent events, from the first event and from the middle, and with a long poll."""
     with installed.client() as client:
         job_id = installed.accept(client.post("/rounds", json=round_body(seed=11)))
         seen = list(_stream(client, job_id))
@@ -89,7 +89,7 @@ def test_a_round_is_followed_as_it_happens(installed: Deployment) -> None:
 
 
 def _stream(client: httpx.Client, job_id: str, after: str | None = None) -> Iterator[tuple[str, str]]:
-    """Ids and kinds of the events as they come, up to the stream's end."""
+    """Yield the ids and kinds of events until the stream ends."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
     with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -116,13 +116,13 @@ def test_a_sampling_is_the_same_in_every_mode(
 
 @pytest.fixture(scope="session")
 def expected(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> list[tuple[Any, ...]]:
-    """What one worker makes of SAMPLING, alone, without any server."""
+    """The samples that one worker creates for SAMPLING, without servers."""
     with TestClient(create_app(settings_for(tmp_path_factory.mktemp("alone"), pipeline))) as client:
         return _samples(client, Installation(client).done("/samplings", SAMPLING)["id"])
 
 
 def _samples(client: httpx.Client, job_id: str) -> list[tuple[Any, ...]]:
-    """Prompt, number, seed, scores and the image's SHA-256 of each sample."""
+    """Return prompt, number, seed, scores and the image's SHA-256 of each sample."""
     found = [
         (
             one["prompt_index"],
@@ -137,7 +137,7 @@ def _samples(client: httpx.Client, job_id: str) -> list[tuple[Any, ...]]:
 
 
 def test_two_workers_share_a_sampling_and_load_the_model_once(installed: Deployment, sampled: dict[str, Any]) -> None:
-    """In deployed mode. The embedded worker is alone, and loads it once as well."""
+    """In deployed mode. The embedded mode has one worker, which also loads the model once."""
     owners = {
         event["stage"]: event["data"]["worker"]
         for event in installed.all(sampled["links"]["events"])
@@ -245,7 +245,7 @@ def test_an_artifact_is_read_whole_in_part_and_not_again(installed: Deployment, 
 def test_a_presigned_link_leads_to_the_bytes_by_another_host_name(
     installed: Deployment, round_job: dict[str, Any]
 ) -> None:
-    """A second front of the same installation, for clients that know the S3 server as localhost."""
+    """A second API process of the same installation, for clients that reach the S3 server as localhost."""
     if installed.servers is None:
         pytest.skip("files have no address of their own")
     path = installed.get(f"/models/{round_job['last_model']}")["adapter"]["artifact"]
@@ -290,7 +290,7 @@ def test_an_operator_sees_who_works_and_how_it_goes(installed: Deployment, round
 
 
 def test_only_one_service_has_a_data_folder(installed: Deployment) -> None:
-    """Embedded services; deployed ones share their database."""
+    """In embedded mode. Deployed services share their database."""
     if installed.mode == DEPLOYED:
         pytest.skip("several fronts are meant to be there")
     second = subprocess.run(
@@ -305,7 +305,7 @@ def test_only_one_service_has_a_data_folder(installed: Deployment) -> None:
 
 
 def test_what_is_left_in_the_end_is_in_order(installed: Deployment) -> None:
-    """After all the tests above, with what other jobs they made."""
+    """After all tests above, and the jobs that they created."""
     for job_id in installed.accepted:
         assert installed.ended(job_id)["state"] in ("succeeded", "cancelled")
     log = installed.logs()

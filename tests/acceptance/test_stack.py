@@ -1,4 +1,4 @@
-"""`python -m api.stack` as people start it, with a round through all of its parts."""
+"""`python -m api.stack`, with a round that uses all of its parts."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from tests.service import round_body, settings_for
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that PostgreSQL's user may enter, which pytest's own are not."""
+    """A folder that PostgreSQL's user can access, unlike pytest's temporary folders."""
     made = Path(tempfile.mkdtemp(prefix="stack-"))
     made.chmod(0o755)
     yield made
@@ -66,7 +66,7 @@ def stack(folder: Path, pipeline: Path) -> Iterator[tuple[psutil.Popen, httpx.Cl
 
 
 def part_of(process: psutil.Popen, words: str) -> psutil.Process:
-    """The program itself, not its guard."""
+    """Return the process of the program, not that of its guard."""
     found = [one for one in process.children(recursive=True) if words in " ".join(one.cmdline())]
     return next(one for one in found if "api.stack.guard" not in one.cmdline())
 

@@ -1,4 +1,4 @@
-"""One thread: the nets are so small that more only get in each other's way. One PostgreSQL server for all tests."""
+"""Fixtures of integration tests. One thread, since more threads only slow these small nets down."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def _tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """New SQLite databases get their tables by copy."""
+    """Create SQLite databases by copying a migrated one."""
     with tables_by_copy(tmp_path_factory.mktemp("tables")):
         yield
 
@@ -31,28 +31,28 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """An S3 server; each test takes a bucket of its own."""
+    """An S3 server, with a separate bucket per test."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server that all tests share, each with a database of its own."""
+    """A PostgreSQL server for all tests, with a separate database per test."""
     with postgres_server() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def new_postgres_database(postgres: PostgresServer) -> Callable[[], str]:
-    """Makes PostgreSQL databases with all tables; gives their URLs."""
+    """Returns a function that creates a migrated PostgreSQL database and returns its URL."""
     template = migrated_template(postgres)
     return lambda: postgres.create_database(template)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """The settings' database_url of a fresh database, of each kind in turn; or of the kind that the test names."""
+    """The database_url of an empty database, of each kind in turn or of the kind that the test selects."""
     if request.param == "sqlite":
         return ""
     make: Callable[[], str] = request.getfixturevalue("new_postgres_database")
@@ -61,5 +61,5 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def postgres_url(new_postgres_database: Callable[[], str]) -> str:
-    """The URL of a fresh PostgreSQL database with all tables."""
+    """The URL of a migrated PostgreSQL database without rows."""
     return new_postgres_database()

@@ -1,4 +1,4 @@
-"""Keys, limits and figures on PostgreSQL: the same answers as on SQLite."""
+"""API keys, limits and metrics on PostgreSQL: the same responses as on SQLite."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ ADMIN = "dfk_" + "a1" * 20
 
 @pytest.fixture
 def client(tmp_path: Path, postgres_url: str) -> Iterator[TestClient]:
-    """The application with keys on a PostgreSQL database of its own."""
+    """The application with API keys on a separate PostgreSQL database."""
     settings = settings_for(
         tmp_path / "data",
         tmp_path / "tiny",
@@ -56,7 +56,7 @@ def test_keys_limits_and_figures(client: TestClient) -> None:
 
 
 def _work(service: Service) -> None:
-    """One evaluation succeeds, a sampling fails for a passing reason."""
+    """Run one evaluation, which succeeds, and one sampling, which fails with a temporary error."""
     held = execution.claim(service.uow, service.settings, "w")
     assert held is not None
     execution.finish(service.uow, service.settings, held, lambda _: None)

@@ -1,4 +1,4 @@
-"""Artifacts over HTTP where they are on an S3 server: handed on, or by a presigned URL."""
+"""Artifacts on an S3 server, served by the API itself or by redirects to presigned URLs."""
 
 import secrets
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ DATA = b"\x89PNG and so on"
 
 @contextmanager
 def serving(server: S3Server, folder: Path, **changes: Any) -> Iterator[tuple[TestClient, str]]:
-    """The application, and the path of an artifact."""
+    """The application and the path of an artifact."""
     settings = server.settings(f"bucket-{secrets.token_hex(4)}") | changes
     app = create_app(settings_for(folder / "data", folder / "tiny", **settings))
     with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as client:

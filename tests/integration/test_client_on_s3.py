@@ -1,4 +1,4 @@
-"""Downloads that the service redirects to the storage itself."""
+"""Client downloads that the service redirects to S3."""
 
 import hashlib
 from pathlib import Path

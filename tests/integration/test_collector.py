@@ -1,4 +1,4 @@
-"""What the collector removes and what it leaves, on files and on a real S3 server."""
+"""Garbage collection of objects, on files and on a real S3 server."""
 
 import os
 import secrets
@@ -32,7 +32,7 @@ DAY = 86_400.0
 
 @dataclass
 class Installation:
-    """A service without a worker, and the folder where its objects are files."""
+    """A service without a worker, and the folder of its objects."""
 
     service: Service
     folder: Path
@@ -60,7 +60,7 @@ class Installation:
         execution.finish(self.service.uow, self.service.settings, held, record)
 
     def age(self, *keys: str) -> None:
-        """Make these objects two days old."""
+        """Set the age of these objects to two days."""
         for key in keys:
             status = (self.folder / key).stat()
             os.utime(self.folder / key, (status.st_mtime - 2 * DAY, status.st_mtime - 2 * DAY))
@@ -71,7 +71,7 @@ class Installation:
         return {found.key for found in self.service.store.objects()}
 
     def named(self) -> set[str]:
-        """The keys that rows name."""
+        """Return the object keys that rows refer to."""
         with self.service.uow.reading() as session:
             named = {*session.scalars(select(Artifact.key)), *session.scalars(select(Stage.checkpoint_key))}
         return {key for key in named if key is not None}
@@ -146,7 +146,7 @@ def pair(held: Claim, reference: str, base: str) -> Pair:
 
 
 def sampled(place: Installation, held: Claim) -> tuple[list[str], str]:
-    """Finish a stage with two samples in one file of trajectories; the samples' ids and the file's key."""
+    """Finish a stage with two samples in one trajectory file. Returns the samples' ids and the file's key."""
     files = {slot: artifact(held, slot, place.put(held, slot)) for slot in ("trajectories", "image-0", "image-1")}
     with place.service.uow.reading() as session:
         model_id = jobs.get(session, held.job_id).model_id
@@ -162,14 +162,14 @@ def sampled(place: Installation, held: Claim) -> tuple[list[str], str]:
 
 
 def trajectories(place: Installation, ids: Sequence[str]) -> list[tuple[bool, bool]]:
-    """Of each sample, whether it names a file and a row of it."""
+    """Return for each sample whether it has a trajectory file and a row in it."""
     with place.service.uow.reading() as session:
         found = [session.get_one(Sample, sample_id) for sample_id in ids]
     return [(row.trajectory_artifact_id is not None, row.trajectory_row is not None) for row in found]
 
 
 def two_shards(place: Installation) -> tuple[str, list[str], list[str], list[str]]:
-    """A job whose two sampling stages are done; the samples of each, and the files' keys. A pair is of the first."""
+    """Create a job with two finished sampling stages and a pair of the first. Returns samples and file keys."""
     job_id = place.start()
     held = [place.claim(), place.claim()]
     (first, key), (second, other) = (sampled(place, one) for one in held)

@@ -1,4 +1,4 @@
-"""Claims, leases and ends of stages on a real database; no stage is really run."""
+"""Claims, leases and results of stages on a real database, without running stages."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
 
 
 class Recording(SilentQueue):
-    """A queue that keeps which stages it was told of."""
+    """A queue that records hinted stages."""
 
     def __init__(self, told: list[str]) -> None:
         self._told = told
@@ -176,7 +176,7 @@ def test_nothing_is_written_under_an_old_epoch(service: Service) -> None:
 
 
 def _claim_again(service: Service, lost: Claim) -> Claim:
-    """Claim the stage that was lost, once its pause is over."""
+    """Claim the lost stage again after its pause."""
     for _ in range(200):
         held = claim(service)
         if held is not None and held.stage_id == lost.stage_id:
@@ -186,7 +186,7 @@ def _claim_again(service: Service, lost: Claim) -> Claim:
 
 
 def test_a_stage_has_one_output_in_a_slot(service: Service) -> None:
-    """The database refuses the second, whatever a worker does."""
+    """A database constraint rejects the second output."""
     job_id = start(service)
     held = take(service)
 
@@ -384,7 +384,7 @@ def test_a_retry_is_a_new_job_that_names_its_origin(service: Service) -> None:
 
 
 def test_a_stage_that_makes_no_progress_is_queued_again(service: Service) -> None:
-    """Its worker renews the lease, but hangs; what moves is let alone."""
+    """Its worker renews the lease but hangs. Stages with progress are not affected."""
     start(service)
     hanging, moving = take(service, "hangs"), take(service, "moves")
     with service.uow.writing() as session:

@@ -1,4 +1,4 @@
-"""Claims and ends of stages where transactions run side by side, connections break and the database goes away."""
+"""Claims and results of stages under concurrent transactions, broken connections and database outages."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ def proxy(postgres: PostgresServer) -> Iterator[CuttingProxy]:
 
 @pytest.fixture
 def far(tmp_path: Path, postgres_url: str, proxy: CuttingProxy) -> Iterator[Service]:
-    """The installation of `service`, its database behind the proxy."""
+    """The installation of `service`, with its database behind the proxy."""
     url = make_url(postgres_url).set(port=proxy.port).render_as_string(hide_password=False)
     found = opened(tmp_path, url)
     yield found
@@ -92,7 +92,7 @@ def test_a_stage_that_somebody_claims_just_now_is_passed_over(service: Service) 
 
 
 def test_a_claim_and_a_cancel_at_once_do_not_wait_for_each_other(service: Service, postgres: PostgresServer) -> None:
-    """A claim that took the stage before the job would meet the cancel's: a deadlock."""
+    """A claim that locked the stage before the job would deadlock with the cancellation."""
     job_id = start(service)
     found: list[object] = []
     worker = threading.Thread(target=lambda: found.append(execution.claim(service.uow, service.settings, "w")))
@@ -238,7 +238,7 @@ def test_lost_replies_make_one_job_and_fail_a_stage_once(
 
 
 def test_rows_made_before_a_lost_transaction_are_written_by_the_next(service: Service) -> None:
-    """A stage makes its rows once; the transaction that writes them may have to run twice."""
+    """A stage creates its rows once, but the transaction that writes them may have to be repeated."""
     job_id = start(service)
     held = take(service)
     file, sample = rows_of_a_sample(service, held)
@@ -313,8 +313,7 @@ def test_text_that_the_database_cannot_hold_is_the_clients_mistake(tmp_path: Pat
 
 
 def test_events_of_one_job_are_seen_in_their_order(service: Service, postgres: PostgresServer) -> None:
-    """Whoever reads after an event with a higher id has missed none: one that ends and one that begins wait for each
-    other."""
+    """A reader that continues after the highest id has missed no event: transactions that add events are serialized."""
     job_id = start(service)
     begun: list[object] = []
     worker = threading.Thread(target=lambda: begun.append(take(service, "late")))

@@ -1,4 +1,4 @@
-"""Which stages are hinted and claimed when, on a real database; the queue only remembers."""
+"""When stages are hinted and claimed, on a real database; the queue only records hints."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from worker.sweeper import sweep_once
 
 
 class Memory:
-    """A queue that remembers its hints."""
+    """A queue that records its hints."""
 
     def __init__(self) -> None:
         self.hints: list[Hint] = []
@@ -65,7 +65,7 @@ def finish(service: Service, held: Claim) -> None:
 
 
 def told(service: Service, queue: Memory) -> list[tuple[str, str]]:
-    """Kind and queue of the stages hinted since it was asked last."""
+    """Return kind and queue of the stages hinted since the last call."""
     with service.uow.reading() as session:
         found = [(stages.get(session, stage_id).kind, name) for stage_id, name in queue.hints]
     queue.hints.clear()
@@ -73,7 +73,7 @@ def told(service: Service, queue: Memory) -> list[tuple[str, str]]:
 
 
 def set_back(service: Service, **seconds: float) -> None:
-    """As if these times of all stages had been so long ago."""
+    """Move these timestamps of all stages into the past."""
     with service.uow.writing() as session:
         session.execute(update(Stage).values({name: now_seconds() - ago for name, ago in seconds.items()}))
 

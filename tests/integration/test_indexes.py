@@ -1,4 +1,4 @@
-"""Each way of listing results, and a claim, is served by one index: nothing is sorted, no row is read in vain."""
+"""Each list of results, and each claim, uses one index: no sorting, and no rows are read and discarded."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ def statements(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
 
 
 def plan_of(uow: UnitOfWork, query: Query) -> str:
-    """How PostgreSQL goes about the query, as it does where tables are too large to be read whole."""
+    """Return PostgreSQL's plan of the query, with sequential scans disabled as for large tables."""
     with statements(uow.engine) as seen, uow.reading() as session:
         query(session)
     statement, parameters = seen[-1]
@@ -67,7 +67,7 @@ def plan_of(uow: UnitOfWork, query: Query) -> str:
 
 @pytest.fixture(scope="module")
 def uow(new_postgres_database: Callable[[], str]) -> Iterator[UnitOfWork]:
-    """Jobs of some samples and pairs, and a thousand stages that wait for another."""
+    """A database with jobs, samples and pairs, and a thousand stages that wait for another stage."""
     opened = UnitOfWork.connect(new_postgres_database())
     fill(opened.engine, 8, 500)
     with opened.writing() as session:

@@ -186,7 +186,7 @@ def _migrate(url: str, folder: Path, ran: "multiprocessing.Queue[int]") -> None:
 
 
 class _Collector(logging.Handler):
-    """Keeps the messages."""
+    """Records log messages."""
 
     def __init__(self, messages: list[str]) -> None:
         super().__init__()

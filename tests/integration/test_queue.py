@@ -1,4 +1,4 @@
-"""Hints through a real Redis to real Celery workers, on SQLite. Workers do not poll: without a hint nothing runs."""
+"""Hints through Redis to Celery workers, on SQLite. Workers do not poll: stages run only after a hint."""
 
 import itertools
 import logging
@@ -53,7 +53,7 @@ def client(settings: Settings) -> Iterator[TestClient]:
 
 @contextmanager
 def celery_worker(settings: Settings) -> Iterator[psutil.Popen]:
-    """A worker process; at the end it is told to stop, and must end by itself."""
+    """Start a worker process. At the end of the block it is sent a stop signal and must end gracefully."""
     command = [sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker", "-P", "prefork", "-c", "1"]
     log = settings.data_dir / "worker.log"
     with log.open("ab") as file:
@@ -109,7 +109,7 @@ def events(client: TestClient, job_id: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def sweeping(client: TestClient) -> Iterator[None]:
-    """Sweeps again and again within the block."""
+    """Sweep repeatedly during the block."""
     over = threading.Event()
 
     def sweep() -> None:
@@ -130,7 +130,7 @@ def has_torch(process: psutil.Process) -> bool:
 
 
 def test_a_round_runs_by_hints_alone(client: TestClient, settings: Settings) -> None:
-    """Nobody sweeps. The parent stays small; the child keeps its model from stage to stage."""
+    """Without a sweeper. The parent process stays small; the child keeps its model between stages."""
     with celery_worker(settings) as parent:
         job = ended(client, post(client))
         assert (job["state"], job["error"], job["made"]["models"]) == ("succeeded", None, 1)
@@ -149,7 +149,7 @@ def test_a_round_runs_by_hints_alone(client: TestClient, settings: Settings) -> 
 
 
 def _log_hand_overs(job: dict[str, Any]) -> None:
-    """From one stage's end to the next one's start; `pytest --log-cli-level=INFO` shows it. Aimed at: < 300 ms."""
+    """Log the time from one stage's end to the next one's start (target: below 300 ms)."""
     times = sorted((stage["started_at"], stage["finished_at"]) for stage in job["stages"])
     seconds = [
         (datetime.fromisoformat(start) - datetime.fromisoformat(end)).total_seconds()
@@ -159,7 +159,7 @@ def _log_hand_overs(job: dict[str, Any]) -> None:
 
 
 def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings: Settings, redis: RedisServer) -> None:
-    """The broker is dead when the job is made, forgets everything while it runs, and gets every hint twice."""
+    """The broker is down when the job is created, is flushed while the job runs, and gets every hint twice."""
     redis.kill()
     job_id = post(client)
     redis.start()

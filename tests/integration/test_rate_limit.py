@@ -1,4 +1,4 @@
-"""One rate for all API processes, in a real Redis; and what happens without it."""
+"""One rate limit for all API processes in a real Redis, and the fallback without Redis."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def url(redis: RedisServer) -> SecretStr:
 
 
 def with_limits(count: int, given: Settings, work: Callable[[list[RateLimit]], Awaitable[None]]) -> None:
-    """Run `work` with as many limits as there would be processes."""
+    """Run `work` with `count` rate limits, one per simulated process."""
 
     async def run() -> None:
         limits = [RateLimit(given) for _ in range(count)]
@@ -95,7 +95,7 @@ def test_without_redis_each_process_counts_and_then_they_share_again(
 
 
 def connections_of(server: socket.socket) -> int:
-    """How many connections wait to be accepted."""
+    """Return the number of connections that wait to be accepted."""
     server.setblocking(False)
     count = 0
     while True:

@@ -1,4 +1,4 @@
-"""GET /readyz where a server is away, hangs, or is not what it should be."""
+"""GET /readyz when a server is unavailable, hangs or is misconfigured."""
 
 import shutil
 import socket
@@ -36,7 +36,7 @@ def opened(folder: Path, **changes: Any) -> Iterator[TestClient]:
 
 
 def look(client: TestClient) -> tuple[int, str, dict[str, str]]:
-    """The answer's status, and what it says of all and of each; it comes soon."""
+    """Return the HTTP status, the overall state and the checks of GET /readyz. Fails if the response is slow."""
     begun = time.monotonic()
     answer = client.get("/readyz")
     assert time.monotonic() - begun < SOON_SECONDS
@@ -46,7 +46,7 @@ def look(client: TestClient) -> tuple[int, str, dict[str, str]]:
 
 @contextmanager
 def silent_server() -> Iterator[int]:
-    """The port of one that takes connections and says nothing."""
+    """The port of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield int(listener.getsockname()[1])
 

@@ -1,4 +1,4 @@
-"""What every store does, on files and on a real S3 server; then what only the latter can get wrong."""
+"""Behaviour of all stores, on files and on a real S3 server; then errors specific to S3."""
 
 import hashlib
 import os
@@ -30,14 +30,14 @@ KEY_OF_HELLO = f"jobs/job_1/stg_1/image/{SHA_OF_HELLO}"
 
 @dataclass
 class Place:
-    """A store, and the folder where its objects are files."""
+    """A store, and the folder of its objects."""
 
     store: Store
     folder: Path
     server: S3Server | None = None
 
     def changed(self) -> None:
-        """Files in the folder were changed: see them."""
+        """Make direct changes of files visible to the store."""
         if self.server is not None:
             self.server.clear_cache()
 
@@ -248,7 +248,7 @@ def away(_piece: bytes) -> bytes:
 
 @pytest.fixture
 def spoil(s3: S3Server, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Makes a store that speaks to the server through a flawed proxy, and a sound one of the same bucket."""
+    """Returns a function that creates a store behind a corrupting proxy, and an intact store of the same bucket."""
     with ExitStack() as stack:
 
         def make(**flaws: Callable[[bytes], bytes]) -> tuple[Place, Place]:

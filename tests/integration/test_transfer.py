@@ -1,4 +1,4 @@
-"""A project moved between installations, as `python -m service.transfer` does it."""
+"""Export and import of projects with `python -m service.transfer`."""
 
 import hashlib
 import io
@@ -41,8 +41,8 @@ def opened(settings: Settings) -> Iterator[Installation]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Settings:
-    """An installation with a round, an evaluation of its model, a sampling, its fusion and an export of that, a set, an
-    alias, a verdict, and a job that has not ended."""
+    """An installation with a round, an evaluation of its model, a sampling, its fusion and an export, a prompt set, an
+    alias, a verdict and an unfinished job."""
     settings = settings_for(tmp_path_factory.mktemp("source"), pipeline)
     with opened(settings) as installation:
         client = installation.client
@@ -75,7 +75,7 @@ def members(file: Path) -> dict[str, bytes]:
 
 
 def rewritten(file: Path, to: Path, changed: dict[str, bytes | None]) -> Path:
-    """The file with other members (None: without)."""
+    """Return a copy of the archive with changed members; None removes a member."""
     with tarfile.open(to, "w") as tar:
         for name, content in (members(file) | changed).items():
             if content is not None:
@@ -86,7 +86,7 @@ def rewritten(file: Path, to: Path, changed: dict[str, bytes | None]) -> Path:
 
 
 def lists(installation: Installation) -> dict[str, Any]:
-    """Everything that is shown, by path."""
+    """Return all lists of the API, by path."""
     found: dict[str, Any] = {
         path: installation.all(path) for path in ("/jobs", "/samples", "/pairs", "/models", "/prompt-sets")
     }
@@ -100,13 +100,13 @@ def lists(installation: Installation) -> dict[str, Any]:
 
 
 def ids_of_installation(installation: Installation) -> dict[str, str]:
-    """By id what is an installation's own: base models and built-in lists."""
+    """Return the names of base models and built-in prompt sets, whose ids differ between installations."""
     own = {m["id"]: f"model {m['name']}" for m in installation.all("/models") if m["name"]}
     return own | {s["id"]: f"set {s['name']}" for s in installation.all("/prompt-sets") if s["builtin"]}
 
 
 def comparable(installation: Installation) -> dict[str, Any]:
-    """`lists`, with an installation's own rows by their names."""
+    """Return `lists` with installation-specific ids replaced by names."""
     text = json.dumps(lists(installation), sort_keys=True)
     for own, name in ids_of_installation(installation).items():
         text = text.replace(own, name)
@@ -121,7 +121,7 @@ def comparable(installation: Installation) -> dict[str, Any]:
 
 
 def artifacts(installation: Installation) -> dict[str, str]:
-    """By path the SHA-256 of what is downloaded."""
+    """Download all artifacts. Returns their SHA-256 by path."""
     with installation.service.uow.reading() as session:
         ids = session.scalars(select(Artifact.id)).all()
     paths = [f"/artifacts/{artifact_id}" for artifact_id in ids]
@@ -130,7 +130,7 @@ def artifacts(installation: Installation) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
-    """The data folder of an installation that nothing was done with: migrating one takes longer than copying it."""
+    """The data folder of an empty installation. Copying it is faster than migrating a new one."""
     settings = settings_for(tmp_path_factory.mktemp("empty"), pipeline)
     Service.open(settings).close()
     return settings.data_dir
@@ -138,7 +138,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path, pipeline: Path, empty: Path) -> Settings:
-    """Such an installation."""
+    """An empty installation."""
     return settings_for(shutil.copytree(empty, tmp_path / "data"), pipeline)
 
 
@@ -223,7 +223,7 @@ def test_a_row_that_is_here_with_other_content_is_named(exported: Path, target: 
 
 
 def _damages(file: Path, to: Path) -> dict[str, Path]:
-    """Files that are to be refused, by what is wrong with them."""
+    """Return invalid archives, by their defect."""
     found = members(file)
     an_object = next(name for name in found if name.startswith("objects/"))
     header = json.loads(found["header.json"])
@@ -335,7 +335,7 @@ def test_from_files_to_postgresql_and_s3_and_back(
 
 
 def test_every_table_that_belongs_to_a_project_is_moved() -> None:
-    """A new table is moved, or it is written here why not."""
+    """A new table is exported, or this test gives the reason why not."""
     stays = {
         "api_keys": "keys are an installation's own",
         "idempotency_keys": "a client's request that is sent again is sent to the old installation",

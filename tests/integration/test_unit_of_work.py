@@ -1,4 +1,4 @@
-"""Transactions on a real PostgreSQL: what is retried, what is never doubled, what a lost reply leads to."""
+"""Transactions on a real PostgreSQL: retries, no duplicate commits, and lost replies."""
 
 import sqlite3
 import threading
@@ -37,7 +37,7 @@ def proxy(postgres: PostgresServer) -> Iterator[CuttingProxy]:
 
 @pytest.fixture
 def far(postgres_url: str, proxy: CuttingProxy) -> Iterator[UnitOfWork]:
-    """The same database as `uow`, through the proxy."""
+    """The database of `uow`, through the proxy."""
     opened = UnitOfWork.connect(make_url(postgres_url).set(port=proxy.port).render_as_string(hide_password=False))
     yield opened
     opened.close()
@@ -165,7 +165,7 @@ def test_a_lost_reply_is_an_error_where_nobody_can_tell(far: UnitOfWork, proxy: 
 
 
 def test_a_commit_that_is_still_going_on_is_waited_for(uow: UnitOfWork, far: UnitOfWork, proxy: CuttingProxy) -> None:
-    """A deferred trigger keeps the server busy with the COMMIT whose connection is gone."""
+    """A deferred trigger delays the COMMIT whose connection is lost."""
     with uow.writing() as session:
         for statement in SLOW_COMMIT:
             session.execute(text(statement))

@@ -1,4 +1,4 @@
-"""docker-compose.yml is valid, and what it runs has no more rights than it needs."""
+"""docker-compose.yml is valid, and its services have no unnecessary privileges."""
 
 import importlib.util
 import json

@@ -35,7 +35,7 @@ def commands(program: str) -> Iterator[tuple[str, str]]:
 
 
 def words(command: str) -> list[str]:
-    """Its words, without a comment and without assignments before the program."""
+    """Split a command into words, without comments and leading assignments."""
     return [word for word in shlex.split(command, comments=True) if not re.match(r"[A-Z_]+=", word)]
 
 
@@ -64,7 +64,7 @@ def test_python_finds_its_module_and_options(page: str, command: str) -> None:
 
 
 def test_commands_are_seen() -> None:
-    """Lines and spans of both programs: an expression that matches nothing would check nothing."""
+    """The expressions match lines and spans of both programs; otherwise nothing would be checked."""
     seen = {command for program in ("make", "python -m") for _, command in commands(program)}
     assert any(command.startswith("make demo #") for command in seen)
     assert "make results" in seen

@@ -1,4 +1,4 @@
-"""The code of docs/how-to: changes apply to the library, and Python runs as it stands there, but in fewer steps."""
+"""The code of docs/how-to: diffs apply to the library, and the Python code runs, with fewer steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(scorer.name, scorer.score(red, ["red"]))
 
 
 def printed(folder: Path, code: str, *path: Path, **environment: str) -> str:
-    """What the code prints, run in `folder`, whose modules come first."""
+    """Run the code in `folder`, which is first on the import path. Returns its output."""
     (folder / "page.py").write_text(code, "utf-8")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("DFUSION_")}
     clean["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
@@ -38,7 +38,7 @@ def printed(folder: Path, code: str, *path: Path, **environment: str) -> str:
 
 
 def changed_library(folder: Path, page: str) -> Path:
-    """A copy of the library with the page's changes."""
+    """Copy the library and apply the page's diffs."""
     shutil.copytree(ROOT / "dfusion", folder / "dfusion", ignore=shutil.ignore_patterns("__pycache__"))
     for diff in blocks(page, "diff"):
         apply_diff(diff, folder)
@@ -53,7 +53,7 @@ def test_a_reward_is_an_object(tmp_path: Path) -> None:
 
 
 def test_a_reward_is_installed_as_a_package(tmp_path: Path) -> None:
-    """By its entry point alone, and under the name that the settings give it."""
+    """By its entry point, and under a name from the settings."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "my_rewards.py").write_text(blocks(REWARD, "python")[0], "utf-8")
@@ -80,7 +80,7 @@ def test_a_reward_of_the_library(tmp_path: Path) -> None:
 
 
 def test_an_attention_control(tmp_path: Path) -> None:
-    """It fuses, and not as D-Fusion does."""
+    """It fuses, with another result than D-Fusion's."""
     library = changed_library(tmp_path, CONTROL)
     [use] = blocks(CONTROL, "python")
     output = printed(library, replaced(use, {"num_steps=10": "num_steps=4", "first_step=3": "first_step=1"}))

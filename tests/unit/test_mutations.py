@@ -1,4 +1,4 @@
-"""The table of `make test-mutations` fits the source; whether each mutation is killed is not tried here."""
+"""The table of `make test-mutations` matches the source. These tests do not apply the mutations."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, but on fewer samples and steps."""
+"""The README's Python code runs, on fewer samples and steps."""
 
 from __future__ import annotations
 

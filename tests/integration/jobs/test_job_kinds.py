@@ -1,4 +1,4 @@
-"""Every kind of job on the tiny pipeline, worked on in this process, seen through the API."""
+"""All kinds of jobs on the tiny pipeline, run in this process and inspected through the API."""
 
 import io
 import math
@@ -112,7 +112,7 @@ def test_the_papers_ablations_are_settings_of_a_fusion(
 
 
 def test_a_vae_that_overflows_fails_every_stage_that_decodes(tmp_path: Path) -> None:
-    """Sampling, evaluation, and the fusion of samples that were decoded by the same VAE in float32."""
+    """Sampling, evaluation, and fusion of samples that the same VAE decoded in float32."""
     overflowing_pipeline().save_pretrained(tmp_path / "pipeline")
 
     def opened(vae_dtype: str) -> TestClient:
@@ -473,7 +473,7 @@ def test_targets_that_copy_their_bases_teach_nothing_and_end_nothing(installatio
 
 
 def test_targets_whose_masks_fill_the_image_are_not_adopted_and_say_why(installation: Installation) -> None:
-    """The threshold is below all attention, so that every place of every pair is taken from the reference."""
+    """The threshold is below all attention values, so that the mask of every pair covers the whole image."""
     body = round_body(prompts=[{**PROMPTS[0], "thresholds": [1e-9]}], evaluation=None)
     refused = installation.done("/rounds", body | {"pairing": {"adoption_threshold": 0}})
     assert (refused["state"], refused["error"]) == ("succeeded", None)
@@ -492,7 +492,7 @@ def test_targets_whose_masks_fill_the_image_are_not_adopted_and_say_why(installa
 
 
 def test_masks_that_a_control_does_not_use_are_not_counted_as_wide(installation: Installation) -> None:
-    """The masks cover all of the image, but "kv" takes keys and values from everywhere whatever they cover."""
+    """The masks cover the whole image, but "kv" uses all keys and values of the reference, without masks."""
     body = round_body(prompts=[{**PROMPTS[0], "thresholds": [1e-9]}], evaluation=None)
     fusion = FUSION | {"control": "kv"}
     job = installation.done("/rounds", body | {"fusion": fusion, "pairing": {"adoption_threshold": 0}})

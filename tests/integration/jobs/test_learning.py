@@ -1,4 +1,4 @@
-"""What a round's training learns from, and which model makes its images: each against the method's own functions."""
+"""The training data of rounds and the models that create their images, compared with the functions of `dfusion`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def installation(tmp_path: Path, pipeline: Path) -> Iterator[Installation]:
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
-    """The examples of each training."""
+    """The training examples of each training."""
     found: list[list[Example]] = []
 
     class Recording(Trainer):
@@ -68,7 +68,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
 
 
 def trajectory_of(installation: Installation, sample_id: str, folder: Path) -> Trajectory:
-    """The sample's stored trajectory."""
+    """Return the stored trajectory of a sample."""
     stored = installation.get(f"/samples/{sample_id}")["trajectory"]
     file = folder / "trajectory"
     file.write_bytes(installation.client.get(stored["artifact"]).content)
@@ -81,13 +81,13 @@ def picture(installation: Installation, path: str) -> np.ndarray:
 
 
 def updates_of(installation: Installation, model_id: str) -> dict[str, Any]:
-    """The training's self-test and reports."""
+    """Return the self-test and the reports of a training."""
     figures = installation.get(f"/models/{model_id}")["figures"]
     return dict(json.loads(installation.client.get(figures["log"]).content))
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next training is stopped after its first update, and keeps a checkpoint."""
+    """Stop the next training after its first update, with a checkpoint."""
     stopped: list[bool] = []
 
     class Stopping(Trainer):
@@ -129,8 +129,10 @@ def weights_of(installation: Installation, model_id: str, unet: Any, folder: Pat
 def test_one_adamw_goes_through_all_rounds(
     installation: Installation, learned: list[list[Example]], pipeline: Path, tmp_path: Path
 ) -> None:
-    """Two rounds of a job, and one of another job from its model: a loop with one AdamW on the same pairs. The epsilon
-    keeps elements that are all but 0, whose sign is rounding, from moving by a whole learning rate."""
+    """Two rounds of a job, and one of another job from its model, equal a loop with one AdamW on the same pairs.
+
+    The epsilon limits the step of elements near 0, whose sign is due to rounding.
+    """
     training = {"learning_rate": 1e-4, "adam_epsilon": 1e-3, "inner_epochs": 2}
     asked = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET, "training": training}
     first = installation.run(rounds=2, **asked)
@@ -167,7 +169,7 @@ def test_a_fresh_optimizer_does_not_need_the_file_of_the_old_one(installation: I
 
 
 def test_masked_credit_takes_each_pairs_own_mask(installation: Installation, learned: list[list[Example]]) -> None:
-    """The mask is the pair's mask image; a reference that stands in for a target has none."""
+    """The mask is the pair's mask image. A reference in place of a target has no mask."""
     training = TRAINING | {"credit": "mask"}
     job = installation.run(prompts=OPEN, evaluation=None, training=training)
     pairs = installation.all(job["links"]["pairs"])
@@ -180,7 +182,7 @@ def test_masked_credit_takes_each_pairs_own_mask(installation: Installation, lea
 
 
 def test_a_falling_preferred_side_is_an_event(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also the figures of the last update, by round, in the metrics."""
+    """The metrics also contain the figures of each round's last update."""
     monkeypatch.setattr(train, "falling_preferred", lambda reports: (0.0, reports[-1].log_ratio_preferred))
     job = installation.run(prompts=OPEN, evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
     [event] = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "training.preferred_falls"]
@@ -195,7 +197,7 @@ def test_a_falling_preferred_side_is_an_event(installation: Installation, monkey
 def test_images_of_another_size_go_through_a_whole_job(
     installation: Installation, learned: list[list[Example]], tmp_path: Path
 ) -> None:
-    """12 x 20 pixels, 6 x 10 latents; the model's own are 16 x 16 and 8 x 8."""
+    """12 x 20 pixels, 6 x 10 latents; the model's defaults are 16 x 16 and 8 x 8."""
     sampling = {"num_steps": 4, "height": 12, "width": 20}
     job = installation.run(prompts=OPEN, sampling=sampling, pairing=EVERY_TARGET, training=TRAINING)
     assert (job["state"], job["error"]) == ("succeeded", None)
@@ -276,7 +278,7 @@ def test_a_training_on_an_early_round_knows_nothing_of_later_scores(
 
 
 def test_named_pairs_have_thresholds_of_their_own_samples(installation: Installation) -> None:
-    """Whatever else the request names."""
+    """Even if the request also names other pairs."""
     body = {"model": "tiny", "prompts": OPEN[:1], "sampling": {"num_steps": 4}, "scorers": ["brightness"]}
     sampled = installation.done("/samplings", body)
     ids = [one["id"] for one in installation.all(sampled["links"]["samples"])]
@@ -433,7 +435,7 @@ def test_an_interrupted_training_keeps_the_reports_of_all_updates(
 def test_a_checkpoint_is_given_up_only_where_it_is_gone(
     installation: Installation, monkeypatch: pytest.MonkeyPatch, error: StorageError, goes_on: bool
 ) -> None:
-    """A storage that is away for a moment costs a retry, not the training."""
+    """A temporary storage error causes a retry and does not restart the training."""
     stop_once(monkeypatch)
     borrow, failed = FileStore.borrow, []
 
@@ -457,7 +459,7 @@ def test_a_checkpoint_is_given_up_only_where_it_is_gone(
 def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
     tmp_path: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker is upgraded in the middle of a round: all that it compares is scored by one version."""
+    """The worker is upgraded in the middle of a round. All scores that it compares are from one version."""
     with TestClient(create_app(settings_for(tmp_path / "data", pipeline))) as client:
         installation = Installation(client)
         job_id = installation.post(evaluation=None)
@@ -509,12 +511,12 @@ def test_an_evaluation_is_by_one_version_of_a_scorer(
 
 
 def upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers have version 2 of the scorer from now on."""
+    """Upgrade workers to version 2 of the scorer."""
     monkeypatch.setattr(Brightness, "version", "2")
 
 
 def test_a_job_that_is_tried_again_means_what_it_meant(installation: Installation) -> None:
-    """Names may mean something else by then: an alias another model, a set's name a newer version."""
+    """A retried job keeps its models and prompt sets, even if their aliases and names have moved in the meantime."""
     trained = installation.run(evaluation=None, training=TRAINING)["last_model"]
     put_set = lambda prompts: installation.client.post("/prompt-sets", json={"name": "mine", "prompts": prompts})  # noqa: E731
     put_alias = lambda model: installation.client.put("/aliases/best", json={"model": model})  # noqa: E731

@@ -1,4 +1,4 @@
-"""Whole rounds on the tiny pipeline, worked on in this process, seen through the API."""
+"""Complete rounds on the tiny pipeline, run in this process and inspected through the API."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""How stages use the database, and which pairs a training is given."""
+"""How stages use the database, and which pairs a training uses."""
 
 import threading
 from collections import defaultdict
@@ -34,8 +34,10 @@ def installation(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> It
 
 
 def transactions_by_kind(service: Service) -> dict[str, set[tuple[str, ...]]]:
-    """Run all stages that there are. Returns by kind the transactions that its stages began, in order: those that only
-    read, and those that may write. The heartbeat's, which begin in its own thread, are left out."""
+    """Run all stages. Returns the transactions of each kind of stage, in order: read-only or read-write.
+
+    Transactions of the heartbeat, which has its own thread, are excluded.
+    """
     worker = threading.get_ident()
     begun: list[str] = []
 
@@ -58,7 +60,7 @@ def transactions_by_kind(service: Service) -> dict[str, set[tuple[str, ...]]]:
 
 @pytest.fixture(scope="module")
 def fused(installation: Installation) -> list[dict[str, Any]]:
-    """The six pairs of a round without training's effect on them; nobody has judged them."""
+    """The six pairs of a round, without verdicts."""
     job = installation.run(evaluation=None, pairing=EVERY_TARGET)
     return installation.all(job["links"]["pairs"])
 
@@ -66,7 +68,7 @@ def fused(installation: Installation) -> list[dict[str, Any]]:
 def test_every_stage_reads_in_one_transaction_and_writes_in_another(
     installation: Installation, fused: list[dict[str, Any]]
 ) -> None:
-    """One view of the database before the work, one transaction after it, and none while it is done."""
+    """One read-only transaction before the computation, one write transaction after it, and none in between."""
     job_id = fused[0]["job"]
     sides = [{"reference": pair["reference"]["id"], "base": pair["base"]["id"]} for pair in fused[:2]]
     asked = [
@@ -96,7 +98,7 @@ def test_named_pairs_come_in_their_order(installation: Installation, fused: list
 
 
 def test_a_verdict_prefers_a_side_or_none(installation: Installation, fused: list[dict[str, Any]]) -> None:
-    """The check counts the same pairs as the worker trains on: the first two of five verdicts, and none without."""
+    """The check counts the pairs that the worker trains on: the first two of five verdicts, and none without."""
     ids = [pair["id"] for pair in fused]
     body = {"pairs": ids, "prefer": "verdicts", "training": {"examples_per_update": 2, "inner_epochs": 1}}
     for pair_id, verdict in zip(ids, ["base", "target", "tie", "reject", None], strict=False):
@@ -111,7 +113,7 @@ def test_a_verdict_prefers_a_side_or_none(installation: Installation, fused: lis
 
 
 def problems(installation: Installation, body: dict[str, Any]) -> tuple[str, list[str]]:
-    """The code, and where the request is wrong."""
+    """Return the error code and the pointers to invalid fields."""
     answer = installation.client.post("/trainings", json=body)
     assert answer.status_code == 422, answer.text
     return answer.json()["code"], [error["pointer"] for error in answer.json()["errors"]]

@@ -17,7 +17,7 @@ from tests.service import round_body, settings_for, tables_by_copy, work_until_i
 
 @pytest.fixture(scope="session", autouse=True)
 def _tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """New SQLite databases get their tables by copy."""
+    """Create SQLite databases by copying a migrated one."""
     with tables_by_copy(tmp_path_factory.mktemp("tables")):
         yield
 

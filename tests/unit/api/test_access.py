@@ -1,4 +1,4 @@
-"""Nobody gets in without a key, and no key does more than its scopes say: shown over every route of the application."""
+"""Access control, checked on every route: requests need a key, and keys are limited to their scopes."""
 
 import re
 from collections.abc import Iterator
@@ -33,14 +33,14 @@ def application(folder: Path, **changes: Any) -> FastAPI:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """The application with keys; one for all tests, since they only add keys."""
+    """The application with API keys, shared by all tests, which only add keys."""
     with TestClient(application(tmp_path_factory.mktemp("guarded")), raise_server_exceptions=False) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """The application without keys."""
+    """The application without API keys."""
     with TestClient(application(tmp_path_factory.mktemp("local"), auth=False)) as opened:
         yield opened
 
@@ -56,7 +56,7 @@ def make_key(client: TestClient, *scopes: str, **more: Any) -> dict[str, Any]:
 
 
 def routes(client: TestClient) -> list[tuple[str, str]]:
-    """Every method and path of the application, with something in the place of ids."""
+    """Return all methods and paths of the application, with `x` in place of ids."""
     found = []
     for context in iter_route_contexts(client.app.routes):  # type: ignore[attr-defined]
         path = re.sub(r"\{[^}]*\}", "x", context.path or "")
@@ -85,7 +85,7 @@ def test_paths_that_lead_nowhere_are_closed_too(guarded: TestClient, path: str) 
 
 
 def _least_scope(method: str, path: str) -> str:
-    """What a route takes, by hand: everything is for readers but what is listed."""
+    """Return the scope that a route requires. Routes that are not listed require only read."""
     if path.startswith("/api-keys"):
         return "admin"
     if path.endswith("/verdict"):

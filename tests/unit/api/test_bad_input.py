@@ -17,14 +17,14 @@ from tests.service import PROMPTS, round_body, settings_for
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """One application for all tests: what is refused leaves nothing behind."""
+    """The application, shared by all tests: rejected requests change nothing."""
     folder = tmp_path_factory.mktemp("refusing")
     with TestClient(create_app(settings_for(folder, folder)), raise_server_exceptions=False) as opened:
         yield opened
 
 
 def unknown(kind: IdKind) -> str:
-    """An id of that kind that nothing has; the same in every process, as it is part of tests' names."""
+    """Return an unused id of this kind. It is constant, because it is part of test names."""
     return f"{kind}_{'0' * 26}"
 
 

@@ -39,7 +39,7 @@ from tests.unit.api.conftest import Live
 
 
 def cut_after(*lengths: int) -> Callable[[bytes], bytes]:
-    """A flaw that lets so many bytes of the first connections pass, and all of the later ones."""
+    """Return a filter that truncates the first connections after these numbers of bytes."""
     left = list(lengths)
 
     def flaw(piece: bytes) -> bytes:
@@ -277,7 +277,7 @@ def test_follow_gives_up_when_nothing_comes_for_too_long(live: Live) -> None:
 
 
 class Streams:
-    """An application that answers each request with the next of some streams, seven bytes a piece."""
+    """An application that responds to each request with the next stream, in chunks of seven bytes."""
 
     def __init__(self, *streams: bytes, media_type: bytes = b"text/event-stream") -> None:
         self._streams, self._media_type = list(streams), media_type

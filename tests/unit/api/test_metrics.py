@@ -1,4 +1,4 @@
-"""GET /metrics: figures of requests by this process, and of work by the database."""
+"""GET /metrics: metrics of this process's requests, and of jobs from the database."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    """The application; a stage is tried twice."""
+    """The application, with two attempts per stage."""
     settings = settings_for(tmp_path / "data", tmp_path / "tiny", max_attempts=2, retry_seconds=1e-6)
     with TestClient(create_app(settings)) as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""What a line of the log says, and what it never says."""
+"""Log lines: their fields, and redaction of secrets."""
 
 import io
 import json
@@ -21,7 +21,7 @@ STORAGE_SECRET = 'storage"secret\\key'
 
 
 class StorageSettings(Settings):
-    """The settings with a secret that another part of the service brings."""
+    """Settings with an additional secret of another part of the service."""
 
     storage_secret: SecretStr = SecretStr("")
 
@@ -37,7 +37,7 @@ def settings(**changes: Any) -> Settings:
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, restored afterwards. What a server of another test set on uvicorn's loggers does not count."""
+    """The root logger, restored afterwards. Resets uvicorn's loggers, which servers of other tests configure."""
     logger = logging.getLogger()
     handlers, level = logger.handlers[:], logger.level
     servers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error")]

@@ -1,4 +1,4 @@
-"""What the demo shows, from what the service answers."""
+"""The demo's page, from responses of the service."""
 
 from argparse import Namespace
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The site of the docs builds, and what leads nowhere is an error."""
+"""The documentation site builds, and broken links are errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ nav = [{ "Start" = "README.md" }, { "Page" = "docs/page.md" }]
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository whose pages lead to each other."""
+    """A repository with pages that link to each other."""
     root = tmp_path / "repository"
     (root / "docs" / "records").mkdir(parents=True)
     for name in ROOT_PAGES:

@@ -1,4 +1,4 @@
-"""README.md and docs/results.md say what the committed records say."""
+"""README.md and docs/results.md agree with the committed records."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One thread: the nets are so small that more only get in each other's way."""
+"""One thread, since more threads only slow these small nets down."""
 
 import torch
 

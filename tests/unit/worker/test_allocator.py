@@ -1,4 +1,4 @@
-"""Page faults are counted in a process of its own: the setting stays for good."""
+"""Page faults are counted in a separate process, because the setting cannot be undone."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""The worker's loop and what its log says."""
+"""The worker's loop and its log."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ MORE_THAN_ANY_DISK_MB = 10**12
 
 
 class Lines(logging.Handler):
-    """Keeps what is logged, and says when it has seen a warning."""
+    """Records log lines, and sets an event at the first warning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def watched() -> Iterator[Lines]:
-    """What the worker logs."""
+    """The worker's log lines."""
     lines, logger = Lines(), logging.getLogger("worker")
     level = logger.level
     logger.addHandler(lines)

@@ -10,7 +10,7 @@ from worker.workbench import set_up_torch
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the allocator was told, without this process's own being told."""
+    """Record the calls of allocator settings, without changing this process."""
     found: list[str] = []
     monkeypatch.setattr(workbench, "keep_freed_memory", lambda: found.append("keep"))
     return found
