@@ -42,13 +42,13 @@ def _fill(value: Any, variables: Mapping[str, str]) -> Any:
         return {name: _fill(inner, variables) for name, inner in value.items()}
     if isinstance(value, list):
         return [_fill(inner, variables) for inner in value]
-    return _VARIABLE.sub(lambda found: _value(found, variables), value) if isinstance(value, str) else value
+    return _VARIABLE.sub(lambda match: _value(match, variables), value) if isinstance(value, str) else value
 
 
-def _value(found: re.Match[str], variables: Mapping[str, str]) -> str:
-    if found["dollar"]:
+def _value(match: re.Match[str], variables: Mapping[str, str]) -> str:
+    if match["dollar"]:
         return "$"
-    given = variables.get(found["name"], "")
-    if not given and found["operator"] == ":?":
-        raise MissingVariableError(f"{found['name']}: {found['word']}")
-    return given or (found["word"] if found["operator"] == ":-" else "")
+    variable = variables.get(match["name"], "")
+    if not variable and match["operator"] == ":?":
+        raise MissingVariableError(f"{match['name']}: {match['word']}")
+    return variable or (match["word"] if match["operator"] == ":-" else "")

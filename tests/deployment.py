@@ -44,8 +44,8 @@ def until(condition: Callable[[], Any]) -> Any:
     """Wait until `condition` returns a true value, and return it."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        if found := condition():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.05)
     raise AssertionError("it did not happen in time")
 
@@ -142,12 +142,12 @@ class Deployment:
         if self._service is not None:
             self._service.close()
         alive = [process for process in self.process.values() if process.poll() is None]
-        families = [one for process in alive for one in psutil.Process(process.pid).children(recursive=True)]
+        families = [child for process in alive for child in psutil.Process(process.pid).children(recursive=True)]
         for process in alive:
             process.terminate()
         with ExitStack() as stack:
-            for one in families:
-                stack.callback(_end, one)
+            for child in families:
+                stack.callback(_end, child)
             for process in alive:
                 stack.callback(process.kill)
                 stack.callback(process.wait, PATIENCE_SECONDS)
@@ -204,8 +204,8 @@ class Deployment:
 
     def running(self, job_id: str, *kinds: str) -> Stage | None:
         """Return a running stage of the job, of one of these kinds."""
-        found = (one for one in self.stages(job_id) if one.state == "running" and one.kind in kinds)
-        return next(found, None)
+        matching = (stage for stage in self.stages(job_id) if stage.state == "running" and stage.kind in kinds)
+        return next(matching, None)
 
     def embedded_worker(self) -> psutil.Process | None:
         """Return the process of the embedded worker."""
@@ -239,12 +239,14 @@ def deployment(mode: str, folder: Path, pipeline: Path, **changes: Any) -> Itera
         if mode == EMBEDDED:
             settings |= {"embedded_worker": True}
         else:
-            servers, found = _servers(stack, folder)
-            settings |= found
-        made = Deployment(mode, settings_for(folder / "data", pipeline, **(settings | changes)), folder, servers)
-        stack.callback(made.stop)
-        made.start()
-        yield made
+            servers, server_settings = _servers(stack, folder)
+            settings |= server_settings
+        installation = Deployment(
+            mode, settings_for(folder / "data", pipeline, **(settings | changes)), folder, servers
+        )
+        stack.callback(installation.stop)
+        installation.start()
+        yield installation
 
 
 def _servers(stack: ExitStack, folder: Path) -> tuple[Servers, dict[str, Any]]:

@@ -38,10 +38,10 @@ def check(service: Service, accepted: Collection[str], log: str, secrets: Iterab
 def all_jobs_have_ended(service: Service, accepted: Collection[str]) -> None:
     """I1."""
     with service.uow.reading() as session:
-        found = {job.id: job.state for job in session.scalars(select(Job))}
+        states = {job.id: job.state for job in session.scalars(select(Job))}
         open_stages = session.scalars(select(Stage.state).where(Stage.state.in_(("running", "queued", "held")))).all()
-    assert set(found) == set(accepted)
-    assert {job_id: state for job_id, state in found.items() if state not in FINAL_JOB_STATES} == {}
+    assert set(states) == set(accepted)
+    assert {job_id: state for job_id, state in states.items() if state not in FINAL_JOB_STATES} == {}
     assert open_stages == []
 
 
@@ -62,14 +62,14 @@ def objects_are_those_of_their_rows(service: Service) -> None:
 def counts_agree(service: Service) -> None:
     """I3, without the expected number of pairs, which `expect_pairs` checks."""
     with service.uow.reading() as session:
-        made = {job.id: (job.samples_made, job.pairs_made, job.models_made) for job in session.scalars(select(Job))}
-        for job_id, counted in made.items():
+        counts = {job.id: (job.samples_made, job.pairs_made, job.models_made) for job in session.scalars(select(Job))}
+        for job_id, counted in counts.items():
             tables = (Sample, Pair, Model)
             rows = tuple(session.scalar(select(func.count()).where(table.job_id == job_id)) for table in tables)
             assert counted == rows, job_id
         own = select(Sample.job_id, Sample.round, Sample.split, Sample.prompt_index, Sample.number, Sample.model_id)
-        drawn = session.execute(own.where(Sample.role != "target")).all()
-    assert len(set(drawn)) == len(drawn)
+        sampled = session.execute(own.where(Sample.role != "target")).all()
+    assert len(set(sampled)) == len(sampled)
 
 
 def expect_pairs(service: Service, job_id: str, expected: int) -> None:
@@ -84,7 +84,7 @@ def leases_were_kept(service: Service) -> None:
     """I4: a stage's attempts follow each other, each under a lease of its own, and what a stage made was written since
     its last attempt began, the one that succeeded. (A late write after that: `test_faults` compares rows.)"""
     with service.uow.reading() as session:
-        found = {stage.id: stage for stage in session.scalars(select(Stage))}
+        stages = {stage.id: stage for stage in session.scalars(select(Stage))}
         kinds = defaultdict(list)
         for event in session.scalars(select(Event).where(Event.stage_id.is_not(None)).order_by(Event.id)):
             kinds[event.stage_id].append(event.kind)
@@ -98,7 +98,7 @@ def leases_were_kept(service: Service) -> None:
             for row in session.scalars(select(table))
             if row.stage_id is not None
         ]
-    for stage_id, stage in found.items():
+    for stage_id, stage in stages.items():
         of_stage = kinds[stage_id]
         assert of_stage.count("stage.started") == stage.lease_epoch, (stage.kind, of_stage)
         assert stage.unmet == waiting.get(stage_id, 0), stage.kind
@@ -110,8 +110,8 @@ def leases_were_kept(service: Service) -> None:
             running = kind not in _ENDS and (running or kind == "stage.started")
         assert not running, of_stage
     for stage_id, at in written:
-        assert found[stage_id].state == StageState.SUCCEEDED
-        assert at >= (found[stage_id].started_at or 0), found[stage_id].kind
+        assert stages[stage_id].state == StageState.SUCCEEDED
+        assert at >= (stages[stage_id].started_at or 0), stages[stage_id].kind
 
 
 def nothing_is_left_over(service: Service) -> None:
@@ -120,7 +120,7 @@ def nothing_is_left_over(service: Service) -> None:
     collect(service.uow, service.store, at_once)
     with service.uow.reading() as session:
         rows = set(session.scalars(select(Artifact.key)))
-    assert {found.key for found in service.store.objects()} == rows
+    assert {stored.key for stored in service.store.objects()} == rows
 
 
 def no_secret_is_seen(service: Service, log: str, secrets: Iterable[str]) -> None:
@@ -130,8 +130,8 @@ def no_secret_is_seen(service: Service, log: str, secrets: Iterable[str]) -> Non
         errors = session.execute(select(Job.error_message, Job.spec)).all()
         stages = session.execute(select(Stage.error_message)).all()
     seen = [("logs", log), ("events", str(events)), ("jobs", str(errors)), ("stages", str(stages))]
-    found = [(place, secret[:6]) for place, text in seen for secret in secrets if secret in text]
-    assert found == []
+    leaks = [(place, secret[:6]) for place, text in seen for secret in secrets if secret in text]
+    assert leaks == []
 
 
 def adapter_sha256(service: Service, job_id: str) -> str:

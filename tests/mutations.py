@@ -92,7 +92,7 @@ MUTATIONS = (
         "service/storage/files.py",
         "        if actual != sha256:\n",
         "        if not actual:\n",
-        ("tests/integration/test_storage.py::test_other_bytes_are_noticed_and_mended_by_storing_them_again",),
+        ("tests/integration/test_storage.py::test_corrupt_bytes_are_detected_and_repaired_by_storing_them_again",),
     ),
     Mutation(
         "an Idempotency-Key stands for one request",
@@ -141,7 +141,7 @@ MUTATIONS = (
         "api/routes/jobs.py",
         '"/{job_id}/cancel",\n    status_code=status.HTTP_202_ACCEPTED,\n    dependencies=[needs("submit")],',
         '"/{job_id}/cancel",\n    status_code=status.HTTP_202_ACCEPTED,',
-        ("tests/unit/api/test_access.py::test_each_key_does_what_its_scopes_say_and_no_more",),
+        ("tests/unit/api/test_access.py::test_keys_are_limited_to_their_scopes",),
     ),
 )
 

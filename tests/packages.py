@@ -79,18 +79,18 @@ def clean_environment(folder: Path, names: set[str], wheel: Path) -> Path:
 
 def top_level(names: set[str]) -> set[str]:
     """Return the entries of site-packages that belong to the named distributions."""
-    return {entry for one in distributions() if canonicalize_name(one.name) in names for entry in _entries(one)}
+    return {entry for dist in distributions() if canonicalize_name(dist.name) in names for entry in _entries(dist)}
 
 
 def outsiders(names: set[str]) -> set[str]:
     """Return the modules of this environment that belong only to other distributions."""
-    others = {canonicalize_name(one.name) for one in distributions()} - names - {"dfusion"}
+    others = {canonicalize_name(dist.name) for dist in distributions()} - names - {"dfusion"}
     modules = {entry.removesuffix(".py") for entry in top_level(others) - top_level(names)}
     return {name for name in modules if name.isidentifier()}
 
 
-def _entries(one: Distribution) -> set[str]:
-    first = {file.parts[0] for file in one.files or ()}
+def _entries(dist: Distribution) -> set[str]:
+    first = {file.parts[0] for file in dist.files or ()}
     return {name for name in first if name not in ("..", "__pycache__") and not name.endswith(".pth")}
 
 

@@ -24,8 +24,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[Deployment]:
     """An embedded service, shared by all tests that need no special settings."""
-    with deployment(EMBEDDED, tmp_path_factory.mktemp(EMBEDDED), pipeline) as made:
-        yield made
+    with deployment(EMBEDDED, tmp_path_factory.mktemp(EMBEDDED), pipeline) as installation:
+        yield installation
 
 
 @pytest.fixture(scope="module", params=[EMBEDDED, DEPLOYED])
@@ -37,8 +37,8 @@ def installed(
     if request.param == EMBEDDED and not changes:
         yield request.getfixturevalue("embedded")
         return
-    with deployment(request.param, tmp_path_factory.mktemp(request.param), pipeline, **changes) as made:
-        yield made
+    with deployment(request.param, tmp_path_factory.mktemp(request.param), pipeline, **changes) as installation:
+        yield installation
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook

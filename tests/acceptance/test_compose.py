@@ -68,8 +68,8 @@ class Containers:
         """Return the variables of a service: its environment overrides its env_file."""
         service = self._services[name]
         assert service["env_file"] == [{"path": ".env", "required": False}]
-        given = self._variables | {key: self._here(name, value) for key, value in service["environment"].items()}
-        return {key: value for key, value in os.environ.items() if not key.startswith("DFUSION_")} | given
+        variables = self._variables | {key: self._here(name, value) for key, value in service["environment"].items()}
+        return {key: value for key, value in os.environ.items() if not key.startswith("DFUSION_")} | variables
 
     def _command(self, command: list[str]) -> list[str]:
         program = {"python": [sys.executable], "celery": [sys.executable, "-m", "celery"]}
@@ -97,11 +97,11 @@ class Containers:
         codes: dict[str, int | None] = {}
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
-        told = time.monotonic()
+        stopped_at = time.monotonic()
         for name, process in self.processes.items():
             grace = int(self._services[name]["stop_grace_period"].removesuffix("s"))
             try:
-                codes[name] = process.wait(max(0.1, told + grace - time.monotonic()))
+                codes[name] = process.wait(max(0.1, stopped_at + grace - time.monotonic()))
             except psutil.TimeoutExpired:
                 codes[name] = None
         return codes
@@ -130,28 +130,28 @@ def containers(
         "/var/lib/dfusion": str(folder / "work"),
         "0.0.0.0": "127.0.0.1",
     }
-    made = Containers(folder, variables, places)
-    made._services["api"]["environment"]["DFUSION_PORT"] = str(port)
+    services = Containers(folder, variables, places)
+    services._services["api"]["environment"]["DFUSION_PORT"] = str(port)
     try:
-        yield made
+        yield services
     finally:
-        for process in made.processes.values():
-            for one in (*process.children(recursive=True), process) if process.is_running() else ():
-                one.kill()
+        for process in services.processes.values():
+            for child in (*process.children(recursive=True), process) if process.is_running() else ():
+                child.kill()
             process.wait()
 
 
 def test_a_round_through_what_compose_runs(
     tmp_path: Path, pipeline: Path, servers: tuple[PostgresServer, RedisServer, S3Server]
 ) -> None:
-    with containers(tmp_path, pipeline, servers) as made:
-        assert made.start("migrate").wait(PATIENCE_SECONDS) == 0, made.log("migrate")
-        del made.processes["migrate"]
+    with containers(tmp_path, pipeline, servers) as running:
+        assert running.start("migrate").wait(PATIENCE_SECONDS) == 0, running.log("migrate")
+        del running.processes["migrate"]
         for name in ("api", "sweeper", "worker-cpu"):
-            made.start(name)
-        for name in made.processes:
-            until(lambda name=name: made.is_healthy(name) or time.sleep(0.5))
-        port = made.environment("api")["DFUSION_PORT"]
+            running.start(name)
+        for name in running.processes:
+            until(lambda name=name: running.is_healthy(name) or time.sleep(0.5))
+        port = running.environment("api")["DFUSION_PORT"]
         key = {"Authorization": f"Bearer {SECRETS['DFUSION_BOOTSTRAP_ADMIN_KEY']}"}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=70) as stranger:
             assert stranger.post("/rounds", json=round_body()).status_code == 401
@@ -166,7 +166,7 @@ def test_a_round_through_what_compose_runs(
         assert link.headers["location"].startswith(f"http://{servers[2].endpoint}/dfusion/")
         image = httpx.get(link.headers["location"])  # with no key: the link is enough
         assert (image.status_code, image.content[:8]) == (200, b"\x89PNG\r\n\x1a\n")
-        assert made.stop() == {"api": 0, "sweeper": 0, "worker-cpu": 0}
-        written = "".join(made.log(name) for name in made.processes)
+        assert running.stop() == {"api": 0, "sweeper": 0, "worker-cpu": 0}
+        written = "".join(running.log(name) for name in running.processes)
         assert [name for name, secret in SECRETS.items() if secret in written] == []
         assert not re.search("Traceback", written)

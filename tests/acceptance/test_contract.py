@@ -49,7 +49,7 @@ REFUSALS = ("400", "401", "403", "404", "405", "409", "412", "413", "415", "422"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[Deployment]:
+def installation(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[Deployment]:
     """A service with API keys and without a worker, with one finished round and queued jobs."""
     folder = tmp_path_factory.mktemp("contract")
     settings = {"embedded_worker": False, "auth": True, "max_queued_jobs": MANY, "max_queued_jobs_per_key": MANY}
@@ -61,51 +61,51 @@ def made(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[D
         yield started
 
 
-def ids(made: Deployment, path: str) -> list[str]:
-    return [one["id"] for one in made.get(f"{path}?limit=5")["data"]]
+def ids(installation: Deployment, path: str) -> list[str]:
+    return [entry["id"] for entry in installation.get(f"{path}?limit=5")["data"]]
 
 
-def known(made: Deployment) -> dict[str, list[str]]:
+def known(installation: Deployment) -> dict[str, list[str]]:
     """Existing ids by path parameter. Without them, almost all requests would return 404."""
-    jobs = ids(made, "/jobs")
-    images = [one["image"].removeprefix("/artifacts/") for one in made.get("/samples?limit=5")["data"]]
-    sets = ["shapes-attribute-train", *ids(made, "/prompt-sets")]
+    jobs = ids(installation, "/jobs")
+    images = [sample["image"].removeprefix("/artifacts/") for sample in installation.get("/samples?limit=5")["data"]]
+    sets = ["shapes-attribute-train", *ids(installation, "/prompt-sets")]
     return {
         "path.job_id": jobs,
         "query.job": jobs,
         "query.parent": jobs,
-        "path.sample_id": ids(made, "/samples"),
-        "path.pair_id": ids(made, "/pairs"),
-        "path.model": ["tiny", *ids(made, "/models")],
+        "path.sample_id": ids(installation, "/samples"),
+        "path.pair_id": ids(installation, "/pairs"),
+        "path.model": ["tiny", *ids(installation, "/models")],
         "path.artifact_id": images,
         "path.name_or_id": sets,
-        "query.prompt_set": ids(made, "/prompt-sets"),
-        "body.model": ["tiny", *ids(made, "/models")],
+        "query.prompt_set": ids(installation, "/prompt-sets"),
+        "body.model": ["tiny", *ids(installation, "/models")],
         "body.prompt_set": sets,
         "body.reward": ["brightness"],
         "header.accept": ["application/json", "text/event-stream"],
     }
 
 
-def configuration(made: Deployment) -> str:
+def configuration(installation: Deployment) -> str:
     """Return the content of schemathesis.toml."""
     lines = [f"seed = {SEED}", "max-stream-events = 3", "continue-on-failure = true", "request-timeout = 30"]
     lines += ["[generation]", "deterministic = true", 'database = "none"', f"max-examples = {EXAMPLES}"]
     lines += ["[auth.openapi.apiKey]", f'bearer = "{ADMIN_KEY}"']
     lines += ["[checks]", f"negative_data_rejection.expected-statuses = {json.dumps(REFUSALS)}"]
-    values = known(made)
-    for name, found in values.items():
-        lines += [f'[dictionaries."{name}"]', f"values = {json.dumps(found)}"]
+    values = known(installation)
+    for name, known_ids in values.items():
+        lines += [f'[dictionaries."{name}"]', f"values = {json.dumps(known_ids)}"]
     lines += ["[parameters]"]
     lines += [f'"{name}" = {{dictionary = "{name}", probability = 0.7}}' for name in values]
     return "\n".join(lines) + "\n"
 
 
-def run_schemathesis(made: Deployment) -> tuple[dict[str, Any], str]:
+def run_schemathesis(installation: Deployment) -> tuple[dict[str, Any], str]:
     """Run schemathesis. Returns its report and its output."""
-    folder = made.folder / "schemathesis"
+    folder = installation.folder / "schemathesis"
     folder.mkdir()
-    (folder / "schemathesis.toml").write_text(configuration(made), "utf-8")
+    (folder / "schemathesis.toml").write_text(configuration(installation), "utf-8")
     options = ["--checks", ",".join(CHECKS), "--no-color", "--report-json-path", "report.json"]
     done = subprocess.run(
         [
@@ -113,7 +113,7 @@ def run_schemathesis(made: Deployment) -> tuple[dict[str, Any], str]:
             "-m",
             "schemathesis.cli",
             "run",
-            f"http://127.0.0.1:{made.settings.port}/openapi.json",
+            f"http://127.0.0.1:{installation.settings.port}/openapi.json",
             *options,
         ],
         cwd=folder,
@@ -127,8 +127,8 @@ def run_schemathesis(made: Deployment) -> tuple[dict[str, Any], str]:
     return json.loads((folder / "report.json").read_text("utf-8")), written
 
 
-def test_the_service_does_what_its_openapi_document_says(made: Deployment) -> None:
-    report, written = run_schemathesis(made)
+def test_the_service_does_what_its_openapi_document_says(installation: Deployment) -> None:
+    report, written = run_schemathesis(installation)
     assert report["failures"] == [], written
     assert report["exit_code"] == 0, written
     assert {name: phase["status"] for name, phase in report["phases"].items()} == dict.fromkeys(
@@ -137,5 +137,5 @@ def test_the_service_does_what_its_openapi_document_says(made: Deployment) -> No
     assert report["operations"]["tested"] == report["operations"]["total"] > 35
     assert report["test_cases"]["generated"] >= CASES
     assert report["test_cases"]["errored"] == 0
-    assert made.get("/jobs")["data"], "the key was revoked on the way: what came after it was 401 alone"
-    assert made.process["api"].poll() is None
+    assert installation.get("/jobs")["data"], "the key was revoked on the way: what came after it was 401 alone"
+    assert installation.process["api"].poll() is None

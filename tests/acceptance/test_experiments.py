@@ -74,8 +74,8 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(file: Path, tmp_path
         require_one_job_a_cell(service)
         require_one_job_a_cell(other)
     assert records(killed).keys() == RECORDS
-    assert {name: findings(one) for name, one in records(killed).items()} == {
-        name: findings(one) for name, one in records(undisturbed).items()
+    assert {name: findings(record) for name, record in records(killed).items()} == {
+        name: findings(record) for name, record in records(undisturbed).items()
     }
 
 
@@ -134,7 +134,7 @@ def test_the_service_of_a_killed_runner_ends_and_the_next_continues(file: Path, 
     family = psutil.Process(runner.pid).children(recursive=True)
     assert len(family) >= 3  # guard, service, worker
     kill(runner)
-    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family))
     assert records(out).keys() == {"own--base.json"}
 
     assert subprocess.run(command, env=environment, timeout=PATIENCE_SECONDS).returncode == 0

@@ -96,8 +96,8 @@ def test_workers_are_killed_again_and_again(installed: Deployment, dice: random.
     for kind in sorted(kinds, key=KINDS.index):
 
         def fresh(kind: str = kind) -> Stage | None:
-            found = installed.running(job_id, *KINDS[KINDS.index(kind) :])
-            return found if found is not None and (found.id, found.lease_epoch) not in seen else None
+            running = installed.running(job_id, *KINDS[KINDS.index(kind) :])
+            return running if running is not None and (running.id, running.lease_epoch) not in seen else None
 
         is_killed = False
         while not is_killed:  # again where the process had just gone
@@ -179,19 +179,19 @@ def _state(installed: Deployment, stage_id: str) -> str:
 def _rows_of(installed: Deployment, stage_id: str) -> list[Any]:
     """Return the rows of the stage, its outputs and its events."""
     with installed.service.uow.reading() as session:
-        found: list[Any] = [
+        outputs: list[Any] = [
             tuple(row)
             for table in (Artifact, Sample, Model, Event)
             for row in session.execute(
                 select(*table.__table__.columns).where(table.stage_id == stage_id).order_by(table.id)
             )
         ]
-        return [*found, tuple(session.execute(select(*Stage.__table__.columns).where(Stage.id == stage_id)).one())]
+        return [*outputs, tuple(session.execute(select(*Stage.__table__.columns).where(Stage.id == stage_id)).one())]
 
 
-def test_a_worker_told_to_stop_gives_its_training_back(installed: Deployment, undisturbed: str) -> None:
+def test_a_stopping_worker_returns_its_training(installed: Deployment, undisturbed: str) -> None:
     job_id = installed.post("/rounds", ROUND)
-    stage = until(lambda: (found := installed.running(job_id, "train")) and found.checkpoint_key and found)
+    stage = until(lambda: (running := installed.running(job_id, "train")) and running.checkpoint_key and running)
     if installed.mode == EMBEDDED:
         worker = installed.worker_of(stage)
         assert worker is not None
@@ -204,13 +204,13 @@ def test_a_worker_told_to_stop_gives_its_training_back(installed: Deployment, un
     require_as_undisturbed(installed, job_id, undisturbed)
     kinds = [event["kind"] for event in installed.all(f"/jobs/{job_id}/events")]
     assert (kinds.count("stage.given_back"), kinds.count("training.resumed")) == (1, 1)
-    training = next(one for one in installed.stages(job_id) if one.kind == "train")
+    training = next(candidate for candidate in installed.stages(job_id) if candidate.kind == "train")
     assert (training.attempt, training.crash_count) == (1, 0)
 
 
 def test_a_service_killed_while_it_takes_a_request_makes_one_job(installed: Deployment, dice: random.Random) -> None:
     """The client repeats its request with the same Idempotency-Key until it gets a response."""
-    made = []
+    job_ids = []
     for number in range(max(2, KILLS // 2)):
         answers: list[str] = []
         with _asking(installed, "/rounds", SMALL | {"seed": number}, f"kill-{dice.random()}", answers):
@@ -218,8 +218,8 @@ def test_a_service_killed_while_it_takes_a_request_makes_one_job(installed: Depl
             installed.process["api"].kill()
             installed.process["api"].wait()
             installed.start_api()
-        made += answers
-    assert len(set(made)) == len(made) == max(2, KILLS // 2)
+        job_ids += answers
+    assert len(set(job_ids)) == len(job_ids) == max(2, KILLS // 2)
 
 
 @contextmanager
@@ -249,7 +249,7 @@ def _asking(installed: Deployment, path: str, body: dict[str, Any], key: str, an
     assert answers, "the client got no response"
 
 
-def test_a_round_goes_on_without_its_broker(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
+def test_a_round_continues_without_its_broker(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
     """Redis is flushed in the middle of the round, then killed and restarted."""
     if installed.servers is None:
         pytest.skip("embedded mode has no broker")
@@ -264,7 +264,7 @@ def test_a_round_goes_on_without_its_broker(installed: Deployment, dice: random.
     require_as_undisturbed(installed, job_id, undisturbed)
 
 
-def test_a_round_outlives_its_database(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
+def test_a_round_survives_a_database_outage(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
     """PostgreSQL crashes in the middle of the round while clients submit jobs, and is later restarted gracefully."""
     if installed.servers is None:
         pytest.skip("SQLite is no server")

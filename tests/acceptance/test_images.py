@@ -44,8 +44,8 @@ def install(dockerfile: str, context: Path, folder: Path) -> Path:
 
 def test_the_apis_image_starts_without_torch(tmp_path: Path, context: Path) -> None:
     python = install("api.Dockerfile", context, tmp_path / "venv")
-    found = f"from importlib.util import find_spec; print([name for name in {HEAVY} if find_spec(name)])"
-    assert run(python, tmp_path, "-c", found) == "[]"
+    code = f"from importlib.util import find_spec; print([name for name in {HEAVY} if find_spec(name)])"
+    assert run(python, tmp_path, "-c", code) == "[]"
     names = "import api.main, worker.sweeper, worker.health; print(api.main.create_app().title)"
     assert run(python, tmp_path, "-c", names) == "D-Fusion"
     run(python, tmp_path, "-m", "service.db.migrate")

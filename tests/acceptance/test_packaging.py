@@ -52,8 +52,8 @@ def wheel(checkout: Path) -> Path:
 
 def present(python: Path, folder: Path, names: set[str]) -> set[str]:
     """Return the names of the modules that the environment can import."""
-    found: list[str] = json.loads(run(python, folder, "-c", PRESENT, json.dumps(sorted(names))))
-    return set(found)
+    modules: list[str] = json.loads(run(python, folder, "-c", PRESENT, json.dumps(sorted(names))))
+    return set(modules)
 
 
 def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:

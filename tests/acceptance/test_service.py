@@ -123,17 +123,17 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> list[t
 
 def _samples(client: httpx.Client, job_id: str) -> list[tuple[Any, ...]]:
     """Return prompt, number, seed, scores and the image's SHA-256 of each sample."""
-    found = [
+    samples = [
         (
-            one["prompt_index"],
-            one["number"],
-            one["seed"],
-            [(score["scorer"], score["value"]) for score in one["scores"]],
-            hashlib.sha256(client.get(one["image"]).content).hexdigest(),
+            sample["prompt_index"],
+            sample["number"],
+            sample["seed"],
+            [(score["scorer"], score["value"]) for score in sample["scores"]],
+            hashlib.sha256(client.get(sample["image"]).content).hexdigest(),
         )
-        for one in client.get("/samples", params={"job": job_id, "limit": 200}).json()["data"]
+        for sample in client.get("/samples", params={"job": job_id, "limit": 200}).json()["data"]
     ]
-    return sorted(found)
+    return sorted(samples)
 
 
 def test_two_workers_share_a_sampling_and_load_the_model_once(installed: Deployment, sampled: dict[str, Any]) -> None:
@@ -144,15 +144,15 @@ def test_two_workers_share_a_sampling_and_load_the_model_once(installed: Deploym
         if event["kind"] == "stage.started"
     }
     shards = [
-        (owners[one["id"]], one["started_at"], one["finished_at"])
-        for one in sampled["stages"]
-        if one["kind"] == "sample"
+        (owners[stage["id"]], stage["started_at"], stage["finished_at"])
+        for stage in sampled["stages"]
+        if stage["kind"] == "sample"
     ]
     at_once = [
-        (one, two)
-        for one, start, end in shards
-        for two, other_start, other_end in shards
-        if one < two and start < other_end and other_start < end
+        (owner, other_owner)
+        for owner, start, end in shards
+        for other_owner, other_start, other_end in shards
+        if owner < other_owner and start < other_end and other_start < end
     ]
     workers = WORKERS if installed.mode == DEPLOYED else ("api",)
     assert len({owner for owner, *_ in shards}) == len(workers)
@@ -164,7 +164,7 @@ def test_two_workers_share_a_sampling_and_load_the_model_once(installed: Deploym
 def test_stored_samples_are_fused_and_trained_on(installed: Deployment, trained: dict[str, Any]) -> None:
     assert trained["made"]["models"] == 1
     model = installed.get(f"/models/{trained['last_model']}")
-    assert [one["name"] for one in installed.get(f"/models/{model['id']}/lineage")["data"]] == [None, "tiny"]
+    assert [entry["name"] for entry in installed.get(f"/models/{model['id']}/lineage")["data"]] == [None, "tiny"]
 
 
 def test_models_are_compared(installed: Deployment, trained: dict[str, Any]) -> None:
@@ -187,7 +187,7 @@ def test_an_adapter_is_exported_and_downloaded(installed: Deployment, trained: d
 LONG = {"model": "tiny", "prompts": PROMPTS, "samples_per_prompt": 8, "sampling": {"num_steps": 60}}
 
 
-def test_a_job_is_paused_and_goes_on(installed: Deployment) -> None:
+def test_a_job_is_paused_and_resumed(installed: Deployment) -> None:
     job_id = installed.post("/samplings", LONG)
     until(lambda: installed.get(f"/jobs/{job_id}")["progress"]["done"] > 0)
     with installed.client() as client:
@@ -208,7 +208,7 @@ def test_a_cancelled_job_stops_while_it_runs_and_is_tried_again(installed: Deplo
         assert (job["state"], job["made"]["samples"]) == ("cancelled", 0)
         again = installed.accept(client.post(f"/jobs/{job_id}/retry"))
         assert again != job_id
-        assert [one["id"] for one in installed.all(f"/jobs?parent={job_id}")] == [again]
+        assert [listed["id"] for listed in installed.all(f"/jobs?parent={job_id}")] == [again]
         client.post(f"/jobs/{again}/cancel")
     assert installed.ended(again)["state"] == "cancelled"
 
@@ -274,11 +274,11 @@ def test_a_request_with_a_key_makes_one_job(installed: Deployment) -> None:
     assert installed.ended(job_id)["state"] == "succeeded"
 
 
-def test_an_operator_sees_who_works_and_how_it_goes(installed: Deployment, round_job: dict[str, Any]) -> None:
+def test_an_operator_sees_workers_and_progress(installed: Deployment, round_job: dict[str, Any]) -> None:
     assert round_job["state"] == "succeeded"
     workers = installed.get("/workers")["data"]
     assert len(workers) == (2 if installed.mode == DEPLOYED else 1)
-    assert {(one["device"], one["model"]) for one in workers} == {("cpu", "tiny")}
+    assert {(worker["device"], worker["model"]) for worker in workers} == {("cpu", "tiny")}
     assert installed.get("/readyz")["status"] == "ok"
     with installed.client() as client:
         figures = client.get("/metrics").text
@@ -315,7 +315,7 @@ def test_what_is_left_in_the_end_is_in_order(installed: Deployment) -> None:
 
 
 def test_an_embedded_worker_ends_with_its_service(tmp_path: Path, pipeline: Path) -> None:
-    with deployment(EMBEDDED, tmp_path, pipeline) as made:
-        worker = until(made.embedded_worker)
-        made.process["api"].kill()
+    with deployment(EMBEDDED, tmp_path, pipeline) as installation:
+        worker = until(installation.embedded_worker)
+        installation.process["api"].kill()
         worker.wait(PATIENCE_SECONDS)

@@ -25,10 +25,10 @@ from tests.service import round_body, settings_for
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that PostgreSQL's user can access, unlike pytest's temporary folders."""
-    made = Path(tempfile.mkdtemp(prefix="stack-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix="stack-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def environment(folder: Path, pipeline: Path) -> dict[str, str]:
@@ -53,8 +53,8 @@ def stack(folder: Path, pipeline: Path) -> Iterator[tuple[psutil.Popen, httpx.Cl
 
     def url() -> str:
         assert process.poll() is None, shown.read_text()
-        found = re.search(r"API +(http://\S+)", shown.read_text())
-        return found[1] if found else ""
+        match = re.search(r"API +(http://\S+)", shown.read_text())
+        return match[1] if match else ""
 
     try:
         with httpx.Client(base_url=until(url), timeout=70) as client:
@@ -67,8 +67,8 @@ def stack(folder: Path, pipeline: Path) -> Iterator[tuple[psutil.Popen, httpx.Cl
 
 def part_of(process: psutil.Popen, words: str) -> psutil.Process:
     """Return the process of the program, not that of its guard."""
-    found = [one for one in process.children(recursive=True) if words in " ".join(one.cmdline())]
-    return next(one for one in found if "api.stack.guard" not in one.cmdline())
+    processes = [child for child in process.children(recursive=True) if words in " ".join(child.cmdline())]
+    return next(child for child in processes if "api.stack.guard" not in child.cmdline())
 
 
 def second_start(folder: Path, pipeline: Path, *arguments: str) -> Any:
@@ -103,7 +103,7 @@ def test_a_round_outlives_dead_parts_and_a_killed_stack(folder: Path, pipeline: 
         family = process.children(recursive=True)
         process.send_signal(signal.SIGHUP)  # the terminal is closed
         assert process.wait(PATIENCE_SECONDS) == 0
-        assert [one for one in family if one.is_running()] == []
+        assert [member for member in family if member.is_running()] == []
 
 
 def test_a_port_that_is_taken_is_named(folder: Path, pipeline: Path) -> None:

@@ -33,26 +33,26 @@ def client(tmp_path: Path, postgres_url: str) -> Iterator[TestClient]:
 
 
 def test_keys_limits_and_figures(client: TestClient) -> None:
-    made = client.post("/api-keys", json={"name": "ann", "scopes": ["submit"]}).json()
-    ann = {"Authorization": f"Bearer {made['key']}"}
+    created = client.post("/api-keys", json={"name": "ann", "scopes": ["submit"]}).json()
+    ann = {"Authorization": f"Bearer {created['key']}"}
     answers = [client.post("/rounds", json=round_body(), headers=ann) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [202, 202, 429]
     assert [key["active"] for key in client.get("/api-keys").json()["data"]] == [True, True]
-    assert client.delete(f"/api-keys/{made['id']}").status_code == 204
+    assert client.delete(f"/api-keys/{created['id']}").status_code == 204
     assert client.get("/jobs", headers=ann).status_code == 401
     _work(client.app.state.service)  # type: ignore[attr-defined]
-    found = {
+    values = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)
         for sample in family.samples
     }
-    assert found["dfusion_database_up",] == 1
-    assert found["dfusion_stages_ready", "sample"] == 4
-    assert found["dfusion_stage_seconds_count", "evaluate"] == 1
-    assert found["dfusion_stage_seconds_bucket", "evaluate", "60.0"] == 1
-    assert found["dfusion_failed_attempts_total", "storage"] == 1
-    assert found["dfusion_lease_losses_total",] == 0
-    assert found["dfusion_images_total", "target"] == 0
+    assert values["dfusion_database_up",] == 1
+    assert values["dfusion_stages_ready", "sample"] == 4
+    assert values["dfusion_stage_seconds_count", "evaluate"] == 1
+    assert values["dfusion_stage_seconds_bucket", "evaluate", "60.0"] == 1
+    assert values["dfusion_failed_attempts_total", "storage"] == 1
+    assert values["dfusion_lease_losses_total",] == 0
+    assert values["dfusion_images_total", "target"] == 0
 
 
 def _work(service: Service) -> None:

@@ -75,14 +75,14 @@ def test_clients_are_sent_to_public_storage(s3: S3Server, tmp_path: Path) -> Non
         assert (sent.status_code, sent.headers["cache-control"]) == (307, "no-store")
         location = sent.headers["location"]
         assert location.startswith(f"http://localhost:{s3.port}/")
-        found = httpx.get(location)
-        assert (found.content, found.headers["content-type"]) == (DATA, "image/png")
+        response = httpx.get(location)
+        assert (response.content, response.headers["content-type"]) == (DATA, "image/png")
         head = client.head(path)
         assert (head.status_code, head.headers["content-length"]) == (200, str(len(DATA)))
         assert client.get(path, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
 
 
-def test_storage_that_is_away_is_said_so(tmp_path: Path) -> None:
+def test_unavailable_storage_is_reported(tmp_path: Path) -> None:
     (tmp_path / "s3").mkdir()
     with ExitStack() as stack:
         with s3_server(tmp_path / "s3") as server:
@@ -103,5 +103,5 @@ def test_a_whole_round_on_an_s3_server(s3: S3Server, tmp_path: Path, pipeline: P
         named = set(session.scalars(select(Artifact.key)))
     assert (job.state, job.error_message) == ("succeeded", None)
     collect(service.uow, service.store, service.settings)
-    assert {found.key for found in service.store.objects()} == named
+    assert {stored.key for stored in service.store.objects()} == named
     service.close()

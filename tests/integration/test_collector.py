@@ -68,7 +68,7 @@ class Installation:
             self.server.clear_cache()
 
     def keys(self) -> set[str]:
-        return {found.key for found in self.service.store.objects()}
+        return {stored.key for stored in self.service.store.objects()}
 
     def named(self) -> set[str]:
         """Return the object keys that rows refer to."""
@@ -164,21 +164,21 @@ def sampled(place: Installation, held: Claim) -> tuple[list[str], str]:
 def trajectories(place: Installation, ids: Sequence[str]) -> list[tuple[bool, bool]]:
     """Return for each sample whether it has a trajectory file and a row in it."""
     with place.service.uow.reading() as session:
-        found = [session.get_one(Sample, sample_id) for sample_id in ids]
-    return [(row.trajectory_artifact_id is not None, row.trajectory_row is not None) for row in found]
+        samples = [session.get_one(Sample, sample_id) for sample_id in ids]
+    return [(row.trajectory_artifact_id is not None, row.trajectory_row is not None) for row in samples]
 
 
 def two_shards(place: Installation) -> tuple[str, list[str], list[str], list[str]]:
     """Create a job with two finished sampling stages and a pair of the first. Returns samples and file keys."""
     job_id = place.start()
     held = [place.claim(), place.claim()]
-    (first, key), (second, other) = (sampled(place, one) for one in held)
+    (first, key), (second, other) = (sampled(place, claimed) for claimed in held)
     with place.service.uow.writing() as session:
         session.add(pair(held[0], first[0], first[0]))
     return job_id, first, second, [key, other]
 
 
-def test_trajectories_of_ended_jobs_go_if_nobody_wants_them(place: Installation) -> None:
+def test_unneeded_trajectories_of_ended_jobs_are_removed(place: Installation) -> None:
     job_id, first, second, files = two_shards(place)
     assert place.collect(keep_trajectories="none") == NOTHING  # the job has not ended
     cancel_job(place.service, job_id)
@@ -210,7 +210,7 @@ def test_a_file_stays_whole_if_one_of_its_samples_is_in_a_pair(place: Installati
     assert trajectories(place, first + second) == [(True, True)] * 2 + [(False, False)] * 2
 
 
-def test_what_no_row_names_goes_once_it_is_old_and_its_stage_has_ended(place: Installation) -> None:
+def test_unreferenced_objects_are_removed_when_old_and_their_stage_has_ended(place: Installation) -> None:
     place.start()
     ended, running = place.claim(), place.claim()
     named = place.put(ended, "named")

@@ -39,11 +39,11 @@ def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
 class Recording(SilentQueue):
     """A queue that records hinted stages."""
 
-    def __init__(self, told: list[str]) -> None:
-        self._told = told
+    def __init__(self, hinted: list[str]) -> None:
+        self._hinted = hinted
 
     def hint(self, stages: Sequence[Hint]) -> None:
-        self._told += [stage_id for stage_id, _ in stages]
+        self._hinted += [stage_id for stage_id, _ in stages]
 
 
 def start(service: Service, **changes: Any) -> str:
@@ -55,9 +55,9 @@ def claim(service: Service, owner: str = "w") -> Claim | None:
 
 
 def take(service: Service, owner: str = "w") -> Claim:
-    found = claim(service, owner)
-    assert found is not None
-    return found
+    claimed = claim(service, owner)
+    assert claimed is not None
+    return claimed
 
 
 def finish(service: Service, held: Claim) -> None:
@@ -82,7 +82,7 @@ def expire(service: Service, held: Claim) -> None:
 def test_stages_are_claimed_in_order_once_what_they_need_is_done(service: Service) -> None:
     job_id = start(service)
     first = [take(service) for _ in range(3)]
-    assert [one.kind for one in first] == ["evaluate", "sample", "sample"]
+    assert [claimed.kind for claimed in first] == ["evaluate", "sample", "sample"]
     assert claim(service) is None  # score needs both samples
     finish(service, first[1])
     assert claim(service) is None
@@ -138,18 +138,18 @@ def test_the_log_names_the_shard_that_stops_and_its_further_attempts(service: Se
 def test_workers_that_claim_at_once_never_share_a_stage(service: Service) -> None:
     for seed in range(4):
         start(service, seed=seed)
-    found: list[str] = []
+    claimed: list[str] = []
 
     def work(name: str) -> None:
         while (held := claim(service, name)) is not None:
-            found.append(held.stage_id)
+            claimed.append(held.stage_id)
 
     threads = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == len(set(found)) == 4 * 3  # evaluate and two sample shards of each job
+    assert len(claimed) == len(set(claimed)) == 4 * 3  # evaluate and two sample shards of each job
 
 
 def test_nothing_is_written_under_an_old_epoch(service: Service) -> None:
@@ -328,7 +328,7 @@ def test_one_service_has_the_data_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_paused_job_stops_and_goes_on(service: Service) -> None:
+def test_a_paused_job_stops_and_resumes(service: Service) -> None:
     job_id = start(service)
     held = take(service)
     pause_job(service, job_id)

@@ -33,24 +33,24 @@ def opened(folder: Path, url: str, **changes: Any) -> Service:
 
 @pytest.fixture
 def service(tmp_path: Path, postgres_url: str) -> Iterator[Service]:
-    found = opened(tmp_path, postgres_url)
-    yield found
-    found.close()
+    installation = opened(tmp_path, postgres_url)
+    yield installation
+    installation.close()
 
 
 @pytest.fixture
 def proxy(postgres: PostgresServer) -> Iterator[CuttingProxy]:
-    with cutting_proxy(postgres.port) as found:
-        yield found
+    with cutting_proxy(postgres.port) as cutting:
+        yield cutting
 
 
 @pytest.fixture
 def far(tmp_path: Path, postgres_url: str, proxy: CuttingProxy) -> Iterator[Service]:
     """The installation of `service`, with its database behind the proxy."""
     url = make_url(postgres_url).set(port=proxy.port).render_as_string(hide_password=False)
-    found = opened(tmp_path, url)
-    yield found
-    found.close()
+    installation = opened(tmp_path, url)
+    yield installation
+    installation.close()
 
 
 def start(service: Service, **changes: Any) -> str:
@@ -58,9 +58,9 @@ def start(service: Service, **changes: Any) -> str:
 
 
 def take(service: Service, owner: str = "w") -> execution.Claim:
-    found = execution.claim(service.uow, service.settings, owner)
-    assert found is not None
-    return found
+    claimed = execution.claim(service.uow, service.settings, owner)
+    assert claimed is not None
+    return claimed
 
 
 def kinds(service: Service, job_id: str) -> list[str]:
@@ -94,15 +94,15 @@ def test_a_stage_that_somebody_claims_just_now_is_passed_over(service: Service) 
 def test_a_claim_and_a_cancel_at_once_do_not_wait_for_each_other(service: Service, postgres: PostgresServer) -> None:
     """A claim that locked the stage before the job would deadlock with the cancellation."""
     job_id = start(service)
-    found: list[object] = []
-    worker = threading.Thread(target=lambda: found.append(execution.claim(service.uow, service.settings, "w")))
+    claimed: list[object] = []
+    worker = threading.Thread(target=lambda: claimed.append(execution.claim(service.uow, service.settings, "w")))
     with service.uow.writing() as session:
         jobs.lock(session, job_id)
         worker.start()
         until(lambda: waiting_for_locks(postgres) == 1)
         execution.cancel(session, job_id)
     worker.join()
-    assert found == [None]
+    assert claimed == [None]
     assert deadlocks(service) == 0
     assert kinds(service, job_id)[-1] == "job.cancelled"
 
@@ -160,10 +160,10 @@ def test_workers_and_cancels_at_once_end_every_job(service: Service) -> None:
 def test_what_is_free_from_the_start_and_nothing_else_is_marked_as_hinted(service: Service) -> None:
     job_id = start(service)
     with service.uow.reading() as session:
-        found = stages.of_job(session, job_id)
-    marked = [(one.hinted_at is not None, one.free_at is not None) for one in found]
-    assert marked == [(one.unmet == 0, one.unmet == 0) for one in found]
-    assert sorted(one.kind for one in found if one.hinted_at) == ["evaluate", "sample", "sample"]
+        planned = stages.of_job(session, job_id)
+    marked = [(stage.hinted_at is not None, stage.free_at is not None) for stage in planned]
+    assert marked == [(stage.unmet == 0, stage.unmet == 0) for stage in planned]
+    assert sorted(stage.kind for stage in planned if stage.hinted_at) == ["evaluate", "sample", "sample"]
 
 
 @pytest.mark.parametrize("delivered", [True, False])
@@ -254,8 +254,8 @@ def test_rows_made_before_a_lost_transaction_are_written_by_the_next(service: Se
     assert len(tries) == 2
     with service.uow.reading() as session:
         samples = results.sample_page(session, 10, None, job_id).rows
-        made = jobs.get(session, job_id).samples_made
-    assert ([row.id for row in samples], made) == ([sample.id], 1)
+        count = jobs.get(session, job_id).samples_made
+    assert ([row.id for row in samples], count) == ([sample.id], 1)
     assert samples[0].created_at > 1_700_000_000
 
 
@@ -279,7 +279,9 @@ def test_a_finished_stage_outlives_an_absence_of_the_database(tmp_path: Path, ow
     service.close()
 
 
-def test_a_worker_goes_on_when_the_database_is_back(tmp_path: Path, pipeline: Path, own_server: PostgresServer) -> None:
+def test_a_worker_continues_when_the_database_is_back(
+    tmp_path: Path, pipeline: Path, own_server: PostgresServer
+) -> None:
     url = own_server.create_database(migrated_template(own_server))
     settings = settings_for(tmp_path / "data", pipeline, database_url=url)
     stop = threading.Event()

@@ -20,7 +20,7 @@ from tests.service import round_body, settings_for
 from worker.sweeper import sweep_once
 
 
-class Memory:
+class RecordingQueue:
     """A queue that records its hints."""
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class Memory:
 
 
 @pytest.fixture
-def queue() -> Memory:
-    return Memory()
+def queue() -> RecordingQueue:
+    return RecordingQueue()
 
 
 @pytest.fixture
-def service(tmp_path: Path, queue: Memory) -> Iterator[Service]:
+def service(tmp_path: Path, queue: RecordingQueue) -> Iterator[Service]:
     models = {name: str(tmp_path / name) for name in ("tiny", "other")}
     opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", models=models), queue)
     yield opened
@@ -55,21 +55,21 @@ def claim(service: Service, **choice: Any) -> Claim | None:
 
 
 def take(service: Service, **choice: Any) -> Claim:
-    found = claim(service, **choice)
-    assert found is not None
-    return found
+    claimed = claim(service, **choice)
+    assert claimed is not None
+    return claimed
 
 
 def finish(service: Service, held: Claim) -> None:
     execution.finish(service.uow, service.settings, held, lambda _session: None)
 
 
-def told(service: Service, queue: Memory) -> list[tuple[str, str]]:
+def new_hints(service: Service, queue: RecordingQueue) -> list[tuple[str, str]]:
     """Return kind and queue of the stages hinted since the last call."""
     with service.uow.reading() as session:
-        found = [(stages.get(session, stage_id).kind, name) for stage_id, name in queue.hints]
+        hints = [(stages.get(session, stage_id).kind, name) for stage_id, name in queue.hints]
     queue.hints.clear()
-    return sorted(found)
+    return sorted(hints)
 
 
 def set_back(service: Service, **seconds: float) -> None:
@@ -78,17 +78,17 @@ def set_back(service: Service, **seconds: float) -> None:
         session.execute(update(Stage).values({name: now_seconds() - ago for name, ago in seconds.items()}))
 
 
-def test_what_becomes_free_is_hinted_once_and_after_the_commit(service: Service, queue: Memory) -> None:
+def test_what_becomes_free_is_hinted_once_and_after_the_commit(service: Service, queue: RecordingQueue) -> None:
     start(service)
-    assert told(service, queue) == [("evaluate", "gpu"), ("sample", "gpu"), ("sample", "gpu")]
+    assert new_hints(service, queue) == [("evaluate", "gpu"), ("sample", "gpu"), ("sample", "gpu")]
     _evaluate, first, second = (take(service) for _ in range(3))
     finish(service, first)
-    assert told(service, queue) == []
+    assert new_hints(service, queue) == []
     finish(service, second)
-    assert told(service, queue) == [("score", "gpu")]
+    assert new_hints(service, queue) == [("score", "gpu")]
     score = take(service)
     finish(service, score)
-    assert told(service, queue) == [("select", "cpu")]
+    assert new_hints(service, queue) == [("select", "cpu")]
     select_ = take(service)
 
     def fail(_session: object) -> None:
@@ -96,60 +96,64 @@ def test_what_becomes_free_is_hinted_once_and_after_the_commit(service: Service,
 
     with pytest.raises(RuntimeError):
         execution.finish(service.uow, service.settings, select_, fail)
-    assert told(service, queue) == []
+    assert new_hints(service, queue) == []
     finish(service, select_)
-    assert told(service, queue) == [("fuse", "gpu"), ("fuse", "gpu")]
+    assert new_hints(service, queue) == [("fuse", "gpu"), ("fuse", "gpu")]
 
 
-def test_the_next_round_is_hinted(service: Service, queue: Memory) -> None:
+def test_the_next_round_is_hinted(service: Service, queue: RecordingQueue) -> None:
     start(service, rounds=2, evaluation=None)
     while (held := take(service)).kind != "train":
         finish(service, held)
     queue.hints.clear()
     finish(service, held)
-    assert told(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
+    assert new_hints(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
 
 
-def test_a_round_planned_while_its_job_pauses_is_hinted_when_it_goes_on(service: Service, queue: Memory) -> None:
+def test_a_round_planned_while_its_job_pauses_is_hinted_on_resume(service: Service, queue: RecordingQueue) -> None:
     job_id = start(service, rounds=2, evaluation=None)
     while (held := take(service)).kind != "train":
         finish(service, held)
     pause_job(service, job_id)
     queue.hints.clear()
     finish(service, held)
-    assert told(service, queue) == []
+    assert new_hints(service, queue) == []
     resume_job(service, job_id)
-    assert told(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
+    assert new_hints(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
 
 
-def test_a_stage_that_goes_back_is_hinted_again(service: Service, queue: Memory) -> None:
+def test_a_stage_that_goes_back_is_hinted_again(service: Service, queue: RecordingQueue) -> None:
     start(service)
     held = take(service)
     queue.hints.clear()
     execution.give_back(service.uow, service.settings, held)
-    assert told(service, queue) == [(held.kind, "gpu")]
+    assert new_hints(service, queue) == [(held.kind, "gpu")]
 
 
-def test_a_stage_that_waits_for_its_next_attempt_is_hinted_when_it_is_due(service: Service, queue: Memory) -> None:
+def test_a_stage_that_waits_for_its_next_attempt_is_hinted_when_it_is_due(
+    service: Service, queue: RecordingQueue
+) -> None:
     start(service)
     held = take(service)
     queue.hints.clear()
     execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
-    assert told(service, queue) == []
+    assert new_hints(service, queue) == []
     with service.uow.writing() as session:
         stages.get(session, held.stage_id).not_before = 0.0
     assert execution.rehint(service.uow, service.settings) == 1
-    assert told(service, queue) == [(held.kind, "gpu")]
+    assert new_hints(service, queue) == [(held.kind, "gpu")]
 
 
-def test_what_was_free_from_the_start_is_hinted_again_when_its_pause_is_over(service: Service, queue: Memory) -> None:
+def test_what_was_free_from_the_start_is_hinted_again_when_its_pause_is_over(
+    service: Service, queue: RecordingQueue
+) -> None:
     start(service, evaluation=None)
     queue.hints.clear()
     assert execution.rehint(service.uow, service.settings) == 0
     with service.uow.writing() as session:
         session.execute(update(Stage).values(free_at=Stage.free_at - 61, hinted_at=Stage.hinted_at - 61))
     assert execution.rehint(service.uow, service.settings) == 2
-    assert told(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
+    assert new_hints(service, queue) == [("sample", "gpu"), ("sample", "gpu")]
 
 
 @pytest.mark.parametrize(
@@ -166,14 +170,14 @@ def test_what_was_free_from_the_start_is_hinted_again_when_its_pause_is_over(ser
     ],
 )
 def test_pauses_between_hints_double(
-    service: Service, queue: Memory, free_seconds_ago: float, hinted_seconds_ago: float, due: bool
+    service: Service, queue: RecordingQueue, free_seconds_ago: float, hinted_seconds_ago: float, due: bool
 ) -> None:
     start(service, evaluation=None)
     queue.hints.clear()
     set_back(service, free_at=free_seconds_ago, hinted_at=hinted_seconds_ago)
     again = execution.rehint(service.uow, service.settings)
     assert again == (2 if due else 0)  # the two samplings; what waits for them is not free
-    assert told(service, queue) == [("sample", "gpu")] * again
+    assert new_hints(service, queue) == [("sample", "gpu")] * again
     assert execution.rehint(service.uow, service.settings) == 0
 
 
@@ -203,7 +207,7 @@ def test_a_stage_that_waited_for_its_next_attempt_is_not_put_off_for_ever(servic
     assert take(service, prefer_base="other").job_id == first
 
 
-def test_one_sweeper_sweeps_at_a_time(service: Service, queue: Memory) -> None:
+def test_one_sweeper_sweeps_at_a_time(service: Service, queue: RecordingQueue) -> None:
     start(service, evaluation=None)
     set_back(service, free_at=61, hinted_at=61)
     queue.hints.clear()

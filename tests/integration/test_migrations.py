@@ -38,9 +38,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def engine(url: str) -> Iterator[Engine]:
-    made = make_engine(url)
-    yield made
-    made.dispose()
+    created = make_engine(url)
+    yield created
+    created.dispose()
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -158,8 +158,8 @@ def test_looking_at_the_revision_leaves_the_log_alone(
     migrate(engine, tmp_path / "lock")
     caplog.clear()
     with caplog.at_level(logging.INFO), engine.connect() as connection:
-        present, made = revisions(connection)
-    assert (len(present), present, caplog.records) == (1, made, [])
+        present, newest = revisions(connection)
+    assert (len(present), present, caplog.records) == (1, newest, [])
 
 
 def test_the_command_migrates(engine: Engine, url: str, tmp_path: Path) -> None:

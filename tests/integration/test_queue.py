@@ -78,8 +78,8 @@ def celery_worker(settings: Settings) -> Iterator[psutil.Popen]:
 def until(condition: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        if found := condition():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.05)
     raise AssertionError("it did not happen in time")
 
@@ -98,7 +98,7 @@ def get(client: TestClient, path: str) -> Any:
 
 def ended(client: TestClient, job_id: str) -> dict[str, Any]:
     job: dict[str, Any] = until(
-        lambda: (found := get(client, f"/jobs/{job_id}"))["state"] in ("succeeded", "failed") and found
+        lambda: (latest := get(client, f"/jobs/{job_id}"))["state"] in ("succeeded", "failed") and latest
     )
     return job
 
@@ -182,7 +182,7 @@ def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings:
     assert len(started) == len(set(started)) == len(job["stages"])
 
 
-def test_a_stopped_worker_gives_its_training_back_and_another_goes_on(client: TestClient, settings: Settings) -> None:
+def test_a_stopped_worker_returns_its_training_and_another_continues(client: TestClient, settings: Settings) -> None:
     training = {"examples_per_update": 1, "micro_batch": 1, "inner_epochs": 8}
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     with celery_worker(settings) as parent:

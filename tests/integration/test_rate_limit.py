@@ -34,11 +34,11 @@ def url(redis: RedisServer) -> SecretStr:
     return SecretStr(redis.url)
 
 
-def with_limits(count: int, given: Settings, work: Callable[[list[RateLimit]], Awaitable[None]]) -> None:
+def with_limits(count: int, config: Settings, work: Callable[[list[RateLimit]], Awaitable[None]]) -> None:
     """Run `work` with `count` rate limits, one per simulated process."""
 
     async def run() -> None:
-        limits = [RateLimit(given) for _ in range(count)]
+        limits = [RateLimit(config) for _ in range(count)]
         try:
             async with asyncio.timeout(60):
                 await work(limits)
@@ -107,9 +107,7 @@ def connections_of(server: socket.socket) -> int:
         count += 1
 
 
-def test_a_redis_that_hangs_is_asked_once_by_each_waiting_request(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_waiting_request_queries_a_hanging_redis_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def work(limits: list[RateLimit]) -> None:
         together = await asyncio.gather(*(limits[0].take("a") for _ in range(20)))
         after = [await limits[0].take("a") for _ in range(20)]

@@ -25,7 +25,7 @@ from tests.servers import PostgresServer, S3Server, free_port, postgres_server, 
 from tests.service import migrated_template, settings_for
 
 SOON_SECONDS = 4.0
-"""Two for the checks, and as many for a machine that is busy."""
+"""Two seconds for the checks, and two for a busy machine."""
 
 
 @contextmanager
@@ -53,8 +53,8 @@ def silent_server() -> Iterator[int]:
 
 def processes(server: PostgresServer) -> list[psutil.Process]:
     assert server._process is not None
-    found = psutil.Process(server._process.pid)
-    return [found, *found.children(recursive=True)]
+    process = psutil.Process(server._process.pid)
+    return [process, *process.children(recursive=True)]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def own_postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-def test_the_end_waits_a_moment_for_a_check_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shutdown_waits_briefly_for_a_running_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 
     def slow(*_: object) -> CheckOut | None:
@@ -82,77 +82,77 @@ def test_the_end_waits_a_moment_for_a_check_that_goes_on(tmp_path: Path, monkeyp
         assert ended.is_set()
 
 
-def test_all_is_well(tmp_path: Path, postgres_url: str, s3: S3Server) -> None:
+def test_all_checks_pass(tmp_path: Path, postgres_url: str, s3: S3Server) -> None:
     with (
         redis_server(tmp_path) as redis,
         opened(tmp_path, database_url=postgres_url, broker_url=redis.url, **s3.settings("well")) as client,
     ):
-        status, said, states = look(client)
-    assert (status, said) == (200, "ok")
+        status, overall, states = look(client)
+    assert (status, overall) == (200, "ok")
     assert states == dict.fromkeys(("database", "migrations", "broker", "storage", "disk"), "ok") | {
         "worker": "warning"
     }
 
 
-def test_a_broker_that_is_away_is_only_told(tmp_path: Path) -> None:
+def test_an_unavailable_broker_is_reported_as_degraded(tmp_path: Path) -> None:
     with redis_server(tmp_path) as redis, opened(tmp_path, broker_url=redis.url) as client:
         redis.kill()
-        status, said, states = look(client)
-        assert (status, said, states["broker"], states["database"]) == (200, "degraded", "wrong", "ok")
+        status, overall, states = look(client)
+        assert (status, overall, states["broker"], states["database"]) == (200, "degraded", "wrong", "ok")
         redis.start()
         assert look(client)[:2] == (200, "ok")
 
 
-def test_a_broker_that_hangs_is_only_told(tmp_path: Path) -> None:
+def test_a_hanging_broker_is_reported_as_degraded(tmp_path: Path) -> None:
     with silent_server() as port, opened(tmp_path, broker_url=f"redis://:swordfish@127.0.0.1:{port}/0") as client:
-        status, said, states = look(client)
-        assert (status, said, states["broker"]) == (200, "degraded", "wrong")
+        status, overall, states = look(client)
+        assert (status, overall, states["broker"]) == (200, "degraded", "wrong")
         assert "swordfish" not in client.get("/readyz").text
 
 
-def test_a_storage_that_is_away_is_only_told(tmp_path: Path) -> None:
+def test_unavailable_storage_is_reported_as_degraded(tmp_path: Path) -> None:
     folder, port = tmp_path / "s3", free_port()
     folder.mkdir()
     with s3_server(folder, port) as server, opened(tmp_path, **server.settings("away")) as client:
         assert look(client)[1] == "ok"
         server.stop()
-        status, said, states = look(client)
-        assert (status, said, states["storage"]) == (200, "degraded", "wrong")
+        status, overall, states = look(client)
+        assert (status, overall, states["storage"]) == (200, "degraded", "wrong")
         server.start()
         assert look(client)[1] == "ok"
 
 
-def test_a_storage_that_hangs_is_only_told(tmp_path: Path) -> None:
+def test_hanging_storage_is_reported_as_degraded(tmp_path: Path) -> None:
     folder = tmp_path / "s3"
     folder.mkdir()
     with s3_server(folder) as server, opened(tmp_path, **server.settings("hangs")) as client:
         server.stop()
         with socket.create_server(("127.0.0.1", server.port)):
-            status, said, states = look(client)
-    assert (status, said, states["storage"]) == (200, "degraded", "wrong")
+            status, overall, states = look(client)
+    assert (status, overall, states["storage"]) == (200, "degraded", "wrong")
 
 
-def test_a_bucket_that_is_gone_is_told(tmp_path: Path, s3: S3Server) -> None:
+def test_a_missing_bucket_is_reported(tmp_path: Path, s3: S3Server) -> None:
     with opened(tmp_path, **s3.settings("gone")) as client:
         own = Minio(s3.endpoint, s3.access_key, s3.secret_key, secure=False)
-        for found in own.list_objects("gone", recursive=True):
-            own.remove_object("gone", found.object_name)
+        for stored in own.list_objects("gone", recursive=True):
+            own.remove_object("gone", stored.object_name)
         own.remove_bucket("gone")
         until(lambda: look(client)[2]["storage"] == "wrong")
 
 
-def test_a_folder_that_cannot_be_written_is_only_told(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_reported_as_degraded(tmp_path: Path) -> None:
     with opened(tmp_path) as client:
         shutil.rmtree(tmp_path / "data" / "artifacts")
         (tmp_path / "data" / "artifacts").write_bytes(b"in the way")
-        status, said, states = look(client)
-    assert (status, said, states["storage"]) == (200, "degraded", "wrong")
+        status, overall, states = look(client)
+    assert (status, overall, states["storage"]) == (200, "degraded", "wrong")
 
 
-def test_little_room_on_the_disk_is_only_told(tmp_path: Path) -> None:
+def test_little_disk_space_is_reported_as_degraded(tmp_path: Path) -> None:
     with opened(tmp_path, min_free_disk_mb=10**9) as client:
-        status, said, states = look(client)
-    assert (status, said, states["disk"]) == (200, "degraded", "wrong")
+        status, overall, states = look(client)
+    assert (status, overall, states["disk"]) == (200, "degraded", "wrong")
 
 
 def test_a_schema_of_another_version_is_not_ready(tmp_path: Path, postgres_url: str) -> None:
@@ -161,45 +161,45 @@ def test_a_schema_of_another_version_is_not_ready(tmp_path: Path, postgres_url: 
         with engine.begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         engine.dispose()
-        status, said, states = look(client)
-        assert (status, said, states["migrations"], states["database"]) == (503, "unavailable", "wrong", "ok")
+        status, overall, states = look(client)
+        assert (status, overall, states["migrations"], states["database"]) == (503, "unavailable", "wrong", "ok")
         assert "9999" in client.get("/readyz").text
 
 
-def test_a_database_that_is_away_is_not_ready(tmp_path: Path, own_postgres: PostgresServer) -> None:
+def test_an_unavailable_database_is_not_ready(tmp_path: Path, own_postgres: PostgresServer) -> None:
     url = own_postgres.create_database(migrated_template(own_postgres))
     with opened(tmp_path, database_url=url) as client:
         assert look(client)[0] == 200
         own_postgres.stop()
-        status, said, states = look(client)
-        assert (status, said, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
+        status, overall, states = look(client)
+        assert (status, overall, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
         own_postgres.start()
         assert look(client)[0] == 200
 
 
-ASKING_THE_DATABASE = {"check-database", "check-migrations", "check-worker"}
-"""The threads that hang with it: one for each check, however often somebody looks."""
+DATABASE_CHECKS = {"check-database", "check-migrations", "check-worker"}
+"""The threads that hang: at most one per check, even after repeated requests."""
 
 
-def test_a_database_that_hangs_is_not_ready_and_is_not_asked_by_ever_more_threads(
+def test_a_hanging_database_is_not_ready_and_blocks_one_thread_per_check(
     tmp_path: Path, own_postgres: PostgresServer
 ) -> None:
     url = own_postgres.create_database(migrated_template(own_postgres))
     with opened(tmp_path, database_url=url) as client:
         assert look(client)[0] == 200
-        asleep = processes(own_postgres)
-        for one in asleep:
-            one.suspend()
+        suspended = processes(own_postgres)
+        for process in suspended:
+            process.suspend()
         most = 0
         try:
             for _ in range(3):
-                status, said, states = look(client)
-                assert (status, said, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
-                hanging = [one.name for one in threading.enumerate() if one.name in ASKING_THE_DATABASE]
+                status, overall, states = look(client)
+                assert (status, overall, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
+                hanging = [thread.name for thread in threading.enumerate() if thread.name in DATABASE_CHECKS]
                 most = max(most, len(hanging))
-                assert len(hanging) == len(set(hanging))  # one that had to connect anew gives up after 5 s
-            assert most == len(ASKING_THE_DATABASE)
+                assert len(hanging) == len(set(hanging))  # a thread that had to reconnect times out after 5 s
+            assert most == len(DATABASE_CHECKS)
         finally:
-            for one in asleep:
-                one.resume()
+            for process in suspended:
+                process.resume()
         until(lambda: look(client)[0] == 200)

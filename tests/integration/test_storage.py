@@ -52,7 +52,7 @@ class Place:
             return path.read_bytes()
 
     def keys(self) -> list[str]:
-        return sorted(found.key for found in self.store.objects())
+        return sorted(stored.key for stored in self.store.objects())
 
 
 def on_s3(server: S3Server, data_dir: Path, **changes: Any) -> Place:
@@ -110,7 +110,7 @@ def test_what_is_not_there_is_worth_another_try(place: Place) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"jello", b"hell", b"hello and more", b""])
-def test_other_bytes_are_noticed_and_mended_by_storing_them_again(place: Place, damage: bytes) -> None:
+def test_corrupt_bytes_are_detected_and_repaired_by_storing_them_again(place: Place, damage: bytes) -> None:
     stored = place.put()
     (place.folder / stored.key).write_bytes(damage)
     place.changed()
@@ -134,7 +134,7 @@ def test_objects_are_listed_with_their_age(place: Place) -> None:
     hour_ago = time.time() - 3600
     os.utime(place.folder / old.key, (hour_ago, hour_ago))
     place.changed()
-    ages = {found.key: found.age_seconds for found in place.store.objects()}
+    ages = {stored.key: stored.age_seconds for stored in place.store.objects()}
     assert set(ages) == {old.key, fresh.key}
     assert ages[old.key] - ages[fresh.key] > 1800  # an hour, less what the test took
 
@@ -162,14 +162,14 @@ def test_keys_do_not_lead_out(place: Place, key: str) -> None:
     (place.folder.parent / "outside").unlink()
 
 
-def test_scratch_is_empty_and_goes_away(place: Place) -> None:
-    with place.store.scratch() as one, place.store.scratch() as two:
-        assert one != two
-        assert list(one.iterdir()) == []
-        (one / "file").write_bytes(HELLO)
+def test_scratch_folders_are_empty_and_temporary(place: Place) -> None:
+    with place.store.scratch() as first, place.store.scratch() as second:
+        assert first != second
+        assert list(first.iterdir()) == []
+        (first / "file").write_bytes(HELLO)
         assert place.store.remove_dead_scratch(0) == 0  # both are in use
-        assert (one / "file").read_bytes() == HELLO
-    assert not one.exists() and not two.exists()
+        assert (first / "file").read_bytes() == HELLO
+    assert not first.exists() and not second.exists()
 
 
 def test_files_have_no_address_of_their_own(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_wrong_endpoint_ends_the_start(s3: S3Server, tmp_path: Path) -> None:
         on_s3(s3, tmp_path, s3_endpoint="http://host/with/a/path")
 
 
-def test_a_server_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+def test_a_restarted_server(tmp_path: Path) -> None:
     (tmp_path / "s3").mkdir()
     with s3_server(tmp_path / "s3") as server:
         place = on_s3(server, tmp_path / "data", s3_cache_bytes=0)
@@ -261,7 +261,7 @@ def spoil(s3: S3Server, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.mark.parametrize("flaw", [damaged, cut])
-def test_an_upload_that_is_spoilt_on_its_way_is_noticed_and_mended(spoil: Callable[..., Any], flaw: Any) -> None:
+def test_a_corrupted_upload_is_detected_and_can_be_repeated(spoil: Callable[..., Any], flaw: Any) -> None:
     flawed, sound = spoil(requests=flaw)
     with pytest.raises(StorageError, match="cannot store") as caught:
         flawed.put()
@@ -270,7 +270,7 @@ def test_an_upload_that_is_spoilt_on_its_way_is_noticed_and_mended(spoil: Callab
 
 
 @pytest.mark.parametrize("flaw", [damaged, cut, away])
-def test_an_object_is_read_back_before_its_key_is_handed_out(spoil: Callable[..., Any], flaw: Any) -> None:
+def test_an_object_is_read_back_before_its_key_is_returned(spoil: Callable[..., Any], flaw: Any) -> None:
     flawed, _ = spoil(answers=flaw)
     with pytest.raises(StorageError, match="cannot") as caught:
         flawed.put()
@@ -286,7 +286,7 @@ def test_a_download_is_checked(spoil: Callable[..., Any]) -> None:
         assert type(caught.value) is error
 
 
-def test_bytes_that_end_early_are_an_error_not_an_end(spoil: Callable[..., Any]) -> None:
+def test_truncated_bytes_are_an_error(spoil: Callable[..., Any]) -> None:
     flawed, sound = spoil(answers=cut)
     stored = sound.put(b"before, hello, after")
     with pytest.raises(StorageError, match="cannot read"):

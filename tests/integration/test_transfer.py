@@ -87,16 +87,16 @@ def rewritten(file: Path, to: Path, changed: dict[str, bytes | None]) -> Path:
 
 def lists(installation: Installation) -> dict[str, Any]:
     """Return all lists of the API, by path."""
-    found: dict[str, Any] = {
+    responses: dict[str, Any] = {
         path: installation.all(path) for path in ("/jobs", "/samples", "/pairs", "/models", "/prompt-sets")
     }
-    for job in found["/jobs"]:
-        found[f"/jobs/{job['id']}"] = installation.get(f"/jobs/{job['id']}")
-        found[f"/exports?job={job['id']}"] = installation.get(f"/exports?job={job['id']}")
-        found[job["links"]["metrics"]] = installation.get(job["links"]["metrics"])
+    for job in responses["/jobs"]:
+        responses[f"/jobs/{job['id']}"] = installation.get(f"/jobs/{job['id']}")
+        responses[f"/exports?job={job['id']}"] = installation.get(f"/exports?job={job['id']}")
+        responses[job["links"]["metrics"]] = installation.get(job["links"]["metrics"])
         events = installation.all(job["links"]["events"])  # an installation numbers them itself
-        found[job["links"]["events"]] = [{n: v for n, v in event.items() if n != "id"} for event in events]
-    return found
+        responses[job["links"]["events"]] = [{n: v for n, v in event.items() if n != "id"} for event in events]
+    return responses
 
 
 def ids_of_installation(installation: Installation) -> dict[str, str]:
@@ -110,14 +110,14 @@ def comparable(installation: Installation) -> dict[str, Any]:
     text = json.dumps(lists(installation), sort_keys=True)
     for own, name in ids_of_installation(installation).items():
         text = text.replace(own, name)
-    found = json.loads(text)
+    responses = json.loads(text)
     for path in ("/models", "/prompt-sets"):  # those of the installation were made when it was
-        found[path] = [{n: v for n, v in one.items() if n != "created_at"} for one in found[path]]
-        found[path].sort(key=lambda one: str(one["id"]))
-    for path in found:
+        responses[path] = [{n: v for n, v in row.items() if n != "created_at"} for row in responses[path]]
+        responses[path].sort(key=lambda row: str(row["id"]))
+    for path in responses:
         if path.endswith("/metrics"):  # in the order of ids, base models' too
-            found[path]["data"].sort(key=str)
-    return dict(found)
+            responses[path]["data"].sort(key=str)
+    return dict(responses)
 
 
 def artifacts(installation: Installation) -> dict[str, str]:
@@ -146,10 +146,10 @@ def test_a_round_trip_shows_the_same_and_has_the_same_bytes(
     source: Settings, exported: Path, target: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     transfer.main(["import", str(exported)], target)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     with opened(source) as old, opened(target) as new:
         [waiting] = old.all("/jobs?state=queued")
-        assert f"{waiting['id']} had not ended: it was imported as cancelled" in said
+        assert f"{waiting['id']} had not ended: it was imported as cancelled" in output
         cancelled = new.get(f"/jobs/{waiting['id']}")
         assert cancelled["state"] == "cancelled"
         assert {stage["state"] for stage in cancelled["stages"]} == {"cancelled"}
@@ -219,17 +219,17 @@ def test_a_row_that_is_here_with_other_content_is_named(exported: Path, target: 
         with pytest.raises(TransferError, match=f"{pair_id} of pairs exists with other content: .*verdict"):
             import_project(new, exported)
         assert row_counts(new) == before[0]
-        assert {found.key for found in new.store.objects()} == {found.key for found in before[1]}
+        assert {stored.key for stored in new.store.objects()} == {stored.key for stored in before[1]}
 
 
 def _damages(file: Path, to: Path) -> dict[str, Path]:
     """Return invalid archives, by their defect."""
-    found = members(file)
-    an_object = next(name for name in found if name.startswith("objects/"))
-    header = json.loads(found["header.json"])
+    original = members(file)
+    an_object = next(name for name in original if name.startswith("objects/"))
+    header = json.loads(original["header.json"])
     whole = file.read_bytes()
     flipped = bytearray(whole)
-    flipped[whole.index(found[an_object]) + len(found[an_object]) // 2] ^= 1
+    flipped[whole.index(original[an_object]) + len(original[an_object]) // 2] ^= 1
     contents = {
         "a flipped bit": bytes(flipped),
         "cut short": whole[: len(whole) // 2],
@@ -240,49 +240,49 @@ def _damages(file: Path, to: Path) -> dict[str, Path]:
     changes: dict[str, dict[str, bytes | None]] = {
         "without its manifest": {"manifest.json": None},
         "without an object": {an_object: None},
-        "with another row": {"rows/jobs.jsonl": found["rows/jobs.jsonl"].replace(b'"first"', b'"other"')},
+        "with another row": {"rows/jobs.jsonl": original["rows/jobs.jsonl"].replace(b'"first"', b'"other"')},
         "without a table": {"rows/scores.jsonl": None},
         "with a path": {"../escaped": b"x"},
         "of a newer format": {"header.json": json.dumps(header | {"format": 2}).encode()},
-        "of another revision": _consistent(found, "header.json", json.dumps(header | {"revision": "0010"}).encode()),
+        "of another revision": _consistent(original, "header.json", json.dumps(header | {"revision": "0010"}).encode()),
     }
-    made = {name: rewritten(file, to / f"{name}.tar", change) for name, change in changes.items()}
+    archives = {name: rewritten(file, to / f"{name}.tar", change) for name, change in changes.items()}
     for name, content in contents.items():
-        made[name] = to / f"{name}.tar"
-        made[name].write_bytes(content)
-    return made
+        archives[name] = to / f"{name}.tar"
+        archives[name].write_bytes(content)
+    return archives
 
 
-def _consistent(found: dict[str, bytes], name: str, content: bytes) -> dict[str, bytes | None]:
-    manifest = json.loads(found["manifest.json"])
+def _consistent(contents: dict[str, bytes], name: str, content: bytes) -> dict[str, bytes | None]:
+    manifest = json.loads(contents["manifest.json"])
     manifest["sha256"][name] = hashlib.sha256(content).hexdigest()
     return {name: content, "manifest.json": json.dumps(manifest).encode()}
 
 
-def test_a_file_that_is_damaged_or_of_another_version_is_refused_whole(
+def test_damaged_archives_and_other_versions_are_rejected_completely(
     tmp_path: Path, exported: Path, target: Settings
 ) -> None:
-    said = {}
+    messages = {}
     with service_of(target) as new:
         before = row_counts(new)
         for name, file in _damages(exported, tmp_path).items():
             with pytest.raises(TransferError) as caught:
                 import_project(new, file)
-            said[name] = str(caught.value)
+            messages[name] = str(caught.value)
         assert row_counts(new) == before
         assert list(new.store.objects()) == []
-    assert "expected format 1 or older, got the newer format 2" in said["of a newer format"]
-    assert "0010" in said["of another revision"]
-    assert "rows/jobs.jsonl is damaged" in said["with another row"]
-    assert "objects" in said["without an object"]
+    assert "expected format 1 or older, got the newer format 2" in messages["of a newer format"]
+    assert "0010" in messages["of another revision"]
+    assert "rows/jobs.jsonl is damaged" in messages["with another row"]
+    assert "objects" in messages["without an object"]
 
 
 def test_objects_do_not_stay_where_one_does_not_fit(tmp_path: Path, exported: Path, target: Settings) -> None:
-    found = members(exported)
-    rows = [json.loads(line) for line in found["rows/artifacts.jsonl"].splitlines()]
+    contents = members(exported)
+    rows = [json.loads(line) for line in contents["rows/artifacts.jsonl"].splitlines()]
     rows[-1]["size_bytes"] += 1
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    file = rewritten(exported, tmp_path / "other.tar", _consistent(found, "rows/artifacts.jsonl", text))
+    file = rewritten(exported, tmp_path / "other.tar", _consistent(contents, "rows/artifacts.jsonl", text))
     with service_of(target) as new:
         before = row_counts(new)
         with pytest.raises(TransferError, match=f"{rows[-1]['id']} does not match its object"):

@@ -72,7 +72,7 @@ LIMITS = {
 }
 
 
-def test_the_clock_goes_on_within_a_transaction(database_url: str, tmp_path: Path) -> None:
+def test_the_clock_advances_within_a_transaction(database_url: str, tmp_path: Path) -> None:
     uow = UnitOfWork.connect(database_url or f"sqlite:///{tmp_path / 'clock.db'}")
     with uow.writing() as session:
         first = session.scalars(select(now_seconds())).one()
@@ -145,39 +145,39 @@ def test_a_connection_lost_before_the_commit_is_tried_again(uow: UnitOfWork, pos
 def test_a_lost_reply_to_a_commit_doubles_and_loses_nothing(
     uow: UnitOfWork, far: UnitOfWork, proxy: CuttingProxy, delivered: bool
 ) -> None:
-    made: list[str] = []
+    created: list[str] = []
 
     def add(session: Session) -> str:
-        made.append(add_set(f"set-{len(made)}")(session))
-        return made[-1]
+        created.append(add_set(f"set-{len(created)}")(session))
+        return created[-1]
 
     proxy.cut_at(COMMIT, delivered)
-    assert far.run(add, is_there) == made[-1]
+    assert far.run(add, is_there) == created[-1]
     assert proxy.cuts == 1
-    assert (len(made), names(uow)) == ((1, ["set-0"]) if delivered else (2, ["set-1"]))
+    assert (len(created), names(uow)) == ((1, ["set-0"]) if delivered else (2, ["set-1"]))
 
 
-def test_a_lost_reply_is_an_error_where_nobody_can_tell(far: UnitOfWork, proxy: CuttingProxy) -> None:
+def test_a_lost_reply_with_unknown_outcome_is_an_error(far: UnitOfWork, proxy: CuttingProxy) -> None:
     proxy.cut_at(COMMIT, delivered=True)
     with pytest.raises(OutcomeUnknownError):
         far.run(add_set("one"))
     assert names(far) == ["one"]
 
 
-def test_a_commit_that_is_still_going_on_is_waited_for(uow: UnitOfWork, far: UnitOfWork, proxy: CuttingProxy) -> None:
+def test_a_running_commit_is_waited_for(uow: UnitOfWork, far: UnitOfWork, proxy: CuttingProxy) -> None:
     """A deferred trigger delays the COMMIT whose connection is lost."""
     with uow.writing() as session:
         for statement in SLOW_COMMIT:
             session.execute(text(statement))
     proxy.cut_at(COMMIT, delivered=True, answered=False)
-    made: list[str] = []
+    created: list[str] = []
 
     def add(session: Session) -> str:
-        made.append(add_set("one")(session))
-        return made[-1]
+        created.append(add_set("one")(session))
+        return created[-1]
 
-    assert far.run(add, is_there, retry_seconds=60) == made[0]
-    assert (len(made), names(uow)) == (1, ["one"])
+    assert far.run(add, is_there, retry_seconds=60) == created[0]
+    assert (len(created), names(uow)) == (1, ["one"])
 
 
 SLOW_COMMIT = (
@@ -200,7 +200,7 @@ def test_what_the_database_refuses_is_not_tried_again(uow: UnitOfWork) -> None:
     assert len(tries) == 1
 
 
-def test_a_transaction_waits_for_a_database_that_is_away() -> None:
+def test_a_transaction_waits_for_an_unavailable_database() -> None:
     with postgres_server() as server:
         uow = UnitOfWork.connect(server.create_database())
         with uow.writing() as session:
@@ -226,7 +226,7 @@ def test_a_busy_sqlite_database_passes_and_a_wrong_statement_does_not(tmp_path: 
     with engine.connect() as connection, pytest.raises(DBAPIError) as busy:
         connection.execute(text("CREATE TABLE numbers (number INT)"))
     holder.close()
-    with engine.connect() as connection, pytest.raises(DBAPIError) as wrong:
+    with engine.connect() as connection, pytest.raises(DBAPIError) as caught:
         connection.execute(text("SELECT nothing FROM nowhere"))
     engine.dispose()
-    assert (is_transient(busy.value), is_transient(wrong.value)) == (True, False)
+    assert (is_transient(busy.value), is_transient(caught.value)) == (True, False)

@@ -24,9 +24,9 @@ every_service = pytest.mark.parametrize("name", FILLED)
 
 
 def seconds(text: str) -> int:
-    found = SECONDS.fullmatch(text)
-    assert found is not None, text
-    return int(found[1])
+    match = SECONDS.fullmatch(text)
+    assert match is not None, text
+    return int(match[1])
 
 
 def test_it_follows_the_compose_specification() -> None:
@@ -108,7 +108,7 @@ def test_settings_are_known(name: str) -> None:
     assert set(FILLED[name]["environment"]) <= known
 
 
-def test_what_is_published_is_for_this_machine_alone_unless_told_otherwise() -> None:
+def test_ports_are_published_on_localhost_by_default() -> None:
     ports = {name: service["ports"] for name, service in FILLED.items() if "ports" in service}
     assert ports == {"api": ["127.0.0.1:8000:8000"], "minio": ["127.0.0.1:9000:9000"]}
     assert FILLED["api"]["environment"]["DFUSION_AUTH"] == "true"
@@ -142,7 +142,7 @@ def test_a_gpu_is_reserved_for_the_profile_gpu_alone() -> None:
 def test_queues_are_served_on_a_laptop_and_may_be_split() -> None:
     split = compose.interpolated({**SECRETS, "CPU_WORKER_QUEUES": '["cpu"]'})["services"]
     queues = [services["worker-cpu"]["environment"]["DFUSION_WORKER_QUEUES"] for services in (FILLED, split)]
-    assert [json.loads(one) for one in queues] == [["gpu", "cpu"], ["cpu"]]
+    assert [json.loads(value) for value in queues] == [["gpu", "cpu"], ["cpu"]]
 
 
 def test_the_example_names_every_variable() -> None:

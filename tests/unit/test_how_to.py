@@ -92,12 +92,12 @@ def test_an_attention_control(tmp_path: Path) -> None:
 def test_prompts_of_a_file(tmp_path: Path) -> None:
     [code] = blocks(PROMPTS, "python")
     text = (ROOT / PROMPTS).read_text("utf-8")
-    said = re.findall(r"`([^`\n]+ \('[^`]+\))`", text)
-    assert printed(tmp_path, code) == "".join(f"{line}\n" for line in said) and len(said) == 2
+    documented = re.findall(r"`([^`\n]+ \('[^`]+\))`", text)
+    assert printed(tmp_path, code) == "".join(f"{line}\n" for line in documented) and len(documented) == 2
 
     [listed] = blocks(PROMPTS, "json")
     (tmp_path / "pets.json").write_text(listed, "utf-8")
     [prompt] = read_prompts(str(tmp_path / "pets.json"))
     assert (prompt.items, prompt.thresholds) == (("cat", "sofa"), (0.02, 0.05))
-    assert ast.literal_eval(said[0].removeprefix(f"{prompt.text} ")) == prompt.items
+    assert ast.literal_eval(documented[0].removeprefix(f"{prompt.text} ")) == prompt.items
     assert json.loads(listed)["name"] == "pets"

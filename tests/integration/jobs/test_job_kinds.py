@@ -92,12 +92,12 @@ def test_a_pair_is_fused_again_from_its_stored_trajectories(installation: Instal
 def test_named_pairs_are_scored_by_a_scorer_that_had_not_seen_them(
     installation: Installation, sampled: dict[str, Any]
 ) -> None:
-    one, two = installation.all(f"/samples?job={sampled['id']}")[:2]
+    first, second = installation.all(f"/samples?job={sampled['id']}")[:2]
     weighted = {"kind": "weighted", "parts": [{"scorer": "brightness", "weight": -2}]}
-    body = {"pairs": [{"reference": one["id"], "base": two["id"]}], "fusion": FUSION, "reward": weighted}
+    body = {"pairs": [{"reference": first["id"], "base": second["id"]}], "fusion": FUSION, "reward": weighted}
     job = installation.done("/fusions", body | {"thresholds": [0.5]})
     [pair] = installation.all(f"/pairs?job={job['id']}")
-    bright = {s["scorer"]: s["value"] for s in one["scores"]}["brightness"]
+    bright = {s["scorer"]: s["value"] for s in first["scores"]}["brightness"]
     assert (pair["reference"]["score"], pair["thresholds"]) == (pytest.approx(-2 * bright), [0.5])
 
 
@@ -180,10 +180,10 @@ def test_models_are_compared_on_the_same_images(installation: Installation, trai
         for model in (base_id, trained["last_model"])
     }
     assert by_model[base_id].keys() == by_model[trained["last_model"]].keys()
-    found = job["result"]["splits"]["prompts"]
-    means = {row["model"]: row["mean"] for row in found["models"]}
+    result = job["result"]["splits"]["prompts"]
+    means = {row["model"]: row["mean"] for row in result["models"]}
     assert means == {model: pytest.approx(statistics.fmean(values.values())) for model, values in by_model.items()}
-    [compared] = found["compared_with_the_first"]
+    [compared] = result["compared_with_the_first"]
     assert compared["baseline"] == base_id
     assert compared["difference"]["mean"] == pytest.approx(means[trained["last_model"]] - means[base_id])
     low, high = compared["difference"]["interval"]
@@ -204,8 +204,8 @@ def test_an_adapter_is_exported_in_every_form(
         assert answer.status_code == 200
         (tmp_path / f"{form}.bin").write_bytes(answer.content)
     exports = installation.get(f"/models/{model}")["exports"]
-    assert all(one["figures"]["difference"] <= 1 / 255 for one in exports)
-    assert {one["format"] for one in exports} == {"diffusers", "kohya", "merged"}
+    assert all(export["figures"]["difference"] <= 1 / 255 for export in exports)
+    assert {export["format"] for export in exports} == {"diffusers", "kohya", "merged"}
     stock = StableDiffusionPipeline.from_pretrained(str(pipeline), safety_checker=None)
     (tmp_path / "kohya.safetensors").write_bytes((tmp_path / "kohya.bin").read_bytes())
     stock.load_lora_weights(str(tmp_path), weight_name="kohya.safetensors")
@@ -239,7 +239,9 @@ def test_policy_gradients_learn_from_samples_and_their_whole_history(
     assert math.isfinite(second["figures"]["last_loss"])
 
 
-def test_the_adapter_that_a_training_goes_on_from_is_kept(installation: Installation, trained: dict[str, Any]) -> None:
+def test_the_adapter_that_a_training_continues_from_is_kept(
+    installation: Installation, trained: dict[str, Any]
+) -> None:
     body = round_body(model=trained["last_model"], training=TRAINING | {"lora": {"rank": 8}})
     answer = installation.client.post("/rounds", json=body).json()
     assert (answer["code"], answer["errors"][0]["pointer"]) == ("adapter_is_kept", "/training/lora")
@@ -256,7 +258,7 @@ def test_a_model_can_have_a_name(installation: Installation, trained: dict[str, 
     assert installation.client.get("/models/champion").status_code == 404
 
 
-def test_a_round_waits_for_people_where_it_is_asked_to(installation: Installation) -> None:
+def test_a_round_waits_for_review_if_requested(installation: Installation) -> None:
     job_id = installation.post(review=True, evaluation=None)
     work_until_idle(installation.service)
     assert installation.get(f"/jobs/{job_id}")["state"] == "waiting"
@@ -321,7 +323,7 @@ def test_a_review_can_be_ended_early(installation: Installation) -> None:
     assert installation.get(f"/jobs/{job_id}")["state"] == "succeeded"
 
 
-def test_presets_fill_in_what_is_not_said(installation: Installation) -> None:
+def test_presets_fill_in_missing_values(installation: Installation) -> None:
     body = round_body(preset="released_code", fusion={"first_step": 1})
     spec = installation.client.post("/rounds", json=body).json()["spec"]
     assert (spec["fusion"]["merge"], spec["fusion"]["mask_source"], spec["fusion"]["first_step"]) == (
@@ -336,11 +338,11 @@ def test_presets_fill_in_what_is_not_said(installation: Installation) -> None:
 @pytest.mark.usefixtures("sampled")
 def test_an_estimate_knows_what_past_jobs_took(installation: Installation) -> None:
     body = {"model": "tiny", "prompts": PROMPTS, "samples_per_prompt": 8, "sampling": STEPS, "scorers": ["brightness"]}
-    found = installation.client.post("/samplings?dry_run=true", json=body).json()
-    assert found["images"]["sampled"] == 24
-    assert found["unet_evaluations"]["sampling"] == 24 * 4 * 2
-    assert found["seconds"] > 0 and found["storage_bytes"] > 0
-    assert 10**8 < found["memory_bytes"] < 2**36  # a process with torch takes hundreds of megabytes
+    estimate = installation.client.post("/samplings?dry_run=true", json=body).json()
+    assert estimate["images"]["sampled"] == 24
+    assert estimate["unet_evaluations"]["sampling"] == 24 * 4 * 2
+    assert estimate["seconds"] > 0 and estimate["storage_bytes"] > 0
+    assert 10**8 < estimate["memory_bytes"] < 2**36  # a process with torch takes hundreds of megabytes
     with installation.service.uow.writing() as session:
         session.execute(update(Stage).where(Stage.kind == "sample").values(memory_bytes=2**40))
     assert installation.client.post("/samplings?dry_run=true", json=body).json()["memory_bytes"] == 2**40
@@ -419,7 +421,7 @@ def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
         history = [scores[prompt, r, n] for r in (1, 2) for n in range(4)]
         mean, std = statistics.fmean(history), statistics.pstdev(history)
         expected += [(scores[prompt, 2, n] - mean) / std for n in range(4)]
-    assert [one.advantage for one in learned[1]] == pytest.approx(expected)
+    assert [example.advantage for example in learned[1]] == pytest.approx(expected)
 
 
 def test_the_baseline_is_the_requests_first_model_whoever_is_done_first(
@@ -440,8 +442,8 @@ def test_the_baseline_is_the_requests_first_model_whoever_is_done_first(
 
 
 def test_a_pair_is_fused_again_with_its_own_thresholds(installation: Installation, sampled: dict[str, Any]) -> None:
-    one, two = installation.all(f"/samples?job={sampled['id']}")[:2]
-    body = {"pairs": [{"reference": one["id"], "base": two["id"]}], "fusion": FUSION, "reward": "brightness"}
+    reference, base = installation.all(f"/samples?job={sampled['id']}")[:2]
+    body = {"pairs": [{"reference": reference["id"], "base": base["id"]}], "fusion": FUSION, "reward": "brightness"}
     first = installation.done("/fusions", body | {"thresholds": [0.5]})
     [pair] = installation.all(f"/pairs?job={first['id']}")
     again = installation.done("/fusions", {"pair": pair["id"], "fusion": FUSION, "reward": "brightness"})
@@ -451,8 +453,8 @@ def test_a_pair_is_fused_again_with_its_own_thresholds(installation: Installatio
 def test_the_same_text_twice_keeps_its_own_thresholds(installation: Installation) -> None:
     prompts = [PROMPTS[0], {**PROMPTS[0], "thresholds": [0.4]}]
     job = installation.done("/rounds", round_body(prompts=prompts, evaluation=None, pairing=EVERY_TARGET))
-    found = {(p["prompt_index"], p["thresholds"][0]) for p in installation.all(f"/pairs?job={job['id']}")}
-    assert found == {(0, 0.02), (1, 0.4)}
+    thresholds = {(p["prompt_index"], p["thresholds"][0]) for p in installation.all(f"/pairs?job={job['id']}")}
+    assert thresholds == {(0, 0.02), (1, 0.4)}
 
 
 def test_a_fusion_leaves_the_roles_of_other_jobs_samples(installation: Installation, sampled: dict[str, Any]) -> None:
@@ -460,7 +462,7 @@ def test_a_fusion_leaves_the_roles_of_other_jobs_samples(installation: Installat
     assert roles == {"plain"}
 
 
-def test_a_review_without_pairs_keeps_nobody_waiting(installation: Installation) -> None:
+def test_a_review_without_pairs_does_not_wait(installation: Installation) -> None:
     job = installation.done("/rounds", round_body(review=True, reward="constant", evaluation=None))
     assert (job["state"], job["made"]["pairs"]) == ("succeeded", 0)
 
@@ -501,7 +503,9 @@ def test_masks_that_a_control_does_not_use_are_not_counted_as_wide(installation:
     assert (verified["data"], verified["message"]) == ({"adopted": 2, "wide_masks": 0}, "2 of 2 targets adopted")
 
 
-def test_verdicts_decide_in_a_data_set_where_they_are_asked(installation: Installation, fused: dict[str, Any]) -> None:
+def test_an_export_by_verdicts_contains_the_sides_that_people_prefer(
+    installation: Installation, fused: dict[str, Any]
+) -> None:
     pairs = installation.all(f"/pairs?job={fused['id']}")
     for pair, verdict in zip(pairs, ["base", "reject", *["target"] * 4], strict=True):
         installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict})

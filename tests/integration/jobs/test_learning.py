@@ -56,15 +56,15 @@ def installation(tmp_path: Path, pipeline: Path) -> Iterator[Installation]:
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
     """The training examples of each training."""
-    found: list[list[Example]] = []
+    trainings: list[list[Example]] = []
 
     class Recording(Trainer):
         def __init__(self, model: DiffusionModel, examples: Any, *rest: Any) -> None:
-            found.append(list(examples))
+            trainings.append(list(examples))
             super().__init__(model, examples, *rest)
 
     monkeypatch.setattr(train, "Trainer", Recording)
-    return found
+    return trainings
 
 
 def trajectory_of(installation: Installation, sample_id: str, folder: Path) -> Trajectory:
@@ -134,9 +134,9 @@ def test_one_adamw_goes_through_all_rounds(
     The epsilon limits the step of elements near 0, whose sign is due to rounding.
     """
     training = {"learning_rate": 1e-4, "adam_epsilon": 1e-3, "inner_epochs": 2}
-    asked = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET, "training": training}
-    first = installation.run(rounds=2, **asked)
-    second = installation.run(model=first["last_model"], **asked)
+    options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET, "training": training}
+    first = installation.run(rounds=2, **options)
+    second = installation.run(model=first["last_model"], **options)
     assert installation.get(f"/models/{first['last_model']}")["figures"]["optimizer_updates"] == 4
     assert installation.get(f"/models/{second['last_model']}")["figures"]["optimizer_updates"] == 6
 
@@ -153,18 +153,18 @@ def test_one_adamw_goes_through_all_rounds(
     assert max((a - b).abs().max().item() for a, b in zip(trained, start, strict=True)) > 1e-4
 
 
-def test_a_fresh_optimizer_may_be_asked_for(installation: Installation) -> None:
+def test_a_fresh_optimizer_can_be_requested(installation: Installation) -> None:
     training = TRAINING | {"examples_per_update": 320, "optimizer_start": "fresh"}
     job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
     assert installation.get(f"/models/{job['last_model']}")["figures"]["optimizer_updates"] == 1
 
 
 def test_a_fresh_optimizer_does_not_need_the_file_of_the_old_one(installation: Installation, tmp_path: Path) -> None:
-    asked = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET}
-    first = installation.run(training=TRAINING, **asked)
+    options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET}
+    first = installation.run(training=TRAINING, **options)
     [file] = (tmp_path / "data").rglob("optimizer/*")
     file.unlink()
-    fresh = installation.run(model=first["last_model"], training=TRAINING | {"optimizer_start": "fresh"}, **asked)
+    fresh = installation.run(model=first["last_model"], training=TRAINING | {"optimizer_start": "fresh"}, **options)
     assert (fresh["state"], fresh["made"]["models"]) == ("succeeded", 1)
 
 
@@ -213,7 +213,7 @@ def test_images_of_another_size_go_through_a_whole_job(
     assert {side.latent_size for example in learned[0] for side in example.sides} == {(6, 10)}
 
 
-def test_sdxl_is_told_the_size_in_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_conditions_sdxl_on_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Original and target size of its time ids, uncropped."""
     tiny_xl_pipeline().save_pretrained(tmp_path / "xl")
     sizes: set[tuple[float, ...]] = set()
@@ -250,10 +250,10 @@ def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: 
     training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
     job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
     samples = installation.all(job["links"]["samples"])
-    drawn = [s for s in samples if s["role"] in ("plain", "reference", "base")]
+    sampled = [s for s in samples if s["role"] in ("plain", "reference", "base")]
     expected = []
     for pair in installation.all(f"/pairs?job={job['id']}&round=2"):
-        history = [s["scores"][0]["value"] for s in drawn if s["prompt"] == pair["prompt"]]
+        history = [s["scores"][0]["value"] for s in sampled if s["prompt"] == pair["prompt"]]
         mean, std = statistics.fmean(history), statistics.pstdev(history)
         assert len(history) == 8
         for side, own in (("target", False), ("base", True)):
@@ -270,8 +270,8 @@ def test_a_training_on_an_early_round_knows_nothing_of_later_scores(
     installation.done("/trainings", {"pairs": [pair["id"] for pair in pairs], "training": training})
     samples = installation.all(f"/samples?job={job['id']}&round=1")
     for pair, (better, _) in zip(pairs, zip(*[iter(learned[-1])] * 2, strict=True), strict=True):
-        drawn = [s for s in samples if s["role"] in ("plain", "reference", "base") and s["prompt"] == pair["prompt"]]
-        history = [s["scores"][0]["value"] for s in drawn]
+        sampled = [s for s in samples if s["role"] in ("plain", "reference", "base") and s["prompt"] == pair["prompt"]]
+        history = [s["scores"][0]["value"] for s in sampled]
         mean, std = statistics.fmean(history), statistics.pstdev(history)
         assert len(history) == 4
         assert better.advantage == pytest.approx((pair["target"]["score"] - mean) / std)
@@ -281,19 +281,19 @@ def test_named_pairs_have_thresholds_of_their_own_samples(installation: Installa
     """Even if the request also names other pairs."""
     body = {"model": "tiny", "prompts": OPEN[:1], "sampling": {"num_steps": 4}, "scorers": ["brightness"]}
     sampled = installation.done("/samplings", body)
-    ids = [one["id"] for one in installation.all(sampled["links"]["samples"])]
+    ids = [entry["id"] for entry in installation.all(sampled["links"]["samples"])]
     pairs = [{"reference": ids[0], "base": ids[1]}, {"reference": ids[2], "base": ids[3]}]
-    ask = {"reward": "brightness", "fusion": FUSION.model_dump()}
+    options = {"reward": "brightness", "fusion": FUSION.model_dump()}
 
-    def found(named: list[dict[str, str]]) -> list[list[float]]:
-        job = installation.done("/fusions", ask | {"pairs": named})
+    def fuse(named: list[dict[str, str]]) -> list[list[float]]:
+        job = installation.done("/fusions", options | {"pairs": named})
         return [pair["thresholds"] for pair in installation.all(job["links"]["pairs"])]
 
-    together = found(pairs)
-    assert together == [*found(pairs[:1]), *found(pairs[1:])] and together[0] != together[1]
+    together = fuse(pairs)
+    assert together == [*fuse(pairs[:1]), *fuse(pairs[1:])] and together[0] != together[1]
 
 
-def test_people_say_which_side_is_better(
+def test_verdicts_select_the_preferred_side(
     installation: Installation, learned: list[list[Example]], tmp_path: Path
 ) -> None:
     job = installation.run(evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
@@ -322,17 +322,17 @@ def test_a_later_round_is_sampled_fused_and_measured_with_the_adapter(
     load_adapter(model.unet, tmp_path / "adapter")
     plain = DiffusionModel.load(pipeline)
 
-    def drawn(by: DiffusionModel, one: dict[str, Any]) -> np.ndarray:
-        embeds, negative = by.encode_prompts([one["prompt"]]), by.encode_prompts([""])
-        return by.decode(sample(by.unet, by.scheduler, embeds, negative, [one["seed"]], config=FOUR).final)[0]
+    def render(by: DiffusionModel, row: dict[str, Any]) -> np.ndarray:
+        embeds, negative = by.encode_prompts([row["prompt"]]), by.encode_prompts([""])
+        return by.decode(sample(by.unet, by.scheduler, embeds, negative, [row["seed"]], config=FOUR).final)[0]
 
     own = installation.all(f"/samples?job={job['id']}&round=2&role=base")[0]
     measured = installation.all(f"/samples?job={job['id']}&round=1&role=evaluation")[0]
     assert measured["seed"] == evaluation_seed(0, "train", 0, PROMPTS[0]["text"], 0)
-    for one in (own, measured):
-        stored = picture(installation, one["image"]).astype(int)
-        assert np.abs(stored - drawn(model, one)).max() <= 1  # another batch may round a pixel the other way
-        assert np.abs(stored - drawn(plain, one)).max() > 3
+    for row in (own, measured):
+        stored = picture(installation, row["image"]).astype(int)
+        assert np.abs(stored - render(model, row)).max() <= 1  # another batch may round a pixel the other way
+        assert np.abs(stored - render(plain, row)).max() > 3
     pair = installation.all(f"/pairs?job={job['id']}&round=2")[0]
     sides = [trajectory_of(installation, pair[side]["id"], tmp_path) for side in ("base", "reference")]
     embeds, negative = model.encode_prompts([pair["prompt"]]), model.encode_prompts([""])
@@ -341,11 +341,11 @@ def test_a_later_round_is_sampled_fused_and_measured_with_the_adapter(
     assert np.abs(stored - model.decode(target.final)[0]).max() <= 1
 
 
-def test_a_reward_that_rises_alone_is_told(installation: Installation) -> None:
+def test_a_reward_that_rises_alone_is_reported(installation: Installation) -> None:
     same = {"rounds": 4, "evaluation": None, "fusion": None, "prompts": PROMPTS[:1], "training": TRAINING}
     job = installation.run(**same, reward="rising", watch="falling")
     metrics = installation.get(job["links"]["metrics"])["data"]
-    falling = [one["mean"] for one in metrics if one["scorer"] == "falling"]
+    falling = [entry["mean"] for entry in metrics if entry["scorer"] == "falling"]
     assert len(falling) == 4 and falling == sorted(falling, reverse=True)
     # diversity has no trend here, or the message would name it, too
     warnings = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "round.reward_misleads"]
@@ -357,7 +357,7 @@ def test_a_reward_that_rises_alone_is_told(installation: Installation) -> None:
     assert "round.reward_misleads" not in installation.events(together)
 
 
-def test_thresholds_that_nobody_gave_are_of_the_prompts_paired_samples(
+def test_missing_thresholds_are_derived_from_the_prompts_paired_samples(
     installation: Installation, tmp_path: Path
 ) -> None:
     job = installation.run(prompts=OPEN, evaluation=None, pairing=EVERY_TARGET)
@@ -366,7 +366,7 @@ def test_thresholds_that_nobody_gave_are_of_the_prompts_paired_samples(
         of_prompt = [pair for pair in pairs if pair["prompt"] == text]
         ids = dict.fromkeys(pair[side]["id"] for pair in of_prompt for side in ("reference", "base"))
         assert len(ids) == 3  # one reference of two bases
-        maps = Trajectory.cat([trajectory_of(installation, one, tmp_path) for one in ids])
+        maps = Trajectory.cat([trajectory_of(installation, sample_id, tmp_path) for sample_id in ids])
         expected = pytest.approx(thresholds_of(maps, FUSION))
         assert [pair["thresholds"] for pair in of_prompt] == [expected, expected]
         assert all(pair["target"] for pair in of_prompt)
@@ -481,7 +481,7 @@ def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
         assert "chosen by brightness 2, this worker has brightness 3" in failed["error"]["message"]
 
 
-def test_a_policy_gradient_goes_on_where_the_scorer_is_upgraded_before_it(
+def test_a_policy_gradient_continues_after_an_upgrade_of_the_scorer(
     installation: Installation, learned: list[list[Example]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
@@ -523,7 +523,7 @@ def test_a_job_that_is_tried_again_means_what_it_meant(installation: Installatio
     base = installation.get("/models/tiny")["id"]
     assert put_set(PROMPTS[:1]).status_code in (200, 201) and put_alias(trained).status_code == 200
     few = {"samples_per_prompt": 2, "sampling": {"num_steps": 4}}
-    asked = {
+    requests = {
         "/samplings": {"model": "best", "prompt_set": "mine", "scorers": ["lost-device"], **few},
         "/evaluations": {
             "models": ["best", "tiny"],
@@ -533,7 +533,7 @@ def test_a_job_that_is_tried_again_means_what_it_meant(installation: Installatio
             **few,
         },
     }
-    failed = {path: installation.done(path, body) for path, body in asked.items()}
+    failed = {path: installation.done(path, body) for path, body in requests.items()}
     assert put_set(PROMPTS).status_code in (200, 201) and put_alias(base).status_code == 200
     for path, first in failed.items():
         assert first["state"] == "failed"
@@ -553,7 +553,7 @@ def test_an_evaluation_measures_lists_and_own_prompts_by_themselves(installation
     body = {"models": ["tiny"], "prompt_sets": ["trained"], "prompts": PROMPTS[2:], "scorers": ["brightness"]}
     job = installation.done("/evaluations", body | {"samples_per_prompt": 2, "sampling": {"num_steps": 4}})
     assert (job["state"], job["error"]) == ("succeeded", None)
-    counts = {split: found["models"][0]["count"] for split, found in job["result"]["splits"].items()}
+    counts = {split: result["models"][0]["count"] for split, result in job["result"]["splits"].items()}
     assert counts == {"trained": 4, "prompts": 2}
     installation.client.post("/prompt-sets", json={"name": "prompts", "prompts": PROMPTS[:1]})
     answer = installation.client.post("/evaluations", json=body | {"prompt_sets": ["prompts"]}).json()
@@ -566,10 +566,10 @@ def test_thresholds_are_as_many_as_items_and_maps_of_one_kind(installation: Inst
     body = {"model": "tiny", "prompts": PROMPTS[:1], "sampling": {"num_steps": 4}, "scorers": ["brightness"]}
     first = installation.done("/samplings", body)
     other = installation.done("/samplings", body | {"mask_source": "resolution", "seed": 1})
-    one, two = installation.all(first["links"]["samples"])[:2]
+    reference, base = installation.all(first["links"]["samples"])[:2]
     strange = installation.all(other["links"]["samples"])[:2]
     ask = {"reward": "brightness", "fusion": FUSION.model_dump()}
-    pairs = [{"reference": one["id"], "base": two["id"]}]
+    pairs = [{"reference": reference["id"], "base": base["id"]}]
     answer = installation.client.post("/fusions", json=ask | {"pairs": pairs, "thresholds": [0.1, 0.2]}).json()
     assert (answer["code"], answer["errors"][0]["pointer"]) == ("invalid_request", "/thresholds")
     both = [*pairs, {"reference": strange[0]["id"], "base": strange[1]["id"]}]

@@ -62,10 +62,10 @@ def _check_filters(installation: Installation, job: dict[str, Any]) -> None:
     assert count(f"/samples?job={job['id']}&round=1&role=target") == 6
     everything = installation.all("/samples")
     for filters in ("role=target", f"job={job['id']}&round=2", f"prompt_set={held_out}&round=1&role=evaluation"):
-        wanted = {name: int(value) if name == "round" else value for name, value in parse_qsl(filters)}
-        wanted.pop("prompt_set", None)
+        filter_values = {name: int(value) if name == "round" else value for name, value in parse_qsl(filters)}
+        filter_values.pop("prompt_set", None)
         split = ("held_out",) if "prompt_set" in filters else ("train", "held_out")
-        expected = [s["id"] for s in everything if wanted.items() <= s.items() and s["split"] in split]
+        expected = [s["id"] for s in everything if filter_values.items() <= s.items() and s["split"] in split]
         assert [s["id"] for s in _pages(installation, f"/samples?{filters}&limit=5")] == expected != []
     adopted = [pair["id"] for pair in installation.all(job["links"]["pairs"]) if pair["adopted"]]
     assert [pair["id"] for pair in installation.all("/pairs?adopted=true")] == adopted
@@ -180,7 +180,7 @@ def test_a_missing_model_fails_with_a_reason(tmp_path: Path) -> None:
     assert (job["state"], job["error"]["code"]) == ("failed", "model_not_found")
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(
+def test_an_interrupted_training_continues_from_its_checkpoint(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = installation.run()
@@ -230,8 +230,8 @@ def test_artifacts_are_served_whole_in_part_and_not_twice(installation: Installa
     whole = get(path)
     assert (whole.status_code, whole.headers["content-type"]) == (200, "image/png")
     data, etag = whole.content, whole.headers["etag"]
-    for asked, start, stop in (("0-9", 0, 10), ("10-", 10, len(data)), ("-5", len(data) - 5, len(data))):
-        part = get(path, headers={"Range": f"bytes={asked}"})
+    for byte_range, start, stop in (("0-9", 0, 10), ("10-", 10, len(data)), ("-5", len(data) - 5, len(data))):
+        part = get(path, headers={"Range": f"bytes={byte_range}"})
         assert (part.status_code, part.content) == (206, data[start:stop])
         assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(data)}"
     assert get(path, headers={"If-None-Match": etag}).status_code == 304

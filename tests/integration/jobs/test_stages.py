@@ -71,7 +71,7 @@ def test_every_stage_reads_in_one_transaction_and_writes_in_another(
     """One read-only transaction before the computation, one write transaction after it, and none in between."""
     job_id = fused[0]["job"]
     sides = [{"reference": pair["reference"]["id"], "base": pair["base"]["id"]} for pair in fused[:2]]
-    asked = [
+    requests = [
         installation.post(training={"credit": "mask", "inner_epochs": 1}),
         installation.post(training=DDPO, fusion=None, evaluation=None),
         installation.ask("/fusions", {"pairs": sides, "fusion": FUSION, "reward": "constant"}),
@@ -81,7 +81,7 @@ def test_every_stage_reads_in_one_transaction_and_writes_in_another(
     ]
     expected = {str(kind): {("read", "write")} for kind in STAGES}
     assert transactions_by_kind(installation.service) == expected
-    assert [installation.get(f"/jobs/{job_id}")["state"] for job_id in asked] == ["succeeded"] * len(asked)
+    assert [installation.get(f"/jobs/{job_id}")["state"] for job_id in requests] == ["succeeded"] * len(requests)
 
 
 def test_named_pairs_come_in_their_order(installation: Installation, fused: list[dict[str, Any]]) -> None:

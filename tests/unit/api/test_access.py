@@ -57,11 +57,11 @@ def make_key(client: TestClient, *scopes: str, **more: Any) -> dict[str, Any]:
 
 def routes(client: TestClient) -> list[tuple[str, str]]:
     """Return all methods and paths of the application, with `x` in place of ids."""
-    found = []
+    methods_and_paths = []
     for context in iter_route_contexts(client.app.routes):  # type: ignore[attr-defined]
         path = re.sub(r"\{[^}]*\}", "x", context.path or "")
-        found += [(method, path) for method in sorted(context.methods or ()) if method != "HEAD"]
-    return found
+        methods_and_paths += [(method, path) for method in sorted(context.methods or ()) if method != "HEAD"]
+    return methods_and_paths
 
 
 def test_without_a_key_every_route_but_the_open_ones_answers_401(guarded: TestClient) -> None:
@@ -96,7 +96,7 @@ def _least_scope(method: str, path: str) -> str:
 
 
 @pytest.mark.parametrize("held", [{"read"}, {"submit"}, {"review"}, {"admin"}, {"submit", "review"}])
-def test_each_key_does_what_its_scopes_say_and_no_more(guarded: TestClient, held: set[str]) -> None:
+def test_keys_are_limited_to_their_scopes(guarded: TestClient, held: set[str]) -> None:
     may = ALL_SCOPES if "admin" in held else held | {"read"}
     key = make_key(guarded, *held)["key"]
     for method, path in routes(guarded):
@@ -108,7 +108,7 @@ def test_each_key_does_what_its_scopes_say_and_no_more(guarded: TestClient, held
             assert "insufficient_scope" in answer.headers["www-authenticate"]
 
 
-def test_a_forbidden_request_is_not_looked_at_further(guarded: TestClient) -> None:
+def test_a_forbidden_request_is_not_validated(guarded: TestClient) -> None:
     key = make_key(guarded, "read")["key"]
     assert guarded.post("/rounds", json={"surprise": 1}, headers=bearer(key)).status_code == 403
 
@@ -188,26 +188,26 @@ def test_the_scheme_is_read_in_any_case(guarded: TestClient, scheme: str) -> Non
     assert guarded.get("/jobs", headers={"Authorization": scheme + ADMIN}).status_code == 200
 
 
-def test_a_body_is_not_read_for_somebody_unknown(guarded: TestClient) -> None:
+def test_the_body_of_an_unauthorized_request_is_not_read(guarded: TestClient) -> None:
     answer = guarded.post("/rounds", content=b" " * ((1 << 20) + 1), headers={"Content-Type": "application/json"})
     assert answer.status_code == 401
 
 
-def test_jobs_name_the_key_that_made_them_and_keys_do_not_share_idempotency_keys(guarded: TestClient) -> None:
+def test_jobs_record_their_key_and_keys_do_not_share_idempotency_keys(guarded: TestClient) -> None:
     first, second = make_key(guarded, "submit"), make_key(guarded, "submit")
     same = {"Idempotency-Key": "one"}
-    made = [
+    job_ids = [
         guarded.post("/rounds", json=round_body(seed=seed), headers=bearer(key["key"]) | same).json()["id"]
         for key, seed in ((first, 1), (second, 2), (first, 1))
     ]
-    assert made[0] == made[2] != made[1]
+    assert job_ids[0] == job_ids[2] != job_ids[1]
     service = guarded.app.state.service  # type: ignore[attr-defined]
     assert isinstance(service, Service)
     with service.uow.reading() as session:
-        assert [jobs.get(session, job).api_key_id for job in made[:2]] == [first["id"], second["id"]]
+        assert [jobs.get(session, job).api_key_id for job in job_ids[:2]] == [first["id"], second["id"]]
 
 
-def test_the_database_being_away_is_503_and_not_401(guarded: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_database_is_503_and_not_401(guarded: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: Any) -> None:
         raise OperationalError("select", {}, Exception("away"))
 
@@ -217,18 +217,18 @@ def test_the_database_being_away_is_503_and_not_401(guarded: TestClient, monkeyp
     assert answer.headers["retry-after"] == "5"
 
 
-def test_openapi_says_which_key_each_operation_takes(guarded: TestClient, local: TestClient) -> None:
+def test_openapi_declares_the_scopes_of_each_operation(guarded: TestClient, local: TestClient) -> None:
     schema = guarded.get("/openapi.json").json()
     assert schema["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
-    wanted = {
+    security_by_route = {
         (method.upper(), re.sub(r"\{[^}]*\}", "x", path)): operation.get("security")
         for path, operations in schema["paths"].items()
         for method, operation in operations.items()
     }
-    assert wanted["GET", "/jobs"] == [{"apiKey": ["read"]}]
-    assert wanted["POST", "/jobs/x/cancel"] == [{"apiKey": ["read", "submit"]}]
-    assert wanted["DELETE", "/api-keys/x"] == [{"apiKey": ["admin"]}]
-    assert {path for (_, path), security in wanted.items() if security is None} == {"/healthz", "/readyz"}
+    assert security_by_route["GET", "/jobs"] == [{"apiKey": ["read"]}]
+    assert security_by_route["POST", "/jobs/x/cancel"] == [{"apiKey": ["read", "submit"]}]
+    assert security_by_route["DELETE", "/api-keys/x"] == [{"apiKey": ["admin"]}]
+    assert {path for (_, path), security in security_by_route.items() if security is None} == {"/healthz", "/readyz"}
     assert "securitySchemes" not in local.get("/openapi.json").json()["components"]
 
 
@@ -292,7 +292,7 @@ def test_metrics_take_a_key_unless_they_are_open(tmp_path: Path, is_open: bool) 
         assert client.get("/metrics", headers=bearer(make_key(client, "review")["key"])).status_code == 200
 
 
-def test_every_route_is_one_that_can_say_what_it_takes(guarded: TestClient) -> None:
+def test_every_route_can_declare_a_scope(guarded: TestClient) -> None:
     kinds = {
         type(context.original_route)
         for context in iter_route_contexts(guarded.app.routes)  # type: ignore[attr-defined]
@@ -301,7 +301,7 @@ def test_every_route_is_one_that_can_say_what_it_takes(guarded: TestClient) -> N
     assert kinds == {APIRoute}
 
 
-def test_an_unknown_scope_is_refused_where_it_is_written() -> None:
+def test_an_unknown_scope_is_rejected_at_declaration() -> None:
     with pytest.raises(ValueError, match="reed"):
         needs("reed")
 

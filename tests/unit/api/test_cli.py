@@ -150,7 +150,7 @@ def test_exit_codes(live: Live, run: Run) -> None:
     assert json.loads(run("jobs", "follow", job, "--json").stdout)["state"] == "cancelled"
     missing = run("jobs", "show", "job_" + "0" * 26)
     assert (missing.exit_code, missing.stdout) == (1, "") and "dfusion:" in missing.stderr
-    for wrong in (
+    for line in (
         "jobs shwo",
         "jobs list --state done",
         "round start --set beta",
@@ -161,7 +161,7 @@ def test_exit_codes(live: Live, run: Run) -> None:
         "samples save",
         "models alias x",
     ):
-        assert run(*wrong.split()).exit_code == 2, wrong
+        assert run(*line.split()).exit_code == 2, line
 
 
 def test_rejected_request_names_each_field(run: Run) -> None:

@@ -52,13 +52,13 @@ def cut_after(*lengths: int) -> Callable[[bytes], bytes]:
     return flaw
 
 
-def test_there_is_a_method_for_everything_that_the_api_does(live: Live, tmp_path: Path) -> None:
+def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
     live.busy.seen.clear()
     with live.client() as client:
         job = client.job(live.done_job)
         assert client.wait(job.id).state == "succeeded"
         rounds = list(client.jobs(kind=JobKind.ROUND, state="succeeded"))
-        assert job.id in {one.id for one in rounds} and {one.state for one in rounds} == {"succeeded"}
+        assert job.id in {listed.id for listed in rounds} and {listed.state for listed in rounds} == {"succeeded"}
         assert len(list(client.samples(job=job.id))) == job.made["samples"] == 24
         pairs = list(client.pairs(job=job.id))
         assert len(pairs) == job.made["pairs"] == 6
@@ -67,7 +67,8 @@ def test_there_is_a_method_for_everything_that_the_api_does(live: Live, tmp_path
         assert client.set_verdict(pairs[0].id, "tie", reviewer="ann").revision == pairs[0].revision + 1
         assert client.metrics(job.id).data
         assert client.logs(job.id).count("\n") == len(list(client.events(job.id))) > 10
-        assert client.prompt_set("paper-behaviour-train").name in {one.name for one in client.prompt_sets()}
+        assert client.prompt_set("paper-behaviour-train").name in {listed.name for listed in client.prompt_sets()}
+
         last = job.last_model or ""
         assert last in {model.id for model in client.models(job=job.id)}
         assert client.set_alias("champion", last).aliases == ["champion"]
@@ -76,16 +77,19 @@ def test_there_is_a_method_for_everything_that_the_api_does(live: Live, tmp_path
         adapter = client.model(last).adapter
         assert adapter is not None and digest == adapter.sha256
         client.remove_alias("champion")
+
         assert (client.health().status, client.ready().status) == ("ok", "ok")
         assert client.version()
         assert client.workers().data == []
         assert "dfusion_jobs" in client.prometheus()
         key = client.make_api_key("ann", ["review"])
         client.revoke_api_key(key.id)
-        assert (key.id, False) in [(one.id, one.active) for one in client.api_keys()]
+        assert (key.id, False) in [(listed.id, listed.active) for listed in client.api_keys()]
+
         assert client.add_prompt_set("animals", [{"text": "a cat", "items": ["cat"]}], description="one").size == 1
         assert client.add_prompt_text("animals", "a [cat] on a [sofa]\n").version == 2
-        new = [
+
+        created = [
             client.start_round(round_body()),
             client.start_sampling({"model": "tiny", "prompt_set": job.prompt_set}),
             client.start_fusion({"pair": pairs[0].id, "reward": "brightness"}),
@@ -93,21 +97,23 @@ def test_there_is_a_method_for_everything_that_the_api_does(live: Live, tmp_path
             client.start_evaluation({"models": ["tiny"], "prompt_sets": [job.prompt_set], "scorers": ["constant"]}),
             client.start_export({"job": job.id, "format": "parquet"}),
         ]
-        assert [one.kind for one in new] == list(JobKind)
-        assert client.pause(new[0].id).state == "paused"
-        assert client.resume(new[0].id).state == "queued"
-        for one in new:
-            assert client.cancel(one.id).state == "cancelled"
-        again = client.retry(new[1].id)
-        assert (again.origin, client.cancel(again.id).state) == (new[1].id, "cancelled")
+        assert [detail.kind for detail in created] == list(JobKind)
+        assert client.pause(created[0].id).state == "paused"
+        assert client.resume(created[0].id).state == "queued"
+        for detail in created:
+            assert client.cancel(detail.id).state == "cancelled"
+        again = client.retry(created[1].id)
+        assert (again.origin, client.cancel(again.id).state) == (created[1].id, "cancelled")
+
         assert client.exports(job.id).data == []
         client.read(pairs[0].base.image)
         with pytest.raises(ApiError):
             client._transport.request("HEAD", pairs[0].base.image + "x")
         paths = client._transport.request("GET", "/openapi.json").json()["paths"]
+
     routes = {f"{method} {path}" for path, methods in paths.items() for method in methods}
     seen = set(live.busy.seen)
-    assert {route for route in routes if not any(matches(route, one) for one in seen)} == set()
+    assert {route for route in routes if not any(matches(route, request) for request in seen)} == set()
 
 
 def matches(route: str, request: str) -> bool:
@@ -115,7 +121,7 @@ def matches(route: str, request: str) -> bool:
     return re.fullmatch(pattern, request, re.IGNORECASE) is not None
 
 
-def test_lists_go_over_all_pages(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_iterate_over_all_pages(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     with live.client() as client:
         whole = list(client.samples(job=live.done_job, role="base"))
         events = list(client.events(live.done_job))
@@ -126,7 +132,7 @@ def test_lists_go_over_all_pages(live: Live, monkeypatch: pytest.MonkeyPatch) ->
         assert list(client.events(live.done_job)) == events
 
 
-def test_specs_are_sent_as_they_were_set(live: Live) -> None:
+def test_only_set_fields_of_specs_are_sent(live: Live) -> None:
     with live.client() as client:
         spec = RoundSpec.model_validate(round_body(fusion=None, preset="released_code"))
         job = client.start_round(spec)
@@ -136,21 +142,21 @@ def test_specs_are_sent_as_they_were_set(live: Live) -> None:
         assert (estimate.images.sampled, estimate.images.fused_at_most) == (12, 0)
 
 
-def test_a_lost_reply_makes_no_second_job(live: Live) -> None:
+def test_a_lost_response_creates_no_second_job(live: Live) -> None:
     with live.client() as client:
         before = {job.id for job in client.jobs()}
         with proxy(live.port, answers=cut_after(20)) as port, live.client(port, pauses := []) as cut:
             job = cut.start_round(round_body(seed=8))
         assert len(pauses) == 1
-        assert {one.id for one in client.jobs()} - before == {job.id}
+        assert {listed.id for listed in client.jobs()} - before == {job.id}
         client.cancel(job.id)
         with proxy(live.port, answers=cut_after(20)) as port, live.client(port) as cut:
             again = cut.retry(job.id)
-        assert {one.id for one in client.jobs()} - before == {job.id, again.id}
+        assert {listed.id for listed in client.jobs()} - before == {job.id, again.id}
         client.cancel(again.id)
 
 
-def test_a_key_of_ones_own(live: Live) -> None:
+def test_a_custom_idempotency_key(live: Live) -> None:
     with live.client() as client:
         job = client.start_round(round_body(seed=9), idempotency_key="mine")
         assert client.start_round(round_body(seed=9), idempotency_key="mine").id == job.id
@@ -160,7 +166,7 @@ def test_a_key_of_ones_own(live: Live) -> None:
     assert (caught.value.status, caught.value.code) == (422, "idempotency_key_reused")
 
 
-def test_what_cannot_be_done_twice_is_not_sent_twice(live: Live) -> None:
+def test_non_idempotent_requests_are_not_repeated(live: Live) -> None:
     with live.client() as client:
         job = client.pause(client.start_round(round_body()).id)
         with (
@@ -174,7 +180,7 @@ def test_what_cannot_be_done_twice_is_not_sent_twice(live: Live) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_not_now_is_asked_again_after_as_long_as_the_service_says(live: Live, status: int) -> None:
+def test_429_and_503_are_retried_after_the_requested_pause(live: Live, status: int) -> None:
     with live.client(pauses=(pauses := [])) as client:
         live.busy.times, live.busy.status = 2, status  # type: ignore[assignment]
         assert client.jobs_page(1).data
@@ -182,7 +188,7 @@ def test_not_now_is_asked_again_after_as_long_as_the_service_says(live: Live, st
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, TooManyRequestsError), (503, UnavailableError)])
-def test_not_now_for_too_long_is_an_error(live: Live, status: int, kind: type[ApiError]) -> None:
+def test_429_and_503_are_errors_after_all_retries(live: Live, status: int, kind: type[ApiError]) -> None:
     with live.client(pauses=(pauses := [])) as client:
         live.busy.times, live.busy.status = 5, status  # type: ignore[assignment]
         with pytest.raises(kind, match="come back later") as caught:
@@ -194,15 +200,15 @@ def test_pauses_double_and_end() -> None:
     seconds = [Backoff().seconds(attempt) for attempt in range(40)]
     longest = [min(0.25 * 2**attempt, 30) for attempt in range(40)]
     assert all(most / 2 <= pause <= most for pause, most in zip(seconds, longest, strict=True))
-    assert [Backoff().seconds(0, asked) for asked in ("7", " 0 ", "3600")] == [7, 0, 30]
+    assert [Backoff().seconds(0, retry_after) for retry_after in ("7", " 0 ", "3600")] == [7, 0, 30]
     assert Backoff().seconds(0, "Wed, 21 Oct 2026 07:28:00 GMT") <= 0.25
 
 
 def test_errors_say_what_is_wrong(live: Live) -> None:
     with live.client() as client:
-        with pytest.raises(InvalidError) as wrong:
+        with pytest.raises(InvalidError) as invalid:
             client.start_round(round_body(rounds=0, training={"beta": -1}))
-        assert {error.pointer for error in wrong.value.errors} == {"/rounds", "/training/beta"}
+        assert {error.pointer for error in invalid.value.errors} == {"/rounds", "/training/beta"}
         with pytest.raises(NotFoundError, match="expected job id of the form"):
             client.job("nothing")
         with pytest.raises(ConflictError) as conflict:
@@ -213,7 +219,7 @@ def test_errors_say_what_is_wrong(live: Live) -> None:
             client.set_verdict(pair.id, "base", revision=pair.revision + 1)
 
 
-def test_nobody_there(live: Live) -> None:
+def test_no_server(live: Live) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # taken, and nobody listens
         with live.client(held.getsockname()[1], pauses := []) as client, pytest.raises(UnreachableError) as caught:
@@ -221,7 +227,7 @@ def test_nobody_there(live: Live) -> None:
     assert (len(pauses), caught.value.status, caught.value.code) == (4, None, "unreachable")
 
 
-def test_addresses_and_keys_that_cannot_be() -> None:
+def test_invalid_addresses_and_keys() -> None:
     for url in ("localhost:1", "ftp://127.0.0.1", "127.0.0.1:1"):
         with pytest.raises(UnreachableError), Client(url, backoff=Backoff(never)) as client:
             client.health()
@@ -241,7 +247,7 @@ def test_the_key_is_sent(live: Live) -> None:
     assert b"Authorization: Bearer dfk_1\r\n" in b"".join(seen)
 
 
-def test_follow_yields_each_event_once_though_the_stream_is_cut(live: Live) -> None:
+def test_follow_yields_each_event_once_over_broken_streams(live: Live) -> None:
     with live.client() as client:
         whole = list(client.events(live.done_job))
         stream = httpx.get(f"{live.url}/jobs/{live.done_job}/events", headers={"Accept": "text/event-stream"}).text
@@ -252,7 +258,7 @@ def test_follow_yields_each_event_once_though_the_stream_is_cut(live: Live) -> N
         assert list(client.follow(live.done_job, last_event_id=whole[3].id)) == whole[4:]
 
 
-def test_follow_hears_what_happens_while_it_listens(live: Live) -> None:
+def test_follow_yields_new_events(live: Live) -> None:
     with live.client() as client:
         job = client.start_sampling({"model": "tiny", "prompts": [{"text": "a red circle"}]})
         events = client.follow(job.id)
@@ -264,7 +270,7 @@ def test_follow_hears_what_happens_while_it_listens(live: Live) -> None:
     assert (kinds[0], kinds[-1]) == ("job.created", "job.cancelled")
 
 
-def test_follow_gives_up_when_nothing_comes_for_too_long(live: Live) -> None:
+def test_follow_gives_up_after_too_long_a_silence(live: Live) -> None:
     with (
         proxy(live.port, answers=lambda piece: piece[:0]) as port,
         live.client(port, pauses := []) as client,
@@ -317,7 +323,7 @@ END = "event: end\ndata: {}\n\n"
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_follow_reads_streams_as_the_standard_says(line_end: str) -> None:
+def test_follow_parses_event_streams_by_the_standard(line_end: str) -> None:
     odd = "a\u2028b\x85c é"  # Python ends lines here, the standard does not
     parts = (
         ": still here\n\n" + sent(1, odd) + ": still here\n\n" + sent(2).removesuffix("\n"),
@@ -331,7 +337,7 @@ def test_follow_reads_streams_as_the_standard_says(line_end: str) -> None:
     assert len(pauses) == 2
 
 
-def test_a_keep_alive_is_a_sign_of_life() -> None:
+def test_a_keep_alive_resets_the_backoff() -> None:
     streams = Streams(*[b": still here\n\n"] * 8, END.encode())
     assert follow(streams, pauses := [], last_event_id=1) == []
     assert len(pauses) == 8
@@ -344,16 +350,16 @@ def test_follow_gives_up_on_a_page_that_is_no_stream() -> None:
         follow(streams, [], patience_seconds=0.2)
 
 
-def test_a_download_that_is_cut_goes_on_where_it_broke(live: Live, tmp_path: Path) -> None:
+def test_a_broken_download_is_resumed(live: Live, tmp_path: Path) -> None:
     live.busy.seen.clear()
     with live.client() as client:
         artifact = trajectory(client, live)
         whole = client.read(artifact)
-        asked: list[bytes] = []
+        requests: list[bytes] = []
         with (
             proxy(
                 live.port,
-                requests=lambda piece: asked.append(piece) or piece,  # type: ignore[func-returns-value]
+                requests=lambda piece: requests.append(piece) or piece,  # type: ignore[func-returns-value]
                 answers=cut_after(len(whole) // 2),
             ) as port,
             live.client(port) as cut,
@@ -361,11 +367,11 @@ def test_a_download_that_is_cut_goes_on_where_it_broke(live: Live, tmp_path: Pat
             digest = cut.download(artifact, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == whole
     assert digest == hashlib.sha256(whole).hexdigest()
-    resumed = re.search(rb"Range: bytes=(\d+)-", b"".join(asked))
+    resumed = re.search(rb"Range: bytes=(\d+)-", b"".join(requests))
     assert resumed is not None and 0 < int(resumed[1]) < len(whole)
 
 
-def test_spoilt_bytes_leave_what_was_there(live: Live, tmp_path: Path) -> None:
+def test_corrupted_downloads_keep_the_existing_file(live: Live, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("before")
     with live.client() as client:
         artifact = trajectory(client, live)
@@ -382,12 +388,12 @@ def test_spoilt_bytes_leave_what_was_there(live: Live, tmp_path: Path) -> None:
 
 
 def trajectory(client: Client, live: Live) -> str:
-    found = next(client.samples(job=live.done_job, role="base")).trajectory
-    assert found is not None
-    return found.artifact
+    reference = next(client.samples(job=live.done_job, role="base")).trajectory
+    assert reference is not None
+    return reference.artifact
 
 
-def test_an_answer_of_something_else_is_an_error(live: Live) -> None:
+def test_an_unexpected_response_is_an_error(live: Live) -> None:
     with (
         proxy(live.port, answers=lambda piece: piece.replace(b'"status"', b'"stat_s"')) as port,
         live.client(port) as client,

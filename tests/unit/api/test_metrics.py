@@ -42,8 +42,8 @@ def scrape(client: TestClient) -> Figures:
     }
 
 
-def of(found: Figures, name: str, **labels: str) -> float:
-    return found[name, frozenset(labels.items())]
+def of(metrics: Figures, name: str, **labels: str) -> float:
+    return metrics[name, frozenset(labels.items())]
 
 
 def take(service: Service, owner: str = "w") -> Claim:
@@ -56,12 +56,12 @@ def test_requests_are_counted_by_template_and_never_by_path(client: TestClient) 
     for path in ("/jobs", "/jobs", "/jobs/one", "/jobs/two", "/nowhere", "/no/where", "/wp-login.php"):
         client.get(path)
     client.request("BREW", "/jobs")
-    found = scrape(client)
-    assert of(found, "dfusion_http_requests_total", method="GET", route="/jobs", status="200") == 2
-    assert of(found, "dfusion_http_requests_total", method="GET", route="/jobs/{job_id}", status="404") == 2
-    assert of(found, "dfusion_http_requests_total", method="GET", route="none", status="404") == 3
-    assert of(found, "dfusion_http_request_seconds_count", method="GET", route="/jobs/{job_id}") == 2
-    methods = {dict(labels).get("method") for name, labels in found if name == "dfusion_http_requests_total"}
+    metrics = scrape(client)
+    assert of(metrics, "dfusion_http_requests_total", method="GET", route="/jobs", status="200") == 2
+    assert of(metrics, "dfusion_http_requests_total", method="GET", route="/jobs/{job_id}", status="404") == 2
+    assert of(metrics, "dfusion_http_requests_total", method="GET", route="none", status="404") == 3
+    assert of(metrics, "dfusion_http_request_seconds_count", method="GET", route="/jobs/{job_id}") == 2
+    methods = {dict(labels).get("method") for name, labels in metrics if name == "dfusion_http_requests_total"}
     assert methods == {"GET", "other"}
 
 
@@ -85,23 +85,23 @@ def test_the_queue_is_seen_as_it_is(client: TestClient, service: Service) -> Non
     assert of(empty, "dfusion_oldest_ready_stage_seconds") == 0
     for seed in (1, 2):
         client.post("/rounds", json=round_body(seed=seed))
-    found = scrape(client)
-    assert of(found, "dfusion_jobs", state="queued") == 2
+    metrics = scrape(client)
+    assert of(metrics, "dfusion_jobs", state="queued") == 2
     # each: evaluate before, 2 x sample, score, select, 2 x fuse, verify, train, evaluate after
-    assert of(found, "dfusion_stages", state="queued", kind="sample") == 4
-    assert of(found, "dfusion_stages", state="queued", kind="evaluate") == 4
-    assert of(found, "dfusion_stages_ready", kind="evaluate") == 2
-    assert of(found, "dfusion_stages_ready", kind="score") == 0
+    assert of(metrics, "dfusion_stages", state="queued", kind="sample") == 4
+    assert of(metrics, "dfusion_stages", state="queued", kind="evaluate") == 4
+    assert of(metrics, "dfusion_stages_ready", kind="evaluate") == 2
+    assert of(metrics, "dfusion_stages_ready", kind="score") == 0
     take(service, "first")
     take(service, "first")
     take(service, "second")
-    found = scrape(client)
-    assert of(found, "dfusion_jobs", state="running") == 1
-    assert of(found, "dfusion_stages", state="running", kind="sample") == 2
-    assert of(found, "dfusion_stages", state="running", kind="evaluate") == 1
-    assert of(found, "dfusion_stages_ready", kind="evaluate") == 1
-    assert of(found, "dfusion_workers_busy") == 2
-    assert of(found, "dfusion_leases_expired") == 0
+    metrics = scrape(client)
+    assert of(metrics, "dfusion_jobs", state="running") == 1
+    assert of(metrics, "dfusion_stages", state="running", kind="sample") == 2
+    assert of(metrics, "dfusion_stages", state="running", kind="evaluate") == 1
+    assert of(metrics, "dfusion_stages_ready", kind="evaluate") == 1
+    assert of(metrics, "dfusion_workers_busy") == 2
+    assert of(metrics, "dfusion_leases_expired") == 0
 
 
 def test_a_stage_waits_from_when_nothing_stood_in_its_way(client: TestClient, service: Service) -> None:
@@ -109,11 +109,11 @@ def test_a_stage_waits_from_when_nothing_stood_in_its_way(client: TestClient, se
     held = [take(service), take(service)]
     with service.uow.writing() as session:
         session.execute(update(Stage).values(not_before=Stage.not_before - 5000))
-    for one in held:
-        execution.finish(service.uow, service.settings, one, lambda _: None)
+    for claimed in held:
+        execution.finish(service.uow, service.settings, claimed, lambda _: None)
     with service.uow.writing() as session:  # the last sampling ended 1,000 seconds ago, the other one long before
-        for seconds, one in zip((3000, 1000), held, strict=True):
-            ended = update(Stage).where(Stage.id == one.stage_id)
+        for seconds, claimed in zip((3000, 1000), held, strict=True):
+            ended = update(Stage).where(Stage.id == claimed.stage_id)
             session.execute(ended.values(finished_at=Stage.finished_at - seconds))
     assert 1000 <= of(scrape(client), "dfusion_oldest_ready_stage_seconds") < 1100
 
@@ -125,14 +125,14 @@ def test_lost_workers_and_failed_attempts_are_counted(client: TestClient, servic
         session.execute(update(Stage).where(Stage.state == "running").values(lease_expires_at=1.0))
     assert of(scrape(client), "dfusion_leases_expired") == 1
     execution.sweep(service.uow, service.settings)
-    found = scrape(client)
-    assert (of(found, "dfusion_leases_expired"), of(found, "dfusion_lease_losses_total")) == (0, 1)
+    metrics = scrape(client)
+    assert (of(metrics, "dfusion_leases_expired"), of(metrics, "dfusion_lease_losses_total")) == (0, 1)
     held = take(service)
     execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", True))
-    found = scrape(client)
-    assert of(found, "dfusion_failed_attempts_total", code="worker_lost") == 1
-    assert of(found, "dfusion_failed_attempts_total", code="storage") == 1
-    assert of(found, "dfusion_jobs", state="failed") == 1
+    metrics = scrape(client)
+    assert of(metrics, "dfusion_failed_attempts_total", code="worker_lost") == 1
+    assert of(metrics, "dfusion_failed_attempts_total", code="storage") == 1
+    assert of(metrics, "dfusion_jobs", state="failed") == 1
 
 
 def test_stage_times_are_sorted_into_buckets(client: TestClient, service: Service) -> None:
@@ -143,19 +143,19 @@ def test_stage_times_are_sorted_into_buckets(client: TestClient, service: Servic
         with service.uow.writing() as session:
             ended = update(Stage).where(Stage.id == held.stage_id)
             session.execute(ended.values(started_at=1000.0, finished_at=1000.0 + seconds))
-    found = scrape(client)
-    assert of(found, "dfusion_stage_seconds_count", kind="evaluate") == 1
-    assert of(found, "dfusion_stage_seconds_bucket", kind="evaluate", le="0.5") == 0
-    assert of(found, "dfusion_stage_seconds_bucket", kind="evaluate", le="2.0") == 1
+    metrics = scrape(client)
+    assert of(metrics, "dfusion_stage_seconds_count", kind="evaluate") == 1
+    assert of(metrics, "dfusion_stage_seconds_bucket", kind="evaluate", le="0.5") == 0
+    assert of(metrics, "dfusion_stage_seconds_bucket", kind="evaluate", le="2.0") == 1
     sample = {
-        le: of(found, "dfusion_stage_seconds_bucket", kind="sample", le=le)
+        le: of(metrics, "dfusion_stage_seconds_bucket", kind="sample", le=le)
         for le in (*map(str, statistics.STAGE_BUCKETS), "+Inf")
     }
     assert sample == {"0.5": 0, "2.0": 0, "10.0": 0, "60.0": 1, "300.0": 1, "1800.0": 1, "7200.0": 1, "+Inf": 2}
-    assert of(found, "dfusion_stage_seconds_sum", kind="sample") == 10_060
+    assert of(metrics, "dfusion_stage_seconds_sum", kind="sample") == 10_060
 
 
-def test_a_stage_that_nobody_started_has_no_time(client: TestClient, service: Service) -> None:
+def test_a_stage_that_never_started_has_no_duration(client: TestClient, service: Service) -> None:
     client.post("/rounds", json=round_body())
     held = take(service)
     execution.finish(service.uow, service.settings, held, lambda _: None)
@@ -168,22 +168,22 @@ def test_the_manual_names_every_figure(client: TestClient) -> None:
     client.get("/jobs")
     manual = (ROOT / "docs" / "operations.md").read_text("utf-8")
     families = text_string_to_metric_families(client.get("/metrics").text)
-    names = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+    names = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     named = set(re.findall(r"`(dfusion_[a-z_]+)", manual))
     assert {name for name in names if not name.endswith("_created")} == named
 
 
-def test_free_disk_is_told(client: TestClient) -> None:
+def test_free_disk_space_is_a_metric(client: TestClient) -> None:
     assert of(scrape(client), "dfusion_free_disk_bytes") > 0
 
 
-def test_figures_say_when_the_database_is_away(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_report_an_unavailable_database(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: Any) -> None:
         raise OperationalError("select", {}, Exception("away"))
 
     client.get("/jobs")
     monkeypatch.setattr(statistics, "leases", away)
-    found = scrape(client)
-    assert of(found, "dfusion_database_up") == 0
-    assert of(found, "dfusion_http_requests_total", method="GET", route="/jobs", status="200") == 1
-    assert not [name for name, _ in found if name.startswith("dfusion_jobs")]
+    metrics = scrape(client)
+    assert of(metrics, "dfusion_database_up") == 0
+    assert of(metrics, "dfusion_http_requests_total", method="GET", route="/jobs", status="200") == 1
+    assert not [name for name, _ in metrics if name.startswith("dfusion_jobs")]

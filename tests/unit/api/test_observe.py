@@ -99,12 +99,14 @@ def test_cross_origin_requests_get_no_cors_headers(observed: tuple[TestClient, L
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("abc-1.2_3", True), ("x" * 100, True), ("x" * 101, False), ("a b", False), ("", False)]
+    ("request_id", "kept"), [("abc-1.2_3", True), ("x" * 100, True), ("x" * 101, False), ("a b", False), ("", False)]
 )
-def test_a_valid_client_request_id_is_kept(observed: tuple[TestClient, LineRecorder], given: str, kept: bool) -> None:
+def test_a_valid_client_request_id_is_kept(
+    observed: tuple[TestClient, LineRecorder], request_id: str, kept: bool
+) -> None:
     client, _ = observed
-    response = client.get("/healthz", headers={"X-Request-Id": given})
-    assert (response.headers["x-request-id"] == given) is kept
+    response = client.get("/healthz", headers={"X-Request-Id": request_id})
+    assert (response.headers["x-request-id"] == request_id) is kept
 
 
 def test_a_request_is_logged_on_one_line_with_its_id_and_key(observed: tuple[TestClient, LineRecorder]) -> None:

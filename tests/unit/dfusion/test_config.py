@@ -37,9 +37,15 @@ def test_json_round_trip(algorithm: str) -> None:
 
 
 def test_unknown_keys_and_invalid_numbers_are_rejected() -> None:
-    for wrong in ({"gamma": 1}, {"timestep_fraction": 0}, {"timestep_fraction": 1.5}, {"clip_range": 1}, {"beta": -1}):
+    for invalid in (
+        {"gamma": 1},
+        {"timestep_fraction": 0},
+        {"timestep_fraction": 1.5},
+        {"clip_range": 1},
+        {"beta": -1},
+    ):
         with pytest.raises(ValidationError):
-            TrainingConfig(**wrong)
+            TrainingConfig(**invalid)
 
 
 def test_presets_hold_every_point_of_difference() -> None:
@@ -70,7 +76,7 @@ def test_layers_are_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "given"),
+    ("settings", "values"),
     [
         (SamplingConfig, {"guidance_scale": False}),
         (SamplingConfig, {"num_steps": "7"}),
@@ -79,8 +85,8 @@ def test_layers_are_numbers() -> None:
         (TrainingConfig, {"lora": {"rank": "4"}}),
     ],
 )
-def test_values_that_are_not_numbers_are_rejected(settings: type[StrictModel], given: dict[str, Any]) -> None:
+def test_values_that_are_not_numbers_are_rejected(settings: type[StrictModel], values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="expected a number"):
-        settings.model_validate(given)
+        settings.model_validate(values)
     assert FusionConfig.model_validate({"layers": [1, 2]}).layers == (1, 2)
     assert TrainingConfig.model_validate({"gradient_checkpointing": True, "beta": 1}).beta == 1.0

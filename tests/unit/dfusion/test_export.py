@@ -77,7 +77,7 @@ def test_a_fresh_process_with_stock_diffusers_gives_the_same_image(tmp_path: Pat
         for form in FORMS:
             export._WRITERS[form](folder, adapter, tmp_path / kind / form)
             work.append((form, folder, tmp_path / kind / form, tmp_path / f"{kind}-{form}.npy"))
-    lines = "\n".join(" ".join(map(str, one)) for one in work)
+    lines = "\n".join(" ".join(map(str, arguments)) for arguments in work)
     command = [sys.executable, "-c", FRESH, _torchvision_ops.__file__]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=tmp_path)
 

@@ -146,7 +146,7 @@ def test_images_that_are_not_square() -> None:
 
 @pytest.mark.parametrize("steps", [8, 25])
 @pytest.mark.slow
-def test_fusion_goes_on_to_the_last_step_of_any_sampler(steps: int) -> None:
+def test_fusion_continues_to_the_last_step_of_any_sampler(steps: int) -> None:
     check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(), count=1, steps=steps)
 
 
@@ -209,8 +209,8 @@ def test_no_two_attention_controls_are_the_same() -> None:
         control: fuse_five(base, reference, thresholds, unet, config=FusionConfig(control=control)).final
         for control in get_args(AttentionControl)
     }
-    for (one, a), (other, b) in combinations(finals.items(), 2):
-        assert relative_error(a, b) > 1e-4, (one, other)
+    for (first, a), (second, b) in combinations(finals.items(), 2):
+        assert relative_error(a, b) > 1e-4, (first, second)
 
 
 def test_an_inverted_trajectory_ends_with_the_fused_latents() -> None:
@@ -301,13 +301,16 @@ def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(InvalidInputError, match=r"one prompt, got items at \(\(\(3,\),\),\) and \(\(\(1,\),\),\)"):
         fuse_five(other_items, reference, [[0.1]], unet)
 
-    said = (Conditioning(embeds(1), texts=("a cat",)), Conditioning(embeds(1), texts=("a dog",)))
-    cat, dog = (sample(*arguments[:2], one, arguments[3], [2], items=[[1]], config=FIVE) for one in said)
+    conditionings = (Conditioning(embeds(1), texts=("a cat",)), Conditioning(embeds(1), texts=("a dog",)))
+    cat, dog = (
+        sample(*arguments[:2], conditioning, arguments[3], [2], items=[[1]], config=FIVE)
+        for conditioning in conditionings
+    )
 
     with pytest.raises(InvalidInputError, match=r"prompts they are fused for, got .*'a cat'.*'a dog'"):
         fuse_five(cat, dog, [[0.1]], unet)
     with pytest.raises(InvalidInputError, match=r"'prompt_embeds': .'a dog'"):
-        fuse(unet, sd_scheduler(), cat, cat, said[1], arguments[3], thresholds=[[0.1]])
+        fuse(unet, sd_scheduler(), cat, cat, conditionings[1], arguments[3], thresholds=[[0.1]])
     with pytest.raises(ScheduleError, match="timesteps"):
         trailing = sd_scheduler(timestep_spacing="trailing", steps_offset=0)
         fuse(unet, trailing, base, reference, arguments[2], arguments[3], thresholds=[[0.1]])

@@ -67,9 +67,9 @@ def test_a_soft_mask_weights_a_pixel_on_both_sides() -> None:
     assert distances == pytest.approx({"inside": math.sqrt((4 + 0.25) / 1.25), "outside": 1.0})
 
 
-def plain_ssim(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float:
+def plain_ssim(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> float:
     """SSIM of Wang et al. pixel by pixel, from sums over explicit windows."""
-    height, width, channels = one.shape
+    height, width, channels = first.shape
     total = 0.0
     similarity = 0.0
     for y in range(height):
@@ -84,8 +84,8 @@ def plain_ssim(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float
             if weights[y, x] == 0:
                 continue
             for c in range(channels):
-                p = [one[v, u, c] / 255 for v, u, _ in window]
-                q = [other[v, u, c] / 255 for v, u, _ in window]
+                p = [first[v, u, c] / 255 for v, u, _ in window]
+                q = [second[v, u, c] / 255 for v, u, _ in window]
                 g = [g / norm for _, _, g in window]
                 mean_p = sum(a * b for a, b in zip(g, p, strict=True))
                 mean_q = sum(a * b for a, b in zip(g, q, strict=True))
@@ -100,34 +100,34 @@ def plain_ssim(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float
 
 @pytest.mark.parametrize("kind", ["ones", "half", "soft"])
 def test_ssim_equals_explicit_windows(kind: str) -> None:
-    one = noise_image(1)
-    other = noise_image(2)
-    other[:5] = one[:5] // 2 + 30  # some likeness
+    first = noise_image(1)
+    second = noise_image(2)
+    second[:5] = first[:5] // 2 + 30  # some likeness
     weights = {
         "ones": np.ones((9, 14)),
         "half": np.repeat([[1.0] * 6 + [0.0] * 8], 9, 0),
         "soft": np.random.default_rng(3).random((9, 14)),
     }[kind]
-    actual = ssim(one, other, torch.from_numpy(weights).float())
+    actual = ssim(first, second, torch.from_numpy(weights).float())
 
-    assert actual == pytest.approx(plain_ssim(one, other, weights), abs=1e-6)
+    assert actual == pytest.approx(plain_ssim(first, second, weights), abs=1e-6)
 
 
 def test_ssim_outside_does_not_depend_on_the_inside() -> None:
-    one = noise_image(1)
-    other = noise_image(2)
+    first = noise_image(1)
+    second = noise_image(2)
     weights = torch.zeros(9, 14)
     weights[:, 7:] = 1
-    before = ssim(one, other, weights)
-    other[:, :7] = 255
-    assert ssim(one, other, weights) == before
+    before = ssim(first, second, weights)
+    second[:, :7] = 255
+    assert ssim(first, second, weights) == before
 
 
 def test_images_that_cannot_be_written_to() -> None:
     image = noise_image(1)
     image.setflags(write=False)
-    one = Side(torch.zeros(4, 2, 2), image, 0.0)
-    assert pair_figures(one, one, one, UPPER_HALF).ssim["target_to_base"] == pytest.approx(
+    read_only = Side(torch.zeros(4, 2, 2), image, 0.0)
+    assert pair_figures(read_only, read_only, read_only, UPPER_HALF).ssim["target_to_base"] == pytest.approx(
         {"inside": 1.0, "outside": 1.0}
     )
 

@@ -20,7 +20,7 @@ def picture(colour: str, form: str = "PNG") -> bytes:
 
 
 def pair(number: int = 0, **changes: Any) -> PreferencePair:
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "pair_id": f"pair-{number}",
         "caption": "a red circle",
         "images": (picture("red"), picture("blue", "JPEG")),
@@ -33,7 +33,7 @@ def pair(number: int = 0, **changes: Any) -> PreferencePair:
         "mask_cover": 0.25,
         "figures": {"psnr_outside": 31.5},
     }
-    return PreferencePair(**(given | changes))
+    return PreferencePair(**(arguments | changes))
 
 
 def as_training_scripts_read(row: dict[str, Any]) -> list[Any]:

@@ -291,9 +291,9 @@ def test_invalid_arguments_are_rejected_before_the_first_sample() -> None:
     attach_lora(model.unet)
     with pytest.raises(InvalidInputError, match="lora"):
         run_round(model, PROMPTS, Brightness(), round_config(lora={"rank": 8}), seed=5)
-    for wrong in ("a red [circle]", ["a red [circle]"]):
+    for invalid in ("a red [circle]", ["a red [circle]"]):
         with pytest.raises(InvalidInputError, match="Prompt"):
-            run_round(model, wrong, Brightness(), config, seed=5)  # type: ignore[arg-type, list-item]
+            run_round(model, invalid, Brightness(), config, seed=5)  # type: ignore[arg-type, list-item]
     with pytest.raises(InvalidInputError, match="another name"):
         run_round(model, PROMPTS, Brightness(), config, seed=5, watch=Brightness())
 
@@ -362,6 +362,6 @@ def test_advantages_are_clipped_to_the_setting(learned: list[Example]) -> None:
 
 
 def test_the_same_seed_gives_the_same_round() -> None:
-    one, other = (run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5) for _ in range(2))
-    assert (one.updates, one.history) == (other.updates, other.history)
+    first, second = (run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5) for _ in range(2))
+    assert (first.updates, first.history) == (second.updates, second.history)
     assert run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=6).history != RewardHistory()

@@ -82,9 +82,9 @@ def test_guidance_one_is_a_single_conditional_pass() -> None:
     unet = tiny_unet()
     rows = []
     unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    one = sample(unet, sd_scheduler(), embeds(1), None, [3], config=SamplingConfig(num_steps=2, guidance_scale=1))
+    unguided = sample(unet, sd_scheduler(), embeds(1), None, [3], config=SamplingConfig(num_steps=2, guidance_scale=1))
     assert rows == [1, 1]
-    assert one.latents.isfinite().all()
+    assert unguided.latents.isfinite().all()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

@@ -108,9 +108,12 @@ class Replayed:
         negative = model.encode_prompts([""])
         self.sigmas = schedule.sigmas
         self.log_probs = torch.cat(
-            [log_probs(model.unet, model.scheduler, one, embeds[[i]], negative) for i, one in enumerate(trajectories)]
+            [
+                log_probs(model.unet, model.scheduler, trajectory, embeds[[i]], negative)
+                for i, trajectory in enumerate(trajectories)
+            ]
         )
-        x = torch.cat([one.latents for one in trajectories])
+        x = torch.cat([trajectory.latents for trajectory in trajectories])
         steps = [torch.full((4,), i) for i in range(4)]
         means = [transition_mean(model.unet, schedule, x[:, i], steps[i], embeds, negative, 5.0) for i in range(4)]
         self.means = torch.stack(means, 1)
@@ -434,9 +437,9 @@ def test_a_damaged_state_does_not_change_the_trainer(model: DiffusionModel) -> N
         rest = {key: value for key, value in state.tensors.items() if key != name}
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
             trainer.load_state(TrainerState(rest, state.about))
-    one = state.about["reports"]
+    saved_reports = state.about["reports"]
 
-    for reports in (None, "1", [None], [{}], [{"steps": 1}], one * 99, one * 2):  # type: ignore[operator]
+    for reports in (None, "1", [None], [{}], [{"steps": 1}], saved_reports * 99, saved_reports * 2):  # type: ignore[operator]
         with pytest.raises(CheckpointError, match="reports"):
             trainer.load_state(TrainerState(state.tensors, {**state.about, "reports": reports}))
     assert same(weights(model), moved) and trainer.updates_done == 1
@@ -498,8 +501,13 @@ def test_the_ratios_tolerance_depends_on_the_precision(model: DiffusionModel, dt
     originals = examples_of(model, "ddpo")
 
     def recorded_off_by(ratio: float) -> Trainer:
-        shifted = [replace(one.trajectory, log_probs=one.trajectory.log_probs - math.log(ratio)) for one in originals]
-        examples = [replace(one, trajectory=trajectory) for one, trajectory in zip(originals, shifted, strict=True)]
+        shifted = [
+            replace(original.trajectory, log_probs=original.trajectory.log_probs - math.log(ratio))
+            for original in originals
+        ]
+        examples = [
+            replace(original, trajectory=trajectory) for original, trajectory in zip(originals, shifted, strict=True)
+        ]
         return Trainer(model, examples, config("ddpo"), seed=0)
 
     assert recorded_off_by(1 + tolerance / 2).prepare().tolerance == tolerance
@@ -683,7 +691,7 @@ def test_masked_credit_uses_the_elements_inside_the_mask(model: DiffusionModel) 
     assert trainer.prepare().compared == 16
 
     def masked(replayed: Replayed) -> torch.Tensor:
-        x_prev = torch.cat([one.latents for one in trajectories])[:, 1:]
+        x_prev = torch.cat([trajectory.latents for trajectory in trajectories])[:, 1:]
         sigmas = replayed.sigmas.reshape(1, 4, 1, 1, 1)
         densities = -((x_prev - replayed.means) ** 2) / (2 * sigmas**2) - sigmas.log() - 0.5 * math.log(2 * math.pi)
         half = densities.shape[-1] // 2
@@ -713,7 +721,7 @@ def test_the_safeguard_uses_the_credited_elements(model: DiffusionModel, credit:
     mask = torch.tensor([[1.0, 0.25], [0.0, 0.0]])
     counts = mask.repeat_interleave(4, 0).repeat_interleave(4, 1) if credit == "mask" else torch.ones(8, 8)
     now = Replayed(model, trajectories)
-    residuals = now.means - torch.cat([one.latents for one in trajectories])[:, 1:]
+    residuals = now.means - torch.cat([trajectory.latents for trajectory in trajectories])[:, 1:]
     log_probs = -(counts * (residuals / now.sigmas.reshape(4, 1, 1, 1)) ** 2).mean((2, 3, 4)) / counts.mean() / 2
 
     pulls = (counts * residuals).detach().flatten(2)

@@ -118,18 +118,18 @@ def test_steps_without_noise_are_left_out() -> None:
 
 
 def test_different_examples_have_different_digests() -> None:
-    one = trajectory(1)
-    two = trajectory(2)
+    side = trajectory(1)
+    other_side = trajectory(2)
     examples: list[list[Example]] = [
-        [TrainingPair(one, two, "a")],
-        [TrainingPair(two, one, "a")],
-        [TrainingPair(one, two, "b")],
-        [TrainingPair(one, two, "a", on_policy=False)],
-        [TrainingPair(one, two, "a", mask=torch.ones(2, 2))],
-        [TrainingPair(one, two, "a", mask=torch.eye(2))],
-        [TrainingPair(one, two, "a"), TrainingPair(one, two, "a")],
-        [TrainingSample(one, "a", 0.5)],
-        [TrainingSample(one, "a", 0.25)],
+        [TrainingPair(side, other_side, "a")],
+        [TrainingPair(other_side, side, "a")],
+        [TrainingPair(side, other_side, "b")],
+        [TrainingPair(side, other_side, "a", on_policy=False)],
+        [TrainingPair(side, other_side, "a", mask=torch.ones(2, 2))],
+        [TrainingPair(side, other_side, "a", mask=torch.eye(2))],
+        [TrainingPair(side, other_side, "a"), TrainingPair(side, other_side, "a")],
+        [TrainingSample(side, "a", 0.5)],
+        [TrainingSample(side, "a", 0.25)],
     ]
 
     assert len({digest(some) for some in examples}) == len(examples)
@@ -137,23 +137,23 @@ def test_different_examples_have_different_digests() -> None:
 
 
 def test_invalid_examples_are_rejected() -> None:
-    one = trajectory(1)
+    side = trajectory(1)
     longer = replace(trajectory(2), latents=torch.zeros(1, STEPS + 1, 4, 2, 4))
 
     with pytest.raises(InvalidInputError, match=r"rejected.*got 2"):
-        TrainingPair(one, trajectory(2, samples=2), "a")
+        TrainingPair(side, trajectory(2, samples=2), "a")
     with pytest.raises(ShapeMismatchError, match=r"rejected\.latents"):
-        TrainingPair(one, longer, "a")
+        TrainingPair(side, longer, "a")
     with pytest.raises(InvalidInputError, match="one sampling config"):
-        TrainingPair(one, replace(trajectory(2), config=SamplingConfig(num_steps=STEPS, eta=0.5)), "a")
+        TrainingPair(side, replace(trajectory(2), config=SamplingConfig(num_steps=STEPS, eta=0.5)), "a")
     with pytest.raises(NonFiniteError, match="advantage"):
-        TrainingSample(one, "a", math.nan)
+        TrainingSample(side, "a", math.nan)
 
-    broken = one.latents.clone()
+    broken = side.latents.clone()
     broken[0, 3, 0, 0, 0] = math.inf
 
     with pytest.raises(NonFiniteError, match=r"preferred\.latents.*state 3"):
-        TrainingPair(replace(one, latents=broken), one, "a")
+        TrainingPair(replace(side, latents=broken), side, "a")
 
 
 def test_examples_must_fit_the_algorithm_and_each_other() -> None:
@@ -182,9 +182,9 @@ def test_examples_must_fit_the_algorithm_and_each_other() -> None:
 
 
 def test_examples_without_rows_are_rejected() -> None:
-    one = trajectory(1)
+    side = trajectory(1)
     with pytest.raises(InvalidInputError, match="equal trajectories"):
-        rows([TrainingPair(one, one, "a")])
+        rows([TrainingPair(side, side, "a")])
     other = Schedule.from_scheduler(sd_scheduler(steps_offset=0), STEPS, 1.0)
     with pytest.raises(ScheduleError, match="timesteps"):
-        rows([TrainingPair(one, trajectory(2), "a")], schedule=other)
+        rows([TrainingPair(side, trajectory(2), "a")], schedule=other)

@@ -87,11 +87,11 @@ def test_figures_by_hand() -> None:
     assert report.log_ratio_preferred == pytest.approx(0.1) and report.log_ratio_rejected == pytest.approx(-0.1)
     assert report.accuracy == pytest.approx(2 / 3) and report.ratio_max == pytest.approx(math.exp(0.3))
 
-    one, four = report.steps
-    assert (one.step_index, one.rows, one.loss, one.kl, one.grad_norm) == (1, 1, 2.0, 1.5, None)
-    assert (one.ratio, one.ratio_max) == (pytest.approx((math.exp(0.2) + 1) / 2), pytest.approx(math.exp(0.2)))
-    assert (four.step_index, four.rows, four.loss, four.kl, four.grad_norm) == (4, 2, 3.5, 2.25, 7.0)
-    assert four.ratio == pytest.approx((math.exp(0.1) + math.exp(-0.3) + 2) / 4)
+    step_1, step_4 = report.steps
+    assert (step_1.step_index, step_1.rows, step_1.loss, step_1.kl, step_1.grad_norm) == (1, 1, 2.0, 1.5, None)
+    assert (step_1.ratio, step_1.ratio_max) == (pytest.approx((math.exp(0.2) + 1) / 2), pytest.approx(math.exp(0.2)))
+    assert (step_4.step_index, step_4.rows, step_4.loss, step_4.kl, step_4.grad_norm) == (4, 2, 3.5, 2.25, 7.0)
+    assert step_4.ratio == pytest.approx((math.exp(0.1) + math.exp(-0.3) + 2) / 4)
     assert tally.ratio_by_step() == {1: pytest.approx(math.exp(0.2)), 4: pytest.approx(math.exp(-0.3))}
 
 

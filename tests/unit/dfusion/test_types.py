@@ -75,26 +75,28 @@ def _trajectory(seeds: tuple[int, ...], items: int) -> Trajectory:
 
 
 def test_different_parts_are_not_concatenated() -> None:
-    one = _trajectory((1,), items=1)
+    with_items = _trajectory((1,), items=1)
     with pytest.raises(InvalidInputError, match="at least one"):
         Trajectory.cat([])
     for other in (
-        replace(one, config=SamplingConfig(num_steps=2, eta=0.5)),
-        replace(one, mask_source="resolution"),
-        replace(one, timesteps=torch.tensor([500, 1])),
+        replace(with_items, config=SamplingConfig(num_steps=2, eta=0.5)),
+        replace(with_items, mask_source="resolution"),
+        replace(with_items, timesteps=torch.tensor([500, 1])),
     ):
         with pytest.raises(InvalidInputError, match="expected"):
-            Trajectory.cat([one, other])
+            Trajectory.cat([with_items, other])
     with pytest.raises(ShapeMismatchError):
-        Trajectory.cat([one, replace(one, latents=torch.zeros(1, 3, 4, 4, 4))])
+        Trajectory.cat([with_items, replace(with_items, latents=torch.zeros(1, 3, 4, 4, 4))])
 
 
 def test_texts_stay_with_their_rows() -> None:
-    said = replace(numbered(3), texts=("a", "b", "c"))
-    assert said[[2, 0]].texts == ("c", "a") and said[1].texts == ("b",) and said[1:].texts == ("b", "c")
-    assert said[0].expand(2, -1, -1).texts == ("a", "a")
-    assert Conditioning.cat([said, said[:1]]).texts == ("a", "b", "c", "a")
-    assert Conditioning.cat([said, numbered(1)]).texts is None
+    with_texts = replace(numbered(3), texts=("a", "b", "c"))
+    assert (
+        with_texts[[2, 0]].texts == ("c", "a") and with_texts[1].texts == ("b",) and with_texts[1:].texts == ("b", "c")
+    )
+    assert with_texts[0].expand(2, -1, -1).texts == ("a", "a")
+    assert Conditioning.cat([with_texts, with_texts[:1]]).texts == ("a", "b", "c", "a")
+    assert Conditioning.cat([with_texts, numbered(1)]).texts is None
     with pytest.raises(ShapeMismatchError, match="texts"):
         replace(numbered(2), texts=("a",))
 

@@ -54,6 +54,6 @@ def test_an_unreachable_broker_only_logs_warnings(tmp_path: Path, caplog: pytest
 
 
 def test_the_brokers_password_reaches_a_child_process_but_never_appears_in_text(tmp_path: Path) -> None:
-    given = settings(tmp_path, broker_url="redis://:open-sesame@127.0.0.1:1/0")
-    assert "open-sesame" not in repr(given)
-    assert given.for_child()["DFUSION_BROKER_URL"] == "redis://:open-sesame@127.0.0.1:1/0"
+    configured = settings(tmp_path, broker_url="redis://:open-sesame@127.0.0.1:1/0")
+    assert "open-sesame" not in repr(configured)
+    assert configured.for_child()["DFUSION_BROKER_URL"] == "redis://:open-sesame@127.0.0.1:1/0"

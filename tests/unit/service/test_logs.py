@@ -53,18 +53,18 @@ def root() -> Iterator[logging.Logger]:
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
-    made = logging.LogRecord("api.test", logging.WARNING, __file__, 1, message, arguments, None)
-    made.__dict__.update(extra)
-    made.created = 1_700_000_000.25  # 2023-11-14 22:13:20.25 UTC
-    return made
+    log_record = logging.LogRecord("api.test", logging.WARNING, __file__, 1, message, arguments, None)
+    log_record.__dict__.update(extra)
+    log_record.created = 1_700_000_000.25  # 2023-11-14 22:13:20.25 UTC
+    return log_record
 
 
-def as_json(made: logging.LogRecord, **changes: Any) -> dict[str, Any]:
-    return dict(json.loads(logs.formatter_of(settings(log_format="json", **changes)).format(made)))
+def as_json(log_record: logging.LogRecord, **changes: Any) -> dict[str, Any]:
+    return dict(json.loads(logs.formatter_of(settings(log_format="json", **changes)).format(log_record)))
 
 
-def as_text(made: logging.LogRecord) -> str:
-    return logs.formatter_of(settings()).format(made)
+def as_text(log_record: logging.LogRecord) -> str:
+    return logs.formatter_of(settings()).format(log_record)
 
 
 def test_a_json_line_holds_what_it_is_about() -> None:
@@ -132,9 +132,9 @@ SECRETS = [
 @pytest.mark.parametrize("leak", LEAKS)
 def test_secrets_are_hidden_wherever_they_stand(leak: str) -> None:
     error = RuntimeError(f"cannot use {leak} here")
-    made = record("found %s in it", leak, data={"field": leak, "thing": error, "inner": {"list": [leak]}})
-    made.exc_info = (RuntimeError, error, None)
-    for line in (as_text(made), json.dumps(as_json(made))):
+    log_record = record("found %s in it", leak, data={"field": leak, "thing": error, "inner": {"list": [leak]}})
+    log_record.exc_info = (RuntimeError, error, None)
+    for line in (as_text(log_record), json.dumps(as_json(log_record))):
         assert [secret for secret in SECRETS if secret in line] == []
         assert logs.HIDDEN in line
         assert "found" in line

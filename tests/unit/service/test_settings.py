@@ -20,10 +20,10 @@ def test_the_example_lists_every_setting_with_its_default(monkeypatch: pytest.Mo
 
 
 def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    given = Settings(data_dir=tmp_path, models={"tiny": str(tmp_path)}, lease_seconds=7.5, embedded_worker=False)
-    for name, value in given.for_child().items():
+    settings = Settings(data_dir=tmp_path, models={"tiny": str(tmp_path)}, lease_seconds=7.5, embedded_worker=False)
+    for name, value in settings.for_child().items():
         monkeypatch.setenv(name, value)
-    assert Settings() == given
+    assert Settings() == settings
 
 
 class MoreSettings(Settings):
@@ -34,8 +34,8 @@ class MoreSettings(Settings):
 
 def test_a_child_process_gets_secrets_but_not_the_bootstrap_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFUSION_BOOTSTRAP_ADMIN_KEY", "dfk_inherited")
-    given = MoreSettings(bootstrap_admin_key=SecretStr("dfk_given"), storage_secret=SecretStr("opens the store"))
-    child = given.for_child()
+    settings = MoreSettings(bootstrap_admin_key=SecretStr("dfk_given"), storage_secret=SecretStr("opens the store"))
+    child = settings.for_child()
     assert (child["DFUSION_STORAGE_SECRET"], child["DFUSION_BOOTSTRAP_ADMIN_KEY"]) == ("opens the store", "")
 
 
@@ -46,14 +46,14 @@ def test_an_invalid_setting_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_secrets_reach_a_child_process_but_never_appear_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = Settings(s3_access_key="the-access-key", s3_secret_key="the-secret-key")  # type: ignore[arg-type]
-    for text in (repr(given), str(given), given.model_dump_json()):
+    settings = Settings(s3_access_key="the-access-key", s3_secret_key="the-secret-key")  # type: ignore[arg-type]
+    for text in (repr(settings), str(settings), settings.model_dump_json()):
         assert "the-access-key" not in text
         assert "the-secret-key" not in text
 
-    for name, value in given.for_child().items():
+    for name, value in settings.for_child().items():
         monkeypatch.setenv(name, value)
-    assert Settings() == given
+    assert Settings() == settings
     assert Settings().s3_secret_key.get_secret_value() == "the-secret-key"
 
 
@@ -81,11 +81,11 @@ def test_an_invalid_setting_exits_with_its_name(
 
 def test_nested_secrets_reach_a_child_process_but_never_appear_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = {"kind": "http", "url": "http://scorer/", "bearer_token": "the-bearer-token"}
-    given = Settings(scorers={"remote": scorer})  # type: ignore[dict-item]
-    for name, value in given.for_child().items():
+    settings = Settings(scorers={"remote": scorer})  # type: ignore[dict-item]
+    for name, value in settings.for_child().items():
         monkeypatch.setenv(name, value)
 
     [(name, inherited)] = Settings().scorers.items()
-    assert (name, inherited) == ("remote", given.scorers["remote"])
+    assert (name, inherited) == ("remote", settings.scorers["remote"])
     assert inherited.bearer_token.get_secret_value() == "the-bearer-token"  # type: ignore[union-attr]
-    assert "the-bearer-token" in secrets_of(given) and "the-bearer-token" not in repr(given)
+    assert "the-bearer-token" in secrets_of(settings) and "the-bearer-token" not in repr(settings)

@@ -152,7 +152,7 @@ def test_prompts_are_shown_in_the_lists_order_whatever_their_scores() -> None:
         sample(0, 10, "train", clip=0.9),
         sample(1, 20, clip=0.2),
     ]
-    after = [one.model_copy(update={"id": f"{one.id}_after"}) for one in reversed(before)]
+    after = [shown.model_copy(update={"id": f"{shown.id}_after"}) for shown in reversed(before)]
     chosen = first_of_each_prompt(before, after, "held_out", 2)
     assert [(old.id, new.id) for old, new in chosen] == [
         ("smp_held_out_0_10", "smp_held_out_0_10_after"),
@@ -162,7 +162,7 @@ def test_prompts_are_shown_in_the_lists_order_whatever_their_scores() -> None:
 
 def test_captions_give_verdict_and_reward() -> None:
     pictures = [picture("red", 0.5, True), picture("red", 0.25, False), picture("red", 0.125), picture("red")]
-    assert [one.caption for one in pictures] == ["accepted, 0.500", "rejected, 0.250", "0.125", ""]
+    assert [shown.caption for shown in pictures] == ["accepted, 0.500", "rejected, 0.250", "0.125", ""]
 
 
 def places_of(sheet: Image.Image, colour: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -234,8 +234,8 @@ def test_the_demo_asks_for_a_valid_round() -> None:
     assert spec.evaluation is not None and not spec.evaluation.every_round
 
 
-def score_of(one: SampleOut, scorer: str) -> float:
-    (value,) = [score.value for score in one.scores if score.scorer == scorer]
+def score_of(measured: SampleOut, scorer: str) -> float:
+    (value,) = [score.value for score in measured.scores if score.scorer == scorer]
     return value
 
 
@@ -249,31 +249,36 @@ def test_results_of_a_job(live: Live) -> None:
         adopted = list(client.pairs(job=job.id, adopted=True))
         old, new = (list(client.samples(job=job.id, role="evaluation", round=number)) for number in (0, 1))
         metrics = client.metrics(job.id).data
-        found = results_of(client, job, 2, 2)
+        results_ = results_of(client, job, 2, 2)
 
     means = {m.round: m.mean for m in metrics if (m.split, m.scorer) == ("train", "brightness")}
-    rewards = [[score_of(one, "brightness") for one in samples] for samples in (old, new)]
+    rewards = [[score_of(row_, "brightness") for row_ in samples] for samples in (old, new)]
     differences = [after - before for before, after in zip(*rewards, strict=True)]
 
-    assert (found.job, found.reward, found.judge, found.pairs) == (job.id, "brightness", "constant", job.made["pairs"])
-    row, judged = found.changes
+    assert (results_.job, results_.reward, results_.judge, results_.pairs) == (
+        job.id,
+        "brightness",
+        "constant",
+        job.made["pairs"],
+    )
+    row, judged = results_.changes
     assert (row.split, row.scorer, row.prompts) == ("train", "brightness", 3)
     assert (row.before, row.after) == pytest.approx((means[0], means[1]))
     # a resample of three prompts is three times the same one in 1 of 27 cases: more than 2.5 %
     assert row.difference.interval == pytest.approx((min(differences), max(differences)))
     assert judged.cells[1:] == ("constant", "0.5000", "0.5000", "+0.0000", "+0.0000 to +0.0000")
 
-    assert [one.prompt for one in found.shown] == [one.prompt for one in old[:2]]
-    assert [[one.before.reward, one.after.reward] for one in found.shown] == [
+    assert [row_.prompt for row_ in results_.shown] == [row_.prompt for row_ in old[:2]]
+    assert [[row_.before.reward, row_.after.reward] for row_ in results_.shown] == [
         list(two) for two in zip(*rewards, strict=True)
     ][:2]
-    assert {one.after.accepted for one in found.shown} == {True}
+    assert {row_.after.accepted for row_ in results_.shown} == {True}
 
     gains = sorted(map(gain, adopted), reverse=True)
-    assert [(one.target.reward or 0) - (one.base.reward or 0) for one in found.fused] == gains[:2] != []
-    assert found.adopted == len(adopted)
-    assert all(one.mask.image.size == (128, 128) and one.mask.reward is None for one in found.fused)
-    assert contact_sheet(found).height > before_after_sheet(found).height
+    assert [(row_.target.reward or 0) - (row_.base.reward or 0) for row_ in results_.fused] == gains[:2] != []
+    assert results_.adopted == len(adopted)
+    assert all(row_.mask.image.size == (128, 128) and row_.mask.reward is None for row_ in results_.fused)
+    assert contact_sheet(results_).height > before_after_sheet(results_).height
 
 
 def test_the_numbers_are_written_as_json() -> None:

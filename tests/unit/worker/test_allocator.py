@@ -27,7 +27,7 @@ def faults(way: str) -> int:
     return int(ran.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is for glibc")
 def test_a_block_that_was_freed_is_not_faulted_in_again() -> None:
     """Five times 64 MiB are 81,920 pages of 4 KiB, or 160 of 2 MiB."""
     assert faults("kept") < 80 <= faults("given back")

@@ -13,8 +13,8 @@ def test_the_collector_is_off_within_and_as_it_was_after(was_enabled: bool) -> N
     try:
         with without_garbage_collection():
             assert not gc.isenabled()
-            made = [[] for _ in range(1000)]  # type: ignore[var-annotated]
-        assert (gc.isenabled(), len(made)) == (was_enabled, 1000)
+            lists = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+        assert (gc.isenabled(), len(lists)) == (was_enabled, 1000)
         assert gc.get_freeze_count() >= before + 1000
         gc.unfreeze()
         with pytest.raises(ImportError), without_garbage_collection():

@@ -17,7 +17,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_worker_is_seen_until_it_ends_and_its_database_may_be_away_at_first(tmp_path: Path) -> None:
+def test_a_worker_is_listed_until_it_ends_and_can_start_before_its_database(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, tmp_path, presence_seconds=0.01, health_file=str(tmp_path / "alive"))
     assert not is_well(settings)
     service = Service.open(settings)

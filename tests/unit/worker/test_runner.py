@@ -21,9 +21,9 @@ from worker.runner import failure_of, spoils_the_device
     ],
 )
 def test_every_error_has_a_code(error: Exception, code: str, retryable: bool) -> None:
-    found = failure_of(error)
-    assert (found.code, found.retryable) == (code, retryable)
-    assert "secret" not in found.message
+    failure = failure_of(error)
+    assert (failure.code, failure.retryable) == (code, retryable)
+    assert "secret" not in failure.message
 
 
 @pytest.mark.parametrize(

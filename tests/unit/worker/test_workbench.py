@@ -9,22 +9,22 @@ from worker.workbench import set_up_torch
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def allocator_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the calls of allocator settings, without changing this process."""
-    found: list[str] = []
-    monkeypatch.setattr(workbench, "keep_freed_memory", lambda: found.append("keep"))
-    return found
+    calls: list[str] = []
+    monkeypatch.setattr(workbench, "keep_freed_memory", lambda: calls.append("keep"))
+    return calls
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", ["keep"]), ("cuda", [])])
 def test_a_worker_keeps_freed_memory_where_it_computes_in_it(
-    tmp_path: Path, told: list[str], device: str, expected: list[str]
+    tmp_path: Path, allocator_calls: list[str], device: str, expected: list[str]
 ) -> None:
     set_up_torch(settings_for(tmp_path, tmp_path, device=device))
-    assert told == expected
+    assert allocator_calls == expected
 
 
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("allocator_calls")
 def test_float32_is_not_rounded_in_a_worker(tmp_path: Path) -> None:
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]

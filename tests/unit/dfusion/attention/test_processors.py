@@ -92,7 +92,7 @@ def test_cross_attention_is_fused_only_where_asked() -> None:
     unet = tiny_unet()
     layer = first_up_layer(find_layers(unet))
     with processors_installed(unet, fuse_cross=[layer]):
-        fused = {name for name, one in unet.attn_processors.items() if isinstance(one, FuseProcessor)}
+        fused = {name for name, processor in unet.attn_processors.items() if isinstance(processor, FuseProcessor)}
     assert fused == {f"{path}.processor" for path in layer.cross_attention}
 
 
@@ -111,7 +111,7 @@ def test_the_last_attention_skips_the_references(
     """Self-attention fused from the `own`th layer on, cross-attention from the `cross`th, given in any order."""
     layers = resolve_layers(find_layers(unet), "middle+up")[::-1]
     fused, fused_cross = (() if first is None else layers[first:] for first in (own, cross))
-    masks = {one.level: torch.ones(1, math.prod(one.size(8, 8)), dtype=torch.bool) for one in layers}
+    masks = {layer.level: torch.ones(1, math.prod(layer.size(8, 8)), dtype=torch.bool) for layer in layers}
     left_out: list[bool] = []
     hooks = []
     with processors_installed(unet, fuse=fused, fuse_cross=fused_cross):

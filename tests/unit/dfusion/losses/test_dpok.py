@@ -76,6 +76,6 @@ def test_a_divergence_without_noise_is_rejected() -> None:
     mean, reference, sigma = _means()
     with pytest.raises(ScheduleError, match="sigma"):
         gaussian_kl(mean, reference, sigma * 0)
-    for wrong in ((mean, reference[:1], sigma), (mean, reference, sigma[:1])):
+    for arguments in ((mean, reference[:1], sigma), (mean, reference, sigma[:1])):
         with pytest.raises(ShapeMismatchError, match="reference_mean"):
-            gaussian_kl(*wrong)
+            gaussian_kl(*arguments)

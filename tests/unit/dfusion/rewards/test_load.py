@@ -160,7 +160,7 @@ def test_scorers_of_installed_packages() -> None:
     installed = {"mine": "plugin_of_a_test:Red", "ours": EntryPointConfig(entry_point="red")}
     named = [load_scorer(name, installed=installed) for name in ("mine", "ours")]
 
-    assert [(one.name, one.version) for one in named] == [("mine", "3"), ("ours", "3")]
+    assert [(loaded.name, loaded.version) for loaded in named] == [("mine", "3"), ("ours", "3")]
     assert named[0].score(images(2, value=7), ["x", "y"]) == [7.0, 7.0]
     assert not hasattr(named[0], "features")
     assert copy.copy(named[0]).name == "mine"
@@ -203,7 +203,7 @@ def test_settings_are_discriminated_by_kind() -> None:
     read = TypeAdapter[Any](ScorerConfig).validate_python
     assert read({"kind": "open_clip"}) == OpenClipConfig(architecture="ViT-H-14", weights="laion2b_s32b_b79k")
     assert isinstance(read({"kind": "http", "url": "http://host:1/x"}), HttpScorerConfig)
-    for wrong in (
+    for invalid in (
         {"kind": "pickle"},
         {"architecture": "ViT-H-14"},
         {"kind": "http", "url": "file:///etc/passwd"},
@@ -214,7 +214,7 @@ def test_settings_are_discriminated_by_kind() -> None:
         {"kind": "weighted", "parts": [{"scorer": "a", "weight": 1}] * 2},
     ):
         with pytest.raises(ValidationError):
-            read(wrong)
+            read(invalid)
 
 
 def test_a_token_is_not_shown() -> None:

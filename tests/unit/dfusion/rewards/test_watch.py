@@ -81,6 +81,6 @@ def test_invalid_series_are_rejected() -> None:
         falling_figures(RISING, {"judge": FALLING[1:]})
     with pytest.raises(NonFiniteError, match="judge"):
         falling_figures([1.0], {"judge": [float("nan")]})
-    for wrong in ({"window": 3}, {"level": 0.0}):
+    for invalid in ({"window": 3}, {"level": 0.0}):
         with pytest.raises(InvalidInputError):
-            falling_figures(RISING, {}, **wrong)
+            falling_figures(RISING, {}, **invalid)

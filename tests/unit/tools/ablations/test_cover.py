@@ -43,7 +43,7 @@ def test_a_full_mask_by_hand() -> None:
     results = covered(bench, pair, config)
 
     assert len(results) == len(COVERS) and results[-1].cover == 1
-    assert all(one.cover >= share for one, share in zip(results, COVERS, strict=True))
+    assert all(result.cover >= share for result, share in zip(results, COVERS, strict=True))
 
     prompt, negative = conditions(bench.model, pair)
     model = bench.model
@@ -54,9 +54,9 @@ def test_a_full_mask_by_hand() -> None:
 
     assert results[-1].to_base == pytest.approx(float(torch.dist(whole.final, pair.base.final) / apart), abs=1e-5)
     assert results[-1].to_reference == pytest.approx(float(torch.dist(whole.final, pair.reference.final) / apart))
-    assert len({one.to_base for one in results}) > 1
+    assert len({result.to_base for result in results}) > 1
 
-    for one in results:
-        score = Brightness().score(one.picture[None], [""])[0]
-        assert one.margin == pytest.approx(score - pair.base_scores[0])
-        assert one.adopted is (one.margin >= 0) and one.accepted is None
+    for result in results:
+        score = Brightness().score(result.picture[None], [""])[0]
+        assert result.margin == pytest.approx(score - pair.base_scores[0])
+        assert result.adopted is (result.margin >= 0) and result.accepted is None

@@ -121,9 +121,11 @@ def command(folder: Path, what: str) -> list[str]:
     """
     tiny_pipeline().save_pretrained(folder / "pipeline")
     (folder / "prompts.json").write_text(json.dumps({"name": "own", "prompts": [{"text": "a big [cat]"}]}))
-    given = [what, "--pipeline", str(folder / "pipeline"), "--prompts", str(folder / "prompts.json")]
+    arguments = [what, "--pipeline", str(folder / "pipeline"), "--prompts", str(folder / "prompts.json")]
     with redirect_stdout(StringIO()) as printed:
-        main([*given, "--reward", "shapes-clip", "--out", str(folder / "out"), "--pairs", "1", "--first-step", "18"])
+        main(
+            [*arguments, "--reward", "shapes-clip", "--out", str(folder / "out"), "--pairs", "1", "--first-step", "18"]
+        )
     return [line for line in printed.getvalue().splitlines() if line.endswith(f", {folder}/prompts.json, shapes-clip")]
 
 

@@ -47,7 +47,7 @@ def test_the_base_model_leaves_something_to_learn(model: DiffusionModel, attribu
     for template in TEMPLATES:
         if template not in samples:
             samples[template] = list(sample_prompts(model, Judge.load(), prompt_list(template, "train")[:2], 4, seed=0))
-        accepted = [verdict for one in samples[template] for verdict in one.accepted]
+        accepted = [verdict for sampled in samples[template] for verdict in sampled.accepted]
         assert 0.25 <= statistics.fmean(accepted) <= 0.95, template
 
 
@@ -56,7 +56,7 @@ def test_fusion_transfers_the_prompts_content_and_keeps_the_rest(
 ) -> None:
     """Attributes: at least 40 % of rejected bases with accepted references, and 3 times closer outside the mask."""
     judge = Judge.load()
-    carried = [pair for one in attributes for pair in fused_pairs(model, judge, one, FUSION)]
+    carried = [pair for samples in attributes for pair in fused_pairs(model, judge, samples, FUSION)]
     assert len(carried) >= 12
     assert statistics.fmean(pair.accepted for pair in carried) >= 0.4
     closer = [statistics.fmean(getattr(p, f"{side}_distance") for p in carried) for side in ("reference", "target")]
