@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         else:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
 
-    # slow files first, so that no process is left alone with one of them at the end
+    # slow files first, so that none of them runs alone at the end
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)

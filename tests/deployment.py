@@ -34,7 +34,7 @@ PATIENCE_SECONDS = 300
 ROOT = Path(__file__).parents[1]
 ADMIN_KEY = "dfk_" + "a1" * 20
 DATABASE_PASSWORD = "database-password"
-"""The server does not ask for it; it must not be seen anyway."""
+"""The server does not check it. It must not appear in logs nevertheless."""
 FINAL = ("succeeded", "failed", "cancelled")
 WORKERS = ("one@test", "two@test")
 HASTE = HASTE_IN_PROCESS | {"lease_seconds": PATIENCE_SECONDS, "presence_seconds": 0.2, "rehint_seconds": 0.5}
@@ -155,13 +155,13 @@ class Deployment:
     def post(self, path: str, body: dict[str, Any], **headers: str) -> str:
         """Submit a job. Returns its id."""
         with self.client() as client:
-            answer = client.post(path, json=body, headers=headers)
-        assert answer.status_code == 202, answer.text
-        return self.accept(answer)
+            response = client.post(path, json=body, headers=headers)
+        assert response.status_code == 202, response.text
+        return self.accept(response)
 
-    def accept(self, answer: httpx.Response) -> str:
+    def accept(self, response: httpx.Response) -> str:
         """Record a job that the service has accepted. Returns its id."""
-        job_id = str(answer.json()["id"])
+        job_id = str(response.json()["id"])
         self.accepted.add(job_id)
         return job_id
 
@@ -171,9 +171,9 @@ class Deployment:
 
     def get(self, path: str) -> Any:
         with self.client() as client:
-            answer = client.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+            response = client.get(path)
+        assert response.status_code == 200, response.text
+        return response.json()
 
     def all(self, path: str) -> list[dict[str, Any]]:
         return list(self.get(f"{path}{'&' if '?' in path else '?'}limit=200")["data"])

@@ -24,9 +24,9 @@ class Installation:
 
     def ask(self, path: str, body: dict[str, Any]) -> str:
         """Create a job. Returns its id."""
-        answer = self.client.post(path, json=body)
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
+        response = self.client.post(path, json=body)
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
 
     def run(self, **changes: Any) -> dict[str, Any]:
         """Create a round job and run all its stages. Returns the job."""
@@ -39,9 +39,9 @@ class Installation:
         return dict(self.get(f"/jobs/{job_id}"))
 
     def get(self, path: str) -> Any:
-        answer = self.client.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        response = self.client.get(path)
+        assert response.status_code == 200, response.text
+        return response.json()
 
     def all(self, path: str) -> list[dict[str, Any]]:
         return list(self.get(f"{path}{'&' if '?' in path else '?'}limit=200")["data"])

@@ -1,6 +1,6 @@
 """Invariants that hold after any fault, checked in database, storage and logs (I1 to I7 of the durability design).
 
-I1 every job that was answered 2xx has ended, and there is none besides
+I1 every accepted job (2xx) has ended, and there are no other jobs
 I2 one row for each (stage, slot), one success for each stage, and every object has its row's bytes
 I3 pairs: all, distinct and expected are the same number; the jobs' own counts agree
 I4 nothing was written under a lease that was over
@@ -50,7 +50,7 @@ def objects_are_those_of_their_rows(service: Service) -> None:
     with service.uow.reading() as session:
         rows = session.scalars(select(Artifact)).all()
         done = select(Stage.id).where(Stage.state == StageState.SUCCEEDED, Stage.kind != StageKind.REVIEW)
-        succeeded = set(session.scalars(done))  # people end reviews, no worker does
+        succeeded = set(session.scalars(done))  # reviews are ended by people, not by workers
         successes = Counter(session.scalars(select(Event.stage_id).where(Event.kind == "stage.succeeded")))
     assert len({(row.stage_id, row.slot) for row in rows}) == len(rows)
     assert set(successes) == succeeded and set(successes.values()) <= {1}
@@ -81,8 +81,10 @@ def expect_pairs(service: Service, job_id: str, expected: int) -> None:
 
 
 def leases_were_kept(service: Service) -> None:
-    """I4: a stage's attempts follow each other, each under a lease of its own, and what a stage made was written since
-    its last attempt began, the one that succeeded. (A late write after that: `test_faults` compares rows.)"""
+    """I4: the attempts of a stage do not overlap, and its outputs were written by its last attempt, which succeeded.
+
+    This does not detect late writes after that attempt: `test_faults` compares rows.
+    """
     with service.uow.reading() as session:
         stages = {stage.id: stage for stage in session.scalars(select(Stage))}
         kinds = defaultdict(list)

@@ -13,7 +13,7 @@ Flaw = Callable[[bytes], bytes]
 
 
 @contextmanager
-def proxy(port: int, *, requests: Flaw = bytes, answers: Flaw = bytes) -> Iterator[int]:
+def proxy(port: int, *, requests: Flaw = bytes, responses: Flaw = bytes) -> Iterator[int]:
     """Run a proxy of 127.0.0.1:port during the block. Yields its port."""
 
     class Handler(socketserver.BaseRequestHandler):
@@ -21,7 +21,7 @@ def proxy(port: int, *, requests: Flaw = bytes, answers: Flaw = bytes) -> Iterat
             with socket.create_connection(("127.0.0.1", port)) as server:
                 pump = threading.Thread(target=_pump, args=(self.request, server, requests), daemon=True)
                 pump.start()
-                _pump(server, self.request, answers)
+                _pump(server, self.request, responses)
                 pump.join(10)
 
     class Server(socketserver.ThreadingTCPServer):

@@ -55,8 +55,8 @@ class RedisServer(servers.RedisServer):
 class CuttingProxy:
     """A proxy between a client and a server on 127.0.0.1 that cuts one connection on request.
 
-    `cut_at(part, delivered, answered)` arms it for the next message from a client that holds `part`: the message
-    reaches the server or does not, the server has answered before the cut or has not, and the client hears nothing.
+    `cut_at(part, delivered, answered)` arms it for the next message from a client that contains `part`. The message
+    reaches the server if `delivered`, and the proxy waits for the reply if `answered`. The client gets no reply.
     """
 
     def __init__(self, port: int) -> None:

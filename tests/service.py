@@ -33,7 +33,7 @@ SCORERS = {
     "falling": "tests.scorers:Falling",
 }
 HASTE: dict[str, Any] = {
-    "worker_niceness": 0,  # other suites run beside
+    "worker_niceness": 0,  # other suites run at the same time
     "lease_seconds": 20,
     "heartbeat_seconds": 0.1,
     "poll_seconds": 0.05,

@@ -156,15 +156,15 @@ def test_a_round_through_what_compose_runs(
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=70) as stranger:
             assert stranger.post("/rounds", json=round_body()).status_code == 401
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=70, headers=key) as client:
-            answer = client.post("/rounds", json=round_body())
-            assert answer.status_code == 202, answer.text
-            job = ended(client, answer.json()["id"])
+            response = client.post("/rounds", json=round_body())
+            assert response.status_code == 202, response.text
+            job = ended(client, response.json()["id"])
             assert (job["state"], job["error"], job["made"]["models"]) == ("succeeded", None, 1)
             sample: dict[str, Any] = client.get(job["links"]["samples"]).json()["data"][0]
             link = client.get(sample["image"])
         assert link.status_code == 307
         assert link.headers["location"].startswith(f"http://{servers[2].endpoint}/dfusion/")
-        image = httpx.get(link.headers["location"])  # with no key: the link is enough
+        image = httpx.get(link.headers["location"])  # without a key: the presigned link suffices
         assert (image.status_code, image.content[:8]) == (200, b"\x89PNG\r\n\x1a\n")
         assert running.stop() == {"api": 0, "sweeper": 0, "worker-cpu": 0}
         written = "".join(running.log(name) for name in running.processes)

@@ -4,7 +4,7 @@ DFUSION_CONTRACT_EXAMPLES makes more of them (`make test-faults`).
 
 Good and bad ones, by examples, by each rule of the document, by chance, and along its links. What is checked:
 
-* no 5xx, and no answer whose status, media type, headers or body the document does not tell of
+* no 5xx, and no response with an undocumented status, media type, header or body
 * what the document forbids is refused, with 405 and Allow for a method, and 401 without a key or with a wrong one
 * what was deleted stays so
 

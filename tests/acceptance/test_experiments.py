@@ -67,7 +67,7 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(file: Path, tmp_path
     with (
         deployment(EMBEDDED, killed, pipeline) as service,
         deployment(EMBEDDED, undisturbed, pipeline) as other,
-        start(other, file, undisturbed) as runner,  # meanwhile
+        start(other, file, undisturbed) as runner,  # at the same time
     ):
         run_with_kills(service, file, killed)
         assert runner.wait(PATIENCE_SECONDS) == 0

@@ -100,7 +100,7 @@ def test_workers_are_killed_again_and_again(installed: Deployment, dice: random.
             return running if running is not None and (running.id, running.lease_epoch) not in seen else None
 
         is_killed = False
-        while not is_killed:  # again where the process had just gone
+        while not is_killed:  # retry if the process has just ended
             stage = until(fresh)
             time.sleep(dice.uniform(0, 0.5))
             is_killed = _kill(installed, stage, with_parent=dice.random() < 0.4)
@@ -212,41 +212,43 @@ def test_a_service_killed_while_it_takes_a_request_makes_one_job(installed: Depl
     """The client repeats its request with the same Idempotency-Key until it gets a response."""
     job_ids = []
     for number in range(max(2, KILLS // 2)):
-        answers: list[str] = []
-        with _asking(installed, "/rounds", SMALL | {"seed": number}, f"kill-{dice.random()}", answers):
+        accepted: list[str] = []
+        with _submitting(installed, "/rounds", SMALL | {"seed": number}, f"kill-{dice.random()}", accepted):
             time.sleep(dice.uniform(0, 0.06))
             installed.process["api"].kill()
             installed.process["api"].wait()
             installed.start_api()
-        job_ids += answers
+        job_ids += accepted
     assert len(set(job_ids)) == len(job_ids) == max(2, KILLS // 2)
 
 
 @contextmanager
-def _asking(installed: Deployment, path: str, body: dict[str, Any], key: str, answers: list[str]) -> Iterator[None]:
-    """Submit a job from a thread during the block. At the end of the block the client has the job's id."""
+def _submitting(
+    installed: Deployment, path: str, body: dict[str, Any], key: str, accepted: list[str]
+) -> Iterator[None]:
+    """Submit a job from a thread during the block. At the end, `accepted` contains the job's id."""
 
-    def ask() -> None:
+    def submit() -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         with installed.client() as client:
             while time.monotonic() < deadline:
                 try:
-                    answer = client.post(path, json=body, headers={"Idempotency-Key": key})
+                    response = client.post(path, json=body, headers={"Idempotency-Key": key})
                 except httpx.TransportError:
                     time.sleep(0.02)
                     continue
-                if answer.status_code == 202:
-                    answers.append(installed.accept(answer))
+                if response.status_code == 202:
+                    accepted.append(installed.accept(response))
                     return
                 time.sleep(0.1)
 
-    client = threading.Thread(target=ask)
+    client = threading.Thread(target=submit)
     client.start()
     try:
         yield
     finally:
         client.join()
-    assert answers, "the client got no response"
+    assert accepted, "the client got no response"
 
 
 def test_a_round_continues_without_its_broker(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
@@ -267,18 +269,18 @@ def test_a_round_continues_without_its_broker(installed: Deployment, dice: rando
 def test_a_round_survives_a_database_outage(installed: Deployment, dice: random.Random, undisturbed: str) -> None:
     """PostgreSQL crashes in the middle of the round while clients submit jobs, and is later restarted gracefully."""
     if installed.servers is None:
-        pytest.skip("SQLite is no server")
+        pytest.skip("embedded mode has no database server")
     postgres = installed.servers.postgres
     job_id = installed.post("/rounds", ROUND)
     for at_once in (True, False):
-        answers: list[str] = []
+        accepted: list[str] = []
         until(lambda: installed.running(job_id, *KINDS))
         time.sleep(dice.uniform(0, 0.5))
-        with _asking(installed, "/samplings", _sampling(dice), f"outage-{dice.random()}", answers):
+        with _submitting(installed, "/samplings", _sampling(dice), f"outage-{dice.random()}", accepted):
             postgres.stop(signal.SIGQUIT if at_once else signal.SIGINT)
             time.sleep(dice.uniform(0, 2))
             postgres.start()
-        assert installed.ended(answers[0])["state"] == "succeeded"
+        assert installed.ended(accepted[0])["state"] == "succeeded"
     require_as_undisturbed(installed, job_id, undisturbed)
 
 
@@ -292,7 +294,7 @@ def test_a_child_ends_with_its_killed_parent(installed: Deployment) -> None:
     The kernel kills the child (PR_SET_PDEATHSIG, set by Celery). It cannot return its stage; the sweeper requeues it.
     """
     if installed.mode != DEPLOYED:
-        pytest.skip("the embedded worker has no parent of that kind")
+        pytest.skip("the embedded worker has no Celery parent")
     body = {"model": "tiny", "prompts": PROMPTS[:1], "samples_per_prompt": 8, "sampling": {"num_steps": 200}}
     job_id = installed.post("/samplings", body)
     stage = until(lambda: installed.running(job_id, "sample"))

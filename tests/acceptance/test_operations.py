@@ -55,7 +55,7 @@ def test_the_log_is_json_without_secrets(tmp_path: Path) -> None:
             key = client.post(
                 "/api-keys", json={"name": "ann", "scopes": ["read"]}, headers={"Authorization": f"Bearer {ADMIN}"}
             ).json()["key"]
-            answers = [
+            responses = [
                 client.get("/jobs", headers={"Authorization": f"Bearer {key}", "X-Request-Id": "mine"}),
                 client.get(f"/jobs/{key}?key={key}", headers={"Authorization": f"Bearer {key}"}),
                 client.get("/jobs", headers={"Authorization": f"Bearer {key}x"}),
@@ -63,8 +63,8 @@ def test_the_log_is_json_without_secrets(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait(PATIENCE_SECONDS)
-    assert [answer.status_code for answer in answers] == [200, 422, 401]
-    assert "server" not in answers[0].headers
+    assert [response.status_code for response in responses] == [200, 422, 401]
+    assert "server" not in responses[0].headers
     written = log.read_text("utf-8")
     lines = [json.loads(line) for line in written.splitlines()]
     assert [line["message"] for line in lines if line.get("request_id") == "mine"] == ["GET /jobs 200"]
@@ -81,4 +81,4 @@ def _wait_for(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.1)
         else:
             return
-    raise AssertionError("it did not answer in time")
+    raise AssertionError("it did not respond in time")

@@ -91,10 +91,10 @@ def test_a_round_is_followed_as_it_happens(installed: Deployment) -> None:
 def _stream(client: httpx.Client, job_id: str, after: str | None = None) -> Iterator[tuple[str, str]]:
     """Yield the ids and kinds of events until the stream ends."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
-    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
+    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
         fields: dict[str, str] = {}
-        for line in answer.iter_lines():
+        for line in response.iter_lines():
             if line:
                 name, _, value = line.partition(":")
                 fields[name] = value.strip()
@@ -179,9 +179,11 @@ def test_an_adapter_is_exported_and_downloaded(installed: Deployment, trained: d
     installed.done("/exports", {"model": trained["last_model"], "format": "kohya"})
     with installed.client() as client:
         for form in ("kohya", "diffusers"):
-            answer = client.get(f"/models/{trained['last_model']}/download?format={form}", follow_redirects=True)
-            assert answer.status_code == 200
-            assert int.from_bytes(answer.content[:8], "little") < len(answer.content)  # safetensors: the header's size
+            response = client.get(f"/models/{trained['last_model']}/download?format={form}", follow_redirects=True)
+            assert response.status_code == 200
+            assert int.from_bytes(response.content[:8], "little") < len(
+                response.content
+            )  # safetensors: the header's size
 
 
 LONG = {"model": "tiny", "prompts": PROMPTS, "samples_per_prompt": 8, "sampling": {"num_steps": 60}}
@@ -252,13 +254,13 @@ def test_a_presigned_link_leads_to_the_bytes_by_another_host_name(
     port, public = free_port(), f"http://localhost:{installed.servers.s3.port}"
     installed.start_api("second-front", port=port, s3_public_endpoint=public)
     with installed.client() as client, installed.client(port) as other, httpx.Client(trust_env=False) as anyone:
-        answer = other.get(path)
-        assert answer.status_code == 307
-        link = answer.headers["location"]
+        response = other.get(path)
+        assert response.status_code == 307
+        link = response.headers["location"]
         assert link.startswith(f"{public}/")
         assert anyone.get(link).content == client.get(path).content
         unsigned = anyone.get(link.partition("?")[0])
-        assert unsigned.status_code == 400  # rclone's answer where a signature is missing; S3 itself says 403
+        assert unsigned.status_code == 400  # rclone's status for a missing signature; S3 itself returns 403
         assert unsigned.content != client.get(path).content
     installed.process["second-front"].terminate()
     assert installed.process["second-front"].wait(PATIENCE_SECONDS) in (0, -signal.SIGTERM)

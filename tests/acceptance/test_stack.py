@@ -109,6 +109,6 @@ def test_a_round_outlives_dead_parts_and_a_killed_stack(folder: Path, pipeline: 
 def test_a_port_that_is_taken_is_named(folder: Path, pipeline: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        answer = second_start(folder, pipeline, "--s3-port", str(port))
-    assert answer.returncode == 1
-    assert f"port {port} is in use: choose another with --s3-port" in answer.stderr
+        result = second_start(folder, pipeline, "--s3-port", str(port))
+    assert result.returncode == 1
+    assert f"port {port} is in use: choose another with --s3-port" in result.stderr

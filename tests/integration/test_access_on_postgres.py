@@ -35,8 +35,8 @@ def client(tmp_path: Path, postgres_url: str) -> Iterator[TestClient]:
 def test_keys_limits_and_figures(client: TestClient) -> None:
     created = client.post("/api-keys", json={"name": "ann", "scopes": ["submit"]}).json()
     ann = {"Authorization": f"Bearer {created['key']}"}
-    answers = [client.post("/rounds", json=round_body(), headers=ann) for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [202, 202, 429]
+    responses = [client.post("/rounds", json=round_body(), headers=ann) for _ in range(3)]
+    assert [response.status_code for response in responses] == [202, 202, 429]
     assert [key["active"] for key in client.get("/api-keys").json()["data"]] == [True, True]
     assert client.delete(f"/api-keys/{created['id']}").status_code == 204
     assert client.get("/jobs", headers=ann).status_code == 401

@@ -87,10 +87,10 @@ def test_unavailable_storage_is_reported(tmp_path: Path) -> None:
     with ExitStack() as stack:
         with s3_server(tmp_path / "s3") as server:
             client, path = stack.enter_context(serving(server, tmp_path))
-        answer = client.get(path)
-    assert (answer.status_code, answer.json()["code"]) == (503, "storage")
-    assert "retry-after" in answer.headers
-    assert "127.0.0.1" not in answer.text
+        response = client.get(path)
+    assert (response.status_code, response.json()["code"]) == (503, "storage")
+    assert "retry-after" in response.headers
+    assert "127.0.0.1" not in response.text
 
 
 def test_a_whole_round_on_an_s3_server(s3: S3Server, tmp_path: Path, pipeline: Path) -> None:

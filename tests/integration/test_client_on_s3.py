@@ -19,11 +19,11 @@ def test_files_come_from_the_storage_and_are_checked_by_what_the_service_says(
     passed: list[bytes] = []
     spoil = [b"", b""]
 
-    def answers(piece: bytes) -> bytes:
+    def responses(piece: bytes) -> bytes:
         passed.append(piece)
         return piece.replace(*spoil) if spoil[0] else piece
 
-    with proxy(s3.port, answers=answers) as port:
+    with proxy(s3.port, responses=responses) as port:
         public = f"http://127.0.0.1:{port}"
         settings = settings_for(tmp_path / "data", pipeline, **s3.settings("client"), s3_public_endpoint=public)
         app = create_app(settings)

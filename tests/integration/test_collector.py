@@ -268,7 +268,7 @@ def test_workers_that_write_meanwhile_lose_nothing(place: Installation) -> None:
 
     def collect_all_the_time() -> None:
         while not over.is_set():
-            place.collect(collect_after_seconds=1e-9)  # no grace: only the rows protect
+            place.collect(collect_after_seconds=1e-9)  # no grace period: only rows protect objects
 
     thread = threading.Thread(target=collect_all_the_time)
     thread.start()

@@ -380,7 +380,7 @@ def test_a_retry_is_a_new_job_that_names_its_origin(service: Service) -> None:
     cancel_job(service, job_id)
     first, again = job_of(service, job_id), job_of(service, retry_job(service, job_id))
     assert (again.origin_id, again.state) == (job_id, "queued")
-    assert again.spec == first.spec | {"model": first.model_id}  # what its name meant then
+    assert again.spec == first.spec | {"model": first.model_id}  # the id behind the name at creation
 
 
 def test_a_stage_that_makes_no_progress_is_queued_again(service: Service) -> None:

@@ -292,11 +292,11 @@ def test_a_worker_continues_when_the_database_is_back(
             job = client.post("/rounds", json=round_body()).json()
             until(lambda: client.get(f"/jobs/{job['id']}").json()["made"]["samples"] > 0)
             own_server.stop()
-            answer = client.get("/readyz")
-            assert (answer.status_code, answer.json()["database"]) == (503, False)
-            answer = client.get(f"/jobs/{job['id']}")
-            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-            assert int(answer.headers["retry-after"]) > 0
+            response = client.get("/readyz")
+            assert (response.status_code, response.json()["database"]) == (503, False)
+            response = client.get(f"/jobs/{job['id']}")
+            assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+            assert int(response.headers["retry-after"]) > 0
             own_server.start()
             until(lambda: client.get(f"/jobs/{job['id']}").json()["state"] not in ("queued", "running"))
             job = client.get(f"/jobs/{job['id']}").json()
@@ -310,8 +310,8 @@ def test_a_worker_continues_when_the_database_is_back(
 def test_text_that_the_database_cannot_hold_is_the_clients_mistake(tmp_path: Path, postgres_url: str) -> None:
     settings = settings_for(tmp_path / "data", tmp_path / "tiny", database_url=postgres_url)
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        answer = client.get("/prompt-sets/a%00b")
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        response = client.get("/prompt-sets/a%00b")
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
 
 
 def test_events_of_one_job_are_seen_in_their_order(service: Service, postgres: PostgresServer) -> None:

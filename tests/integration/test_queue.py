@@ -85,15 +85,15 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 def post(client: TestClient, **changes: Any) -> str:
-    answer = client.post("/rounds", json=round_body(**changes))
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["id"])
+    response = client.post("/rounds", json=round_body(**changes))
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
 
 
 def get(client: TestClient, path: str) -> Any:
-    answer = client.get(path)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = client.get(path)
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def ended(client: TestClient, job_id: str) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings:
         redis.start()
         with sweeping(client):
             again = ended(client, post(client, evaluation=None))
-        redis.kill()  # a worker can be stopped without it
+        redis.kill()  # a worker can be stopped without Redis
     assert (job["state"], again["state"]) == ("succeeded", "succeeded")
     assert {(stage["attempts"], stage["crashes"]) for stage in job["stages"]} == {(1, 0)}
     started = [event["stage"] for event in events(client, job_id) if event["kind"] == "stage.started"]

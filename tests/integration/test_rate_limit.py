@@ -66,10 +66,10 @@ def test_applications_share_a_callers_rate(tmp_path: Path, redis: RedisServer) -
     statuses = []
     for name in ("first", "second"):
         with TestClient(create_app(settings(tmp_path / name, url(redis), 0.001))) as client:
-            answer = client.get("/jobs")
-            statuses.append(answer.status_code)
+            response = client.get("/jobs")
+            statuses.append(response.status_code)
     assert statuses == [200, 429]
-    assert 900 < int(answer.headers["retry-after"]) <= 1000
+    assert 900 < int(response.headers["retry-after"]) <= 1000
 
 
 def test_without_redis_each_process_counts_and_then_they_share_again(
@@ -84,7 +84,7 @@ def test_without_redis_each_process_counts_and_then_they_share_again(
         with caplog.at_level(logging.WARNING, logger="api.rate_limit"):
             assert [await first.take("a") > 0 for _ in range(5)] == [False, True, True, True, True]
             assert [await second.take("a") > 0 for _ in range(5)] == [False, True, True, True, True]
-        assert [record.name for record in caplog.records] == ["api.rate_limit"] * 2  # once a process
+        assert [record.name for record in caplog.records] == ["api.rate_limit"] * 2  # once per process
         assert redis.url not in caplog.text
 
         redis.start()
@@ -117,7 +117,7 @@ def test_each_waiting_request_queries_a_hanging_redis_once(tmp_path: Path, caplo
     with socket.create_server(("127.0.0.1", 0)) as silent, caplog.at_level(logging.WARNING, logger="api.rate_limit"):
         broker_url = SecretStr(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         with_limits(1, settings(tmp_path, broker_url, 0.001), work)
-        assert 0 < connections_of(silent) <= 20  # the later 20 requests did not ask
+        assert 0 < connections_of(silent) <= 20  # the later 20 requests did not connect
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,10 @@ def opened(folder: Path, **changes: Any) -> Iterator[TestClient]:
 def look(client: TestClient) -> tuple[int, str, dict[str, str]]:
     """Return the HTTP status, the overall state and the checks of GET /readyz. Fails if the response is slow."""
     begun = time.monotonic()
-    answer = client.get("/readyz")
+    response = client.get("/readyz")
     assert time.monotonic() - begun < SOON_SECONDS
-    body = answer.json()
-    return answer.status_code, body["status"], {check["name"]: check["state"] for check in body["checks"]}
+    body = response.json()
+    return response.status_code, body["status"], {check["name"]: check["state"] for check in body["checks"]}
 
 
 @contextmanager

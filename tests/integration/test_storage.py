@@ -136,7 +136,7 @@ def test_objects_are_listed_with_their_age(place: Place) -> None:
     place.changed()
     ages = {stored.key: stored.age_seconds for stored in place.store.objects()}
     assert set(ages) == {old.key, fresh.key}
-    assert ages[old.key] - ages[fresh.key] > 1800  # an hour, less what the test took
+    assert ages[old.key] - ages[fresh.key] > 1800  # an hour, minus the duration of the test
 
 
 def test_every_object_of_many_is_listed(place: Place) -> None:
@@ -189,7 +189,7 @@ def test_a_missing_bucket_is_made_by_whoever_is_first(s3: S3Server, tmp_path: Pa
     shutil.rmtree(s3.folder / "shared-bucket")
     s3.clear_cache()
     assert len(places) == 6
-    assert places[0].fetch(places[1].put()) == HELLO  # it is made again
+    assert places[0].fetch(places[1].put()) == HELLO  # the bucket is created again
 
 
 @pytest.mark.parametrize("change", [{"s3_secret_key": "a-wrong-key"}, {"s3_access_key": "nobody"}, {"s3_bucket": "B!"}])
@@ -219,7 +219,7 @@ def test_a_restarted_server(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"^cannot .*: NewConnectionError$") as caught:
             attempt()
         assert caught.value.retryable
-    late = on_s3(server, tmp_path / "late")  # starts all the same
+    late = on_s3(server, tmp_path / "late")  # starts without the server
     with s3_server(tmp_path / "s3", server.port):
         assert place.fetch(stored) == HELLO
         assert late.fetch(late.put()) == HELLO
@@ -227,7 +227,7 @@ def test_a_restarted_server(tmp_path: Path) -> None:
 
 def test_a_silent_server_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_module, "_READ_SECONDS", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as listener:  # the system answers the call; nobody speaks
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts connections, but never responds
         silent = S3Server(tmp_path, listener.getsockname()[1])
         place = on_s3(silent, tmp_path)
         with pytest.raises(StorageError, match="ReadTimeoutError"):
@@ -266,12 +266,12 @@ def test_a_corrupted_upload_is_detected_and_can_be_repeated(spoil: Callable[...,
     with pytest.raises(StorageError, match="cannot store") as caught:
         flawed.put()
     assert caught.value.retryable
-    assert sound.fetch(sound.put()) == HELLO  # whatever the server made of it, the next attempt mends it
+    assert sound.fetch(sound.put()) == HELLO  # the next attempt replaces whatever the server stored
 
 
 @pytest.mark.parametrize("flaw", [damaged, cut, away])
 def test_an_object_is_read_back_before_its_key_is_returned(spoil: Callable[..., Any], flaw: Any) -> None:
-    flawed, _ = spoil(answers=flaw)
+    flawed, _ = spoil(responses=flaw)
     with pytest.raises(StorageError, match="cannot") as caught:
         flawed.put()
     assert caught.value.retryable
@@ -279,7 +279,7 @@ def test_an_object_is_read_back_before_its_key_is_returned(spoil: Callable[..., 
 
 def test_a_download_is_checked(spoil: Callable[..., Any]) -> None:
     for flaw, error in ((damaged, StorageCorruptError), (cut, StorageError), (away, StorageError)):
-        flawed, sound = spoil(answers=flaw)
+        flawed, sound = spoil(responses=flaw)
         stored = sound.put()
         with pytest.raises(StorageError) as caught:
             flawed.fetch(stored)
@@ -287,7 +287,7 @@ def test_a_download_is_checked(spoil: Callable[..., Any]) -> None:
 
 
 def test_truncated_bytes_are_an_error(spoil: Callable[..., Any]) -> None:
-    flawed, sound = spoil(answers=cut)
+    flawed, sound = spoil(responses=cut)
     stored = sound.put(b"before, hello, after")
     with pytest.raises(StorageError, match="cannot read"):
         b"".join(flawed.store.read(stored.key, 0, stored.size_bytes))
@@ -312,9 +312,9 @@ def test_a_presigned_url_is_good_for_its_host_and_its_time(s3: S3Server, tmp_pat
     stored = place.put()
     url = place.store.public_url(stored.key, "image/png")
     assert url is not None and url.startswith(f"http://localhost:{s3.port}/")
-    answer = httpx.get(url, headers={"Range": "bytes=1-3"})
-    assert (answer.content, answer.headers["content-range"]) == (b"ell", "bytes 1-3/5")
-    assert answer.headers["content-type"] == "image/png"
+    response = httpx.get(url, headers={"Range": "bytes=1-3"})
+    assert (response.content, response.headers["content-range"]) == (b"ell", "bytes 1-3/5")
+    assert response.headers["content-type"] == "image/png"
     assert httpx.get(url.replace("localhost", "127.0.0.1")).status_code == 403
     assert httpx.get(url.replace("image%2Fpng", "text%2Fhtml")).status_code == 403
     assert httpx.put(url, content=b"jello").status_code == 403

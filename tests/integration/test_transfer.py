@@ -94,7 +94,7 @@ def lists(installation: Installation) -> dict[str, Any]:
         responses[f"/jobs/{job['id']}"] = installation.get(f"/jobs/{job['id']}")
         responses[f"/exports?job={job['id']}"] = installation.get(f"/exports?job={job['id']}")
         responses[job["links"]["metrics"]] = installation.get(job["links"]["metrics"])
-        events = installation.all(job["links"]["events"])  # an installation numbers them itself
+        events = installation.all(job["links"]["events"])  # their ids differ between installations
         responses[job["links"]["events"]] = [{n: v for n, v in event.items() if n != "id"} for event in events]
     return responses
 
@@ -111,11 +111,11 @@ def comparable(installation: Installation) -> dict[str, Any]:
     for own, name in ids_of_installation(installation).items():
         text = text.replace(own, name)
     responses = json.loads(text)
-    for path in ("/models", "/prompt-sets"):  # those of the installation were made when it was
+    for path in ("/models", "/prompt-sets"):  # base models and built-in sets are as old as the installation
         responses[path] = [{n: v for n, v in row.items() if n != "created_at"} for row in responses[path]]
         responses[path].sort(key=lambda row: str(row["id"]))
     for path in responses:
-        if path.endswith("/metrics"):  # in the order of ids, base models' too
+        if path.endswith("/metrics"):  # sorted by ids, which include those of base models
             responses[path]["data"].sort(key=str)
     return dict(responses)
 

@@ -102,7 +102,7 @@ def test_a_deadlock_is_tried_again(uow: UnitOfWork) -> None:
     def change(first: str, second: str) -> Callable[[Session], None]:
         def function(session: Session) -> None:
             tries.append(first)
-            if len(tries) > 2:  # or it could take its row before the other wakes up, and lock with it again
+            if len(tries) > 2:  # otherwise it could lock its row before the other wakes up, and deadlock again
                 assert one_has_committed.wait(30)
             session.get_one(PromptSet, first, with_for_update=True).version += 1
             session.flush()
@@ -123,7 +123,7 @@ def test_a_deadlock_is_tried_again(uow: UnitOfWork) -> None:
         thread.join()
     with uow.reading() as session:
         assert [session.get_one(PromptSet, set_id).version for set_id in ids] == [3, 3]
-    assert len(tries) == 3  # one of the two was given up, and went again
+    assert len(tries) == 3  # one of the two was aborted and retried
 
 
 def test_a_connection_lost_before_the_commit_is_tried_again(uow: UnitOfWork, postgres: PostgresServer) -> None:

@@ -147,10 +147,10 @@ def test_verdicts_decide_which_side_is_better(installation: Installation, fused:
     body = {"pairs": [p["id"] for p in pairs], "prefer": "verdicts", "training": TRAINING}
     assert installation.client.post("/trainings", json=body).json()["code"] == "no_pairs"
     for pair, verdict in zip(pairs, ["target", "base", "tie", "reject"], strict=False):
-        answer = installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict, "reviewer": "ann"})
-        assert (answer.status_code, answer.json()["verdict"]["prefer"]) == (200, verdict)
+        response = installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict, "reviewer": "ann"})
+        assert (response.status_code, response.json()["verdict"]["prefer"]) == (200, verdict)
     job = installation.done("/trainings", body)
-    assert installation.get(f"/models/{job['last_model']}")["figures"]["examples"] == 2  # a tie teaches nothing
+    assert installation.get(f"/models/{job['last_model']}")["figures"]["examples"] == 2  # ties are not trained on
     assert len(installation.all(f"/pairs?job={fused['id']}&judged=true")) == 4
     reversed_alone = installation.done("/trainings", body | {"pairs": [pairs[1]["id"]]})
     straight = installation.done("/trainings", {"pairs": [pairs[1]["id"]], "training": TRAINING})
@@ -200,9 +200,9 @@ def test_an_adapter_is_exported_in_every_form(
     for form in ("diffusers", "kohya", "merged"):
         job = installation.done("/exports", {"model": model, "format": form})
         assert (job["state"], job["error"]) == ("succeeded", None)
-        answer = installation.client.get(f"/models/{model}/download?format={form}")
-        assert answer.status_code == 200
-        (tmp_path / f"{form}.bin").write_bytes(answer.content)
+        response = installation.client.get(f"/models/{model}/download?format={form}")
+        assert response.status_code == 200
+        (tmp_path / f"{form}.bin").write_bytes(response.content)
     exports = installation.get(f"/models/{model}")["exports"]
     assert all(export["figures"]["difference"] <= 1 / 255 for export in exports)
     assert {export["format"] for export in exports} == {"diffusers", "kohya", "merged"}
@@ -243,8 +243,8 @@ def test_the_adapter_that_a_training_continues_from_is_kept(
     installation: Installation, trained: dict[str, Any]
 ) -> None:
     body = round_body(model=trained["last_model"], training=TRAINING | {"lora": {"rank": 8}})
-    answer = installation.client.post("/rounds", json=body).json()
-    assert (answer["code"], answer["errors"][0]["pointer"]) == ("adapter_is_kept", "/training/lora")
+    response = installation.client.post("/rounds", json=body).json()
+    assert (response["code"], response["errors"][0]["pointer"]) == ("adapter_is_kept", "/training/lora")
 
 
 def test_a_model_can_have_a_name(installation: Installation, trained: dict[str, Any]) -> None:
@@ -378,17 +378,17 @@ def test_bad_requests_are_named_and_leave_nothing(
     installation: Installation, path: str, body: dict[str, Any], code: str, pointer: str
 ) -> None:
     before = len(installation.all("/jobs"))
-    answer = installation.client.post(path, json=body)
-    assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
-    assert any(error["pointer"].startswith(pointer) for error in answer.json()["errors"])
+    response = installation.client.post(path, json=body)
+    assert (response.status_code, response.json()["code"]) == (422, code), response.text
+    assert any(error["pointer"].startswith(pointer) for error in response.json()["errors"])
     assert len(installation.all("/jobs")) == before
 
 
 def test_samples_of_different_prompts_are_no_pair(installation: Installation, sampled: dict[str, Any]) -> None:
     samples = installation.all(f"/samples?job={sampled['id']}")
     body = {"pairs": [{"reference": samples[0]["id"], "base": samples[-1]["id"]}], "fusion": FUSION}
-    answer = installation.client.post("/fusions", json=body | {"reward": "brightness"}).json()
-    assert (answer["code"], answer["errors"][0]["pointer"]) == ("prompts_differ", "/pairs/0")
+    response = installation.client.post("/fusions", json=body | {"reward": "brightness"}).json()
+    assert (response["code"], response["errors"][0]["pointer"]) == ("prompts_differ", "/pairs/0")
     late = {"pair": "pair_x", "sampling": sampled["id"]}
     assert installation.client.post("/fusions", json=late).status_code == 422
     steps = {"sampling": sampled["id"], "fusion": {"first_step": 7}, "reward": "brightness"}
@@ -411,7 +411,7 @@ def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
     with TestClient(create_app(settings)) as client:
         job_id = Installation(client).post(rounds=2, fusion=None, training=training, evaluation=None)
         work_until_idle(client.app.state.service, until=lambda held: held.round == 2)  # type: ignore[attr-defined]
-    with TestClient(create_app(settings)) as client:  # another process would see no more
+    with TestClient(create_app(settings)) as client:  # a new process has only the database
         again = Installation(client)
         work_until_idle(again.service)
         samples = again.all(f"/samples?job={job_id}")
@@ -427,7 +427,7 @@ def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
 def test_the_baseline_is_the_requests_first_model_whoever_is_done_first(
     installation: Installation, trained: dict[str, Any]
 ) -> None:
-    work_until_idle(installation.service)  # what other tests have asked for
+    work_until_idle(installation.service)  # jobs of other tests
     body = {"models": ["tiny", trained["last_model"]], "prompts": PROMPTS[:1], "samples_per_prompt": 2}
     job_id = installation.ask("/evaluations", body | {"sampling": STEPS, "scorers": ["brightness"], "resamples": 100})
     service, stop = installation.service, threading.Event()
@@ -529,9 +529,9 @@ def test_what_could_only_fail_later_is_refused_at_once(
     installation: Installation, path: str, changes: dict[str, Any], pointer: str
 ) -> None:
     body = round_body() if path == "/rounds" else {"models": ["tiny"], "scorers": ["brightness"]}
-    answer = installation.client.post(path, json=body | changes)
-    assert answer.status_code == 422, answer.text
-    assert any(error["pointer"] == pointer for error in answer.json()["errors"]), answer.text
+    response = installation.client.post(path, json=body | changes)
+    assert response.status_code == 422, response.text
+    assert any(error["pointer"] == pointer for error in response.json()["errors"]), response.text
 
 
 def test_latents_of_another_base_model_are_refused(
@@ -540,5 +540,5 @@ def test_latents_of_another_base_model_are_refused(
     other = installation.client.post("/trainings", json={"jobs": [fused["id"]], "model": "shapes"}).json()
     assert (other["code"], other["errors"][0]["pointer"]) == ("models_differ", "/pairs")
     layers = {"sampling": sampled["id"], "fusion": FUSION | {"mask_source": "resolution"}, "reward": "brightness"}
-    answer = installation.client.post("/fusions", json=layers).json()
-    assert answer["errors"][0]["pointer"] == "/fusion/mask_source"
+    response = installation.client.post("/fusions", json=layers).json()
+    assert response["errors"][0]["pointer"] == "/fusion/mask_source"

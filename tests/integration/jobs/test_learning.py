@@ -241,9 +241,9 @@ def test_pairs_of_images_of_two_sizes_are_not_trained_on_together(installation: 
         fusion = {"sampling": sampled["id"], "reward": "brightness", "fusion": FUSION.model_dump()}
         fused = installation.done("/fusions", fusion)
         pairs.append(installation.all(fused["links"]["pairs"])[0]["id"])
-    answer = installation.client.post("/trainings", json={"pairs": pairs, "training": TRAINING})
-    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/pairs")
-    assert "same steps, guidance, eta and size" in answer.json()["detail"]
+    response = installation.client.post("/trainings", json={"pairs": pairs, "training": TRAINING})
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/pairs")
+    assert "same steps, guidance, eta and size" in response.json()["detail"]
 
 
 def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: list[list[Example]]) -> None:
@@ -347,7 +347,7 @@ def test_a_reward_that_rises_alone_is_reported(installation: Installation) -> No
     metrics = installation.get(job["links"]["metrics"])["data"]
     falling = [entry["mean"] for entry in metrics if entry["scorer"] == "falling"]
     assert len(falling) == 4 and falling == sorted(falling, reverse=True)
-    # diversity has no trend here, or the message would name it, too
+    # diversity has no trend, otherwise the message would name it as well
     warnings = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "round.reward_misleads"]
     assert [event["message"] for event in warnings] == [
         "the reward rising rises while falling fall: is it being gamed?"
@@ -447,7 +447,7 @@ def test_a_checkpoint_is_given_up_only_where_it_is_gone(
 
     monkeypatch.setattr(FileStore, "borrow", failing)
     job_id = installation.post(evaluation=None, training=TRAINING)
-    for _ in range(3):  # a retry waits a moment
+    for _ in range(3):  # retries start after a pause
         work_until_idle(installation.service)
         time.sleep(0.2)
     job = installation.get(f"/jobs/{job_id}")
@@ -556,8 +556,8 @@ def test_an_evaluation_measures_lists_and_own_prompts_by_themselves(installation
     counts = {split: result["models"][0]["count"] for split, result in job["result"]["splits"].items()}
     assert counts == {"trained": 4, "prompts": 2}
     installation.client.post("/prompt-sets", json={"name": "prompts", "prompts": PROMPTS[:1]})
-    answer = installation.client.post("/evaluations", json=body | {"prompt_sets": ["prompts"]}).json()
-    assert answer["errors"][0]["pointer"] == "/prompt_sets"
+    response = installation.client.post("/evaluations", json=body | {"prompt_sets": ["prompts"]}).json()
+    assert response["errors"][0]["pointer"] == "/prompt_sets"
     alone = {name: value for name, value in body.items() if name != "prompts"} | {"prompt_sets": ["prompts"]}
     assert installation.client.post("/evaluations?dry_run=true", json=alone).status_code == 200
 
@@ -570,11 +570,11 @@ def test_thresholds_are_as_many_as_items_and_maps_of_one_kind(installation: Inst
     strange = installation.all(other["links"]["samples"])[:2]
     ask = {"reward": "brightness", "fusion": FUSION.model_dump()}
     pairs = [{"reference": reference["id"], "base": base["id"]}]
-    answer = installation.client.post("/fusions", json=ask | {"pairs": pairs, "thresholds": [0.1, 0.2]}).json()
-    assert (answer["code"], answer["errors"][0]["pointer"]) == ("invalid_request", "/thresholds")
+    response = installation.client.post("/fusions", json=ask | {"pairs": pairs, "thresholds": [0.1, 0.2]}).json()
+    assert (response["code"], response["errors"][0]["pointer"]) == ("invalid_request", "/thresholds")
     both = [*pairs, {"reference": strange[0]["id"], "base": strange[1]["id"]}]
-    answer = installation.client.post("/fusions", json=ask | {"pairs": both}).json()
-    assert answer["errors"][0]["pointer"] == "/fusion/mask_source"
+    response = installation.client.post("/fusions", json=ask | {"pairs": both}).json()
+    assert response["errors"][0]["pointer"] == "/fusion/mask_source"
 
 
 def test_a_preset_is_a_setting_of_a_fusion_too(installation: Installation) -> None:

@@ -50,8 +50,11 @@ def _check_filters(installation: Installation, job: dict[str, Any]) -> None:
     trained_on, held_out = job["prompt_set"], job["held_out_prompt_set"]
     assert count(f"/samples?prompt_set={held_out}") == count("/samples?prompt_set=shapes-attribute-test") == 3 * 40
     for kind in ("jobs", "samples", "pairs"):
-        answer = installation.client.get(f"/{kind}?prompt_set=shapes-atribute-test")
-        assert (answer.status_code, "expected the name or id (set_…) of a prompt set" in answer.json()["detail"]) == (
+        response = installation.client.get(f"/{kind}?prompt_set=shapes-atribute-test")
+        assert (
+            response.status_code,
+            "expected the name or id (set_…) of a prompt set" in response.json()["detail"],
+        ) == (
             404,
             True,
         )
@@ -110,8 +113,8 @@ def _check_pairs(installation: Installation, job: dict[str, Any]) -> None:
     assert [(p["round"], p["number"]) for p in pairs] == [(r, n) for r in (1, 2) for n in range(6)]
     for pair in pairs:
         assert pair["reference"]["score"] > pair["base"]["score"]
-        copied = pair["figures"]["mask_cover"] == 0  # its base over again teaches nothing
-        filled = pair["figures"]["mask_cover"] > 0.7  # next to nothing of its base is left
+        copied = pair["figures"]["mask_cover"] == 0  # identical to its base
+        filled = pair["figures"]["mask_cover"] > 0.7  # almost identical to its reference
         scores_enough = pair["target"]["score"] >= pair["base"]["score"]
         assert pair["adopted"] is (scores_enough and not copied and not filled)
         assert pair["base"]["seed"] == pair["target"]["seed"]
@@ -170,8 +173,8 @@ def test_a_round_without_pairs_says_so_and_trains_nothing(installation: Installa
 
 def test_a_prompt_that_the_tokenizer_cannot_take_is_refused(installation: Installation) -> None:
     prompt = {"text": "a circle " * 50, "items": ["circle"], "thresholds": [0.1]}
-    answer = installation.client.post("/rounds", json=round_body(prompts=[prompt]))
-    assert (answer.status_code, answer.json()["code"]) == (422, "prompt_too_long")
+    response = installation.client.post("/rounds", json=round_body(prompts=[prompt]))
+    assert (response.status_code, response.json()["code"]) == (422, "prompt_too_long")
 
 
 def test_a_missing_model_fails_with_a_reason(tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ def test_a_verdict_prefers_a_side_or_none(installation: Installation, fused: lis
 
 def problems(installation: Installation, body: dict[str, Any]) -> tuple[str, list[str]]:
     """Return the error code and the pointers to invalid fields."""
-    answer = installation.client.post("/trainings", json=body)
-    assert answer.status_code == 422, answer.text
-    return answer.json()["code"], [error["pointer"] for error in answer.json()["errors"]]
+    response = installation.client.post("/trainings", json=body)
+    assert response.status_code == 422, response.text
+    return response.json()["code"], [error["pointer"] for error in response.json()["errors"]]
 
 
 def test_every_name_of_pairs_that_is_wrong_is_reported(installation: Installation, fused: list[dict[str, Any]]) -> None:

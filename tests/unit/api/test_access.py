@@ -50,9 +50,9 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def make_key(client: TestClient, *scopes: str, **more: Any) -> dict[str, Any]:
-    answer = client.post("/api-keys", json={"name": "test", "scopes": scopes, **more}, headers=bearer(ADMIN))
-    assert answer.status_code == 201, answer.text
-    return dict(answer.json())
+    response = client.post("/api-keys", json={"name": "test", "scopes": scopes, **more}, headers=bearer(ADMIN))
+    assert response.status_code == 201, response.text
+    return dict(response.json())
 
 
 def routes(client: TestClient) -> list[tuple[str, str]]:
@@ -67,13 +67,13 @@ def routes(client: TestClient) -> list[tuple[str, str]]:
 def test_without_a_key_every_route_but_the_open_ones_answers_401(guarded: TestClient) -> None:
     open_ones = set()
     for method, path in routes(guarded):
-        answer = guarded.request(method, path)
-        if answer.status_code == 401:
-            assert answer.headers["www-authenticate"] == 'Bearer realm="dfusion"'
-            assert answer.headers["content-type"] == "application/problem+json"
-            assert answer.json()["code"] == "unauthorized"
+        response = guarded.request(method, path)
+        if response.status_code == 401:
+            assert response.headers["www-authenticate"] == 'Bearer realm="dfusion"'
+            assert response.headers["content-type"] == "application/problem+json"
+            assert response.json()["code"] == "unauthorized"
         else:
-            assert answer.status_code == 200
+            assert response.status_code == 200
             open_ones.add(path)
     assert open_ones == OPEN
     assert len(routes(guarded)) > 20
@@ -100,12 +100,12 @@ def test_keys_are_limited_to_their_scopes(guarded: TestClient, held: set[str]) -
     may = ALL_SCOPES if "admin" in held else held | {"read"}
     key = make_key(guarded, *held)["key"]
     for method, path in routes(guarded):
-        answer = guarded.request(method, path, headers=bearer(key))
+        response = guarded.request(method, path, headers=bearer(key))
         if path in OPEN or _least_scope(method, path) in may:
-            assert answer.status_code not in (401, 403), (method, path, answer.text)
+            assert response.status_code not in (401, 403), (method, path, response.text)
         else:
-            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), (method, path)
-            assert "insufficient_scope" in answer.headers["www-authenticate"]
+            assert (response.status_code, response.json()["code"]) == (403, "forbidden"), (method, path)
+            assert "insufficient_scope" in response.headers["www-authenticate"]
 
 
 def test_a_forbidden_request_is_not_validated(guarded: TestClient) -> None:
@@ -135,10 +135,10 @@ def test_scopes_of_a_router_and_of_its_route_both_count(tmp_path: Path) -> None:
     router.add_api_route("/thing", lambda: 1, methods=["PUT"], dependencies=[needs("review")])
     app.include_router(router)
     with TestClient(app) as client:
-        answers = {
+        responses = {
             scope: client.put("/new/thing", headers=bearer(make_key(client, scope)["key"])) for scope in ALL_SCOPES
         }
-    codes = {scope: answer.status_code for scope, answer in answers.items()}
+    codes = {scope: response.status_code for scope, response in responses.items()}
     assert codes == {"read": 403, "submit": 403, "review": 200, "admin": 200}
 
 
@@ -172,10 +172,10 @@ def test_scopes_of_a_router_and_of_its_route_both_count(tmp_path: Path) -> None:
     ],
 )
 def test_a_malformed_or_unknown_key_is_401(guarded: TestClient, header: bytes) -> None:
-    answer = guarded.get("/jobs", headers={b"Authorization": header})
-    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
-    assert answer.headers["www-authenticate"] == 'Bearer realm="dfusion", error="invalid_token"'
-    assert ADMIN not in answer.text
+    response = guarded.get("/jobs", headers={b"Authorization": header})
+    assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+    assert response.headers["www-authenticate"] == 'Bearer realm="dfusion", error="invalid_token"'
+    assert ADMIN not in response.text
 
 
 def test_two_keys_at_once_are_401(guarded: TestClient) -> None:
@@ -189,8 +189,8 @@ def test_the_scheme_is_read_in_any_case(guarded: TestClient, scheme: str) -> Non
 
 
 def test_the_body_of_an_unauthorized_request_is_not_read(guarded: TestClient) -> None:
-    answer = guarded.post("/rounds", content=b" " * ((1 << 20) + 1), headers={"Content-Type": "application/json"})
-    assert answer.status_code == 401
+    response = guarded.post("/rounds", content=b" " * ((1 << 20) + 1), headers={"Content-Type": "application/json"})
+    assert response.status_code == 401
 
 
 def test_jobs_record_their_key_and_keys_do_not_share_idempotency_keys(guarded: TestClient) -> None:
@@ -212,9 +212,9 @@ def test_an_unavailable_database_is_503_and_not_401(guarded: TestClient, monkeyp
         raise OperationalError("select", {}, Exception("away"))
 
     monkeypatch.setattr(api_keys, "candidates", away)
-    answer = guarded.get("/jobs", headers=bearer(ADMIN))
-    assert (answer.status_code, answer.json()["code"]) == (503, "database")
-    assert answer.headers["retry-after"] == "5"
+    response = guarded.get("/jobs", headers=bearer(ADMIN))
+    assert (response.status_code, response.json()["code"]) == (503, "database")
+    assert response.headers["retry-after"] == "5"
 
 
 def test_openapi_declares_the_scopes_of_each_operation(guarded: TestClient, local: TestClient) -> None:
@@ -234,8 +234,8 @@ def test_openapi_declares_the_scopes_of_each_operation(guarded: TestClient, loca
 
 def test_without_keys_everyone_on_this_machine_may_do_everything(local: TestClient) -> None:
     for method, path in routes(local):
-        answer = local.request(method, path, headers=bearer("nonsense"))
-        assert answer.status_code not in (401, 403), (method, path, answer.text)
+        response = local.request(method, path, headers=bearer("nonsense"))
+        assert response.status_code not in (401, 403), (method, path, response.text)
 
 
 @pytest.mark.parametrize(
@@ -260,9 +260,9 @@ def test_without_keys_everyone_on_this_machine_may_do_everything(local: TestClie
 def test_without_keys_other_sites_in_a_browser_stay_out(
     local: TestClient, headers: dict[str, str], let_in: bool
 ) -> None:
-    answer = local.get("/jobs", headers=headers)
-    assert answer.status_code == (200 if let_in else 403)
-    assert let_in or answer.json()["code"] == "not_local"
+    response = local.get("/jobs", headers=headers)
+    assert response.status_code == (200 if let_in else 403)
+    assert let_in or response.json()["code"] == "not_local"
 
 
 def test_without_keys_an_address_of_the_network_stays_shut(tmp_path: Path) -> None:
@@ -307,5 +307,5 @@ def test_an_unknown_scope_is_rejected_at_declaration() -> None:
 
 
 def test_an_id_of_another_kind_is_no_key(guarded: TestClient) -> None:
-    answer = guarded.delete(f"/api-keys/{new_id(IdKind.JOB)}", headers=bearer(ADMIN))
-    assert answer.status_code == 404
+    response = guarded.delete(f"/api-keys/{new_id(IdKind.JOB)}", headers=bearer(ADMIN))
+    assert response.status_code == 404

@@ -90,26 +90,26 @@ def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_pat
     model = of_api(live, f"/jobs/{job}")["last_model"]
     pair = of_api(live, "/pairs", job=job)["data"][1]["id"]
 
-    def answered(line: str) -> Any:
+    def output_of(line: str) -> Any:
         result = run(*shlex.split(line), "--json")
         assert (result.exit_code, result.stderr) == (0, ""), result.stderr
         return json.loads(result.stdout)
 
-    assert answered(f"pairs verdict {pair} target --reviewer ann")["verdict"]["prefer"] == "target"
-    assert answered(f"pairs verdict {pair} none")["verdict"] is None
-    assert answered(f"models alias best {model}")["aliases"] == ["best"]
-    assert answered("models alias best --remove") is None
-    saved = answered(f"samples save --job {job} --role reference --to images")["data"]
+    assert output_of(f"pairs verdict {pair} target --reviewer ann")["verdict"]["prefer"] == "target"
+    assert output_of(f"pairs verdict {pair} none")["verdict"] is None
+    assert output_of(f"models alias best {model}")["aliases"] == ["best"]
+    assert output_of("models alias best --remove") is None
+    saved = output_of(f"samples save --job {job} --role reference --to images")["data"]
     assert {Path(entry["file"]).read_bytes()[:4] for entry in saved} == {b"\x89PNG"}
-    file = answered(f"models download {model} out/adapter.safetensors")
+    file = output_of(f"models download {model} out/adapter.safetensors")
     assert (tmp_path / "out" / "adapter.safetensors").stat().st_size > 0 and len(file["sha256"]) == 64
     jobs = [
-        answered("sample --model tiny --prompt 'a red [circle]' --samples-per-prompt 2 --steps 3"),
-        answered(f"fuse --pair {pair} --first-step 2 --set reward=brightness"),
-        answered(f"train --job {job} --learning-rate 1e-3 --set training.lora.rank=2"),
-        answered(f"evaluate tiny {model} --prompt 'a red circle' --scorer constant"),
-        answered(f"models export {model}"),
-        answered(f"pairs export {job}"),
+        output_of("sample --model tiny --prompt 'a red [circle]' --samples-per-prompt 2 --steps 3"),
+        output_of(f"fuse --pair {pair} --first-step 2 --set reward=brightness"),
+        output_of(f"train --job {job} --learning-rate 1e-3 --set training.lora.rank=2"),
+        output_of(f"evaluate tiny {model} --prompt 'a red circle' --scorer constant"),
+        output_of(f"models export {model}"),
+        output_of(f"pairs export {job}"),
     ]
     assert [created["kind"] for created in jobs] == ["sampling", "fusion", "training", "evaluation", "export", "export"]
     sampling, fusion, training = (created["spec"] for created in jobs[:3])
@@ -117,13 +117,13 @@ def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_pat
     assert fusion["fusion"]["first_step"] == 2
     assert (training["training"]["learning_rate"], training["training"]["lora"]["rank"]) == (1e-3, 2)
 
-    assert answered(f"jobs pause {jobs[0]['id']}")["state"] == "paused"
-    assert answered(f"jobs resume {jobs[0]['id']}")["state"] == "queued"
+    assert output_of(f"jobs pause {jobs[0]['id']}")["state"] == "paused"
+    assert output_of(f"jobs resume {jobs[0]['id']}")["state"] == "queued"
     for created in jobs:
-        assert answered(f"jobs cancel {created['id']}")["state"] == "cancelled"
-    retried = answered(f"jobs retry {jobs[0]['id']}")
+        assert output_of(f"jobs cancel {created['id']}")["state"] == "cancelled"
+    retried = output_of(f"jobs retry {jobs[0]['id']}")
     assert retried["origin"] == jobs[0]["id"]
-    answered(f"jobs cancel {retried['id']}")
+    output_of(f"jobs cancel {retried['id']}")
 
 
 def test_round_start_follows_a_round_to_its_end(live: Live, run: Run, tmp_path: Path) -> None:

@@ -145,12 +145,12 @@ def test_only_set_fields_of_specs_are_sent(live: Live) -> None:
 def test_a_lost_response_creates_no_second_job(live: Live) -> None:
     with live.client() as client:
         before = {job.id for job in client.jobs()}
-        with proxy(live.port, answers=cut_after(20)) as port, live.client(port, pauses := []) as cut:
+        with proxy(live.port, responses=cut_after(20)) as port, live.client(port, pauses := []) as cut:
             job = cut.start_round(round_body(seed=8))
         assert len(pauses) == 1
         assert {listed.id for listed in client.jobs()} - before == {job.id}
         client.cancel(job.id)
-        with proxy(live.port, answers=cut_after(20)) as port, live.client(port) as cut:
+        with proxy(live.port, responses=cut_after(20)) as port, live.client(port) as cut:
             again = cut.retry(job.id)
         assert {listed.id for listed in client.jobs()} - before == {job.id, again.id}
         client.cancel(again.id)
@@ -170,7 +170,7 @@ def test_non_idempotent_requests_are_not_repeated(live: Live) -> None:
     with live.client() as client:
         job = client.pause(client.start_round(round_body()).id)
         with (
-            proxy(live.port, answers=cut_after(20)) as port,
+            proxy(live.port, responses=cut_after(20)) as port,
             live.client(port) as cut,
             pytest.raises(UnreachableError),
         ):
@@ -221,7 +221,7 @@ def test_errors_say_what_is_wrong(live: Live) -> None:
 
 def test_no_server(live: Live) -> None:
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        held.bind(("127.0.0.1", 0))  # a reserved port without a listener
         with live.client(held.getsockname()[1], pauses := []) as client, pytest.raises(UnreachableError) as caught:
             client.start_round(round_body())
     assert (len(pauses), caught.value.status, caught.value.code) == (4, None, "unreachable")
@@ -252,7 +252,7 @@ def test_follow_yields_each_event_once_over_broken_streams(live: Live) -> None:
         whole = list(client.events(live.done_job))
         stream = httpx.get(f"{live.url}/jobs/{live.done_job}/events", headers={"Accept": "text/event-stream"}).text
         for cuts in ((700, 900), (len(stream) // 2,), (150,)):
-            with proxy(live.port, answers=cut_after(*cuts)) as port, live.client(port, pauses := []) as cut:
+            with proxy(live.port, responses=cut_after(*cuts)) as port, live.client(port, pauses := []) as cut:
                 assert list(cut.follow(live.done_job)) == whole
             assert len(pauses) == len(cuts)
         assert list(client.follow(live.done_job, last_event_id=whole[3].id)) == whole[4:]
@@ -272,7 +272,7 @@ def test_follow_yields_new_events(live: Live) -> None:
 
 def test_follow_gives_up_after_too_long_a_silence(live: Live) -> None:
     with (
-        proxy(live.port, answers=lambda piece: piece[:0]) as port,
+        proxy(live.port, responses=lambda piece: piece[:0]) as port,
         live.client(port, pauses := []) as client,
         pytest.raises(UnreachableError),
     ):
@@ -324,7 +324,7 @@ END = "event: end\ndata: {}\n\n"
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_follow_parses_event_streams_by_the_standard(line_end: str) -> None:
-    odd = "a\u2028b\x85c é"  # Python ends lines here, the standard does not
+    odd = "a\u2028b\x85c é"  # line ends for Python's splitlines, but not in the standard
     parts = (
         ": still here\n\n" + sent(1, odd) + ": still here\n\n" + sent(2).removesuffix("\n"),
         sent(2) + sent(3)[:-8],
@@ -341,7 +341,7 @@ def test_a_keep_alive_resets_the_backoff() -> None:
     streams = Streams(*[b": still here\n\n"] * 8, END.encode())
     assert follow(streams, pauses := [], last_event_id=1) == []
     assert len(pauses) == 8
-    assert max(pauses) <= 0.25  # the first pause each time: they double only while nothing comes
+    assert max(pauses) <= 0.25  # always the first pause: pauses double only without data
 
 
 def test_follow_gives_up_on_a_page_that_is_no_stream() -> None:
@@ -360,7 +360,7 @@ def test_a_broken_download_is_resumed(live: Live, tmp_path: Path) -> None:
             proxy(
                 live.port,
                 requests=lambda piece: requests.append(piece) or piece,  # type: ignore[func-returns-value]
-                answers=cut_after(len(whole) // 2),
+                responses=cut_after(len(whole) // 2),
             ) as port,
             live.client(port) as cut,
         ):
@@ -378,7 +378,7 @@ def test_corrupted_downloads_keep_the_existing_file(live: Live, tmp_path: Path) 
         inside = client.read(artifact)[-40:]
     spoilt = bytes(byte ^ 1 for byte in inside)
     with (
-        proxy(live.port, answers=lambda piece: piece.replace(inside, spoilt)) as port,
+        proxy(live.port, responses=lambda piece: piece.replace(inside, spoilt)) as port,
         live.client(port) as client,
         pytest.raises(DownloadError, match="SHA-256"),
     ):
@@ -395,7 +395,7 @@ def trajectory(client: Client, live: Live) -> str:
 
 def test_an_unexpected_response_is_an_error(live: Live) -> None:
     with (
-        proxy(live.port, answers=lambda piece: piece.replace(b'"status"', b'"stat_s"')) as port,
+        proxy(live.port, responses=lambda piece: piece.replace(b'"status"', b'"stat_s"')) as port,
         live.client(port) as client,
         pytest.raises(ApiError, match="HealthOut"),
     ):

@@ -102,7 +102,7 @@ def plain_ssim(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> fl
 def test_ssim_equals_explicit_windows(kind: str) -> None:
     first = noise_image(1)
     second = noise_image(2)
-    second[:5] = first[:5] // 2 + 30  # some likeness
+    second[:5] = first[:5] // 2 + 30  # some similarity
     weights = {
         "ones": np.ones((9, 14)),
         "half": np.repeat([[1.0] * 6 + [0.0] * 8], 9, 0),
@@ -181,7 +181,7 @@ def test_decisions_name_the_comparison() -> None:
     keep_all = PairingConfig(adoption_threshold=0)
     copies = [
         decide(reference, base, side(2, 2, 0.25), keep_all, mask, ours),
-        decide(reference, base, target, keep_all, 0 * mask, ours),  # other bits by another batch: still nothing taken
+        decide(reference, base, target, keep_all, 0 * mask, ours),  # differs only by rounding in another batch
     ]
 
     assert all(not copy.adopted and "target identical to base" in copy.why for copy in copies)

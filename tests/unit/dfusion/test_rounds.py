@@ -340,7 +340,7 @@ def test_every_setting_has_an_effect(learned: list[Example], monkeypatch: pytest
     assert uses[0] == uses[1] > uses[2] == uses[3]  # rank order: all uses of one reference before the next
     assert first.self_test is not None and first.self_test.compared > 0
     second = run_round(model, PROMPTS[1:], Brightness(), config, seed=5, round_number=2, history=first.history)
-    assert len(second.pairs) == 4  # the same call goes on from its own adapter
+    assert len(second.pairs) == 4  # the same call continues with its own adapter
 
 
 def test_a_history_of_another_scorer_is_rejected_before_the_first_sample() -> None:

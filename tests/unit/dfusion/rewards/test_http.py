@@ -22,10 +22,10 @@ PROMPTS = ["a cat", "a dog", "ein Käfer"]
 
 
 class Server:
-    """Responds to each request with the next of `answers` (status, body, headers), then with the images' brightness."""
+    """Responds with the next of `responses` (status, body, headers); afterwards with the images' brightness."""
 
     def __init__(self) -> None:
-        self.answers: list[tuple[int, bytes, dict[str, str]]] = []
+        self.responses: list[tuple[int, bytes, dict[str, str]]] = []
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.silent = threading.Event()
@@ -40,7 +40,7 @@ class Server:
                 if outer.silent.is_set():
                     outer.released.wait(5)
                     return
-                status, content, headers = outer.answers.pop(0) if outer.answers else (200, outer.scores(body), {})
+                status, content, headers = outer.responses.pop(0) if outer.responses else (200, outer.scores(body), {})
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(content)), **headers}.items():
                     self.send_header(name, value)
@@ -95,13 +95,13 @@ def test_nothing_is_sent_for_no_images(server: Server) -> None:
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_requests_to_an_overloaded_server_are_retried(server: Server, status: int) -> None:
-    server.answers = [(status, b"", {}), (status, b"", {})]
+    server.responses = [(status, b"", {}), (status, b"", {})]
     assert len(scorer(server).score(IMAGES, PROMPTS)) == 3
     assert len(server.requests) == 3
 
 
 def test_a_server_that_stays_overloaded_is_unavailable(server: Server) -> None:
-    server.answers = [(503, b"", {})] * 9
+    server.responses = [(503, b"", {})] * 9
     with pytest.raises(ScorerUnavailableError, match="in 3 attempts: status 503"):
         scorer(server).score(IMAGES, PROMPTS)
     assert len(server.requests) == 3
@@ -143,14 +143,14 @@ def test_a_missing_server_is_unavailable(server: Server) -> None:
 def test_invalid_responses_are_errors(
     server: Server, status: int, content: bytes, headers: dict[str, str], error: type[Exception], message: str
 ) -> None:
-    server.answers = [(status, content, headers)]
+    server.responses = [(status, content, headers)]
     with pytest.raises(error, match=message):
         scorer(server).score(IMAGES, PROMPTS)
     assert len(server.requests) == 1
 
 
 def test_a_response_may_contain_the_version(server: Server) -> None:
-    server.answers = [(200, b'{"scores": [1, 2, 3], "version": "9"}', {})]
+    server.responses = [(200, b'{"scores": [1, 2, 3], "version": "9"}', {})]
     assert scorer(server).score(IMAGES, PROMPTS) == [1.0, 2.0, 3.0]
 
 

@@ -27,9 +27,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 def problems_of(client: TestClient, path: str, body: dict[str, Any]) -> tuple[int, list[tuple[str, str]]]:
     """The status of a dry run, and the code and pointer of each problem."""
-    answer = client.post(path, json=body, params={"dry_run": True})
-    problem = answer.json()
-    return answer.status_code, [(problem["code"], error["pointer"]) for error in problem.get("errors", ())]
+    response = client.post(path, json=body, params={"dry_run": True})
+    problem = response.json()
+    return response.status_code, [(problem["code"], error["pointer"]) for error in problem.get("errors", ())]
 
 
 EVALUATION: dict[str, Any] = {"models": ["tiny"], "scorers": ["brightness"]}
