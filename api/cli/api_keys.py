@@ -35,7 +35,7 @@ def create(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        api_key = client.make_api_key(name, scope, expires_at=expires_at and expires_at.astimezone())
+        api_key = client.create_api_key(name, scope, expires_at=expires_at and expires_at.astimezone())
     session.show(api_key, lambda: _screen(api_key))
 
 

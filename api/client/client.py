@@ -500,7 +500,7 @@ class Client:
         """Return the metrics of the service in the text format of Prometheus."""
         return self._transport.request("GET", "/metrics", headers={"Accept": "text/plain"}).text
 
-    def make_api_key(
+    def create_api_key(
         self, name: str, scopes: Sequence[KeyScope | str], *, expires_at: datetime | None = None
     ) -> ApiKeyCreated:
         """Create an API key. The key itself is only in this response; the service stores a hash."""

@@ -82,7 +82,7 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         assert client.version()
         assert client.workers().data == []
         assert "dfusion_jobs" in client.prometheus()
-        key = client.make_api_key("ann", ["review"])
+        key = client.create_api_key("ann", ["review"])
         client.revoke_api_key(key.id)
         assert (key.id, False) in [(listed.id, listed.active) for listed in client.api_keys()]
 
