@@ -1,7 +1,7 @@
 """Access control: authentication, scopes and rate limits.
 
 The middleware `Guard` authenticates each request, except those to the open paths. A route declares its scope with
-`needs`; the service refuses to start if a route declares none. If `auth` is off, only this machine has access.
+`require_scope`; the service refuses to start if a route declares none. If `auth` is off, only this machine has access.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SECURITY_SCHEME = "apiKey"
 
 
 @dataclass(frozen=True)
-class Needs:
+class RequiredScope:
     """The dependency of a route on a scope of the caller's key. Raises ForbiddenError if the key lacks the scope."""
 
     scope: KeyScope
@@ -50,9 +50,9 @@ class Needs:
             raise ForbiddenError(self.scope)
 
 
-def needs(scope: str) -> Dependency:
+def require_scope(scope: str) -> Dependency:
     """Require a scope (read, submit, review or admin). For `dependencies=` of a router or a route."""
-    return cast(Dependency, Depends(Needs(KeyScope(scope))))
+    return cast(Dependency, Depends(RequiredScope(KeyScope(scope))))
 
 
 def open_paths(settings: Settings) -> frozenset[str]:
@@ -69,18 +69,20 @@ def require_closed_or_local(settings: Settings) -> None:
         )
 
 
-def require_scopes(app: FastAPI) -> None:
+def require_declared_scopes(app: FastAPI) -> None:
     """Raises StartError if a route that is not open declares no scope."""
     undeclared = [context.path for context in _guarded(app) if not scopes_of(context)]
     if undeclared:
-        raise StartError(f"no scope is declared for {', '.join(map(str, undeclared))}: use dependencies=[needs(…)]")
+        raise StartError(
+            f"no scope is declared for {', '.join(map(str, undeclared))}: use dependencies=[require_scope(…)]"
+        )
 
 
 def scopes_of(context: RouteContext) -> list[KeyScope]:
     """Return the scopes that a route requires; the caller's key must have all of them."""
     if not isinstance(context.original_route, APIRoute):
         return []
-    return [d.dependency.scope for d in context.dependencies if isinstance(d.dependency, Needs)]
+    return [d.dependency.scope for d in context.dependencies if isinstance(d.dependency, RequiredScope)]
 
 
 def _guarded(app: FastAPI) -> Iterator[RouteContext]:

@@ -88,7 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        access.require_scopes(app)
+        access.require_declared_scopes(app)
         async with AsyncExitStack() as stack:
             if rate_limit is not None:
                 stack.push_async_callback(rate_limit.close)

@@ -139,7 +139,7 @@ MUTATIONS = (
     Mutation(
         "a route asks for its scope",
         "api/routes/jobs.py",
-        '"/{job_id}/cancel",\n    status_code=status.HTTP_202_ACCEPTED,\n    dependencies=[needs("submit")],',
+        '"/{job_id}/cancel",\n    status_code=status.HTTP_202_ACCEPTED,\n    dependencies=[require_scope("submit")],',
         '"/{job_id}/cancel",\n    status_code=status.HTTP_202_ACCEPTED,',
         ("tests/unit/api/test_access.py::test_keys_are_limited_to_their_scopes",),
     ),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 
-from api.access import needs
+from api.access import require_scope
 from api.converters.api_keys import api_key_created, api_key_out
 from api.converters.common import convert_page
 from api.deps import PageParameters, ServiceDep
@@ -16,7 +16,7 @@ from api.wire.common import ListOut
 from service import keys
 from service.db.queries import api_keys, jobs
 
-router = APIRouter(prefix="/api-keys", tags=["API keys"], dependencies=[needs("admin")])
+router = APIRouter(prefix="/api-keys", tags=["API keys"], dependencies=[require_scope("admin")])
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses={status.HTTP_201_CREATED: CREATED_KEY})

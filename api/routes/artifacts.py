@@ -8,14 +8,14 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Response, status
 from fastapi.responses import RedirectResponse, StreamingResponse
 
-from api.access import needs
+from api.access import require_scope
 from api.deps import ServiceDep
 from api.errors import problem
 from api.openapi import ARTIFACT, ARTIFACT_HEAD
 from service.db.queries import results
 from service.db.tables import Artifact
 
-router = APIRouter(tags=["artifacts"], dependencies=[needs("read")])
+router = APIRouter(tags=["artifacts"], dependencies=[require_scope("read")])
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 

@@ -14,7 +14,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from api.access import needs
+from api.access import require_scope
 from api.converters.common import convert_page
 from api.converters.jobs import event_out, job_detail, job_out, metric_out, training_out
 from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep
@@ -35,7 +35,7 @@ _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_PER_READ = 200
 T = TypeVar("T")
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("read")])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[require_scope("read")])
 
 
 class JobListParameters(PageParameters):
@@ -124,7 +124,7 @@ def view_job(session: Session, job_id: str) -> JobDetail:
 @router.post(
     "/{job_id}/cancel",
     status_code=status.HTTP_202_ACCEPTED,
-    dependencies=[needs("submit")],
+    dependencies=[require_scope("submit")],
     operation_id="cancel_job",
 )
 def cancel(job_id: str, service: ServiceDep) -> JobDetail:
@@ -136,7 +136,7 @@ def cancel(job_id: str, service: ServiceDep) -> JobDetail:
 @router.post(
     "/{job_id}/pause",
     status_code=status.HTTP_202_ACCEPTED,
-    dependencies=[needs("submit")],
+    dependencies=[require_scope("submit")],
     operation_id="pause_job",
 )
 def pause(job_id: str, service: ServiceDep) -> JobDetail:
@@ -148,7 +148,7 @@ def pause(job_id: str, service: ServiceDep) -> JobDetail:
 @router.post(
     "/{job_id}/resume",
     status_code=status.HTTP_202_ACCEPTED,
-    dependencies=[needs("submit")],
+    dependencies=[require_scope("submit")],
     operation_id="resume_job",
 )
 def resume(job_id: str, service: ServiceDep) -> JobDetail:
@@ -160,7 +160,7 @@ def resume(job_id: str, service: ServiceDep) -> JobDetail:
 @router.post(
     "/{job_id}/retry",
     status_code=status.HTTP_202_ACCEPTED,
-    dependencies=[needs("submit")],
+    dependencies=[require_scope("submit")],
     operation_id="retry_job",
     responses={status.HTTP_202_ACCEPTED: CREATED_JOB},
 )

@@ -7,10 +7,10 @@ from typing import cast
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from api.access import needs
+from api.access import require_scope
 from api.metrics import HttpMetrics
 
-router = APIRouter(tags=["health"], dependencies=[needs("read")])
+router = APIRouter(tags=["health"], dependencies=[require_scope("read")])
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

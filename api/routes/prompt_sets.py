@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response, status
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from api.access import needs
+from api.access import require_scope
 from api.body import media_type
 from api.converters.common import convert_page
 from api.converters.prompt_sets import prompt_set_detail, prompt_set_out
@@ -26,7 +26,7 @@ from service.ids import IdKind, expect
 from service.prompt_files import Description, PromptSetSpec, SetName, from_csv, from_lines
 from service.service import save_prompt_set
 
-router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"], dependencies=[needs("read")])
+router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"], dependencies=[require_scope("read")])
 _TEXT_PARSERS = {"text/plain": from_lines, "text/csv": from_csv}
 
 
@@ -68,7 +68,7 @@ def _request_body() -> dict[str, Any]:
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
-    dependencies=[needs("submit")],
+    dependencies=[require_scope("submit")],
     responses={
         status.HTTP_201_CREATED: {"description": "A new set or a new version", **CREATED_PROMPT_SET},
         status.HTTP_200_OK: {

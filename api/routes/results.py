@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from api.access import needs
+from api.access import require_scope
 from api.converters.common import convert_page
 from api.converters.models import ancestor_out, export_out, model_detail, model_out
 from api.converters.pairs import pair_out
@@ -28,7 +28,7 @@ from service.ids import IdKind, expect
 from service.service import Service, give_verdict, set_alias
 from service.states import SampleRole
 
-router = APIRouter(dependencies=[needs("read")])
+router = APIRouter(dependencies=[require_scope("read")])
 
 
 class SampleListParameters(PageParameters):
@@ -120,7 +120,7 @@ def _read_pair(service: Service, pair_id: str) -> PairOut:
 @router.put(
     "/pairs/{pair_id}/verdict",
     tags=["pairs"],
-    dependencies=[needs("review")],
+    dependencies=[require_scope("review")],
     responses={status.HTTP_200_OK: {"headers": {"ETag": ETAG}}},
 )
 def put_verdict(
@@ -222,7 +222,7 @@ ALIAS = r"^[a-z][a-z0-9-]{0,63}$"
 Alias = Annotated[str, Path(pattern=ALIAS)]
 
 
-@router.put("/aliases/{name}", tags=["models"], dependencies=[needs("submit")])
+@router.put("/aliases/{name}", tags=["models"], dependencies=[require_scope("submit")])
 def put_alias(name: Alias, alias: AliasIn, service: ServiceDep) -> ModelDetail:
     """Set an alias of a model, such as "champion". An existing alias moves to this model."""
     set_alias(service, name, alias.model)
@@ -230,7 +230,7 @@ def put_alias(name: Alias, alias: AliasIn, service: ServiceDep) -> ModelDetail:
 
 
 @router.delete(
-    "/aliases/{name}", tags=["models"], status_code=status.HTTP_204_NO_CONTENT, dependencies=[needs("submit")]
+    "/aliases/{name}", tags=["models"], status_code=status.HTTP_204_NO_CONTENT, dependencies=[require_scope("submit")]
 )
 def delete_alias(name: Alias, service: ServiceDep) -> None:
     """Remove an alias."""

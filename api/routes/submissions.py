@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response, status
 from pydantic import BaseModel
 
-from api.access import needs
+from api.access import require_scope
 from api.converters.estimates import estimate_out
 from api.deps import CallerDep, IdempotencyKey, Parameters, ServiceDep
 from api.openapi import SUBMISSION
@@ -63,7 +63,7 @@ async def _submission(
 SubmissionDep = Annotated[Submission, Depends(_submission)]
 router = APIRouter(
     tags=["submissions"],
-    dependencies=[needs("submit")],
+    dependencies=[require_scope("submit")],
     responses=SUBMISSION,
 )
 

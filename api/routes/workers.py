@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from api.access import needs
+from api.access import require_scope
 from api.converters.workers import worker_out
 from api.deps import ServiceDep
 from api.wire.workers import WorkersOut
 from service.db.queries import jobs, workers
 
-router = APIRouter(tags=["workers"], dependencies=[needs("read")])
+router = APIRouter(tags=["workers"], dependencies=[require_scope("read")])
 
 
 @router.get("/workers")

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
 
-from api.access import needs
+from api.access import require_scope
 from api.main import create_app
 from service.db.queries import api_keys, jobs
 from service.errors import StartError
@@ -131,8 +131,8 @@ def test_a_mounted_application_keeps_the_service_from_starting(tmp_path: Path) -
 
 def test_scopes_of_a_router_and_of_its_route_both_count(tmp_path: Path) -> None:
     app = application(tmp_path)
-    router = APIRouter(prefix="/new", dependencies=[needs("read")])
-    router.add_api_route("/thing", lambda: 1, methods=["PUT"], dependencies=[needs("review")])
+    router = APIRouter(prefix="/new", dependencies=[require_scope("read")])
+    router.add_api_route("/thing", lambda: 1, methods=["PUT"], dependencies=[require_scope("review")])
     app.include_router(router)
     with TestClient(app) as client:
         responses = {
@@ -303,7 +303,7 @@ def test_every_route_can_declare_a_scope(guarded: TestClient) -> None:
 
 def test_an_unknown_scope_is_rejected_at_declaration() -> None:
     with pytest.raises(ValueError, match="reed"):
-        needs("reed")
+        require_scope("reed")
 
 
 def test_an_id_of_another_kind_is_no_key(guarded: TestClient) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from api.access import needs
+from api.access import require_scope
 from api.main import create_app
 from service import logs
 from tests.service import settings_for
@@ -38,7 +38,7 @@ def observed(tmp_path: Path) -> Iterator[tuple[TestClient, LineRecorder]]:
         tmp_path / "data", tmp_path / "tiny", auth=True, bootstrap_admin_key=SecretStr(ADMIN), log_format="json"
     )
     app = create_app(settings)
-    router = APIRouter(dependencies=[needs("read")])
+    router = APIRouter(dependencies=[require_scope("read")])
     router.add_api_route("/fails", _fails)
     app.include_router(router)
     lines = LineRecorder(logs.formatter_of(settings))
