@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dfusion.attention.layers import find_layers
 from dfusion.config import FusionConfig, PairingConfig, Precision, SamplingConfig
@@ -41,17 +41,11 @@ from dfusion.types import Trajectory
 from tools.ablations import attention_control
 from tools.ablations.cover import COVERS, Covered, covered
 from tools.ablations.pairs import Bench, Pairs, conditions, find_pairs, judge_for
-from tools.shapes.report import framed, sheet
+from tools.pictures import framed, sheet
 
 REPORTS = ("control", "layers", "steps", "grid", "cover", "inversion")
 SHOWN = 8
 """Pairs on a contact sheet."""
-SCALE = 2
-GAP = 2
-HEADER = 62
-"""Pixels above a sheet, for its labels."""
-MARGIN = 130
-"""Pixels left of a sheet, for its labels."""
 
 
 @dataclass(frozen=True)
@@ -163,40 +157,19 @@ def contact_sheet(groups: Sequence[Pairs], compared: Mapping[str, Sequence[Targe
     """A row for each of some pairs: base, reference, and the target of each variant, in a green frame if adopted."""
     bases = list(chain.from_iterable(pairs.base_pictures for pairs in groups))
     references = list(chain.from_iterable(pairs.reference_pictures for pairs in groups))
+    prompts = list(chain.from_iterable([pairs.prompt] * len(pairs) for pairs in groups))
 
     rows = []
+    titles = []
     for i in range(0, len(bases), max(1, len(bases) // SHOWN))[:SHOWN]:
         variants = [results[i] for results in compared.values()]
         rows.append([bases[i], references[i], *(framed(target.picture, target.adopted) for target in variants)])
-    return labelled(rows, ["base", "reference", *compared])
+        titles.append([prompts[i]])
+    return sheet(rows, columns=_columns(compared), titles=titles)
 
 
-def labelled(
-    rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str], row_names: Sequence[str] = ()
-) -> Image.Image:
-    """`sheet` with a name above each column and, if given, a name left of each row."""
-    pictures = sheet(rows, SCALE, GAP)
-    left = MARGIN if row_names else 0
-    canvas = Image.new("RGB", (left + pictures.width, HEADER + pictures.height), "white")
-    canvas.paste(pictures, (left, HEADER))
-
-    draw = ImageDraw.Draw(canvas)
-    height, width = (side * SCALE + GAP for side in rows[0][0].shape[:2])
-    for x, name in enumerate(columns):
-        draw.multiline_text((left + x * width + 2, 2), _broken(name), fill="black", font_size=14)
-    for y, name in enumerate(row_names):
-        draw.multiline_text((2, HEADER + y * height + 2), _broken(name), fill="black", font_size=14)
-    return canvas
-
-
-def _broken(name: str, length: int = 17) -> str:
-    """`name` in lines of about `length` characters."""
-    lines = [""]
-    for word in name.replace("_", " ").split():
-        if lines[-1] and len(lines[-1]) + len(word) >= length:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+def _columns(variants: Iterable[str]) -> list[str]:
+    return ["base", "reference", *(name.replace("_", " ") for name in variants)]
 
 
 def report_variants(
@@ -235,7 +208,9 @@ def report_grid(bench: Bench, groups: Sequence[Pairs], out: Path) -> list[str]:
         rows.append([*sides, *(framed(cell.picture, cell.adopted) for cell in cells)])
         lines.append(_row(name, *("adopted" if cell.adopted else "not" for cell in cells)))
 
-    labelled(rows, ["base", "reference", *(f"steps {name}" for name in ranges)], list(layer_sets)).save(out)
+    columns = _columns(f"steps {name}" for name in ranges)
+    titles = [[pair.prompt], *[[""]] * (len(rows) - 1)]
+    sheet(rows, columns=columns, names=list(layer_sets), titles=titles).save(out)
     return lines
 
 
@@ -249,20 +224,23 @@ def report_cover(bench: Bench, groups: Sequence[Pairs], out: Path, first_step: i
     pairs = _single_pairs(groups)
     rows = [covered(bench, pair, config) for pair in pairs]
     pictures = []
+    titles = []
     for i in range(0, len(rows), max(1, len(rows) // SHOWN))[:SHOWN]:
         sides = [pairs[i].base_pictures[0], pairs[i].reference_pictures[0]]
         pictures.append([*sides, *(framed(target.picture, target.adopted) for target in rows[i])])
-    labelled(pictures, ["base", "reference", *(f"{share:.0%} covered" for share in COVERS)]).save(out)
+        titles.append([pairs[i].prompt])
+    columns = _columns(f"{share:.0%} covered" for share in COVERS)
+    sheet(pictures, columns=columns, titles=titles).save(out)
 
     # 2. the table
     own = [float(fusion_mask(pair.reference, pair.thresholds, FusionConfig()).mean()) for pair in pairs]
-    columns = ["the mask covers", "pairs", "adopted (Eq. 7)", "reward above the base", "judge accepts"]
-    columns += ["distance to the base", "to the reference", "nearer to the base"]
+    headings = ["the mask covers", "pairs", "adopted (Eq. 7)", "reward above the base", "judge accepts"]
+    headings += ["distance to the base", "to the reference", "nearer to the base"]
     lines = [
         f"Fused from step {first_step} on. The masks of the pairs themselves cover {np.mean(own):.2f} of the image on"
         f" average, {min(own):.2f} to {max(own):.2f}.",
-        _row(*columns),
-        _row(*["---"] * len(columns)),
+        _row(*headings),
+        _row(*["---"] * len(headings)),
     ]
     return [*lines, *(_cover_row(column) for column in zip(*rows, strict=True))]
 
@@ -301,7 +279,8 @@ def report_inversion_of_targets(model: DiffusionModel, groups: Sequence[Pairs], 
         for row, latents in zip(shown, (target.final, inversion.denoised), strict=True):
             row.append(model.decode(latents)[0])
         reports.append(inversion)
-    labelled(shown, [], ["target", "denoised from its DDIM inversion"]).save(out)
+    columns = [pairs.prompt for pairs in groups[:SHOWN]]
+    sheet(shown, columns=columns, names=["target", "denoised from its DDIM inversion"]).save(out)
 
     # 2. the table
     noise = torch.cat([inversion.noise_errors for inversion in reports]).mean(0).tolist()

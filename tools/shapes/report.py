@@ -29,6 +29,7 @@ from dfusion.shapes.judge import MODELS, Judge
 from dfusion.shapes.prompts import FUSION, ShapesPrompt, caption, named_parts, prompt_list
 from dfusion.shapes.scenes import TEMPLATES, Template, render
 from dfusion.types import Trajectory
+from tools.pictures import framed, sheet
 from tools.shapes.build import hard_negatives, scenes
 
 HELD_OUT_STREAM = 4 * 10**7
@@ -70,28 +71,14 @@ def sample_prompts(
         yield Sampled(prompt, trajectory, pictures, judge.accepts(pictures, [prompt.text] * count))
 
 
-def sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 2, gap: int = 2) -> Image.Image:
-    """Images of equal size in rows, enlarged by `scale`, with a gap around each."""
-    height, width = rows[0][0].shape[:2]
-    columns = max(map(len, rows))
-    canvas = np.full((len(rows) * (height * scale + gap), columns * (width * scale + gap), 3), 255, np.uint8)
-
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            enlarged = picture.repeat(scale, 0).repeat(scale, 1)
-            top = y * (height * scale + gap)
-            left = x * (width * scale + gap)
-            canvas[top : top + height * scale, left : left + width * scale] = enlarged
-    return Image.fromarray(canvas)
-
-
-def framed(picture: np.ndarray, good: bool) -> np.ndarray:
-    """The image in a green (accepted) or red frame."""
-    picture = picture.copy()
-    colour = (0, 200, 0) if good else (230, 0, 0)
-    for edge in (np.s_[:2], np.s_[-2:], np.s_[:, :2], np.s_[:, -2:]):
-        picture[edge] = colour
-    return picture
+def grouped_sheet(groups: Sequence[Sequence[np.ndarray]], prompts: Sequence[str], heads: Sequence[str]) -> Image.Image:
+    """Groups of images, three in a row, each below its prompt; `heads` name the images of every group."""
+    rows = []
+    titles = []
+    for start in range(0, len(groups), 3):
+        rows.append(list(chain.from_iterable(groups[start : start + 3])))
+        titles.append([*prompts[start : start + 3], "", ""][:3])
+    return sheet(rows, columns=[*heads] * 3, titles=titles)
 
 
 def judge_accuracy(judge: Judge, count: int) -> tuple[float, float]:
@@ -141,12 +128,13 @@ def report_models(model: DiffusionModel, out: Path, samples: int, seed: int, con
     for template in TEMPLATES:
         accepted: list[bool] = []
         rows = []
+        prompts = []
         for sampled in sample_prompts(model, judge, prompt_list(template, "train"), samples, seed, config=config):
             accepted += sampled.accepted
             rows.append([framed(p, a) for p, a in zip(sampled.pictures[:4], sampled.accepted, strict=False)])
+            prompts.append(sampled.prompt.text)
         lines.append(f"base pipeline, judge accepts, {template}: {np.mean(accepted):.1%} of {len(accepted)}")
-        paired = [rows[i] + rows[i + 1] + rows[i + 2] for i in range(0, 24, 3)]
-        sheet(paired).save(out / f"samples-{template}.png")
+        grouped_sheet(rows[:24], prompts[:24], ()).save(out / f"samples-{template}.png")
     return lines
 
 
@@ -158,7 +146,9 @@ class Carried:
     target_distance: float
     reference_distance: float
     cover: float
-    triptych: list[np.ndarray]
+    prompt: str
+    pictures: list[np.ndarray]
+    """Base, reference, target in the frame of its verdict, and mask; (H, W, 3) uint8 each."""
 
 
 def fused_pairs(model: DiffusionModel, judge: Judge, sampled: Sampled, config: FusionConfig) -> list[Carried]:
@@ -190,9 +180,9 @@ def fused_pairs(model: DiffusionModel, judge: Judge, sampled: Sampled, config: F
         to_target = ((target.final[row] - base.final[row]).square() * outside).sum() / share
         to_reference = ((reference.final[row] - base.final[row]).square() * outside).sum() / share
         shown = (mask[..., None].numpy() * 255).astype(np.uint8).repeat(3, -1).repeat(4, 0).repeat(4, 1)
-        triptych = [sampled.pictures[b], sampled.pictures[r], framed(pictures[row], accepted[row]), shown]
+        shown_pictures = [sampled.pictures[b], sampled.pictures[r], framed(pictures[row], accepted[row]), shown]
         distances = (to_target.sqrt().item(), to_reference.sqrt().item())
-        carried.append(Carried(accepted[row], *distances, mask.mean().item(), triptych))
+        carried.append(Carried(accepted[row], *distances, mask.mean().item(), prompt.text, shown_pictures))
     return carried
 
 
@@ -248,10 +238,11 @@ def report_fusion(
             f"{reference / target:.1f} times closer; mask covers {cover:.0%}"
         )
 
-        # 3. the sheet, three pairs in a row
-        shown = [c.triptych for c in carried[:: max(1, len(carried) // 24)][:24]]
-        rows = [list(chain.from_iterable(shown[i : i + 3])) for i in range(0, len(shown), 3)]
-        sheet(rows).save(out / f"fusion-{template}.png")
+        # 3. the sheet
+        shown = carried[:: max(1, len(carried) // 24)][:24]
+        pictures = [pair.pictures for pair in shown]
+        prompts = [pair.prompt for pair in shown]
+        grouped_sheet(pictures, prompts, ("base", "reference", "target", "mask")).save(out / f"fusion-{template}.png")
     return lines
 
 

@@ -19,12 +19,8 @@ from tests.nets import tiny_model, tiny_pipeline
 from tests.scorers import Brightness
 from tools.ablations.cover import COVERS
 from tools.ablations.figures import (
-    GAP,
-    HEADER,
-    MARGIN,
     REPORTS,
     Target,
-    labelled,
     main,
     report_cover,
     report_grid,
@@ -33,6 +29,7 @@ from tools.ablations.figures import (
     table,
 )
 from tools.ablations.pairs import Bench, Pairs, find_pairs
+from tools.pictures import GAP, MARGIN
 
 
 class EverySecond:
@@ -65,7 +62,7 @@ def test_variants_give_a_sheet_and_a_table(bench: Bench, groups: list[Pairs], tm
     gain = np.mean(np.subtract(groups[0].reference_scores, groups[0].base_scores))
     assert cells(lines[-1])[3] == f"{gain:.3f}"
     with Image.open(tmp_path / "sheet.png") as image:  # base, reference and two targets of four pairs
-        assert image.size == (4 * (32 + GAP), HEADER + 4 * (32 + GAP))
+        assert image.width == 4 * (32 + GAP) and image.height > 4 * (32 + GAP)
 
 
 def test_the_judge_has_a_column(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
@@ -88,14 +85,14 @@ def test_covers_give_a_sheet_and_a_line_each(bench: Bench, groups: list[Pairs], 
     assert len(lines) == 3 + len(COVERS) and lines[0].startswith("Fused from step 18 on.")
     assert cells(lines[-1])[:2] == ["1.00", "4"] and cells(lines[-1])[4] == "-"
     with Image.open(tmp_path / "sheet.png") as image:
-        assert image.size == ((2 + len(COVERS)) * (32 + GAP), HEADER + 4 * (32 + GAP))
+        assert image.width == (2 + len(COVERS)) * (32 + GAP) and image.height > 4 * (32 + GAP)
 
 
 def test_inversion_gives_both_images_and_a_line_per_step(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
     lines = report_inversion_of_targets(bench.model, groups, tmp_path / "sheet.png")
     assert lines[0].startswith("1 targets") and len(lines) == 3 + 20
     with Image.open(tmp_path / "sheet.png") as image:
-        assert image.size == (MARGIN + 32 + GAP, HEADER + 2 * (32 + GAP))
+        assert image.width == MARGIN + 32 + GAP and image.height > 2 * (32 + GAP)
 
 
 def test_tables_are_means_over_the_pairs_with_a_non_empty_region() -> None:
@@ -140,10 +137,3 @@ def test_the_command_makes_every_report_of_any_pipeline_and_prompts(tmp_path: Pa
 def test_the_command_makes_one_report_alone(tmp_path: Path) -> None:
     assert [line.partition(",")[0] for line in command(tmp_path, "steps")] == ["steps"]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["ablations-steps.png"]
-
-
-def test_labels_do_not_change_the_images() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    image = np.asarray(labelled([[picture]], ["a_long_name of a column"], ["row"]))
-    assert (image[HEADER : HEADER + 32 : 2, MARGIN : MARGIN + 32 : 2] == picture).all()
-    assert (image[:HEADER] < 128).any() and (image[HEADER:, :MARGIN] < 128).any()
