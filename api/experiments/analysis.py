@@ -165,7 +165,7 @@ def _scores(
         scorer=scorer,
         version=version,
         means=tuple(_mean(scores, base, bootstrap) for scores in chain.from_iterable(by_arm.values())),
-        differences=tuple(_differences(last, bootstrap)),
+        differences=tuple(_differences(last, experiment.evaluation.comparisons, bootstrap)),
     )
 
 
@@ -234,9 +234,25 @@ def _mean(scores: ArmScores, base: ArmScores | None, bootstrap: Bootstrap) -> Me
     )
 
 
-def _differences(last: Mapping[str, ArmScores], bootstrap: Bootstrap) -> Iterator[Difference]:
-    """Compare every arm with every earlier one; the model before training is the first."""
-    for against, arm in combinations(last.values(), 2):
+def _differences(
+    last: Mapping[str, ArmScores], comparisons: Iterable[tuple[str, str]] | None, bootstrap: Bootstrap
+) -> Iterator[Difference]:
+    """Compare arms with the model before training, which comes first, and with each other.
+
+    Args:
+        last: Scores after the last round, by arm.
+        comparisons: Pairs of arms to compare with each other. None compares every arm with every earlier one.
+        bootstrap: For the intervals.
+    """
+    pairs = [(arm, against) for against, arm in combinations(last, 2)]
+    if comparisons is not None:
+        pairs = [*(pair for pair in pairs if pair[1] == BASE), *comparisons]
+
+    for arm_name, against_name in pairs:
+        if arm_name not in last or against_name not in last:
+            continue
+        arm = last[arm_name]
+        against = last[against_name]
         paired = _paired(arm, against)
         if paired is None:
             continue

@@ -85,6 +85,11 @@ class EvaluationPlan(StrictModel):
     )
     include_base: bool = Field(True, description="Whether to measure the model before training, once per list")
     primary: Name | None = Field(None, description="Main scorer of the report; the first if not given")
+    comparisons: tuple[tuple[Slug, Slug], ...] | None = Field(
+        None,
+        description="Pairs of arms (one, other) whose difference the report shows, besides those to the model before "
+        "training; all pairs if not given",
+    )
 
 
 class CellSettings(StrictModel):
@@ -142,7 +147,12 @@ class Experiment(StrictModel):
             raise ValueError(f"arms: {BASE!r} is the name of the model before training; choose another")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected each once, got {list(self.seeds)}")
-        problems = [*self._reserved(), *self._unmeasurable(), *self._invalid_rounds()]
+        problems = [
+            *self._reserved(),
+            *self._unmeasurable(),
+            *self._unknown_comparisons(),
+            *self._invalid_rounds(),
+        ]
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
 
@@ -174,6 +184,11 @@ class Experiment(StrictModel):
             rounds = self.evaluation.rounds
             if not rounds or sorted(set(rounds)) != list(rounds) or rounds[0] < 1:
                 yield f"evaluation.rounds: expected increasing numbers from 1, got {list(rounds)}"
+
+    def _unknown_comparisons(self) -> Iterator[str]:
+        for pair in self.evaluation.comparisons or ():
+            if pair[0] == pair[1] or not set(pair) <= self.arms.keys():
+                yield f"evaluation.comparisons: expected two of the arms {sorted(self.arms)}, got {list(pair)}"
 
     def _invalid_rounds(self) -> Iterator[str]:
         for arm, changes in self.arms.items():

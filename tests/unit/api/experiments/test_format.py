@@ -95,7 +95,7 @@ def test_evaluation_settings_do_not_depend_on_the_sampling_of_an_arm() -> None:
             {f"{arm}/seed {seed}" for arm in ("naive", "fused") for seed in (1, 2)},
         ),
         ({"name": "other", "description": "different", "seeds": [2, 1]}, set()),
-        ({"evaluation": CONTENT["evaluation"] | {"primary": "judge"}}, set()),
+        ({"evaluation": CONTENT["evaluation"] | {"primary": "judge", "comparisons": [["fused", "naive"]]}}, set()),
         # an explicit default has the same key as an omitted setting
         ({"common": CONTENT["common"] | {"pairing": {"base_share": 0.5}}}, set()),
     ],
@@ -171,6 +171,11 @@ def test_inline_prompts_have_a_set_name_derived_from_their_content() -> None:
         ({"evaluation": {"rounds": [1, 3]}}, r"evaluation\.rounds: naive has 2 rounds, got 3"),
         ({"evaluation": {"rounds": [2, 1]}}, r"evaluation\.rounds: expected increasing numbers"),
         ({"common": {"rounds": 17}, "evaluation": {"rounds": "all"}}, r"evaluation\.rounds: expected at most 16"),
+        (
+            {"evaluation": {"comparisons": [["fused", "plain"]]}},
+            r"evaluation\.comparisons: expected two of the arms \['fused', 'naive'\], got \['fused', 'plain'\]",
+        ),
+        ({"evaluation": {"comparisons": [["naive", "naive"]]}}, r"evaluation\.comparisons: expected two of the arms"),
     ],
 )
 def test_invalid_settings_are_rejected_with_their_path(change: dict[str, Any], message: str) -> None:

@@ -160,6 +160,21 @@ def test_plots_show_the_numbers(reported: Report) -> None:
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["naive", "fused"]
 
 
+def test_the_file_chooses_which_arms_are_compared(tmp_path: Path) -> None:
+    """Besides each arm with the model before training; the first of a pair is the one whose gain is shown."""
+    write_records(experiment(), tmp_path, MEANS)
+
+    def compared(comparisons: list[list[str]] | None) -> list[tuple[str, str, float]]:
+        evaluation = {"splits": ["held_out"], "rounds": "last", "comparisons": comparisons}
+        [scores] = report(experiment(evaluation=evaluation), tmp_path, plots=False).scores
+        return [(each.arm, each.against, pytest.approx(each.mean)) for each in scores.differences]
+
+    with_base = [("naive", "base", 0.1), ("fused", "base", 0.25)]
+    assert compared([]) == with_base
+    assert compared([["naive", "fused"]]) == [*with_base, ("naive", "fused", -0.15)]
+    assert compared(None) == [*with_base, ("fused", "naive", 0.15)]
+
+
 def test_report_without_base_model_has_no_changes(tmp_path: Path) -> None:
     trial = experiment(evaluation={"splits": ["held_out"], "rounds": "last", "include_base": False})
     write_records(trial, tmp_path, {name: MEANS[name] for name in MEANS if "base" not in name})
