@@ -549,7 +549,7 @@ def _read(model: type[M], content: bytes | str) -> M:
         return model.model_validate_json(content)
     except ValidationError as error:
         detail = f"the response is not a valid {model.__name__}; client and service may have different versions"
-        raise ApiError(detail, code="unexpected_answer") from error
+        raise ApiError(detail, code="unexpected_response") from error
 
 
 def _artifact_path(artifact: str) -> str:
