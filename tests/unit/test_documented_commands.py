@@ -1,7 +1,7 @@
 """Commands on the pages exist: targets of make, modules of Python and their options, files.
 
-`dfusion` lines are checked in tests/unit/api/test_cli.py, and the lines of docs/curl.md are run in
-tests/acceptance/test_curl.py.
+`dfusion` lines are checked in tests/unit/api/test_cli.py. The lines of docs/curl.md are run in
+tests/acceptance/test_curl.py, and the README's requests in tests/unit/api/test_readme.py.
 """
 
 from __future__ import annotations
