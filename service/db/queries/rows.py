@@ -1,12 +1,21 @@
-"""Lookups by id, which all tables share."""
+"""Statements on many rows: lookups by id and inserts.
+
+Many values are passed as one JSON text, so that their number changes neither the number of statements nor that of bound
+variables, which SQLite limits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import JSON, Boolean, ColumnElement, Insert, String, bindparam, cast, column, func, insert, select
+from sqlalchemy import Table as SqlTable
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.sql.functions import GenericFunction
 
 from service.db.tables import Table
 from service.errors import NotFoundError
@@ -16,8 +25,32 @@ T = TypeVar("T", bound=Table)
 
 UNSYNCED: Mapping[str, Any] = {"synchronize_session": False}
 """Execution options of bulk updates and deletes that do not update the objects of the session."""
-_MAX_IDS = 1000
-"""Ids of one statement, within the limits of all databases."""
+Computed = Callable[[Mapping[str, ColumnElement[Any]]], Mapping[str, ColumnElement[Any]]]
+"""Columns that the database computes for each inserted row, from the given ones."""
+_ROWS = "rows"
+
+
+class json_texts(GenericFunction[str]):  # noqa: N801, RUF100 - named like an SQL function
+    """The texts of a JSON array as rows with the column `value`."""
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(json_texts, "sqlite")
+def _sqlite(element: json_texts, compiler: Any, **options: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **options)})"
+
+
+@compiles(json_texts, "postgresql")
+def _postgresql(element: json_texts, compiler: Any, **options: Any) -> str:
+    return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS JSON))"
+
+
+def is_any_of(id_column: ColumnElement[str] | InstrumentedAttribute[str], ids: Iterable[str]) -> ColumnElement[bool]:
+    """The column has one of these ids. The condition has one bound variable, whatever their number."""
+    texts = json_texts(bindparam(None, json.dumps(sorted(set(ids))), String)).table_valued(column("value", String))
+    return id_column.in_(select(texts.c.value))
 
 
 def get_row(session: Session, table: type[T], kind: IdKind, row_id: str) -> T:
@@ -33,10 +66,43 @@ def get_row(session: Session, table: type[T], kind: IdKind, row_id: str) -> T:
 
 
 def select_by_ids(
-    session: Session, table: type[T], column: InstrumentedAttribute[str], ids: Iterable[str], *order: Any
-) -> Iterator[T]:
-    """The rows whose column has one of these ids, in batches of ids. `order` is the order within a batch."""
-    distinct = sorted(set(ids))
-    for start in range(0, len(distinct), _MAX_IDS):
-        batch = distinct[start : start + _MAX_IDS]
-        yield from session.scalars(select(table).where(column.in_(batch)).order_by(*order))
+    session: Session, table: type[T], id_column: InstrumentedAttribute[str], ids: Iterable[str], *order: Any
+) -> list[T]:
+    """The rows whose column has one of these ids, in the given order."""
+    return list(session.scalars(select(table).where(is_any_of(id_column, ids)).order_by(*order)))
+
+
+def insert_rows(session: Session, table: SqlTable, rows: Sequence[Mapping[str, Any]], computed: Computed) -> None:
+    """Insert rows with one statement.
+
+    For integers, texts and JSON. SQLite can change the last bit of other numbers.
+
+    Args:
+        session: The transaction.
+        table: The table.
+        rows: At least one row, all with the same names. A name without a column is a boolean for `computed`.
+        computed: The other columns.
+    """
+    session.flush()
+    statement = _insert_statement(session.get_bind().dialect.name, table, tuple(rows[0]), computed)
+    session.execute(statement, {_ROWS: json.dumps(rows)})
+
+
+@lru_cache(maxsize=16)  # since building a statement takes about as long as running it
+def _insert_statement(dialect: str, table: SqlTable, names: tuple[str, ...], computed: Computed) -> Insert:
+    types = {name: table.c[name].type if name in table.c else Boolean() for name in names}
+    parameter = bindparam(_ROWS, type_=String)
+
+    # 1. the rows as a table
+    values: dict[str, ColumnElement[Any]]
+    if dialect == "postgresql":
+        typed = [column(name, type_) for name, type_ in types.items()]
+        record = func.json_to_recordset(cast(parameter, JSON)).table_valued(*typed).render_derived(with_types=True)
+        values = {name: record.c[name] for name in names}
+    else:
+        elements = func.json_each(parameter).table_valued(column("value", String))
+        values = {name: func.json_extract(elements.c.value, f"$.{name}") for name in names}
+
+    # 2. the inserted columns
+    inserted = {name: value for name, value in values.items() if name in table.c} | computed(values)
+    return insert(table).from_select(list(inserted), select(*inserted.values()))

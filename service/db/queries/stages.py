@@ -7,14 +7,11 @@ from enum import StrEnum
 from typing import Any, cast
 
 from sqlalchemy import (
-    Boolean,
     ColumnElement,
     Table,
     and_,
-    bindparam,
     case,
     func,
-    insert,
     literal_column,
     or_,
     select,
@@ -23,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
-from service.db.queries.rows import UNSYNCED
+from service.db.queries.rows import UNSYNCED, insert_rows
 from service.db.tables import Job, Model, Stage, StageDependency
 from service.errors import LeaseLostError
 from service.ids import IdKind, new_id
@@ -38,28 +35,9 @@ _DEFER_SECONDS = 30.0
 _MAX_HINT_PAUSES = 16
 """The longest pause between two hints of a stage, in multiples of the first."""
 _QUEUED_OR_HELD = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
-# Statements that every request for a job runs. They are built once, since building takes about as long as running. The
-# inserts use SQLAlchemy Core, since the ORM would process each row separately.
-_NOW_IF_FREE = case((bindparam("free_now", type_=Boolean), now_seconds()))
+_STAGES = cast(Table, Stage.__table__)
+_DEPENDENCIES = cast(Table, StageDependency.__table__)
 _ZERO: ColumnElement[int] = literal_column("0")
-_INSERT = insert(cast(Table, Stage.__table__)).values(
-    not_before=now_seconds(),
-    created_at=now_seconds(),
-    free_at=_NOW_IF_FREE,
-    hinted_at=_NOW_IF_FREE,
-    lease_epoch=_ZERO,
-    progress_done=_ZERO,
-    progress_total=_ZERO,
-    attempt=_ZERO,
-    crash_count=_ZERO,
-)
-_INSERT_NEEDS = insert(cast(Table, StageDependency.__table__))
-_OF_JOB = (
-    select(Stage)
-    .where(Stage.job_id == bindparam("job_id"))
-    .order_by(Stage.number)
-    .execution_options(populate_existing=True)
-)
 
 
 class StopRequest(StrEnum):
@@ -86,7 +64,6 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
         return []
 
     # 1. the stages
-    session.flush()
     ids = [new_id(IdKind.STAGE) for _ in plan]
     rows: list[dict[str, Any]] = [
         {
@@ -105,15 +82,34 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
         }
         for number, (stage_id, planned) in enumerate(zip(ids, plan, strict=True), after + 1)
     ]
-    session.execute(_INSERT, rows)
+    insert_rows(session, _STAGES, rows, _of_new_stage)
 
     # 2. their dependencies
     dependencies: list[dict[str, str]] = []
     for stage_id, planned in zip(ids, plan, strict=True):
         dependencies += [{"stage_id": stage_id, "needs_id": ids[index]} for index in sorted(set(planned.needs))]
     if dependencies:
-        session.execute(_INSERT_NEEDS, dependencies)
+        insert_rows(session, _DEPENDENCIES, dependencies, _nothing)
     return [(row["id"], row["queue"]) for row in rows if row["free_now"]]
+
+
+def _of_new_stage(row: Mapping[str, ColumnElement[Any]]) -> Mapping[str, ColumnElement[Any]]:
+    now_if_free = case((row["free_now"], now_seconds()))
+    return {
+        "not_before": now_seconds(),
+        "created_at": now_seconds(),
+        "free_at": now_if_free,
+        "hinted_at": now_if_free,
+        "lease_epoch": _ZERO,
+        "progress_done": _ZERO,
+        "progress_total": _ZERO,
+        "attempt": _ZERO,
+        "crash_count": _ZERO,
+    }
+
+
+def _nothing(_row: Mapping[str, ColumnElement[Any]]) -> Mapping[str, ColumnElement[Any]]:
+    return {}
 
 
 def last_number(session: Session, job_id: str) -> int:
@@ -430,7 +426,8 @@ def states_left(session: Session, job_id: str) -> set[str]:
 
 def of_job(session: Session, job_id: str) -> list[Stage]:
     """The current state of the job's stages, by number."""
-    return list(session.scalars(_OF_JOB, {"job_id": job_id}))
+    query = select(Stage).where(Stage.job_id == job_id).order_by(Stage.number)
+    return list(session.scalars(query, execution_options={"populate_existing": True}))
 
 
 def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Stage]]:
