@@ -1,11 +1,9 @@
 """Each list of results, and each claim, uses one index: no sorting, and no rows are read and discarded."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
 from benchmarks.service_data import fill
@@ -15,6 +13,7 @@ from service.db.queries.pages import encode_cursor
 from service.db.unit_of_work import UnitOfWork
 from service.plan import PlannedStage
 from service.states import StageKind
+from tests.statements import statements
 
 Query = Callable[[Session], object]
 JOB, SET = f"job_{3:026d}", f"set_{2:026d}"
@@ -39,18 +38,6 @@ PAIRS: tuple[dict[str, Any], ...] = (
     {"round_number": 7},
     {"adopted": False},
 )
-
-
-@contextmanager
-def statements(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
-    seen: list[tuple[str, Any]] = []
-
-    def note(_connection: Connection, _cursor: object, statement: str, parameters: object, *_rest: object) -> None:
-        seen.append((statement, parameters))
-
-    event.listen(engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(engine, "before_cursor_execute", note)
 
 
 def plan_of(uow: UnitOfWork, query: Query) -> str:

@@ -207,11 +207,15 @@ def _sample_row(claim: Claim, pair: StoredPair, image_id: str, file_id: str, row
 def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
     """Insert the targets, and write into each pair its target, or why it has none."""
     results.add_all(session, [target.sample for target in outputs.targets.values()])
-    for pair_id, target in outputs.targets.items():
-        values = {"target_id": target.sample.id, "thresholds": list(target.thresholds)}
-        results.update_pair(session, pair_id, values)
-    for pair_id, why in outputs.why_not.items():
-        results.update_pair(session, pair_id, {"why": f"nothing was fused: {why}"})
+    results.update_pairs(
+        session,
+        {
+            pair_id: {"target_id": target.sample.id, "thresholds": list(target.thresholds)}
+            for pair_id, target in outputs.targets.items()
+        },
+    )
+    reasons = {pair_id: {"why": f"nothing was fused: {why}"} for pair_id, why in outputs.why_not.items()}
+    results.update_pairs(session, reasons)
 
 
 STAGE = Stage(load, compute, record)

@@ -158,8 +158,7 @@ def _decide(
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
     """Insert the scores, write the decisions into the pairs, and end the review if there is no pair to judge."""
     results.add_all(session, outputs.scores)
-    for decision in outputs.decisions:
-        results.update_pair(session, decision.pair_id, decision.values)
+    results.update_pairs(session, {decision.pair_id: decision.values for decision in outputs.decisions})
 
     adopted = sum(bool(decision.values["adopted"]) for decision in outputs.decisions)
     message = f"{adopted} of {outputs.targets} targets adopted"

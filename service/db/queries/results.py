@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import bindparam, func, inspect, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, or_, select, update
+from sqlalchemy import Table as SqlTable
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
@@ -21,18 +23,23 @@ from service.states import SampleRole, Verdict
 
 # built once, since requests for jobs run it and building it takes about as long as running it
 _BY_NAME = select(Model).where(Model.name == bindparam("name"))
+_TABLES = Table.metadata.sorted_tables
+"""All tables, those that others reference first."""
 _COUNTERS = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made}
 
 
 def add_all(session: Session, rows: Iterable[Table]) -> None:
-    """Insert copies of the rows, and update the counters of their jobs.
+    """Insert the rows, and update the counters of their jobs.
 
-    A session modifies the objects that it inserts. Copies allow a retried transaction to insert the same rows again.
+    Rows of one table with the same columns are one statement. They do not become objects of the session, so that a
+    retried transaction can insert them again.
     """
     rows = list(rows)
-    session.add_all(_copy(row) for row in rows)
     session.flush()
+    for table, group in _by_table(rows):
+        session.execute(insert(table).values(group.computed), group.values)
 
+    # the counters
     counted = [row for row in rows if isinstance(row, (Sample, Pair, Model)) and row.job_id is not None]
     counts = Counter((row.job_id, _COUNTERS[type(row)].key) for row in counted)
     for (job_id, name), count in counts.items():
@@ -40,25 +47,46 @@ def add_all(session: Session, rows: Iterable[Table]) -> None:
         session.execute(query, execution_options=UNSYNCED)
 
 
+@dataclass
+class _Group:
+    """Rows of one table with the same columns: those that the database computes, and the values of the others."""
+
+    computed: dict[str, ColumnElement[Any]]
+    values: list[dict[str, Any]]
+
+
+def _by_table(rows: Iterable[Table]) -> list[tuple[SqlTable, _Group]]:
+    """The rows by table and columns, tables that others reference first."""
+    groups: dict[tuple[str, object], _Group] = {}
+    for row in rows:
+        values = _values(row)
+        computed = {name: value for name, value in values.items() if isinstance(value, ColumnElement)}
+        literals = {name: value for name, value in values.items() if name not in computed}
+        columns = (frozenset(literals), frozenset((name, type(value)) for name, value in computed.items()))
+        groups.setdefault((row.__tablename__, columns), _Group(computed, [])).values.append(literals)
+
+    return [(table, group) for table in _TABLES for (name, _), group in groups.items() if name == table.name]
+
+
+def _values(row: Table) -> dict[str, Any]:
+    """The values of a new row by column, without those that were not given."""
+    given = inspect(row).dict
+    return {name: given[name] for name in inspect(type(row)).column_attrs.keys() if name in given}
+
+
 def add_scores(session: Session, rows: Sequence[Score]) -> None:
     """Insert the scores that are missing. Another worker may have inserted equal ones meanwhile."""
-    existing = {_score_key(row) for row in chain.from_iterable(scores(session, [r.sample_id for r in rows]).values())}
-    for row in rows:
-        if _score_key(row) not in existing:
-            try:
-                with session.begin_nested():
-                    add_all(session, [row])
-            except IntegrityError:  # inserted by a concurrent transaction
-                continue
+    if not rows:
+        return
+
+    session.flush()
+    new = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    ordered = sorted(rows, key=_score_key)  # so that transactions that insert the same scores cannot deadlock
+    session.execute(new(Score.__table__).on_conflict_do_nothing(), [_values(row) for row in ordered])
 
 
 def _score_key(row: Score) -> tuple[str, str, str]:
     return row.sample_id, row.scorer, row.version
-
-
-def _copy(row: Table) -> Table:
-    values = inspect(row).dict
-    return type(row)(**{name: values[name] for name in inspect(type(row)).column_attrs.keys() if name in values})
 
 
 def get_artifact(session: Session, artifact_id: str) -> Artifact:
@@ -249,9 +277,11 @@ def pairs_without_verdict(session: Session, job_id: str) -> int:
     return session.scalar(query.where(Pair.verdict.is_(None))) or 0
 
 
-def update_pair(session: Session, pair_id: str, values: Mapping[str, object]) -> None:
-    """Update columns of a pair."""
-    session.execute(update(Pair).where(Pair.id == pair_id).values(dict(values)))
+def update_pairs(session: Session, values: Mapping[str, Mapping[str, object]]) -> None:
+    """Update columns of pairs. `values` has the new values by the pair's id."""
+    if values:
+        rows = [{"id": pair_id, **columns} for pair_id, columns in values.items()]
+        session.execute(update(Pair), sorted(rows, key=sorted))  # a statement updates the same columns of all its rows
 
 
 def get_model(session: Session, model_id: str) -> Model:
