@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,22 @@ class PlannedStage:
     shard: int = 0
     params: dict[str, Any] = field(default_factory=dict)
     needs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageTotals:
+    """The stages of one kind, over all rounds of a job.
+
+    Attributes:
+        count: Their number.
+        work: Their work, in U-Net evaluations.
+    """
+
+    count: int
+    work: float
+
+
+Totals = Mapping[StageKind, StageTotals]
 
 
 @dataclass(frozen=True)

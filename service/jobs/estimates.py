@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from service.db.tables import Artifact, Job, Sample, Stage
 from service.jobs.kinds import JobSpec
-from service.jobs.planning import count, plan_round, plan_start, rounds_of
-from service.plan import PlannedStage, Sizes
+from service.jobs.planning import count, totals
+from service.plan import Sizes
 from service.states import StageKind, StageState
 
 _LATEST = 200
@@ -37,20 +37,15 @@ def estimate_of(session: Session, spec: JobSpec, sizes: Sizes) -> ResourceEstima
 
     Time comes from the latest stages of the same kinds; memory and storage from those on the same base model.
     """
-    plan = _all_stages(spec, sizes)
+    by_kind = totals(spec, sizes)
     rates = _seconds_per_work(session)
-    timed_kinds = {stage.kind for stage in plan if stage.work > 1}
+    timed_kinds = {kind for kind, stages in by_kind.items() if stages.work > stages.count}
     seconds = None
     if timed_kinds <= rates.keys():
-        seconds = round(sum(stage.work * rates.get(stage.kind, 0.0) for stage in plan), 1)
+        seconds = round(sum(stages.work * rates.get(kind, 0.0) for kind, stages in by_kind.items()), 1)
 
-    memory_bytes = _memory_bytes(session, spec, {stage.kind for stage in plan})
+    memory_bytes = _memory_bytes(session, spec, set(by_kind))
     return ResourceEstimate(seconds, memory_bytes, _storage_bytes(session, spec, sizes))
-
-
-def _all_stages(spec: JobSpec, sizes: Sizes) -> list[PlannedStage]:
-    plan = plan_start(spec, sizes)
-    return plan + plan_round(spec, 2, sizes) * max(0, rounds_of(spec) - 1)
 
 
 def _seconds_per_work(session: Session) -> dict[str, float]:

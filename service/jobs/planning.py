@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from service.jobs.kinds import JobSpec, kind_of
-from service.plan import PlannedStage, Sizes, WorkCounts
+from service.plan import PlannedStage, Sizes, Totals, WorkCounts
 
 
 def count(spec: JobSpec, sizes: Sizes) -> WorkCounts:
     """Images and U-Net evaluations of the whole job."""
     return kind_of(spec).count(spec, sizes)
+
+
+def totals(spec: JobSpec, sizes: Sizes) -> Totals:
+    """The stages of all rounds by kind, in closed form."""
+    return kind_of(spec).totals(spec, sizes)
 
 
 def rounds_of(spec: JobSpec) -> int:
@@ -28,7 +33,4 @@ def plan_round(spec: JobSpec, round_number: int, sizes: Sizes) -> list[PlannedSt
 
 def total_work(spec: JobSpec, sizes: Sizes) -> float:
     """The work of all stages of all rounds, in U-Net evaluations."""
-    work = sum(stage.work for stage in plan_start(spec, sizes))
-    for number in range(2, rounds_of(spec) + 1):
-        work += sum(stage.work for stage in plan_round(spec, number, sizes))
-    return work
+    return sum(stages.work for stages in totals(spec, sizes).values())

@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, model_validator
 from dfusion.config import PRESETS, SamplingConfig, StrictModel, TrainingConfig
 from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
-from service.plan import PlannedStage, Sizes, WorkCounts
+from service.plan import PlannedStage, Sizes, Totals, WorkCounts
 from service.states import JobKind
 
 if TYPE_CHECKING:
@@ -126,10 +126,6 @@ def _no_round(_spec: Any, _round_number: int, _sizes: Sizes) -> list[PlannedStag
     return []
 
 
-def _no_further_fields(_params: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Kind(Generic[S]):
     """The definition of a kind of job.
@@ -142,11 +138,13 @@ class Kind(Generic[S]):
         spec: The model of the request.
         check: Checks a spec against the installation. Reports problems to the checker; None if they prevent a result.
         count: Images and U-Net evaluations of the whole job.
+        totals: The stages of all rounds by kind, without planning them: a job can have millions.
         plan: The first stages: all stages, or for a round job those until the end of the first round.
         examples: Example requests for the OpenAPI document, by name.
         rounds: The number of rounds; 0 for kinds without rounds.
         plan_round: The stages of one round, counted from 1.
-        resolved: Further fields of the spec with ids instead of names, from the params of the job's stages.
+        resolved: Further fields of the spec with ids instead of names, from the params of the job's stages. None if the
+            job's row has all ids.
     """
 
     name: JobKind
@@ -156,8 +154,9 @@ class Kind(Generic[S]):
     spec: type[S]
     check: Callable[[Checker, S], Checked[S] | None]
     count: Callable[[S, Sizes], WorkCounts]
+    totals: Callable[[S, Sizes], Totals]
     plan: Callable[[S, Sizes], list[PlannedStage]]
     examples: Mapping[str, Example]
     rounds: Callable[[S], int] = _no_rounds
     plan_round: Callable[[S, int, Sizes], list[PlannedStage]] = _no_round
-    resolved: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = _no_further_fields
+    resolved: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None

@@ -20,8 +20,8 @@ from service.jobs.kinds.base import (
     ScorerRefs,
     Seed,
 )
-from service.jobs.kinds.work import all_of, evaluation_shards, sampling_rows
-from service.plan import PlannedStage, PromptsToMeasure, Sizes, WorkCounts
+from service.jobs.kinds.work import all_of, evaluation_shards, evaluation_totals, sampling_rows, times
+from service.plan import PlannedStage, PromptsToMeasure, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
@@ -125,6 +125,12 @@ def count(spec: EvaluationJobSpec, sizes: Sizes) -> WorkCounts:
     return WorkCounts(evaluated=images, evaluation=images * sampling_rows(spec.sampling))
 
 
+def totals(spec: EvaluationJobSpec, sizes: Sizes) -> Totals:
+    """The stages of `plan`."""
+    of_model = evaluation_totals(sizes, spec.samples_per_prompt, sampling_rows(spec.sampling))
+    return {StageKind.EVALUATE: times(len(sizes.models), of_model), StageKind.COMPARE: StageTotals(1, 1)}
+
+
 def plan(spec: EvaluationJobSpec, sizes: Sizes) -> list[PlannedStage]:
     """The stages: evaluate (sharded by model and prompts), compare."""
     work = spec.samples_per_prompt * sampling_rows(spec.sampling)
@@ -152,6 +158,7 @@ KIND = Kind(
     spec=EvaluationJobSpec,
     check=check,
     count=count,
+    totals=totals,
     plan=plan,
     resolved=resolved,
     examples={

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from service.jobs.kinds.base import EXAMPLE_JOB, EXAMPLE_MODEL, Checked, Kind, Labelled, Name, require_one
-from service.plan import PlannedStage, Sizes, WorkCounts
+from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ def count(_spec: ExportJobSpec, _sizes: Sizes) -> WorkCounts:
     return WorkCounts()
 
 
+def totals(_spec: ExportJobSpec, _sizes: Sizes) -> Totals:
+    """The stages of `plan`."""
+    return {StageKind.EXPORT: StageTotals(1, 1)}
+
+
 def plan(_spec: ExportJobSpec, _sizes: Sizes) -> list[PlannedStage]:
     """The stages: export."""
     return [PlannedStage(StageKind.EXPORT, 0, 1)]
@@ -66,6 +71,7 @@ KIND = Kind(
     spec=ExportJobSpec,
     check=check,
     count=count,
+    totals=totals,
     plan=plan,
     examples={
         "kohya": {

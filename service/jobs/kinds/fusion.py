@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import ceil
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
@@ -25,8 +26,8 @@ from service.jobs.kinds.base import (
 )
 from service.jobs.kinds.rounds import RoundSpec
 from service.jobs.kinds.sampling import SamplingJobSpec
-from service.jobs.kinds.work import fuse_shards, fusion_rows, pairs_at_most, shards
-from service.plan import PlannedStage, Sizes, WorkCounts
+from service.jobs.kinds.work import fuse_shards, fusion_rows, pairs_at_most, prompt_totals, shards
+from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, JobState, SampleRole, StageKind
 
 if TYPE_CHECKING:
@@ -234,6 +235,23 @@ def _pairs(spec: FusionJobSpec, sizes: Sizes) -> int:
     return sizes.prompts * pairs_at_most(spec.pairing, sizes.samples_per_prompt)
 
 
+def totals(spec: FusionJobSpec, sizes: Sizes) -> Totals:
+    """The stages of `plan`."""
+    pairs = _pairs(spec, sizes)
+    rows = fusion_rows(spec.fusion, sizes.sampling)
+    if spec.sampling is not None:
+        fuse = prompt_totals(sizes, pairs_at_most(spec.pairing, sizes.samples_per_prompt) * rows)
+    else:
+        fuse = StageTotals(ceil(sizes.pairs / (sizes.shard_prompts * _PAIRS_PER_PROMPT)), sizes.pairs * rows)
+
+    return {
+        StageKind.SCORE: StageTotals(1, max(1, pairs)),
+        StageKind.SELECT: StageTotals(1, 1),
+        StageKind.FUSE: fuse,
+        StageKind.VERIFY: StageTotals(1, max(1, pairs)),
+    }
+
+
 def plan(spec: FusionJobSpec, sizes: Sizes) -> list[PlannedStage]:
     """The stages: score the samples without a score of the reward, select, fuse (sharded), verify."""
     pairs = _pairs(spec, sizes)
@@ -261,6 +279,7 @@ KIND = Kind(
     spec=FusionJobSpec,
     check=check,
     count=count,
+    totals=totals,
     plan=plan,
     examples={
         "pair": {

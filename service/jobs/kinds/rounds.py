@@ -18,16 +18,19 @@ from service.jobs.kinds.work import (
     BACKWARD_WORK,
     all_of,
     evaluation_shards,
+    evaluation_totals,
     fuse_shards,
     fusion_rows,
     joined,
     last_of,
     pairs_at_most,
+    prompt_totals,
     rows_per_pair,
     sample_shards,
     sampling_rows,
+    times,
 )
-from service.plan import PlannedStage, PromptsToMeasure, Sizes, WorkCounts
+from service.plan import PlannedStage, PromptsToMeasure, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, Split, StageKind
 
 if TYPE_CHECKING:
@@ -154,6 +157,33 @@ def _training_rows(spec: RoundSpec, prompts: int, update_work: int = 1) -> int:
     return pairs * rows_per_pair(spec.training, spec.sampling, update_work)
 
 
+def totals(spec: RoundSpec, sizes: Sizes) -> Totals:
+    """The stages of `plan` and of `plan_round` for all further rounds."""
+    pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt)
+
+    # 1. the stages of each round
+    of_round = {
+        StageKind.SAMPLE: prompt_totals(sizes, spec.samples_per_prompt * sampling_rows(spec.sampling)),
+        StageKind.SCORE: StageTotals(1, sizes.prompts * spec.samples_per_prompt),
+        StageKind.SELECT: StageTotals(1, 1),
+        StageKind.VERIFY: StageTotals(1, sizes.prompts * pairs),
+        StageKind.TRAIN: StageTotals(1, _training_rows(spec, sizes.prompts, BACKWARD_WORK)),
+    }
+    if spec.fusion is not None:
+        of_round[StageKind.FUSE] = prompt_totals(sizes, pairs * fusion_rows(spec.fusion, spec.sampling))
+    if spec.review:
+        of_round[StageKind.REVIEW] = StageTotals(1, 1)
+    of_job = {kind: times(spec.rounds, stages) for kind, stages in of_round.items()}
+
+    # 2. those of the evaluations
+    if spec.evaluation is not None:
+        evaluations = len(evaluated_rounds(spec))
+        shards = evaluation_totals(sizes, spec.evaluation.samples_per_prompt, sampling_rows(spec.sampling))
+        of_job[StageKind.EVALUATE] = times(evaluations, shards)
+        of_job[StageKind.COMPARE] = StageTotals(evaluations, evaluations)
+    return of_job
+
+
 def plan(spec: RoundSpec, sizes: Sizes) -> list[PlannedStage]:
     """The evaluation before the first round, and the stages of the first round."""
     first = _evaluation(spec, 0, sizes) if evaluated_rounds(spec) else []
@@ -217,6 +247,7 @@ KIND = Kind(
     spec=RoundSpec,
     check=check,
     count=count,
+    totals=totals,
     plan=plan,
     rounds=lambda spec: spec.rounds,
     plan_round=plan_round,

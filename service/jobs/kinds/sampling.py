@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from service.jobs.kinds.base import Checked, Kind, SamplesSpec, ScorerRefs
-from service.jobs.kinds.work import all_of, sample_shards, sampling_rows
-from service.plan import PlannedStage, Sizes, WorkCounts
+from service.jobs.kinds.work import all_of, prompt_totals, sample_shards, sampling_rows
+from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
@@ -45,6 +45,14 @@ def count(spec: SamplingJobSpec, sizes: Sizes) -> WorkCounts:
     return WorkCounts(sampled=images, sampling=images * sampling_rows(spec.sampling))
 
 
+def totals(spec: SamplingJobSpec, sizes: Sizes) -> Totals:
+    """The stages of `plan`."""
+    return {
+        StageKind.SAMPLE: prompt_totals(sizes, spec.samples_per_prompt * sampling_rows(spec.sampling)),
+        StageKind.SCORE: StageTotals(1, sizes.prompts * spec.samples_per_prompt),
+    }
+
+
 def plan(spec: SamplingJobSpec, sizes: Sizes) -> list[PlannedStage]:
     """The stages: sample (sharded by prompts), score."""
     stages = sample_shards(sizes, 0, spec.samples_per_prompt * sampling_rows(spec.sampling))
@@ -60,6 +68,7 @@ KIND = Kind(
     spec=SamplingJobSpec,
     check=check,
     count=count,
+    totals=totals,
     plan=plan,
     examples={
         "named": {

@@ -19,7 +19,7 @@ from service.jobs.kinds.base import (
     require_one,
 )
 from service.jobs.kinds.work import BACKWARD_WORK, rows_per_pair
-from service.plan import PlannedStage, Sizes, WorkCounts
+from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
@@ -115,10 +115,18 @@ def count(spec: TrainingJobSpec, sizes: Sizes) -> WorkCounts:
     return WorkCounts(training_at_most=sizes.pairs * rows_per_pair(spec.training, sizes.sampling))
 
 
+def totals(spec: TrainingJobSpec, sizes: Sizes) -> Totals:
+    """The stages of `plan`."""
+    return {StageKind.TRAIN: StageTotals(1, _work(spec, sizes))}
+
+
 def plan(spec: TrainingJobSpec, sizes: Sizes) -> list[PlannedStage]:
     """Train."""
-    work = sizes.pairs * rows_per_pair(spec.training, sizes.sampling, BACKWARD_WORK)
-    return [PlannedStage(StageKind.TRAIN, 1, work)]
+    return [PlannedStage(StageKind.TRAIN, 1, _work(spec, sizes))]
+
+
+def _work(spec: TrainingJobSpec, sizes: Sizes) -> int:
+    return sizes.pairs * rows_per_pair(spec.training, sizes.sampling, BACKWARD_WORK)
 
 
 KIND = Kind(
@@ -129,6 +137,7 @@ KIND = Kind(
     spec=TrainingJobSpec,
     check=check,
     count=count,
+    totals=totals,
     plan=plan,
     examples={
         "jobs": {

@@ -11,7 +11,7 @@ from math import ceil, floor
 from typing import Any
 
 from dfusion.config import FusionConfig, PairingConfig, SamplingConfig, TrainingConfig
-from service.plan import PlannedStage, Sizes
+from service.plan import PlannedStage, Sizes, StageTotals
 from service.states import StageKind
 
 BACKWARD_WORK = 3
@@ -79,10 +79,31 @@ def _prompt_shards(
 
 def evaluation_shards(sizes: Sizes, samples_per_prompt: int) -> Iterator[tuple[dict[str, Any], int]]:
     """The params of each evaluation shard, and its number of prompts."""
-    size = max(sizes.shard_prompts, ceil(_MIN_EVALUATION_IMAGES / max(1, samples_per_prompt)))
+    size = _evaluation_shard_size(sizes, samples_per_prompt)
     for prompt_set in sizes.measured:
         for start, stop in shards(prompt_set.prompts, size):
             yield {"split": prompt_set.split, "set": prompt_set.set_id, "prompts": [start, stop]}, stop - start
+
+
+def evaluation_totals(sizes: Sizes, samples_per_prompt: int, image_work: int) -> StageTotals:
+    """The evaluation shards of one model."""
+    size = _evaluation_shard_size(sizes, samples_per_prompt)
+    count = sum(ceil(prompt_set.prompts / size) for prompt_set in sizes.measured)
+    return StageTotals(count, sizes.measured_prompts * samples_per_prompt * image_work)
+
+
+def _evaluation_shard_size(sizes: Sizes, samples_per_prompt: int) -> int:
+    return max(sizes.shard_prompts, ceil(_MIN_EVALUATION_IMAGES / max(1, samples_per_prompt)))
+
+
+def prompt_totals(sizes: Sizes, work_per_prompt: int) -> StageTotals:
+    """The sampling or fusion stages of one round."""
+    return StageTotals(ceil(sizes.prompts / sizes.shard_prompts), sizes.prompts * work_per_prompt)
+
+
+def times(count: int, totals: StageTotals) -> StageTotals:
+    """These stages, repeated."""
+    return StageTotals(count * totals.count, count * totals.work)
 
 
 def shards(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,7 @@
 from typing import Any
 
+import pytest
+
 from service.jobs.kinds import (
     EvaluationJobSpec,
     ExportJobSpec,
@@ -9,8 +11,9 @@ from service.jobs.kinds import (
     TrainingJobSpec,
 )
 from service.jobs.kinds.work import pairs_at_most
-from service.jobs.planning import count, plan_round, plan_start, total_work
-from service.plan import PromptsToMeasure, Sizes
+from service.jobs.planning import count, plan_round, plan_start, rounds_of, total_work, totals
+from service.plan import PromptsToMeasure, Sizes, StageTotals
+from service.states import StageKind
 from tests.service import round_body
 
 
@@ -82,12 +85,42 @@ def test_the_bound_on_pairs_follows_the_released_code() -> None:
     assert [pairs_at_most(spec().pairing, n) for n in (16, 7, 2)] == [8, 2, 1]
 
 
-def test_the_work_of_a_job_is_that_of_its_stages() -> None:
-    two = spec(rounds=2)
-    size = sizes(3, 5, 2)
-    stages = plan_start(two, size) + plan_round(two, 2, size)
-    assert total_work(two, size) == sum(s.work for s in stages)
-    assert all(s.work > 0 for s in stages)
+MEASURED = (PromptsToMeasure("x", "set_1", 70), PromptsToMeasure("y", "set_2", 3))
+
+
+@pytest.mark.parametrize(
+    ("job", "size"),
+    [
+        (spec(rounds=2), sizes(3, 5, 2)),
+        (spec(rounds=3, review=True), sizes(130, 5)),
+        (spec(rounds=3, fusion=None, evaluation=None), sizes(9)),
+        (spec(rounds=4, evaluation={"every_round": False, "samples_per_prompt": 2}), sizes(70, 3, 1)),
+        (spec(fusion=None, training={"algorithm": "ddpo"}), sizes(5, 1)),
+        (SamplingJobSpec(model="tiny", prompt_set="x"), sizes(9)),
+        (FusionJobSpec(sampling="job_x"), sizes(9, samples_per_prompt=4)),
+        (FusionJobSpec(pairs=[{"reference": "a", "base": "b"}]), Sizes(2, pairs=17)),
+        (TrainingJobSpec(jobs=("job_x",)), Sizes(2, pairs=17)),
+        (EvaluationJobSpec(models=("a", "b"), prompt_sets=("x", "y")), Sizes(4, models=("a", "b"), measured=MEASURED)),
+        (ExportJobSpec(model="mdl_x", format="kohya"), Sizes(4)),
+    ],
+)
+def test_totals_are_those_of_all_planned_stages(job: Any, size: Sizes) -> None:
+    stages = plan_start(job, size)
+    for number in range(2, rounds_of(job) + 1):
+        stages += plan_round(job, number, size)
+    assert all(stage.work > 0 for stage in stages)
+
+    by_kind = {kind: [stage.work for stage in stages if stage.kind == kind] for kind in {s.kind for s in stages}}
+    assert totals(job, size) == {kind: StageTotals(len(work), sum(work)) for kind, work in by_kind.items()}
+    assert total_work(job, size) == sum(stage.work for stage in stages)
+
+
+def test_the_totals_of_a_thousand_rounds_are_computed_without_planning_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs.kinds.rounds.PlannedStage", None)
+    # 10,000 prompts in shards of 4, sampled and fused; evaluations in shards of 64 prompts, one before the first round
+    many = totals(spec(rounds=1000), sizes(10_000))
+    assert (many[StageKind.SAMPLE].count, many[StageKind.FUSE].count) == (2_500_000, 2_500_000)
+    assert (many[StageKind.EVALUATE].count, many[StageKind.COMPARE].count) == (157 * 1001, 1001)
 
 
 def test_ddpo_without_fusion_trains_on_every_sample() -> None:
