@@ -47,6 +47,13 @@ class PromptLength:
         """The number of tokens of the text."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def is_surely_within(self, text: str) -> bool:
+        """Whether the text cannot have too many tokens, because it has too few ASCII characters for that.
+
+        Quick, unlike `of`: most of 10,000 prompts need not be split into tokens.
+        """
+        return text.isascii() and len(text) <= self.most
+
 
 @dataclass(frozen=True)
 class PipelineFacts:

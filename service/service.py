@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import IntegrityError
@@ -23,10 +24,10 @@ from service.jobs.checking import check
 from service.jobs.kinds import JobSpec, kind_of, spec_of
 from service.jobs.kinds.base import Checked
 from service.jobs.planning import count, plan_start, rounds_of, total_work
-from service.plan import Sizes, WorkCounts
+from service.plan import PlannedStage, Sizes, WorkCounts
 from service.queue import Queue
 from service.settings import Settings
-from service.states import JobKind, JobState, Verdict
+from service.states import JobState, Verdict
 from service.storage import Store, open_store
 
 T = TypeVar("T")
@@ -108,26 +109,92 @@ def create_and_read(
 ) -> T:
     """Create a job as `create_job` does and return `read(session, job_id)`.
 
-    A new job is read in the transaction that creates it, which saves one; an existing job in a separate view.
+    The request is checked in a view of its own, so that a large one holds up no other writer. A new job is read in the
+    transaction that creates it, which saves one; an existing job in a separate view.
     """
-    key = _stored_key(key, api_key_id)
+    request = _Request(spec, _stored_key(key, api_key_id), api_key_id, origin_id)
 
     def create(session: Session) -> tuple[str, list[T]]:
-        job_id, is_new = _create(service, session, spec, key, api_key_id, origin_id)
+        job_id, is_new = _create(service, session, request, new)
         return job_id, [read(session, job_id)] if is_new else []
 
     def is_created(session: Session, created: tuple[str, list[T]]) -> bool:
         return jobs.exists(session, created[0])
 
+    new = _check(service, request)
     try:
         job_id, views = service.uow.run(create, is_created)
-    except IntegrityError:  # a concurrent request with the same key; it now finds the job of the other
+    except IntegrityError:
+        # a concurrent request with the same key, whose job is found now; or a row that the request names was removed
+        # after the check, which now says so
+        new = _check(service, request)
         job_id, views = service.uow.run(create, is_created)
     if views:
         return views[0]
 
     with service.uow.reading() as session:
         return read(session, job_id)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A request for a job.
+
+    Attributes:
+        spec: Its body.
+        key: Its Idempotency-Key, as it is stored.
+        api_key_id: The API key of the caller.
+        origin_id: The job that it retries.
+    """
+
+    spec: JobSpec
+    key: str | None
+    api_key_id: str | None
+    origin_id: str | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the request."""
+        content = f"{kind_of(self.spec).name} {self.origin_id} {self.spec.model_dump_json()}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _NewJob:
+    """All that is inserted for a new job.
+
+    Attributes:
+        checked: The checked request.
+        spec: It as JSON.
+        work: The work of all stages of all rounds.
+        stages: The first stages.
+    """
+
+    checked: Checked[Any]
+    spec: dict[str, Any]
+    work: float
+    stages: Sequence[PlannedStage]
+
+
+def _check(service: Service, request: _Request) -> _NewJob | None:
+    """Check the request and plan its job. None if an earlier request with the same key has created a job."""
+    with service.uow.reading() as session:
+        if _earlier(session, request) is not None:
+            return None
+        checked = check(service.catalogue, service.settings, session, request.spec)
+
+    spec = checked.spec
+    return _NewJob(
+        checked, spec.model_dump(mode="json"), total_work(spec, checked.sizes), plan_start(spec, checked.sizes)
+    )
+
+
+def _earlier(session: Session, request: _Request) -> str | None:
+    """The job that an earlier request with the same key has created. Raises IdempotencyError if it was another one."""
+    earlier = None if request.key is None else jobs.by_key(session, request.key)
+    if earlier is not None and earlier.fingerprint != request.fingerprint:
+        raise IdempotencyError("this Idempotency-Key was used with another request")
+    return earlier.job_id if earlier else None
 
 
 def _stored_key(key: str | None, api_key_id: str | None) -> str | None:
@@ -137,56 +204,45 @@ def _stored_key(key: str | None, api_key_id: str | None) -> str | None:
     return hashlib.sha256(f"{api_key_id} {key}".encode()).hexdigest()
 
 
-def _create(
-    service: Service,
-    session: Session,
-    spec: JobSpec,
-    key: str | None,
-    api_key_id: str | None,
-    origin_id: str | None,
-) -> tuple[str, bool]:
+def _create(service: Service, session: Session, request: _Request, new: _NewJob | None) -> tuple[str, bool]:
     """The id of the job, and whether it is new."""
     # 1. an earlier request with the same key
-    kind = kind_of(spec).name
-    fingerprint = hashlib.sha256(f"{kind} {origin_id} {spec.model_dump_json()}".encode()).hexdigest()
-    earlier = None if key is None else jobs.by_key(session, key)
-    if earlier is not None:
-        if earlier.fingerprint != fingerprint:
-            raise IdempotencyError("this Idempotency-Key was used with another request")
-        return earlier.job_id, False
+    earlier_id = _earlier(session, request)
+    if earlier_id is not None:
+        return earlier_id, False
 
     # 2. a new job
-    checked = check(service.catalogue, service.settings, session, spec)
-    limits.require_capacity(session, service.settings, api_key_id)
-    job = _insert(session, kind, checked, origin_id, api_key_id)
-    if key is not None:
-        jobs.add_key(session, key, fingerprint, job.id)
+    if new is None:
+        raise ConflictError("the job that this Idempotency-Key has created was removed: send the request again")
+    limits.require_capacity(session, service.settings, request.api_key_id)
+    job = _insert(session, request, new)
+    if request.key is not None:
+        jobs.add_key(session, request.key, request.fingerprint, job.id)
     return job.id, True
 
 
-def _insert(
-    session: Session, kind: JobKind, checked: Checked[Any], origin_id: str | None, api_key_id: str | None
-) -> Job:
+def _insert(session: Session, request: _Request, new: _NewJob) -> Job:
     """Insert the job, its own prompts, its first stages and its first event."""
+    checked = new.checked
     spec = checked.spec
     if checked.new_set is not None:
         results.add_all(session, [checked.new_set])
 
     job = jobs.add(
         session,
-        kind=kind,
-        spec=spec.model_dump(mode="json"),
+        kind=kind_of(spec).name,
+        spec=new.spec,
         label=spec.label,
         rounds=rounds_of(spec),
         model_id=checked.model.id if checked.model else None,
         prompt_set_id=checked.prompt_set.id if checked.prompt_set else None,
         held_out_prompt_set_id=checked.held_out_set.id if checked.held_out_set else None,
-        origin_id=origin_id,
-        api_key_id=api_key_id,
-        work_total=total_work(spec, checked.sizes),
+        origin_id=request.origin_id,
+        api_key_id=request.api_key_id,
+        work_total=new.work,
     )
 
-    execution.add_stages(session, job.id, plan_start(spec, checked.sizes))
+    execution.add_stages(session, job.id, new.stages)
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
 
@@ -269,7 +325,9 @@ def _with_ids(session: Session, job: Job) -> JobSpec:
         "prompt_set": job.prompt_set_id,
         "held_out_prompt_set": job.held_out_prompt_set_id,
     }
-    ids |= kind_of(spec).resolved([stage.params for stage in stages.of_job(session, job.id)])
+    resolved = kind_of(spec).resolved
+    if resolved is not None:
+        ids |= resolved(stages.params_of_job(session, job.id))
     return spec.model_copy(update={name: id_ for name, id_ in ids.items() if getattr(spec, name, None) is not None})
 
 

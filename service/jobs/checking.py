@@ -16,15 +16,18 @@ from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
 from service.catalogue import Catalogue, InstalledModel
 from service.db.queries import jobs, prompt_sets, results, training_pairs
+from service.db.queries.training_pairs import Side
 from service.db.tables import Job, Model, Pair, PromptSet, Sample
 from service.errors import FieldProblem, InvalidRequestError, NotFoundError
-from service.ids import IdKind, kind_of
+from service.ids import IdKind, expect, kind_of
 from service.jobs import kinds
 from service.jobs.kinds import JobSpec, ScorerRef
 from service.jobs.kinds.base import Checked, SamplesSpec
 from service.settings import Settings
 
 T = TypeVar("T")
+_SIZED_BY = ("rounds", "prompts", "prompt_sets", "prompt_set", "pairs", "sampling")
+"""The fields of requests that a job's number of stages and images depends on most, the first one most."""
 
 
 def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobSpec) -> Checked[Any]:
@@ -32,7 +35,7 @@ def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobS
 
     Args:
         catalogue: The models and scorers of the installation.
-        settings: Its settings, which limit the number of images.
+        settings: Its settings, which limit the size of a job.
         session: A view of the database.
         spec: The request.
 
@@ -44,6 +47,8 @@ def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobS
     """
     checker = Checker(catalogue, settings, session)
     checked = kinds.kind_of(spec).check(checker, spec)
+    if checked is not None:
+        checker.limit_job(checked)
 
     if checker.problems or checked is None:
         raise InvalidRequestError(
@@ -61,6 +66,11 @@ class Checker:
         self._session = session
         self.problems: list[FieldProblem] = []
         self.codes: list[str] = []
+        self._prompts = 0
+        self._models: dict[str, Model] = {}
+        self._jobs: dict[str, Job] = {}
+        self._specs: dict[str, JobSpec] = {}
+        self._prompt_sets: dict[str, PromptSet] = {}
 
     @property
     def shard_prompts(self) -> int:
@@ -90,13 +100,13 @@ class Checker:
             self.wrong(pointer, message, "unknown_model")
         return row, base
 
-    def one_model(self, pointer: str, samples: Iterable[Sample], advice: str = "") -> Model | None:
-        """The model that sampled all these samples. `advice` is appended to the message if there are several."""
-        ids = {sample.model_id for sample in samples}
+    def one_model(self, pointer: str, model_ids: Collection[str], advice: str = "") -> Model | None:
+        """The only model of these, which sampled some samples. `advice` is appended to the message for several."""
+        ids = sorted(set(model_ids))
         if len(ids) != 1:
-            self.wrong(pointer, f"expected samples of one model, got {sorted(ids)}{advice}", "models_differ")
+            self.wrong(pointer, f"expected samples of one model, got {ids}{advice}", "models_differ")
             return None
-        return results.get_model(self._session, ids.pop())
+        return results.get_model(self._session, ids[0])
 
     def prompts(self, spec: SamplesSpec) -> tuple[PromptSet | None, PromptSet | None]:
         """The prompt set of a spec: the one that it names, or a new one from its own prompts.
@@ -105,7 +115,7 @@ class Checker:
             The prompt set, and the prompt set again if it is new.
         """
         if spec.prompts is not None:
-            new = prompt_sets.unsaved(spec.prompts)
+            new = self.new_set(spec.prompts)
             return new, new
         return self.prompt_set("/prompt_set", spec.prompt_set), None
 
@@ -117,6 +127,8 @@ class Checker:
         row = prompt_sets.by_id(self._session, name) if is_id else prompt_sets.latest(self._session, name)
         if row is None:
             self.wrong(pointer, "unknown prompt set; GET /prompt-sets lists all prompt sets", "unknown_prompt_set")
+        else:
+            self._limit_prompts(pointer, len(row.prompts))
         return row
 
     def job(self, pointer: str, job_id: str) -> Job | None:
@@ -127,40 +139,78 @@ class Checker:
         """The pair that the field names."""
         return self._find(pointer, lambda: results.get_pair(self._session, pair_id), "unknown_pair")
 
+    def unknown(self, pointer: str, kind: IdKind, row_id: str) -> None:
+        """Add the problem that the field names no row of this kind."""
+        message = f"there is no {kind.noun} {row_id}"
+        try:
+            expect(kind, row_id)
+        except NotFoundError as error:
+            message = str(error)
+        self.wrong(pointer, message, f"unknown_{kind.name.lower()}")
+
     # lookups without a field
 
-    def job_of(self, sample: Sample) -> Job:
-        """The job that created the sample."""
-        return jobs.get(self._session, sample.job_id)
+    def jobs_of(self, samples: Iterable[Sample]) -> dict[str, Job]:
+        """The jobs that created the samples, by id."""
+        return self.jobs({sample.job_id for sample in samples})
+
+    def jobs(self, ids: Collection[str]) -> dict[str, Job]:
+        """The jobs with these ids, by id. Unknown ids are left out."""
+        missing = _ids_of(IdKind.JOB, ids) - self._jobs.keys()
+        if missing:
+            self._jobs |= jobs.by_ids(self._session, missing)
+        return {job_id: self._jobs[job_id] for job_id in ids if job_id in self._jobs}
+
+    def load_models(self, ids: Collection[str]) -> None:
+        """Read these models at once, for `one_base`."""
+        missing = set(ids) - self._models.keys()
+        if missing:
+            self._models |= results.models(self._session, missing)
 
     def spec_of(self, job: Job) -> JobSpec:
         """The request that created the job."""
-        return kinds.spec_of(job.kind, job.spec)
+        if job.id not in self._specs:
+            self._specs[job.id] = kinds.spec_of(job.kind, job.spec)
+        return self._specs[job.id]
 
-    def sampling_of(self, job: Job) -> SamplingConfig:
-        """The sampling settings of the job."""
-        spec = self.spec_of(job)
-        return spec.sampling if isinstance(spec, SamplesSpec) else SamplingConfig()
+    def samplings(self, job_ids: Collection[str]) -> dict[str, SamplingConfig]:
+        """The sampling settings of these jobs, by job."""
+        stored = jobs.sampling_settings(self._session, job_ids)
+        return {job_id: SamplingConfig.model_validate(settings) for job_id, settings in stored.items()}
 
     def samples(self, ids: Collection[str]) -> Mapping[str, Sample]:
         """The samples with these ids, by id. Unknown ids are left out."""
-        return results.samples(self._session, ids)
+        return results.samples(self._session, _ids_of(IdKind.SAMPLE, ids))
 
-    def samples_of(self, pairs: Sequence[Pair]) -> Mapping[str, Sample]:
-        """The samples of these pairs, by id."""
-        return self.samples(results.sides_of(pairs))
+    def samples_of(self, pair: Pair) -> Mapping[str, Sample]:
+        """The samples of the pair, by id."""
+        return self.samples(results.sides_of([pair]))
 
     def first_samples(self, job_id: str) -> list[Sample]:
         """The first sample of the job; empty if it has none."""
         return results.sample_page(self._session, 1, None, job_id).rows
 
-    def named_pairs(self, pair_ids: Sequence[str], job_ids: Sequence[str]) -> list[Pair]:
-        """The pairs of these ids that there are, then all pairs of these jobs."""
-        return training_pairs.named(self._session, pair_ids, job_ids)
+    def verified_pairs(self, pair_ids: Collection[str]) -> Mapping[str, bool]:
+        """Whether the targets of these pairs are verified, by pair. Unknown ids are left out."""
+        return training_pairs.are_verified(self._session, _ids_of(IdKind.PAIR, pair_ids))
 
-    def with_preferred_side(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """Those of these pairs of which a person prefers a side."""
-        return training_pairs.with_preferred_side(pairs)
+    def existing_jobs(self, job_ids: Collection[str]) -> set[str]:
+        """Those of these ids that are jobs."""
+        return jobs.existing(self._session, _ids_of(IdKind.JOB, job_ids))
+
+    def jobs_with_pairs(self, job_ids: Collection[str]) -> set[str]:
+        """Those of these jobs that have pairs whose targets are verified."""
+        return training_pairs.jobs_with_pairs(self._session, _ids_of(IdKind.JOB, job_ids))
+
+    def training_sides(
+        self, pair_ids: Collection[str], job_ids: Collection[str], only_preferred: bool
+    ) -> tuple[int, list[Side]]:
+        """The number of the pairs that a training names, and their samples as far as they differ."""
+        condition = training_pairs.selected(
+            _ids_of(IdKind.PAIR, pair_ids), _ids_of(IdKind.JOB, job_ids), only_preferred
+        )
+        count = training_pairs.count(self._session, condition)
+        return count, training_pairs.sides(self._session, condition) if count else []
 
     def has_pairs(self, job_id: str) -> bool:
         """Whether the job has pairs."""
@@ -168,10 +218,18 @@ class Checker:
 
     def set_by_id(self, set_id: str | None) -> PromptSet | None:
         """The prompt set with this id."""
-        return prompt_sets.by_id(self._session, set_id or "")
+        return None if set_id is None else self.sets_by_id([set_id]).get(set_id)
+
+    def sets_by_id(self, ids: Collection[str]) -> dict[str, PromptSet]:
+        """The prompt sets with these ids, by id. Unknown ids are left out."""
+        missing = set(ids) - self._prompt_sets.keys()
+        if missing:
+            self._prompt_sets |= prompt_sets.by_ids(self._session, missing)
+        return {set_id: self._prompt_sets[set_id] for set_id in ids if set_id in self._prompt_sets}
 
     def new_set(self, prompts: Sequence[Prompt]) -> PromptSet:
         """The prompts of the request as a prompt set that is not in the database yet."""
+        self._limit_prompts("/prompts", len(prompts))
         return prompt_sets.unsaved(prompts)
 
     def base_of(self, model: Model | None) -> InstalledModel | None:
@@ -180,17 +238,20 @@ class Checker:
 
     # conditions; a violation is a problem
 
-    def one_base(self, pointer: str, samples: Iterable[Sample], model: Model | None = None) -> None:
-        """All samples, and `model`, have the same base model: latents of different base models are incompatible."""
-        model_ids = {sample.model_id for sample in samples}
-        bases = {results.get_model(self._session, model_id).base for model_id in model_ids}
+    def one_base(self, pointer: str, model_ids: Collection[str], model: Model | None = None) -> None:
+        """These models, which sampled some samples, and `model` have the same base model.
+
+        Latents of different base models are incompatible.
+        """
+        self.load_models(model_ids)
+        bases = {self._models[model_id].base for model_id in model_ids}
         bases |= {model.base} if model is not None else set()
         if len(bases) > 1:
             self.wrong(pointer, f"expected samples of one base model, got {sorted(bases)}", "models_differ")
 
-    def one_sampling(self, pointer: str, sampled_by: Iterable[Job]) -> None:
-        """These jobs sampled with the same settings."""
-        if len({self.sampling_of(job) for job in sampled_by}) > 1:
+    def one_sampling(self, pointer: str, samplings: Collection[SamplingConfig]) -> None:
+        """Some samples have the same settings."""
+        if len(set(samplings)) > 1:
             message = "expected samples with the same steps, guidance, eta and size, got different ones"
             self.wrong(pointer, message, "invalid_request")
 
@@ -214,6 +275,8 @@ class Checker:
 
         limit = facts.prompt_length.most
         for n, prompt in enumerate(prompt_set.prompts):
+            if facts.prompt_length.is_surely_within(prompt["text"]):
+                continue
             count = facts.prompt_length.of(prompt["text"])
             if count > limit and pointer == "/prompts":
                 message = f"expected at most {limit} tokens for {base.name}, got {count}"
@@ -286,9 +349,31 @@ class Checker:
 
     def limit(self, pointer: str, images: int) -> None:
         """The number of images is within the limit of the settings."""
-        limit = self._settings.max_images_per_round
-        if images > limit:
-            self.wrong(pointer, f"expected at most {limit} images, got {images}", "too_many_images")
+        self._limit(pointer, images, "images", "max_images_per_round")
+
+    def _limit_prompts(self, pointer: str, prompts: int) -> None:
+        """All prompts of the request so far, and these, are within the limit of the settings."""
+        self._prompts += prompts
+        self._limit(pointer, self._prompts, "prompts", "max_prompts_per_job")
+
+    def limit_job(self, checked: Checked[Any]) -> None:
+        """The images and stages of all rounds are within the limits of the settings."""
+        spec = checked.spec
+        kind = kinds.kind_of(spec)
+        names = [name for name in _SIZED_BY if getattr(spec, name, None) is not None]
+        if kind.rounds(spec) == 1:
+            names.remove("rounds")
+
+        pointer = f"/{next(iter(names), '')}"
+        stages = sum(stages.count for stages in kind.totals(spec, checked.sizes).values())
+        self._limit(pointer, stages, "stages", "max_stages_per_job")
+        self._limit(pointer, kind.count(spec, checked.sizes).images, "images", "max_images_per_job")
+
+    def _limit(self, pointer: str, count: int, noun: str, setting: str) -> None:
+        limit = getattr(self._settings, setting)
+        if count > limit:
+            message = f"expected at most {limit} {noun} (DFUSION_{setting.upper()}), got {count}"
+            self.wrong(pointer, message, f"too_many_{noun}")
 
     def _find(self, pointer: str, get: Callable[[], T], code: str) -> T | None:
         try:
@@ -296,3 +381,8 @@ class Checker:
         except NotFoundError as error:
             self.wrong(pointer, str(error), code)
             return None
+
+
+def _ids_of(kind: IdKind, texts: Collection[str]) -> set[str]:
+    """Those of these texts that are ids of this kind."""
+    return {text for text in texts if kind_of(text) is kind}

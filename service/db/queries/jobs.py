@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
 from service.db.queries.pages import ColumnValues, Page, fetch_page
-from service.db.queries.rows import get_row
+from service.db.queries.rows import get_row, is_any_of, select_by_ids
 from service.db.tables import Event, IdempotencyKey, Job, Model
 from service.errors import NotFoundError
 from service.ids import IdKind, expect, new_id
@@ -76,6 +77,23 @@ def add(
 def get(session: Session, job_id: str) -> Job:
     """The job. Raises NotFoundError."""
     return get_row(session, Job, IdKind.JOB, job_id)
+
+
+def existing(session: Session, ids: Iterable[str]) -> set[str]:
+    """Those of these ids that are jobs."""
+    return set(session.scalars(select(Job.id).where(is_any_of(Job.id, ids))))
+
+
+def by_ids(session: Session, ids: Iterable[str]) -> dict[str, Job]:
+    """The jobs with these ids, by id. Unknown ids are left out."""
+    return {row.id: row for row in select_by_ids(session, Job, Job.id, ids)}
+
+
+def sampling_settings(session: Session, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The sampling settings in the requests of these jobs, by job. Empty for requests without."""
+    query = select(Job.id, Job.spec["sampling"]).where(is_any_of(Job.id, ids))
+    # the field `sampling` of a fusion is the id of a job
+    return {job_id: value if isinstance(value, dict) else {} for job_id, value in session.execute(query)}
 
 
 def get_view(session: Session, job_id: str) -> JobView:

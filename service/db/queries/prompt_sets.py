@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from dfusion.prompts import Prompt, PromptList
 from service.db.clock import now_seconds
 from service.db.queries.pages import Page, fetch_page
+from service.db.queries.rows import select_by_ids
 from service.db.tables import PromptSet
 from service.errors import NotFoundError
 from service.ids import IdKind, kind_of, new_id
@@ -20,6 +21,11 @@ from service.ids import IdKind, kind_of, new_id
 def by_id(session: Session, set_id: str) -> PromptSet | None:
     """The prompt set with this id."""
     return session.get(PromptSet, set_id)
+
+
+def by_ids(session: Session, ids: Iterable[str]) -> dict[str, PromptSet]:
+    """The prompt sets with these ids, by id. Unknown ids are left out."""
+    return {row.id: row for row in select_by_ids(session, PromptSet, PromptSet.id, ids)}
 
 
 def latest(session: Session, name: str) -> PromptSet | None:
@@ -95,8 +101,8 @@ def ensure_builtin(session: Session, lists: Iterable[PromptList]) -> None:
 
 
 def size(session: Session, set_id: str) -> int:
-    """The number of prompts of the set."""
-    return len(session.get_one(PromptSet, set_id).prompts)
+    """The number of prompts of the set, which are not read."""
+    return session.scalars(select(func.json_array_length(PromptSet.prompts)).where(PromptSet.id == set_id)).one()
 
 
 def prompts_of(row: PromptSet) -> tuple[Prompt, ...]:

@@ -289,6 +289,11 @@ def get_model(session: Session, model_id: str) -> Model:
     return get_row(session, Model, IdKind.MODEL, model_id)
 
 
+def models(session: Session, ids: Iterable[str]) -> dict[str, Model]:
+    """The models with these ids, by id. Unknown ids are left out."""
+    return {row.id: row for row in select_by_ids(session, Model, Model.id, ids)}
+
+
 def base_model(session: Session, name: str) -> Model | None:
     """The row of the base model with this name."""
     return session.scalar(_BY_NAME, {"name": name})

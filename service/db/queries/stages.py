@@ -430,6 +430,11 @@ def of_job(session: Session, job_id: str) -> list[Stage]:
     return list(session.scalars(query, execution_options={"populate_existing": True}))
 
 
+def params_of_job(session: Session, job_id: str) -> list[dict[str, Any]]:
+    """The parameters of the job's stages, by number."""
+    return list(session.scalars(select(Stage.params).where(Stage.job_id == job_id).order_by(Stage.number)))
+
+
 def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Stage]]:
     """The stages of several jobs, by job and number."""
     by_job: dict[str, list[Stage]] = {job_id: [] for job_id in job_ids}

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
+from sqlalchemy import ColumnElement, func, literal, select, union
 from sqlalchemy.orm import Session
 
 from service.db.queries import results
-from service.db.tables import Pair
+from service.db.queries.rows import is_any_of
+from service.db.tables import Pair, Sample
 from service.states import Verdict
 
 _PREFERRING = frozenset({Verdict.TARGET, Verdict.BASE})
+
+
+@dataclass(frozen=True)
+class Side:
+    """What samples of some pairs have in common.
+
+    Attributes:
+        is_base: Whether they are bases.
+        is_target: Whether they are targets.
+        model_id: The model that sampled them.
+        job_id: The job that sampled them.
+        has_trajectory: Whether their trajectories are stored.
+    """
+
+    is_base: bool
+    is_target: bool
+    model_id: str
+    job_id: str
+    has_trajectory: bool
 
 
 def named(session: Session, pair_ids: Sequence[str], job_ids: Sequence[str]) -> list[Pair]:
@@ -27,3 +49,44 @@ def named(session: Session, pair_ids: Sequence[str], job_ids: Sequence[str]) -> 
 def with_preferred_side(pairs: Iterable[Pair]) -> list[Pair]:
     """The pairs with a verdict that prefers the target or the base."""
     return [pair for pair in pairs if pair.verdict in _PREFERRING]
+
+
+def are_verified(session: Session, pair_ids: Collection[str]) -> dict[str, bool]:
+    """Whether the targets of these pairs are verified, by pair. Unknown ids are left out."""
+    query = select(Pair.id, Pair.adopted.is_not(None).label("verified")).where(is_any_of(Pair.id, pair_ids))
+    return {row.id: row.verified for row in session.execute(query)}
+
+
+def jobs_with_pairs(session: Session, job_ids: Collection[str]) -> set[str]:
+    """Those of these jobs that have pairs whose targets are verified."""
+    query = select(Pair.job_id).where(is_any_of(Pair.job_id, job_ids), Pair.adopted.is_not(None))
+    return set(session.scalars(query.distinct()))
+
+
+def selected(pair_ids: Collection[str], job_ids: Collection[str], only_preferred: bool) -> ColumnElement[bool]:
+    """The condition for the pairs that `named` returns, and that `with_preferred_side` keeps if `only_preferred`."""
+    of_jobs = is_any_of(Pair.job_id, job_ids) & Pair.adopted.is_not(None)
+    condition = is_any_of(Pair.id, pair_ids) if pair_ids else of_jobs
+    return condition & Pair.verdict.in_(_PREFERRING) if only_preferred else condition
+
+
+def count(session: Session, condition: ColumnElement[bool]) -> int:
+    """The number of pairs for which the condition holds."""
+    return session.scalar(select(func.count()).select_from(Pair).where(condition)) or 0
+
+
+def sides(session: Session, condition: ColumnElement[bool]) -> list[Side]:
+    """The samples of these pairs, as far as they differ: few rows, however many pairs there are."""
+    queries = [
+        select(
+            literal(column is Pair.base_id),
+            literal(column is Pair.target_id),
+            Sample.model_id,
+            Sample.job_id,
+            Sample.trajectory_artifact_id.is_not(None),
+        )
+        .join(Pair, column == Sample.id)
+        .where(condition)
+        for column in (Pair.reference_id, Pair.base_id, Pair.target_id)
+    ]
+    return [Side(*row) for row in session.execute(union(*queries))]

@@ -91,12 +91,12 @@ def check(checker: Checker, spec: FusionJobSpec) -> Checked[FusionJobSpec] | Non
         return None
 
     # the model, the reward and the settings
-    model = checker.one_model("/pairs", sources.bases)
+    model = checker.one_model("/pairs", {sample.model_id for sample in sources.bases})
     base = checker.base_of(model)
     checker.fits_layers(base, spec.fusion)
     reward = spec.reward or (base.reward if base else None)
     checker.scorer("/reward", reward or "", "the model has no default reward")
-    sampling = checker.sampling_of(sources.job)
+    sampling = checker.samplings([sources.job.id])[sources.job.id]
     checker.fits_steps(spec.fusion, sampling)
 
     # the sizes
@@ -123,10 +123,10 @@ def _named_samples(checker: Checker, spec: FusionJobSpec) -> _Sources | None:
         message = f"the trajectories of {', '.join(without[:5])} are no longer stored"
         checker.wrong("/pairs", message, "trajectory_gone")
 
-    sampled_by = {sample.job_id: checker.job_of(sample) for sample in samples}
+    sampled_by = checker.jobs_of(samples)
     for job in sampled_by.values():
         _check_item_maps(checker, spec, job)
-    checker.one_sampling("/pairs", sampled_by.values())
+    checker.one_sampling("/pairs", checker.samplings(sampled_by).values())
     return _Sources(next(iter(sampled_by.values())), [base for _, base in sides], len(sides))
 
 
@@ -134,13 +134,14 @@ def _sides_of_pair(checker: Checker, pair_id: str) -> list[tuple[Sample, Sample]
     pair = checker.pair("/pair", pair_id)
     if pair is None:
         return []
-    rows = checker.samples_of([pair])
+    rows = checker.samples_of(pair)
     return [(rows[pair.reference_id], rows[pair.base_id])]
 
 
 def _sides(checker: Checker, pairs: Sequence[SamplePair]) -> list[tuple[Sample, Sample]]:
     """The reference and the base of each pair whose samples exist."""
     rows = checker.samples({pair.reference for pair in pairs} | {pair.base for pair in pairs})
+    checker.load_models({sample.model_id for sample in rows.values()})
     sides = []
     for n, pair in enumerate(pairs):
         reference = rows.get(pair.reference)
@@ -163,7 +164,7 @@ def _check_pair(checker: Checker, n: int, reference: Sample, base: Sample) -> No
         if sample.role == SampleRole.TARGET:
             message = "expected a sample of a model, got a fused target"
             checker.wrong(f"/pairs/{n}/{role}", message, "invalid_request")
-    checker.one_base(f"/pairs/{n}", [reference, base])
+    checker.one_base(f"/pairs/{n}", {reference.model_id, base.model_id})
     if reference.prompt != base.prompt:
         message = f"expected samples of one prompt, got {reference.prompt!r} and {base.prompt!r}"
         checker.wrong(f"/pairs/{n}", message, "prompts_differ")
@@ -212,8 +213,10 @@ def _check_thresholds(checker: Checker, spec: FusionJobSpec, references: Sequenc
     if spec.thresholds is None:
         return
 
+    set_ids = {sample.prompt_set_id for sample in references if sample.prompt_set_id is not None}
+    prompt_sets = checker.sets_by_id(set_ids)
     for sample in references:
-        prompt_set = checker.set_by_id(sample.prompt_set_id)
+        prompt_set = prompt_sets.get(sample.prompt_set_id or "")
         if prompt_set is None:
             continue
         items = prompt_set.prompts[sample.prompt_index]["items"]

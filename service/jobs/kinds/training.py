@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dfusion.config import TrainingConfig
+from service.ids import IdKind
 from service.jobs.kinds.base import (
     EXAMPLE_JOB,
     EXAMPLE_PAIR,
@@ -23,7 +25,6 @@ from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
 
 if TYPE_CHECKING:
-    from service.db.tables import Pair
     from service.jobs.checking import Checker
 
 
@@ -48,66 +49,65 @@ class TrainingJobSpec(Labelled, PresetSpec):
 
 def check(checker: Checker, spec: TrainingJobSpec) -> Checked[TrainingJobSpec] | None:
     """The pairs, whose samples must fit each other and the model that is trained."""
-    pairs = _named_pairs(checker, spec)
-    if spec.prefer == "verdicts" and pairs:
-        pairs = checker.with_preferred_side(pairs)
-        if not pairs:
-            checker.wrong("/prefer", "expected pairs that a person prefers a side of, got none", "no_pairs")
+    # the pairs
+    named = _check_pairs(checker, spec.pairs or ()) + _check_jobs(checker, spec.jobs or ())
+    pairs, sides = checker.training_sides(spec.pairs or (), spec.jobs or (), spec.prefer == "verdicts")
+    if named and not pairs:
+        checker.wrong("/prefer", "expected pairs that a person prefers a side of, got none", "no_pairs")
     if not pairs:
         return None
 
     # the samples and the model
-    samples = checker.samples_of(pairs)
-    if any(sample.trajectory_artifact_id is None for sample in samples.values()):
+    if not all(side.has_trajectory for side in sides):
         checker.wrong("/pairs", "the trajectories of some samples are not kept", "trajectory_gone")
-    bases = [samples[pair.base_id] for pair in pairs]
     if spec.model is not None:
         model, _ = checker.model("/model", spec.model)
     else:
-        model = checker.one_model("/pairs", bases, "; or give `model`, the one to be trained")
-    checker.one_base("/pairs", samples.values(), model)
+        base_models = {side.model_id for side in sides if side.is_base}
+        model = checker.one_model("/pairs", base_models, "; or give `model`, the one to be trained")
+    checker.one_base("/pairs", {side.model_id for side in sides}, model)
 
     # how they were sampled, and how is trained
-    sampled_by = {sample.job_id: sample for sample in bases}
-    sampled_by |= {sample.job_id: sample for sample in (samples[pair.reference_id] for pair in pairs)}
-    jobs = [checker.job_of(sample) for sample in sampled_by.values()]
+    samplings = checker.samplings({side.job_id for side in sides if not side.is_target})
     checker.adapter_is_kept(model, spec.training)
-    checker.one_sampling("/pairs", jobs)
+    checker.one_sampling("/pairs", samplings.values())
     if spec.prefer == "verdicts":
         checker.learns_from_verdicts("/prefer", spec.training)
-    sizes = Sizes(checker.shard_prompts, pairs=len(pairs), sampling=checker.sampling_of(jobs[0]))
+    sizes = Sizes(checker.shard_prompts, pairs=pairs, sampling=next(iter(samplings.values())))
     return Checked(spec, sizes, model)
 
 
-def _named_pairs(checker: Checker, spec: TrainingJobSpec) -> list[Pair]:
-    """All pairs that the spec names, each once. Reports names that are unknown, unsuitable or repeated."""
-    pairs = checker.named_pairs(spec.pairs or (), spec.jobs or ())
-    by_id = {pair.id: pair for pair in pairs}
-
-    # named one by one
+def _check_pairs(checker: Checker, pair_ids: Sequence[str]) -> int:
+    """Report pairs that are unknown, unsuitable or repeated. Returns the number of the others."""
+    verified = checker.verified_pairs(pair_ids)
     seen: set[str] = set()
-    for n, pair_id in enumerate(spec.pairs or ()):
-        pair = by_id.get(pair_id) or checker.pair(f"/pairs/{n}", pair_id)
-        if pair is None:
+    for n, pair_id in enumerate(pair_ids):
+        if pair_id not in verified:
+            checker.unknown(f"/pairs/{n}", IdKind.PAIR, pair_id)
             continue
-        if pair.adopted is None:
-            checker.wrong(f"/pairs/{n}", f"{pair.id} is still being made", "unsuitable_pair")
-        if pair.id in seen:
+        if not verified[pair_id]:
+            checker.wrong(f"/pairs/{n}", f"{pair_id} is still being made", "unsuitable_pair")
+        if pair_id in seen:
             checker.wrong(f"/pairs/{n}", "expected each pair once", "invalid_request")
-        seen.add(pair.id)
+        seen.add(pair_id)
+    return len(seen)
 
-    # named by their jobs
-    with_pairs = {pair.job_id for pair in pairs}
-    for n, job_id in enumerate(spec.jobs or ()):
-        job = checker.job(f"/jobs/{n}", job_id)
-        if job is None:
-            continue
-        if job.id not in with_pairs:
-            checker.wrong(f"/jobs/{n}", f"{job.id} has no pairs", "no_pairs")
-        elif job.id in seen:
+
+def _check_jobs(checker: Checker, job_ids: Sequence[str]) -> int:
+    """Report jobs that are unknown, without pairs or repeated. Returns the number of the others."""
+    existing = checker.existing_jobs(job_ids)
+    with_pairs = checker.jobs_with_pairs(job_ids)
+    seen: set[str] = set()
+    for n, job_id in enumerate(job_ids):
+        if job_id not in existing:
+            checker.unknown(f"/jobs/{n}", IdKind.JOB, job_id)
+        elif job_id not in with_pairs:
+            checker.wrong(f"/jobs/{n}", f"{job_id} has no pairs", "no_pairs")
+        elif job_id in seen:
             checker.wrong(f"/jobs/{n}", "expected each job once", "invalid_request")
-        seen.add(job.id)
-    return list(by_id.values())
+        else:
+            seen.add(job_id)
+    return len(seen)
 
 
 def count(spec: TrainingJobSpec, sizes: Sizes) -> WorkCounts:
