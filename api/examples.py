@@ -82,7 +82,16 @@ _JOB_OUT: Example = {
     "prompt_set": _SET,
     "held_out_prompt_set": None,
     "origin": None,
-    "progress": {"stage": "sample", "round": 2, "done": 48, "total": 96, "percent": 41.7, "eta_seconds": 812.5},
+    "progress": {
+        "stage": "sample",
+        "round": 2,
+        "shard": 0,
+        "shards": 6,
+        "done": 48,
+        "total": 96,
+        "percent": 41.7,
+        "eta_seconds": 812.5,
+    },
     "attempts": 1,
     "error": None,
     "created_at": _CREATED,
@@ -90,6 +99,7 @@ _JOB_OUT: Example = {
     "finished_at": None,
     "links": {
         "self": f"/jobs/{EXAMPLE_JOB}",
+        "stages": f"/jobs/{EXAMPLE_JOB}/stages",
         "events": f"/jobs/{EXAMPLE_JOB}/events",
         "cancel": f"/jobs/{EXAMPLE_JOB}/cancel",
     },
@@ -214,11 +224,11 @@ RESPONSES: dict[str, Example] = {
     "JobDetail": {
         **_JOB_OUT,
         "spec": RoundSpec.model_validate(ROUND).model_dump(mode="json"),
-        "stages": [_STAGE_OUT],
         "made": {"samples": 192, "pairs": 96, "models": 1},
         "last_model": EXAMPLE_MODEL,
         "result": None,
     },
+    "StageOut": _STAGE_OUT,
     "EstimateOut": {
         "dry_run": True,
         "images": {"sampled": 192, "fused_at_most": 96, "evaluated": 48, "total_at_most": 336},

@@ -180,13 +180,14 @@ class Deployment:
 
     def ended(self, job_id: str) -> dict[str, Any]:
         """Wait with long polls until the job has ended. Returns it."""
-        before, deadline = None, 0.0
+        before: object = None
+        deadline = 0.0
         with self.client() as client:
             while True:
                 job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()
                 if job["state"] in FINAL:
                     return job
-                now = [(stage["state"], stage["done"], stage["attempts"]) for stage in job["stages"]]
+                now = (job["state"], job["progress"] | {"eta_seconds": None}, job["attempts"], job["made"])
                 if now != before:
                     before, deadline = now, time.monotonic() + PATIENCE_SECONDS
                 assert time.monotonic() < deadline, f"the job makes no progress\n{self.logs()[-20_000:]}"

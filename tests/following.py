@@ -22,12 +22,13 @@ def is_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
 
 def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
     """Wait with long polls until the job has ended. Fails if the job makes no progress for too long."""
-    before, deadline = None, 0.0
+    before: object = None
+    deadline = 0.0
     while True:
         job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()
         if job["state"] in ("succeeded", "failed", "cancelled"):
             return job
-        now = [(stage["state"], stage["done"]) for stage in job["stages"]]
+        now = (job["state"], job["progress"] | {"eta_seconds": None}, job["made"])
         if now != before:
             before, deadline = now, time.monotonic() + PATIENCE_SECONDS
         assert time.monotonic() < deadline, "the job stands still"

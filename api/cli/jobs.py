@@ -1,4 +1,4 @@
-"""Commands for jobs: progress, events, pause, resume, cancel and retry."""
+"""Commands for jobs: progress, stages, events, pause, resume, cancel and retry."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli.live import follow_job
+from api.cli.live import follow_job, position
 from api.cli.options import Follow, Key, Limit, fetch_pages
 from api.cli.screens import figure, listing, local_time, sheet, styled_state
 from api.cli.session import INTERRUPTED, Session
 from api.client import Client
-from api.client.client import JobFilters
+from api.client.client import JobFilters, StageFilters
 from api.experiments.tensorboard import export_tensorboard
-from api.wire.jobs import JobDetail, JobOut
-from service.states import JobKind, JobState
+from api.wire.jobs import JobDetail, JobOut, StageOut
+from service.states import JobKind, JobState, StageKind, StageState
 
 app = typer.Typer(
-    no_args_is_help=True, help="Jobs: list, show, follow, pause, resume, cancel, retry, logs, metrics, TensorBoard."
+    no_args_is_help=True,
+    help="Jobs: list, show, stages, follow, pause, resume, cancel, retry, logs, metrics, TensorBoard.",
 )
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id")]
 
@@ -56,11 +57,39 @@ def _row(job: JobOut) -> tuple[Any, ...]:
 
 @app.command()
 def show(ctx: typer.Context, job_id: JobId) -> None:
-    """Show a job: its state, its stages, its outputs and the results of an evaluation."""
+    """Show a job: its state, its progress, its outputs and the results of an evaluation."""
     session: Session = ctx.obj
     with session.client() as client:
-        job = client.job(job_id)
-    session.show(job, lambda: Group(job_sheet(job), Text(), _stages(job)))
+        _show_job(session, client.job(job_id))
+
+
+@app.command()
+def stages(
+    ctx: typer.Context,
+    job_id: JobId,
+    state: Annotated[StageState | None, typer.Option(help="Only stages in this state")] = None,
+    kind: Annotated[StageKind | None, typer.Option(help="Only stages of this kind")] = None,
+    round_number: Annotated[int | None, typer.Option("--round", help="Only stages of this round")] = None,
+    with_error: Annotated[bool, typer.Option(help="Only stages whose last attempt has failed")] = False,
+    limit: Limit = 50,
+) -> None:
+    """List the stages of a job, in order.
+
+    Example: dfusion jobs stages JOB --state running
+    """
+    session: Session = ctx.obj
+    with session.client() as client:
+        filters = StageFilters(state=state, kind=kind, round=round_number, with_error=with_error)
+        page = fetch_pages(lambda size, cursor: client.stages_page(job_id, size, cursor, **filters), limit)
+
+    headings = ("stage", "round>", "shard>", "state", "done>", "attempts>", "worker")
+    session.show(page, lambda: listing(headings, map(_stage_row, page.data), page.has_more))
+
+
+def _stage_row(stage: StageOut) -> tuple[Any, ...]:
+    done = f"{stage.done}/{stage.total}" if stage.total else ""
+    state = styled_state(stage.state)
+    return stage.kind, stage.round, stage.shard, state, done, stage.attempts, stage.worker or ""
 
 
 @app.command()
@@ -184,6 +213,7 @@ def job_sheet(job: JobDetail) -> RenderableType:
         "job": job.id,
         "kind": job.kind,
         "state": styled_state(job.state),
+        "progress": f"{job.progress.percent:.0f} %  {'  '.join(position(job))}".rstrip(),
         "label": job.label,
         "model": job.model,
         "prompts": job.prompt_set,
@@ -199,15 +229,6 @@ def job_sheet(job: JobDetail) -> RenderableType:
     if job.result is not None and job.kind is JobKind.EVALUATION:
         parts += [Text(), _evaluation(job.result)]
     return Group(*parts)
-
-
-def _stages(job: JobDetail) -> RenderableType:
-    headings = ("stage", "round>", "state", "done>", "attempts>", "worker")
-    rows = []
-    for stage in job.stages:
-        done = f"{stage.done}/{stage.total}" if stage.total else ""
-        rows.append((stage.kind, stage.round, styled_state(stage.state), done, stage.attempts, stage.worker or ""))
-    return listing(headings, rows)
 
 
 def _evaluation(result: dict[str, Any]) -> RenderableType:

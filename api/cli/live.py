@@ -15,12 +15,13 @@ from rich.text import Text
 
 from api.cli.screens import clock, figure, state
 from api.client import Client
-from api.wire.jobs import JobDetail, MetricOut
+from api.wire.jobs import JobDetail, MetricOut, ProgressOut, StageOut
 from service.states import JobKind, JobState, StageState
 
 SPLITS = {"train": "training", "held_out": "held out", "rollout": "samples"}
 """Short labels of the splits: the images that a score is averaged over."""
-_UNFINISHED = frozenset({StageState.QUEUED, StageState.RUNNING})
+_RETRYING = 5
+"""Stages to be retried that the live screen shows."""
 _POLL_SECONDS = 1.0
 _PROGRESS_SECONDS = 5.0
 
@@ -63,16 +64,18 @@ def follow_job(client: Client, job_id: str, console: Console) -> JobDetail:
 def _show_live(client: Client, job_id: str, console: Console) -> JobDetail:
     job = client.job(job_id)
     metrics: list[MetricOut] = []
-    stages_measured = -1
+    measured_at: object = None
 
     with Live(screen(job, metrics), console=console, refresh_per_second=4) as live:
         while True:
-            stages_done = sum(stage.state == StageState.SUCCEEDED for stage in job.stages)
-            if stages_done != stages_measured and job.kind is JobKind.ROUND:
-                stages_measured = stages_done
+            # metrics can only change when another stage runs
+            stage = (job.state, job.progress.stage, job.progress.round)
+            if stage != measured_at and job.kind is JobKind.ROUND:
+                measured_at = stage
                 metrics = client.metrics(job_id).data
 
-            live.update(screen(job, metrics))
+            retrying = client.stages_page(job_id, _RETRYING, state=StageState.QUEUED, with_error=True).data
+            live.update(screen(job, metrics, retrying))
             if job.state.is_final:
                 return job
             job = client.job(job_id, wait=_POLL_SECONDS)
@@ -95,12 +98,12 @@ def _print_events(client: Client, job_id: str, console: Console) -> JobDetail:
     return client.job(job_id)
 
 
-def screen(job: JobDetail, metrics: Sequence[MetricOut]) -> RenderableType:
-    """Render a job: state, progress bar, position, scores and messages."""
+def screen(job: JobDetail, metrics: Sequence[MetricOut], retrying: Sequence[StageOut] = ()) -> RenderableType:
+    """Render a job: state, progress bar, position, scores and messages. `retrying` are stages that will be retried."""
     parts: list[RenderableType] = [
         Text.from_markup(f"[bold]{job.kind}[/] {job.id} {state(job.state)}", overflow="fold"),
         _bar(job.progress.percent),
-        Text("  ".join(_position(job))),
+        Text("  ".join(position(job))),
     ]
     if job.label:
         parts.insert(1, Text(job.label, style="italic"))
@@ -111,34 +114,31 @@ def screen(job: JobDetail, metrics: Sequence[MetricOut]) -> RenderableType:
         parts.append(Text(f"the job waits for verdicts: dfusion pairs list --job {job.id} --unjudged", style="yellow"))
     if job.error is not None:
         parts.append(Text(f"{job.error.code}: {job.error.message}", style="red"))
-    for stage in job.stages:
-        if stage.error is not None and stage.state in _UNFINISHED:
-            parts.append(Text(f"retrying {stage.kind}: {stage.error.message}", style="yellow"))
+    for stage in retrying:
+        message = stage.error.message if stage.error else ""
+        parts.append(Text(f"retrying {stage.kind}: {message}", style="yellow"))
 
     return Group(*parts)
 
 
-def _position(job: JobDetail) -> list[str]:
+def position(job: JobDetail) -> list[str]:
     """The job's round, stage and remaining time, as far as they are known."""
     progress = job.progress
     parts = []
     if progress.round is not None and job.rounds > 1:
         parts.append(f"round {progress.round} of {job.rounds}")
     if progress.stage is not None:
-        parts.append(_stage(job))
+        parts.append(_stage(progress))
     if not job.state.is_final:
         parts.append(f"{clock(progress.eta_seconds)} left")
     return parts
 
 
-def _stage(job: JobDetail) -> str:
+def _stage(progress: ProgressOut) -> str:
     """The running stage, its shard and its progress: "sample 3 of 10, 4/16"."""
-    progress = job.progress
     name = progress.stage or ""
-    shards = [stage for stage in job.stages if (stage.kind, stage.round) == (progress.stage, progress.round)]
-    running = [stage.shard + 1 for stage in shards if stage.state == StageState.RUNNING]
-    if len(shards) > 1 and running:
-        name += f" {running[0]} of {len(shards)},"
+    if progress.shards > 1 and progress.shard is not None:
+        name += f" {progress.shard + 1} of {progress.shards},"
     return f"{name} {progress.done}/{progress.total}" if progress.total else name.rstrip(",")
 
 

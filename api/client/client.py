@@ -24,7 +24,7 @@ from api.wire.api_keys import ApiKeyCreated, ApiKeyOut
 from api.wire.common import ListOut
 from api.wire.estimates import EstimateOut
 from api.wire.health import HealthOut, ReadyOut
-from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut
+from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
 from api.wire.models import ExportOut, LineageOut, ModelDetail, ModelOut
 from api.wire.pairs import PairOut
 from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
@@ -39,7 +39,7 @@ from service.jobs.kinds import (
     SamplingJobSpec,
     TrainingJobSpec,
 )
-from service.states import JobKind, JobState, KeyScope, SampleRole, Verdict
+from service.states import JobKind, JobState, KeyScope, SampleRole, StageKind, StageState, Verdict
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -63,6 +63,15 @@ class JobFilters(TypedDict, total=False):
     kind: JobKind | str | None
     prompt_set: str | None
     parent: str | None
+
+
+class StageFilters(TypedDict, total=False):
+    """Which stages of a job; `with_error`: only those whose last attempt has failed."""
+
+    state: StageState | str | None
+    kind: StageKind | str | None
+    round: int | None
+    with_error: bool
 
 
 class SampleFilters(TypedDict, total=False):
@@ -232,6 +241,16 @@ class Client:
     def _act(self, job_id: str, action: str, *, idempotent: bool) -> JobDetail:
         response = self._transport.request("POST", f"/jobs/{_segment(job_id)}/{action}", idempotent=idempotent)
         return _read(JobDetail, response.content)
+
+    def stages(self, job_id: str, **filters: Unpack[StageFilters]) -> Iterator[StageOut]:
+        """The stages of a job, in order."""
+        return _all(lambda cursor: self.stages_page(job_id, _MOST, cursor, **filters))
+
+    def stages_page(
+        self, job_id: str, limit: int = 50, cursor: str | None = None, **filters: Unpack[StageFilters]
+    ) -> ListOut[StageOut]:
+        """A page of them."""
+        return self._get(f"/jobs/{_part(job_id)}/stages", ListOut[StageOut], limit=limit, cursor=cursor, **filters)
 
     def events(self, job_id: str) -> Iterator[EventOut]:
         """Iterate over the events of a job so far, oldest first."""

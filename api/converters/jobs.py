@@ -8,6 +8,7 @@ from typing import Any
 from api.converters.common import maybe_utc, utc
 from api.wire.jobs import EventOut, JobDetail, JobErrorOut, JobOut, MetricOut, ProgressOut, StageOut, TrainingOut
 from service.db.queries.jobs import JobView
+from service.db.queries.stages import RunningStage
 from service.db.tables import Event, Job, Metric, Model, Stage
 from service.jobs.progress import progress_of
 
@@ -31,24 +32,23 @@ def stage_out(row: Stage) -> StageOut:
     )
 
 
-def job_out(job: Job, stages: Sequence[Stage], now: float) -> JobOut:
-    return JobOut(**_job_fields(job, stages, now))
+def job_out(job: Job, running: Sequence[RunningStage], now: float) -> JobOut:
+    return JobOut(**_job_fields(job, running, now))
 
 
-def job_detail(view: JobView, stages: Sequence[Stage]) -> JobDetail:
+def job_detail(view: JobView) -> JobDetail:
     job = view.job
     return JobDetail(
-        **_job_fields(job, stages, view.now),
+        **_job_fields(job, view.running, view.now),
         spec=job.spec,
-        stages=[stage_out(stage) for stage in stages],
         made={"samples": job.samples_made, "pairs": job.pairs_made, "models": job.models_made},
         last_model=view.last_model_id,
         result=job.result,
     )
 
 
-def _job_fields(job: Job, stages: Sequence[Stage], now: float) -> dict[str, Any]:
-    progress = progress_of(job, stages, now)
+def _job_fields(job: Job, running: Sequence[RunningStage], now: float) -> dict[str, Any]:
+    progress = progress_of(job, running, now)
 
     return {
         "id": job.id,
@@ -61,13 +61,14 @@ def _job_fields(job: Job, stages: Sequence[Stage], now: float) -> dict[str, Any]
         "held_out_prompt_set": job.held_out_prompt_set_id,
         "origin": job.origin_id,
         "progress": ProgressOut(**progress.__dict__),
-        "attempts": max((stage.attempt for stage in stages), default=0),
+        "attempts": max([job.attempts, *(stage.attempt for stage in running)]),
         "error": _error(job.error_code, job.error_message),
         "created_at": utc(job.created_at),
         "started_at": maybe_utc(job.started_at),
         "finished_at": maybe_utc(job.finished_at),
         "links": {
             "self": f"/jobs/{job.id}",
+            "stages": f"/jobs/{job.id}/stages",
             "events": f"/jobs/{job.id}/events",
             "logs": f"/jobs/{job.id}/logs",
             "metrics": f"/jobs/{job.id}/metrics",

@@ -74,18 +74,17 @@ def collect(client: Client, experiment: str, cell: Cell, round_job: JobDetail | 
         settings=cell.settings.model_dump(mode="json"),
         service=client.version(),
         devices=tuple(sorted(devices)),
-        jobs={kind: _job(job) for kind, job in jobs.items()},
+        jobs={kind: _job(client, job) for kind, job in jobs.items()},
         prompts=prompts,
         rounds=rounds,
         scores=scores,
     )
 
 
-def _job(job: JobDetail) -> JobFacts:
+def _job(client: Client, job: JobDetail) -> JobFacts:
     seconds: dict[str, float] = defaultdict(float)
-    for stage in job.stages:
-        if stage.state == StageState.SUCCEEDED:
-            seconds[stage.kind] += _seconds(stage.started_at, stage.finished_at) or 0.0
+    for stage in client.stages(job.id, state=StageState.SUCCEEDED):
+        seconds[stage.kind] += _seconds(stage.started_at, stage.finished_at) or 0.0
 
     return JobFacts(
         id=job.id,

@@ -71,17 +71,17 @@ def scalars_of(client: Client, job: JobDetail) -> Iterator[Scalar]:
     The step is the round for scores and pairs. For trainings it is the update, counted over all rounds. Each model of
     an evaluation is a separate run.
     """
-    times = _times(job)
+    times = _times(client, job)
     metrics = client.metrics(job.id).data
     yield from _scores(job, metrics, times)
     yield from _updates(client, job, times)
     yield from _pairs(client, job, times)
 
 
-def _times(job: JobDetail) -> Mapping[int, datetime]:
+def _times(client: Client, job: JobDetail) -> Mapping[int, datetime]:
     """Return the time of the last finished stage of each round that has started."""
     times: dict[int, datetime] = {}
-    for stage in job.stages:
+    for stage in client.stages(job.id):
         time = stage.finished_at or job.started_at or job.created_at
         times[stage.round] = max(time, times.get(stage.round, time))
     return times

@@ -1,4 +1,4 @@
-"""Routes for jobs: status, events, metrics, pause, resume, cancel and retry."""
+"""Routes for jobs: status, stages, events, metrics, pause, resume, cancel and retry."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sqlalchemy.orm import Session
 
 from api.access import require_scope
 from api.converters.common import convert_page
-from api.converters.jobs import event_out, job_detail, job_out, metric_out, training_out
+from api.converters.jobs import event_out, job_detail, job_out, metric_out, stage_out, training_out
 from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import CREATED_JOB, RETRY_AFTER
 from api.wire.common import ListOut
-from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut
+from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.queries.pages import Page, encode_cursor
-from service.db.tables import Event, Job
+from service.db.tables import Event, Job, Stage
 from service.errors import InvalidRequestError
 from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, job_spec, pause_job, resume_job, retry_job
-from service.states import JobKind, JobState
+from service.states import JobKind, JobState, StageKind, StageState
 
 RETRY_AFTER_SECONDS = 2
 _POLL_SECONDS = 0.2
@@ -45,6 +45,15 @@ class JobListParameters(PageParameters):
     kind: JobKind | None = None
     prompt_set: PromptSetFilter = None
     parent: str | None = Field(None, max_length=100)
+
+
+class StageListParameters(PageParameters):
+    """Filters of the list of stages; `with_error` selects those whose last attempt has failed."""
+
+    state: StageState | None = None
+    kind: StageKind | None = None
+    round: int | None = Field(None, ge=0, le=1_000_000)
+    with_error: bool = False
 
 
 Wait = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
@@ -76,9 +85,9 @@ def list_jobs(service: ServiceDep, filters: Annotated[JobListParameters, Query()
             prompt_set_id=set_id,
             origin_id=filters.parent,
         )
-        job_stages = stages.of_jobs(session, [job.id for job in page.rows])
+        running = stages.running_of_jobs(session, [job.id for job in page.rows])
         now = jobs.now(session)
-        return convert_page(ListOut[JobOut], page, lambda job: job_out(job, job_stages[job.id], now))
+        return convert_page(ListOut[JobOut], page, lambda job: job_out(job, running[job.id], now))
 
 
 @router.get("/{job_id}", responses={status.HTTP_200_OK: {"headers": {"Retry-After": RETRY_AFTER}}})
@@ -107,7 +116,7 @@ async def _poll(wait_seconds: float, read: Callable[[], Awaitable[T]], is_done: 
 
 def _state(service: Service, job_id: str) -> JobState:
     with service.uow.reading() as session:
-        return JobState(jobs.get(session, job_id).state)
+        return jobs.state_of(session, job_id)
 
 
 def read_job(service: Service, job_id: str) -> JobDetail:
@@ -118,7 +127,7 @@ def read_job(service: Service, job_id: str) -> JobDetail:
 
 def view_job(session: Session, job_id: str) -> JobDetail:
     """Read the job in a given session. Raises NotFoundError."""
-    return job_detail(jobs.get_view(session, job_id), stages.of_job(session, job_id))
+    return job_detail(jobs.get_view(session, job_id))
 
 
 @router.post(
@@ -174,6 +183,26 @@ def retry(
     return read_job(service, new_id)
 
 
+@router.get("/{job_id}/stages")
+def list_stages(
+    job_id: str, service: ServiceDep, filters: Annotated[StageListParameters, Query()]
+) -> ListOut[StageOut]:
+    """List the stages of a job, in the order in which free stages are claimed."""
+    with service.uow.reading() as session:
+        jobs.state_of(session, job_id)
+        page: Page[Stage] = stages.page(
+            session,
+            job_id,
+            filters.limit,
+            filters.cursor,
+            state=filters.state,
+            kind=filters.kind,
+            round_number=filters.round,
+            with_error=filters.with_error,
+        )
+        return convert_page(ListOut[StageOut], page, stage_out)
+
+
 @router.get(
     "/{job_id}/events",
     response_model=ListOut[EventOut],
@@ -209,7 +238,7 @@ async def list_events(
 
 def _require_job(service: Service, job_id: str) -> None:
     with service.uow.reading() as session:
-        jobs.get(session, job_id)
+        jobs.state_of(session, job_id)
 
 
 def _parse_event_id(text: str) -> int:
@@ -223,7 +252,7 @@ async def _stream(service: Service, job_id: str, after: int) -> AsyncIterator[by
 
     def read() -> tuple[list[EventOut], bool]:
         with service.uow.reading() as session:
-            has_ended = JobState(jobs.get(session, job_id).state).is_final
+            has_ended = jobs.state_of(session, job_id).is_final
             rows = jobs.events(session, job_id, _EVENTS_PER_READ, encode_cursor(str(after))).rows
             return [event_out(row) for row in rows], has_ended
 
@@ -252,7 +281,7 @@ def get_logs(job_id: str, service: ServiceDep) -> PlainTextResponse:
     """Return the job's events as text, one per line."""
     lines: list[str] = []
     with service.uow.reading() as session:
-        jobs.get(session, job_id)
+        jobs.state_of(session, job_id)
         cursor: str | None = None
         while True:
             page = jobs.events(session, job_id, _EVENTS_PER_READ, cursor)

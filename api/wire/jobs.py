@@ -12,10 +12,15 @@ from service.states import JobKind, JobState
 
 
 class ProgressOut(BaseModel):
-    """Progress of the current stage (`done` of `total`) and of the job (`percent`)."""
+    """Progress of the current stage (`done` of `total`) and of the job (`percent`).
+
+    The current stage is number `shard`, counted from 0, of the `shards` equal parts of its kind and round.
+    """
 
     stage: str | None
     round: int | None
+    shard: int | None
+    shards: int
     done: int
     total: int
     percent: float
@@ -70,10 +75,9 @@ class JobOut(BaseModel):
 
 
 class JobDetail(JobOut):
-    """A job with its validated request, its stages, its outputs so far and, for an evaluation, its result."""
+    """A job with its validated request, its outputs so far and, for an evaluation, its result."""
 
     spec: dict[str, Any]
-    stages: list[StageOut]
     made: dict[str, int]
     last_model: str | None
     result: dict[str, Any] | None

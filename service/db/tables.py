@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -15,6 +27,11 @@ _NAMING = {
     "fk": "fk_%(table_name)s_%(column_0_name)s",
     "pk": "pk_%(table_name)s",
 }
+
+
+def _where(condition: str) -> Json:
+    """Options of an index that has only the rows for which the condition holds."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
 
 class Table(DeclarativeBase):
@@ -111,6 +128,12 @@ class Job(Table):
     pairs_made: Mapped[int] = mapped_column(server_default="0")
     models_made: Mapped[int] = mapped_column(server_default="0")
     """The numbers of its rows, updated with each insert, since counting a million rows takes too long."""
+    work_done: Mapped[float] = mapped_column(server_default="0")
+    """The work of the stages that have succeeded. This and the next two are updated when an attempt of a stage ends."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    """The most attempts of a stage, without running ones."""
+    last_round: Mapped[int | None]
+    """The last round of which a stage has started, without running ones."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
@@ -131,6 +154,8 @@ class Stage(Table):
         UniqueConstraint("job_id", "number"),
         Index(None, "state", "lease_expires_at"),
         Index(None, "state", "unmet", "job_id", "number"),
+        Index("ix_stages_running", "job_id", "number", **_where("state = 'running'")),
+        Index("ix_stages_with_error", "job_id", "number", **_where("error_code IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

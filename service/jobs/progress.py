@@ -1,12 +1,13 @@
-"""The progress of a job, from its stages."""
+"""The progress of a job, from the running sums of its row and its running stages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.db.tables import Job, Stage
-from service.states import JobState, StageState
+from service.db.queries.stages import RunningStage
+from service.db.tables import Job
+from service.states import JobState
 
 _MIN_SHARE_FOR_ETA = 0.01
 
@@ -18,6 +19,8 @@ class Progress:
     Attributes:
         stage: The kind of the running stage; None if no stage runs.
         round: The round of the running stage, or else the last round that has started.
+        shard: The index of the running stage among those of its kind and round; None if no stage runs.
+        shards: Their number.
         done: Completed steps of the running stage.
         total: All steps of the running stage.
         percent: The completed share of the work of all stages.
@@ -26,37 +29,35 @@ class Progress:
 
     stage: str | None
     round: int | None
+    shard: int | None
+    shards: int
     done: int
     total: int
     percent: float
     eta_seconds: float | None
 
 
-def progress_of(job: Job, stages: Sequence[Stage], now: float) -> Progress:
-    """The progress of a job with these stages at the time `now`, in seconds since 1970."""
-    current = next((s for s in stages if s.state == StageState.RUNNING), None)
-    started_rounds = [s.round for s in stages if s.started_at is not None]
-    share = min(1.0, sum(s.work * _share(s) for s in stages) / job.work_total)
-    if job.state == JobState.SUCCEEDED:
-        share = 1.0
+def progress_of(job: Job, running: Sequence[RunningStage], now: float) -> Progress:
+    """The progress of a job with these running stages at the time `now`, in seconds since 1970."""
+    current = running[0] if running else None
+    work = job.work_done + sum(stage.work * _share(stage) for stage in running)
+    share = 1.0 if job.state == JobState.SUCCEEDED else min(1.0, work / job.work_total)
 
     return Progress(
         stage=current.kind if current else None,
-        round=current.round if current else max(started_rounds, default=None),
-        done=current.progress_done if current else 0,
-        total=current.progress_total if current else 0,
+        round=current.round if current else job.last_round,
+        shard=current.shard if current else None,
+        shards=current.shards if current else 0,
+        done=current.done if current else 0,
+        total=current.total if current else 0,
         percent=round(100 * share, 1),
         eta_seconds=_eta(job, share, now),
     )
 
 
-def _share(stage: Stage) -> float:
+def _share(stage: RunningStage) -> float:
     """The completed share of a stage."""
-    if stage.state == StageState.SUCCEEDED:
-        return 1.0
-    if stage.state != StageState.RUNNING or stage.progress_total == 0:
-        return 0.0
-    return min(1.0, stage.progress_done / stage.progress_total)
+    return 0.0 if stage.total == 0 else min(1.0, stage.done / stage.total)
 
 
 def _eta(job: Job, share: float, now: float) -> float | None:

@@ -70,8 +70,8 @@ LATER_MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002_later"
-down_revision = "0001_tables"
+revision = "9999_later"
+down_revision = "{newest}"
 
 
 def upgrade() -> None:
@@ -105,15 +105,71 @@ def test_a_later_migration_may_change_a_table_that_rows_refer_to(
 
     scripts = tmp_path / "migrations"
     shutil.copytree(ROOT / "migrations", scripts)
-    (scripts / "versions" / "0002_later.py").write_text(LATER_MIGRATION)
+    with engine.connect() as connection:
+        [newest] = revisions(connection)[1]
+    (scripts / "versions" / "9999_later.py").write_text(LATER_MIGRATION.format(newest=newest))
     monkeypatch.setattr("service.db.migrate._SCRIPTS", scripts)
     migrate(engine, tmp_path / "lock")
 
     with engine.connect() as connection:
-        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["0002_later"]
+        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["9999_later"]
         assert connection.execute(text("SELECT id, later FROM prompt_sets")).all() == [("set_a", None)]
     with engine.begin() as connection, pytest.raises(IntegrityError):  # the reference still holds
         connection.execute(text("DELETE FROM prompt_sets"))
+
+
+def insert(connection: Connection, table: str, **values: object) -> None:
+    """Insert a row by plain SQL, as the tables of this revision have no classes any more."""
+    names = ", ".join(values)
+    parameters = ", ".join(f":{name}" for name in values)
+    connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({parameters})"), values)
+
+
+def insert_job(connection: Connection, job_id: str, stages: list[dict[str, object]]) -> None:
+    """A job of 0001_tables with stages of these values."""
+    insert(
+        connection, "jobs", id=job_id, kind="round", state="running", spec="{}", rounds=1, work_total=9, created_at=0
+    )
+    for number, values in enumerate(stages, 1):
+        row = {
+            "id": f"{job_id}_{number}",
+            "job_id": job_id,
+            "number": number,
+            "kind": "sample",
+            "queue": "gpu",
+            "round": 1,
+            "shard": number,
+            "params": "{}",
+            "work": 1.5,
+            "state": "queued",
+            "lease_epoch": 0,
+            "progress_done": 0,
+            "progress_total": 0,
+            "attempt": 0,
+            "crash_count": 0,
+            "not_before": 0,
+            "created_at": 0,
+        }
+        insert(connection, "stages", **(row | values))
+
+
+def test_running_sums_are_filled_from_the_stages_of_existing_jobs(engine: Engine, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0001_tables")
+        succeeded = {"state": "succeeded", "attempt": 2, "started_at": 1.0}
+        running = {"state": "running", "attempt": 5, "round": 3, "started_at": 2.0}
+        insert_job(connection, "job_a", [succeeded, succeeded | {"work": 4.0}, running, {"attempt": 3, "round": 4}])
+        insert_job(connection, "job_b", [{}])
+    migrate(engine, tmp_path / "lock")
+
+    query = "SELECT id, work_done, attempts, last_round FROM jobs ORDER BY id"
+    with engine.connect() as connection:
+        assert connection.execute(text(query)).all() == [("job_a", 5.5, 3, 3), ("job_b", 0.0, 0, None)]
+    with engine.begin() as connection:
+        alembic.command.downgrade(alembic_config(connection), "0001_tables")
+    migrate(engine, tmp_path / "lock")
+    with engine.connect() as connection:
+        assert connection.execute(text(query)).all() == [("job_a", 5.5, 3, 3), ("job_b", 0.0, 0, None)]
 
 
 @pytest.mark.parametrize("revision", ["0001", "0010"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import bindparam, case, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from service.db.clock import now_seconds
+from service.db.queries import stages
 from service.db.queries.pages import ColumnValues, Page, fetch_page
 from service.db.queries.rows import get_row, is_any_of, select_by_ids
+from service.db.queries.stages import RunningStage
 from service.db.tables import Event, IdempotencyKey, Job, Model
 from service.errors import NotFoundError
 from service.ids import IdKind, expect, new_id
@@ -32,11 +34,12 @@ _QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api
 
 @dataclass(frozen=True)
 class JobView:
-    """A job, the current time of the database, and the last model that the job trained."""
+    """A job, the current time of the database, the last model that the job trained, and its running stages."""
 
     job: Job
     now: float
     last_model_id: str | None
+    running: Sequence[RunningStage]
 
 
 def add(
@@ -101,12 +104,22 @@ def get_view(session: Session, job_id: str) -> JobView:
     row = session.execute(_VIEW, {"job_id": expect(IdKind.JOB, job_id)}).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no job {job_id}")
-    return JobView(*row)
+    job, now, last_model_id = row
+    running = [] if job.started_at is None else stages.running_of_jobs(session, [job_id])[job_id]
+    return JobView(job, now, last_model_id, running)
+
+
+def state_of(session: Session, job_id: str) -> JobState:
+    """The state of the job, whose request is not read. Raises NotFoundError."""
+    state = session.scalar(select(Job.state).where(Job.id == expect(IdKind.JOB, job_id)))
+    if state is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return JobState(state)
 
 
 def exists(session: Session, job_id: str) -> bool:
     """Whether the job exists."""
-    return session.get(Job, job_id) is not None
+    return bool(existing(session, [job_id]))
 
 
 def lock(session: Session, job_id: str) -> Job:
@@ -129,14 +142,15 @@ def page(
     prompt_set_id: str | None = None,
     origin_id: str | None = None,
 ) -> Page[Job]:
-    """Jobs, newest first. Filters that are None match all jobs."""
+    """Jobs without their requests and results, which can be large, newest first. Filters that are None match all."""
     equal: ColumnValues = {
         Job.state: state,
         Job.kind: kind,
         Job.prompt_set_id: prompt_set_id,
         Job.origin_id: origin_id,
     }
-    return fetch_page(session, select(Job), Job.id, limit, cursor, newest_first=True, equal=equal)
+    query = select(Job).options(defer(Job.spec), defer(Job.result))
+    return fetch_page(session, query, Job.id, limit, cursor, newest_first=True, equal=equal)
 
 
 def count_queued(session: Session, api_key_id: str | None) -> tuple[int, int]:

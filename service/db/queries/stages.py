@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
+    Row,
     Table,
     and_,
     case,
@@ -20,7 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
-from service.db.queries.rows import UNSYNCED, insert_rows
+from service.db.queries.pages import ColumnValues, Page, fetch_page
+from service.db.queries.rows import UNSYNCED, insert_rows, is_any_of
 from service.db.tables import Job, Model, Stage, StageDependency
 from service.errors import LeaseLostError
 from service.ids import IdKind, new_id
@@ -35,9 +38,36 @@ _DEFER_SECONDS = 30.0
 _MAX_HINT_PAUSES = 16
 """The longest pause between two hints of a stage, in multiples of the first."""
 _QUEUED_OR_HELD = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
+_COUNTED = (Stage.id, Stage.job_id, Stage.round, Stage.attempt, Stage.work)
+_IS_RUNNING = Stage.state == literal_column(f"'{StageState.RUNNING}'")  # a literal, as in the index `ix_stages_running`
 _STAGES = cast(Table, Stage.__table__)
 _DEPENDENCIES = cast(Table, StageDependency.__table__)
 _ZERO: ColumnElement[int] = literal_column("0")
+
+
+@dataclass(frozen=True)
+class RunningStage:
+    """A running stage, as its job shows it.
+
+    Attributes:
+        kind: Its kind.
+        round: Its round.
+        shard: Its index among the stages of this kind and round.
+        shards: Their number.
+        work: Its expected work in U-Net evaluations.
+        attempt: The number of this attempt, from 1.
+        done: Completed steps.
+        total: All steps.
+    """
+
+    kind: str
+    round: int
+    shard: int
+    shards: int
+    work: float
+    attempt: int
+    done: int
+    total: int
 
 
 class StopRequest(StrEnum):
@@ -246,12 +276,26 @@ def succeed(session: Session, stage_id: str, epoch: int, steps: int, memory_byte
         **_NO_LEASE,
     }
     query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
-    if session.execute(query.values(values).returning(Stage.id)).first() is not None:
+    ended = session.execute(query.values(values).returning(*_COUNTED)).first()
+    if ended is not None:
+        _count_in_job(session, ended, ended.work)
         _meet_dependencies(session, stage_id)
         return True
 
     _fenced(session, stage_id, epoch, {})
     return False
+
+
+def _count_in_job(session: Session, ended: Row[Any], work: float = 0) -> None:
+    """Update the running sums of the job after an attempt of its stage has ended, with the work if it succeeded."""
+    job = update(Job).where(Job.id == ended.job_id)
+    is_later = or_(Job.last_round.is_(None), Job.last_round < ended.round)
+    sums = {
+        "work_done": Job.work_done + work,
+        "attempts": case((Job.attempts < ended.attempt, ended.attempt), else_=Job.attempts),
+        "last_round": case((is_later, ended.round), else_=Job.last_round),
+    }
+    session.execute(job.values(sums), execution_options=UNSYNCED)
 
 
 def _meet_dependencies(session: Session, succeeded_id: str) -> None:
@@ -275,7 +319,7 @@ def has_succeeded(session: Session, stage_id: str, epoch: int) -> bool:
 def end(session: Session, stage_id: str, epoch: int, state: StageState, code: str, message: str) -> None:
     """End the stage without success. Raises LeaseLostError."""
     values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
-    _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
+    _count_in_job(session, _fenced(session, stage_id, epoch, {**values, **_NO_LEASE}))
 
 
 def requeue(
@@ -283,13 +327,14 @@ def requeue(
 ) -> None:
     """Requeue the stage after a failed attempt. It cannot be claimed before the pause ends. Raises LeaseLostError."""
     values = {"state": _QUEUED_OR_HELD, "not_before": now_seconds() + pause_seconds, **_NO_HINT}
-    _fenced(session, stage_id, epoch, {**values, "error_code": code, "error_message": message, **_NO_LEASE})
+    values |= {"error_code": code, "error_message": message, **_NO_LEASE}
+    _count_in_job(session, _fenced(session, stage_id, epoch, values))
 
 
 def give_back(session: Session, stage_id: str, epoch: int) -> None:
     """Requeue the stage at once, without counting the attempt, since nothing failed. Raises LeaseLostError."""
     values = {"state": _QUEUED_OR_HELD, "not_before": now_seconds(), "attempt": Stage.attempt - 1, **_NO_HINT}
-    _fenced(session, stage_id, epoch, {**values, **_NO_LEASE})
+    _count_in_job(session, _fenced(session, stage_id, epoch, {**values, **_NO_LEASE}))
 
 
 def mark_free(session: Session, job_id: str) -> list[Hint]:
@@ -345,11 +390,13 @@ def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool)
     return session.execute(query.returning(Stage.id), execution_options=UNSYNCED).first() is not None
 
 
-def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> None:
-    """Update a stage under the lease with this epoch (the fence). Raises LeaseLostError."""
-    query = update(Stage).where(*_held(stage_id, epoch)).values({"lease_epoch": epoch, **values}).returning(Stage.id)
-    if session.execute(query, execution_options=UNSYNCED).first() is None:
+def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> Row[Any]:
+    """Update a stage under the lease with this epoch (the fence). Returns _COUNTED of it. Raises LeaseLostError."""
+    query = update(Stage).where(*_held(stage_id, epoch)).values({"lease_epoch": epoch, **values}).returning(*_COUNTED)
+    row = session.execute(query, execution_options=UNSYNCED).first()
+    if row is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
+    return row
 
 
 def get(session: Session, stage_id: str) -> Stage:
@@ -412,10 +459,11 @@ def succeed_reviews(session: Session, job_id: str) -> bool:
     """End the due reviews of the job with success. False if none was due."""
     query = update(Stage).where(Stage.job_id == job_id, Stage.state == StageState.WAITING, Stage.unmet == 0)
     values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds()}
-    review_ids = session.scalars(query.values(values).returning(Stage.id), execution_options=UNSYNCED).all()
-    for stage_id in review_ids:
-        _meet_dependencies(session, stage_id)
-    return bool(review_ids)
+    reviews = session.execute(query.values(values).returning(*_COUNTED), execution_options=UNSYNCED).all()
+    for review in reviews:
+        _count_in_job(session, review, review.work)
+        _meet_dependencies(session, review.id)
+    return bool(reviews)
 
 
 def states_left(session: Session, job_id: str) -> set[str]:
@@ -435,9 +483,38 @@ def params_of_job(session: Session, job_id: str) -> list[dict[str, Any]]:
     return list(session.scalars(select(Stage.params).where(Stage.job_id == job_id).order_by(Stage.number)))
 
 
-def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Stage]]:
-    """The stages of several jobs, by job and number."""
-    by_job: dict[str, list[Stage]] = {job_id: [] for job_id in job_ids}
-    for stage in session.scalars(select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.number)):
-        by_job[stage.job_id].append(stage)
+def running_of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[RunningStage]]:
+    """The running stages of these jobs, by job and number: no more than there are workers."""
+    shard = aliased(Stage)
+    same = (shard.job_id == Stage.job_id, shard.round == Stage.round, shard.kind == Stage.kind)
+    last_shard = select(shard.shard).where(*same).order_by(shard.shard.desc()).limit(1).scalar_subquery()
+    columns = (Stage.kind, Stage.round, Stage.shard, last_shard + 1, Stage.work, Stage.attempt)
+    query = select(Stage.job_id, *columns, Stage.progress_done, Stage.progress_total)
+    query = query.where(_IS_RUNNING, is_any_of(Stage.job_id, job_ids)).order_by(Stage.job_id, Stage.number)
+
+    by_job: dict[str, list[RunningStage]] = {job_id: [] for job_id in job_ids}
+    for job_id, *values in session.execute(query):
+        by_job[job_id].append(RunningStage(*values))
     return by_job
+
+
+def page(
+    session: Session,
+    job_id: str,
+    limit: int,
+    cursor: str | None,
+    *,
+    state: str | None = None,
+    kind: str | None = None,
+    round_number: int | None = None,
+    with_error: bool = False,
+) -> Page[Stage]:
+    """The stages of a job, by number. Filters that are None match all stages.
+
+    `with_error` selects the stages whose last attempt has failed and that no later attempt has replaced yet.
+    """
+    query = select(Stage).where(Stage.job_id == job_id)
+    if with_error:
+        query = query.where(Stage.error_code.is_not(None))
+    equal: ColumnValues = {Stage.state: state, Stage.kind: kind, Stage.round: round_number}
+    return fetch_page(session, query, Stage.number, limit, cursor, equal=equal)

@@ -108,7 +108,8 @@ def test_the_papers_ablations_are_settings_of_a_fusion(
     pair = installation.all(f"/pairs?job={fused['id']}")[0]
     job = installation.done("/fusions", {"pair": pair["id"], "fusion": FUSION | changes, "reward": "brightness"})
     assert (job["state"], job["error"]) == ("succeeded", None)
-    assert job["stages"][2]["done"] == job["stages"][2]["total"] == (8 if "trajectory" in changes else 4)
+    fuse = installation.all(job["links"]["stages"])[2]
+    assert fuse["done"] == fuse["total"] == (8 if "trajectory" in changes else 4)
 
 
 def test_a_vae_that_overflows_fails_every_stage_that_decodes(tmp_path: Path) -> None:

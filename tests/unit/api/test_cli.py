@@ -63,6 +63,12 @@ def test_json_output_equals_the_api_response(live: Live, run: Run) -> None:
         ("jobs list --limit 20", "/jobs", {"limit": 20}),
         ("jobs list --state succeeded --kind round", "/jobs", {"limit": 20, "state": "succeeded", "kind": "round"}),
         (f"jobs show {job}", f"/jobs/{job}", {}),
+        (f"jobs stages {job}", f"/jobs/{job}/stages", {"limit": 50}),
+        (
+            f"jobs stages {job} --kind train --round 1",
+            f"/jobs/{job}/stages",
+            {"limit": 50, "kind": "train", "round": 1},
+        ),
         (f"jobs metrics {job}", f"/jobs/{job}/metrics", {}),
         (f"jobs logs {job}", f"/jobs/{job}/events", {"limit": 200}),
         (f"pairs list --job {job} --round 1", "/pairs", {"job": job, "round": 1, "limit": 20}),
@@ -292,8 +298,8 @@ def test_live_screen_fits_a_narrow_terminal(live: Live) -> None:
     ]
     assert max(map(len, lines)) <= 46
 
-    second = next(stage for stage in job.stages if (stage.kind, stage.shard) == ("sample", 1))
-    second.state = "running"
+    job.progress.shard = 1
+    job.progress.shards = 2
     assert rendered(screen(job, metrics), 60)[3] == "round 1 of 3  sample 2 of 2, 3/9  1:02:03 left"
 
 
