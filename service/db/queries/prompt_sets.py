@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import Integer, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from dfusion.prompts import Prompt, PromptList
@@ -102,7 +102,8 @@ def ensure_builtin(session: Session, lists: Iterable[PromptList]) -> None:
 
 def size(session: Session, set_id: str) -> int:
     """The number of prompts of the set, which are not read."""
-    return session.scalars(select(func.json_array_length(PromptSet.prompts)).where(PromptSet.id == set_id)).one()
+    query = select(func.json_array_length(PromptSet.prompts, type_=Integer())).where(PromptSet.id == set_id)
+    return session.scalars(query).one()
 
 
 def prompts_of(row: PromptSet) -> tuple[Prompt, ...]:

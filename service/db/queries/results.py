@@ -82,7 +82,7 @@ def add_scores(session: Session, rows: Sequence[Score]) -> None:
     session.flush()
     new = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     ordered = sorted(rows, key=_score_key)  # so that transactions that insert the same scores cannot deadlock
-    session.execute(new(Score.__table__).on_conflict_do_nothing(), [_values(row) for row in ordered])
+    session.execute(new(Score).on_conflict_do_nothing(), [_values(row) for row in ordered])
 
 
 def _score_key(row: Score) -> tuple[str, str, str]:

@@ -25,7 +25,7 @@ T = TypeVar("T", bound=Table)
 
 UNSYNCED: Mapping[str, Any] = {"synchronize_session": False}
 """Execution options of bulk updates and deletes that do not update the objects of the session."""
-Computed = Callable[[Mapping[str, ColumnElement[Any]]], Mapping[str, ColumnElement[Any]]]
+Computed = Callable[[Mapping[str, ColumnElement[Any]]], dict[str, ColumnElement[Any]]]
 """Columns that the database computes for each inserted row, from the given ones."""
 _ROWS = "rows"
 

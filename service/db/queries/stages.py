@@ -39,6 +39,7 @@ _MAX_HINT_PAUSES = 16
 """The longest pause between two hints of a stage, in multiples of the first."""
 _QUEUED_OR_HELD = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
 _COUNTED = (Stage.id, Stage.job_id, Stage.round, Stage.attempt, Stage.work)
+_Counted = Row[str, str, int, int, float]
 _IS_RUNNING = Stage.state == literal_column(f"'{StageState.RUNNING}'")  # a literal, as in the index `ix_stages_running`
 _STAGES = cast(Table, Stage.__table__)
 _DEPENDENCIES = cast(Table, StageDependency.__table__)
@@ -123,7 +124,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
     return [(row["id"], row["queue"]) for row in rows if row["free_now"]]
 
 
-def _of_new_stage(row: Mapping[str, ColumnElement[Any]]) -> Mapping[str, ColumnElement[Any]]:
+def _of_new_stage(row: Mapping[str, ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
     now_if_free = case((row["free_now"], now_seconds()))
     return {
         "not_before": now_seconds(),
@@ -138,7 +139,7 @@ def _of_new_stage(row: Mapping[str, ColumnElement[Any]]) -> Mapping[str, ColumnE
     }
 
 
-def _nothing(_row: Mapping[str, ColumnElement[Any]]) -> Mapping[str, ColumnElement[Any]]:
+def _nothing(_row: Mapping[str, ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
     return {}
 
 
@@ -286,7 +287,7 @@ def succeed(session: Session, stage_id: str, epoch: int, steps: int, memory_byte
     return False
 
 
-def _count_in_job(session: Session, ended: Row[Any], work: float = 0) -> None:
+def _count_in_job(session: Session, ended: _Counted, work: float = 0) -> None:
     """Update the running sums of the job after an attempt of its stage has ended, with the work if it succeeded."""
     job = update(Job).where(Job.id == ended.job_id)
     is_later = or_(Job.last_round.is_(None), Job.last_round < ended.round)
@@ -390,7 +391,7 @@ def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool)
     return session.execute(query.returning(Stage.id), execution_options=UNSYNCED).first() is not None
 
 
-def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> Row[Any]:
+def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> _Counted:
     """Update a stage under the lease with this epoch (the fence). Returns _COUNTED of it. Raises LeaseLostError."""
     query = update(Stage).where(*_held(stage_id, epoch)).values({"lease_epoch": epoch, **values}).returning(*_COUNTED)
     row = session.execute(query, execution_options=UNSYNCED).first()

@@ -1,0 +1,187 @@
+"""Large requests, and lists over many stages, beside what they replaced: `python -m benchmarks.service_requests`.
+
+Requests go to a service in a process of its own, on PostgreSQL and on SQLite, without workers. While a large request
+runs, another client sends small ones; the slowest of these shows whether it was held up. What a request replaced is
+measured in this process on a part of the input, and scaled.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import select
+
+from api.stack.program import free_port
+from service.db.queries import results, stages
+from service.db.tables import Stage
+from service.jobs.kinds import RoundSpec
+from service.jobs.kinds.rounds import measured_splits
+from service.jobs.planning import plan_round
+from service.plan import PlannedStage, Sizes
+from service.service import Service, create_job
+from service.states import StageKind
+from tests.deployment import EMBEDDED, Deployment
+from tests.nets import tiny_pipeline
+from tests.servers import postgres_server
+from tests.service import round_body, settings_for
+from tests.stored_pairs import add_pairs
+
+_PROMPTS = 10_000
+_ROUNDS = 1_000
+_PAIRS = 10_000
+_JOBS = 50
+_STAGES = 50_000
+_CALLS = 5
+_PLANNED_ROUNDS = 10
+_LOOKUPS = 500
+_REQUEST_SECONDS = 1.0
+_LIST_MILLISECONDS = 50
+_MANY = {"max_stages_per_job": 100_000_000, "max_images_per_job": 1_000_000_000, "max_queued_jobs": 100_000}
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as name, postgres_server() as server:
+        folder = Path(name)
+        tiny_pipeline().save_pretrained(folder / "pipeline")
+        for database, url in (("PostgreSQL", server.create_database()), ("SQLite", "")):
+            measure(database, url, folder)
+
+
+def measure(database: str, url: str, folder: Path) -> None:
+    """Measure a service on this database; `folder` has the pipeline."""
+    own = folder / database
+    own.mkdir()
+    changes = {"database_url": url, "port": free_port(), "embedded_worker": False, **_MANY}
+    deployed = Deployment(EMBEDDED, settings_for(own / "data", folder / "pipeline", **changes), own)
+    try:
+        deployed.start_api()
+        _measure_rounds(deployed, database)
+        _measure_trainings(deployed, database)
+        _measure_lists(deployed, database)
+    finally:
+        deployed.stop()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _measure_rounds(deployed: Deployment, database: str) -> None:
+    # 1. the request
+    prompts = [{"text": f"a red circle {n}", "items": ["circle"], "thresholds": [0.02]} for n in range(_PROMPTS)]
+    body = round_body(prompts=prompts, rounds=_ROUNDS)
+    seconds, slowest = _post(deployed, "/rounds", body)
+
+    # 2. what it replaced: the plans of all rounds, for the sum of their work
+    spec = RoundSpec.model_validate(body)
+    sizes = Sizes(deployed.settings.shard_prompts, _PROMPTS, measured=measured_splits("set", None, {"set": _PROMPTS}))
+    planned = _seconds(lambda: [plan_round(spec, n, sizes) for n in range(_PLANNED_ROUNDS)])
+    before = planned * _ROUNDS / _PLANNED_ROUNDS
+
+    name = f"{database}: POST /rounds with {_PROMPTS:,} prompts x {_ROUNDS:,} rounds"
+    _report(name, seconds, slowest, f"planning all rounds {before:.1f} s ({_PLANNED_ROUNDS} measured)")
+
+
+def _measure_trainings(deployed: Deployment, database: str) -> None:
+    # 1. the request
+    ids = add_pairs(deployed.service, _PAIRS)
+    training = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
+    seconds, slowest = _post(deployed, "/trainings", {"pairs": ids, "training": training})
+
+    # 2. what it replaced: a lookup of each pair
+    def look_up() -> None:
+        with deployed.service.uow.reading() as session:
+            for pair_id in ids[:_LOOKUPS]:
+                results.get_pair(session, pair_id)
+                session.expunge_all()
+
+    before = _seconds(look_up) * _PAIRS / _LOOKUPS
+    name = f"{database}: POST /trainings with {_PAIRS:,} pair ids"
+    _report(name, seconds, slowest, f"a lookup for each id {before:.1f} s ({_LOOKUPS} measured)")
+
+
+def _report(name: str, seconds: list[float], slowest: float, before: str) -> None:
+    median = statistics.median(seconds)
+    target = f"target: < {_REQUEST_SECONDS:.0f} s"
+    _say(f"{name}: median {median:.2f} s, slowest {max(seconds):.2f} s ({target}); before: {before}")
+    _say(f"    slowest small request meanwhile: {slowest:.2f} s")
+
+
+def _post(deployed: Deployment, path: str, body: dict[str, Any]) -> tuple[list[float], float]:
+    """The seconds of each of a few large requests, and of the slowest small request meanwhile."""
+    small: list[float] = []
+    stop = threading.Event()
+    ready = threading.Event()
+
+    def send_small() -> None:
+        with deployed.client() as client:
+            while not stop.is_set():
+                small.append(_seconds(lambda: _require_accepted(client.post("/rounds", json=round_body()))))
+                ready.set()
+                stop.wait(0.02)
+
+    other = threading.Thread(target=send_small)
+    other.start()
+    try:
+        ready.wait(60)
+        with deployed.client() as client:
+            seconds = [_seconds(lambda: _require_accepted(client.post(path, json=body))) for _ in range(_CALLS)]
+    finally:
+        stop.set()
+        other.join()
+    return seconds, max(small[1:])
+
+
+def _require_accepted(response: httpx.Response) -> None:
+    if response.status_code != HTTPStatus.ACCEPTED:
+        raise RuntimeError(response.text[:1000])
+
+
+def _measure_lists(deployed: Deployment, database: str) -> None:
+    # 1. jobs with stages
+    spec = RoundSpec.model_validate(round_body())
+    jobs = [_add_job(deployed.service, spec) for _ in range(_JOBS)]
+
+    # 2. the list
+    with deployed.client() as client:
+        client.get("/jobs")
+        milliseconds = [1000 * _seconds(lambda: client.get("/jobs").raise_for_status()) for _ in range(4 * _CALLS)]
+
+    # 3. what it replaced: all stages of the jobs
+    def load() -> None:
+        with deployed.service.uow.reading() as session:
+            session.scalars(select(Stage).where(Stage.job_id.in_(jobs))).all()
+
+    before = 1000 * _seconds(load)
+    median = statistics.median(milliseconds)
+    target = f"target: <= {_LIST_MILLISECONDS} ms"
+    _say(f"{database}: GET /jobs over {_STAGES:,} stages: median {median:.0f} ms ({target}); before: {before:.0f} ms")
+
+
+def _add_job(service: Service, spec: RoundSpec) -> str:
+    job_id = create_job(service, spec)
+    with service.uow.writing() as session:
+        plan = [PlannedStage(StageKind.FUSE, 2, 1, shard) for shard in range(_STAGES // _JOBS)]
+        stages.add(session, job_id, plan, after=stages.last_number(session, job_id))
+    return job_id
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Requests take as many statements for many prompts, pairs, stages and jobs as for few. Counted on both databases."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Connection, event
+
+from api.converters.jobs import job_detail
+from api.main import create_app
+from service.db.queries import jobs, results, stages
+from service.db.queries.pages import encode_cursor
+from service.ids import IdKind, new_id
+from service.jobs import execution
+from service.jobs.kinds import RoundSpec
+from service.plan import PlannedStage
+from service.service import Service, create_job
+from service.states import StageKind
+from tests.service import PROMPTS, round_body, settings_for
+from tests.statements import statements
+from tests.stored_pairs import add_pairs
+
+FEW = 3
+MANY = 3000
+"""More than SQLite's former limit of 999 bound variables; the statements have one each."""
+TRAINING = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
+
+
+@pytest.fixture
+def client(tmp_path: Path, pipeline: Path, database_url: str) -> Iterator[TestClient]:
+    """The application without a worker."""
+    settings = settings_for(tmp_path / "data", pipeline, database_url=database_url, max_queued_jobs=100_000)
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def service(client: TestClient) -> Service:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    assert isinstance(service, Service)
+    return service
+
+
+def count_of(service: Service, client: TestClient, path: str, body: dict[str, Any] | None = None) -> tuple[int, int]:
+    """The status of a request, and the number of its statements."""
+    with statements(service.uow.engine) as seen:
+        answer = client.get(path) if body is None else client.post(path, json=body)
+    variables = [len(parameters) for _, parameters in seen if isinstance(parameters, (tuple, dict))]
+    assert max(variables, default=0) < 100
+    return answer.status_code, len(seen)
+
+
+def prompts(count: int) -> list[dict[str, Any]]:
+    return [{"text": f"a red circle {number}", "items": ["circle"], "thresholds": [0.02]} for number in range(count)]
+
+
+def test_a_round_of_many_prompts_takes_the_statements_of_a_small_one(client: TestClient, service: Service) -> None:
+    few = count_of(service, client, "/rounds", round_body(prompts=prompts(FEW)))
+    many = count_of(service, client, "/rounds", round_body(prompts=prompts(MANY), rounds=300))
+    assert few == many
+    assert few[0] == 202
+
+
+def test_the_stages_of_a_round_of_many_prompts(client: TestClient) -> None:
+    job = client.post("/rounds", json=round_body(prompts=prompts(MANY), rounds=300)).json()
+    path = job["links"]["stages"]
+
+    # after 47 evaluations of 64 prompts each and their comparison: 1,500 shards of 2 prompts
+    last = client.get(path, params={"kind": "sample", "limit": 1, "cursor": encode_cursor(str(48 + 1499))}).json()
+    assert [(stage["kind"], stage["round"], stage["shard"]) for stage in last["data"]] == [("sample", 1, 1499)]
+    assert last["has_more"] is False
+    numbers = []
+    cursor = None
+    while True:
+        page = client.get(path, params={"limit": 200, "kind": "sample"} | ({"cursor": cursor} if cursor else {})).json()
+        numbers += [stage["shard"] for stage in page["data"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert numbers == list(range(1500))
+    assert client.get(path, params={"kind": "sample", "state": "running"}).json()["data"] == []
+    assert client.get("/jobs/job_00000000000000000000000000/stages").status_code == 404
+
+
+def test_a_training_on_many_pairs_takes_the_statements_of_a_small_one(client: TestClient, service: Service) -> None:
+    ids = add_pairs(service, MANY)
+    few = count_of(service, client, "/trainings", {"pairs": ids[:FEW], "training": TRAINING})
+    many = count_of(service, client, "/trainings", {"pairs": ids, "training": TRAINING})
+    assert few == many
+    assert few[0] == 202
+
+    # ids that do not exist, in the form of ids and in others
+    unknown = [new_id(IdKind.PAIR) for _ in range(MANY - 2)] + [new_id(IdKind.SAMPLE), "no id"]
+    status, statements_of_unknown = count_of(service, client, "/trainings", {"pairs": unknown})
+    assert status == 422 and statements_of_unknown < few[1]
+    problem = client.post("/trainings", json={"pairs": [*ids[:2], *unknown[-3:], ids[1]]}).json()
+    assert (problem["status"], [error["pointer"] for error in problem["errors"]]) == (
+        422,
+        ["/pairs/2", "/pairs/3", "/pairs/4", "/pairs/5"],
+    )
+
+
+def test_a_fusion_of_many_pairs_takes_the_statements_of_a_small_one(client: TestClient, service: Service) -> None:
+    add_pairs(service, MANY)
+    with service.uow.reading() as session:
+        samples = results.sample_page(session, 2 * MANY, None).rows
+    sides = [{"reference": samples[2 * n].id, "base": samples[2 * n + 1].id} for n in range(MANY)]
+    body = {"fusion": {"first_step": 1, "last_step": 3}, "reward": "brightness", "thresholds": [0.1]}
+    few = count_of(service, client, "/fusions", body | {"pairs": sides[:FEW]})
+    many = count_of(service, client, "/fusions", body | {"pairs": sides})
+    assert few == many
+    assert few[0] == 202
+
+
+def test_jobs_are_read_without_their_stages(client: TestClient, service: Service) -> None:
+    first = create_job(service, RoundSpec.model_validate(round_body()))
+    few = [count_of(service, client, path) for path in ("/jobs", f"/jobs/{first}", f"/jobs/{first}/stages")]
+
+    loaded: list[str] = []
+    with service.uow.writing() as session:
+        plan = [PlannedStage(StageKind.FUSE, 2, 1, shard) for shard in range(MANY)]
+        stages.add(session, first, plan, after=stages.last_number(session, first))
+    for _ in range(20):
+        create_job(service, RoundSpec.model_validate(round_body(prompts=prompts(50))))
+    held = execution.claim(service.uow, service.settings, "w")
+    assert held is not None
+
+    def note(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+        loaded.append(statement)
+
+    event.listen(service.uow.engine, "before_cursor_execute", note)
+    many = [count_of(service, client, path) for path in ("/jobs", f"/jobs/{first}", f"/jobs/{first}/stages")]
+    event.remove(service.uow.engine, "before_cursor_execute", note)
+    assert [status for status, _ in many] == [200, 200, 200]
+    # a job that has started also has running stages to read
+    assert [count for _, count in many] == [few[0][1], few[1][1] + 1, few[2][1]]
+    assert not any("jobs.spec" in statement for statement in loaded[: many[0][1]])
+
+
+def test_running_sums_follow_the_stages(service: Service) -> None:
+    """At each step a job shows what its stages say."""
+    job_id = create_job(service, RoundSpec.model_validate(round_body(prompts=PROMPTS[:1], evaluation=None)))
+
+    def check() -> tuple[float, int, int | None]:
+        with service.uow.reading() as session:
+            rows = stages.of_job(session, job_id)
+            view = jobs.get_view(session, job_id)
+        shown = job_detail(view)
+        assert (view.job.work_done, shown.attempts, shown.progress.round) == (
+            sum(row.work for row in rows if row.state == "succeeded"),
+            max(row.attempt for row in rows),
+            max((row.round for row in rows if row.started_at is not None), default=None),
+        )
+        running = [(row.kind, row.shard) for row in rows if row.state == "running"]
+        assert (shown.progress.stage, shown.progress.shard) == (running[0] if running else (None, None))
+        return view.job.work_done, view.job.attempts, view.job.last_round
+
+    def claim() -> execution.Claim:
+        held = execution.claim(service.uow, service.settings, "w")
+        assert held is not None
+        check()
+        return held
+
+    assert check() == (0, 0, None)
+    execution.give_back(service.uow, service.settings, claim())
+    assert check() == (0, 0, 1)
+    failure = execution.StageFailure("storage", "away", retryable=True)
+    execution.fail(service.uow, service.settings.model_copy(update={"retry_seconds": 1e-6}), claim(), failure)
+    assert check() == (0, 1, 1)
+    held = claim()
+    execution.finish(service.uow, service.settings, held, lambda _session: None)
+    # 4 images in 4 steps with guidance
+    assert check() == (4 * 4 * 2, 2, 1)
+    held = claim()
+    execution.fail(service.uow, service.settings, held, execution.StageFailure("internal", "broken", retryable=False))
+    assert check() == (32, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "body", "pointer", "code"),
+    [
+        ({"max_prompts_per_job": 2}, {}, "/prompts", "too_many_prompts"),
+        ({"max_stages_per_job": 20}, {"rounds": 3}, "/rounds", "too_many_stages"),
+        ({"max_stages_per_job": 5}, {}, "/prompts", "too_many_stages"),
+        # each round samples 12 images and fuses 6 at most; 4 evaluations of 3
+        ({"max_images_per_job": 65}, {"rounds": 3}, "/rounds", "too_many_images"),
+        ({"max_images_per_job": 66}, {"rounds": 3}, "", ""),
+    ],
+)
+def test_a_job_above_a_limit_is_refused_by_its_name(
+    tmp_path: Path, pipeline: Path, limit: dict[str, int], body: dict[str, Any], pointer: str, code: str
+) -> None:
+    with TestClient(create_app(settings_for(tmp_path / "data", pipeline, **limit))) as client:
+        answer = client.post("/rounds", params={"dry_run": True}, json=round_body(**body))
+    if not pointer:
+        assert answer.status_code == 200
+        return
+
+    problem = answer.json()
+    [(name, most)] = limit.items()
+    assert (answer.status_code, problem["code"], problem["errors"][0]["pointer"]) == (422, code, pointer)
+    assert f"at most {most}" in problem["detail"] and f"DFUSION_{name.upper()}" in problem["detail"]
