@@ -13,11 +13,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from sqlalchemy import select
 
 from api.stack.program import free_port
@@ -40,9 +42,10 @@ _ROUNDS = 1_000
 _PAIRS = 10_000
 _JOBS = 50
 _STAGES = 50_000
-_CALLS = 5
+_CALLS = 3
 _PLANNED_ROUNDS = 10
 _LOOKUPS = 500
+_PAUSE_SECONDS = 0.05
 _REQUEST_SECONDS = 1.0
 _LIST_MILLISECONDS = 50
 _MANY = {"max_stages_per_job": 100_000_000, "max_images_per_job": 1_000_000_000, "max_queued_jobs": 100_000}
@@ -61,7 +64,7 @@ def measure(database: str, url: str, folder: Path) -> None:
     """Measure a service on this database; `folder` has the pipeline."""
     own = folder / database
     own.mkdir()
-    changes = {"database_url": url, "port": free_port(), "embedded_worker": False, **_MANY}
+    changes = {"database_url": url, "port": free_port(), "embedded_worker": False, "shard_prompts": 4, **_MANY}
     deployed = Deployment(EMBEDDED, settings_for(own / "data", folder / "pipeline", **changes), own)
     try:
         deployed.start_api()
@@ -87,7 +90,7 @@ def _measure_rounds(deployed: Deployment, database: str) -> None:
     # 1. the request
     prompts = [{"text": f"a red circle {n}", "items": ["circle"], "thresholds": [0.02]} for n in range(_PROMPTS)]
     body = round_body(prompts=prompts, rounds=_ROUNDS)
-    seconds, slowest = _post(deployed, "/rounds", body)
+    measured = _post(deployed, "/rounds", body)
 
     # 2. what it replaced: the plans of all rounds, for the sum of their work
     spec = RoundSpec.model_validate(body)
@@ -96,14 +99,14 @@ def _measure_rounds(deployed: Deployment, database: str) -> None:
     before = planned * _ROUNDS / _PLANNED_ROUNDS
 
     name = f"{database}: POST /rounds with {_PROMPTS:,} prompts x {_ROUNDS:,} rounds"
-    _report(name, seconds, slowest, f"planning all rounds {before:.1f} s ({_PLANNED_ROUNDS} measured)")
+    _report(name, measured, f"planning all rounds {before:.1f} s ({_PLANNED_ROUNDS} measured)")
 
 
 def _measure_trainings(deployed: Deployment, database: str) -> None:
     # 1. the request
     ids = add_pairs(deployed.service, _PAIRS)
     training = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
-    seconds, slowest = _post(deployed, "/trainings", {"pairs": ids, "training": training})
+    measured = _post(deployed, "/trainings", {"pairs": ids, "training": training})
 
     # 2. what it replaced: a lookup of each pair
     def look_up() -> None:
@@ -114,39 +117,70 @@ def _measure_trainings(deployed: Deployment, database: str) -> None:
 
     before = _seconds(look_up) * _PAIRS / _LOOKUPS
     name = f"{database}: POST /trainings with {_PAIRS:,} pair ids"
-    _report(name, seconds, slowest, f"a lookup for each id {before:.1f} s ({_LOOKUPS} measured)")
+    _report(name, measured, f"a lookup for each id {before:.1f} s ({_LOOKUPS} measured)")
 
 
-def _report(name: str, seconds: list[float], slowest: float, before: str) -> None:
-    median = statistics.median(seconds)
+def _report(name: str, measured: _Measured, before: str) -> None:
+    median = statistics.median(measured.seconds)
     target = f"target: < {_REQUEST_SECONDS:.0f} s"
-    _say(f"{name}: median {median:.2f} s, slowest {max(seconds):.2f} s ({target}); before: {before}")
-    _say(f"    slowest small request meanwhile: {slowest:.2f} s")
+    _say(f"{name}: median {median:.2f} s, {measured.processor_seconds:.2f} s of processor time ({target})")
+    _say(f"    before: {before}")
+    _say(
+        f"    slowest small request meanwhile {measured.slowest_small:.2f} s, without it {measured.slowest_alone:.2f} s"
+    )
 
 
-def _post(deployed: Deployment, path: str, body: dict[str, Any]) -> tuple[list[float], float]:
-    """The seconds of each of a few large requests, and of the slowest small request meanwhile."""
-    small: list[float] = []
-    stop = threading.Event()
-    ready = threading.Event()
+@dataclass(frozen=True)
+class _Measured:
+    """Large requests.
 
-    def send_small() -> None:
-        with deployed.client() as client:
-            while not stop.is_set():
-                small.append(_seconds(lambda: _require_accepted(client.post("/rounds", json=round_body()))))
-                ready.set()
-                stop.wait(0.02)
+    Attributes:
+        seconds: The time of each.
+        processor_seconds: The mean processor time of the service for each, also meaningful on a busy machine.
+        slowest_small: The time of the slowest small request meanwhile.
+        slowest_alone: That of as many small requests without large ones.
+    """
 
-    other = threading.Thread(target=send_small)
-    other.start()
-    try:
-        ready.wait(60)
-        with deployed.client() as client:
-            seconds = [_seconds(lambda: _require_accepted(client.post(path, json=body))) for _ in range(_CALLS)]
-    finally:
-        stop.set()
-        other.join()
-    return seconds, max(small[1:])
+    seconds: list[float]
+    processor_seconds: float
+    slowest_small: float
+    slowest_alone: float
+
+
+def _post(deployed: Deployment, path: str, body: dict[str, Any]) -> _Measured:
+    """Send a large request a few times: alone, and while another client sends small ones."""
+    with deployed.client() as client:
+        # 1. alone
+        service = psutil.Process(deployed.process["api"].pid)
+        before = service.cpu_times()
+        seconds = [_seconds(lambda: _require_accepted(client.post(path, json=body))) for _ in range(_CALLS)]
+        after = service.cpu_times()
+        processor = (after.user + after.system - before.user - before.system) / _CALLS
+
+        # 2. while another client sends small ones
+        small: list[float] = []
+        stop = threading.Event()
+        other = threading.Thread(target=_send_small, args=(deployed, small, stop.is_set))
+        other.start()
+        try:
+            for _ in range(_CALLS):
+                _require_accepted(client.post(path, json=body))
+        finally:
+            stop.set()
+            other.join()
+
+    # 3. as many small ones alone
+    alone: list[float] = []
+    _send_small(deployed, alone, lambda: len(alone) >= len(small))
+    return _Measured(seconds, processor, max(small), max(alone))
+
+
+def _send_small(deployed: Deployment, seconds: list[float], is_done: Callable[[], bool]) -> None:
+    with deployed.client() as client:
+        client.get("/healthz")
+        while not is_done():
+            seconds.append(_seconds(lambda: _require_accepted(client.post("/rounds", json=round_body()))))
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _require_accepted(response: httpx.Response) -> None:
@@ -162,7 +196,7 @@ def _measure_lists(deployed: Deployment, database: str) -> None:
     # 2. the list
     with deployed.client() as client:
         client.get("/jobs")
-        milliseconds = [1000 * _seconds(lambda: client.get("/jobs").raise_for_status()) for _ in range(4 * _CALLS)]
+        milliseconds = [1000 * _seconds(lambda: client.get("/jobs").raise_for_status()) for _ in range(20)]
 
     # 3. what it replaced: all stages of the jobs
     def load() -> None:

@@ -8,7 +8,7 @@ facts and raise no error: loading the model reports what is wrong with them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,16 +43,17 @@ class PromptLength:
     most: int
     _tokenizer: Tokenizer
 
-    def of(self, text: str) -> int:
-        """The number of tokens of the text."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    def of(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding.ids) for encoding in encodings]
 
-    def is_surely_within(self, text: str) -> bool:
-        """Whether the text cannot have too many tokens, because it has too few ASCII characters for that.
-
-        Quick, unlike `of`: most of 10,000 prompts need not be split into tokens.
-        """
-        return text.isascii() and len(text) <= self.most
+    def too_long(self, texts: Sequence[str]) -> dict[int, int]:
+        """The texts with more than `most` tokens: their numbers of tokens, by their places in `texts`."""
+        # an ASCII text has no more tokens than characters, so most of 10,000 prompts need not be split into tokens
+        places = [place for place, text in enumerate(texts) if not (text.isascii() and len(text) <= self.most)]
+        lengths = self.of([texts[place] for place in places])
+        return {place: length for place, length in zip(places, lengths, strict=True) if length > self.most}
 
 
 @dataclass(frozen=True)

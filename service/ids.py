@@ -33,6 +33,9 @@ class IdKind(StrEnum):
         return "API key" if self is IdKind.API_KEY else self.name.lower().replace("_", " ")
 
 
+_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
+"""Two characters, 10 bits: a job can need thousands of ids."""
+_SHIFTS = tuple(range(120, -1, -10))
 _PATTERN = re.compile(rf"({'|'.join(IdKind)})_[{_ALPHABET}]{{26}}")
 
 
@@ -57,7 +60,7 @@ _clock = _MonotonicClock()
 def new_id(kind: IdKind) -> str:
     """A new id. Ids of one process sort by creation."""
     number = _clock.next()
-    return f"{kind}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return f"{kind}_" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def kind_of(text: str) -> IdKind | None:

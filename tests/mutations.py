@@ -97,8 +97,8 @@ MUTATIONS = (
     Mutation(
         "an Idempotency-Key stands for one request",
         "service/service.py",
-        "        if earlier.fingerprint != fingerprint:\n",
-        "        if not earlier.fingerprint:\n",
+        " and earlier.fingerprint != request.fingerprint:\n",
+        " and not earlier.fingerprint:\n",
         ("tests/unit/api/test_rounds.py::test_repeating_a_request_with_its_key_returns_the_same_job",),
     ),
     Mutation(

@@ -274,14 +274,12 @@ class Checker:
             return
 
         limit = facts.prompt_length.most
-        for n, prompt in enumerate(prompt_set.prompts):
-            if facts.prompt_length.is_surely_within(prompt["text"]):
-                continue
-            count = facts.prompt_length.of(prompt["text"])
-            if count > limit and pointer == "/prompts":
+        texts = [prompt["text"] for prompt in prompt_set.prompts]
+        for n, count in facts.prompt_length.too_long(texts).items():
+            if pointer == "/prompts":
                 message = f"expected at most {limit} tokens for {base.name}, got {count}"
                 self.wrong(f"{pointer}/{n}/text", message, "prompt_too_long")
-            elif count > limit:
+            else:
                 message = f"expected at most {limit} tokens for {base.name}, got {count} in prompt {n} of the set"
                 self.wrong(pointer, message, "prompt_too_long")
 

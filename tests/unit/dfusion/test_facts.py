@@ -47,9 +47,8 @@ def test_tokens_of_a_vocabulary_are_counted_as_by_clip_itself(clip_folder: Path,
     length = read_facts(clip_folder).prompt_length
     assert length is not None
     loaded = CLIPTokenizer.from_pretrained(clip_folder / "tokenizer")
-    assert (
-        length.of(text) == len(SimpleTokenizer().encode(text)) == len(loaded(text, add_special_tokens=False).input_ids)
-    )
+    [count] = length.of([text])
+    assert count == len(SimpleTokenizer().encode(text)) == len(loaded(text, add_special_tokens=False).input_ids)
     assert length.most == 75
 
 
@@ -63,7 +62,10 @@ def test_the_longest_prompt_is_that_of_the_loaded_model() -> None:
     fits = "red " * length.most
     too_long = "red " * (length.most + 1)
 
-    assert (length.of(fits), length.of(too_long)) == (14, 15)  # 16 with BOS and EOS
+    assert length.of([fits, too_long]) == [14, 15]  # 16 with BOS and EOS
+
+    # also of texts with fewer characters than tokens fit, and of others than ASCII
+    assert length.too_long(["red", "x" * 14, "x" * 15, fits, too_long, "é" * 14]) == {2: 15, 4: 15, 5: 28}
 
     model.encode_prompts([fits])
     with pytest.raises(InvalidInputError, match="at most 14 tokens"):
