@@ -45,6 +45,7 @@ _STAGES = 50_000
 _CALLS = 3
 _PLANNED_ROUNDS = 10
 _LOOKUPS = 500
+_LISTS = 20
 _PAUSE_SECONDS = 0.05
 _REQUEST_SECONDS = 1.0
 _LIST_MILLISECONDS = 50
@@ -136,7 +137,7 @@ class _Measured:
 
     Attributes:
         seconds: The time of each.
-        processor_seconds: The mean processor time of the service for each, also meaningful on a busy machine.
+        processor_seconds: The mean processor time of the service for each.
         slowest_small: The time of the slowest small request meanwhile.
         slowest_alone: That of as many small requests without large ones.
     """
@@ -151,11 +152,9 @@ def _post(deployed: Deployment, path: str, body: dict[str, Any]) -> _Measured:
     """Send a large request a few times: alone, and while another client sends small ones."""
     with deployed.client() as client:
         # 1. alone
-        service = psutil.Process(deployed.process["api"].pid)
-        before = service.cpu_times()
+        before = _processor_seconds(deployed)
         seconds = [_seconds(lambda: _require_accepted(client.post(path, json=body))) for _ in range(_CALLS)]
-        after = service.cpu_times()
-        processor = (after.user + after.system - before.user - before.system) / _CALLS
+        processor = (_processor_seconds(deployed) - before) / _CALLS
 
         # 2. while another client sends small ones
         small: list[float] = []
@@ -183,6 +182,12 @@ def _send_small(deployed: Deployment, seconds: list[float], is_done: Callable[[]
             time.sleep(_PAUSE_SECONDS)
 
 
+def _processor_seconds(deployed: Deployment) -> float:
+    """The processor time of the service so far; unlike other times, it means something on a busy machine."""
+    times = psutil.Process(deployed.process["api"].pid).cpu_times()
+    return times.user + times.system
+
+
 def _require_accepted(response: httpx.Response) -> None:
     if response.status_code != HTTPStatus.ACCEPTED:
         raise RuntimeError(response.text[:1000])
@@ -196,7 +201,9 @@ def _measure_lists(deployed: Deployment, database: str) -> None:
     # 2. the list
     with deployed.client() as client:
         client.get("/jobs")
-        milliseconds = [1000 * _seconds(lambda: client.get("/jobs").raise_for_status()) for _ in range(20)]
+        used = _processor_seconds(deployed)
+        milliseconds = [1000 * _seconds(lambda: client.get("/jobs").raise_for_status()) for _ in range(_LISTS)]
+        processor = 1000 * (_processor_seconds(deployed) - used) / _LISTS
 
     # 3. what it replaced: all stages of the jobs
     def load() -> None:
@@ -206,7 +213,8 @@ def _measure_lists(deployed: Deployment, database: str) -> None:
     before = 1000 * _seconds(load)
     median = statistics.median(milliseconds)
     target = f"target: <= {_LIST_MILLISECONDS} ms"
-    _say(f"{database}: GET /jobs over {_STAGES:,} stages: median {median:.0f} ms ({target}); before: {before:.0f} ms")
+    _say(f"{database}: GET /jobs over {_STAGES:,} stages: median {median:.0f} ms, {processor:.0f} ms of processor time")
+    _say(f"    {target}; before: {before:.0f} ms for the stages alone")
 
 
 def _add_job(service: Service, spec: RoundSpec) -> str:
