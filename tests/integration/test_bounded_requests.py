@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, delete, event
 
 from api.converters.jobs import job_detail
 from api.main import create_app
 from service.db.queries import jobs, results, stages
 from service.db.queries.pages import encode_cursor
+from service.db.tables import PromptSet
 from service.ids import IdKind, new_id
-from service.jobs import execution
+from service.jobs import checking, execution
 from service.jobs.kinds import RoundSpec
 from service.plan import PlannedStage
 from service.service import Service, create_job
@@ -100,6 +101,38 @@ def test_a_training_on_many_pairs_takes_the_statements_of_a_small_one(client: Te
         422,
         ["/pairs/2", "/pairs/3", "/pairs/4", "/pairs/5"],
     )
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_requests_are_checked_outside_the_transaction_that_writes(client: TestClient, service: Service) -> None:
+    """SQLite has one writer at a time, which shows where its transaction begins."""
+    ids = add_pairs(service, FEW)
+    for path, body in (("/trainings", {"pairs": ids, "training": TRAINING}), ("/rounds", round_body())):
+        with statements(service.uow.engine) as seen:
+            assert client.post(path, json=body).status_code == 202
+        texts = [statement for statement, _ in seen]
+        written = texts[texts.index("BEGIN IMMEDIATE") :]
+        read = [text for text in written if "SELECT" in text and "json_each" not in text]
+        assert len(written) < len(texts)
+        for table in ("pairs", "samples", "prompt_sets"):
+            assert not any(f"FROM {table}" in text for text in read)
+
+
+def test_what_is_removed_after_the_check_is_named(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt set of a request is removed between the check and the transaction that refers to it."""
+    client.post("/prompt-sets", json={"name": "gone", "prompts": prompts(1)})
+
+    def check_then_remove(*arguments: Any) -> Any:
+        checked = checking.check(*arguments)
+        with service.uow.writing() as session:
+            session.execute(delete(PromptSet).where(PromptSet.name == "gone"))
+        return checked
+
+    monkeypatch.setattr("service.service.check", check_then_remove)
+    problem = client.post("/rounds", json=round_body(prompts=None, prompt_set="gone")).json()
+    assert (problem["status"], problem["errors"][0]["pointer"]) == (422, "/prompt_set")
 
 
 def test_a_fusion_of_many_pairs_takes_the_statements_of_a_small_one(client: TestClient, service: Service) -> None:
