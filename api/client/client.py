@@ -243,14 +243,14 @@ class Client:
         return _read(JobDetail, response.content)
 
     def stages(self, job_id: str, **filters: Unpack[StageFilters]) -> Iterator[StageOut]:
-        """The stages of a job, in order."""
-        return _all(lambda cursor: self.stages_page(job_id, _MOST, cursor, **filters))
+        """Iterate over the stages of a job, in order."""
+        return _all(lambda cursor: self.stages_page(job_id, _MAX_PAGE_SIZE, cursor, **filters))
 
     def stages_page(
         self, job_id: str, limit: int = 50, cursor: str | None = None, **filters: Unpack[StageFilters]
     ) -> ListOut[StageOut]:
-        """A page of them."""
-        return self._get(f"/jobs/{_part(job_id)}/stages", ListOut[StageOut], limit=limit, cursor=cursor, **filters)
+        """Return one page of stages."""
+        return self._get(f"/jobs/{_segment(job_id)}/stages", ListOut[StageOut], limit=limit, cursor=cursor, **filters)
 
     def events(self, job_id: str) -> Iterator[EventOut]:
         """Iterate over the events of a job so far, oldest first."""
