@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError
+from dfusion.errors import CheckpointError, InvalidInputError, NonFiniteError, shortened
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RewardHistory:
         for prompt, values in scores.items():
             bad = [value for value in values if not math.isfinite(value)]
             if bad:
-                raise NonFiniteError(f"scores of {prompt!r}: expected finite numbers, got {bad}")
+                raise NonFiniteError(f"scores of {prompt!r}: expected finite numbers, got {shortened(bad)}")
 
         added = {prompt: self.scores.get(prompt, ()) + tuple(values) for prompt, values in scores.items()}
         return RewardHistory({**self.scores, **added}, scorer)
@@ -52,7 +52,7 @@ class RewardHistory:
         if not history:
             raise InvalidInputError(f"prompt: expected one with scores in the history, got {prompt!r}")
         if not all(math.isfinite(score) for score in scores):
-            raise NonFiniteError(f"scores of {prompt!r}: expected finite numbers, got {list(scores)}")
+            raise NonFiniteError(f"scores of {prompt!r}: expected finite numbers, got {shortened(list(scores))}")
 
         mean = statistics.fmean(history)
         std = statistics.pstdev(history)

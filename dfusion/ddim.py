@@ -11,7 +11,7 @@ import torch
 
 from dfusion._diffusers import DDIMScheduler
 from dfusion.config import MOST_INITIAL_SIGNAL
-from dfusion.errors import ScheduleError
+from dfusion.errors import ScheduleError, shortened
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 StepIndices = int | torch.Tensor
@@ -50,9 +50,10 @@ class Schedule:
         indices = [steps] if isinstance(steps, int) else steps.tolist()
         without_noise = sorted(set(indices) - set(self.trainable_steps))
         if without_noise:
+            expected = f"steps with noise (step_index in {shortened(self.trainable_steps)})"
             raise ScheduleError(
-                f"expected steps with noise (step_index in {self.trainable_steps}), got {without_noise}: sigma is 0"
-                " or there is no such step; leave them out, or use set_alpha_to_one=False and eta > 0"
+                f"expected {expected}, got {shortened(without_noise)}: sigma is 0 or the step does not exist; leave"
+                " them out, or use set_alpha_to_one=False and eta > 0"
             )
 
     @classmethod
@@ -78,7 +79,7 @@ class Schedule:
         variances = (1 - prev_alphas) / (1 - alphas) * (1 - alphas / prev_alphas)
         prediction_type = scheduler.config.prediction_type
         if not torch.isfinite(variances).all() or (prediction_type == "epsilon" and alphas.min() <= 0):
-            raise ScheduleError(f"expected alpha-bar in (0, 1) at every step, got {alphas.tolist()}")
+            raise ScheduleError(f"expected alpha-bar in (0, 1) at every step, got {alphas.min():g} to {alphas.max():g}")
 
         return cls(
             timesteps=timesteps,
@@ -102,7 +103,9 @@ def _timesteps(scheduler: DDIMScheduler, num_steps: int) -> torch.Tensor:
 
     inside = int(timesteps.min()) >= 0 and int(timesteps.max()) < len(scheduler.alphas_cumprod)
     if not inside or bool((timesteps.diff() >= 0).any()):
-        raise ScheduleError(f"expected timesteps that decrease within 0 to {total - 1}, got {timesteps.tolist()}")
+        raise ScheduleError(
+            f"expected timesteps that decrease within 0 to {total - 1}, got {shortened(timesteps.tolist())}"
+        )
     return timesteps
 
 

@@ -18,7 +18,16 @@ DFusionError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sized
+
+
+def shortened(value: object) -> str:
+    """`value` for an error message: in full if it is short, otherwise its type, its length and its first elements."""
+    short = reprlib.repr(value)
+    if isinstance(value, Sized) and short != repr(value):
+        return f"{type(value).__name__} of length {len(value)}: {short}"
+    return short
 
 
 class DFusionError(Exception):

@@ -1,4 +1,4 @@
-"""Compare models by their scores on the same prompts and seeds (sections 4.3 and 4.5; table 1). Imports no torch.
+"""Compare models by their scores on the same prompts and seeds (sections 4.3 and 4.5; table 1). Does not import torch.
 
 Scores of one prompt are similar, so prompts are the unit of uncertainty. Confidence intervals come from a bootstrap
 that resamples prompts, each with all its samples, with replacement (B. Efron and R. Tibshirani, "An Introduction to the
@@ -16,7 +16,7 @@ from itertools import product
 
 import numpy as np
 
-from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError, shortened
 
 _CHUNK = 1 << 20
 """Numbers that a bootstrap holds in memory."""
@@ -51,7 +51,7 @@ class ScoreTable:
     def __post_init__(self) -> None:
         for name, names in (("models", self.models), ("prompts", self.prompts), ("scorers", self.scorers)):
             if not names or len(set(names)) != len(names):
-                raise InvalidInputError(f"{name}: expected at least one and each once, got {list(names)}")
+                raise InvalidInputError(f"{name}: expected at least one and each once, got {shortened(list(names))}")
 
         if len(self.seeds) != len(self.prompts):
             raise InvalidInputError(f"seeds: expected those of {len(self.prompts)} prompts, got {len(self.seeds)}")
@@ -100,7 +100,7 @@ class ScoreTable:
         seeds = tuple(map(tuple, seeds_of.values()))
         counts = set(map(len, seeds))
         if len(counts) != 1:
-            raise InvalidInputError(f"rows: expected as many seeds for every prompt, got {sorted(counts)}")
+            raise InvalidInputError(f"rows: expected the same number of seeds for every prompt, got {sorted(counts)}")
 
         shape = (len(models), len(seeds), counts.pop(), len(scorers))
         return cls(models, tuple(seeds_of), seeds, scorers, np.array(values, dtype=np.float64).reshape(shape))
@@ -121,13 +121,13 @@ class ScoreTable:
 
 def _index(name: str, names: Sequence[str], kind: str) -> int:
     if name not in names:
-        raise InvalidInputError(f"{kind}: expected one of {list(names)}, got {name!r}")
+        raise InvalidInputError(f"{kind}: expected one of {shortened(list(names))}, got {name!r}")
     return list(names).index(name)
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are computed: their confidence, the number of resamples, and the seed."""
+    """Settings of the intervals: confidence, number of resamples, and seed."""
 
     confidence: float = 0.95
     resamples: int = 10_000
@@ -258,8 +258,8 @@ def compare(
         table: The scores of both models.
         model: The model.
         baseline: The model to compare with.
-        scorer: Whose scores to compare.
-        bootstrap: How the interval is computed. Differences per image are resampled by prompt.
+        scorer: The scorer.
+        bootstrap: The settings of the interval. Differences per image are resampled by prompt.
 
     Returns:
         The mean difference with its interval, and the numbers of prompts and images won.

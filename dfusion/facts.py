@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from dfusion.config import MOST_INITIAL_SIGNAL, FusionConfig, SamplingConfig
-from dfusion.errors import InvalidInputError, LayerNotFoundError
+from dfusion.errors import InvalidInputError, LayerNotFoundError, shortened
 
 Part = Literal["down", "middle", "up"]
 _HAS_CROSS_ATTENTION = {
@@ -31,7 +31,7 @@ _HAS_CROSS_ATTENTION = {
 }
 """By diffusers' block names. With any other block the layers of a U-Net are unknown."""
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-"""How CLIP's tokenizer splits text before it merges letters."""
+"""The pattern by which CLIP's tokenizer splits text before it merges letters."""
 _SPECIAL_TOKENS = 2
 """BOS and EOS."""
 
@@ -79,7 +79,9 @@ class PipelineFacts:
             raise LayerNotFoundError("the U-Net has no up block with cross-attention")
         requested = config.layers
         if requested != "middle+up" and (not requested or not set(requested) <= set(range(len(self.layers)))):
-            raise LayerNotFoundError(f"expected indices within 0 to {len(self.layers) - 1}, got {list(requested)}")
+            raise LayerNotFoundError(
+                f"expected indices within 0 to {len(self.layers) - 1}, got {shortened(list(requested))}"
+            )
 
     def sampling_problems(self, sampling: SamplingConfig) -> Iterator[tuple[str, str]]:
         """The settings of `sampling` that the pipeline is known to reject, each with the reason."""

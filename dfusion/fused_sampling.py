@@ -20,7 +20,7 @@ from dfusion.attention.masks import merge_masks, resize_mask
 from dfusion.attention.processors import AttentionContext, processors_installed
 from dfusion.config import FusionConfig
 from dfusion.ddim import Schedule
-from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError, shortened
 from dfusion.guidance import check_embeds, placement, predict
 from dfusion.inversion import invert
 from dfusion.sampling import OnStep, next_noise, noise_generators, take_step
@@ -262,10 +262,13 @@ def _check(
     prompts = {"base": base.prompts, "reference": reference.prompts, "prompt_embeds": texts}
     known = {name: values for name, values in prompts.items() if values is not None}
     if len(set(known.values())) > 1:
-        raise InvalidInputError(f"base and reference: expected samples of the prompts they are fused for, got {known}")
+        raise InvalidInputError(
+            f"base and reference: expected samples of the prompts they are fused for, got {shortened(known)}"
+        )
     if base.items is not None and reference.items is not None and base.items != reference.items:
         raise InvalidInputError(
-            f"base and reference: expected samples of one prompt, got items at {base.items} and {reference.items}"
+            f"base and reference: expected samples of one prompt, got items at {shortened(base.items)} and"
+            f" {shortened(reference.items)}"
         )
 
     # latents and maps
@@ -284,6 +287,8 @@ def _check(
     counts = [maps.shape[-1]] * len(maps) if reference.items is None else [len(items) for items in reference.items]
     got = [len(sample) for sample in thresholds]
     if got != counts:
-        raise InvalidInputError(f"thresholds: expected {counts}, one for each item of each pair, got {got}")
+        raise InvalidInputError(
+            f"thresholds: expected {shortened(counts)}, one per item of each pair, got {shortened(got)}"
+        )
     if not all(0 < threshold < 1 for threshold in chain.from_iterable(thresholds)):
-        raise InvalidInputError(f"thresholds: expected numbers between 0 and 1, got {list(thresholds)}")
+        raise InvalidInputError(f"thresholds: expected numbers between 0 and 1, got {shortened(list(thresholds))}")

@@ -28,6 +28,7 @@ from dfusion.errors import (
     ModelNotFoundError,
     NonFiniteError,
     ShapeMismatchError,
+    shortened,
 )
 from dfusion.facts import require_size
 from dfusion.sampling import latent_shape
@@ -121,13 +122,13 @@ class DiffusionModel:
         Args:
             model: A folder in diffusers' layout, a name of `dfusion.sources.HUB_MODELS`, or "owner/name@revision" on
                 the hub.
-            device: Where all parts run.
+            device: The device of all parts.
             dtype: Of U-Net and text encoders.
-            prediction_type: What the U-Net is expected to predict. None accepts the scheduler's setting.
+            prediction_type: The expected prediction type of the U-Net. None accepts the scheduler's setting.
             vae_dtype: Of the VAE, see `load_pipeline`.
 
         Raises:
-            ModelNotFoundError: There is no such model, or parts of it are missing or damaged.
+            ModelNotFoundError: The model does not exist, or parts of it are missing or damaged.
             InvalidInputError: The scheduler has another prediction type; an unknown dtype; an unavailable device.
 
         Example:
@@ -215,7 +216,7 @@ class DiffusionModel:
         for a plain string instead of a list.
         """
         if isinstance(texts, str) or len(texts) == 0:
-            raise InvalidInputError(f"texts: expected a list of at least one text, got {texts!r}")
+            raise InvalidInputError(f"texts: expected a list of at least one text, got {shortened(texts)}")
         for text in texts:
             self._token_ids(text)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dfusion.config import PairingConfig
-from dfusion.errors import NonFiniteError
+from dfusion.errors import NonFiniteError, shortened
 
 
 @dataclass(frozen=True)
@@ -71,4 +71,5 @@ def adopt(
 def _require_finite(scores: Sequence[float]) -> None:
     bad = [i for i, score in enumerate(scores) if not math.isfinite(score)]
     if bad:
-        raise NonFiniteError(f"scores: expected finite numbers, got {[scores[i] for i in bad]} at {bad}")
+        got = shortened([scores[i] for i in bad])
+        raise NonFiniteError(f"scores: expected finite numbers, got {got} at {shortened(bad)}")

@@ -18,7 +18,7 @@ from dfusion.adapter import attach_lora, has_lora, lora_config, lora_parameters
 from dfusion.advantages import RewardHistory
 from dfusion.attention.layers import find_layers, resolve_layers
 from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig, SamplingConfig
-from dfusion.errors import InvalidInputError
+from dfusion.errors import InvalidInputError, shortened
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, require_moments_of
@@ -246,7 +246,7 @@ def _check(
 ) -> None:
     """Check the arguments of `run_round` before the first sample."""
     if not prompts or not all(isinstance(prompt, Prompt) for prompt in prompts):
-        raise InvalidInputError(f"prompts: expected a list of at least one Prompt, got {prompts!r}")
+        raise InvalidInputError(f"prompts: expected a list of at least one Prompt, got {shortened(prompts)}")
     if (watch is not None and watch.name in (scorer.name, "diversity")) or scorer.name == "diversity":
         names = [scorer.name, watch.name if watch else None]
         raise InvalidInputError(f"watch: expected another name than the reward's and 'diversity', got {names}")

@@ -12,7 +12,7 @@ from dfusion.attention.masks import Item, item_weights, normalise_items
 from dfusion.attention.processors import AttentionContext, processors_installed
 from dfusion.config import SamplingConfig
 from dfusion.ddim import Schedule, mean, recorded_log_prob
-from dfusion.errors import InvalidInputError, NonFiniteError
+from dfusion.errors import InvalidInputError, NonFiniteError, shortened
 from dfusion.guidance import check_embeds, placement, predict
 from dfusion.types import Conditioning, Prompts, Trajectory
 
@@ -152,7 +152,7 @@ def sample(
 
 def _require_seeds(seeds: Sequence[int]) -> None:
     if not all(isinstance(seed, int) and 0 <= seed < 1 << 64 for seed in seeds):
-        raise InvalidInputError(f"seeds: expected integers in [0, 2**64), got {list(seeds)}")
+        raise InvalidInputError(f"seeds: expected integers in [0, 2**64), got {shortened(list(seeds))}")
 
 
 def latent_shape(unet: UNet2DConditionModel, latent_size: tuple[int, int] | None = None) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from dfusion.config import FusionConfig
-from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError, shortened
 from dfusion.types import Trajectory
 
 
@@ -74,7 +74,7 @@ def thresholds_of(trajectory: Trajectory, config: FusionConfig = FusionConfig())
     items = trajectory.items[0]
     if any(other != items for other in trajectory.items):
         raise InvalidInputError(
-            f"trajectory: expected samples of one prompt, got items {sorted(set(trajectory.items))}"
+            f"trajectory: expected samples of one prompt, got items {shortened(sorted(set(trajectory.items)))}"
         )
 
     steps = len(trajectory.timesteps)

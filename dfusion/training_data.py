@@ -159,7 +159,7 @@ def check_examples(examples: Sequence[Example], config: TrainingConfig, channels
     sides = list(chain.from_iterable(example.sides for example in examples))
     configs = {side.config for side in sides}
     if len(configs) != 1:
-        raise InvalidInputError(f"examples: expected one sampling config, got {configs}")
+        raise InvalidInputError(f"examples: expected one sampling config, got {len(configs)}")
     shapes = {tuple(side.latents.shape[2:]) for side in sides}
     if len(shapes) != 1 or sides[0].latents.shape[2] != channels:
         raise ShapeMismatchError("latents", f"({channels}, h, w) for all examples", sorted(shapes))

@@ -11,14 +11,14 @@ import torch
 from torch.nn import functional
 
 from dfusion.config import SamplingConfig
-from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, ShapeMismatchError, shortened
 
 _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What a U-Net is conditioned on, for B rows. `DiffusionModel.encode_prompts` returns it.
+    """The conditioning of a U-Net for B rows. `DiffusionModel.encode_prompts` returns it.
 
     embeds    (B, N, C) float32: the prompt embeddings; for SDXL, those of both text encoders, concatenated along C
     pooled    (B, P) float32: the pooled embeddings of SDXL's second text encoder; None for SD 1.x and 2.x
@@ -108,7 +108,7 @@ class Trajectory:
     config      the sampling settings
     item_maps   (B, T, h_m, w_m, K) float32 in [0, 1] or None: cross-attention maps of the K item tokens at the mask
                 layer, conditional half, mean over heads and blocks; samples with fewer items are padded with zeros
-    items       for each sample the token indices of its items (a tuple of tokens an item), or None
+    items       for each sample the token indices of its items (a tuple of tokens per item), or None
     mask_source the layers that `item_maps` were recorded from (see FusionConfig), or None
     prompts     for each sample its text, or None if unknown
     """
@@ -185,7 +185,7 @@ class Trajectory:
         """The samples at `indices`, in that order; an index may be repeated. Raises InvalidInputError for others."""
         rows = list(indices)
         if not all(-len(self) <= i < len(self) for i in rows):
-            raise InvalidInputError(f"indices: expected samples among {len(self)}, got {rows}")
+            raise InvalidInputError(f"indices: expected samples among {len(self)}, got {shortened(rows)}")
 
         return replace(
             self,

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import nn
 
 from dfusion._diffusers import Attention, Transformer2DModel, UNet2DConditionModel
-from dfusion.errors import LayerNotFoundError
+from dfusion.errors import LayerNotFoundError, shortened
 
 MaskSource = Literal["first_up", "resolution"]
 
@@ -92,7 +92,9 @@ def resolve_layers(layers: Sequence[Layer], wanted: Literal["middle+up"] | Seque
 
     missing = sorted(set(wanted) - {layer.index for layer in layers})
     if missing or not wanted:
-        raise LayerNotFoundError(f"layers: expected indices within 0 to {len(layers) - 1}, got {list(wanted)}")
+        raise LayerNotFoundError(
+            f"layers: expected indices within 0 to {len(layers) - 1}, got {shortened(list(wanted))}"
+        )
     return tuple(layers[int(i)] for i in sorted(set(wanted)))
 
 

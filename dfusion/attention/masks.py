@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.errors import InvalidInputError, ShapeMismatchError, shortened
 
 Item = int | tuple[int, ...]
-"""The token index of an item after BOS, or the indices of its several tokens."""
+"""The token index of an item after BOS, or the indices of all its tokens."""
 
 
 def normalise_items(items: Sequence[Sequence[Item]], num_tokens: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
@@ -24,10 +24,13 @@ def normalise_items(items: Sequence[Sequence[Item]], num_tokens: int) -> tuple[t
     samples = tuple(tuple(map(_tokens_of, sample)) for sample in items)
     for sample in samples:
         if not sample or not all(sample):
-            raise InvalidInputError(f"items: expected at least one item a sample and one token an item, got {sample}")
+            got = shortened(sample)
+            raise InvalidInputError(f"items: expected at least one item per sample and one token per item, got {got}")
         outside = [j for j in chain.from_iterable(sample) if not 0 <= j < num_tokens - 1]
         if outside:
-            raise InvalidInputError(f"items: expected token indices within 0 to {num_tokens - 2}, got {outside}")
+            raise InvalidInputError(
+                f"items: expected token indices within 0 to {num_tokens - 2}, got {shortened(outside)}"
+            )
     return samples
 
 
@@ -36,7 +39,9 @@ def _tokens_of(item: Item) -> tuple[int, ...]:
     if isinstance(item, int):
         return (item,)
     if isinstance(item, str) or not all(isinstance(j, int) for j in item):
-        raise InvalidInputError(f"items: expected token indices (see DiffusionModel.item_tokens), got {item!r}")
+        raise InvalidInputError(
+            f"items: expected token indices (see DiffusionModel.item_tokens), got {shortened(item)}"
+        )
     return tuple(item)
 
 
@@ -65,7 +70,9 @@ def merge_masks(
     if item_maps.ndim != 4 or len(thresholds) != len(item_maps):
         raise ShapeMismatchError("item_maps", f"({len(thresholds)}, h_m, w_m, K)", tuple(item_maps.shape))
     if max(map(len, thresholds), default=0) > item_maps.shape[-1]:
-        raise ShapeMismatchError("thresholds", f"at most K = {item_maps.shape[-1]} a sample", thresholds)
+        raise ShapeMismatchError(
+            "thresholds", f"at most K = {item_maps.shape[-1]} per sample", max(map(len, thresholds))
+        )
 
     limits = torch.full((len(thresholds), 1, 1, item_maps.shape[-1]), torch.inf)
     for b, sample in enumerate(thresholds):

@@ -1,4 +1,4 @@
-"""Prompt lists: prompts with their items and mask thresholds. Imports no torch.
+"""Prompt lists: prompts with their items and mask thresholds. Does not import torch.
 
 A list is a JSON file in this folder: `{"name", "description", "prompts": [{"text", "items", "thresholds"}]}`. The lists
 `paper-*` are tables 4, 5 and 6 of the paper. The lists `shapes-*` belong to the shapes world.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from dfusion.config import StrictModel
-from dfusion.errors import InvalidInputError, ItemNotInPromptError, PromptItemsError
+from dfusion.errors import InvalidInputError, ItemNotInPromptError, PromptItemsError, shortened
 from dfusion.prompts.items import find_items, parse_marked
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
@@ -48,7 +48,7 @@ class Prompt(StrictModel):
             if text and not items:
                 items = find_items(text)
                 if given.get("thresholds") is not None:
-                    raise PromptItemsError("thresholds: expected items, given or marked, to go with them, got none")
+                    raise PromptItemsError("thresholds: expected items, given or marked, for them, got none")
         except PromptItemsError as error:
             raise ValueError(str(error)) from error
         return {**given, "text": text, "items": items}
@@ -56,12 +56,14 @@ class Prompt(StrictModel):
     @model_validator(mode="after")
     def _fits(self) -> Prompt:
         if self.thresholds is not None and len(self.thresholds) != len(self.items):
-            raise ValueError(f"expected {len(self.items)} thresholds, one an item, got {len(self.thresholds)}")
+            raise ValueError(f"expected {len(self.items)} thresholds, one per item, got {len(self.thresholds)}")
         for item in self.items:
             if not _occurs(item, self.text):
                 raise ValueError(str(ItemNotInPromptError(item, self.text)))
         if len({item.casefold() for item in self.items}) != len(self.items):
-            raise ValueError(f"expected each item once (all its occurrences make one map), got {list(self.items)}")
+            raise ValueError(
+                f"expected each item once (all its occurrences make one map), got {shortened(list(self.items))}"
+            )
         return self
 
 
@@ -100,7 +102,7 @@ def read_prompts(source: str) -> tuple[Prompt, ...]:
         The prompts.
 
     Raises:
-        InvalidInputError: There is no such list or file, or it has no prompts.
+        InvalidInputError: The list or file does not exist, or has no prompts.
 
     Example:
         >>> from dfusion import read_prompts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dfusion.errors import NonFiniteError, ScorerError, ShapeMismatchError
+from dfusion.errors import NonFiniteError, ScorerError, ShapeMismatchError, shortened
 
 
 def check_images(images: np.ndarray, prompts: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def check_images(images: np.ndarray, prompts: Sequence[str]) -> None:
 
 
 def checked_scores(name: str, scores: object, count: int) -> list[float]:
-    """`scores`, a list or an array, as `count` finite floats. Raises ScorerError for anything else, NonFiniteError."""
+    """Convert `scores`, a list or an array, to `count` finite floats. Raises ScorerError, NonFiniteError."""
     if isinstance(scores, np.ndarray):
         scores = scores.tolist()
     if not isinstance(scores, list) or len(scores) != count:
@@ -27,7 +27,7 @@ def checked_scores(name: str, scores: object, count: int) -> list[float]:
 
     for score in scores:
         if isinstance(score, (bool, np.bool_)) or not isinstance(score, (int, float, np.integer, np.floating)):
-            raise ScorerError(f"{name}: expected scores that are numbers, got {score!r}")
+            raise ScorerError(f"{name}: expected scores that are numbers, got {shortened(score)}")
         if not math.isfinite(score):
             raise NonFiniteError(f"{name}: a score is NaN or infinite")
     return [float(score) for score in scores]

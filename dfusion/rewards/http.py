@@ -1,8 +1,8 @@
-"""A scorer behind HTTP.
+"""A scorer on an HTTP server.
 
 Each batch is one POST request with JSON, `{"prompts": [...], "images": [...]}`. Images are base64-encoded PNG files
-(lossless). The response is 200 with `{"scores": [...]}`, a finite number for each image in order. It may contain the
-server's `"version"`, which must then be the configured one, so that scores of two versions are never mixed unnoticed.
+(lossless). The response has status 200 and the body `{"scores": [...]}`, one finite number per image in order. It may
+contain the server's `"version"`, which must equal the configured one, so that scores of two versions are never mixed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from dfusion.errors import ScorerError, ScorerUnavailableError
+from dfusion.errors import ScorerError, ScorerUnavailableError, shortened
 from dfusion.rewards.checks import check_images, checked_scores
 from dfusion.rewards.config import HttpScorerConfig
 
 _RETRYABLE = (429, 502, 503, 504)
 """Status codes of a server that is overloaded or starting."""
-MOST_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 60.0
 """The longest pause before a retry."""
 
 
@@ -40,8 +40,8 @@ class HttpScorer:
 
         Raises:
             ScorerUnavailableError: The server cannot be reached or is overloaded, after all retries (retryable).
-            ScorerError: Any other response than the documented one.
-            ShapeMismatchError: Images of another shape or dtype.
+            ScorerError: The response is not the documented one.
+            ShapeMismatchError: The images have another shape or dtype.
             NonFiniteError: A score is NaN or infinite.
         """
         check_images(images, prompts)
@@ -58,39 +58,39 @@ class HttpScorer:
         return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
     def _post(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
-        """The server's response of status 200, with retries."""
-        trouble = ""
+        """Send a request with retries. Returns the response, whose status is 200."""
+        problem = ""
         for attempt in range(self._config.retries + 1):
             if attempt:
-                time.sleep(min(self._config.backoff_seconds * 2 ** (attempt - 1), MOST_SECONDS))
+                time.sleep(min(self._config.backoff_seconds * 2 ** (attempt - 1), MAX_PAUSE_SECONDS))
             try:
                 response = client.post(str(self._config.url), json=body)
             except httpx.TransportError as error:
-                trouble = f"{type(error).__name__}: {error}"
+                problem = f"{type(error).__name__}: {error}"
                 continue
             except httpx.DecodingError as error:
                 raise ScorerError(f"{self.name}: expected a decodable response, got {error}") from error
             if response.status_code == 200:
                 return response
-            trouble = f"status {response.status_code}"
+            problem = f"status {response.status_code}"
             if response.status_code not in _RETRYABLE:
-                raise ScorerError(f"{self.name}: expected status 200, got {trouble}: {response.text[:200]!r}")
+                raise ScorerError(f"{self.name}: expected status 200, got {problem}: {response.text[:200]!r}")
 
         attempts = self._config.retries + 1
         raise ScorerUnavailableError(
-            f"{self.name}: no answer from {self._config.url.host} in {attempts} attempts: {trouble}"
+            f"{self.name}: no response from {self._config.url.host} after {attempts} attempts: {problem}"
         )
 
     def _scores_in(self, response: httpx.Response, count: int) -> list[float]:
         try:
-            answer = response.json()
+            body = response.json()
         except ValueError as error:
             raise ScorerError(f"{self.name}: expected JSON, got {response.text[:200]!r}") from error
-        if not isinstance(answer, dict):
-            raise ScorerError(f"{self.name}: expected a JSON object with scores, got {type(answer).__name__}")
-        if answer.get("version", self.version) != self.version:
-            raise ScorerError(f"{self.name}: expected version {self.version!r}, got {answer['version']!r}")
-        return checked_scores(self.name, answer.get("scores"), count)
+        if not isinstance(body, dict):
+            raise ScorerError(f"{self.name}: expected a JSON object with scores, got {type(body).__name__}")
+        if body.get("version", self.version) != self.version:
+            raise ScorerError(f"{self.name}: expected version {self.version!r}, got {shortened(body['version'])}")
+        return checked_scores(self.name, body.get("scores"), count)
 
 
 def _png(image: np.ndarray) -> str:

@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from dfusion.errors import NonFiniteError, ScorerError
+from dfusion.errors import NonFiniteError, ScorerError, shortened
 from dfusion.rewards.checks import check_images
 
 
 @dataclass(frozen=True)
 class ImageVerdict:
-    """One reviewer's verdict on two images of one prompt: which is better, a tie, or that neither is good.
+    """A reviewer's verdict on two images of a prompt: one is better, a tie, or neither is good.
 
     first, second   keys of the images (`image_key`)
     """
@@ -66,5 +66,7 @@ class VerdictScorer:
         keys = [image_key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         missing = [row for row, key in enumerate(keys) if key not in self._verdicts]
         if missing:
-            raise ScorerError(f"{self.name}: expected a verdict on every image, got none for images {missing}")
+            raise ScorerError(
+                f"{self.name}: expected a verdict on every image, got none for images {shortened(missing)}"
+            )
         return [float(self._verdicts[key]) for key in keys]

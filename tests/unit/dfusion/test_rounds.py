@@ -28,6 +28,7 @@ from dfusion.prompts import Prompt
 from dfusion.rounds import RoundResult, run_round
 from dfusion.sampling import sample
 from dfusion.seeds import sample_seed
+from dfusion.shapes.prompts import prompt_list
 from dfusion.thresholds import thresholds_of
 from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair, TrainingSample
@@ -294,6 +295,9 @@ def test_invalid_arguments_are_rejected_before_the_first_sample() -> None:
     for invalid in ("a red [circle]", ["a red [circle]"]):
         with pytest.raises(InvalidInputError, match="Prompt"):
             run_round(model, invalid, Brightness(), config, seed=5)  # type: ignore[arg-type, list-item]
+    other_prompts = prompt_list("attribute", "train")
+    with pytest.raises(InvalidInputError, match=r"one Prompt, got tuple of length 40: \(ShapesPrompt.{,300}$"):
+        run_round(model, other_prompts, Brightness(), config, seed=5)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="another name"):
         run_round(model, PROMPTS, Brightness(), config, seed=5, watch=Brightness())
 
