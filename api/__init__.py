@@ -1,1 +1,1 @@
-"""The service's front: HTTP over `service`. Knows no torch and no worker."""
+"""The REST API of `service`. Does not import torch or worker."""

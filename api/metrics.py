@@ -1,5 +1,4 @@
-"""Figures for Prometheus. Those of requests are of this process; those of work are read from the database when asked,
-so that they do not depend on who did it."""
+"""Prometheus metrics: requests of this process; jobs and stages from the database at each scrape."""
 
 from __future__ import annotations
 
@@ -20,44 +19,44 @@ _REQUEST_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 
 
 class HttpMetrics:
-    """Counts and times of requests, in a registry of their own."""
+    """Counts and durations of requests, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "dfusion_http_requests", "Requests answered", ("method", "route", "status"), registry=self.registry
+            "dfusion_http_requests", "Requests with a response", ("method", "route", "status"), registry=self.registry
         )
         self._seconds = Histogram(
             "dfusion_http_request_seconds",
-            "Time to the end of the answer; long polls and event streams wait on purpose",
+            "Time to the end of the response; long polls and event streams count with their full time",
             ("method", "route"),
             registry=self.registry,
             buckets=_REQUEST_BUCKETS,
         )
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request was answered. `route` is its template, never the path: that would be a series for each id."""
+        """Record a response. `route` is the template; paths would create one series per id."""
         method = method if method in _METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
 
 class InstallationMetrics:
-    """A collector that asks the database. While that is away it says so and is silent about the rest."""
+    """Collects metrics from the database. If it is unavailable, reports only dfusion_database_up = 0 and disk space."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        """All families, from one view of the database."""
+        """All metric families, from one view of the database."""
         try:
             with self._service.uow.reading() as session:
                 families = [family for read in FAMILIES for family in read(session)]
         except SQLAlchemyError:
             families = []
-        yield GaugeMetricFamily("dfusion_database_up", "Whether the database answers", float(bool(families)))
+        yield GaugeMetricFamily("dfusion_database_up", "Whether the database is available", float(bool(families)))
         free = free_disk_bytes(self._service.settings.data_dir)
-        yield GaugeMetricFamily("dfusion_free_disk_bytes", "Room on the data folder's disk", free)
+        yield GaugeMetricFamily("dfusion_free_disk_bytes", "Free disk space of the data folder", free)
         yield from families
 
 
@@ -69,24 +68,24 @@ def _jobs(session: Session) -> Iterator[Metric]:
 
 
 def _queue(session: Session) -> Iterator[Metric]:
-    stages = GaugeMetricFamily("dfusion_stages", "Stages that are not at an end", labels=("state", "kind"))
+    stages = GaugeMetricFamily("dfusion_stages", "Unfinished stages", labels=("state", "kind"))
     for (state, kind), count in statistics.unfinished_stages(session).items():
         stages.add_metric((state, kind), count)
     yield stages
-    ready = GaugeMetricFamily("dfusion_stages_ready", "Queued stages that a worker could begin", labels=("kind",))
+    ready = GaugeMetricFamily("dfusion_stages_ready", "Queued stages that a worker could start", labels=("kind",))
     for kind, count in statistics.ready_stages(session).items():
         ready.add_metric((kind,), count)
     yield ready
     age = statistics.oldest_ready_seconds(session)
-    yield GaugeMetricFamily("dfusion_oldest_ready_stage_seconds", "How long the first of them has waited", age)
+    yield GaugeMetricFamily("dfusion_oldest_ready_stage_seconds", "Waiting time of the oldest ready stage", age)
 
 
 def _workers(session: Session) -> Iterator[Metric]:
     leases = statistics.leases(session)
     yield GaugeMetricFamily("dfusion_workers_busy", "Workers that hold a stage", leases.workers)
-    yield GaugeMetricFamily("dfusion_leases_expired", "Running stages whose worker is silent", leases.expired)
+    yield GaugeMetricFamily("dfusion_leases_expired", "Running stages with an expired lease", leases.expired)
     failed = statistics.failed_attempts(session)
-    attempts = CounterMetricFamily("dfusion_failed_attempts", "Attempts at a stage that failed", labels=("code",))
+    attempts = CounterMetricFamily("dfusion_failed_attempts", "Failed attempts of stages", labels=("code",))
     for code, count in failed.items():
         attempts.add_metric((code,), count)
     yield attempts
@@ -94,12 +93,12 @@ def _workers(session: Session) -> Iterator[Metric]:
     yield CounterMetricFamily("dfusion_lease_losses", "Stages whose worker was lost", lost)
 
 
-def _made(session: Session) -> Iterator[Metric]:
-    images = CounterMetricFamily("dfusion_images", "Images made, by what they are for", labels=("role",))
+def _outputs(session: Session) -> Iterator[Metric]:
+    images = CounterMetricFamily("dfusion_images", "Images by role", labels=("role",))
     for role, count in statistics.images_by_role(session).items():
         images.add_metric((role,), count)
     yield images
-    seconds = HistogramMetricFamily("dfusion_stage_seconds", "Time of successful stages", labels=("kind",))
+    seconds = HistogramMetricFamily("dfusion_stage_seconds", "Duration of successful stages", labels=("kind",))
     for kind, times in statistics.stage_seconds(session).items():
         buckets = [
             (str(limit), float(count)) for limit, count in zip(statistics.STAGE_BUCKETS, times.at_most, strict=True)
@@ -110,11 +109,11 @@ def _made(session: Session) -> Iterator[Metric]:
 
 def _memory(session: Session) -> Iterator[Metric]:
     memory = GaugeMetricFamily("dfusion_worker_gpu_memory_bytes", "GPU memory that torch holds", labels=("worker",))
-    for one in workers.all_workers(session):
-        if one.gpu_memory_bytes is not None:
-            memory.add_metric((one.name,), one.gpu_memory_bytes)
+    for worker in workers.all_workers(session):
+        if worker.gpu_memory_bytes is not None:
+            memory.add_metric((worker.name,), worker.gpu_memory_bytes)
     yield memory
 
 
-FAMILIES: tuple[Callable[[Session], Iterable[Metric]], ...] = (_jobs, _queue, _workers, _memory, _made)
-"""What is read at each scrape."""
+FAMILIES: tuple[Callable[[Session], Iterable[Metric]], ...] = (_jobs, _queue, _workers, _memory, _outputs)
+"""Contents of a scrape."""

@@ -1,4 +1,4 @@
-"""How many requests a second each caller may send to all processes of the service together."""
+"""Rate limits per caller, shared by all API processes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from service.settings import Settings
 _REDIS_SECONDS = 0.25
 """A slower Redis counts as unavailable."""
 _PAUSE_SECONDS = 5.0
-"""After a failure this process counts in memory for this long before it asks Redis again."""
+"""After a failure this process counts in memory for this long before it uses Redis again."""
 _BURST_SECONDS = 2
 _logger = logging.getLogger(__name__)
 
 
 class RateLimit:
-    """Two seconds' worth of requests (at least one) in any two seconds, for each caller.
+    """Allows each caller two seconds' worth of requests (at least one) in any two seconds.
 
-    With a broker the counts are in its Redis, so that they hold for all API processes. Without one, and while Redis is
-    unavailable or slow, this process counts in memory: a caller then gets the rate from each process. Requests never
-    fail because of Redis.
+    With a broker, the counts are stored in its Redis and shared by all API processes. Without one, and while Redis is
+    unavailable or slow, this process counts in memory, so each process allows the full rate. Requests never fail
+    because of Redis.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -60,7 +60,7 @@ class RateLimit:
         return max(window.reset_time - time.time(), 0.001)
 
     def _pause(self, error: RedisError) -> None:
-        """Use memory for a while. Of several requests that fail together, the first logs a warning."""
+        """Count in memory for a while. Only the first of several simultaneous failures logs a warning."""
         now = time.monotonic()
         if now >= self._unavailable_until:
             _logger.warning("Redis is unavailable (%s): requests are limited per process", type(error).__name__)
@@ -73,19 +73,19 @@ class RateLimit:
 
 
 def window_of(per_second: float) -> RateLimitItem:
-    """The rate in whole requests and seconds, rounded down: 2.7 a second are 5 in 2 seconds, 0.001 are 1 in 1000."""
+    """The rate in whole requests and seconds, rounded down: 2.7 per second is 5 in 2 seconds, 0.001 is 1 in 1000."""
     seconds = max(_BURST_SECONDS, math.ceil(1 / per_second))
     return RateLimitItemPerSecond(max(1, math.floor(seconds * per_second)), seconds, namespace="requests")
 
 
 def _pool(url: str) -> ConnectionPool:
-    """Connects with the first request. One attempt a command: the caller waits for it."""
+    """Connects with the first request. One attempt per command, since the caller waits for it."""
     return ConnectionPool.from_url(
         url, socket_connect_timeout=_REDIS_SECONDS, socket_timeout=_REDIS_SECONDS, retry=Retry(NoBackoff(), 0)
     )
 
 
 def _limiter(pool: ConnectionPool) -> MovingWindowRateLimiter:
-    options: dict[str, Any] = {"connection_pool": pool}  # which limits declares as text or a number
+    options: dict[str, Any] = {"connection_pool": pool}  # limits declares options as text or numbers
     storage = RedisStorage("async+redis://", implementation="redispy", key_prefix="dfusion", **options)
     return MovingWindowRateLimiter(storage)

@@ -1,4 +1,4 @@
-"""How many requests a second each caller may send."""
+"""Rate limits per caller, counted in this process."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-_MOST_BUCKETS = 10_000
+_MAX_BUCKETS = 10_000
 
 
 class TokenBuckets:
-    """A bucket for each caller: it holds two seconds' worth of requests (at least one) and fills steadily.
+    """One bucket per caller. It holds two seconds' worth of requests (at least one) and fills at a constant rate.
 
-    The callers that were quiet for the longest are forgotten first; by then their buckets are full again, as long as
-    fewer than 10,000 callers come at once.
+    Least recently seen callers are evicted first. With fewer than 10,000 active callers, evicted buckets are full.
     """
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_second, self._clock = per_second, clock
+        self._per_second = per_second
+        self._clock = clock
         self._size = max(1.0, 2 * per_second)
         self._lock = threading.Lock()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str) -> float:
-        """Take one request: 0 if there is one, otherwise the seconds until there will be."""
+        """Take one request. Returns 0 if it is allowed, otherwise the seconds to wait."""
         with self._lock:
             now = self._clock()
             held, since = self._buckets.pop(caller, (self._size, now))
             held = min(self._size, held + (now - since) * self._per_second)
-            taken = held >= 1
-            self._buckets[caller] = (held - 1 if taken else held, now)
-            if len(self._buckets) > _MOST_BUCKETS:
+            allowed = held >= 1
+            self._buckets[caller] = (held - 1 if allowed else held, now)
+            if len(self._buckets) > _MAX_BUCKETS:
                 self._buckets.popitem(last=False)
-            return 0.0 if taken else (1 - held) / self._per_second
+            return 0.0 if allowed else (1 - held) / self._per_second
 
 
 def retry_after(seconds: float) -> int:
