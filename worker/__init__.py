@@ -1,1 +1,1 @@
-"""Runs stages: applies the method (dfusion) to stored samples and models (service). Imports no web framework."""
+"""Runs stages: applies the method (dfusion) to stored samples and models (service). Does not import a web framework."""

@@ -1,4 +1,4 @@
-"""Settings of the C library's allocator for the way a worker uses memory."""
+"""Settings of the C library's memory allocator for workers."""
 
 from __future__ import annotations
 

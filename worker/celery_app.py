@@ -1,7 +1,7 @@
-"""The deployed worker: `celery -A worker.celery_app worker -P prefork -c 1 -Q gpu`, one for each GPU.
+"""The deployed worker: `celery -A worker.celery_app worker -P prefork -c 1 -Q gpu`, one per GPU.
 
 The parent receives hints from the broker and never imports torch; its only child runs stages (worker.child). SIGTERM,
-SIGINT and SIGQUIT stop the worker softly: the running stage returns to the queue with its last checkpoint. Celery's own
+SIGINT and SIGQUIT stop the worker softly: the running stage returns to the queue with its last checkpoint. Celery's
 soft shutdown only sleeps and then kills the child without notice (docs/decisions/013-queue.md).
 """
 

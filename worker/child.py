@@ -1,4 +1,4 @@
-"""The child process of a Celery worker: what it keeps between stages. Its first stage imports torch."""
+"""State of a Celery worker's child process between stages. The first stage imports torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Child:
-    """An installation opened in this process, and the models that stay loaded."""
+    """The installation opened in this process, and the models that stay loaded."""
 
     def __init__(self, settings: Settings, name: str, queues: Sequence[str], stop: Stop) -> None:
         self._settings = settings
@@ -56,7 +56,7 @@ class Child:
 
     @cached_property
     def bench(self) -> Workbench:
-        """The workbench, made on first use."""
+        """The workbench, created on first use."""
         with without_garbage_collection():
             import worker.runner  # noqa: F401  (with all that its stages need)
             from worker.workbench import Workbench, set_up_torch
@@ -67,8 +67,7 @@ class Child:
     def take_hint(self, stage_id: str, queue_name: str) -> bool:
         """Run a free stage of this worker's queues, if there is one.
 
-        It need not be the hinted stage: a hint only says that there is work. A worker that is stopping passes the hint
-        on.
+        It need not be the hinted stage: a hint only announces work. A stopping worker forwards the hint.
 
         Returns:
             Whether this process can run another stage.
@@ -79,7 +78,7 @@ class Child:
         if not limits.has_disk_room(self._settings):
             _logger.warning("disk nearly full; not starting any stage")  # the sweeper repeats the hint later
             return True
-        bench = self.bench  # before the claim: importing torch takes seconds, during which no lease is renewed
+        bench = self.bench  # before the claim, since no lease is renewed while torch is imported
         loaded = bench.models.loaded
         claim = execution.claim(self.service.uow, self._settings, self._name, self._queues, loaded)
         if claim is None:

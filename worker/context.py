@@ -1,4 +1,4 @@
-"""What a stage computes with: its claim, the workbench, and the files that it loads and stores. No database."""
+"""The context of a stage: its claim, the workbench, and the files that it loads and stores. No database."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class StageContext:
     """One attempt at a stage.
 
     Attributes:
-        bench: The installation, its models and its scorers.
+        bench: The installation with its models and scorers.
         claim: The stage under this worker's lease.
         heartbeat: Counts steps, and raises when the stage must stop.
         scratch: A folder that is removed after the attempt.
-        artifacts: The files that this attempt has stored. Their rows are written when the stage ends.
+        artifacts: The files that this attempt stored. Their rows are written when the stage ends.
     """
 
     bench: Workbench
@@ -58,17 +58,17 @@ class StageContext:
         """Count a denoising step. Raises as `Heartbeat.step` does."""
         self.heartbeat.step()
 
-    # events and checkpoints: under the lease's epoch, in transactions of their own
+    # events and checkpoints: under the lease's epoch, in separate transactions
 
     def note(self, kind: str, message: str, **data: object) -> None:
         """Write an event of the job at once, before the stage ends. Raises LeaseLostError."""
         execution.note(self.bench.uow, self.claim, kind, message, **data)
 
     def keep_checkpoint(self, stored: StoredObject) -> None:
-        """Name the file that the stage's next attempt resumes from. Raises LeaseLostError."""
+        """Record the file from which the next attempt of the stage resumes. Raises LeaseLostError."""
         execution.checkpoint(self.bench.uow, self.claim, stored)
 
-    # files that were stored before
+    # stored files
 
     def load_model(self, model: StoredModel) -> DiffusionModel:
         """The model, ready to sample."""
@@ -80,7 +80,7 @@ class StageContext:
             return load_optimizer(path)
 
     def load_trajectories(self, samples: Iterable[StoredSample]) -> dict[str, Trajectory]:
-        """The trajectories of these samples by the id of their artifact, as far as they are kept."""
+        """The stored trajectories of these samples, by artifact id. Samples without one are skipped."""
         artifacts = {sample.trajectory.id: sample.trajectory for sample in samples if sample.trajectory is not None}
         trajectories = {}
         for artifact in artifacts.values():
@@ -105,7 +105,7 @@ class StageContext:
         """Move a file into the storage.
 
         Args:
-            slot: What the file is to the stage; part of its key.
+            slot: The name of the file within the stage; part of its key.
             path: The file, in `scratch`.
             media_type: Its MIME type.
 

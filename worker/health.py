@@ -1,4 +1,7 @@
-"""`python -m worker.health`: exit code 0 if the health file was renewed recently. For containers; needs no broker."""
+"""`python -m worker.health`: exit code 0 if the health file was renewed recently. For containers.
+
+It works without the broker.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from service.settings import Settings
 _MISSED_RENEWALS = 6
 
 
-def is_well(settings: Settings) -> bool:
+def is_healthy(settings: Settings) -> bool:
     """Whether the worker or sweeper has renewed its health file recently."""
     interval_seconds = max(settings.presence_seconds, settings.sweep_seconds)
     try:
@@ -22,4 +25,4 @@ def is_well(settings: Settings) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if is_well(Settings.or_exit()) else 1)
+    sys.exit(0 if is_healthy(Settings.or_exit()) else 1)

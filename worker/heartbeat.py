@@ -1,4 +1,4 @@
-"""Renews the lease of a running stage, and stops the stage when it must."""
+"""Renews the lease of a running stage, and stops the stage on request."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Renews a lease from a thread, within its `with` block.
+    """Renews a lease from a thread within its `with` block.
 
-    The progress is written with each renewal. `step`, `at` and `check` raise when the stage must stop:
+    Each renewal also writes the progress. `step`, `at` and `check` raise when the stage must stop:
 
     * LeaseLostError: another worker has the stage.
-    * StageCancelledError, StagePausedError: a client asked for it.
+    * StageCancelledError, StagePausedError: a client requested it.
     * StageStoppedError: this worker is shutting down.
     """
 
@@ -50,11 +50,11 @@ class Heartbeat:
 
     @property
     def total(self) -> int:
-        """How many steps the stage has; 0 until `plan` is called."""
+        """The number of steps of the stage; 0 until `plan` is called."""
         return self._total
 
     def plan(self, total: int) -> None:
-        """Set how many steps the stage has."""
+        """Set the number of steps of the stage."""
         self._total = total
 
     def step(self, count: int = 1) -> None:
@@ -63,7 +63,7 @@ class Heartbeat:
         self._done += count
 
     def at(self, done: int) -> None:
-        """Set how many steps are finished in all. Raises when the stage must stop."""
+        """Set the total number of finished steps. Raises when the stage must stop."""
         self.check()
         self._done = done
 
@@ -72,11 +72,11 @@ class Heartbeat:
         if self._lost.is_set():
             raise LeaseLostError(f"the lease on {self._claim.stage_id} is lost")
         if self._stop_request is StopRequest.CANCEL:
-            raise StageCancelledError("a cancel was asked for")
+            raise StageCancelledError("cancel requested")
         if self._stop_request is StopRequest.PAUSE:
-            raise StagePausedError("a pause was asked for")
+            raise StagePausedError("pause requested")
         if self._stop.is_set():
-            raise StageStoppedError("this worker is asked to stop")
+            raise StageStoppedError("this worker is stopping")
 
     def _run(self) -> None:
         settings = self._bench.settings

@@ -1,4 +1,4 @@
-"""Models, prompts and samples as stages load them: rows, with the artifacts of their files."""
+"""Models, prompts and samples as loaded by stages: rows with the artifacts of their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ S = TypeVar("S")
 S2 = TypeVar("S2")
 
 SAMPLED_ROLES = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
-"""Roles of the samples that a policy sampled itself: neither fused nor made for an evaluation."""
+"""Roles of the samples that the policy sampled for training: neither fused nor sampled for an evaluation."""
 
 
 @overload
@@ -32,10 +32,10 @@ def spec_as(claim: Claim, first: type[S], second: type[S2]) -> S | S2: ...
 
 
 def spec_as(claim: Claim, first: type[Any], second: type[Any] | None = None) -> Any:
-    """The spec of the claim's job, which must be of one of these types. Raises ConflictError."""
+    """The spec of the claim's job, which must have one of these types. Raises ConflictError."""
     if isinstance(claim.spec, (first, second or first)):
         return claim.spec
-    raise ConflictError(f"a {claim.kind} stage does not belong to a {type(claim.spec).__name__}")
+    raise ConflictError(f"expected a job with a {claim.kind} stage, got a {type(claim.spec).__name__}")
 
 
 def shard_range(claim: Claim, name: str) -> tuple[int, int]:
@@ -43,7 +43,7 @@ def shard_range(claim: Claim, name: str) -> tuple[int, int]:
 
     Args:
         claim: The stage under lease.
-        name: What is counted: "prompts" or "pairs".
+        name: The items of the shard: "prompts" or "pairs".
 
     Returns:
         The first index, and the index after the last.
@@ -53,14 +53,14 @@ def shard_range(claim: Claim, name: str) -> tuple[int, int]:
 
 
 def load_prompts(session: Session, set_id: str | None) -> tuple[Prompt, ...]:
-    """All prompts of a set; none if there is no such set."""
+    """All prompts of a set; empty if the set does not exist."""
     row = None if set_id is None else prompt_sets.by_id(session, set_id)
     return () if row is None else prompt_sets.prompts_of(row)
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model as it is stored.
+    """A stored model.
 
     Attributes:
         row: The model.
@@ -72,7 +72,7 @@ class StoredModel:
 
 
 def load_model(session: Session, model_id: str) -> StoredModel:
-    """The model of that id. Raises NotFoundError."""
+    """The model with this id. Raises NotFoundError."""
     return _with_adapter(session, results.get_model(session, model_id))
 
 
@@ -89,12 +89,12 @@ def _with_adapter(session: Session, row: Model) -> StoredModel:
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample as it is stored.
+    """A stored sample.
 
     Attributes:
         row: The sample.
         image: The file of its image.
-        trajectory: The file that holds its trajectory, at `row.trajectory_row`; None where it is not kept.
+        trajectory: The file that holds its trajectory, at `row.trajectory_row`; None if it was not kept.
     """
 
     row: Sample
@@ -131,8 +131,8 @@ def trajectory_of(sample: StoredSample, trajectories: Mapping[str, Trajectory]) 
         trajectories: Loaded trajectories by the id of their artifact (`StageContext.load_trajectories`).
 
     Raises:
-        TrajectoryGoneError: The trajectory is not kept any more.
+        TrajectoryGoneError: The trajectory is no longer stored.
     """
     if sample.trajectory is None:
-        raise TrajectoryGoneError(f"the trajectory of {sample.row.id} is not kept (DFUSION_KEEP_TRAJECTORIES)")
+        raise TrajectoryGoneError(f"the trajectory of {sample.row.id} is not stored (DFUSION_KEEP_TRAJECTORIES)")
     return trajectories[sample.trajectory.id].select([sample.row.trajectory_row or 0])

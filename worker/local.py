@@ -1,4 +1,4 @@
-"""`python -m worker.local`: one worker process that claims stages from the database until it is stopped.
+"""`python -m worker.local`: a worker process that claims stages from the database until it is stopped.
 
 It stops on SIGTERM, on SIGINT, and when its standard input closes (the service that started it has ended).
 """
@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 def main() -> None:
     """Work until stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", help="this worker's name; its host and process id if not given")
+    parser.add_argument("--name", help="name of this worker; host and process id if not given")
     parser.add_argument("--alone", action="store_true", help="do not stop when standard input closes")
     arguments = parser.parse_args()
     stop = threading.Event()
@@ -63,18 +63,18 @@ def _stop_with_parent(stop: threading.Event) -> None:
 
 
 def work(settings: Settings, owner: str, stop: threading.Event) -> None:
-    """Claim and run one stage after the other until `stop` is set."""
+    """Claim and run stages until `stop` is set."""
     service = Service.open(settings)
     bench = Workbench.of(service)
     _logger.info("%s is ready", owner)
     queues = tuple(QueueName)
     presence = Presence(settings, owner, queues, lambda: service.uow, bench.about)
     presence.start()
-    turns = _Turns(bench, owner, stop)
+    loop = _Loop(bench, owner, stop)
     try:
         while not stop.is_set():
             try:
-                worked = turns.take()
+                worked = loop.run_once()
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -88,15 +88,15 @@ def work(settings: Settings, owner: str, stop: threading.Event) -> None:
 
 
 def _collect(bench: Workbench) -> None:
-    """Collect garbage in the storage; an unavailable storage is left to the next collection."""
+    """Collect garbage in the storage. If the storage is unavailable, it is retried at the next collection."""
     try:
         _logger.info("%s", collect(bench.uow, bench.store, bench.settings))
     except StorageError as error:
-        _logger.warning("storage not collected: %s", error)
+        _logger.warning("garbage collection failed: %s", error)
 
 
-class _Turns:
-    """What the worker does in turn: sweep for lost workers and collect garbage when they are due, then run a stage."""
+class _Loop:
+    """The worker's loop: sweep for lost workers and collect garbage when due, then run a stage."""
 
     def __init__(self, bench: Workbench, owner: str, stop: threading.Event) -> None:
         self._bench = bench
@@ -105,8 +105,8 @@ class _Turns:
         self._next_sweep = 0.0
         self._next_collection = 0.0
 
-    def take(self) -> bool:
-        """Take a turn. Returns whether there was a stage to run."""
+    def run_once(self) -> bool:
+        """Run one iteration. Returns whether it ran a stage."""
         uow = self._bench.uow
         settings = self._bench.settings
         if time.monotonic() >= self._next_sweep:

@@ -1,4 +1,4 @@
-"""Models by name, loaded once; adapters are exchanged on them."""
+"""A cache of the loaded base model, on which adapters are exchanged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ModelCache:
 
     @contextmanager
     def for_training(self, base: str, adapter: Artifact | None) -> Iterator[DiffusionModel]:
-        """As `with_adapter`, for a training: the adapter, which the training changes, is detached at the end."""
+        """Like `with_adapter`, for a training. The training changes the adapter, so it is detached at the end."""
         model = self.with_adapter(base, adapter)
         self._adapter = "in training"
         try:

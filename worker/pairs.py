@@ -1,4 +1,4 @@
-"""Pairs as stages load them, and the samples that a fusion names."""
+"""Pairs as loaded by stages, and the samples that a fusion names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from worker.inputs import SAMPLED_ROLES, StoredSample, load_round_samples, load_
 
 @dataclass(frozen=True)
 class StoredPair:
-    """A pair as it is stored.
+    """A stored pair.
 
     Attributes:
         row: The pair.
         reference: Its well-aligned sample.
         base: Its poorly-aligned sample.
-        target: The sample fused from the two; None before fusion, or without it.
+        target: The sample fused from both; None before fusion or without it.
     """
 
     row: Pair
@@ -47,14 +47,14 @@ def load_pairs(session: Session, rows: Sequence[Pair]) -> list[StoredPair]:
 
 
 def load_round_pairs(session: Session, claim: Claim) -> list[StoredPair]:
-    """The pairs of the claim's round by number; those of its shard if the stage has one."""
+    """The pairs of the claim's round, or of its shard if the stage has one, by number."""
     prompts = shard_range(claim, "prompts") if "prompts" in claim.params else None
     numbers = shard_range(claim, "pairs") if "pairs" in claim.params else None
     return load_pairs(session, results.round_pairs(session, claim.job_id, claim.round, prompts, numbers))
 
 
 def load_sides_to_fuse(session: Session, spec: FusionJobSpec) -> list[tuple[Sample, Sample]]:
-    """The (reference, base) samples that the spec names; none if the spec pairs a sampling."""
+    """The (reference, base) samples that the spec names; empty if the spec pairs a sampling."""
     if spec.pair is not None:
         pair = results.get_pair(session, spec.pair)
         ids = [(pair.reference_id, pair.base_id)]
@@ -74,5 +74,5 @@ def load_samples_to_fuse(session: Session, spec: FusionJobSpec) -> list[StoredSa
 
 
 def fusion_of(claim: Claim) -> FusionConfig:
-    """How the targets of the claim's job are fused."""
+    """The fusion settings of the claim's job."""
     return spec_as(claim, RoundSpec, FusionJobSpec).fusion or FusionConfig()

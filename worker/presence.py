@@ -1,4 +1,4 @@
-"""Reports a worker: a row for GET /workers, and a health file for containers. Imports no torch."""
+"""Reports a worker: a row for GET /workers, and a health file for containers. Does not import torch."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Presence:
         settings: The installation's settings.
         name: The worker's name.
         queues: The queues that it serves.
-        uow: Called for each report: the database may become available after the worker has started.
-        about: Called for each report: device, loaded model, and bytes of GPU memory in use.
+        uow: Called for each report, since the database may become available after the worker starts.
+        about: Called for each report. Returns the device, the loaded model, and the bytes of GPU memory in use.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The boundary of a task: runs one claimed stage, and turns its outcome into a state of the stage."""
+"""Runs a claimed stage, and records its outcome as the state of the stage."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _logger = logging.getLogger(__name__)
 
 
 def run_stage(bench: Workbench, claim: Claim, stop: Stop) -> bool:
-    """Run the stage until it succeeds, fails or stops.
+    """Run a stage until it succeeds, fails or stops.
 
     Returns:
         Whether this process can run another stage.
 
     Raises:
-        SQLAlchemyError: The outcome could not be written.
+        SQLAlchemyError: The outcome cannot be written.
     """
     with logs.about(job_id=claim.job_id, stage_id=claim.stage_id):
         _logger.info("%s of round %d of %s, attempt %d", claim.kind, claim.round, claim.job_id, claim.attempt)
@@ -54,7 +54,7 @@ def _attempt(bench: Workbench, claim: Claim, stop: Stop) -> bool:
         execution.paused(bench.uow, bench.settings, claim)
     except StageStoppedError:
         execution.give_back(bench.uow, bench.settings, claim)
-    except Exception as error:  # the one place that catches all: every failure becomes a state with a code
+    except Exception as error:  # every failure becomes a state with a code
         _logger.exception("%s failed", claim.stage_id)
         execution.fail(bench.uow, bench.settings, claim, failure_of(error))
         return not spoils_the_device(error)
@@ -79,7 +79,7 @@ def failure_of(error: Exception) -> StageFailure:
         return StageFailure("database", "the database failed", retryable=True)
     if isinstance(error, OSError):
         return StageFailure("input_output", f"{type(error).__name__}: {error.strerror}", retryable=True)
-    return StageFailure("internal", f"{type(error).__name__}; the worker's log says more", retryable=False)
+    return StageFailure("internal", f"{type(error).__name__}; see the worker's log", retryable=False)
 
 
 def _snake(name: str) -> str:

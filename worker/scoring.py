@@ -1,4 +1,4 @@
-"""Scores of images, by one scorer or several."""
+"""Scores of images by one or several scorers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.context import StageContext, batches
 from worker.inputs import StoredSample
 
 _THUMBNAIL = 32
-"""Side of the thumbnails whose pixels are the features of an image where no scorer has any."""
+"""Side of the thumbnails whose pixels are an image's features if no scorer has features."""
 _PIXELS = "pixels"
 
 
@@ -28,8 +28,8 @@ class ImageScores:
 
     Attributes:
         values: (S, N).
-        features: (N, ...) float32, one row an image.
-        features_name: Which scorer the features are of, with its version; "pixels" where no scorer has features.
+        features: (N, ...) float32, one row per image.
+        features_name: The scorer of the features with its version; "pixels" if no scorer has features.
     """
 
     values: list[list[float]]
@@ -37,7 +37,7 @@ class ImageScores:
     features_name: str
 
     def diversity(self, prompts: Sequence[str]) -> Diversity | None:
-        """How different the images of each prompt are; None if no prompt has two."""
+        """The diversity of each prompt's images; None if no prompt has two images."""
         if len(set(prompts)) == len(prompts):
             return None
         return diversity(self.features, prompts, "rms" if self.features_name == _PIXELS else "cosine")
@@ -49,7 +49,7 @@ def score_images(
     """Score stored images. Each image is read once and counts as one step.
 
     Args:
-        context: The stage, whose steps are planned here.
+        context: The stage. This function plans its steps.
         scorers: S scorers.
         images: N stored images.
         prompts: The prompt of each image.
@@ -58,7 +58,7 @@ def score_images(
         The scores and features, in the order of the images.
 
     Raises:
-        ScorerError, NonFiniteError, StorageError: An image could not be scored or read.
+        ScorerError, NonFiniteError, StorageError: An image cannot be scored or read.
     """
     context.heartbeat.plan(len(images))
     values: list[list[float]] = [[] for _ in scorers]
@@ -78,11 +78,11 @@ def score_images(
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """Samples with all scores that are stored for them.
+    """Samples with all their stored scores.
 
     Attributes:
         samples: The samples.
-        scores: Their scores by the sample's id, whichever scorer and version they are of.
+        scores: Their scores by sample id, of any scorer and version.
     """
 
     samples: Sequence[StoredSample]
@@ -90,7 +90,7 @@ class ScoredSamples:
 
 
 def load_scores(session: Session, samples: Sequence[StoredSample]) -> ScoredSamples:
-    """These samples with all scores that are stored for them."""
+    """These samples with all their stored scores."""
     return ScoredSamples(samples, results.scores(session, [sample.row.id for sample in samples]))
 
 
@@ -99,8 +99,8 @@ class CompleteScores:
     """The scores of samples by one version of a scorer.
 
     Attributes:
-        by_sample: The score of every sample, by the sample's id.
-        new: Those of them that are not stored yet.
+        by_sample: The score of every sample, by sample id.
+        new: The scores that are not stored yet.
     """
 
     by_sample: Mapping[str, float]
@@ -108,7 +108,7 @@ class CompleteScores:
 
 
 def score_missing(context: StageContext, scorer: Scorer, known: ScoredSamples) -> CompleteScores:
-    """Complete the scores of samples: those that this version of the scorer has not scored yet are scored now."""
+    """Complete the scores of samples: score those that this version of the scorer has not scored yet."""
     stored = {
         score.sample_id: score.value
         for scores in known.scores.values()
@@ -127,7 +127,7 @@ def score_missing(context: StageContext, scorer: Scorer, known: ScoredSamples) -
 
 
 def score_rows(scorers: Sequence[Scorer], sample_ids: Sequence[str], values: Sequence[Sequence[float]]) -> list[Score]:
-    """Values (S, N) of S scorers for N samples as rows, scorer by scorer."""
+    """Rows of the values (S, N) of S scorers for N samples, scorer by scorer."""
     return [
         Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
         for scorer, scorer_values in zip(scorers, values, strict=True)

@@ -1,4 +1,4 @@
-"""Stop requests to a worker: a `threading.Event`, or a flag that a parent process shares with forked children."""
+"""Stop requests to a worker: a `threading.Event`, or a flag shared with forked children."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`python -m worker.sweeper`: recovers lost leases, hints and workers, one sweeper at a time. Imports no torch."""
+"""`python -m worker.sweeper`: recovers lost leases, hints and workers, one sweeper at a time.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def main() -> None:
 
 
 def sweep_once(service: Service) -> bool:
-    """Sweep, unless another sweeper holds the lock. Returns whether this one did."""
+    """Sweep, unless another sweeper holds the lock. Returns whether this sweeper ran."""
     with _lock(service) as locked:
         if locked:
             lost = execution.sweep(service.uow, service.settings)

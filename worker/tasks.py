@@ -1,4 +1,4 @@
-"""The only Celery task: a hint that a stage is free."""
+"""The only Celery task: a hint that a stage is ready."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def run_stage(self: StageTask, stage_id: str) -> None:
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _begin(sender: str, **_: Any) -> None:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # also sent to the process group; the parent stops the child by the flag
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole process group; the parent sets the flag instead
     run_stage.child = Child(settings, sender, tuple(app.amqp.queues.consume_from), stop)
     run_stage.child.begin()
 

@@ -1,4 +1,4 @@
-"""What a training learns from: pairs with a better side, or samples with advantages."""
+"""Training examples: pairs with a better side, or samples with advantages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from worker.pairs import StoredPair, load_pairs, load_round_pairs
 from worker.scoring import ScoredSamples, load_scores, score_missing
 
 _Histories = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
-"""All scores of the policy's own samples so far, by scorer and version, then by prompt. They are read from the
-database, so that they survive restarts."""
+"""All scores of the policy's own samples so far, by scorer and version, then by prompt. The database keeps them across
+restarts."""
 
 
 @dataclass(frozen=True)
 class ScoredSide:
-    """A side of a pair, and its score by the pair's scorer."""
+    """A side of a pair with its score by the pair's scorer."""
 
     sample: StoredSample
     score: float
@@ -52,13 +52,12 @@ class RankedPair:
 
 @dataclass(frozen=True)
 class PairSource:
-    """Pairs to learn from.
+    """Pairs to train on.
 
     Attributes:
-        pairs: Those that have a better side.
-        masks: Where a target took from its reference: the mask's image by the pair's id. Empty unless the loss is
-            weighted by them.
-        histories: What advantages are computed from; empty if the algorithm learns from pairs.
+        pairs: The pairs that have a better side.
+        masks: The fusion masks as images, by pair id. Empty unless the loss is weighted by them.
+        histories: The scores for computing advantages; empty if the algorithm learns from pairs.
     """
 
     pairs: Sequence[RankedPair]
@@ -68,11 +67,11 @@ class PairSource:
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Samples to learn from, without fusion.
+    """Samples to train on, without fusion.
 
     Attributes:
-        samples: The round's own samples by prompt and number, with their scores.
-        histories: What advantages are computed from.
+        samples: The round's own samples with their scores, by prompt and number.
+        histories: The scores for computing advantages.
     """
 
     samples: ScoredSamples
@@ -81,12 +80,12 @@ class SampleSource:
 
 @dataclass(frozen=True)
 class TrainingExamples:
-    """What a trainer takes.
+    """Training examples and their counts.
 
     Attributes:
         examples: Pairs or samples.
-        pairs: How many pairs they come from.
-        adopted: In how many of those the target is the better side.
+        pairs: The number of pairs they come from.
+        adopted: The number of those pairs whose target is the better side.
     """
 
     examples: list[Example]
@@ -95,7 +94,7 @@ class TrainingExamples:
 
 
 def load_source(session: Session, claim: Claim) -> PairSource | SampleSource:
-    """What the claim's training may learn from. Raises ConflictError for jobs that do not train."""
+    """Load the pairs or samples of the claim's training. Raises ConflictError for jobs without a training."""
     spec = spec_as(claim, RoundSpec, TrainingJobSpec)
     if isinstance(spec, RoundSpec) and spec.fusion is None and not spec.training.learns_from_pairs:
         samples = load_scores(session, load_round_samples(session, claim.job_id, claim.round, SAMPLED_ROLES))
@@ -120,29 +119,29 @@ def _pairs_to_train_on(session: Session, spec: TrainingJobSpec) -> list[Pair]:
 
 
 def _load_histories(session: Session, pairs: Sequence[RankedPair]) -> _Histories:
-    """The scores of all rounds up to the newest pair's, in the jobs that sampled the pairs' bases."""
+    """The scores of all rounds up to the newest pair's round, in the jobs that sampled the pairs' bases."""
     bases = [ranked.pair.base.row for ranked in pairs]
     newest = max((base.round for base in bases), default=0)
     return results.score_histories(session, {base.job_id for base in bases}, newest)
 
 
 def _load_masks(session: Session, pairs: Sequence[RankedPair]) -> dict[str, Artifact]:
-    """The mask images of those pairs that have one, by the pair's id."""
+    """The mask images of the pairs that have one, by pair id."""
     mask_ids = {ranked.pair.row.id: ranked.pair.row.mask_artifact_id for ranked in pairs}
     images = results.artifacts(session, [mask_id for mask_id in mask_ids.values() if mask_id is not None])
     return {pair_id: images[mask_id] for pair_id, mask_id in mask_ids.items() if mask_id is not None}
 
 
 def _rank_pairs(pairs: Sequence[StoredPair], *, by_verdicts: bool) -> list[RankedPair]:
-    """Those of the pairs that have a better side."""
+    """Rank the pairs. Pairs without a better side are skipped."""
     ranked = (rank_pair(pair, by_verdicts=by_verdicts) for pair in pairs)
     return [pair for pair in ranked if pair is not None]
 
 
 def rank_pair(pair: StoredPair, *, by_verdicts: bool) -> RankedPair | None:
-    """The better side over the worse: by the verdict if it counts and there is one, else by Eq. 7.
+    """Rank the sides by the verdict if enabled and present, otherwise by Eq. 7.
 
-    By Eq. 7 the target, if it was adopted, or the reference is better than the base.
+    By Eq. 7, the target if adopted, otherwise the reference, is better than the base.
 
     Returns:
         The ranked pair; None if the verdict prefers neither side.
@@ -170,16 +169,16 @@ def rank_pair(pair: StoredPair, *, by_verdicts: bool) -> RankedPair | None:
 def training_examples(
     context: StageContext, source: PairSource | SampleSource, config: TrainingConfig, parent: Model
 ) -> TrainingExamples:
-    """All that a training learns from.
+    """Load the training examples.
 
     Args:
         context: The stage.
-        source: What `load_source` read.
+        source: The result of `load_source`.
         config: The training's settings.
-        parent: The model that is trained.
+        parent: The model to train.
 
     Raises:
-        TrajectoryGoneError: A trajectory is not kept any more.
+        TrajectoryGoneError: A trajectory is no longer stored.
         StorageError: A file cannot be read.
     """
     if isinstance(source, SampleSource):
@@ -201,7 +200,7 @@ def training_examples(
 
 
 def _mask(context: StageContext, image: Artifact) -> torch.Tensor:
-    """A mask from its image: (H, W) float32 in [0, 1]."""
+    """The mask of an image: (H, W) float32 in [0, 1]."""
     return torch.from_numpy(context.load_image(image)[..., 0] / 255).float()
 
 
@@ -222,14 +221,14 @@ def _training_pair(
 
 
 def _is_on_policy(sample: StoredSample, parent: Model) -> bool:
-    """Whether the model that is trained sampled it."""
+    """Whether `parent`, the model to train, sampled it."""
     return sample.row.role != SampleRole.TARGET and sample.row.model_id == parent.id
 
 
 def _examples_of_sides(
     source: PairSource, trajectories: Mapping[str, Trajectory], config: TrainingConfig, parent: Model
 ) -> Iterator[TrainingSample]:
-    """Both sides of each pair. Their advantages are relative to all scores that the pair's scorer gave the prompt."""
+    """Both sides of each pair, with advantages relative to all scores of the prompt by the pair's scorer."""
     histories: dict[tuple[str, str], RewardHistory] = {}
     for ranked in source.pairs:
         row = ranked.pair.row
@@ -247,13 +246,13 @@ def _examples_of_sides(
 def _examples_of_samples(
     context: StageContext, source: SampleSource, config: TrainingConfig, parent: Model
 ) -> Iterator[TrainingSample]:
-    """The round's own samples. Their advantages are relative to all scores that the reward gave the prompt."""
+    """The round's own samples, with advantages relative to all scores of the prompt by the reward."""
     # 1. scores by this worker's version of the reward
     reward = context.bench.scorer(spec_as(context.claim, RoundSpec).reward or "")
     scores = score_missing(context, reward, source.samples)
     samples = source.samples.samples
 
-    # 2. the history, with the scores that are not stored yet
+    # 2. the history, including scores that are not stored yet
     prompts = {sample.row.id: sample.row.prompt for sample in samples}
     new: dict[str, list[float]] = defaultdict(list)
     for score in scores.new:

@@ -1,4 +1,4 @@
-"""What all stages share: the installation, its models and its scorers, loaded once and kept."""
+"""Shared state of all stages: the installation, and its models and scorers, which are loaded once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def device_of(settings: Settings) -> str:
 
 
 def set_up_torch(settings: Settings) -> None:
-    """Configure torch for this process: number of threads, no TF32 (decision 016), and on a CPU memory that is kept for
-    the next layer."""
+    """Configure torch for this process.
+
+    Sets the number of threads and disables TF32 (decision 016). On a CPU, freed memory is kept for the next layer.
+    """
     if device_of(settings) == "cpu":
         keep_freed_memory()
     if settings.torch_threads:
@@ -38,7 +40,7 @@ def set_up_torch(settings: Settings) -> None:
 
 @dataclass
 class Workbench:
-    """An installation as a worker uses it."""
+    """The state of an installation that a worker uses."""
 
     settings: Settings
     uow: UnitOfWork
@@ -65,18 +67,18 @@ class Workbench:
         return torch.device(self.device).type == "cuda"
 
     def forget_peak_memory(self) -> None:
-        """Measure `peak_memory` from now on, if the device supports it."""
+        """Reset `peak_memory`, if the device supports it."""
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_memory(self) -> int:
-        """The most bytes of GPU memory that tensors took; without a GPU, of main memory since the process started."""
+        """Peak memory of tensors on the GPU in bytes. Without a GPU, peak memory of this process since it started."""
         if self._on_gpu:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
 
     def scorer(self, scorer: ScorerRef) -> Scorer:
-        """The scorer of that name, or that weighted sum. Raises ModelNotFoundError."""
+        """The scorer of this name, or this weighted sum. Raises ModelNotFoundError."""
         key = scorer if isinstance(scorer, str) else scorer.model_dump_json()
         if key not in self._scorers:
             self._scorers[key] = load_scorer(scorer, self.device, installed=self.catalogue.installed)

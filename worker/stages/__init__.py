@@ -1,4 +1,4 @@
-"""What each kind of stage does. A module for each kind: its inputs, its outputs, and the stage."""
+"""All kinds of stages. Each kind has a module with its inputs, outputs and the stage."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ STAGES: Mapping[StageKind, Stage[Any, Any]] = MappingProxyType(
         StageKind.EXPORT: export.STAGE,
     }
 )
-"""Every kind of stage that workers run."""
+"""The stage of each kind."""

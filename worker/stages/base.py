@@ -1,4 +1,4 @@
-"""The shape of a stage: load, compute, record."""
+"""The three parts of a stage: load, compute, record."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Outputs = TypeVar("Outputs")
 
 @dataclass(frozen=True)
 class Stage(Generic[Inputs, Outputs]):
-    """What workers do for one kind of stage.
+    """The implementation of one kind of stage.
 
     Attributes:
-        load: Reads all that the stage needs to know, in one view of the database. Opens no files.
-        compute: Does the work. Loads and stores files; has no session, so that no transaction is open meanwhile.
-        record: Writes the result, in the transaction that ends the stage. That transaction may be rolled back and run
-            again: `record` must not change its outputs. The rows of stored files are written before it is called.
+        load: Reads the inputs in one view of the database. Does not open files.
+        compute: Does the work, and loads and stores files. It has no session, so no transaction is open meanwhile.
+        record: Writes the outputs in the transaction that ends the stage. That transaction may be rolled back and
+            retried, so `record` must not change the outputs. The rows of stored files are written before it is called.
     """
 
     load: Callable[[Session, Claim], Inputs]

@@ -1,4 +1,4 @@
-"""Compare: what the evaluation's shards add up to, and, between models, which is better and how sure that is."""
+"""Compare: metrics over all shards of an evaluation, and paired comparisons of models with confidence intervals."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from worker.stages.evaluate import Measurement
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is compared.
+    """Inputs of a compare stage.
 
     Attributes:
-        samples: The evaluation's samples by split, prompt and number, with their scores.
-        baseline_id: The model that an evaluation compares the others with: the first of the request.
+        samples: The evaluation's samples with their scores, by split, prompt and number.
+        baseline_id: The first model of the request, with which an evaluation compares the others.
     """
 
     samples: ScoredSamples
@@ -38,12 +38,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What came out.
+    """Outputs of a compare stage.
 
     Attributes:
-        scores: New scores of samples that this version of a scorer had not scored.
+        scores: New scores of samples without a score by this version of the scorer.
         metrics: Mean and deviation by model, split and scorer.
-        comparison: The result of an evaluation, as GET /jobs/{id} shows it; None for rounds.
+        comparison: The result of an evaluation, as GET /jobs/{id} returns it; None for rounds.
     """
 
     scores: Sequence[Score]
@@ -52,19 +52,19 @@ class Outputs:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The samples that the evaluate stages made, with their scores."""
+    """Load the samples of the evaluate stages with their scores."""
     rows = results.samples_of_job(session, claim.job_id, claim.round, SampleRole.EVALUATION)
     samples = list(load_samples(session, rows).values())
     return Inputs(load_scores(session, samples), jobs.get(session, claim.job_id).model_id)
 
 
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
-    """Metrics by model, split and scorer; for an evaluation also the comparison."""
+    """Compute metrics by model, split and scorer; for an evaluation, also compare the models."""
     samples = [sample.row for sample in inputs.samples.samples]
     scores: dict[str, list[Score]] = {sample.id: [] for sample in samples}
     new: list[Score] = []
 
-    # shards may have been scored by an older version of a scorer: complete each in this worker's version
+    # an older version of a scorer may have scored some shards: complete the scores with this worker's version
     for scorer_ref in Measurement.of(context.claim.spec).scorers:
         scorer = context.bench.scorer(scorer_ref)
         complete = score_missing(context, scorer, inputs.samples)
@@ -107,8 +107,10 @@ def _metrics(claim: Claim, samples: Sequence[Sample], scores: Mapping[str, Seque
 def _comparison(
     spec: EvaluationJobSpec, baseline_id: str | None, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]
 ) -> dict[str, Any]:
-    """By split: every model by every scorer with its interval, and every model against the request's first, image by
-    image. The order in which the shards ended does not matter."""
+    """The result by split: each model's mean by each scorer, and its paired difference to the first model.
+
+    It does not depend on the order in which the shards finish.
+    """
     bootstrap = Bootstrap(spec.confidence, spec.resamples, seed=0)
     by_split: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -121,7 +123,7 @@ def _comparison(
 def _split(
     samples: Sequence[Sample], baseline_id: str | None, scores: Mapping[str, Sequence[Score]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """The models on one split. A prompt's name includes its place, because a list may hold a prompt twice."""
+    """The models on one split. Prompts are keyed by index and text, because a list can contain a prompt twice."""
     ordered = sorted(samples, key=lambda s: (s.model_id != baseline_id, s.prompt_index, s.number))
     table = ScoreTable.from_rows(
         ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)

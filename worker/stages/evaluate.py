@@ -1,4 +1,4 @@
-"""Evaluate: a shard of the images that a model is measured by, from the same seeds in every round, and their scores."""
+"""Evaluate: sample and score a shard of a model's evaluation images, with the same seeds in every round."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from worker.stages.base import Stage
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is measured.
+    """Inputs of an evaluate stage.
 
     Attributes:
         prompts: All prompts of the split; the shard is a range of them.
-        model: The model to sample from. In a job of rounds: the model after the round (0: before the first).
+        model: The model to sample from. In a round job, the model after the round (round 0: before the first).
     """
 
     prompts: Sequence[Prompt]
@@ -42,7 +42,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The samples of the shard by prompt and number, and their scores scorer by scorer."""
+    """Outputs of an evaluate stage.
+
+    Attributes:
+        samples: The samples of the shard, by prompt and number.
+        scores: Their scores, scorer by scorer.
+    """
 
     samples: Sequence[Sample]
     scores: Sequence[Score]
@@ -50,13 +55,13 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How the models of a job are measured.
+    """The evaluation settings of a job.
 
     Attributes:
-        samples_per_prompt: Images for each prompt.
-        scorers: Who scores them.
-        seed: What their seeds are derived from.
-        sampling: How they are sampled.
+        samples_per_prompt: The number of images per prompt.
+        scorers: The scorers.
+        seed: The base seed.
+        sampling: The sampling settings.
     """
 
     samples_per_prompt: int
@@ -66,7 +71,7 @@ class Measurement:
 
     @classmethod
     def of(cls, spec: JobSpec) -> Measurement:
-        """As the job's spec says. Raises ConflictError for a kind of job that measures nothing."""
+        """Read the settings from the job's spec. Raises ConflictError if the job has no evaluation."""
         match spec:
             case EvaluationJobSpec():
                 return cls(spec.samples_per_prompt, spec.scorers or (), spec.seed, spec.sampling)
@@ -75,12 +80,12 @@ class Measurement:
                 scorers = evaluation.scorers or (spec.reward or "",)
                 return cls(evaluation.samples_per_prompt, scorers, evaluation.seed, spec.sampling)
             case _:
-                raise ConflictError(f"nothing is measured for a {type(spec).__name__}")
+                raise ConflictError(f"{type(spec).__name__} jobs have no evaluation stage")
 
 
 @dataclass(frozen=True)
 class _PlannedImage:
-    """What an image of the shard is sampled from."""
+    """The prompt and the seed of an image of the shard."""
 
     prompt_index: int
     prompt: str
@@ -89,7 +94,7 @@ class _PlannedImage:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The prompts of the shard's split, and its model."""
+    """Load the prompts of the shard's split, and its model."""
     prompts = load_prompts(session, claim.params["set"])
     if "model" in claim.params:
         return Inputs(prompts, load_model(session, claim.params["model"]))
@@ -106,8 +111,8 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
     images = np.concatenate([_sample(context, measurement, model, part) for part in parts])
     samples = []
-    for place, (plan, pixels) in enumerate(zip(planned, images, strict=True)):
-        image_id = context.store_image(f"image-{place:06d}", pixels)
+    for row, (plan, pixels) in enumerate(zip(planned, images, strict=True)):
+        image_id = context.store_image(f"image-{row:06d}", pixels)
         samples.append(_sample_row(context.claim, inputs.model.row, plan, image_id))
 
     return Outputs(samples, _scores(context, measurement, samples, images))

@@ -1,4 +1,4 @@
-"""Export: an adapter for other programs, reloaded and verified by its image, or a job's pairs as a data set."""
+"""Export: an adapter for other programs, verified by reloading it and re-rendering an image, or a job's pairs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _ZIP = "application/zip"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is exported: a model or pairs.
+    """Inputs of an export stage.
 
     Attributes:
-        model: The model whose adapter is exported; None for a job's pairs.
-        pairs: The pairs of the job that the request names, round by round; empty for a model.
+        model: The model whose adapter is exported; None for an export of pairs.
+        pairs: The pairs of the requested job, round by round; empty for an export of a model.
     """
 
     model: StoredModel | None
@@ -44,13 +44,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The export, with what its verification measured."""
+    """Outputs of an export stage: the export with the results of its verification."""
 
     export: Export
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The model with its adapter, or all pairs of a job."""
+    """Load the model with its adapter, or all pairs of a job."""
     spec = spec_as(claim, ExportJobSpec)
     if spec.job is not None:
         return Inputs(None, load_pairs(session, results.job_pairs(session, spec.job)))
@@ -79,7 +79,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
 
 def _export_adapter(context: StageContext, spec: ExportJobSpec, model: StoredModel) -> tuple[str, dict[str, Any]]:
-    """The id of the file's artifact, and what its verification measured."""
+    """Export an adapter. Returns the id of the file's artifact and the results of the verification."""
     adapter = model.adapter
     if adapter is None or spec.format == "parquet":
         raise ConflictError(f"{model.row.id} has no adapter to export as {spec.format}")
@@ -99,7 +99,7 @@ def _export_adapter(context: StageContext, spec: ExportJobSpec, model: StoredMod
 def _export_pairs(
     context: StageContext, pairs: Sequence[StoredPair], *, by_verdicts: bool
 ) -> tuple[str, dict[str, Any]]:
-    """The id of the file's artifact, and how many pairs are in it."""
+    """Export pairs. Returns the id of the file's artifact and the number of its pairs."""
     context.heartbeat.plan(len(pairs))
     out = context.scratch / "pairs.parquet"
     count = write_preferences(out, _preferences(context, pairs, by_verdicts))
@@ -136,13 +136,13 @@ def _preference(context: StageContext, ranked: RankedPair) -> PreferencePair:
 
 
 def _role(pair: StoredPair, sample: StoredSample) -> str:
-    """What the sample is in this pair; it may have another role in another pair."""
+    """The sample's role in this pair. It can have another role in another pair."""
     names = {pair.reference.row.id: "reference", pair.base.row.id: "base"}
     return names.get(sample.row.id, "target")
 
 
 def _flatten(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested figures by joined names, without those that are None."""
+    """Flatten nested figures by joining their names. None values are skipped."""
     flat: dict[str, float] = {}
     for name, value in figures.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Fuse: the targets of some prompts' pairs (Eq. 4, 5)."""
+"""Fuse: the targets of a shard of pairs (Eq. 4, 5)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _Trajectories = Mapping[str, Trajectory]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is fused.
+    """Inputs of a fuse stage.
 
     Attributes:
         pairs: The pairs of the shard, by number.
-        model: The model that their bases were sampled from; None without pairs.
+        model: The model that sampled their bases; None without pairs.
     """
 
     pairs: Sequence[StoredPair]
@@ -45,7 +45,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Target:
-    """A fused sample and the thresholds of its masks, one an item."""
+    """A fused sample and the thresholds of its masks, one per item."""
 
     sample: Sample
     thresholds: Sequence[float]
@@ -53,27 +53,27 @@ class Target:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What became of the pairs.
+    """Outputs of a fuse stage.
 
     Attributes:
-        targets: The target of each pair that could be fused, by the pair's id.
-        why_not: For every other pair why it has no target, by the pair's id.
+        targets: The targets of the fused pairs, by pair id.
+        reasons: The reasons why the other pairs have no target, by pair id.
     """
 
     targets: Mapping[str, Target]
-    why_not: Mapping[str, str]
+    reasons: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class _Thresholds:
-    """Mask thresholds by pair; for pairs without any, why."""
+    """Mask thresholds by pair id, and the reasons why other pairs have none."""
 
     by_pair: dict[str, Sequence[float]] = field(default_factory=dict)
-    why_not: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The pairs of the shard, and the model of their bases, which is the same for all pairs of a job's round."""
+    """Load the pairs of the shard and the model of their bases, which is the same for all pairs of a round."""
     pairs = load_round_pairs(session, claim)
     return Inputs(pairs, load_model(session, pairs[0].base.row.model_id) if pairs else None)
 
@@ -85,10 +85,10 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     trajectories = context.load_trajectories(sides)
 
     together = "prompts" in context.claim.params
-    thresholds = _find_thresholds(inputs.pairs, trajectories, config, together=together)
+    thresholds = _compute_thresholds(inputs.pairs, trajectories, config, together=together)
     pairs = [pair for pair in inputs.pairs if pair.row.id in thresholds.by_pair]
     if inputs.model is None or not pairs:
-        return Outputs({}, thresholds.why_not)
+        return Outputs({}, thresholds.reasons)
 
     limits = [thresholds.by_pair[pair.row.id] for pair in pairs]
     samples = _fuse_pairs(context, context.load_model(inputs.model), pairs, limits, trajectories, config)
@@ -96,21 +96,21 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         pair.row.id: Target(sample, thresholds.by_pair[pair.row.id])
         for pair, sample in zip(pairs, samples, strict=True)
     }
-    return Outputs(targets, thresholds.why_not)
+    return Outputs(targets, thresholds.reasons)
 
 
-def _find_thresholds(
+def _compute_thresholds(
     pairs: Sequence[StoredPair], trajectories: _Trajectories, config: FusionConfig, *, together: bool
 ) -> _Thresholds:
-    """The pairs' own thresholds, or those found from the maps of several samples.
+    """The thresholds of the pairs, stored or computed from the maps of several samples.
 
     Args:
         pairs: The pairs of the shard.
         trajectories: The trajectories of their sides.
-        config: How the pairs are fused.
-        together: Whether thresholds are found from all samples that are paired on the prompt, which a shard of prompts
-            has together. Otherwise a pair's come from its own two samples, so that they do not depend on what else the
-            request names.
+        config: The fusion settings.
+        together: Whether to compute thresholds from all paired samples of the prompt, which a shard of prompts
+            contains completely. Otherwise a pair's thresholds are computed from its own two samples, so they do not
+            depend on the other pairs of the request.
     """
     thresholds = _Thresholds()
     groups: dict[object, list[StoredPair]] = defaultdict(list)
@@ -126,8 +126,8 @@ def _find_thresholds(
         try:
             maps = Trajectory.cat([trajectory_of(side, trajectories) for side in sides.values()])
             limits = thresholds_of(maps, config)
-        except InvalidInputError as error:  # an item whose map is the same everywhere
-            thresholds.why_not.update(dict.fromkeys(ids, str(error)))
+        except InvalidInputError as error:  # an item whose map is constant
+            thresholds.reasons.update(dict.fromkeys(ids, str(error)))
         else:
             thresholds.by_pair.update(dict.fromkeys(ids, limits))
     return thresholds
@@ -141,7 +141,7 @@ def _fuse_pairs(
     trajectories: _Trajectories,
     config: FusionConfig,
 ) -> list[Sample]:
-    """The targets as rows, in the order of their pairs; their files are stored."""
+    """Fuse the targets and store their files. Returns their rows in the order of the pairs."""
     size = context.bench.settings.batch_size
     parts = list(zip(batches(pairs, size), batches(thresholds, size), strict=True))
     num_steps = next(iter(trajectories.values())).config.num_steps
@@ -205,7 +205,7 @@ def _sample_row(claim: Claim, pair: StoredPair, image_id: str, file_id: str, row
 
 
 def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
-    """Insert the targets, and write into each pair its target, or why it has none."""
+    """Insert the targets, and update each pair with its target or the reason why it has none."""
     results.add_all(session, [target.sample for target in outputs.targets.values()])
     results.update_pairs(
         session,
@@ -214,7 +214,7 @@ def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
             for pair_id, target in outputs.targets.items()
         },
     )
-    reasons = {pair_id: {"why": f"nothing was fused: {why}"} for pair_id, why in outputs.why_not.items()}
+    reasons = {pair_id: {"why": f"nothing was fused: {reason}"} for pair_id, reason in outputs.reasons.items()}
     results.update_pairs(session, reasons)
 
 

@@ -1,4 +1,4 @@
-"""Sample: the trajectories and images of some prompts, each from its own seed."""
+"""Sample: trajectories and images of a shard of prompts, each from its own seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from worker.stages.base import Stage
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is sampled.
+    """Inputs of a sample stage.
 
     Attributes:
         prompts: All prompts of the job; the shard is a range of them.
@@ -41,14 +41,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The samples of the shard, by prompt and number."""
+    """Outputs of a sample stage: the samples of the shard, by prompt and number."""
 
     samples: Sequence[Sample]
 
 
 @dataclass(frozen=True)
 class _PlannedSample:
-    """What a sample of the shard is sampled from."""
+    """The prompt and the seed of a sample of the shard."""
 
     prompt_index: int
     prompt: Prompt
@@ -57,7 +57,7 @@ class _PlannedSample:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The job's prompts, and the model of its round."""
+    """Load the job's prompts and the model of its round."""
     return Inputs(load_prompts(session, claim.prompt_set_id), load_model_before(session, claim, claim.round))
 
 
@@ -117,7 +117,7 @@ def _sample(
 
 
 def _mask_source(spec: RoundSpec | SamplingJobSpec) -> Literal["first_up", "resolution"] | None:
-    """Where item maps are recorded; None where nothing will be fused."""
+    """The layers whose item maps are recorded; None if nothing will be fused."""
     if isinstance(spec, SamplingJobSpec):
         return spec.mask_source
     return None if spec.fusion is None else spec.fusion.mask_source

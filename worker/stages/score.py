@@ -1,4 +1,4 @@
-"""Score: what the job's scorers give its samples, how different these are, and a warning where a reward misleads."""
+"""Score: scores of a job's samples, their diversity, and a warning if the reward is misleading."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from worker.stages.base import Stage
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is scored.
+    """Inputs of a score stage.
 
     Attributes:
-        samples: The round's samples, without scores; for a fusion the stored samples that it is to pair, with theirs.
+        samples: The round's samples without scores; for a fusion, the stored samples to pair, with their scores.
         metrics: The metrics of the job's earlier rounds.
     """
 
@@ -39,12 +39,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the scorers gave.
+    """Outputs of a score stage.
 
     Attributes:
         scores: The new scores.
-        metrics: The round's mean by each scorer, and its diversity; none for a fusion.
-        misleading: A warning that the reward rises while other figures fall; None if it does not.
+        metrics: The round's mean by each scorer, and its diversity; empty for a fusion.
+        misleading: A warning if the reward rises while other metrics fall; None otherwise.
     """
 
     scores: Sequence[Score]
@@ -54,11 +54,11 @@ class Outputs:
 
 @dataclass(frozen=True)
 class MisleadingReward:
-    """A reward that rises while other figures fall.
+    """A reward that rises while other metrics fall.
 
     Attributes:
         reward: The name of its scorer.
-        falling: The names of the figures.
+        falling: The names of the falling metrics.
     """
 
     reward: str
@@ -66,7 +66,7 @@ class MisleadingReward:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The samples with their scores, and the metrics of earlier rounds."""
+    """Load the samples with their scores, and the metrics of earlier rounds."""
     if isinstance(claim.spec, FusionJobSpec):
         return Inputs(load_scores(session, load_samples_to_fuse(session, claim.spec)), [])
 
@@ -76,7 +76,7 @@ def load(session: Session, claim: Claim) -> Inputs:
 
 
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
-    """Score the job's own samples by all its scorers; for a fusion, those that its reward has not scored yet."""
+    """Score the job's samples by all its scorers; for a fusion, samples without a score by its reward."""
     spec = context.claim.spec
     if isinstance(spec, FusionJobSpec):
         return Outputs(score_missing(context, context.bench.scorer(spec.reward or ""), inputs.samples).new)
@@ -101,7 +101,7 @@ def _scorers(spec: JobSpec) -> Sequence[ScorerRef]:
         case SamplingJobSpec(scorers=scorers):
             return scorers or ()
         case _:
-            raise ConflictError(f"nothing is scored for a {type(spec).__name__}")
+            raise ConflictError(f"{type(spec).__name__} jobs have no scoring stage")
 
 
 def _metrics(
@@ -133,11 +133,14 @@ def _metrics(
 
 
 def _misleading(reward: Scorer, metrics: Sequence[Metric]) -> MisleadingReward | None:
-    """Whether the reward rises over the last rounds while other figures fall.
+    """Test whether the reward rises over the last rounds while other metrics fall.
 
     Args:
         reward: The reward's scorer.
         metrics: The metrics of all rounds up to this one, round by round.
+
+    Returns:
+        The reward and the falling metrics; None if it does not rise, or none falls.
     """
     series: dict[tuple[str, str], list[float]] = {}
     for metric in metrics:

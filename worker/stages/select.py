@@ -1,4 +1,4 @@
-"""Select: references and bases, prompt by prompt, or as a fusion names them."""
+"""Select: choose references and bases by score, or use the samples that a fusion names."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from worker.stages.base import Stage
 _Sides = tuple[Sample, Sample]
 """A reference and a base."""
 _Thresholds = Mapping[tuple[str | None, int], Sequence[float] | None]
-"""By prompt set and place in it: the same text may stand in several places, with other items."""
+"""Keyed by prompt set and index, because a text can occur more than once with different items."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is paired.
+    """Inputs of a select stage.
 
     Attributes:
-        samples: The round's samples, or those that the fusion may pair, by prompt and number, with their scores.
-        named: The (reference, base) samples that the request names; empty where they are chosen by their scores.
-        thresholds: Mask thresholds by the place of a prompt; None where they are found from its maps.
+        samples: The samples of the round or the fusion with their scores, by prompt and number.
+        named: The (reference, base) samples that the request names; empty if they are chosen by score.
+        thresholds: Mask thresholds by prompt set and index; None if they are computed from its maps.
     """
 
     samples: ScoredSamples
@@ -48,12 +48,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The pairs.
+    """Outputs of a select stage.
 
     Attributes:
-        scores: New scores of samples that this version of the scorer had not scored.
+        scores: New scores of samples without a score by this version of the scorer.
         pairs: The pairs in order.
-        samples: How many samples they were chosen from.
+        samples: The number of samples they were chosen from.
     """
 
     scores: Sequence[Score]
@@ -62,7 +62,7 @@ class Outputs:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The samples with their scores, and the thresholds of their prompts. Raises ConflictError."""
+    """Load the samples with their scores, and the thresholds of their prompts. Raises ConflictError."""
     match claim.spec:
         case RoundSpec():
             samples = load_round_samples(session, claim.job_id, claim.round, [SampleRole.PLAIN])
@@ -75,20 +75,20 @@ def load(session: Session, claim: Claim) -> Inputs:
                 thresholds = dict.fromkeys(thresholds, spec.thresholds or own)
             return Inputs(load_scores(session, samples), load_sides_to_fuse(session, spec), thresholds)
         case spec:
-            raise ConflictError(f"nothing is paired for a {type(spec).__name__}")
+            raise ConflictError(f"{type(spec).__name__} jobs have no selection stage")
 
 
 def _load_thresholds(session: Session, samples: Iterable[StoredSample]) -> _Thresholds:
-    """Those of the prompts that the samples were sampled from."""
+    """The thresholds of all prompts in the prompt sets of the samples."""
     thresholds: dict[tuple[str | None, int], Sequence[float] | None] = {}
     for set_id in {sample.row.prompt_set_id for sample in samples}:
-        for place, prompt in enumerate(load_prompts(session, set_id)):
-            thresholds[set_id, place] = prompt.thresholds
+        for index, prompt in enumerate(load_prompts(session, set_id)):
+            thresholds[set_id, index] = prompt.thresholds
     return thresholds
 
 
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
-    """Pair the samples by their scores, or as the request names them."""
+    """Pair the samples by score, or as named by the request."""
     spec = spec_as(context.claim, RoundSpec, FusionJobSpec)
     scorer = context.bench.scorer(spec.reward or "")
     scores = score_missing(context, scorer, inputs.samples)
@@ -143,7 +143,7 @@ def _pair(
 
 
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
-    """Insert scores and pairs, and give the samples in them their roles."""
+    """Insert scores and pairs, and set the roles of the paired samples."""
     results.add_scores(session, outputs.scores)
     results.add_all(session, outputs.pairs)
     results.mark_paired(session, claim.job_id, claim.round)

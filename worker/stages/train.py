@@ -35,13 +35,13 @@ JSON = "application/json"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is trained, and on what.
+    """Inputs of a training stage.
 
     Attributes:
-        parent: The model that is trained.
-        optimizer: The state of AdamW after the parent's training; None if it is not carried on, or there is none (a
+        parent: The model to train.
+        optimizer: The state of AdamW after the parent's training; None if it is not carried over or does not exist (a
             base model, an imported adapter).
-        source: The pairs or samples to learn from.
+        source: The pairs or samples to train on.
     """
 
     parent: StoredModel
@@ -51,11 +51,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What was trained.
+    """Outputs of a training stage.
 
     Attributes:
-        model: The new model; None if there was nothing to learn from.
-        falling: The preferred sides' mean log-ratio before and after it fell; None if it did not.
+        model: The new model; None without training examples.
+        falling: The preferred sides' mean log-ratio before and after it fell; None if it did not fall.
     """
 
     model: Model | None
@@ -63,7 +63,7 @@ class Outputs:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The round's model, or that of a training alone, and what it learns from."""
+    """Load the model to train, its optimizer's state, and the pairs or samples to train on."""
     spec = spec_as(claim, RoundSpec, TrainingJobSpec)
     parent = load_model_before(session, claim, claim.round)
     optimizer_id = parent.row.optimizer_artifact_id if spec.training.optimizer_start == "carried" else None
@@ -74,8 +74,8 @@ def load(session: Session, claim: Claim) -> Inputs:
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Train from the stage's checkpoint on; store the adapter, AdamW's state and the reports.
 
-    Checkpoints and events about them are written meanwhile, each in a transaction under the lease's epoch: that is
-    how the next attempt resumes. Nothing is read from the database.
+    Checkpoints and their events are written during the training, each in a transaction under the lease's epoch. The
+    next attempt resumes from them. Does not read the database.
     """
     claim = context.claim
     spec = spec_as(claim, RoundSpec, TrainingJobSpec)
@@ -84,7 +84,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     if not learned.examples:
         return Outputs(None)
 
-    # 1. the updates that are left
+    # 1. the remaining updates
     seed = training_seed(spec.seed, claim.round)
     with context.bench.models.for_training(parent.row.base, parent.adapter) as model:
         if parent.adapter is None:
@@ -97,7 +97,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
         # 2. the adapter and AdamW's state
         path = context.scratch / "adapter.safetensors"
-        # No ids in the file: the same training gives the same bytes. Where it came from is in the model's row.
+        # No ids in the file: the same training gives the same bytes. The model's row has its origin.
         save_adapter(model.unet, path, {"base": parent.row.base, "round": str(claim.round)})
         adapter_id = context.store("adapter", path, SAFETENSORS)
         optimizer = trainer.optimizer_state()
@@ -123,7 +123,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
 
 def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
-    """Do all updates that are left. Progress counts rows: once for log pref, then those of each update."""
+    """Run all remaining updates. Progress counts rows: all once for log pref, then those of each update."""
     rows = trainer.rows_by_update
     context.heartbeat.plan(trainer.rows_total + sum(rows))
     try:
@@ -143,7 +143,7 @@ def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -
 
 
 class _Checkpoints:
-    """The checkpoints that a training resumes from after its worker was lost."""
+    """The checkpoints from which a training resumes after its worker was lost."""
 
     def __init__(self, context: StageContext, trainer: Trainer) -> None:
         self._context = context
@@ -152,10 +152,10 @@ class _Checkpoints:
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Resume from the stage's checkpoint. If it is missing, damaged or unsuitable, note that and start over.
+        """Resume from the stage's checkpoint. If it is missing, damaged or unsuitable, write an event and start over.
 
         Raises:
-            StorageError: The storage is unavailable: the stage is retried.
+            StorageError: The storage is unavailable. The stage is retried.
         """
         if self._last is None:
             return
@@ -206,7 +206,7 @@ def _store_log(context: StageContext, self_test: SelfTest, reports: Sequence[Upd
 
 
 def _figures(learned: TrainingExamples, reports: Sequence[UpdateReport], log_id: str) -> dict[str, Any]:
-    """`log` links the self-test and the report of each update."""
+    """The figures of the model. `log` links the self-test and the report of each update."""
     last = reports[-1] if reports else None
     return {
         "examples": len(learned.examples),
@@ -225,7 +225,7 @@ def _figures(learned: TrainingExamples, reports: Sequence[UpdateReport], log_id:
 
 
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
-    """Insert the model, or note that there was nothing to learn from; warn where the preferred sides fell."""
+    """Insert the model, or write an event if there were no examples. Warn if the preferred sides fell."""
     if outputs.model is None:
         return _note_nothing_to_learn(session, claim)
     results.add_all(session, [outputs.model])

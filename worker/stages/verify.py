@@ -27,18 +27,18 @@ from worker.stages.base import Stage
 
 @dataclass(frozen=True)
 class Inputs:
-    """The round's pairs by number, with their targets as far as they were fused."""
+    """Inputs of a verify stage: the round's pairs by number, with the targets of the fused ones."""
 
     pairs: Sequence[StoredPair]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is written into a pair.
+    """Updated columns of a pair.
 
     Attributes:
         pair_id: The pair.
-        values: `adopted` and `why`; of a fused pair also its target's score, its figures and its mask's image.
+        values: `adopted` and `why`; for a fused pair also the target's score, the figures and the mask image.
     """
 
     pair_id: str
@@ -47,13 +47,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What was decided.
+    """Outputs of a verify stage.
 
     Attributes:
         scores: The scores of the targets.
-        decisions: One for each pair; those of fused pairs come first.
-        targets: How many pairs have a target.
-        wide_masks: How many masks cover more of the image than the pairing allows.
+        decisions: One per pair; those of fused pairs come first.
+        targets: The number of pairs with a target.
+        wide_masks: The number of masks that cover more of the image than the pairing allows.
     """
 
     scores: Sequence[Score]
@@ -63,7 +63,7 @@ class Outputs:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """The round's pairs."""
+    """Load the round's pairs."""
     return Inputs(load_round_pairs(session, claim))
 
 
@@ -89,12 +89,14 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
 
 def _require_scorer(pairs: Sequence[StoredPair], scorer: Scorer) -> None:
-    """The pairs must have been chosen by this version of the scorer. Raises ScorerError."""
+    """Raise ScorerError unless this version of the scorer selected the pairs."""
     for row in (pair.row for pair in pairs):
         if (row.scorer, row.scorer_version) != (scorer.name, scorer.version):
-            chosen_by = f"{row.scorer} {row.scorer_version}"
+            selected_by = f"{row.scorer} {row.scorer_version}"
             ours = f"{scorer.name} {scorer.version}"
-            raise ScorerError(f"{row.id} was chosen by {chosen_by}, this worker has {ours}: ask for the job again")
+            raise ScorerError(
+                f"{row.id} was selected by {selected_by}, but this worker has {ours}: submit the job again"
+            )
 
 
 def _without_target(pair: StoredPair) -> Decision:
@@ -103,7 +105,10 @@ def _without_target(pair: StoredPair) -> Decision:
 
 
 def _decisions(context: StageContext, fused: Sequence[StoredPair], scores: Mapping[str, float]) -> Iterator[Decision]:
-    """Decide on the fused pairs. Trajectories are loaded file by file: a round's need not fit into memory together."""
+    """Decide on the fused pairs.
+
+    Trajectories are loaded file by file, because all trajectories of a round may not fit into memory.
+    """
     for _, group in groupby(fused, key=_target_file):
         pairs = list(group)
         sides = [side for pair in pairs for side in (pair.reference, pair.base, pair.target) if side is not None]
@@ -156,7 +161,7 @@ def _decide(
 
 
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
-    """Insert the scores, write the decisions into the pairs, and end the review if there is no pair to judge."""
+    """Insert the scores, update the pairs, and end the review if there are no pairs."""
     results.add_all(session, outputs.scores)
     results.update_pairs(session, {decision.pair_id: decision.values for decision in outputs.decisions})
 
@@ -169,7 +174,7 @@ def record(session: Session, claim: Claim, outputs: Outputs) -> None:
     jobs.add_event(session, claim.job_id, "round.verified", message, claim.stage_id, **figures)
 
     if not outputs.decisions:
-        execution.end_review(session, jobs.get(session, claim.job_id), "there is no pair to judge")
+        execution.end_review(session, jobs.get(session, claim.job_id), "there are no pairs to judge")
 
 
 STAGE = Stage(load, compute, record)

@@ -478,7 +478,7 @@ def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
         work_until_idle(installation.service)
         failed = installation.get(f"/jobs/{other_id}")
         assert (failed["state"], failed["error"]["code"]) == ("failed", "scorer")
-        assert "chosen by brightness 2, this worker has brightness 3" in failed["error"]["message"]
+        assert "selected by brightness 2, but this worker has brightness 3" in failed["error"]["message"]
 
 
 def test_a_policy_gradient_continues_after_an_upgrade_of_the_scorer(
