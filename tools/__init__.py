@@ -1,1 +1,1 @@
-"""Programs of the repository, not installed: the demo, the tables of the docs, the makers of the shapes world."""
+"""Programs of the repository, not installed: the demo, the docs' tables and site, the shapes world's training."""

@@ -1,7 +1,7 @@
-"""`make docs`: README.md and docs/ as a site. A link to a file, page or heading that does not exist is an error.
+"""`make docs`: README.md and docs/ as a site. A broken link to a file, page or heading is an error.
 
-Pages keep their places, so that links work on the site as they do in the repository. Links to files that are not part
-of the site, such as source code, become plain text.
+Pages keep their paths, so links work on the site as in the repository. Links to files outside the site, such as source
+code, become plain text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LINK = re.compile(r"\[(?P<text>[^\]\[]*)\]\((?P<path>[^)\s#:]+)(?P<heading>#[^)
 
 
 class DocsError(Exception):
-    """The site cannot be built; the message says why."""
+    """The site cannot be built."""
 
 
 def build(root: Path, folder: Path) -> Path:
@@ -30,13 +30,13 @@ def build(root: Path, folder: Path) -> Path:
 
     Args:
         root: The repository's root.
-        folder: What it contains is replaced by `pages/`, the pages as the site needs them, and `site/`.
+        folder: The output folder. Its content is replaced by `pages/`, the input of the site generator, and `site/`.
 
     Returns:
         The site's folder.
 
     Raises:
-        DocsError: For links to nothing; for pages that cannot be reached.
+        DocsError: A link is broken, or a page cannot be reached.
     """
     if folder.exists():
         shutil.rmtree(folder)
@@ -61,19 +61,19 @@ def _write_pages(root: Path, folder: Path) -> None:
         parts[::2] = [_LINK.sub(_link_of(page, root, problems, reached), part) for part in parts[::2]]
         (folder / page.relative_to(root)).write_text("".join(parts), "utf-8")
 
-    lost = sorted({str(page.relative_to(root)) for page in pages} - reached)
-    problems += [f"{page}: neither in docs/zensical.toml nor linked from a page" for page in lost]
+    unreachable = sorted({str(page.relative_to(root)) for page in pages} - reached)
+    problems += [f"{page}: neither in docs/zensical.toml nor linked from a page" for page in unreachable]
     if problems:
         raise DocsError("\n".join(problems))
 
 
 def _link_of(page: Path, root: Path, problems: list[str], reached: set[str]) -> Callable[[re.Match[str]], str]:
-    """What a link of the page becomes on the site; notes links to nothing, and pages that links reach."""
+    """A function that converts the page's links for the site, and records broken links and reached pages."""
 
     def link(match: re.Match[str]) -> str:
         target = (page.parent / match["path"]).resolve()
         if not target.is_relative_to(root) or not target.exists():
-            problems.append(f"{page.relative_to(root)}: there is no {match['path']}")
+            problems.append(f"{page.relative_to(root)}: {match['path']} does not exist")
             return match[0]
         name = target.relative_to(root).as_posix()
 
@@ -91,7 +91,7 @@ def _link_of(page: Path, root: Path, problems: list[str], reached: set[str]) -> 
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.docs_site", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs", help="a folder, which is replaced")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs", help="output folder, which is replaced")
     try:
         site = build(ROOT, parser.parse_args().out)
     except DocsError as error:

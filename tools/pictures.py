@@ -1,4 +1,4 @@
-"""Contact sheets: images of equal size in rows, with names of columns and rows and titles above groups of images."""
+"""Contact sheets: images of equal size in rows, with names of columns and rows, and titles above groups of images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sheet(
         columns: A name above each column.
         names: A name left of each row.
         titles: For each row, the titles above its groups of images. All groups have the same width.
-        scale: How much larger the images are drawn.
+        scale: The factor by which images are enlarged.
     """
     # 1. sizes
     height, width = (side * scale + GAP for side in rows[0][0].shape[:2])

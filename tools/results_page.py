@@ -1,12 +1,12 @@
-"""`make results`: every experiment's report and the tables of README.md and docs/results.md, from records alone.
+"""`make results`: the experiments' reports and the tables of README.md and docs/results.md, from their records.
 
-The pages are written by hand, except for what stands between two comments:
+The pages are written by hand, except between two marker comments:
 
     <!-- table: EXPERIMENT KIND [SPLIT SCORER] -->
     <!-- end of table -->
 
-KIND is `scores`, `differences` or `changes` (differences with a column for each list), each of a split and a scorer, or
-`rounds`, `rollouts`, `pairs` or `training`. Two tables come from other records: `demo` from the `results.json` of demos
+KIND is `scores`, `differences` or `changes` (differences with a column per list), each with a split and a scorer, or
+`rounds`, `rollouts`, `pairs` or `training`. Two tables have other records: `demo` from the `results.json` of demos
 (records/demo/), `gradient-noise` from the output of `benchmarks.gradient_noise` (records/gradient-noise/).
 """
 
@@ -43,15 +43,15 @@ _TABLE = re.compile(r"(<!-- table: (?P<what>.*?) -->\n).*?(<!-- end of table -->
 
 
 def fill(page: str, reports: Mapping[str, Report], records: Path) -> str:
-    """The page with all its tables written again.
+    """The page with regenerated tables.
 
     Args:
-        page: Markdown with the comments above.
-        reports: By the experiment's name.
+        page: Markdown with marker comments.
+        reports: The reports by experiment name.
         records: The folder of the records.
 
     Raises:
-        FormatError: A comment that names no table of these experiments.
+        FormatError: A comment that does not name a table of these experiments.
     """
 
     def filled(match: re.Match[str]) -> str:
@@ -85,7 +85,7 @@ def _table(what: str, reports: Mapping[str, Report], records: Path) -> Iterable[
 
 
 def demo_table(results: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """The changes that each demo measured; bold where the interval excludes zero."""
+    """The changes of each demo. Intervals that exclude zero are bold."""
     rows = []
     for result in sorted(results, key=itemgetter("seed")):
         changes = [_change(change) for change in result["changes"]]
@@ -103,7 +103,7 @@ def _change(change: dict[str, Any]) -> str:
 
 
 def gradient_noise_table(results: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """How alike the gradients of pairs are, naive and fused."""
+    """Similarity of the gradients of pairs, naive and fused."""
     rows = []
     for result in sorted(results, key=lambda result: result["settings"]["template"]):
         for kind in ("naive", "fused"):
@@ -119,7 +119,7 @@ def _json_files(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_reports(folder: Path, *, plots: bool = True) -> Iterator[Report]:
-    """Write and give the report of each experiment of a folder that has records in it."""
+    """Write and yield the report of each experiment of a folder that has records."""
     for file in sorted(folder.glob("*.yaml")):
         experiment = Experiment.load(file)
         if (folder / "records" / experiment.name).is_dir():
@@ -130,7 +130,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.results_page", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="experiments (YAML) with their records/")
-    parser.add_argument("pages", type=Path, nargs="+", help="pages whose tables are written again")
+    parser.add_argument("pages", type=Path, nargs="+", help="pages whose tables are regenerated")
     arguments = parser.parse_args()
     try:
         reports = {report.experiment.name: report for report in write_reports(arguments.folder)}

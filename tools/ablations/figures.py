@@ -1,9 +1,9 @@
 """The paper's ablations as images and tables, on any model and prompts: `python -m tools.ablations.figures`.
 
     control    each attention control of appendix B on the same pairs (figure 8)
-    layers     which layers are fused (as figure 9)
-    steps      which steps are fused (as figure 9)
-    grid       both for one pair (as figure 9)
+    layers     sets of fused layers (as figure 9)
+    steps      ranges of fused steps (as figure 9)
+    grid       layers by steps for one pair (as figure 9)
     cover      masks of increasing coverage (decision 003)
     inversion  targets, and images denoised from their DDIM inversion (section 4.4)
     all        all of these (the default)
@@ -106,7 +106,7 @@ def compare(
 def table(compared: Mapping[str, Sequence[Target]]) -> list[str]:
     """Lines of a Markdown table. The last row is the reference, measured like a target.
 
-    With a judge there is a column for it.
+    With a judge, there is a column for its verdicts.
     """
     # 1. the header
     judged = all(target.accepted is not None for target in chain.from_iterable(compared.values()))
@@ -140,7 +140,7 @@ def _margin(results: Sequence[Target], name: str) -> str:
 
 
 def _measures(results: Sequence[Target], comparison: str) -> list[str]:
-    """Means over the pairs. A pair in which the region is empty does not count."""
+    """Means over the pairs. Pairs with an empty region are skipped."""
     distances = [target.figures.latent_distance[comparison] for target in results]
     outside = [distance["outside"] for distance in distances]
     inside = [distance["inside"] for distance in distances]
@@ -154,7 +154,7 @@ def _mean_of_known(values: Sequence[float | None]) -> str:
 
 
 def contact_sheet(groups: Sequence[Pairs], compared: Mapping[str, Sequence[Target]]) -> Image.Image:
-    """A row for each of some pairs: base, reference, and the target of each variant, in a green frame if adopted."""
+    """One row per shown pair: base, reference, and the target of each variant, in a green frame if adopted."""
     bases = list(chain.from_iterable(pairs.base_pictures for pairs in groups))
     references = list(chain.from_iterable(pairs.reference_pictures for pairs in groups))
     prompts = list(chain.from_iterable([pairs.prompt] * len(pairs) for pairs in groups))
@@ -217,7 +217,7 @@ def report_grid(bench: Bench, groups: Sequence[Pairs], out: Path) -> list[str]:
 def report_cover(bench: Bench, groups: Sequence[Pairs], out: Path, first_step: int) -> list[str]:
     """The effect of masks of increasing coverage, with fusion from `first_step` on.
 
-    Writes a row of images for each of some pairs to `out`. Returns the lines of a table.
+    Writes a row of images per shown pair to `out`. Returns the lines of a table.
     """
     # 1. the images
     config = FusionConfig(merge="or", first_step=first_step)
@@ -324,10 +324,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=str(MODELS / "pipeline"),
         help="a folder in diffusers' layout, a name such as sd-2.1-base, or owner/name@revision",
     )
-    parser.add_argument("--prompts", default="shapes-attribute-train", help="a list that comes with dfusion, or a file")
+    parser.add_argument("--prompts", default="shapes-attribute-train", help="built-in prompt list, or a file")
     parser.add_argument("--reward", default="shapes-clip", help="scorer that chooses the pairs")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
-    parser.add_argument("--pairs", type=int, default=40, help="pairs, at least")
+    parser.add_argument("--pairs", type=int, default=40, help="minimum number of pairs")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--first-step", type=int, default=FusionConfig().first_step, help="first fused step of cover")
     parser.add_argument("--device", default="cpu")

@@ -19,8 +19,8 @@ from dfusion.shapes.scenes import IMAGE_SIZE
 from dfusion.thresholds import thresholds_of
 from dfusion.types import Conditioning, Trajectory
 
-SAMPLES_A_PROMPT = 16
-PAIRS_A_PROMPT = 4
+SAMPLES_PER_PROMPT = 16
+PAIRS_PER_PROMPT = 4
 BATCH = 8
 """Samples in one U-Net call."""
 
@@ -89,19 +89,19 @@ def judge_for(model: DiffusionModel, prompts: Sequence[Prompt]) -> Judge | None:
 def find_pairs(bench: Bench, prompts: Sequence[Prompt], count: int, seed: int) -> list[Pairs]:
     """At least `count` pairs, unless the prompts run out, grouped by prompt.
 
-    Of each prompt they are the first few pairs that `choose_pairs` returns for 16 samples, by the reward. Raises
-    InvalidInputError if no prompt gives a pair.
+    For each prompt, they are the first few pairs that `choose_pairs` returns for 16 samples, by the reward. Raises
+    InvalidInputError if there are no pairs.
     """
     groups: list[Pairs] = []
     for number, prompt in enumerate(prompts):
         # 1. sample and score
         first = seed + number * 1000
-        trajectory = _sampled(bench.model, prompt, range(first, first + SAMPLES_A_PROMPT))
+        trajectory = _sampled(bench.model, prompt, range(first, first + SAMPLES_PER_PROMPT))
         pictures = bench.model.decode(trajectory.final)
         scores = bench.scores(pictures, prompt.text)
 
         # 2. pair
-        chosen = choose_pairs(scores)[:PAIRS_A_PROMPT]
+        chosen = choose_pairs(scores)[:PAIRS_PER_PROMPT]
         if chosen:
             bases = [pair.base for pair in chosen]
             references = [pair.reference for pair in chosen]

@@ -1,1 +1,1 @@
-"""`make demo`: one online D-Fusion run through the REST API, and what came out of it as a table and pictures."""
+"""`make demo`: an online D-Fusion run through the REST API, with its results as a table and images."""

@@ -1,8 +1,8 @@
-"""`make demo`: one online D-Fusion run, through the REST API alone, as a user with curl would do it.
+"""`make demo`: an online D-Fusion run that uses only the REST API.
 
-Starts the embedded service on a free port, posts a round, follows it live, and shows what came out: a table of before
-and after with confidence intervals, the same prompts as pictures before and after, fused pairs (PNG and HTML), the
-adapter's file, and the curl lines to look further.
+Starts the embedded service on a free port, posts a round, follows it live, and shows the results: a table of scores
+before and after training with confidence intervals, images of the same prompts before and after, fused pairs (PNG and
+HTML), the adapter's file, and curl commands for further inspection.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Json = dict[str, Any]
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo failed."""
 
 
 def changes_table(results: Results) -> Table:
-    """Before and after, as a table for the terminal; intervals that exclude zero are bold."""
+    """The changes as a table for the terminal. Intervals that exclude zero are bold."""
     table = Table(title="Same prompts, same seeds, before and after training")
-    for place, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=True)
+    for column, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if column < 2 else "right", no_wrap=True)
     for change in results.changes:
         *cells, interval = change.cells
         table.add_row(*cells, Text(interval, "bold" if change.excludes_zero else ""))
@@ -75,7 +75,7 @@ def request_of(arguments: argparse.Namespace) -> Json:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    """The demo."""
+    """Run the demo. Raises DemoError, LocalServiceError, ApiError, DFusionError."""
     started = time.monotonic()
     out: Path = arguments.out
     try:
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         console.print(f"POST {client.base_url}/rounds", body)
         job = follow_job(client, client.start_round(body).id, console)
         if job.state is not JobState.SUCCEEDED or job.last_model is None:
-            why = job.error.message if job.error else "it trained no model"
+            why = job.error.message if job.error else "it did not train a model"
             raise DemoError(f"the job ended as {job.state}: {why}; the service's log is {out / 'service.log'}")
         results = results_of(client, job, arguments.prompts, arguments.pairs)
         console.print(changes_table(results))
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_files(console: Console, job: JobDetail, results: Results, out: Path, data: Path) -> None:
-    """Where things are and how to look further."""
+    """Print output files and commands for further inspection."""
     files = {
         "before and after": "before-after.png",
         "contact sheet": "contact-sheet.png",
@@ -115,7 +115,8 @@ def show_files(console: Console, job: JobDetail, results: Results, out: Path, da
     for title, name in files.items():
         console.print(f"{title:<18}{out / name}", highlight=False, soft_wrap=True)
 
-    console.print(f"\nTo look further: DFUSION_DATA_DIR={data} make serve, and then", highlight=False, soft_wrap=True)
+    serve = f"DFUSION_DATA_DIR={data} make serve"
+    console.print(f"\nFor further inspection, run {serve}, and then", highlight=False, soft_wrap=True)
     paths = [f"/jobs/{job.id}", f"/jobs/{job.id}/metrics", f"/samples?job={job.id}&role=evaluation&round=0"]
     paths.append(f"/pairs?job={job.id}")
     paths += [f"/samples/{pair.target_id}" for pair in results.fused[:1]]
@@ -125,16 +126,16 @@ def show_files(console: Console, job: JobDetail, results: Results, out: Path, da
 
 
 def main() -> int:
-    """Command line. Exit code 0 if a table came out, 1 if not."""
+    """Command line. Returns 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", default="attribute", choices=["behaviour", "attribute", "position"])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--prompts", type=int, default=8, help="prompts that are shown before and after")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts shown before and after")
     parser.add_argument("--pairs", type=int, default=8, help="fused pairs on the contact sheet")
     parser.add_argument("--out", type=Path, default=Path("demo-output"))
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the service is stopped, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the service also stops
     try:
         run(parser.parse_args(), console)
     except (DemoError, LocalServiceError, ApiError, DFusionError) as error:

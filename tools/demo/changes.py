@@ -1,4 +1,4 @@
-"""How much a model's scores changed, from the images that it was measured by before and after. Imports no torch."""
+"""Changes of a model's scores, from its evaluation images before and after training. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dfusion.evaluation import Bootstrap, Estimate, ScoreRow, ScoreTable, compar
 from service.states import Split
 
 SPLITS = {Split.HELD_OUT: "held-out", Split.TRAIN: "training"}
-"""Names of an evaluation's prompts; those that the model was not trained on come first."""
+"""Names of the splits of an evaluation. Prompts that the model was not trained on come first."""
 HEADINGS = ("prompts", "scorer", "before", "after", "change", "95 % interval")
-"""Of a table of changes; the last four are numbers."""
+"""Column headings of a table of changes. The last four columns are numbers."""
 _BEFORE = "before"
 _AFTER = "after"
 
@@ -30,7 +30,7 @@ class Change:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; never where there is no interval."""
+        """Whether the interval lies on one side of zero. False without an interval."""
         if self.difference.interval is None:
             return False
         low, high = self.difference.interval
@@ -38,7 +38,7 @@ class Change:
 
     @property
     def interval_text(self) -> str:
-        """The interval as it is shown."""
+        """The interval as text; "-" without one."""
         if self.difference.interval is None:
             return "-"
         low, high = self.difference.interval
@@ -46,23 +46,23 @@ class Change:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """A row of a table, under HEADINGS."""
+        """The cells of a table row, in the order of HEADINGS."""
         numbers = (f"{self.before:.4f}", f"{self.after:.4f}", f"{self.difference.mean:+.4f}")
         return (SPLITS[self.split], self.scorer, *numbers, self.interval_text)
 
 
 def changes(before: Sequence[SampleOut], after: Sequence[SampleOut], reward: str) -> list[Change]:
-    """The change by each split and scorer; held-out prompts and the reward come first.
+    """The change for each split and scorer. Held-out prompts and the reward come first.
 
     Images are paired by prompt and seed, and intervals resample prompts (`dfusion.evaluation`).
 
     Args:
-        before: evaluation samples of the model before training.
-        after: those of the trained model, with the same prompts, seeds and scorers.
-        reward: the scorer that was trained on.
+        before: Evaluation samples of the model before training.
+        after: Evaluation samples of the trained model, with the same prompts, seeds and scorers.
+        reward: The scorer that was trained on.
 
     Raises:
-        InvalidInputError: an image or a score has no counterpart.
+        InvalidInputError: An image or a score has no counterpart.
     """
     rows = []
     for split in SPLITS:
@@ -95,13 +95,13 @@ def _change(table: ScoreTable, split: Split, scorer: str) -> Change:
 
 
 def headline(change: Change) -> str:
-    """The change in one sentence: its size, its interval, and what the interval says."""
+    """The change in one sentence: its size, its interval and the conclusion."""
     measured = (
-        f"On {change.prompts} {SPLITS[change.split]} prompts {change.scorer} went from {change.before:.4f} to "
+        f"On {change.prompts} {SPLITS[change.split]} prompts {change.scorer} changed from {change.before:.4f} to "
         f"{change.after:.4f} ({change.difference.mean:+.4f}, 95 % interval {change.interval_text})"
     )
     if change.difference.interval is None:
-        return f"{measured}: one prompt alone has no interval, so this run does not show a change."
+        return f"{measured}: a single prompt has no interval, so this run does not show a change."
     if not change.excludes_zero:
         return f"{measured}: the interval includes zero, so this run does not show a change."
     verb = "rose" if change.difference.mean > 0 else "fell"

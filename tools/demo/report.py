@@ -1,4 +1,4 @@
-"""The demo's results as one HTML file that needs nothing beside it."""
+"""The demo's results as a self-contained HTML file."""
 
 from __future__ import annotations
 

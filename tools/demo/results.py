@@ -1,4 +1,4 @@
-"""What a demo's job made, as the service tells it: changes of scores, and pictures with their scores."""
+"""Results of a demo job, read from the API: changes of scores, and images with their scores."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from service.states import SampleRole
 from tools.demo.changes import SPLITS, Change, changes, headline
 
 PICTURE = 128
-"""Side of a picture that is shown, pixels."""
+"""Width and height of an image as shown, in pixels."""
 _ACCEPTED = 0.5
-"""A judge gives 1 to an image that it accepts, 0 to others."""
+"""A judge scores accepted images 1 and others 0."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image at the size in which it is shown.
+    """An image as shown.
 
-    reward    its score; None for a mask
-    accepted  the judge's verdict; None where it was not asked
+    Attributes:
+        image: The image, resized.
+        reward: Its score; None for a mask.
+        accepted: The judge's verdict. None if not judged.
     """
 
     image: Image.Image
@@ -37,7 +39,7 @@ class Picture:
 
     @property
     def caption(self) -> str:
-        """Verdict and reward, of which either may be missing."""
+        """The verdict and the reward, if present."""
         verdict = {True: "accepted", False: "rejected", None: ""}[self.accepted]
         score = "" if self.reward is None else f"{self.reward:.3f}"
         return ", ".join(filter(None, (verdict, score)))
@@ -45,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """A prompt and a seed, as the model drew them before and after training."""
+    """Images of one prompt and seed before and after training."""
 
     prompt: str
     before: Picture
@@ -54,7 +56,7 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class FusedPair:
-    """A pair that was trained on; `mask` is where the reference's keys and values were read."""
+    """A pair that was trained on. `mask` is the region in which the reference's keys and values were read."""
 
     target_id: str
     prompt: str
@@ -66,12 +68,17 @@ class FusedPair:
 
 @dataclass(frozen=True)
 class Results:
-    """All that is shown of a job.
+    """The results of a job.
 
-    reward, judge   scorers: the one that was trained on, and one whose verdict was not (None: there is none)
-    shown           before and after: the first held-out prompts, each with its first seed
-    fused           the adopted pairs whose targets gained most over their bases
-    pairs, adopted  how many pairs there were, and of how many the target was adopted
+    Attributes:
+        job: The id of the job.
+        reward: The scorer that was trained on.
+        judge: A scorer that was not trained on; None if there is none.
+        changes: The changes of the scores by split and scorer.
+        shown: Images before and after training: the first held-out prompts, each with its first seed.
+        fused: The adopted pairs whose targets gained most over their bases.
+        pairs: The number of pairs.
+        adopted: The number of pairs with an adopted target.
     """
 
     job: str
@@ -90,26 +97,24 @@ class Results:
 
     @property
     def shown_rule(self) -> str:
-        """Which prompts are shown before and after, and what stands below the pictures."""
+        """The prompts shown before and after training, and their captions."""
         score = f"{self.reward}'s score"
         below = score if self.judge is None else f"{self.judge}'s verdict and {score}"
         name = SPLITS[self.changes[0].split]
-        return (
-            f"The first {len(self.shown)} {name} prompts of the list, first seed of each. Below each picture: {below}."
-        )
+        return f"The first {len(self.shown)} {name} prompts of the list, first seed of each. Below each image: {below}."
 
     @property
     def fused_rule(self) -> str:
-        """Which pairs are shown, and what stands below the pictures."""
+        """The pairs shown, and their captions."""
         chosen = (
             f"The targets of {self.adopted} of {self.pairs} pairs were adopted; these {len(self.fused)} gained most"
         )
-        below = f"Below each picture: {self.reward}'s score. Mask: where the reference's keys and values were read."
+        below = f"Below each image: {self.reward}'s score. Mask: where the reference's keys and values were read."
         return f"{chosen} over their bases. {below}"
 
 
 def as_json(results: Results, seed: int, seconds: float) -> dict[str, Any]:
-    """The numbers alone, for `results.json`; `seconds` is how long the demo took."""
+    """The numbers for `results.json`. `seconds` is the duration of the demo."""
     rows = []
     for change in results.changes:
         numbers = {"before": change.before, "after": change.after, "difference": change.difference.mean}
@@ -129,15 +134,17 @@ def as_json(results: Results, seed: int, seconds: float) -> dict[str, Any]:
 
 
 def results_of(client: Client, job: JobDetail, shown: int, fused: int) -> Results:
-    """What a round job made that measured its model before the first round and after the last.
+    """Results of a round job with evaluations before and after.
 
     Args:
-        shown: how many prompts to show before and after.
-        fused: how many pairs to show.
+        client: A client of the service.
+        job: The job.
+        shown: The number of prompts to show before and after training.
+        fused: The number of pairs to show.
 
     Raises:
-        ApiError: the service does not answer.
-        InvalidInputError: the model was not measured alike before and after.
+        ApiError: The service does not respond.
+        InvalidInputError: The evaluations have different prompts or seeds.
     """
     reward = job.spec["reward"]
     judge = job.spec["watch"]
@@ -148,7 +155,7 @@ def results_of(client: Client, job: JobDetail, shown: int, fused: int) -> Result
     changed = changes(before, after, reward)
     pictured = first_of_each_prompt(before, after, changed[0].split, shown)
 
-    # 2. the pairs that it learned from
+    # 2. the pairs of its training
     adopted = sorted(client.pairs(job=job.id, adopted=True), key=gain, reverse=True)
     return Results(
         job=job.id,
@@ -165,7 +172,7 @@ def results_of(client: Client, job: JobDetail, shown: int, fused: int) -> Result
 def first_of_each_prompt(
     before: Sequence[SampleOut], after: Sequence[SampleOut], split: str, count: int
 ) -> list[tuple[SampleOut, SampleOut]]:
-    """The first image of each of the split's first prompts, before and after; scores play no part in the choice."""
+    """The first image of each of the split's first prompts, before and after. The choice does not depend on scores."""
     later = {(sample.prompt_index, sample.seed): sample for sample in after if sample.split == split}
     first = [sample for sample in before if sample.split == split and sample.number == 0]
     first.sort(key=lambda sample: sample.prompt_index)
@@ -173,7 +180,7 @@ def first_of_each_prompt(
 
 
 def gain(pair: PairOut) -> float:
-    """How much higher an adopted pair's target was scored than its base."""
+    """Score of the target minus score of the base."""
     if pair.target is None or pair.target.score is None or pair.base.score is None:
         return 0.0
     return pair.target.score - pair.base.score

@@ -26,8 +26,8 @@ WRONG_SHARE: dict[str, float] = {
     "swapped colours": 0.30,
     "one colour": 0.30,
 }
-"""How often a part of a caption is wrong. Shapes, props and relations never are: the initial noise determines an
-object's position and outline, and fusion cannot transfer them."""
+"""The share of captions with a wrong part. Shapes, props and relations are never wrong: the initial noise determines
+an object's position and outline, and fusion cannot transfer them."""
 
 
 def wrong_parts(template: Template, named: dict[str, str], rng: np.random.Generator) -> dict[str, str]:

@@ -125,10 +125,10 @@ class TrainingAttention:
 
 
 def grounding_loss(maps: Sequence[torch.Tensor], masks: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """How much of the item words' cross-attention lies off the items; TokenCompose (CVPR 2024), equations 3 and 4.
+    """The share of the item words' cross-attention outside the items; TokenCompose (CVPR 2024), equations 3 and 4.
 
     Args:
-        maps: Of each layer (B, L, N), attention probabilities, mean over heads.
+        maps: Per layer, attention probabilities (B, L, N), mean over heads.
         masks: (B, K, 16, 16) in [0, 1], the area of each item.
         columns: (B, K), the item word's column, or -1 without an item.
     """

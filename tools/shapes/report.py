@@ -1,7 +1,7 @@
 """The quality of the shapes world, in numbers and images: `python -m tools.shapes.report [models|fusion]`.
 
     models   the judge and the CLIP model on held-out renders; how often the judge accepts the base pipeline's samples
-    fusion   what fusion transfers: pairs whose base the judge rejects and whose reference it accepts, and their targets
+    fusion   targets of pairs whose base the judge rejects and whose reference it accepts
 
 Contact sheets are written to `--out` (docs/images by default). Everything is reproducible from `--seed`.
 """
@@ -72,7 +72,7 @@ def sample_prompts(
 
 
 def grouped_sheet(groups: Sequence[Sequence[np.ndarray]], prompts: Sequence[str], heads: Sequence[str]) -> Image.Image:
-    """Groups of images, three in a row, each below its prompt; `heads` name the images of every group."""
+    """Groups of images, three per row, each below its prompt. `heads` name the images of every group."""
     rows = []
     titles = []
     for start in range(0, len(groups), 3):
@@ -252,8 +252,8 @@ def main() -> None:
     parser.add_argument("what", nargs="?", default="models", choices=["models", "fusion"])
     parser.add_argument("--pipeline", type=Path, default=MODELS / "pipeline")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
-    parser.add_argument("--samples", type=int, default=8, help="samples a prompt (models)")
-    parser.add_argument("--pairs", type=int, default=200, help="pairs a template, at least (fusion)")
+    parser.add_argument("--samples", type=int, default=8, help="samples per prompt (models)")
+    parser.add_argument("--pairs", type=int, default=200, help="minimum number of pairs per template (fusion)")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--template", choices=TEMPLATES, action="append")
     parser.add_argument("--steps", type=int, default=SamplingConfig().num_steps)

@@ -147,9 +147,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", type=Path, default=MODELS / "pipeline")
-    parser.add_argument("--prompts", type=int, default=40, help="training prompts a template")
-    parser.add_argument("--samples", type=int, default=4, help="generated samples a prompt, for its thresholds")
-    parser.add_argument("--scenes", type=int, default=4, help="rendered scenes a prompt, to judge them")
+    parser.add_argument("--prompts", type=int, default=40, help="training prompts per template")
+    parser.add_argument("--samples", type=int, default=4, help="generated samples per prompt, for its thresholds")
+    parser.add_argument("--scenes", type=int, default=4, help="rendered scenes per prompt, to judge the thresholds")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--template", choices=TEMPLATES, action="append")
     parser.add_argument("--mask-source", choices=["first_up", "resolution"], default=FusionConfig().mask_source)

@@ -138,7 +138,7 @@ def test_headline_claims_no_more_than_the_interval(
     difference: float, interval: tuple[float, float] | None, end: str
 ) -> None:
     sentence = headline(change(difference, interval))
-    assert sentence.startswith(f"On 40 held-out prompts clip went from 0.7500 to {0.75 + difference:.4f} (")
+    assert sentence.startswith(f"On 40 held-out prompts clip changed from 0.7500 to {0.75 + difference:.4f} (")
     assert f"({difference:+.4f}, 95 % interval " in sentence
     assert sentence.endswith(f"): {end}")
 
@@ -207,7 +207,7 @@ def test_report_leads_with_the_result_needs_no_other_file_and_escapes_prompts() 
         "the interval excludes zero, so the score rose.",
         "95 % interval</tr>",
         '<td class="n">+0.0100 to +0.0300',
-        "The first 3 held-out prompts of the list, first seed of each. Below each picture: judge&#39;s verdict",
+        "The first 3 held-out prompts of the list, first seed of each. Below each image: judge&#39;s verdict",
         "a &lt;b&gt;red&lt;/b&gt; star",
         "The targets of 62 of 80 pairs were adopted; these 2 gained most over their bases.",
         "a blue star",

@@ -56,9 +56,9 @@ def test_links_within_the_site_stay_and_others_become_text(repository: Path, tmp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[x](nowhere.md)", "docs/page.md: there is no nowhere.md"),
-        ("![x](images/nothing.png)", "docs/page.md: there is no images/nothing.png"),
-        ("[x](../../outside)", "docs/page.md: there is no ../../outside"),
+        ("[x](nowhere.md)", "docs/page.md: nowhere.md does not exist"),
+        ("![x](images/nothing.png)", "docs/page.md: images/nothing.png does not exist"),
+        ("[x](../../outside)", "docs/page.md: ../../outside does not exist"),
         ("[x](../README.md#no-such-heading)", "anchor does not exist"),
         ("[x](#no-such-heading)", "anchor does not exist"),
     ],
