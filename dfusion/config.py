@@ -1,4 +1,4 @@
-"""All settings of the method, with the paper's defaults and their source. Imports no torch.
+"""All settings of the method, with the paper's defaults and their source. Does not import torch.
 
 Settings are frozen, reject unknown keys, and accept finite numbers only. "Table 3" is the paper's table of
 hyper-parameters (appendix C.3).
@@ -46,8 +46,8 @@ AttentionControl = Literal[
     "masactrl_features",
     "masactrl",
 ]
-"""Which part of the reference's attention a target takes: Eq. 5, and the variants of appendix B (figure 8). They are
-defined in `dfusion.attention.fusion.CONTROLS` and in docs/decisions/007-attention-control.md."""
+"""The part of the reference's attention that a target takes: Eq. 5, and the variants of appendix B (figure 8). Defined
+in `dfusion.attention.fusion.CONTROLS` and in docs/decisions/007-attention-control.md."""
 
 
 def _known_algorithm(name: str) -> str:
@@ -94,7 +94,7 @@ class StrictModel(Frozen):
 
 
 class SamplingConfig(StrictModel):
-    """How a trajectory is sampled (Eq. 1; table 3, "Sampling")."""
+    """Sampling settings (Eq. 1; table 3, "Sampling")."""
 
     num_steps: int = Field(20, ge=1, le=1000, description="Denoising steps T (table 3)")
     guidance_scale: float = Field(
@@ -108,7 +108,7 @@ class SamplingConfig(StrictModel):
 
 
 class FusionConfig(StrictModel):
-    """How a target is fused (Eq. 4 and 5; table 3, "Fusion").
+    """Fusion settings (Eq. 4 and 5; table 3, "Fusion").
 
     The defaults follow the paper's text. `released_code()` has the settings of the authors' code.
     """
@@ -124,10 +124,10 @@ class FusionConfig(StrictModel):
     mask_source: Literal["first_up", "resolution"] = Field(
         "first_up", description="Cross-attention of the first up layer (paper), or all of that resolution (released)"
     )
-    merge: Literal["xor", "or"] = Field("xor", description="How item masks are merged (Eq. 4: xor; released code: or)")
+    merge: Literal["xor", "or"] = Field("xor", description="Merge of item masks (Eq. 4: xor; released code: or)")
     control: AttentionControl = Field(
         "masked_kv",
-        description="Which part of the reference's attention the target takes (Eq. 5; appendix B, figure 8)",
+        description="The part of the reference's attention that the target takes (Eq. 5; appendix B, figure 8)",
     )
     trajectory: Literal["fused", "ddim_inversion"] = Field(
         "fused",
@@ -157,7 +157,7 @@ class FusionConfig(StrictModel):
 
 
 class PairingConfig(StrictModel):
-    """How references and bases are chosen, and which targets are adopted (released code; Eq. 7)."""
+    """Settings for choosing references and bases, and for adopting targets (released code; Eq. 7)."""
 
     reference_share: float = Field(
         0.25, gt=0, le=0.5, description="Share of a prompt's samples, from the best, that are references"
@@ -168,7 +168,7 @@ class PairingConfig(StrictModel):
     )
     dealing: Literal["worst_first", "rank_order"] = Field(
         "worst_first",
-        description="How references and bases are paired: references in turn and bases from the worst up; or both from"
+        description="Pairing of references and bases: references in turn and bases from the worst up; or both from"
         " the best down, all uses of a reference together (released code)",
     )
     adoption_threshold: float = Field(1.0, ge=0, description="lambda of Eq. 7 (table 3); 0 adopts every target")
@@ -204,7 +204,7 @@ class LoraConfig(StrictModel):
 
 
 class TrainingConfig(StrictModel):
-    """How the adapter is trained on a round's trajectories (Eq. 6, 8, 9; table 3, "Optimizer" and "Training").
+    """Training settings (Eq. 6, 8, 9; table 3, "Optimizer" and "Training").
 
     An example is a pair (dpo) or a sample (ddpo, dpok). A row is one denoising step of an example. If the paper gives
     no number, the default is the published one of the underlying method (docs/decisions/005-algorithms.md). A setting
@@ -345,7 +345,7 @@ PRESETS: Mapping[Literal["paper", "released_code"], Preset] = MappingProxyType(
 
 
 class RoundConfig(StrictModel):
-    """How a round runs: samples of each prompt, their pairs and targets, and the training (figure 3)."""
+    """Settings of a round: samples per prompt, pairs, fusion and training (figure 3)."""
 
     samples_per_prompt: int = Field(16, ge=2, le=1024, description="At least 2, since a pair needs two samples")
     sampling: SamplingConfig = SamplingConfig()

@@ -1,4 +1,4 @@
-"""A training alone, on stored pairs."""
+"""Training jobs: a training on stored pairs, without sampling."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class TrainingJobSpec(Labelled, PresetSpec):
-    """A training alone, on stored pairs."""
+    """A training on stored pairs, without sampling."""
 
     pairs: tuple[Name, ...] | None = Field(None, min_length=1, max_length=10_000)
     jobs: tuple[Name, ...] | None = Field(None, min_length=1, max_length=100, description="All pairs of these jobs")
-    model: Name | None = Field(None, description="What is trained on; the model that the pairs' bases are of if null")
+    model: Name | None = Field(None, description="The model to train. null = the model that sampled the bases")
     prefer: Literal["adoption", "verdicts"] = Field(
         "adoption",
-        description="Which side of a pair is better: by Eq. 7, or as people said (pairs without are left out)",
+        description="Preferred side: Eq. 7, or reviewers' verdicts (pairs without a verdict are skipped)",
     )
     training: TrainingConfig = TrainingConfig()
     seed: Seed = 0
@@ -48,26 +48,26 @@ class TrainingJobSpec(Labelled, PresetSpec):
 
 
 def check(checker: Checker, spec: TrainingJobSpec) -> Checked[TrainingJobSpec] | None:
-    """The pairs, whose samples must fit each other and the model that is trained."""
+    """Check the pairs: their samples must match each other and the model to train."""
     # the pairs
     named = _check_pairs(checker, spec.pairs or ()) + _check_jobs(checker, spec.jobs or ())
     pairs, sides = checker.training_sides(spec.pairs or (), spec.jobs or (), spec.prefer == "verdicts")
     if named and not pairs:
-        checker.wrong("/prefer", "expected pairs that a person prefers a side of, got none", "no_pairs")
+        checker.wrong("/prefer", "expected pairs with a verdict for one side, got none", "no_pairs")
     if not pairs:
         return None
 
     # the samples and the model
     if not all(side.has_trajectory for side in sides):
-        checker.wrong("/pairs", "the trajectories of some samples are not kept", "trajectory_gone")
+        checker.wrong("/pairs", "the trajectories of some samples were not kept", "trajectory_gone")
     if spec.model is not None:
         model, _ = checker.model("/model", spec.model)
     else:
         base_models = {side.model_id for side in sides if side.is_base}
-        model = checker.one_model("/pairs", base_models, "; or give `model`, the one to be trained")
+        model = checker.one_model("/pairs", base_models, "; or set `model`, the model to train")
     checker.one_base("/pairs", {side.model_id for side in sides}, model)
 
-    # how they were sampled, and how is trained
+    # the settings of sampling and training
     samplings = checker.samplings({side.job_id for side in sides if not side.is_target})
     checker.adapter_is_kept(model, spec.training)
     checker.one_sampling("/pairs", samplings.values())
@@ -86,7 +86,7 @@ def _check_pairs(checker: Checker, pair_ids: Sequence[str]) -> int:
             checker.unknown(f"/pairs/{n}", IdKind.PAIR, pair_id)
             continue
         if not verified[pair_id]:
-            checker.wrong(f"/pairs/{n}", f"{pair_id} is still being made", "unsuitable_pair")
+            checker.wrong(f"/pairs/{n}", f"{pair_id} is not complete yet", "unsuitable_pair")
         if pair_id in seen:
             checker.wrong(f"/pairs/{n}", "expected each pair once", "invalid_request")
         seen.add(pair_id)
@@ -111,7 +111,7 @@ def _check_jobs(checker: Checker, job_ids: Sequence[str]) -> int:
 
 
 def count(spec: TrainingJobSpec, sizes: Sizes) -> WorkCounts:
-    """Every pair, in each inner epoch."""
+    """The work of the training: every pair in each inner epoch."""
     return WorkCounts(training_at_most=sizes.pairs * rows_per_pair(spec.training, sizes.sampling))
 
 
@@ -121,7 +121,7 @@ def totals(spec: TrainingJobSpec, sizes: Sizes) -> Totals:
 
 
 def plan(spec: TrainingJobSpec, sizes: Sizes) -> list[PlannedStage]:
-    """Train."""
+    """One training stage."""
     return [PlannedStage(StageKind.TRAIN, 1, _work(spec, sizes))]
 
 
@@ -133,7 +133,7 @@ KIND = Kind(
     name=JobKind.TRAINING,
     path="/trainings",
     operation="start_training",
-    description="Train on stored pairs, also on those that people judged.",
+    description="Train on stored pairs, including pairs with verdicts.",
     spec=TrainingJobSpec,
     check=check,
     count=count,
