@@ -168,12 +168,12 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     write(f"{arguments.steps} steps ({fused_steps} fused), 64x64 latents, {TARGETS} targets of one reference; ")
     write(f"the minimum of {arguments.runs} runs\n")
     write(f"{'':28}{'s per target':>14}{'evaluations per target':>24}{'per fused step':>16}\n")
-    rows = (("plain, three calls a step", plain, 1, arguments.steps), ("dfusion.fuse", fused, TARGETS, fused_steps))
+    rows = (("plain, three calls per step", plain, 1, arguments.steps), ("dfusion.fuse", fused, TARGETS, fused_steps))
     for name, cost, targets, steps in rows:
         evaluations = cost.evaluations / targets
         write(f"{name:28}{cost.seconds / targets:14.2f}{evaluations:24.1f}{evaluations / steps:16.2f}\n")
     write(f"{'sampling, once a round':28}{sampled.seconds / 3:14.2f}{sampled.evaluations / 3:24.1f} per sample\n")
-    write(f"{plain.seconds / (fused.seconds / TARGETS):.1f} times less time a target; ")
+    write(f"{plain.seconds / (fused.seconds / TARGETS):.1f} times less time per target; ")
     write(f"the two targets differ by {runs[0].difference:.1e} (relative)\n")
 
 

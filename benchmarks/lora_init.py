@@ -1,4 +1,4 @@
-"""How much one AdamW step changes the prediction, by the LoRA's initialisation: `python -m benchmarks.lora_init`.
+"""The effect of one AdamW step on the prediction, by LoRA initialisation: `python -m benchmarks.lora_init`.
 
 B starts at 0, so the first step changes B only, each element by the learning rate. Its effect on the prediction depends
 on the size of A. The loss is the denoising error of one row of noise. The paper's model in full size (several GB of

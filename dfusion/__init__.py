@@ -1,7 +1,7 @@
 """D-Fusion: online preference training of diffusion models on visually consistent pairs.
 
-The public names are importable from here and are loaded on first use, so `import dfusion` imports no torch. Everything
-else is in the submodules.
+The public names are importable from here and are loaded on first use, so `import dfusion` does not import torch.
+Everything else is in the submodules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training algorithms, each described in one place. Imports no torch.
+"""The training algorithms, each described in one place. Does not import torch.
 
 The descriptions determine which settings are valid, which examples are used, how gradients are scaled and how jobs are
 planned. No other code depends on an algorithm's name. docs/how-to/add-an-algorithm.md shows how to add one.

@@ -1,4 +1,4 @@
-"""Base models and scorers that come with dfusion, by name. Imports no torch.
+"""Base models and scorers that come with dfusion, by name. Does not import torch.
 
 A deployment can add its own. Those of the shapes world need no download. The others are downloaded on first use.
 """

@@ -74,7 +74,7 @@ def export_adapter(
         adapter: The adapter's file, from `save_adapter`.
         path: The file or folder to write. It must not exist.
         form: "diffusers", "kohya" or "merged".
-        device: Where the verification renders.
+        device: The device of the verification.
         check: The image to render.
 
     Returns:
@@ -83,8 +83,8 @@ def export_adapter(
     Raises:
         ExportError: The export cannot be reloaded or renders another image. Nothing is left at `path`.
         InvalidInputError: An unknown form, or an existing `path`.
-        CheckpointError: `adapter` is no adapter, or does not fit the model.
-        ModelNotFoundError: There is no such model.
+        CheckpointError: `adapter` is not an adapter, or does not fit the model.
+        ModelNotFoundError: The model does not exist.
     """
     if form not in _WRITERS:
         raise InvalidInputError(f"form: expected one of {list(_WRITERS)}, got {form!r}")

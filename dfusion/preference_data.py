@@ -22,7 +22,7 @@ from dfusion.errors import InvalidInputError
 from dfusion.files import write_whole
 
 ROWS_AT_ONCE = 64
-"""Pairs in memory at a time; a row group of the file."""
+"""Pairs in memory at a time, and in a row group of the file."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PreferencePair:
             try:
                 Image.open(io.BytesIO(image)).verify()
             except (UnidentifiedImageError, OSError, SyntaxError) as error:
-                raise InvalidInputError(f"pair {self.pair_id!r}: images[{number}] is no image: {error}") from error
+                raise InvalidInputError(f"pair {self.pair_id!r}: images[{number}] is not an image: {error}") from error
 
         if not all(math.isfinite(number) for number in (*self.scores, *self.figures.values())):
             raise InvalidInputError(f"pair {self.pair_id!r}: expected finite scores and figures, got {self.scores}")
@@ -78,7 +78,7 @@ def write_preferences(path: Path, pairs: Iterable[PreferencePair]) -> int:
         role_0, role_1, seed_0, seed_1, score_0, score_1
         figures                                      JSON object
 
-    Raises InvalidInputError without pairs.
+    Raises InvalidInputError if there are no pairs.
     """
     import pyarrow
     from pyarrow import parquet

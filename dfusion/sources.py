@@ -1,4 +1,4 @@
-"""Sources of base models: local folders, and hub models with their mirrors, pinned to commits. Imports no torch.
+"""Sources of base models: local folders, and hub models with their mirrors, pinned to commits. Does not import torch.
 
 The table is documented in docs/decisions/010-models.md. A model outside the table is named "owner/name@revision".
 """

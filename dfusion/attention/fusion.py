@@ -19,12 +19,12 @@ allows all."""
 
 @dataclass(frozen=True)
 class Control:
-    """What a target takes from its reference, and where (appendix B; docs/decisions/007-attention-control.md).
+    """The attention that a target takes from its reference (appendix B; docs/decisions/007-attention-control.md).
 
     own      which of "q", "k", "v" of self-attention are the reference's
     cross    which of "q", "k", "v" of cross-attention are the reference's, at all pixels
-    mask     where `own` applies: at all pixels (None), at pixels inside the mask ("parts"), or at all pixels of an
-             attention whose output is used inside the mask only ("output")
+    mask     the pixels at which `own` applies: all pixels (None), pixels inside the mask ("parts"), or all pixels
+             of an attention whose output is used inside the mask only ("output")
     limited  pixels inside the mask read only pixels inside it, and pixels outside only pixels outside
     """
 
@@ -53,15 +53,15 @@ mask's edge."""
 
 @dataclass(frozen=True)
 class Fusion:
-    """Which rows of a U-Net batch are fused, which rows of the same batch they read, and how.
+    """The fused rows of a U-Net batch, and the rows of the same batch that they read.
 
     The U-Net's output is valid for the targets only. The other rows exist to be read from, and the last fused attention
     skips them.
 
-    targets  (R,) int64, rows of the targets, one for each guidance half
+    targets  (R,) int64, rows of the targets, one per guidance half
     sources  (R,) int64, for each target's row the row of its reference, in the same half
     masks    for each fused level of the U-Net, (R, L) bool: the pixels taken from the reference
-    control  what is taken
+    control  the attention control
     """
 
     targets: torch.Tensor

@@ -24,12 +24,12 @@ from dfusion.errors import ShapeMismatchError
 
 @dataclass
 class AttentionContext:
-    """What one U-Net call captures or fuses. Create a new one for each call.
+    """The captured maps and the fusion of one U-Net call. Create a new context for each call.
 
     item_weights  (B, N, K): capture the item maps of the last B rows (the conditional half); None captures nothing.
                   Not together with `fusion`: the last fused layer skips rows other than targets'
     captured      filled by the call: (B, L, K) float32 for each attention module of the mask layers
-    fusion        which rows are fused and how (Eq. 5, appendix B); None fuses nothing
+    fusion        the fused rows and their control (Eq. 5, appendix B); None fuses nothing
     """
 
     item_weights: torch.Tensor | None = None

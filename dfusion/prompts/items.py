@@ -1,4 +1,4 @@
-"""The items of a user's own prompt: marked in brackets, or detected among its words (Eq. 4). Imports no torch.
+"""The items of a user's own prompt: marked in brackets, or detected among its words (Eq. 4). Does not import torch.
 
 Detection needs no language model. English noun phrases end at a small closed set of words (articles, prepositions,
 conjunctions, auxiliaries) or at a participle, and the noun is the last word of the phrase. Colours, materials and other

@@ -1,4 +1,4 @@
-"""Scorers: rate how well an image matches its prompt. Imports no torch until a scorer that needs it is loaded."""
+"""Scorers: rate how well an image matches its prompt. Does not import torch before a scorer needs it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_scorer(
 
     Args:
         scorer: A name of `dfusion.catalogue.SCORERS` or of `installed`, or a scorer's settings.
-        device: Where the scorer's model runs.
+        device: The device of the scorer's model.
         installed: The installation's own scorers by name, as settings or as 'module:attribute'. They override built-in
             scorers of the same name.
         verdicts: Reviewers' verdicts for a verdict scorer, by `dfusion.rewards.verdicts.image_key`.
@@ -57,8 +57,8 @@ def load_scorer(
         The scorer.
 
     Raises:
-        ModelNotFoundError: There is no scorer of that name, or its files are missing.
-        InvalidInputError: A weighted sum that contains itself, or a verdict scorer without verdicts.
+        ModelNotFoundError: The scorer does not exist, or its files are missing.
+        InvalidInputError: A weighted sum contains itself, or a verdict scorer has no verdicts.
 
     Example:
         >>> import numpy as np
@@ -82,12 +82,12 @@ class _Loader:
         self._verdicts = verdicts
 
     def load(self, scorer: str | ScorerConfig, within: tuple[str, ...]) -> Scorer:
-        """The scorer of that name or with those settings."""
+        """The scorer with this name or these settings."""
         return self._load_name(scorer, within) if isinstance(scorer, str) else self._load_config(scorer, None, within)
 
     def _load_name(self, name: str, within: tuple[str, ...]) -> Scorer:
         if name in within:
-            raise InvalidInputError(f"scorer {name!r}: expected no sum that contains itself, got {(*within, name)}")
+            raise InvalidInputError(f"scorer {name!r}: expected a sum without itself, got {(*within, name)}")
         if name in self._installed:
             config = self._installed[name]
             if isinstance(config, str):

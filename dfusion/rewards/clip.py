@@ -65,14 +65,14 @@ class ClipScorer:
         name: str | None = None,
         device: str = "cpu",
     ) -> ClipScorer:
-        """Load a model that open_clip knows, and download it if it is not cached. The version is its weights' tag.
+        """Load a pretrained model of open_clip, and download it if it is not cached. The version is its weights' tag.
 
         Raises ModelNotFoundError.
         """
         import open_clip
 
         if (architecture, weights) not in open_clip.list_pretrained():
-            raise ModelNotFoundError(f"open_clip knows no weights {weights!r} of {architecture!r}")
+            raise ModelNotFoundError(f"open_clip has no weights {weights!r} for {architecture!r}")
         return cls._load(architecture, weights, name or f"clip-{architecture}".lower(), weights, device)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Settings of scorers. Imports no torch.
+"""Settings of scorers. Does not import torch.
 
 `ScorerConfig` names files, servers and installed code, so only an installation's owner may set it. A client of the
 service names installed scorers, or weighted sums of them. A request therefore never makes the service open a file, call
@@ -18,7 +18,7 @@ ScorerName = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class OpenClipConfig(Frozen):
-    """The cosine of an open_clip model: weights that open_clip knows by tag, or an open_clip folder."""
+    """The cosine of an open_clip model: pretrained weights by their open_clip tag, or an open_clip folder."""
 
     kind: Literal["open_clip"] = "open_clip"
     architecture: str = Field("ViT-H-14", description="open_clip's name of the model (section 4.1)")
@@ -27,7 +27,7 @@ class OpenClipConfig(Frozen):
 
 
 class HttpScorerConfig(Frozen):
-    """A scorer behind HTTP; see `dfusion.rewards.http` for request and response."""
+    """A scorer on an HTTP server; see `dfusion.rewards.http` for request and response."""
 
     kind: Literal["http"] = "http"
     url: HttpUrl
@@ -47,7 +47,7 @@ class EntryPointConfig(Frozen):
 
 
 class VerdictScorerConfig(Frozen):
-    """Reviewers' verdicts on the images, which are passed when the scorer is loaded."""
+    """Reviewers' verdicts on the images. They are passed when the scorer is loaded."""
 
     kind: Literal["verdicts"] = "verdicts"
 

@@ -34,7 +34,7 @@ class WeightedScorer:
 
 
 def _short(text: str, most: int) -> str:
-    """The text, or its beginning and a digest, since names and versions are stored in columns of limited length."""
+    """Shorten a long text to its beginning and a digest, because the columns of names and versions are limited."""
     if len(text) <= most:
         return text
     return f"{text[: most - 13]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"

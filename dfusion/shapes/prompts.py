@@ -4,7 +4,7 @@
     attribute   a red and striped circle
     position    the red circle above the blue square
 
-Imports no torch: the service offers these lists as prompt sets.
+Does not import torch: the service offers these lists as prompt sets.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ THRESHOLD = 0.02
 """Mask threshold of every item (Eq. 4). Item words attend to their items only (`denoiser.grounding_loss`), so maps are
 near 1 on the item and near 0 off it. This low threshold keeps the item's edge inside the mask."""
 FUSION = FusionConfig(first_step=10)
-"""How targets of this world are fused: later than the paper's step 2. At step 10 colours can still be transferred, and
-the background is already the base's."""
+"""The fusion settings of this world. Fusion starts later than the paper's step 2: at step 10 colours can still be
+transferred, and the background is already the base's."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,6 @@ def open_store(settings: Settings) -> Store:
     if not settings.s3_endpoint:
         return FileStore(settings.data_dir / "artifacts")
 
-    from service.storage.s3 import S3Store  # imported here, so that a service on files does not load minio
+    from service.storage.s3 import S3Store  # here, so that a service with files does not load minio
 
     return S3Store.open(settings)

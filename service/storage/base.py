@@ -90,7 +90,7 @@ class Store(Protocol):
         ...
 
     def public_url(self, key: str, media_type: str) -> str | None:
-        """A temporary URL for downloads that bypass this service; None if there is none. Sends no request."""
+        """A temporary URL for downloads that bypass this service, or None. Does not send a request."""
         ...
 
 

@@ -26,7 +26,7 @@ class FileCache:
         self._added_bytes = max_bytes
 
     def lend(self, sha256: str, link: Path) -> bool:
-        """Create `link` as a hard link to the cached file. False if there is none; `link` must not be used then."""
+        """Create `link` as a hard link to the cached file. If this returns False, `link` must not be used."""
         cached = self._folder / sha256
         with suppress(OSError):
             os.link(cached, link)

@@ -62,7 +62,7 @@ class S3Store:
     def open(cls, settings: Settings) -> S3Store:
         """Open the bucket of the settings; it is created if missing.
 
-        A server that does not answer only logs a warning, since stages are retried until it does.
+        A server that does not respond only causes a warning, since stages are retried until it responds.
 
         Raises:
             StartError: The server denies access to the bucket.
@@ -85,7 +85,7 @@ class S3Store:
             message = f"the S3 server denies access to the bucket {settings.s3_bucket!r}: {_reason(error)}"
             raise StartError(message) from error
         except _FAILURES as error:
-            _logger.warning("the S3 server at %s does not answer: %s", settings.s3_endpoint, _reason(error))
+            _logger.warning("the S3 server at %s does not respond: %s", settings.s3_endpoint, _reason(error))
         return store
 
     def scratch(self) -> AbstractContextManager[Path]:
@@ -115,7 +115,7 @@ class S3Store:
     def _upload_once(self, key: str, source: Path) -> int:
         size = source.stat().st_size
         with source.open("rb") as file:
-            # no parallel uploads: minio's threads would outlive a failed read of the file
+            # without parallel uploads, since minio's threads would outlive a failed read of the file
             self._client.put_object(self._bucket, key, file, size, part_size=_PART_BYTES, num_parallel_uploads=1)
         return size
 
@@ -173,7 +173,7 @@ class S3Store:
                     yield ListedObject(entry.object_name, time.time() - entry.last_modified.timestamp())
 
     def probe(self) -> None:
-        """Check that the server answers and has the bucket. Raises StorageError."""
+        """Check that the server responds and has the bucket. Raises StorageError."""
         with _storage_errors("reach the bucket"):
             exists = self._prober.bucket_exists(self._bucket)
         if not exists:
@@ -184,7 +184,7 @@ class S3Store:
         return remove_dead(self._scratch, older_than_seconds)
 
     def public_url(self, key: str, media_type: str) -> str | None:
-        """A presigned URL at the public endpoint; None if none is configured. Sends no request."""
+        """A presigned URL at the public endpoint; None if it is not configured. Does not send a request."""
         if self._signer is None:
             return None
 
@@ -199,7 +199,7 @@ def _client(settings: Settings, endpoint: str, probes: bool = False) -> Minio:
     Args:
         settings: The credentials and the region.
         endpoint: host:port or a URL.
-        probes: Wait for an answer for a second at most, and do not retry.
+        probes: Wait at most one second for a response, and do not retry.
 
     Raises:
         StartError: The endpoint is invalid.
