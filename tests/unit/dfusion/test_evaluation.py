@@ -166,7 +166,7 @@ def test_every_model_needs_the_same_images() -> None:
         ScoreTable.from_rows([*rows(), rows()[3]])
     with pytest.raises(InvalidInputError, match="at least one"):
         ScoreTable.from_rows([])
-    with pytest.raises(InvalidInputError, match=r"as many seeds.*\[1, 2\]"):
+    with pytest.raises(InvalidInputError, match=r"same number of seeds.*\[1, 2\]"):
         ScoreTable.from_rows([ScoreRow("m", p, s, "c", 0.0) for p, s in (("a", 1), ("a", 2), ("b", 1))])
     with pytest.raises(NonFiniteError):
         ScoreTable.from_rows([ScoreRow("m", "a", 1, "c", math.nan)])

@@ -131,7 +131,7 @@ def test_what_has_no_counterpart_is_refused(lost: SampleOut) -> None:
         (0.02, (-0.0001, 0.04), "the interval includes zero, so this run does not show a change."),
         (0.0, (0.0, 0.0), "the interval includes zero, so this run does not show a change."),
         (0.02, (0.0, 0.04), "the interval includes zero, so this run does not show a change."),
-        (0.02, None, "one prompt alone has no interval, so this run does not show a change."),
+        (0.02, None, "a single prompt has no interval, so this run does not show a change."),
     ],
 )
 def test_headline_claims_no_more_than_the_interval(

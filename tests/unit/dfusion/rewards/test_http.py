@@ -102,7 +102,7 @@ def test_requests_to_an_overloaded_server_are_retried(server: Server, status: in
 
 def test_a_server_that_stays_overloaded_is_unavailable(server: Server) -> None:
     server.responses = [(503, b"", {})] * 9
-    with pytest.raises(ScorerUnavailableError, match="in 3 attempts: status 503"):
+    with pytest.raises(ScorerUnavailableError, match="after 3 attempts: status 503"):
         scorer(server).score(IMAGES, PROMPTS)
     assert len(server.requests) == 3
     assert ScorerUnavailableError.retryable and not ScorerError.retryable

@@ -145,7 +145,7 @@ def test_a_sum_names_its_parts_and_never_contains_itself() -> None:
     assert load_scorer("a", installed=installed, verdicts={}).version.startswith("1.0*people@")
     assert load_scorer(total("a", "b"), installed=installed, verdicts={}).name == "1.0*a+1.0*b"
     installed["b"] = total("a")
-    with pytest.raises(InvalidInputError, match=r"contains itself, got \('a', 'b', 'a'\)"):
+    with pytest.raises(InvalidInputError, match=r"sum without itself, got \('a', 'b', 'a'\)"):
         load_scorer("a", installed=installed, verdicts={})
 
 
