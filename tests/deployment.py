@@ -37,7 +37,7 @@ DATABASE_PASSWORD = "database-password"
 """The server does not check it. It must not appear in logs nevertheless."""
 FINAL = ("succeeded", "failed", "cancelled")
 WORKERS = ("one@test", "two@test")
-HASTE = HASTE_IN_PROCESS | {"lease_seconds": PATIENCE_SECONDS, "presence_seconds": 0.2, "rehint_seconds": 0.5}
+HASTE = HASTE_IN_PROCESS | {"lease_seconds": PATIENCE_SECONDS, "presence_seconds": 0.5, "rehint_seconds": 0.5}
 
 
 def until(condition: Callable[[], Any]) -> Any:

@@ -36,7 +36,7 @@ HASTE: dict[str, Any] = {
     "worker_niceness": 0,  # other suites run at the same time
     "lease_seconds": 20,
     "heartbeat_seconds": 0.1,
-    "poll_seconds": 0.05,
+    "poll_seconds": 0.2,
     "sweep_seconds": 0.5,
     "retry_seconds": 0.05,
     "restart_seconds": 0.1,
