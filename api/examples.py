@@ -77,6 +77,7 @@ _JOB_OUT: Example = {
     "kind": "round",
     "state": "running",
     "label": None,
+    "priority": 0,
     "rounds": 3,
     "model": EXAMPLE_BASE_MODEL,
     "prompt_set": _SET,

@@ -233,6 +233,7 @@ def _insert(session: Session, request: _Request, new: _NewJob) -> Job:
         kind=kind_of(spec).name,
         spec=new.spec,
         label=spec.label,
+        priority=spec.priority,
         rounds=rounds_of(spec),
         model_id=checked.model.id if checked.model else None,
         prompt_set_id=checked.prompt_set.id if checked.prompt_set else None,

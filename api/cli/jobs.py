@@ -215,6 +215,7 @@ def job_sheet(job: JobDetail) -> RenderableType:
         "state": styled_state(job.state),
         "progress": f"{job.progress.percent:.0f} %  {'  '.join(position(job))}".rstrip(),
         "label": job.label,
+        "priority": job.priority or None,
         "model": job.model,
         "prompts": job.prompt_set,
         "origin": job.origin,

@@ -20,6 +20,9 @@ Sets = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the request, such as training.beta=0.5"),
 ]
 Label = Annotated[str | None, typer.Option(help="Free text")]
+Priority = Annotated[
+    int | None, typer.Option(help="From -100 to 100; higher runs before other jobs of the same API key. Default 0")
+]
 Seed = Annotated[int | None, typer.Option(help="Random seed")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the request and estimate its cost")]

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from api.cli.bodies import build_body
 from api.cli.jobs import follow_to_end, job_sheet
-from api.cli.options import DryRun, Follow, Key, Label, Prompts, Seed, Sets, Spec, prompt_bodies
+from api.cli.options import DryRun, Follow, Key, Label, Priority, Prompts, Seed, Sets, Spec, prompt_bodies
 from api.cli.screens import clock, sheet, size
 from api.cli.session import Session
 from api.wire.estimates import EstimateOut
@@ -50,6 +50,7 @@ def start(
     review: Annotated[bool, typer.Option("--review", help="Wait for reviewers' verdicts before each training")] = False,
     seed: Seed = None,
     label: Label = None,
+    priority: Priority = None,
     spec: Spec = None,
     settings: Sets = None,
     follow: Follow = False,
@@ -81,6 +82,7 @@ def start(
         "review": review or None,
         "seed": seed,
         "label": label,
+        "priority": priority,
     }
 
     body = build_body(spec, options, settings or [])
@@ -99,6 +101,7 @@ def sample(
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance")] = None,
     seed: Seed = None,
     label: Label = None,
+    priority: Priority = None,
     spec: Spec = None,
     settings: Sets = None,
     follow: Follow = False,
@@ -120,6 +123,7 @@ def sample(
         "sampling.guidance_scale": guidance_scale,
         "seed": seed,
         "label": label,
+        "priority": priority,
     }
     _submit(ctx.obj, JobKind.SAMPLING, build_body(spec, options, settings or []), follow, dry_run, key)
 
@@ -138,6 +142,7 @@ def fuse(
     first_step: Annotated[int | None, typer.Option(help="First fused step_index")] = None,
     last_step: Annotated[int | None, typer.Option(help="Last fused step_index")] = None,
     label: Label = None,
+    priority: Priority = None,
     spec: Spec = None,
     settings: Sets = None,
     follow: Follow = False,
@@ -162,6 +167,7 @@ def fuse(
         "fusion.first_step": first_step,
         "fusion.last_step": last_step,
         "label": label,
+        "priority": priority,
     }
     _submit(ctx.obj, JobKind.FUSION, build_body(spec, options, settings or []), follow, dry_run, key)
 
@@ -181,6 +187,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="AdamW learning rate")] = None,
     seed: Seed = None,
     label: Label = None,
+    priority: Priority = None,
     spec: Spec = None,
     settings: Sets = None,
     follow: Follow = False,
@@ -202,6 +209,7 @@ def train(
         "training.learning_rate": learning_rate,
         "seed": seed,
         "label": label,
+        "priority": priority,
     }
     _submit(ctx.obj, JobKind.TRAINING, build_body(spec, options, settings or []), follow, dry_run, key)
 
@@ -218,6 +226,7 @@ def evaluate(
     steps: Steps = None,
     seed: Seed = None,
     label: Label = None,
+    priority: Priority = None,
     spec: Spec = None,
     settings: Sets = None,
     follow: Follow = False,
@@ -241,6 +250,7 @@ def evaluate(
         "sampling.num_steps": steps,
         "seed": seed,
         "label": label,
+        "priority": priority,
     }
     _submit(ctx.obj, JobKind.EVALUATION, build_body(spec, options, settings or []), follow, dry_run, key)
 

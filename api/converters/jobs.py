@@ -55,6 +55,7 @@ def _job_fields(job: Job, running: Sequence[RunningStage], now: float) -> dict[s
         "kind": job.kind,
         "state": job.state,
         "label": job.label,
+        "priority": job.priority,
         "rounds": job.rounds,
         "model": job.model_id,
         "prompt_set": job.prompt_set_id,

@@ -60,6 +60,7 @@ class JobOut(BaseModel):
     kind: JobKind
     state: JobState
     label: str | None
+    priority: int
     rounds: int
     model: str | None
     prompt_set: str | None

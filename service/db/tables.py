@@ -29,9 +29,9 @@ _NAMING = {
 }
 
 
-def _where(condition: str) -> Json:
-    """Options of an index that has only the rows for which the condition holds."""
-    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
+def partial_index(name: str, where: str, *columns: str) -> Index:
+    """An index of the rows for which `where` holds. It is used by queries that contain `where` as literal SQL."""
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class Table(DeclarativeBase):
@@ -112,6 +112,8 @@ class Job(Table):
     kind: Mapped[str]
     state: Mapped[str] = mapped_column(index=True)
     label: Mapped[str | None]
+    priority: Mapped[int] = mapped_column(server_default="0")
+    """Jobs with a higher priority run before other jobs of the same API key."""
     spec: Mapped[Json]
     prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
     held_out_prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
@@ -145,6 +147,10 @@ class Job(Table):
     """The API key of the client; None if no keys are required."""
 
 
+_IS_FREE = "state = 'queued' AND unmet = 0"
+_ORDER_OF_CLAIMS = ("queue", "fair_key", "base", "rank", "job_id", "number")
+
+
 class Stage(Table):
     """A part of a job that one worker runs under a lease."""
 
@@ -153,17 +159,25 @@ class Stage(Table):
         UniqueConstraint("job_id", "round", "kind", "shard"),
         UniqueConstraint("job_id", "number"),
         Index(None, "state", "lease_expires_at"),
-        Index(None, "state", "unmet", "job_id", "number"),
-        Index("ix_stages_running", "job_id", "number", **_where("state = 'running'")),
-        Index("ix_stages_with_error", "job_id", "number", **_where("error_code IS NOT NULL")),
+        Index(None, "fair_key", "started_at"),
+        partial_index("ix_stages_running", "state = 'running'", "fair_key"),
+        partial_index("ix_stages_free", _IS_FREE, *_ORDER_OF_CLAIMS),
+        partial_index("ix_stages_unhinted", f"{_IS_FREE} AND hinted_at IS NULL", "job_id"),
+        partial_index("ix_stages_with_error", "error_code IS NOT NULL", "job_id", "number"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     number: Mapped[int]
-    """The number within the job, from 1. Free stages are claimed in this order."""
+    """The number within the job, from 1. Free stages of a job are claimed in this order."""
     kind: Mapped[str]
     queue: Mapped[str]
+    fair_key: Mapped[str] = mapped_column(server_default="")
+    """The API key of the job; "" if none. Workers are shared fairly among these keys."""
+    base: Mapped[str] = mapped_column(server_default="")
+    """The name of the base model that the stage loads; "" if none."""
+    rank: Mapped[int] = mapped_column(server_default="0")
+    """The negative priority of the job, so that the index of free stages is ascending."""
     round: Mapped[int]
     shard: Mapped[int]
     params: Mapped[Json]

@@ -10,14 +10,15 @@ commit was lost, the epoch shows whether it took place, since only one worker wr
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from service.db.queries import jobs, prompt_sets, results, stages
-from service.db.queries.stages import StopRequest
+from service.db.queries.stages import FreeGroup, StopRequest
 from service.db.tables import Job, Stage
 from service.db.unit_of_work import UnitOfWork, hint_after_commit, repeatable
 from service.errors import ConflictError, StageCancelledError
@@ -31,9 +32,10 @@ from service.storage import StoredObject
 
 WORKER_LOST = "worker_lost"
 _MAX_PAUSE_SECONDS = 300.0
-_CANDIDATES = 8
-"""Free stages that one search returns. Workers claim concurrently, so the first may already be claimed."""
-_SEARCHES = 3
+_GROUPS = 8
+"""Groups of free stages that one search returns."""
+_SEARCHES = 100
+"""A search is repeated if other workers claimed the stages meanwhile. Two are nearly always enough."""
 
 
 @dataclass(frozen=True)
@@ -94,36 +96,47 @@ def claim(
 
     Returns:
         The claim, or None if no stage is free.
+
+    Raises:
+        DBAPIError: The database is unavailable.
     """
-    with uow.reading() as session:
-        if not stages.any_free(session, queues):
+    for _ in range(_SEARCHES):
+        with uow.reading() as session:
+            groups = stages.free_groups(session, _GROUPS, queues, prefer_base)
+        if not groups:
             return None
-    return uow.run(lambda session: _claim(session, settings, owner, queues, prefer_base), _is_claimed)
 
-
-def _claim(
-    session: Session, settings: Settings, owner: str, queues: Sequence[str] | None, prefer_base: str | None
-) -> Claim | None:
-    for stage_id, job_id in _candidates(session, queues, prefer_base):
-        savepoint = session.begin_nested()  # releases the lock of this job before the next one is locked
-        jobs.lock(session, job_id)  # serializes the events of a job, so that their ids are in order
-        jobs.start(session, job_id)
-        stage = stages.claim(session, stage_id, owner, settings.lease_seconds)
-        if stage is None:  # another worker claimed it
-            savepoint.rollback()
-            continue
-
-        attempt = f", attempt {stage.attempt}" if stage.attempt > 1 else ""
-        message = f"{_label(session, stage)} started{attempt}"
-        jobs.add_event(session, job_id, "stage.started", message, stage_id, **_event_data(stage), worker=owner)
-        return _as_claim(stage, jobs.get(session, job_id))
+        claimed = uow.run(partial(_claim, settings=settings, owner=owner, groups=groups), _is_claimed)
+        if claimed is not None:
+            return claimed
     return None
 
 
-def _candidates(session: Session, queues: Sequence[str] | None, prefer_base: str | None) -> Iterator[tuple[str, str]]:
-    """Free stages and their jobs. The search is repeated a few times, since other workers claim concurrently."""
-    for _ in range(_SEARCHES):
-        yield from stages.first_free(session, _CANDIDATES, queues, prefer_base)
+def _claim(session: Session, settings: Settings, owner: str, groups: Sequence[FreeGroup]) -> Claim | None:
+    """Claim a stage of these groups. None if other workers claimed them, or their job was cancelled or paused."""
+    group, job = _lock_job(session, groups)
+    stage = stages.claim(session, group, job, owner, settings.lease_seconds)
+    if stage is None:
+        return None
+
+    if job.state == JobState.QUEUED:
+        jobs.start(session, job.id)
+    attempt = f", attempt {stage.attempt}" if stage.attempt > 1 else ""
+    message = f"{_label(session, stage)} started{attempt}"
+    jobs.add_event(session, job.id, "stage.started", message, stage.id, **_event_data(stage), worker=owner)
+    return _as_claim(stage, job)
+
+
+def _lock_job(session: Session, groups: Sequence[FreeGroup]) -> tuple[FreeGroup, Job]:
+    """Lock a job of the first group that has an unlocked one. If all are locked, wait for the first job.
+
+    The lock serializes the events of a job, so that their ids are in order.
+    """
+    for group in groups:
+        job = stages.lock_free_job(session, group)
+        if job is not None:
+            return group, job
+    return groups[0], jobs.lock(session, groups[0].job_id)
 
 
 def _is_claimed(session: Session, claimed: Claim | None) -> bool:

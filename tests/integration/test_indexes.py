@@ -1,5 +1,6 @@
 """Each list of results, and each claim, uses one index: no sorting, and no rows are read and discarded."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,13 +43,16 @@ PAIRS: tuple[dict[str, Any], ...] = (
 
 def plan_of(uow: UnitOfWork, query: Query) -> str:
     """Return PostgreSQL's plan of the query, with sequential scans disabled as for large tables."""
-    with statements(uow.engine) as seen, uow.reading() as session:
+    with statements(uow.engine) as seen, Session(uow.engine) as session:
         query(session)
-    statement, parameters = seen[-1]
+    return explained(uow, *seen[-1], "COSTS OFF")
+
+
+def explained(uow: UnitOfWork, statement: str, parameters: Any, options: str) -> str:
     with uow.engine.connect() as connection:
-        for setting in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):
-            connection.exec_driver_sql(f"SET LOCAL {setting} = off")
-        rows = connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {statement}", parameters).scalars()
+        for setting in ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin"):
+            connection.exec_driver_sql(f"SET LOCAL enable_{setting} = off")
+        rows = connection.exec_driver_sql(f"EXPLAIN ({options}) {statement}", parameters).scalars()
         return "\n".join(rows)
 
 
@@ -98,25 +102,47 @@ def test_shards_are_counted_by_the_last_one(uow: UnitOfWork) -> None:
     assert "Filter" not in plan, plan
 
 
+GROUP = stages.FreeGroup("gpu", "", "filled", JOB)
+CLAIM_QUERIES: tuple[Query, ...] = (
+    stages.any_free,
+    lambda session: stages.free_groups(session, 8),
+    lambda session: stages.free_groups(session, 8, ("gpu",), "filled"),
+    lambda session: stages.lock_free_job(session, GROUP),
+    lambda session: stages.mark_free(session, JOB),
+)
+CLAIM_INDEX = re.compile(r"using (ix_stages_(free|unhinted|running|fair_key_started_at)|pk_stages) ")
+
+
 def test_claims_on_postgresql(uow: UnitOfWork) -> None:
-    for query in (stages.any_free, lambda session: stages.first_free(session, 8)):
+    for query in CLAIM_QUERIES:
         plan = plan_of(uow, query)
-        assert "Index Scan using ix_stages_state_unmet_job_id_number" in plan
-        assert "Sort" not in plan
+        assert "using ix_stages_" in plan, plan
+        for scan in re.findall(r".*Scan.* on stages.*", plan):
+            assert CLAIM_INDEX.search(scan), plan
+
+
+def test_a_claim_reads_one_free_stage_of_each_group(uow: UnitOfWork) -> None:
+    with uow.writing() as session:
+        free = [PlannedStage(StageKind.FUSE, 2, 1, shard) for shard in range(500)]
+        stages.add(session, JOB, free, after=stages.last_number(session, JOB))
+    with statements(uow.engine) as seen, uow.reading() as session:
+        assert [group.job_id for group in stages.free_groups(session, 8, prefer_base="other")] == [JOB, JOB]
+    plan = explained(uow, *seen[-1], "ANALYZE, COSTS OFF, TIMING OFF")
+    rows = [float(count) for count in re.findall(r"using ix_stages_free on .*actual rows=([\d.]+)", plan)]
+    assert rows and max(rows) <= 1, plan
 
 
 def test_claims_on_sqlite(tmp_path: Any) -> None:
     uow = UnitOfWork.connect(f"sqlite:///{tmp_path / 'dfusion.db'}")
     migrate(uow.engine, tmp_path / "lock")
-    with statements(uow.engine) as seen, uow.reading() as session:
-        stages.any_free(session)
-        stages.first_free(session, 8)
-    for statement, parameters in seen:
-        if not statement.startswith("SELECT"):
-            continue
-        with uow.engine.connect() as connection:
-            steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            assert [step[3] for step in steps] == [
-                "SEARCH stages USING INDEX ix_stages_state_unmet_job_id_number (state=? AND unmet=?)"
-            ]
+    for query in CLAIM_QUERIES:
+        with statements(uow.engine) as seen, uow.writing() as session:
+            query(session)
+        for statement, parameters in seen:
+            if statement.startswith("BEGIN"):
+                continue
+            with uow.engine.connect() as connection:
+                steps = [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            assert any("USING INDEX ix_stages_" in step for step in steps), steps
+            assert not any(step.startswith("SCAN stages") or "state=?" in step for step in steps), steps
     uow.close()

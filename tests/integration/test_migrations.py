@@ -14,6 +14,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -125,11 +126,10 @@ def insert(connection: Connection, table: str, **values: object) -> None:
     connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({parameters})"), values)
 
 
-def insert_job(connection: Connection, job_id: str, stages: list[dict[str, object]]) -> None:
+def insert_job(connection: Connection, job_id: str, stages: list[dict[str, object]], **of_job: object) -> None:
     """A job of 0001_tables with stages of these values."""
-    insert(
-        connection, "jobs", id=job_id, kind="round", state="running", spec="{}", rounds=1, work_total=9, created_at=0
-    )
+    job = {"kind": "round", "state": "running", "spec": "{}", "rounds": 1, "work_total": 9, "created_at": 0}
+    insert(connection, "jobs", id=job_id, **(job | of_job))
     for number, values in enumerate(stages, 1):
         row = {
             "id": f"{job_id}_{number}",
@@ -151,6 +151,32 @@ def insert_job(connection: Connection, job_id: str, stages: list[dict[str, objec
             "created_at": 0,
         }
         insert(connection, "stages", **(row | values))
+
+
+def test_stages_of_version_0_1_0_get_the_key_and_the_base_model_of_their_job(engine: Engine, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0001_tables")
+        insert(connection, "api_keys", id="key_a", name="a", prefix="dfk_", sha256="x", scopes="[]", created_at=0)
+        insert(connection, "models", id="mdl_a", name="sd", base="sd", figures="{}", created_at=0)
+        insert(connection, "models", id="mdl_b", name="xl", base="xl", figures="{}", created_at=0)
+        sample_and_select: list[dict[str, object]] = [{"state": "running"}, {"kind": "select", "queue": "cpu"}]
+        insert_job(connection, "job_a", sample_and_select, model_id="mdl_a", api_key_id="key_a")
+        evaluate: dict[str, object] = {"kind": "evaluate", "params": '{"model": "mdl_b"}'}
+        insert_job(connection, "job_b", [evaluate], kind="evaluation", model_id="mdl_a")
+
+    migrate(engine, tmp_path / "lock")
+
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT id, fair_key, base, rank FROM stages ORDER BY id")).all()
+        assert rows == [
+            ("job_a_1", "key_a", "sd", 0),
+            ("job_a_2", "key_a", "", 0),  # loads no model
+            ("job_b_1", "", "xl", 0),  # an evaluation of another model than the job's first
+        ]
+        assert connection.scalars(text("SELECT priority FROM jobs")).all() == [0, 0]
+    with engine.begin() as connection:
+        alembic.command.downgrade(alembic_config(connection), "0001_tables")
+        assert connection.scalar(text("SELECT count(*) FROM stages")) == 3
 
 
 def test_running_sums_are_filled_from_the_stages_of_existing_jobs(engine: Engine, tmp_path: Path) -> None:
@@ -262,7 +288,8 @@ def test_of_four_processes_that_migrate_at_once_one_does_it(url: str, tmp_path: 
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
-    assert counts == [0, 0, 0, 1]
+    migrations = len(list(ScriptDirectory(str(ROOT / "migrations")).walk_revisions()))
+    assert counts == [0, 0, 0, migrations]
 
 
 def test_sqlite_is_set_up_to_keep_what_it_commits(tmp_path: Path) -> None:

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any, cast
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
+    FromClause,
     Row,
+    Select,
+    String,
     Table,
     and_,
+    bindparam,
     case,
     func,
     literal_column,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.orm import Session, aliased
@@ -29,21 +36,25 @@ from service.errors import LeaseLostError
 from service.ids import IdKind, new_id
 from service.plan import PlannedStage
 from service.queue import Hint
-from service.states import FINAL_STAGE_STATES, StageKind, StageState, queue_of
+from service.states import FINAL_STAGE_STATES, QueueName, StageKind, StageState, queue_of
 
 _NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
 _NO_HINT: Mapping[str, Any] = {"free_at": None, "hinted_at": None}
 _DEFER_SECONDS = 30.0
 """How long workers with another loaded model may defer a free stage."""
+_JOBS_WINDOW = 1000
+"""Free stages whose jobs are tried for a lock. Other claims lock at most one job per worker."""
 _MAX_HINT_PAUSES = 16
 """The longest pause between two hints of a stage, in multiples of the first."""
 _QUEUED_OR_HELD = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
 _COUNTED = (Stage.id, Stage.job_id, Stage.round, Stage.attempt, Stage.work)
 _Counted = Row[str, str, int, int, float]
-_IS_RUNNING = Stage.state == literal_column(f"'{StageState.RUNNING}'")  # a literal, as in the index `ix_stages_running`
 _STAGES = cast(Table, Stage.__table__)
 _DEPENDENCIES = cast(Table, StageDependency.__table__)
 _ZERO: ColumnElement[int] = literal_column("0")
+# States as literals, since partial indexes are not used for bound parameters.
+_QUEUED: ColumnElement[str] = literal_column(f"'{StageState.QUEUED}'")
+_RUNNING: ColumnElement[str] = literal_column(f"'{StageState.RUNNING}'")
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,23 @@ class RunningStage:
     total: int
 
 
+@dataclass(frozen=True)
+class FreeGroup:
+    """Free stages of one queue, one API key and one base model.
+
+    Attributes:
+        queue: The queue.
+        fair_key: The API key of their jobs; "" if none.
+        base: The base model that they load; "" if none.
+        job_id: The job of the stage to claim first.
+    """
+
+    queue: str
+    fair_key: str
+    base: str
+    job_id: str
+
+
 class StopRequest(StrEnum):
     """Whether the job of a running stage was asked to stop."""
 
@@ -95,6 +123,8 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
         return []
 
     # 1. the stages
+    job = session.get_one(Job, job_id)
+    bases = _bases_of(session, job, plan)
     ids = [new_id(IdKind.STAGE) for _ in plan]
     rows: list[dict[str, Any]] = [
         {
@@ -103,6 +133,9 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
             "number": number,
             "kind": planned.kind,
             "queue": queue_of(planned.kind),
+            "fair_key": job.api_key_id or "",
+            "base": base,
+            "rank": -job.priority,
             "round": planned.round,
             "shard": planned.shard,
             "params": planned.params,
@@ -111,7 +144,7 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
             "unmet": len(set(planned.needs)),
             "free_now": not planned.needs and planned.kind is not StageKind.REVIEW,
         }
-        for number, (stage_id, planned) in enumerate(zip(ids, plan, strict=True), after + 1)
+        for number, (stage_id, planned, base) in enumerate(zip(ids, plan, bases, strict=True), after + 1)
     ]
     insert_rows(session, _STAGES, rows, _of_new_stage)
 
@@ -122,6 +155,25 @@ def add(session: Session, job_id: str, plan: Sequence[PlannedStage], after: int 
     if dependencies:
         insert_rows(session, _DEPENDENCIES, dependencies, _nothing)
     return [(row["id"], row["queue"]) for row in rows if row["free_now"]]
+
+
+def _bases_of(session: Session, job: Job, plan: Sequence[PlannedStage]) -> list[str]:
+    """The base model that each stage loads; "" if none.
+
+    An evaluation's stages name their models; the others use the job's model.
+    """
+    loaded = [_model_of(job, planned) for planned in plan]
+    named = {model_id for model_id in loaded if model_id is not None}
+    rows = session.execute(select(Model.id, Model.base).where(is_any_of(Model.id, named)))
+    bases = {row.id: row.base for row in rows}
+    return ["" if model_id is None else bases[model_id] for model_id in loaded]
+
+
+def _model_of(job: Job, planned: PlannedStage) -> str | None:
+    if queue_of(planned.kind) is QueueName.CPU:
+        return None
+    model_id: str | None = planned.params.get("model", job.model_id)
+    return model_id
 
 
 def _of_new_stage(row: Mapping[str, ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
@@ -159,55 +211,139 @@ def count_shards(session: Session, job_id: str, round_number: int, kind: str) ->
 
 def is_free(stage: type[Stage]) -> ColumnElement[bool]:
     """The stage is queued, its pause has ended and its dependencies have succeeded."""
-    return and_(stage.state == StageState.QUEUED, stage.unmet == 0, stage.not_before <= now_seconds())
+    return and_(stage.state == _QUEUED, stage.unmet == _ZERO, stage.not_before <= now_seconds())
 
 
-def _is_claimable(stage: type[Stage], queues: Sequence[str] | None) -> ColumnElement[bool]:
-    free = is_free(stage)
-    return free if queues is None else free & stage.queue.in_(queues)
+def free_hint(session: Session, queues: Sequence[str] | None = None) -> Hint | None:
+    """The hint of a stage that a worker of these queues (None: all) can claim. None if there is none."""
+    for queue in tuple(QueueName) if queues is None else queues:
+        stage_id = session.scalar(select(Stage.id).where(is_free(Stage), Stage.queue == queue).limit(1))
+        if stage_id is not None:
+            return stage_id, queue
+    return None
 
 
 def any_free(session: Session, queues: Sequence[str] | None = None) -> bool:
     """Whether a worker of these queues (None: all) can claim a stage."""
-    return session.scalar(select(Stage.id).where(_is_claimable(Stage, queues)).limit(1)) is not None
+    return free_hint(session, queues) is not None
 
 
-def first_free(
+def free_groups(
     session: Session, most: int, queues: Sequence[str] | None = None, prefer_base: str | None = None
-) -> list[tuple[str, str]]:
-    """The first claimable stages and their jobs, oldest job first. They are not locked.
+) -> list[FreeGroup]:
+    """The groups to claim the next stage from, best first. Nothing is locked.
+
+    API keys come first by fair share: those with the fewest running stages, then those whose last stage started longest
+    ago. The groups of a key are ordered by the priority and then the age of their first stage's job.
 
     Args:
         session: A view of the database.
-        most: The maximum number of stages.
+        most: The maximum number of groups.
         queues: The queues to search; None is all.
-        prefer_base: Jobs on this base model come first, so that a worker need not load another. A stage of another
-            job is deferred for _DEFER_SECONDS at most.
+        prefer_base: Stages on this base model come first, so that a worker need not load another. A stage on another
+            one is deferred for _DEFER_SECONDS at most. After that its key gets its turn as soon as none of its stages
+            has started for this time.
+
+    The time depends on the number of groups, not on the number of stages.
     """
-    deferred_last = [] if prefer_base is None else [_is_deferred(Stage, prefer_base)]
-    query = select(Stage.id, Stage.job_id).where(_is_claimable(Stage, queues))
-    ordered = query.order_by(*deferred_last, Stage.job_id, Stage.number).limit(most)
-    return [(row.id, row.job_id) for row in session.execute(ordered)]
+    names = tuple(QueueName) if queues is None else tuple(queues)
+    query = _free_groups(names, prefer_base is not None)
+    rows = session.execute(query, {"most": most, "prefer_base": prefer_base})
+    return [FreeGroup(row.queue, row.fair_key, row.base, row.job_id) for row in rows]
 
 
-def _is_deferred(stage: type[Stage], prefer_base: str) -> ColumnElement[int]:
-    """1 for stages of jobs on another base model that have not waited long, 0 for all others."""
-    of_base = select(Job.id).join(Model, Model.id == Job.model_id).where(Model.base == prefer_base)
-    free_at = func.coalesce(stage.free_at, stage.not_before)  # the end of a pause does not set `free_at`
-    waited = free_at < now_seconds() - _DEFER_SECONDS
-    return case((waited | stage.job_id.in_(of_base), 0), else_=1)
+@cache
+def _free_groups(queues: tuple[str, ...], prefers_base: bool) -> Select[Any]:
+    # 1. the first stage of each group, and the use that its key makes of the workers
+    heads = _heads(queues)
+    running = aliased(Stage)
+    running_of_key = select(func.count()).where(running.state == _RUNNING, running.fair_key == Stage.fair_key)
+    served = aliased(Stage)
+    last_of_key = select(func.max(served.started_at)).where(served.fair_key == Stage.fair_key)
+    head = (
+        select(
+            *(Stage.queue, Stage.fair_key, Stage.base, Stage.rank, Stage.job_id, Stage.number),
+            func.coalesce(Stage.free_at, Stage.not_before).label("free_at"),  # the end of a pause leaves free_at empty
+            running_of_key.correlate(Stage).scalar_subquery().label("running"),
+            func.coalesce(last_of_key.correlate(Stage).scalar_subquery(), 0.0).label("served_at"),
+        )
+        .join_from(heads, Stage, Stage.id == heads.c.id)
+        .subquery()
+        .c
+    )
+
+    # 2. fair share among the keys, then the order within a key
+    by_key: list[ColumnElement[Any]] = [head.running, head.served_at, head.fair_key]
+    in_key: list[ColumnElement[Any]] = [head.rank, head.job_id, head.number]
+    if prefers_base:
+        other_base = head.base.not_in(("", bindparam("prefer_base", type_=String)))
+        recently = now_seconds() - _DEFER_SECONDS
+        deferred = case((other_base & (head.free_at >= recently), 1), else_=0)
+        of_key_deferred = case((other_base & or_(head.free_at >= recently, head.served_at >= recently), 1), else_=0)
+        by_key.insert(0, func.min(of_key_deferred).over(partition_by=head.fair_key))
+        in_key.insert(0, deferred)
+    query = select(head.queue, head.fair_key, head.base, head.job_id).order_by(*by_key, *in_key)
+    return query.limit(bindparam("most"))
 
 
-def claim(session: Session, stage_id: str, owner: str, lease_seconds: float) -> Stage | None:
-    """Claim the stage under a lease with a new epoch. None if it is not free, or another transaction has locked it."""
-    # 1. lock the row, if no other transaction has
+def _heads(queues: tuple[str, ...]) -> CTE:
+    """The ids of the first claimable stage of each group: an index lookup for each (a loose index scan)."""
+
+    def first_of(outer: FromClause, queue: ColumnElement[str], *conditions: ColumnElement[bool]) -> ColumnElement[str]:
+        of_queue = select(Stage.id).where(is_free(Stage), Stage.queue == queue, *conditions)
+        order = (Stage.fair_key, Stage.base, Stage.rank, Stage.job_id, Stage.number)
+        return of_queue.order_by(*order).limit(1).correlate(outer).scalar_subquery()
+
+    # 1. the first stage of each queue
+    names = union_all(*(select(literal_column(f"'{QueueName(name)}'").label("queue")) for name in queues)).subquery()
+    heads = select(first_of(names, names.c.queue).label("id")).select_from(names).cte("heads", recursive=True)
+
+    # 2. the first stage of the group that follows: the next base model of the key, or else the next key
+    head = cast(Table, Stage.__table__).alias()
+    of_next_base = first_of(head, head.c.queue, Stage.fair_key == head.c.fair_key, Stage.base > head.c.base)
+    of_next_key = first_of(head, head.c.queue, Stage.fair_key > head.c.fair_key)
+    following = select(func.coalesce(of_next_base, of_next_key))
+    return heads.union_all(following.join_from(heads, head, head.c.id == heads.c.id))
+
+
+def _of_group(stage: type[Stage], group: FreeGroup) -> ColumnElement[bool]:
+    in_group = and_(stage.queue == group.queue, stage.fair_key == group.fair_key, stage.base == group.base)
+    return is_free(stage) & in_group
+
+
+def lock_free_job(session: Session, group: FreeGroup) -> Job | None:
+    """Lock the first job of the group that no other transaction has locked. None if there is none."""
+    order = (Stage.rank, Stage.job_id, Stage.number)
+    first = select(*order).where(_of_group(Stage, group)).order_by(*order).limit(_JOBS_WINDOW).subquery().c
+    query = select(Job).join_from(first.job_id.table, Job, Job.id == first.job_id).limit(1)
+    query = query.order_by(first.rank, first.job_id, first.number)
+    unlocked = query.with_for_update(of=Job, key_share=True, skip_locked=True)
+    return session.scalar(unlocked.execution_options(populate_existing=True))
+
+
+def claim(session: Session, group: FreeGroup, job: Job, owner: str, lease_seconds: float) -> Stage | None:
+    """Claim the first stage of a job under a lease with a new epoch.
+
+    Args:
+        session: The transaction, which has locked the job.
+        group: The group of the stage.
+        job: The job.
+        owner: The name of the worker.
+        lease_seconds: The duration of the lease.
+
+    Returns:
+        The stage. None if the job has no free stage in this group, or other transactions have locked them.
+    """
+    # 1. lock the first row that no other transaction has locked
     candidate = aliased(Stage)
-    free = select(candidate.id).where(candidate.id == stage_id, is_free(candidate)).with_for_update(skip_locked=True)
+    of_job = and_(candidate.job_id == job.id, candidate.rank == -job.priority)
+    free = select(candidate.id).where(of_job, _of_group(candidate, group)).order_by(candidate.number).limit(1)
+    unlocked = free.with_for_update(skip_locked=True)
 
-    # 2. start the attempt
+    # 2. start the attempt; the row is free, since its lock was acquired and its state checked together
     query = (
         update(Stage)
-        .where(Stage.id == free.scalar_subquery(), is_free(Stage))
+        .where(Stage.id == unlocked.scalar_subquery())
         .values(
             state=StageState.RUNNING,
             lease_owner=owner,
@@ -491,7 +627,7 @@ def running_of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[
     last_shard = select(shard.shard).where(*same).order_by(shard.shard.desc()).limit(1).scalar_subquery()
     columns = (Stage.kind, Stage.round, Stage.shard, last_shard + 1, Stage.work, Stage.attempt)
     query = select(Stage.job_id, *columns, Stage.progress_done, Stage.progress_total)
-    query = query.where(_IS_RUNNING, is_any_of(Stage.job_id, job_ids)).order_by(Stage.job_id, Stage.number)
+    query = query.where(Stage.state == _RUNNING, is_any_of(Stage.job_id, job_ids)).order_by(Stage.job_id, Stage.number)
 
     by_job: dict[str, list[RunningStage]] = {job_id: [] for job_id in job_ids}
     for job_id, *values in session.execute(query):

@@ -42,6 +42,13 @@ class Labelled(StrictModel):
     """Base of all requests for a job."""
 
     label: str | None = Field(None, max_length=200, description="Free text")
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Jobs with a higher priority run before other jobs of the same API key. Keys share the workers "
+        "fairly whatever the priorities of their jobs",
+    )
 
 
 class SamplesSpec(Labelled):

@@ -67,6 +67,8 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"seed": -1}, "invalid_request", "/seed"),
         ({"seed": 1 << 53}, "invalid_request", "/seed"),
         ({"label": "x" * 201}, "invalid_request", "/label"),
+        ({"priority": 101}, "invalid_request", "/priority"),
+        ({"priority": -101}, "invalid_request", "/priority"),
         ({"prompts": [{**PROMPTS[0], "items": ["cat"]}]}, "invalid_request", "/prompts/0"),
         ({"prompts": [{**PROMPTS[0], "items": ["  "]}]}, "invalid_request", "/prompts/0"),
         ({"prompts": [{**PROMPTS[0], "thresholds": [1.0]}]}, "invalid_request", "/prompts/0/thresholds/0"),

@@ -137,6 +137,7 @@ def test_round_start_follows_a_round_to_its_end(live: Live, run: Run, tmp_path: 
     (tmp_path / "round.json").write_text(json.dumps(body))
 
     line = ("round", "start", "--spec", "round.json", "--rounds", "2", "--set", "training.beta=0.5", "--label", "[b]")
+    line += ("--priority", "-3")
     dry = run(*line, "--dry-run", "--json")
     assert json.loads(dry.stdout)["images"]["sampled"] == 4  # 1 prompt, 2 samples, 2 rounds
     with live.working():
@@ -146,6 +147,7 @@ def test_round_start_follows_a_round_to_its_end(live: Live, run: Run, tmp_path: 
     job = of_api(live, "/jobs")["data"][0]
     spec = of_api(live, f"/jobs/{job['id']}")["spec"]
     assert (spec["rounds"], spec["training"]["beta"], spec["label"], spec["seed"]) == (2, 0.5, "[b]", 11)
+    assert (spec["priority"], job["priority"]) == (-3, -3)
 
 
 def test_exit_codes(live: Live, run: Run) -> None:

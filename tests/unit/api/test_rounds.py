@@ -32,6 +32,15 @@ def test_a_round_is_accepted_with_its_location(client: TestClient) -> None:
     assert [entry["id"] for entry in client.get("/jobs").json()["data"]] == [job["id"]]
 
 
+def test_a_job_shows_its_priority_and_its_retry_keeps_it(client: TestClient) -> None:
+    assert client.post("/rounds", json=round_body()).json()["priority"] == 0
+    job = client.post("/rounds", json=round_body(priority=-7)).json()
+    assert (job["priority"], job["spec"]["priority"]) == (-7, -7)
+    client.post(f"/jobs/{job['id']}/cancel")
+    retried = client.post(f"/jobs/{job['id']}/retry").json()
+    assert (retried["origin"], retried["priority"]) == (job["id"], -7)
+
+
 def test_dry_run_counts_equal_hand_computed_ones(client: TestClient, service: Service) -> None:
     before = row_counts(service)
     response = client.post("/rounds?dry_run=true", json=round_body(rounds=2))
