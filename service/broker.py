@@ -11,8 +11,9 @@ from celery import Celery
 from kombu import Exchange
 from kombu import Queue as KombuQueue
 from redis import Redis
+from redis.exceptions import RedisError
 
-from service.queue import Hint, Queue, SilentQueue
+from service.queue import MAX_WAITING_HINTS, Hint, Queue, SilentQueue
 from service.settings import Settings
 from service.states import QueueName
 
@@ -20,6 +21,8 @@ RUN_STAGE = "worker.tasks.run_stage"
 _MAX_PENDING_HINTS = 10_000
 _CLOSE_SECONDS = 1.0
 _PING_SECONDS = 1.0
+_CHECK_EVERY = 100
+"""Hints that are sent to a queue before its length is checked again."""
 _logger = logging.getLogger(__name__)
 
 
@@ -53,10 +56,12 @@ def make_celery(settings: Settings) -> Celery:
 
 def ping(settings: Settings) -> None:
     """Check that the broker answers. Raises RedisError within about a second."""
-    with Redis.from_url(
-        settings.broker, socket_connect_timeout=_PING_SECONDS, socket_timeout=_PING_SECONDS, retry=None
-    ) as client:
+    with _redis(settings.broker) as client:
         client.ping()
+
+
+def _redis(url: str) -> Redis:
+    return Redis.from_url(url, socket_connect_timeout=_PING_SECONDS, socket_timeout=_PING_SECONDS, retry=None)
 
 
 def open_queue(settings: Settings) -> Queue:
@@ -68,7 +73,8 @@ class CeleryQueue:
     """Sends hints from a background thread, so that a slow or unreachable broker never blocks callers.
 
     The thread starts with the first hint, so a process can fork before it. A hint that cannot be sent is logged and
-    dropped; the sweeper sends it again.
+    dropped; the sweeper sends it again. So is a hint for a queue that already holds MAX_WAITING_HINTS, since a hint
+    stands for any free stage.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -76,6 +82,7 @@ class CeleryQueue:
         self._pending: queue.Queue[Hint | None] = queue.Queue(_MAX_PENDING_HINTS)
         self._thread = threading.Thread(target=self._send_all, name="hints", daemon=True)
         self._lock = threading.Lock()
+        self._room: dict[str, int] = {}
 
     def hint(self, stages: Sequence[Hint]) -> None:
         """Queue the hints for the background thread."""
@@ -90,6 +97,14 @@ class CeleryQueue:
                 _logger.warning("%d hints dropped: too many are waiting for the broker", len(stages) - number)
                 return
 
+    def waiting(self, queue_name: str) -> int | None:
+        """The number of hints in the queue, which is a list in Redis."""
+        try:
+            with _redis(self._app.conf.broker_url) as client:
+                return int(client.llen(queue_name))
+        except RedisError:
+            return None
+
     def close(self) -> None:
         """Stop the thread, after at most a second for the hints that are still pending."""
         if self._thread.ident is not None:
@@ -101,8 +116,17 @@ class CeleryQueue:
 
     def _send_all(self) -> None:
         while (stage := self._pending.get()) is not None:
-            self._send(*stage)
+            if self._has_room(stage[1]):
+                self._send(*stage)
         self._app.close()
+
+    def _has_room(self, queue_name: str) -> bool:
+        """Whether the queue can take one more hint. Its length is checked for the first of _CHECK_EVERY hints."""
+        if self._room.get(queue_name, 0) <= 0:
+            waiting = self.waiting(queue_name) or 0
+            self._room[queue_name] = min(_CHECK_EVERY, MAX_WAITING_HINTS - waiting)
+        self._room[queue_name] -= 1
+        return self._room[queue_name] >= 0
 
     def _send(self, stage_id: str, queue_name: str) -> None:
         try:

@@ -8,12 +8,18 @@ from typing import Protocol
 Hint = tuple[str, str]
 """A stage's id and the name of its queue."""
 
+MAX_WAITING_HINTS = 10_000
+"""Hints that one queue of the broker holds at most. A hint takes about 1 KB there."""
+
 
 class Queue(Protocol):
     """Delivers hints to workers."""
 
     def hint(self, stages: Sequence[Hint]) -> None:
         """Send hints for these stages. Best effort: never raises and never waits for the broker."""
+
+    def waiting(self, queue_name: str) -> int | None:
+        """The number of hints that wait for a worker. None if the broker does not answer within about a second."""
 
     def close(self) -> None:
         """Close all connections. Hints that cannot be sent within a second are dropped."""
@@ -24,6 +30,10 @@ class SilentQueue:
 
     def hint(self, stages: Sequence[Hint]) -> None:
         """Do nothing."""
+
+    def waiting(self, queue_name: str) -> int | None:  # noqa: ARG002
+        """No hint waits."""
+        return 0
 
     def close(self) -> None:
         """Do nothing."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import DBAPIError
+
 from service.broker import open_queue
 from service.jobs import execution, limits
 from service.service import Service
@@ -67,10 +69,14 @@ class Child:
     def take_hint(self, stage_id: str, queue_name: str) -> bool:
         """Run a free stage of this worker's queues, if there is one.
 
-        It need not be the hinted stage: a hint only announces work. A stopping worker forwards the hint.
+        It need not be the hinted stage: a hint only announces work. A stopping worker forwards the hint. A worker that
+        finds nothing hints again if something has become free meanwhile.
 
         Returns:
             Whether this process can run another stage.
+
+        Raises:
+            DBAPIError: The database is unavailable. The hint is sent again.
         """
         if self._stop.is_set():
             self.service.uow.queue.hint([(stage_id, queue_name)])
@@ -80,8 +86,13 @@ class Child:
             return True
         bench = self.bench  # before the claim, since no lease is renewed while torch is imported
         loaded = bench.models.loaded
-        claim = execution.claim(self.service.uow, self._settings, self._name, self._queues, loaded)
+        try:
+            claim = execution.claim(self.service.uow, self._settings, self._name, self._queues, loaded)
+        except DBAPIError:
+            self.service.uow.queue.hint([(stage_id, queue_name)])  # for when the database is back
+            raise
         if claim is None:
+            execution.hint_again(self.service.uow, self._queues)
             return True
         from worker.runner import run_stage
 

@@ -26,8 +26,9 @@ from service.jobs.kinds import JobSpec, spec_of
 from service.jobs.kinds.rounds import measured_splits
 from service.jobs.planning import plan_round, rounds_of
 from service.plan import PlannedStage, Sizes
+from service.queue import MAX_WAITING_HINTS
 from service.settings import Settings
-from service.states import FINAL_JOB_STATES, JobState, StageKind, StageState
+from service.states import FINAL_JOB_STATES, JobState, QueueName, StageKind, StageState
 from service.storage import StoredObject
 
 WORKER_LOST = "worker_lost"
@@ -381,18 +382,38 @@ def hint_free(session: Session, job_id: str) -> None:
     hint_after_commit(session, stages.mark_free(session, job_id))
 
 
+def hint_again(uow: UnitOfWork, queues: Sequence[str] | None = None) -> bool:
+    """Hint a free stage after a claim without a result, which has used up a hint. Returns whether there is one."""
+    with uow.reading() as session:
+        hint = stages.free_hint(session, queues)
+    if hint is not None:
+        uow.queue.hint([hint])
+    return hint is not None
+
+
 def rehint(uow: UnitOfWork, settings: Settings) -> int:
-    """Hint free stages whose last hint was long ago, or whose pause has ended. Returns their number."""
+    """Hint free stages whose last hint was long ago, or whose pause has ended. Returns their number.
+
+    A queue that holds as many hints as it has free stages gets no more, and none gets more than MAX_WAITING_HINTS.
+    """
     with uow.reading() as session:
         if not stages.any_hint_due(session, settings.rehint_seconds):
             return 0
 
-    def hint(session: Session) -> int:
-        due = stages.mark_hint_due(session, settings.rehint_seconds)
-        hint_after_commit(session, due)
-        return len(due)
+    hinted = 0
+    for queue_name in QueueName:
+        with uow.reading() as session:
+            free = stages.count_free(session, queue_name, MAX_WAITING_HINTS)
+        missing = free - (uow.queue.waiting(queue_name) or 0) if free else 0
+        if missing > 0:
+            hinted += uow.run(partial(_rehint, settings=settings, queue_name=queue_name, most=missing), repeatable)
+    return hinted
 
-    return uow.run(hint, repeatable)
+
+def _rehint(session: Session, settings: Settings, queue_name: str, most: int) -> int:
+    due = stages.mark_hint_due(session, settings.rehint_seconds, queue_name, most)
+    hint_after_commit(session, due)
+    return len(due)
 
 
 def sweep(uow: UnitOfWork, settings: Settings) -> int:

@@ -1,11 +1,12 @@
 """When stages are hinted and claimed, on a real database; the queue only records hints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
 from service.db.clock import now_seconds
 from service.db.queries import stages, workers
@@ -15,19 +16,25 @@ from service.jobs import execution
 from service.jobs.execution import Claim, StageFailure
 from service.jobs.kinds import RoundSpec
 from service.queue import Hint
-from service.service import Service, create_job, pause_job, resume_job
+from service.service import Service, cancel_job, create_job, pause_job, resume_job
 from tests.service import round_body, settings_for
+from worker.child import Child
+from worker.stop_flag import StopFlag
 from worker.sweeper import sweep_once
 
 
 class RecordingQueue:
-    """A queue that records its hints."""
+    """A queue that records its hints, and says that it holds as many as it is set to."""
 
     def __init__(self) -> None:
         self.hints: list[Hint] = []
+        self.held: Mapping[str, int | None] = {}
 
     def hint(self, stages: Sequence[Hint]) -> None:
         self.hints += stages
+
+    def waiting(self, queue_name: str) -> int | None:
+        return self.held.get(queue_name, 0)
 
     def close(self) -> None:
         pass
@@ -179,6 +186,72 @@ def test_pauses_between_hints_double(
     assert again == (2 if due else 0)  # the two samplings; what waits for them is not free
     assert new_hints(service, queue) == [("sample", "gpu")] * again
     assert execution.rehint(service.uow, service.settings) == 0
+
+
+@pytest.mark.parametrize(("held", "repeated"), [({"gpu": 2}, 0), ({"gpu": 3}, 0), ({"gpu": 1}, 1), ({"cpu": 9}, 2)])
+def test_hints_are_not_repeated_while_the_queue_holds_as_many(
+    service: Service, queue: RecordingQueue, held: dict[str, int], repeated: int
+) -> None:
+    start(service, evaluation=None)  # two free stages
+    set_back(service, free_at=61, hinted_at=61)
+    queue.hints.clear()
+    queue.held = held
+    assert execution.rehint(service.uow, service.settings) == repeated
+    assert new_hints(service, queue) == [("sample", "gpu")] * repeated
+    queue.held = {}
+    assert execution.rehint(service.uow, service.settings) == 2 - repeated  # the others are still due
+
+
+def test_hints_are_repeated_if_the_length_of_the_queue_is_unknown(service: Service, queue: RecordingQueue) -> None:
+    start(service, evaluation=None)
+    set_back(service, free_at=61, hinted_at=61)
+    queue.held = {"gpu": None}
+    assert execution.rehint(service.uow, service.settings) == 2
+
+
+def test_a_queue_never_gets_more_repeated_hints_than_it_may_hold(
+    service: Service, queue: RecordingQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "MAX_WAITING_HINTS", 3)
+    for _ in range(3):
+        start(service, evaluation=None)
+    set_back(service, free_at=61, hinted_at=61)
+    queue.held = {"gpu": 1}
+    assert execution.rehint(service.uow, service.settings) == 2
+
+
+@pytest.fixture
+def child(service: Service, queue: RecordingQueue) -> Iterator[Child]:
+    opened = Child(service.settings, "w", ("gpu", "cpu"), StopFlag())
+    opened.service.uow.queue = queue
+    yield opened
+    opened.service.close()
+
+
+def test_a_worker_that_finds_nothing_while_something_is_free_hints_again(
+    service: Service, queue: RecordingQueue, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = start(service, evaluation=None)
+    free = list(queue.hints)
+    queue.hints.clear()
+    monkeypatch.setattr(execution, "_SEARCHES", 0)  # other workers are always faster
+
+    assert child.take_hint("stg_late", "gpu")
+    assert queue.hints[0] in free and len(queue.hints) == 1
+
+    queue.hints.clear()
+    cancel_job(service, job_id)
+    assert child.take_hint("stg_late", "gpu")
+    assert queue.hints == []
+
+
+def test_a_hint_is_sent_again_if_the_database_fails(service: Service, queue: RecordingQueue, child: Child) -> None:
+    assert child.bench is not None
+    with service.uow.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE stages RENAME TO lost")
+    with pytest.raises(DBAPIError):
+        child.take_hint("stg_first", "gpu")
+    assert queue.hints == [("stg_first", "gpu")]
 
 
 def test_a_worker_takes_only_from_its_queues(service: Service) -> None:

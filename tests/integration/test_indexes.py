@@ -108,6 +108,7 @@ CLAIM_QUERIES: tuple[Query, ...] = (
     lambda session: stages.free_groups(session, 8),
     lambda session: stages.free_groups(session, 8, ("gpu",), "filled"),
     lambda session: stages.lock_free_job(session, GROUP),
+    lambda session: stages.count_free(session, "gpu", 100),
     lambda session: stages.mark_free(session, JOB),
 )
 CLAIM_INDEX = re.compile(r"using (ix_stages_(free|unhinted|running|fair_key_started_at)|pk_stages) ")

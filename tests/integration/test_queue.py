@@ -18,8 +18,10 @@ from typing import Any
 import psutil
 import pytest
 from fastapi.testclient import TestClient
+from redis import Redis
 
 from api.main import create_app
+from service.broker import open_queue
 from service.db.queries import stages
 from service.db.tables import Stage
 from service.service import Service
@@ -73,6 +75,25 @@ def celery_worker(settings: Settings) -> Iterator[psutil.Popen]:
         if process.is_running():
             process.kill()
             process.wait()
+
+
+def test_a_queue_holds_a_limited_number_of_hints(
+    settings: Settings, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.broker.MAX_WAITING_HINTS", 250)
+    queue = open_queue(settings)
+    assert queue.waiting("gpu") == 0
+    queue.hint([(f"stg_{number:026}", "gpu") for number in range(400)] + [("stg_other", "cpu")])
+    until(lambda: queue.waiting("cpu") == 1)
+    assert queue.waiting("gpu") == 250
+    with Redis.from_url(redis.url) as client:
+        assert client.memory_usage("gpu", samples=0) < 250 * 1500  # bytes, so 10,000 hints take 15 MB at most
+
+    redis.flush()
+    assert queue.waiting("gpu") == 0
+    redis.kill()
+    assert queue.waiting("gpu") is None
+    queue.close()
 
 
 def until(condition: Callable[[], Any]) -> Any:

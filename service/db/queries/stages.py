@@ -487,19 +487,25 @@ def _is_hint_due(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool
     return is_free(stage) & or_(stage.hinted_at.is_(None), (since_hint >= pause_seconds) & doubled)
 
 
+def count_free(session: Session, queue: str, most: int) -> int:
+    """The number of stages of the queue that can be claimed, counted up to `most`."""
+    free = select(Stage.id).where(is_free(Stage), Stage.queue == queue).limit(most).subquery()
+    return session.scalars(select(func.count()).select_from(free)).one()
+
+
 def any_hint_due(session: Session, pause_seconds: float) -> bool:
     """Whether the hint of a free stage is due."""
     return session.scalar(select(Stage.id).where(_is_hint_due(Stage, pause_seconds)).limit(1)) is not None
 
 
-def mark_hint_due(session: Session, pause_seconds: float) -> list[Hint]:
-    """Hints for the free stages whose hint is due. They are marked as hinted.
+def mark_hint_due(session: Session, pause_seconds: float, queue: str, most: int) -> list[Hint]:
+    """Hints for at most `most` free stages of a queue whose hint is due. They are marked as hinted.
 
     Rows that another transaction has locked are skipped, so that different lock orders cannot deadlock.
     """
     candidate = aliased(Stage)
-    due = select(candidate.id).where(_is_hint_due(candidate, pause_seconds)).with_for_update(skip_locked=True)
-    return _mark(session, Stage.id.in_(due))
+    due = select(candidate.id).where(_is_hint_due(candidate, pause_seconds), candidate.queue == queue).limit(most)
+    return _mark(session, Stage.id.in_(due.with_for_update(skip_locked=True)))
 
 
 def _mark(session: Session, *condition: ColumnElement[bool]) -> list[Hint]:
