@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from sqlalchemy import (
     CTE,
+    BigInteger,
     ColumnElement,
+    Double,
     FromClause,
     Row,
     Select,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.orm import Session, aliased
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from service.db.clock import now_seconds
 from service.db.queries.pages import ColumnValues, Page, fetch_page
@@ -55,6 +58,9 @@ _ZERO: ColumnElement[int] = literal_column("0")
 # States as literals, since partial indexes are not used for bound parameters.
 _QUEUED: ColumnElement[str] = literal_column(f"'{StageState.QUEUED}'")
 _RUNNING: ColumnElement[str] = literal_column(f"'{StageState.RUNNING}'")
+_GROUP_QUEUE = bindparam("group_queue", type_=String)
+_GROUP_KEY = bindparam("group_key", type_=String)
+_GROUP_BASE = bindparam("group_base", type_=String)
 
 
 @dataclass(frozen=True)
@@ -306,19 +312,29 @@ def _heads(queues: tuple[str, ...]) -> CTE:
     return heads.union_all(following.join_from(heads, head, head.c.id == heads.c.id))
 
 
-def _of_group(stage: type[Stage], group: FreeGroup) -> ColumnElement[bool]:
-    in_group = and_(stage.queue == group.queue, stage.fair_key == group.fair_key, stage.base == group.base)
-    return is_free(stage) & in_group
+def _of_group(stage: type[Stage]) -> ColumnElement[bool]:
+    """The stage is free and in the group of the parameters."""
+    group = (stage.queue == _GROUP_QUEUE, stage.fair_key == _GROUP_KEY, stage.base == _GROUP_BASE)
+    return and_(is_free(stage), *group)
 
 
 def lock_free_job(session: Session, group: FreeGroup) -> Job | None:
     """Lock the first job of the group that no other transaction has locked. None if there is none."""
+    return session.scalar(_unlocked_job(), _parameters(group))
+
+
+def _parameters(group: FreeGroup) -> dict[str, Any]:
+    return {"group_queue": group.queue, "group_key": group.fair_key, "group_base": group.base}
+
+
+@cache
+def _unlocked_job() -> Select[Any]:
     order = (Stage.rank, Stage.job_id, Stage.number)
-    first = select(*order).where(_of_group(Stage, group)).order_by(*order).limit(_JOBS_WINDOW).subquery().c
-    query = select(Job).join_from(first.job_id.table, Job, Job.id == first.job_id).limit(1)
-    query = query.order_by(first.rank, first.job_id, first.number)
+    first = select(*order).where(_of_group(Stage)).order_by(*order).limit(_JOBS_WINDOW).subquery()
+    query = select(Job).join_from(first, Job, Job.id == first.c.job_id).limit(1)
+    query = query.order_by(first.c.rank, first.c.job_id, first.c.number)
     unlocked = query.with_for_update(of=Job, key_share=True, skip_locked=True)
-    return session.scalar(unlocked.execution_options(populate_existing=True))
+    return unlocked.execution_options(populate_existing=True)
 
 
 def claim(session: Session, group: FreeGroup, job: Job, owner: str, lease_seconds: float) -> Stage | None:
@@ -334,21 +350,31 @@ def claim(session: Session, group: FreeGroup, job: Job, owner: str, lease_second
     Returns:
         The stage. None if the job has no free stage in this group, or other transactions have locked them.
     """
+    of_job = {"group_job": job.id, "group_rank": -job.priority}
+    parameters = {**_parameters(group), **of_job, "owner": owner, "seconds": lease_seconds}
+    return session.scalar(_claim_first(), parameters, execution_options=UNSYNCED)
+
+
+@cache
+def _claim_first() -> ReturningUpdate[Any]:
     # 1. lock the first row that no other transaction has locked
     candidate = aliased(Stage)
-    of_job = and_(candidate.job_id == job.id, candidate.rank == -job.priority)
-    free = select(candidate.id).where(of_job, _of_group(candidate, group)).order_by(candidate.number).limit(1)
+    of_job = and_(
+        candidate.job_id == bindparam("group_job", type_=String),
+        candidate.rank == bindparam("group_rank", type_=BigInteger),
+    )
+    free = select(candidate.id).where(of_job, _of_group(candidate)).order_by(candidate.number).limit(1)
     unlocked = free.with_for_update(skip_locked=True)
 
     # 2. start the attempt; the row is free, since its lock was acquired and its state checked together
-    query = (
+    return (
         update(Stage)
         .where(Stage.id == unlocked.scalar_subquery())
         .values(
             state=StageState.RUNNING,
-            lease_owner=owner,
+            lease_owner=bindparam("owner", type_=String),
             lease_epoch=Stage.lease_epoch + 1,
-            lease_expires_at=now_seconds() + lease_seconds,
+            lease_expires_at=now_seconds() + bindparam("seconds", type_=Double),
             attempt=Stage.attempt + 1,
             progress_done=0,
             progress_total=0,
@@ -359,7 +385,6 @@ def claim(session: Session, group: FreeGroup, job: Job, owner: str, lease_second
         )
         .returning(Stage)
     )
-    return session.scalar(query, execution_options=UNSYNCED)
 
 
 def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
