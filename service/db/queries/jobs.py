@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import bindparam, case, func, select, update
+from sqlalchemy import Table, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session, defer
 
 from service.db.clock import now_seconds
@@ -30,6 +30,7 @@ _QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api
     Job.started_at.is_(None),
     Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # uses the index on states, unlike `not_in`
 )
+_ADD_EVENT = insert(cast(Table, Event.__table__)).values(at=now_seconds()).returning(Event.id)
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,9 @@ def add_event(
     session: Session, job_id: str, kind: str, message: str, stage_id: str | None = None, **data: object
 ) -> int:
     """Add an event to the log of the job. Returns the number of the event."""
-    event = Event(job_id=job_id, stage_id=stage_id, at=now_seconds(), kind=kind, message=message, data=data)
-    session.add(event)
     session.flush()
-    return event.id
+    values = {"job_id": job_id, "stage_id": stage_id, "kind": kind, "message": message, "data": data}
+    return session.execute(_ADD_EVENT, values).scalar_one()
 
 
 def has_event(session: Session, number: int) -> bool:

@@ -61,6 +61,12 @@ _RUNNING: ColumnElement[str] = literal_column(f"'{StageState.RUNNING}'")
 _GROUP_QUEUE = bindparam("group_queue", type_=String)
 _GROUP_KEY = bindparam("group_key", type_=String)
 _GROUP_BASE = bindparam("group_base", type_=String)
+_LAST_SHARD = (
+    select(Stage.shard)
+    .where(Stage.job_id == bindparam("job_id"), Stage.round == bindparam("round"), Stage.kind == bindparam("kind"))
+    .order_by(Stage.shard.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True)
@@ -211,8 +217,8 @@ def count_shards(session: Session, job_id: str, round_number: int, kind: str) ->
 
     Shards are planned together and numbered from 0, so the last one gives the number with one index lookup.
     """
-    of_kind = (Stage.job_id == job_id, Stage.round == round_number, Stage.kind == kind)
-    return session.scalars(select(Stage.shard).where(*of_kind).order_by(Stage.shard.desc()).limit(1)).one() + 1
+    last = session.execute(_LAST_SHARD, {"job_id": job_id, "round": round_number, "kind": kind})
+    return int(last.scalar_one()) + 1
 
 
 def is_free(stage: type[Stage]) -> ColumnElement[bool]:
@@ -320,7 +326,8 @@ def _of_group(stage: type[Stage]) -> ColumnElement[bool]:
 
 def lock_free_job(session: Session, group: FreeGroup) -> Job | None:
     """Lock the first job of the group that no other transaction has locked. None if there is none."""
-    return session.scalar(_unlocked_job(), _parameters(group))
+    job: Job | None = session.scalar(_unlocked_job(), _parameters(group))
+    return job
 
 
 def _parameters(group: FreeGroup) -> dict[str, Any]:
@@ -352,7 +359,8 @@ def claim(session: Session, group: FreeGroup, job: Job, owner: str, lease_second
     """
     of_job = {"group_job": job.id, "group_rank": -job.priority}
     parameters = {**_parameters(group), **of_job, "owner": owner, "seconds": lease_seconds}
-    return session.scalar(_claim_first(), parameters, execution_options=UNSYNCED)
+    stage: Stage | None = session.scalar(_claim_first(), parameters, execution_options=UNSYNCED)
+    return stage
 
 
 @cache
