@@ -12,7 +12,7 @@ from api.converters.jobs import job_detail
 from api.main import create_app
 from service.db.queries import jobs, results, stages
 from service.db.queries.pages import encode_cursor
-from service.db.tables import PromptSet
+from service.db.tables import Model, PromptSet
 from service.ids import IdKind, new_id
 from service.jobs import checking, execution
 from service.jobs.kinds import RoundSpec
@@ -145,6 +145,30 @@ def test_a_fusion_of_many_pairs_takes_the_statements_of_a_small_one(client: Test
     many = count_of(service, client, "/fusions", body | {"pairs": sides})
     assert few == many
     assert few[0] == 202
+
+
+def test_the_stages_of_many_models_take_the_statements_of_one(service: Service) -> None:
+    job_id = create_job(service, RoundSpec.model_validate(round_body()))
+
+    def add_stages(round_number: int, count: int) -> int:
+        models = [new_id(IdKind.MODEL) for _ in range(count)]
+        plan = [
+            PlannedStage(StageKind.EVALUATE, round_number, 1, shard, {"model": model_id})
+            for shard, model_id in enumerate(models)
+        ]
+        with service.uow.writing() as session:
+            session.add_all(
+                Model(id=model_id, base=f"base of {model_id}", figures={}, created_at=0) for model_id in models
+            )
+            session.flush()
+            last = stages.last_number(session, job_id)
+            with statements(service.uow.engine) as seen:
+                stages.add(session, job_id, plan, after=last)
+            rows = stages.of_job(session, job_id)
+        assert [row.base for row in rows[-count:]] == [f"base of {model_id}" for model_id in models]
+        return len(seen)
+
+    assert add_stages(2, 1) == add_stages(3, MANY)
 
 
 def test_jobs_are_read_without_their_stages(client: TestClient, service: Service) -> None:
