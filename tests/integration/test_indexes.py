@@ -1,7 +1,7 @@
 """Each list of results, and each claim, uses one index: no sorting, and no rows are read and discarded."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -40,17 +40,21 @@ PAIRS: tuple[dict[str, Any], ...] = (
     {"adopted": False},
 )
 
+DISABLED = ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
 
-def plan_of(uow: UnitOfWork, query: Query) -> str:
-    """Return PostgreSQL's plan of the query, with sequential scans disabled as for large tables."""
+
+def plan_of(uow: UnitOfWork, query: Query, disabled: Sequence[str] = DISABLED) -> str:
+    """Return PostgreSQL's plan of the query, by default with sequential scans disabled as for large tables."""
     with statements(uow.engine) as seen, Session(uow.engine) as session:
         query(session)
-    return explained(uow, *seen[-1], "COSTS OFF")
+    return explained(uow, *seen[-1], "COSTS OFF", disabled)
 
 
-def explained(uow: UnitOfWork, statement: str, parameters: Any, options: str) -> str:
+def explained(
+    uow: UnitOfWork, statement: str, parameters: Any, options: str, disabled: Sequence[str] = DISABLED
+) -> str:
     with uow.engine.connect() as connection:
-        for setting in ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin"):
+        for setting in disabled:
             connection.exec_driver_sql(f"SET LOCAL enable_{setting} = off")
         rows = connection.exec_driver_sql(f"EXPLAIN ({options}) {statement}", parameters).scalars()
         return "\n".join(rows)
@@ -100,6 +104,15 @@ def test_shards_are_counted_by_the_last_one(uow: UnitOfWork) -> None:
     plan = plan_of(uow, count)
     assert plan.startswith("Limit\n  ->  Index Only Scan Backward using uq_stages_job_id_round_kind_shard"), plan
     assert "Filter" not in plan, plan
+
+
+def test_running_stages_and_errors_have_indexes_of_few_rows(uow: UnitOfWork) -> None:
+    # sorts are allowed, since no more stages run than there are workers
+    running = plan_of(uow, lambda session: stages.running_of_jobs(session, [JOB]), disabled=())
+    assert re.findall(r"using (\w+) on stages\n", running) == ["ix_stages_running"], running
+    errors = plan_of(uow, lambda session: stages.page(session, JOB, 50, None, with_error=True))
+    assert_one_index(errors)
+    assert "using ix_stages_with_error on stages" in errors, errors
 
 
 GROUP = stages.FreeGroup("gpu", "", "filled", JOB)
