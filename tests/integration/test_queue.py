@@ -166,7 +166,7 @@ def test_a_round_runs_by_hints_alone(client: TestClient, settings: Settings) -> 
         assert (worker["name"], worker["pid"], worker["device"]) == ("one@test", child.pid, "cpu")
         assert (worker["state"], sorted(worker["queues"])) == ("idle", ["cpu", "gpu"])
         assert {e["data"]["worker"] for e in events(client, job["id"]) if e["kind"] == "stage.started"} == {"one@test"}
-        _log_hand_overs(job)
+        _log_hand_overs(stages_of(client, job["id"]))
         broken = ended(client, post(client, reward="lost-device", evaluation=None))
         assert (broken["state"], broken["error"]["code"]) == ("failed", "internal")
         until(lambda: [row["pid"] for row in get(client, "/workers")["data"]] not in ([child.pid], []))
