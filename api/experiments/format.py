@@ -111,8 +111,8 @@ class CellSettings(StrictModel):
 
     @property
     def key(self) -> str:
-        """SHA-256 of the settings."""
-        return digest(self.model_dump(mode="json"))
+        """SHA-256 of the settings, without the job's priority: it does not change results."""
+        return digest(self.model_dump(mode="json", exclude={"round": {"priority"}}))
 
 
 class Experiment(StrictModel):

@@ -116,12 +116,12 @@ class Record(_Part):
     scores: tuple[ScoreFacts, ...]
 
     def is_of(self, cell: Cell) -> bool:
-        """Whether the record belongs to this cell, that is, whether the settings are equal.
+        """Whether the record belongs to this cell, that is, whether the settings have the same key.
 
         Settings that are newer than the record have their defaults, so that a new setting makes no record stale.
         """
         try:
-            return CellSettings.model_validate(self.settings) == cell.settings
+            return CellSettings.model_validate(self.settings).key == cell.settings.key
         except ValidationError:
             return False
 

@@ -96,6 +96,7 @@ def test_evaluation_settings_do_not_depend_on_the_sampling_of_an_arm() -> None:
         ),
         ({"name": "other", "description": "different", "seeds": [2, 1]}, set()),
         ({"evaluation": CONTENT["evaluation"] | {"primary": "judge", "comparisons": [["fused", "naive"]]}}, set()),
+        ({"common": CONTENT["common"] | {"priority": 5}}, set()),
         # an explicit default has the same key as an omitted setting
         ({"common": CONTENT["common"] | {"pairing": {"base_share": 0.5}}}, set()),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from api.experiments import RecordError, read_record
 from api.experiments.records import flatten, json_text, record_of, write_record
-from tests.unit.api.experiments.examples import cells_by_name, experiment, record
+from tests.unit.api.experiments.examples import CONTENT, cells_by_name, experiment, record
 
 
 def test_a_record_belongs_to_one_cell(tmp_path: Path) -> None:
@@ -32,6 +32,8 @@ def test_a_record_without_a_newer_setting_is_valid_for_its_default() -> None:
     del settings["round"]["fusion"]["merge"]  # as if the setting were new in this version
     older = written.model_copy(update={"settings": settings})
     assert older.is_of(cell)
+    urgent = experiment(common=CONTENT["common"] | {"priority": 5})
+    assert written.is_of(cells_by_name(urgent)["shapes/fused/seed 1"])  # a priority changes no results
     united = experiment(arms={"fused": {"fusion": {"first_step": 10, "merge": "or"}}})
     assert not older.is_of(cells_by_name(united)["shapes/fused/seed 1"])
     settings["round"]["fusion"]["gone"] = 1  # a setting that this version does not know
