@@ -1,6 +1,6 @@
 """Large requests, and lists over many stages, beside what they replaced: `python -m benchmarks.service_requests`.
 
-Requests go to a service in a process of its own, on PostgreSQL and on SQLite, without workers. While a large request
+Requests go to a service in a separate process, on PostgreSQL and on SQLite, without workers. While a large request
 runs, another client sends small ones; the slowest of these shows whether it was held up. What a request replaced is
 measured in this process on a part of the input, and scaled.
 """

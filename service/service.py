@@ -109,8 +109,8 @@ def create_and_read(
 ) -> T:
     """Create a job as `create_job` does and return `read(session, job_id)`.
 
-    The request is checked in a view of its own, so that a large one holds up no other writer. A new job is read in the
-    transaction that creates it, which saves one; an existing job in a separate view.
+    The request is checked in a separate read transaction, so that a large one does not hold up other writers. A new job
+    is read in the transaction that creates it, which saves one; an existing job in a separate transaction.
     """
     request = _Request(spec, _stored_key(key, api_key_id), api_key_id, origin_id)
 
