@@ -7,8 +7,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 from safetensors.torch import load
 
-from service.service import Service
-from tests.service import round_body, work_until_idle
+from tests.service import round_body, service_of, work_until_idle
 
 
 class Installation:
@@ -16,7 +15,7 @@ class Installation:
 
     def __init__(self, client: TestClient) -> None:
         self.client = client
-        self.service: Service = client.app.state.service  # type: ignore[attr-defined]
+        self.service = service_of(client)
 
     def post(self, **changes: Any) -> str:
         """Create a round job. Returns its id."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from fastapi.testclient import TestClient
 from sqlalchemy import Engine, make_url
 
 from service.db.migrate import migrate
@@ -76,6 +77,13 @@ def round_body(**changes: Any) -> dict[str, Any]:
         "evaluation": {"samples_per_prompt": 1, "scorers": ["brightness"]},
     }
     return body | changes
+
+
+def service_of(client: TestClient) -> Service:
+    """Return the service behind a test client."""
+    service = client.app.state.service  # type: ignore[attr-defined]
+    assert isinstance(service, Service)
+    return service
 
 
 def work_until_idle(service: Service, most: int = 100, until: Callable[[Claim], bool] = lambda _claim: False) -> None:

@@ -12,7 +12,7 @@ from api.main import create_app
 from service.jobs import execution
 from service.jobs.execution import StageFailure
 from service.service import Service
-from tests.service import round_body, settings_for
+from tests.service import round_body, service_of, settings_for
 
 ADMIN = "dfk_" + "a1" * 20
 
@@ -40,7 +40,7 @@ def test_keys_limits_and_figures(client: TestClient) -> None:
     assert [key["active"] for key in client.get("/api-keys").json()["data"]] == [True, True]
     assert client.delete(f"/api-keys/{created['id']}").status_code == 204
     assert client.get("/jobs", headers=ann).status_code == 401
-    _work(client.app.state.service)  # type: ignore[attr-defined]
+    _work(service_of(client))
     values = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)

@@ -19,7 +19,7 @@ from service.jobs.kinds import RoundSpec
 from service.plan import PlannedStage
 from service.service import Service, create_job
 from service.states import StageKind
-from tests.service import PROMPTS, round_body, settings_for
+from tests.service import PROMPTS, round_body, service_of, settings_for
 from tests.statements import statements
 from tests.stored_pairs import add_pairs
 
@@ -39,9 +39,7 @@ def client(tmp_path: Path, pipeline: Path, database_url: str) -> Iterator[TestCl
 
 @pytest.fixture
 def service(client: TestClient) -> Service:
-    service = client.app.state.service  # type: ignore[attr-defined]
-    assert isinstance(service, Service)
-    return service
+    return service_of(client)
 
 
 def count_of(service: Service, client: TestClient, path: str, body: dict[str, Any] | None = None) -> tuple[int, int]:

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from service.db.clock import now_seconds
-from service.db.queries import results, stages
-from service.db.tables import Artifact, Pair, Sample, Score
-from service.ids import IdKind, new_id
-from service.jobs.kinds import RoundSpec
-from service.service import Service, create_job
-from tests.service import round_body, settings_for
+from service.db.queries import results
+from service.db.tables import Score
+from service.service import Service
+from tests.service import settings_for
 from tests.statements import statements
+from tests.stored_pairs import Results
 
 
 @pytest.fixture
@@ -21,68 +19,6 @@ def service(tmp_path: Path, pipeline: Path, database_url: str) -> Iterator[Servi
     opened = Service.open(settings_for(tmp_path, pipeline, database_url=database_url))
     yield opened
     opened.close()
-
-
-def samples_of(service: Service, count: int) -> tuple[Artifact, list[Sample]]:
-    """An image, and samples that show it."""
-    job_id = create_job(service, RoundSpec.model_validate(round_body()))
-    with service.uow.reading() as session:
-        stage_id = stages.of_job(session, job_id)[0].id
-        model = results.base_model(session, "tiny")
-    assert model is not None
-    image = Artifact(
-        id=new_id(IdKind.ARTIFACT),
-        job_id=job_id,
-        stage_id=stage_id,
-        slot="image",
-        key=f"jobs/{job_id}",
-        sha256="0" * 64,
-        size_bytes=1,
-        media_type="image/png",
-        created_at=now_seconds(),
-    )
-    samples = [
-        Sample(
-            id=new_id(IdKind.SAMPLE),
-            job_id=job_id,
-            stage_id=stage_id,
-            round=1,
-            role="plain",
-            split="train",
-            prompt_index=number,
-            prompt="a circle",
-            number=0,
-            seed=number,
-            model_id=model.id,
-            image_artifact_id=image.id,
-            created_at=now_seconds(),
-        )
-        for number in range(count)
-    ]
-    return image, samples
-
-
-def pairs_of(samples: list[Sample]) -> list[Pair]:
-    return [
-        Pair(
-            id=new_id(IdKind.PAIR),
-            job_id=sample.job_id,
-            stage_id=sample.stage_id,
-            round=1,
-            number=sample.prompt_index,
-            prompt_index=sample.prompt_index,
-            prompt=sample.prompt,
-            reference_id=sample.id,
-            base_id=sample.id,
-            scorer="brightness",
-            scorer_version="1",
-            reference_score=0.3,
-            base_score=0.1,
-            figures={},
-            created_at=now_seconds(),
-        )
-        for sample in samples
-    ]
 
 
 def count_of(service: Service, write: Callable[[Session], object]) -> int:
@@ -93,8 +29,10 @@ def count_of(service: Service, write: Callable[[Session], object]) -> int:
 
 def write_results(service: Service, size: int) -> list[int]:
     """The numbers of statements of each kind of write, with `size` rows."""
-    image, samples = samples_of(service, size)
-    pairs = pairs_of(samples)
+    rows = Results.of_new_job(service)
+    image = rows.artifact("image")
+    samples = [rows.sample(0, image, prompt_index=index) for index in range(size)]
+    pairs = [rows.pair(number, sample.id, sample.id, prompt_index=number) for number, sample in enumerate(samples)]
     values = [number / 7 for number in range(size)]
     scores = [
         Score(sample_id=sample.id, scorer="brightness", version="1", value=value)

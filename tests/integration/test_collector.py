@@ -12,10 +12,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.db.clock import now_seconds
 from service.db.queries import jobs, stages
 from service.db.tables import Artifact, Pair, Sample, Stage
-from service.ids import IdKind, new_id
 from service.jobs import collector, execution
 from service.jobs.collector import Collected, collect
 from service.jobs.execution import Claim
@@ -24,6 +22,7 @@ from service.service import Service, cancel_job, create_job
 from service.storage import StoredObject
 from tests.servers import S3Server
 from tests.service import round_body, settings_for
+from tests.stored_pairs import Results
 from worker.local import work
 
 NOTHING = Collected(objects=0, checkpoints=0, trajectories=0, scratch_folders=0)
@@ -92,57 +91,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installati
 
 
 def artifact(held: Claim, slot: str, stored: StoredObject) -> Artifact:
-    return Artifact(
-        id=new_id(IdKind.ARTIFACT),
-        job_id=held.job_id,
-        stage_id=held.stage_id,
-        slot=slot,
-        key=stored.key,
-        sha256=stored.sha256,
-        size_bytes=stored.size_bytes,
-        media_type="application/octet-stream",
-        created_at=now_seconds(),
+    return Results(held.job_id, held.stage_id).artifact(
+        slot, key=stored.key, sha256=stored.sha256, size_bytes=stored.size_bytes
     )
 
 
 def sample(held: Claim, model_id: str, number: int, trajectory: Artifact, image: Artifact) -> Sample:
-    return Sample(
-        id=new_id(IdKind.SAMPLE),
-        job_id=held.job_id,
-        stage_id=held.stage_id,
-        round=1,
-        role="plain",
-        split="train",
-        prompt_index=0,
-        prompt="a circle",
-        number=number,
-        seed=number,
-        model_id=model_id,
-        trajectory_artifact_id=trajectory.id,
-        trajectory_row=number,
-        image_artifact_id=image.id,
-        created_at=now_seconds(),
-    )
+    rows = Results(held.job_id, held.stage_id, model_id)
+    return rows.sample(number, image, trajectory_artifact_id=trajectory.id, trajectory_row=number)
 
 
 def pair(held: Claim, reference: str, base: str) -> Pair:
-    return Pair(
-        id=new_id(IdKind.PAIR),
-        job_id=held.job_id,
-        stage_id=held.stage_id,
-        round=1,
-        number=0,
-        prompt_index=0,
-        prompt="a circle",
-        reference_id=reference,
-        base_id=base,
-        scorer="brightness",
-        scorer_version="1",
-        reference_score=1.0,
-        base_score=0.0,
-        figures={},
-        created_at=now_seconds(),
-    )
+    return Results(held.job_id, held.stage_id).pair(0, reference, base)
 
 
 def sampled(place: Installation, held: Claim) -> tuple[list[str], str]:

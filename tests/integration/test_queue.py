@@ -27,7 +27,7 @@ from service.db.tables import Stage
 from service.service import Service
 from service.settings import Settings
 from tests.servers import RedisServer, redis_server
-from tests.service import round_body, settings_for, work_until_idle
+from tests.service import round_body, service_of, settings_for, work_until_idle
 from worker.sweeper import sweep_once
 
 PATIENCE_SECONDS = 240
@@ -139,7 +139,7 @@ def sweeping(client: TestClient) -> Iterator[None]:
 
     def sweep() -> None:
         while not over.wait(0.1):
-            sweep_once(client.app.state.service)  # type: ignore[attr-defined]
+            sweep_once(service_of(client))
 
     thread = threading.Thread(target=sweep)
     thread.start()
@@ -188,7 +188,7 @@ def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings:
     redis.kill()
     job_id = post(client)
     redis.start()
-    queue = client.app.state.service.uow.queue  # type: ignore[attr-defined]
+    queue = service_of(client).uow.queue
     with celery_worker(settings):
         assert {stage["state"] for stage in stages_of(client, job_id)} == {"queued"}
         with sweeping(client):
@@ -210,7 +210,7 @@ def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings:
 
 def test_a_stopped_worker_returns_its_training_and_another_continues(client: TestClient, settings: Settings) -> None:
     training = {"examples_per_update": 1, "micro_batch": 1, "inner_epochs": 8}
-    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    service = service_of(client)
     with celery_worker(settings) as parent:
         job_id = post(client, training=training, evaluation=None)
         until(lambda: training_of(service, job_id).checkpoint_key)

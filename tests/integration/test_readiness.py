@@ -22,7 +22,7 @@ from api.wire.health import CheckOut
 from service.db.unit_of_work import make_engine
 from tests.deployment import until
 from tests.servers import PostgresServer, S3Server, free_port, postgres_server, redis_server, s3_server
-from tests.service import migrated_template, settings_for
+from tests.service import migrated_template, service_of, settings_for
 
 SOON_SECONDS = 4.0
 """Two seconds for the checks, and two for a busy machine."""
@@ -73,7 +73,7 @@ def test_shutdown_waits_briefly_for_a_running_check(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(readiness, "CHECKS", {"disk": slow})
     with opened(tmp_path) as client:
-        checks = Readiness(client.app.state.service, None, timeout_seconds=0.01)  # type: ignore[attr-defined]
+        checks = Readiness(service_of(client), None, timeout_seconds=0.01)
         checks.run_checks()
         checks.close()
         assert not ended.is_set()  # not longer than its timeout

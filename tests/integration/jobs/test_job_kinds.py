@@ -21,7 +21,7 @@ from service.db.tables import Stage
 from service.jobs import execution
 from tests.installation import Installation
 from tests.nets import overflowing_pipeline
-from tests.service import PROMPTS, round_body, settings_for, work_until_idle
+from tests.service import PROMPTS, round_body, service_of, settings_for, work_until_idle
 from worker.runner import run_stage
 from worker.stages import train
 from worker.workbench import Workbench
@@ -411,7 +411,7 @@ def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
     settings = settings_for(tmp_path / "data", pipeline)
     with TestClient(create_app(settings)) as client:
         job_id = Installation(client).post(rounds=2, fusion=None, training=training, evaluation=None)
-        work_until_idle(client.app.state.service, until=lambda held: held.round == 2)  # type: ignore[attr-defined]
+        work_until_idle(service_of(client), until=lambda held: held.round == 2)
     with TestClient(create_app(settings)) as client:  # a new process has only the database
         again = Installation(client)
         work_until_idle(again.service)

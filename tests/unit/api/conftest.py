@@ -12,7 +12,7 @@ from api.client.transport import Backoff
 from api.main import create_app
 from service.service import Service
 from tests.live_service import Busy, serving
-from tests.service import round_body, settings_for, tables_by_copy, work_until_idle
+from tests.service import round_body, service_of, settings_for, tables_by_copy, work_until_idle
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,9 +33,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 @pytest.fixture
 def service(client: TestClient) -> Service:
     """The service behind `client`."""
-    service = client.app.state.service  # type: ignore[attr-defined]
-    assert isinstance(service, Service)
-    return service
+    return service_of(client)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from service.errors import StartError
 from service.ids import IdKind, new_id
 from service.keys import token_hash
 from service.service import Service
-from tests.service import round_body, settings_for
+from tests.service import round_body, service_of, settings_for
 
 ADMIN = "dfk_" + "a1" * 20
 ALL_SCOPES = {"read", "submit", "review", "admin"}
@@ -201,7 +201,7 @@ def test_jobs_record_their_key_and_keys_do_not_share_idempotency_keys(guarded: T
         for key, seed in ((first, 1), (second, 2), (first, 1))
     ]
     assert job_ids[0] == job_ids[2] != job_ids[1]
-    service = guarded.app.state.service  # type: ignore[attr-defined]
+    service = service_of(guarded)
     assert isinstance(service, Service)
     with service.uow.reading() as session:
         assert [jobs.get(session, job).api_key_id for job in job_ids[:2]] == [first["id"], second["id"]]

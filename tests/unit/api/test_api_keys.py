@@ -13,8 +13,7 @@ from sqlalchemy import update
 from api.main import create_app
 from service.db.tables import ApiKey
 from service.errors import StartError
-from service.service import Service
-from tests.service import settings_for
+from tests.service import service_of, settings_for
 
 ADMIN = "dfk_" + "a1" * 20
 OTHER = "dfk_" + "b2" * 20
@@ -34,12 +33,6 @@ def admin(tmp_path: Path) -> Iterator[TestClient]:
     """A client with the settings' key."""
     with app_client(tmp_path) as client:
         yield client
-
-
-def service_of(client: TestClient) -> Service:
-    service = client.app.state.service  # type: ignore[attr-defined]
-    assert isinstance(service, Service)
-    return service
 
 
 def make(client: TestClient, **changes: Any) -> Any:

@@ -10,13 +10,13 @@ from service.db.tables import Worker
 from service.jobs import execution
 from service.jobs.kinds import RoundSpec
 from service.service import create_job
-from tests.service import round_body, settings_for
+from tests.service import round_body, service_of, settings_for
 
 
 def test_workers_are_listed_with_state_and_stage(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "data", tmp_path / "tiny", presence_seconds=5)
     with TestClient(create_app(settings)) as client:
-        service = client.app.state.service  # type: ignore[attr-defined]
+        service = service_of(client)
         job_id = create_job(service, RoundSpec.model_validate(round_body(evaluation=None)))
         with service.uow.writing() as session:
             for name in ("busy", "gone", "idle"):
