@@ -3,9 +3,9 @@
 POST /rounds is measured in deployed mode (PostgreSQL, Redis, S3, two Celery workers, all on this machine), with 20
 clients while the workers sample. Each client sends one request per second: first in turns, so that requests rarely
 overlap, then at random times, so that some wait for others. Finally each client sends without a pause. The hand-over is
-measured in both modes: the time that a runnable stage waits although its worker is idle. Then come claims, beside those
-of version 0.1.0 (`benchmarks.claims`). Last come pages over a million samples (`benchmarks.service_data`), and large
-requests (`benchmarks.service_requests`).
+measured in both modes: the time that a runnable stage waits although its worker is idle. Then claims are compared with
+those of version 0.1.0 (`benchmarks.claims`). Last come pages over a million samples (`benchmarks.service_data`), and
+large requests (`benchmarks.service_requests`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Large requests, and lists over many stages, beside what they replaced: `python -m benchmarks.service_requests`.
+"""Large requests and long lists against their earlier versions: `python -m benchmarks.service_requests`.
 
 Requests go to a service in a separate process, on PostgreSQL and on SQLite, without workers. While a large request
-runs, another client sends small ones; the slowest of these shows whether it was held up. What a request replaced is
-measured in this process on a part of the input, and scaled.
+runs, another client sends small ones; the slowest of these shows whether it was delayed. The earlier version of a
+request is measured in this process on a part of the input, and scaled.
 """
 
 from __future__ import annotations
