@@ -117,6 +117,7 @@ _STAGE_OUT: Example = {
     "total": 96,
     "attempts": 1,
     "crashes": 0,
+    "failures": 0,
     "started_at": _STARTED,
     "finished_at": None,
     "error": None,

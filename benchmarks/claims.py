@@ -208,7 +208,6 @@ def _claim_stage(session: Session, stage_id: str, owner: str, lease_seconds: flo
         "lease_epoch": Stage.lease_epoch + 1,
         "lease_expires_at": now_seconds() + lease_seconds,
         "attempt": Stage.attempt + 1,
-        "progress_at": now_seconds(),
         "started_at": now_seconds(),
     }
     session.execute(update(Stage).where(Stage.id == stage_id).values(values))

@@ -62,11 +62,11 @@ class StageContext:
 
     def note(self, kind: str, message: str, **data: object) -> None:
         """Write an event of the job at once, before the stage ends. Raises LeaseLostError."""
-        execution.note(self.bench.uow, self.claim, kind, message, **data)
+        execution.note(self.bench.uow, self.bench.settings, self.claim, kind, message, **data)
 
     def keep_checkpoint(self, stored: StoredObject) -> None:
         """Record the file from which the next attempt of the stage resumes. Raises LeaseLostError."""
-        execution.checkpoint(self.bench.uow, self.claim, stored)
+        execution.checkpoint(self.bench.uow, self.bench.settings, self.claim, stored)
 
     # stored files
 

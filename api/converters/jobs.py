@@ -26,6 +26,7 @@ def stage_out(row: Stage) -> StageOut:
         total=row.progress_total,
         attempts=row.attempt,
         crashes=row.crash_count,
+        failures=row.failure_count,
         started_at=maybe_utc(row.started_at),
         finished_at=maybe_utc(row.finished_at),
         error=_error(row.error_code, row.error_message),

@@ -35,7 +35,7 @@ class JobErrorOut(BaseModel):
 
 
 class StageOut(BaseModel):
-    """A stage of a job."""
+    """A stage of a job. `crashes` and `failures`: lost workers and failed attempts since its last checkpoint."""
 
     id: str
     kind: str
@@ -48,6 +48,7 @@ class StageOut(BaseModel):
     total: int
     attempts: int
     crashes: int
+    failures: int
     started_at: datetime | None
     finished_at: datetime | None
     error: JobErrorOut | None

@@ -158,6 +158,7 @@ class Stage(Table):
     __table_args__ = (
         UniqueConstraint("job_id", "round", "kind", "shard"),
         UniqueConstraint("job_id", "number"),
+        Index(None, "job_id", "state"),
         Index(None, "state", "lease_expires_at"),
         Index(None, "fair_key", "started_at"),
         partial_index("ix_stages_running", "state = 'running'", "fair_key"),
@@ -189,9 +190,10 @@ class Stage(Table):
     lease_expires_at: Mapped[float | None]
     progress_done: Mapped[int]
     progress_total: Mapped[int]
-    progress_at: Mapped[float | None]
     attempt: Mapped[int]
     crash_count: Mapped[int]
+    failure_count: Mapped[int] = mapped_column(server_default="0")
+    """Lost workers and failed attempts since the last checkpoint, each with its own limit."""
     unmet: Mapped[int] = mapped_column(server_default="0")
     """The number of dependencies that have not succeeded yet."""
     not_before: Mapped[float]

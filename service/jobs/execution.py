@@ -195,16 +195,16 @@ def renew_lease(uow: UnitOfWork, settings: Settings, held: Claim, done: int, tot
         return stages.renew_lease(session, held.stage_id, held.epoch, settings.lease_seconds, done, total)
 
 
-def checkpoint(uow: UnitOfWork, held: Claim, stored: StoredObject) -> None:
+def checkpoint(uow: UnitOfWork, settings: Settings, held: Claim, stored: StoredObject) -> None:
     """Record a checkpoint that the next attempt continues from. Raises LeaseLostError."""
 
     def save(session: Session) -> None:
         stages.save_checkpoint(session, held.stage_id, held.epoch, stored.key, stored.sha256)
 
-    uow.run(save, repeatable)
+    uow.run(save, repeatable, settings.lease_seconds)
 
 
-def note(uow: UnitOfWork, held: Claim, kind: str, message: str, **data: object) -> None:
+def note(uow: UnitOfWork, settings: Settings, held: Claim, kind: str, message: str, **data: object) -> None:
     """Add an event to the log of the job. Raises LeaseLostError."""
 
     def write(session: Session) -> int:
@@ -212,7 +212,7 @@ def note(uow: UnitOfWork, held: Claim, kind: str, message: str, **data: object) 
         stages.require_lease(session, held.stage_id, held.epoch)
         return jobs.add_event(session, held.job_id, kind, message, held.stage_id, **data)
 
-    uow.run(write, jobs.has_event)
+    uow.run(write, jobs.has_event, settings.lease_seconds)
 
 
 def finish(
@@ -266,12 +266,17 @@ def finish(
 
 
 def _release(uow: UnitOfWork, settings: Settings, held: Claim, release: Callable[[Session, Job], None]) -> None:
-    """Run `release`, which ends the lease without success."""
+    """Run `release`, which ends the lease without success, and update the state of the job."""
+
+    def end(session: Session) -> None:
+        job = jobs.lock(session, held.job_id)
+        release(session, job)
+        _update_state(session, job)
 
     def is_over(session: Session, _result: None) -> bool:
         return not stages.is_held(session, held.stage_id, held.epoch)
 
-    uow.run(lambda session: release(session, jobs.lock(session, held.job_id)), is_over, settings.lease_seconds)
+    uow.run(end, is_over, settings.lease_seconds)
 
 
 def round_sizes(session: Session, settings: Settings, job: Job) -> Sizes:
@@ -287,35 +292,31 @@ def round_sizes(session: Session, settings: Settings, job: Job) -> Sizes:
 
 def paused(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
     """Release a stage that stopped for a pause. It continues from its checkpoint when the job is resumed."""
-
-    def release(session: Session, job: Job) -> None:
-        stages.give_back(session, held.stage_id, held.epoch)
-        message = f"{_label(session, held)} paused"
-        jobs.add_event(session, job.id, "stage.paused", message, held.stage_id)
-        _update_state(session, job)
-
-    _release(uow, settings, held, release)
-
-
-def cancelled(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
-    """End a stage that stopped for a cancel."""
-
-    def release(session: Session, job: Job) -> None:
-        stages.end(session, held.stage_id, held.epoch, StageState.CANCELLED, "cancelled", "a cancel was requested")
-        message = f"{_label(session, held)} cancelled"
-        jobs.add_event(session, job.id, "stage.cancelled", message, held.stage_id)
-        _update_state(session, job)
-
-    _release(uow, settings, held, release)
+    _stop(uow, settings, held, "stage.paused", "paused")
 
 
 def give_back(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
     """Release a stage because this worker stops. Another worker can claim it at once."""
+    _stop(uow, settings, held, "stage.given_back", "returned to the queue")
+
+
+def cancelled(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
+    """End a stage that stopped for a cancel."""
+    _stop(uow, settings, held, "stage.cancelled", "cancelled")
+
+
+def _stop(uow: UnitOfWork, settings: Settings, held: Claim, kind: str, outcome: str) -> None:
+    """Return a stage to the queue, or end it if a cancel was requested before or after it stopped."""
 
     def release(session: Session, job: Job) -> None:
+        label = _label(session, held)
+        if stages.get(session, held.stage_id).cancel_requested_at is not None:
+            stages.end(session, held.stage_id, held.epoch, StageState.CANCELLED, "cancelled", "a cancel was requested")
+            jobs.add_event(session, job.id, "stage.cancelled", f"{label} cancelled", held.stage_id)
+            return
+
         stages.give_back(session, held.stage_id, held.epoch)
-        message = f"{_label(session, held)} returned to the queue"
-        jobs.add_event(session, job.id, "stage.given_back", message, held.stage_id)
+        jobs.add_event(session, job.id, kind, f"{label} {outcome}", held.stage_id)
         hint_free(session, job.id)
 
     _release(uow, settings, held, release)
@@ -325,34 +326,46 @@ def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: StageFailure
     """End a failed attempt. The stage is requeued after a pause if a retry can succeed, otherwise its job fails."""
 
     def release(session: Session, job: Job) -> None:
-        _end_attempt(session, settings, job, stages.get(session, held.stage_id), held.epoch, failure)
+        stages.count_failure(session, held.stage_id, held.epoch)
+        stage = stages.get(session, held.stage_id)
+        failures = stage.failure_count
+        _end_attempt(session, settings, job, stage, failure, failures, retry=failures < settings.max_attempts)
 
     _release(uow, settings, held, release)
 
 
 def _end_attempt(
-    session: Session, settings: Settings, job: Job, stage: Stage, epoch: int, failure: StageFailure
+    session: Session, settings: Settings, job: Job, stage: Stage, failure: StageFailure, count: int, *, retry: bool
 ) -> None:
+    """End an attempt without success.
+
+    Args:
+        session: The transaction.
+        settings: Gives the first pause.
+        job: The locked row of the job.
+        stage: The stage, which is running.
+        failure: The reason.
+        count: The number of such ends since the last checkpoint. The pause grows with it.
+        retry: Whether the stage may be attempted again, if the failure is retryable.
+    """
     data = {**_event_data(stage), "code": failure.code}
 
-    # 1. requeue; lost workers have their own limit, counted from the last checkpoint, since a training can be long
-    has_attempts = failure.code == WORKER_LOST or stage.attempt < settings.max_attempts
-    if failure.retryable and has_attempts and stage.cancel_requested_at is None:
-        pause = min(settings.retry_seconds * 2 ** (stage.attempt - 1), _MAX_PAUSE_SECONDS)
+    # 1. requeue the stage
+    if retry and failure.retryable and stage.cancel_requested_at is None:
+        pause = min(settings.retry_seconds * 2 ** (count - 1), _MAX_PAUSE_SECONDS)
         pause *= random.uniform(0.5, 1.0)
-        stages.requeue(session, stage.id, epoch, pause, failure.code, failure.message)
+        stages.requeue(session, stage.id, stage.lease_epoch, pause, failure.code, failure.message)
         jobs.add_event(session, job.id, "stage.retried", failure.message, stage.id, **data, pause_seconds=pause)
         return
 
-    # 2. or end the stage
+    # 2. or end it
     state = StageState.FAILED if stage.cancel_requested_at is None else StageState.CANCELLED
-    stages.end(session, stage.id, epoch, state, failure.code, failure.message)
+    stages.end(session, stage.id, stage.lease_epoch, state, failure.code, failure.message)
     jobs.add_event(session, job.id, "stage.failed", failure.message, stage.id, **data)
+    if state is StageState.CANCELLED:
+        return
 
     # 3. and its job
-    if state is StageState.CANCELLED:
-        _update_state(session, job)
-        return
     stages.cancel_unfinished(session, job.id)
     if jobs.end(session, job.id, JobState.FAILED, failure.code, failure.message):
         jobs.add_event(session, job.id, "job.failed", failure.message, code=failure.code)
@@ -417,13 +430,10 @@ def _rehint(session: Session, settings: Settings, queue_name: str, most: int) ->
 
 
 def sweep(uow: UnitOfWork, settings: Settings) -> int:
-    """Requeue the stages whose lease has expired or that make no progress. Returns their number."""
+    """Requeue the stages whose lease has expired. Returns their number."""
     with uow.reading() as session:
         expired = stages.expired(session)
-        stuck = stages.stuck(session, settings.stuck_seconds)
-
-    requeued = sum(_requeue_lost(uow, settings, stage, only_expired=True) for stage in expired)
-    return requeued + sum(_requeue_lost(uow, settings, stage, only_expired=False) for stage in stuck)
+    return sum(_requeue_lost(uow, settings, stage, only_expired=True) for stage in expired)
 
 
 def requeue_stages_of(uow: UnitOfWork, settings: Settings, owner_prefix: str) -> int:
@@ -442,10 +452,11 @@ def _requeue_lost(uow: UnitOfWork, settings: Settings, lost: Stage, only_expired
             return False
 
         stage = stages.get(session, lost.id)
-        crashes = f"crash {stage.crash_count} of at most {settings.max_crashes}"
-        message = f"the worker of {_label(session, stage)} was lost ({crashes})"
-        retryable = stage.crash_count < settings.max_crashes
-        _end_attempt(session, settings, job, stage, stage.lease_epoch, StageFailure(WORKER_LOST, message, retryable))
+        crashes = stage.crash_count
+        message = f"the worker of {_label(session, stage)} was lost (crash {crashes} of at most {settings.max_crashes})"
+        failure = StageFailure(WORKER_LOST, message, retryable=True)
+        _end_attempt(session, settings, job, stage, failure, crashes, retry=crashes < settings.max_crashes)
+        _update_state(session, job)
         return True
 
     def is_over(session: Session, counted: bool) -> bool:

@@ -1,7 +1,7 @@
 """Claims, leases and results of stages on a real database, without running stages."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from service.jobs.execution import Claim, StageFailure
 from service.jobs.kinds import RoundSpec
 from service.queue import Hint, SilentQueue
 from service.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
+from service.storage import StoredObject
 from tests.service import round_body, settings_for
 
 
@@ -166,7 +167,7 @@ def test_nothing_is_written_under_an_old_epoch(service: Service) -> None:
         lambda: execution.fail(service.uow, service.settings, old, StageFailure("x", "x", False)),
         lambda: execution.give_back(service.uow, service.settings, old),
         lambda: execution.cancelled(service.uow, service.settings, old),
-        lambda: execution.note(service.uow, old, "x", "x"),
+        lambda: execution.note(service.uow, service.settings, old, "x", "x"),
     ):
         with pytest.raises(LeaseLostError):
             late()
@@ -265,15 +266,68 @@ def test_passing_failures_are_tried_again_and_others_are_not(service: Service) -
     assert (job.state, job.error_code, job.error_message) == ("failed", "non_finite", "loss became nan")
 
 
-def test_a_passing_failure_that_never_passes_fails(service: Service) -> None:
+def fail(service: Service, held: Claim) -> None:
+    execution.fail(service.uow, service.settings, held, StageFailure("storage", "unavailable", retryable=True))
+
+
+def lose(service: Service, held: Claim) -> None:
+    expire(service, held)
+    assert execution.sweep(service.uow, service.settings) == 1
+
+
+def give_back(service: Service, held: Claim) -> None:
+    execution.give_back(service.uow, service.settings, held)
+
+
+def cancelled(service: Service, held: Claim) -> None:
+    execution.cancelled(service.uow, service.settings, held)
+
+
+def keep_checkpoint(service: Service, held: Claim) -> None:
+    execution.checkpoint(service.uow, service.settings, held, StoredObject("key", "0" * 64, 1))
+
+
+def wait_for_nothing(service: Service, held: Claim) -> Claim:
+    """Claim the stage again, without the pause after its last attempt."""
+    with service.uow.writing() as session:
+        stages.get(session, held.stage_id).not_before = 0.0
+    return _claim_again(service, held)
+
+
+def test_a_transient_failure_that_never_passes_fails_the_job(service: Service) -> None:
     job_id = start(service)
     held = take(service)
-    for _ in range(service.settings.max_attempts - 1):
-        with service.uow.writing() as session:
-            stages.requeue(session, held.stage_id, held.epoch, 0, None, None)
-        held = _claim_again(service, held)
-    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
+    for _ in range(7):
+        fail(service, held)
+        assert job_of(service, job_id).state == "running"
+        held = wait_for_nothing(service, held)
+    fail(service, held)
     assert job_of(service, job_id).state == "failed"
+
+
+def test_lost_workers_do_not_count_as_failures(service: Service) -> None:
+    """Eight workers are lost, each after a checkpoint. The first failure after them is not the ninth."""
+    job_id = start(service)
+    held = take(service)
+    for _ in range(8):
+        keep_checkpoint(service, held)
+        lose(service, held)
+        held = wait_for_nothing(service, held)
+    fail(service, held)
+    row = stage_of(service, held)
+    assert (row.state, row.attempt, row.crash_count, row.failure_count) == ("queued", 9, 1, 1)
+    assert job_of(service, job_id).state == "running"
+
+
+def test_a_checkpoint_resets_the_count_of_failures(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    for _ in range(7):
+        fail(service, held)
+        held = wait_for_nothing(service, held)
+    keep_checkpoint(service, held)
+    fail(service, held)
+    assert (stage_of(service, held).failure_count, job_of(service, job_id).state) == (1, "running")
 
 
 def test_a_cancel_wins_over_an_end_that_comes_later(service: Service) -> None:
@@ -353,15 +407,43 @@ def test_a_stage_that_ends_while_its_job_is_pausing_is_not_lost(service: Service
     assert (take(service).round, job_of(service, job_id).state) == (2, "running")
 
 
-def test_a_failed_attempt_of_a_pausing_job_waits_for_its_resume(service: Service) -> None:
+@pytest.mark.parametrize("end", [fail, lose, give_back])
+def test_a_pausing_job_is_paused_however_its_attempt_ends(service: Service, end: Callable[..., None]) -> None:
     job_id = start(service)
     held = take(service)
     pause_job(service, job_id)
-    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
-    assert claim(service) is None
+    end(service, held)
+    assert (job_of(service, job_id).state, claim(service)) == ("paused", None)
     resume_job(service, job_id)
-    with service.uow.reading() as session:
-        assert stages.get(session, held.stage_id).state == "queued"
+    assert stage_of(service, held).state == "queued"
+
+
+@pytest.mark.parametrize("end", [fail, lose, give_back])
+def test_a_cancelling_job_is_cancelled_however_its_attempt_ends(service: Service, end: Callable[..., None]) -> None:
+    job_id = start(service)
+    held = take(service)
+    cancel_job(service, job_id)
+    end(service, held)
+    assert job_of(service, job_id).state == "cancelled"
+
+
+@pytest.mark.parametrize("end", [fail, lose, give_back, cancelled])
+def test_what_still_runs_when_its_job_fails_is_not_queued_again(service: Service, end: Callable[..., None]) -> None:
+    job_id = start(service)
+    failing, running = take(service), take(service)
+    execution.fail(service.uow, service.settings, failing, StageFailure("non_finite", "nan", retryable=False))
+    end(service, running)
+    assert (stage_of(service, running).state, job_of(service, job_id).state) == ("cancelled", "failed")
+    assert claim(service) is None
+
+
+def test_a_cancel_after_the_stage_stopped_for_a_pause_ends_the_job(service: Service) -> None:
+    job_id = start(service)
+    held = take(service)
+    pause_job(service, job_id)
+    cancel_job(service, job_id)
+    execution.paused(service.uow, service.settings, held)
+    assert (stage_of(service, held).state, job_of(service, job_id).state) == ("cancelled", "cancelled")
 
 
 def test_what_has_ended_can_neither_be_paused_nor_resumed(service: Service) -> None:
@@ -381,21 +463,6 @@ def test_a_retry_is_a_new_job_that_names_its_origin(service: Service) -> None:
     first, again = job_of(service, job_id), job_of(service, retry_job(service, job_id))
     assert (again.origin_id, again.state) == (job_id, "queued")
     assert again.spec == first.spec | {"model": first.model_id}  # the id behind the name at creation
-
-
-def test_a_stage_that_makes_no_progress_is_queued_again(service: Service) -> None:
-    """Its worker renews the lease but hangs. Stages with progress are not affected."""
-    start(service)
-    hanging, moving = take(service, "hangs"), take(service, "moves")
-    with service.uow.writing() as session:
-        for held in (hanging, moving):
-            stages.get(session, held.stage_id).progress_at = 0.0
-    execution.renew_lease(service.uow, service.settings, hanging, 0, 0)
-    execution.renew_lease(service.uow, service.settings, moving, 1, 9)
-    assert execution.sweep(service.uow, service.settings) == 1
-    assert (stage_of(service, hanging).state, stage_of(service, moving).state) == ("queued", "running")
-    with pytest.raises(LeaseLostError):
-        execution.renew_lease(service.uow, service.settings, hanging, 1, 9)
 
 
 def test_what_was_paused_is_hinted_again_when_it_is_resumed(service: Service) -> None:

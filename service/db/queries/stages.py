@@ -21,6 +21,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    exists,
     func,
     literal_column,
     or_,
@@ -200,6 +201,7 @@ def _of_new_stage(row: Mapping[str, ColumnElement[Any]]) -> dict[str, ColumnElem
         "progress_total": _ZERO,
         "attempt": _ZERO,
         "crash_count": _ZERO,
+        "failure_count": _ZERO,
     }
 
 
@@ -386,7 +388,6 @@ def _claim_first() -> ReturningUpdate[Any]:
             attempt=Stage.attempt + 1,
             progress_done=0,
             progress_total=0,
-            progress_at=now_seconds(),
             started_at=now_seconds(),
             error_code=None,
             error_message=None,
@@ -403,16 +404,10 @@ def renew_lease(
     session: Session, stage_id: str, epoch: int, lease_seconds: float, done: int, total: int
 ) -> StopRequest:
     """Renew the lease and record progress. Returns whether the job was asked to stop. Raises LeaseLostError."""
-    has_progress = or_(Stage.progress_done != done, Stage.progress_total != total)
     query = (
         update(Stage)
         .where(*_held(stage_id, epoch))
-        .values(
-            lease_expires_at=now_seconds() + lease_seconds,
-            progress_done=done,
-            progress_total=total,
-            progress_at=case((has_progress, now_seconds()), else_=Stage.progress_at),
-        )
+        .values(lease_expires_at=now_seconds() + lease_seconds, progress_done=done, progress_total=total)
         .returning(Stage.cancel_requested_at, Stage.pause_requested_at)
     )
     row = session.execute(query).first()
@@ -430,9 +425,9 @@ def require_lease(session: Session, stage_id: str, epoch: int) -> None:
 
 
 def save_checkpoint(session: Session, stage_id: str, epoch: int, key: str, sha256: str) -> None:
-    """Store the checkpoint of the stage and reset its crash count. Raises LeaseLostError."""
-    values = {"checkpoint_key": key, "checkpoint_sha256": sha256, "checkpoint_at": now_seconds(), "crash_count": 0}
-    _fenced(session, stage_id, epoch, values)
+    """Store the checkpoint of the stage and reset its counts of crashes and failures. Raises LeaseLostError."""
+    values = {"checkpoint_key": key, "checkpoint_sha256": sha256, "checkpoint_at": now_seconds()}
+    _fenced(session, stage_id, epoch, {**values, "crash_count": 0, "failure_count": 0})
 
 
 def succeed(session: Session, stage_id: str, epoch: int, steps: int, memory_bytes: int | None) -> bool:
@@ -566,6 +561,11 @@ def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool)
     return session.execute(query.returning(Stage.id), execution_options=UNSYNCED).first() is not None
 
 
+def count_failure(session: Session, stage_id: str, epoch: int) -> None:
+    """Increment the count of failed attempts of the stage. Raises LeaseLostError."""
+    _fenced(session, stage_id, epoch, {"failure_count": Stage.failure_count + 1})
+
+
 def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, Any]) -> _Counted:
     """Update a stage under the lease with this epoch (the fence). Returns _COUNTED of it. Raises LeaseLostError."""
     query = update(Stage).where(*_held(stage_id, epoch)).values({"lease_epoch": epoch, **values}).returning(*_COUNTED)
@@ -583,12 +583,6 @@ def get(session: Session, stage_id: str) -> Stage:
 def expired(session: Session) -> list[Stage]:
     """Running stages whose lease has expired."""
     query = select(Stage).where(Stage.state == StageState.RUNNING, Stage.lease_expires_at < now_seconds())
-    return list(session.scalars(query.order_by(Stage.id)))
-
-
-def stuck(session: Session, seconds: float) -> list[Stage]:
-    """Running stages without progress for this time."""
-    query = select(Stage).where(Stage.state == StageState.RUNNING, Stage.progress_at < now_seconds() - seconds)
     return list(session.scalars(query.order_by(Stage.id)))
 
 
@@ -643,9 +637,11 @@ def succeed_reviews(session: Session, job_id: str) -> bool:
 
 
 def states_left(session: Session, job_id: str) -> set[str]:
-    """The states of the unfinished stages of the job."""
-    query = select(Stage.state).where(Stage.job_id == job_id, Stage.state.not_in(FINAL_STAGE_STATES))
-    return set(session.scalars(query.distinct()))
+    """The states of the unfinished stages of the job. Each state is one index lookup, however many stages there are."""
+    unfinished = [state for state in StageState if state not in FINAL_STAGE_STATES]
+    exists_by_state = [exists().where(Stage.job_id == job_id, Stage.state == state) for state in unfinished]
+    row = session.execute(select(*exists_by_state)).one()
+    return {state for state, is_present in zip(unfinished, row, strict=True) if is_present}
 
 
 def of_job(session: Session, job_id: str) -> list[Stage]:
