@@ -1,7 +1,8 @@
-"""Embedded mode: the service starts one worker process and restarts it if it dies.
+"""Embedded mode: the service starts one worker process, and replaces it if it dies or hangs.
 
 The worker is a separate program (`python -m worker.local`); this package imports nothing from it. Its standard input
-is a pipe from the service. When the service ends, even by SIGKILL, the pipe closes and the worker stops.
+is a pipe from the service. When the service ends, even by SIGKILL, the pipe closes and the worker stops. A worker that
+gives no sign of life for the duration of a lease is killed.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import subprocess
 import sys
 import threading
 import time
+from tempfile import TemporaryFile
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.errors import ServiceError
 from service.jobs import execution
+from service.pulse import Pulse, PulseMonitor
 from service.service import Service
 
 _OWNER_PREFIX = "embedded-"
 """Prefix of the names of embedded workers."""
 _MAX_PAUSE_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
+_LOOK_SECONDS = 0.1
 _logger = logging.getLogger(__name__)
 
 
@@ -34,6 +38,9 @@ class WorkerSupervisor:
         self._service = service
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._pulse_file = TemporaryFile()
+        self._pulse_file.truncate(1)
+        self._monitor = PulseMonitor(Pulse(self._pulse_file.fileno()), service.settings.lease_seconds)
         self._thread = threading.Thread(target=self._supervise, name="worker-supervisor", daemon=True)
 
     @property
@@ -41,6 +48,11 @@ class WorkerSupervisor:
         """Whether a worker process runs now."""
         process = self._process
         return process is not None and process.poll() is None
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the worker process has given no sign of life."""
+        return self._monitor.silent_seconds
 
     @property
     def pid(self) -> int | None:
@@ -61,6 +73,7 @@ class WorkerSupervisor:
         """Stop the worker. Kill it if it does not end in time."""
         self._stopping.set()
         self._thread.join(self._service.settings.shutdown_seconds + 5)
+        self._pulse_file.close()
 
     def _supervise(self) -> None:
         pause = self._service.settings.restart_seconds
@@ -87,12 +100,18 @@ class WorkerSupervisor:
 
     def _run(self, owner: str) -> int:
         """Run one worker process until it ends. Returns its exit code."""
-        command = [sys.executable, "-m", "worker.local", "--name", owner]
+        descriptor = self._pulse_file.fileno()
+        command = [sys.executable, "-m", "worker.local", "--name", owner, "--pulse", str(descriptor)]
         environment = self._service.settings.for_child()
-        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, pass_fds=[descriptor]) as process:
             self._process = process
+            self._monitor.restart()
             while process.poll() is None:
-                if self._stopping.wait(0.1):
+                if self._monitor.is_hung():
+                    _logger.error("the worker has not responded for %.0f s; replacing it", self.silent_seconds)
+                    process.kill()
+                    process.wait()
+                elif self._stopping.wait(_LOOK_SECONDS):
                     self._terminate(process)
             return process.returncode
 

@@ -72,13 +72,16 @@ def worker(service: Service, supervisor: WorkerSupervisor | None) -> CheckOut:
     """Check that the embedded worker runs, or that workers have reported recently."""
     if supervisor is not None and not supervisor.is_alive:
         return _result("worker", "wrong", "the embedded worker has ended and restarts; see the service's log")
+    silent_after = 3 * service.settings.presence_seconds
+    if supervisor is not None and supervisor.silent_seconds > silent_after:
+        silence = f"the embedded worker has not responded for {supervisor.silent_seconds:.0f} s"
+        return _result("worker", "wrong", f"{silence}; the service will replace it")
     if supervisor is not None:
         return _result("worker", "ok", "the embedded worker runs")
 
     try:
         with service.uow.reading() as session:
             now = jobs.now(session)
-            silent_after = 3 * service.settings.presence_seconds
             present = [row for row in workers.all_workers(session) if now - row.seen_at <= silent_after]
     except SQLAlchemyError:
         return _result("worker", "warning", "unknown without the database")

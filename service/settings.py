@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     lease_seconds: Seconds = Field(60, description="How long a lease lasts without a heartbeat; then it is requeued")
     heartbeat_seconds: Seconds = Field(1, description="How often a worker renews its lease and checks for a cancel")
     stuck_seconds: Seconds = Field(
-        3600, description="A stage without progress for this long is requeued even if its lease is renewed"
+        3600, description="How long a worker may load a model or compile a first step before it is replaced as hung"
     )
     poll_seconds: Seconds = Field(0.2, description="How often an idle worker polls for stages")
     sweep_seconds: Seconds = Field(10, description="How often the sweeper checks for expired leases and lost hints")

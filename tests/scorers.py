@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -37,6 +40,24 @@ class Constant:
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         assert len(images) == len(prompts)
         return [0.5] * len(images)
+
+
+class Hanging:
+    """Brightness. The fourth batch never ends, once in an installation."""
+
+    name = "hanging"
+    version = "1"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        self.calls += 1
+        marker = Path(os.environ["DFUSION_DATA_DIR"]) / "hung"
+        if self.calls == 4 and not marker.exists():
+            marker.touch()
+            threading.Event().wait()
+        return Brightness().score(images, prompts)
 
 
 class Rising:

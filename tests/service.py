@@ -30,6 +30,7 @@ SCORERS = {
     "brightness": "tests.scorers:Brightness",
     "constant": "tests.scorers:Constant",
     "lost-device": "tests.scorers:LostDevice",
+    "hanging": "tests.scorers:Hanging",
     "rising": "tests.scorers:Rising",
     "falling": "tests.scorers:Falling",
 }

@@ -7,9 +7,11 @@ soft shutdown only sleeps and then kills the child without notice (docs/decision
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
+import time
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -21,13 +23,19 @@ from celery.worker import state
 
 from service import logs
 from service.broker import make_celery
+from service.pulse import Pulse, PulseMonitor
 from service.settings import Settings
 from worker.stop_flag import StopFlag
+
+_WATCH_SECONDS = 1.0
+_logger = logging.getLogger(__name__)
 
 settings = Settings.or_exit()
 app = make_celery(settings)
 app.conf.include = ["worker.tasks"]
 stop = StopFlag()
+pulse = Pulse()
+"""The pulse of the only child."""
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
@@ -61,4 +69,24 @@ def _end_children(worker: Any) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+class HungChild(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Kills a child that gives no sign of life for the duration of a lease. Celery replaces it."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, worker: Any) -> None:
+        threading.Thread(target=_watch_child, args=(worker,), name="child-watch", daemon=True).start()
+
+
+def _watch_child(worker: Any) -> None:
+    monitor = PulseMonitor(pulse, settings.lease_seconds)
+    while True:
+        time.sleep(_WATCH_SECONDS)
+        if monitor.is_hung():
+            _logger.error("the child has not responded for %.0f s; replacing it", monitor.silent_seconds)
+            _end_children(worker)
+            monitor.restart()
+
+
 app.steps["worker"].add(SoftStop)
+app.steps["worker"].add(HungChild)

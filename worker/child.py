@@ -18,6 +18,7 @@ from service.settings import Settings
 from worker.imports import without_garbage_collection
 from worker.presence import Presence
 from worker.stop_flag import Stop
+from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from worker.workbench import Workbench
@@ -28,11 +29,12 @@ _logger = logging.getLogger(__name__)
 class Child:
     """The installation opened in this process, and the models that stay loaded."""
 
-    def __init__(self, settings: Settings, name: str, queues: Sequence[str], stop: Stop) -> None:
+    def __init__(self, settings: Settings, name: str, queues: Sequence[str], stop: Stop, watchdog: Watchdog) -> None:
         self._settings = settings
         self._name = name
         self._queues = tuple(queues)
         self._stop = stop
+        self._watchdog = watchdog
         self._opening = threading.Lock()
         self._service: Service | None = None
         self._presence = Presence(settings, name, self._queues, lambda: self.service.uow, self._about)
@@ -40,11 +42,13 @@ class Child:
     def begin(self) -> None:
         """Lower the CPU priority (`worker_niceness`), and report this worker from now on."""
         os.setpriority(os.PRIO_PROCESS, 0, max(self._settings.worker_niceness, os.getpriority(os.PRIO_PROCESS, 0)))
+        self._watchdog.start()
         self._presence.start()
 
     def end(self) -> None:
         """Remove this worker's report and close the installation."""
         self._presence.stop()
+        self._watchdog.stop()
         if self._service is not None:
             self._service.close()
 
@@ -64,7 +68,7 @@ class Child:
             from worker.workbench import Workbench, set_up_torch
 
         set_up_torch(self._settings)
-        return Workbench.of(self.service)
+        return Workbench.of(self.service, self._watchdog)
 
     def take_hint(self, stage_id: str, queue_name: str) -> bool:
         """Run a free stage of this worker's queues, if there is one.

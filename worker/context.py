@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, load_optimizer
+from dfusion.rewards import Scorer
 from dfusion.trajectories import load_trajectory, save_trajectory
 from dfusion.types import Trajectory
 from service.db.clock import now_seconds
@@ -19,6 +21,7 @@ from service.db.tables import Artifact
 from service.ids import IdKind, new_id
 from service.jobs import execution
 from service.jobs.execution import Claim
+from service.jobs.kinds import ScorerRef
 from service.storage import StoredObject
 from worker.heartbeat import Heartbeat
 from worker.inputs import StoredModel, StoredSample
@@ -62,21 +65,29 @@ class StageContext:
 
     def note(self, kind: str, message: str, **data: object) -> None:
         """Write an event of the job at once, before the stage ends. Raises LeaseLostError."""
-        execution.note(self.bench.uow, self.bench.settings, self.claim, kind, message, **data)
+        with self.heartbeat.phase(f"writing the event {kind}"):
+            execution.note(self.bench.uow, self.bench.settings, self.claim, kind, message, **data)
 
     def keep_checkpoint(self, stored: StoredObject) -> None:
         """Record the file from which the next attempt of the stage resumes. Raises LeaseLostError."""
-        execution.checkpoint(self.bench.uow, self.bench.settings, self.claim, stored)
+        with self.heartbeat.phase("recording a checkpoint"):
+            execution.checkpoint(self.bench.uow, self.bench.settings, self.claim, stored)
 
     # stored files
 
     def load_model(self, model: StoredModel) -> DiffusionModel:
         """The model, ready to sample."""
-        return self.bench.models.with_adapter(model.row.base, model.adapter)
+        with self.heartbeat.phase(f"loading the model {model.row.base}"):
+            return self.bench.models.with_adapter(model.row.base, model.adapter)
+
+    def load_scorer(self, scorer: ScorerRef) -> Scorer:
+        """A scorer, loaded once for all stages of this process. Raises ModelNotFoundError."""
+        with self.heartbeat.phase("loading a scorer"):
+            return self.bench.scorer(scorer)
 
     def load_optimizer(self, artifact: Artifact) -> OptimizerState:
         """A stored state of AdamW. Raises StorageError, CheckpointError."""
-        with self.bench.store.borrow(artifact.key, artifact.sha256) as path:
+        with self._borrow(artifact) as path:
             return load_optimizer(path)
 
     def load_trajectories(self, samples: Iterable[StoredSample]) -> dict[str, Trajectory]:
@@ -85,21 +96,33 @@ class StageContext:
         trajectories = {}
         for artifact in artifacts.values():
             self.heartbeat.check()
-            with self.bench.store.borrow(artifact.key, artifact.sha256) as path:
+            with self._borrow(artifact) as path:
                 trajectories[artifact.id] = load_trajectory(path)
         return trajectories
 
     def load_image(self, artifact: Artifact) -> np.ndarray:
         """A stored image, (H, W, 3) uint8."""
-        with self.bench.store.borrow(artifact.key, artifact.sha256) as path, Image.open(path) as image:
+        with self._borrow(artifact) as path, Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
 
     def read_bytes(self, artifact: Artifact) -> bytes:
         """The bytes of a stored file."""
-        with self.bench.store.borrow(artifact.key, artifact.sha256) as path:
+        with self._borrow(artifact) as path:
             return path.read_bytes()
 
+    @contextmanager
+    def _borrow(self, artifact: Artifact) -> Iterator[Path]:
+        with ExitStack() as stack:
+            with self.heartbeat.phase(f"reading {artifact.slot}"):
+                path = stack.enter_context(self.bench.store.borrow(artifact.key, artifact.sha256))
+            yield path
+
     # files that this attempt stores
+
+    def put(self, slot: str, path: Path) -> StoredObject:
+        """Store a copy of a file, without an artifact. Raises StorageError."""
+        with self.heartbeat.phase(f"storing {slot}"):
+            return self.bench.store.put(self.claim.job_id, self.claim.stage_id, slot, path)
 
     def store(self, slot: str, path: Path, media_type: str) -> str:
         """Move a file into the storage.
@@ -113,7 +136,7 @@ class StageContext:
             The id of its artifact.
         """
         claim = self.claim
-        stored = self.bench.store.put(claim.job_id, claim.stage_id, slot, path)
+        stored = self.put(slot, path)
         path.unlink()
 
         artifact = Artifact(

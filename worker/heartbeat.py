@@ -1,9 +1,12 @@
-"""Renews the lease of a running stage, and stops the stage on request."""
+"""Renews the lease of a running stage, stops the stage on request, and tells the watchdog of its progress."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from types import TracebackType
 
@@ -16,6 +19,8 @@ from service.jobs.execution import Claim
 from worker.stop_flag import Stop
 from worker.workbench import Workbench
 
+_LONGEST_STEPS = 20
+"""How much longer than the longest step so far a step may take."""
 _logger = logging.getLogger(__name__)
 
 
@@ -27,6 +32,10 @@ class Heartbeat:
     * LeaseLostError: another worker has the stage.
     * StageCancelledError, StagePausedError: a client requested it.
     * StageStoppedError: this worker is shutting down.
+
+    It also tells the watchdog when the next step is due: within the duration of a lease, or twenty times the longest
+    step so far if that is more. What may take minutes has `stuck_seconds`: everything before the second step, since a
+    first step may compile kernels; everything after the last; and each `phase`.
     """
 
     def __init__(self, bench: Workbench, claim: Claim, stop: Stop) -> None:
@@ -38,13 +47,18 @@ class Heartbeat:
         self._stop_request = StopRequest.NONE
         self._done = 0
         self._total = 0
+        self._step_count = 0
+        self._stepped_at = 0.0
+        self._longest_step = 0.0
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        self._expect("the start of the stage")
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bench.watchdog.rest()
         self._ended.set()
         self._thread.join()
 
@@ -59,13 +73,35 @@ class Heartbeat:
 
     def step(self, count: int = 1) -> None:
         """Count finished steps. Raises when the stage must stop."""
-        self.check()
-        self._done += count
+        self.at(self._done + count)
 
     def at(self, done: int) -> None:
         """Set the total number of finished steps. Raises when the stage must stop."""
         self.check()
         self._done = done
+        self._time_step()
+        self._expect(f"after step {done} of {self._total}")
+
+    @contextmanager
+    def phase(self, activity: str) -> Iterator[None]:
+        """A part of the stage that may take minutes between two steps, such as loading a model."""
+        self._bench.watchdog.expect(activity, self._bench.settings.stuck_seconds)
+        yield
+        self._stepped_at = time.monotonic()
+        self._expect(f"after {activity}")
+
+    def _time_step(self) -> None:
+        now = time.monotonic()
+        self._step_count += 1
+        if self._step_count > 1:
+            self._longest_step = max(self._longest_step, now - self._stepped_at)
+        self._stepped_at = now
+
+    def _expect(self, activity: str) -> None:
+        settings = self._bench.settings
+        in_steps = self._step_count > 1 and self._done < self._total
+        limit = max(settings.lease_seconds, _LONGEST_STEPS * self._longest_step)
+        self._bench.watchdog.expect(activity, limit if in_steps else settings.stuck_seconds)
 
     def check(self) -> None:
         """Raise if the stage must stop."""

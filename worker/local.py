@@ -13,21 +13,23 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from service import logs
 from service.db.unit_of_work import is_transient
 from service.errors import StorageError
 from service.jobs import execution, limits
 from service.jobs.collector import collect
+from service.pulse import Pulse
 from service.service import Service
 from service.settings import Settings
 from service.states import QueueName
 from worker.imports import without_garbage_collection
 from worker.presence import Presence
+from worker.watchdog import Watchdog
 
-with without_garbage_collection():
-    from worker.runner import run_stage
-    from worker.workbench import Workbench, set_up_torch
+if TYPE_CHECKING:
+    from worker.workbench import Workbench
 
 _OUTAGE_PAUSE_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ def main() -> None:
     """Work until stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", help="name of this worker; host and process id if not given")
+    parser.add_argument("--pulse", type=int, metavar="FD", help="open file that the parent watches for signs of life")
     parser.add_argument("--alone", action="store_true", help="do not stop when standard input closes")
     arguments = parser.parse_args()
     stop = threading.Event()
@@ -48,11 +51,12 @@ def main() -> None:
     settings = Settings.or_exit()
     logs.configure(settings)
     os.setpriority(os.PRIO_PROCESS, 0, max(settings.worker_niceness, os.getpriority(os.PRIO_PROCESS, 0)))
-    set_up_torch(settings)
+    watchdog = Watchdog(settings, None if arguments.pulse is None else Pulse(arguments.pulse))
+    watchdog.start()
 
     name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
     with logs.about(worker=name):
-        work(settings, name, stop)
+        work(settings, name, stop, watchdog)
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
@@ -62,10 +66,15 @@ def _stop_with_parent(stop: threading.Event) -> None:
     stop.set()
 
 
-def work(settings: Settings, owner: str, stop: threading.Event) -> None:
+def work(settings: Settings, owner: str, stop: threading.Event, watchdog: Watchdog | None = None) -> None:
     """Claim and run stages until `stop` is set."""
+    with without_garbage_collection():
+        import worker.runner  # noqa: F401  (with all that its stages need)
+        from worker.workbench import Workbench, set_up_torch
+
+    set_up_torch(settings)
     service = Service.open(settings)
-    bench = Workbench.of(service)
+    bench = Workbench.of(service, watchdog)
     _logger.info("%s is ready", owner)
     queues = tuple(QueueName)
     presence = Presence(settings, owner, queues, lambda: service.uow, bench.about)
@@ -119,6 +128,8 @@ class _Loop:
             _logger.warning("disk nearly full; not starting any stage")
             self._stop.wait(settings.sweep_seconds)
             return False
+
+        from worker.runner import run_stage
 
         claim = execution.claim(uow, settings, self._owner, prefer_base=self._bench.models.loaded)
         if claim is not None and not run_stage(self._bench, claim, self._stop):

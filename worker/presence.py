@@ -1,4 +1,4 @@
-"""Reports a worker: a row for GET /workers, and a health file for containers. Does not import torch."""
+"""Reports a worker as a row for GET /workers. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -58,7 +57,6 @@ class Presence:
     def _run(self) -> None:
         while True:
             self._try(self._report)
-            touch(self._settings)
             if self._ended.wait(self._settings.presence_seconds):
                 return self._try(self._leave)
 
@@ -85,12 +83,3 @@ class Presence:
     def _leave(self) -> None:
         with self._uow().writing() as session:
             workers.remove(session, self._name)
-
-
-def touch(settings: Settings) -> None:
-    """Renew the health file, if one is configured."""
-    if settings.health_file:
-        try:
-            Path(settings.health_file).touch()
-        except OSError as error:
-            _logger.warning("health file not renewed: %s", error.strerror)

@@ -24,7 +24,7 @@ from service.jobs import execution
 from service.jobs.collector import collect
 from service.service import Service
 from service.settings import Settings
-from worker.presence import touch
+from worker.watchdog import touch
 
 _LOCK = 0x6466_7573_696F_6E01
 """The sweepers' advisory lock on PostgreSQL: an arbitrary constant."""

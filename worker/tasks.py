@@ -9,8 +9,9 @@ from celery import Task
 from celery.signals import worker_process_init, worker_process_shutdown
 
 from service.broker import RUN_STAGE
-from worker.celery_app import app, settings, stop
+from worker.celery_app import app, pulse, settings, stop
 from worker.child import Child
+from worker.watchdog import Watchdog
 
 
 class StageTask(Task):  # type: ignore[misc]
@@ -30,7 +31,8 @@ def run_stage(self: StageTask, stage_id: str) -> None:
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _begin(sender: str, **_: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole process group; the parent sets the flag instead
-    run_stage.child = Child(settings, sender, tuple(app.amqp.queues.consume_from), stop)
+    queues = tuple(app.amqp.queues.consume_from)
+    run_stage.child = Child(settings, sender, queues, stop, Watchdog(settings, pulse))
     run_stage.child.begin()
 
 

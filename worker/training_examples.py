@@ -248,7 +248,7 @@ def _examples_of_samples(
 ) -> Iterator[TrainingSample]:
     """The round's own samples, with advantages relative to all scores of the prompt by the reward."""
     # 1. scores by this worker's version of the reward
-    reward = context.bench.scorer(spec_as(context.claim, RoundSpec).reward or "")
+    reward = context.load_scorer(spec_as(context.claim, RoundSpec).reward or "")
     scores = score_missing(context, reward, source.samples)
     samples = source.samples.samples
 

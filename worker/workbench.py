@@ -16,6 +16,7 @@ from service.settings import Settings
 from service.storage import Store
 from worker.allocator import keep_freed_memory
 from worker.model_cache import ModelCache
+from worker.watchdog import Watchdog
 
 
 def device_of(settings: Settings) -> str:
@@ -48,14 +49,16 @@ class Workbench:
     catalogue: Catalogue
     device: str
     models: ModelCache
+    watchdog: Watchdog
     _scorers: dict[str, Scorer] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, service: Service) -> Workbench:
-        """The workbench of an opened installation."""
+    def of(cls, service: Service, watchdog: Watchdog | None = None) -> Workbench:
+        """The workbench of an opened installation, in a process with this watchdog."""
         device = device_of(service.settings)
         models = ModelCache(service.catalogue, service.store, device)
-        return cls(service.settings, service.uow, service.store, service.catalogue, device, models)
+        watchdog = watchdog or Watchdog(service.settings)
+        return cls(service.settings, service.uow, service.store, service.catalogue, device, models, watchdog)
 
     def about(self) -> tuple[str, str | None, int | None]:
         """The device, the loaded base model, and the bytes of GPU memory that torch holds."""

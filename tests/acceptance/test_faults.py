@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _kill(installed: Deployment, stage: Stage, with_parent: bool) -> bool:
 
 
 def test_a_worker_that_slept_past_its_lease_writes_nothing(installed: Deployment, undisturbed: str) -> None:
-    """Another worker finishes its stage in the meantime."""
+    """Another worker finishes its stage in the meantime. Its parent sleeps as well, or would replace it."""
     if installed.mode == EMBEDDED:
         installed.run("second", "-m", "worker.local", "--alone", "--name", "second")
         until(lambda: "second is ready" in installed.log("second").read_text("utf-8"))
@@ -139,7 +140,8 @@ def test_a_worker_that_slept_past_its_lease_writes_nothing(installed: Deployment
         until(lambda: _state(installed, stage.id) == "succeeded")
         before = _rows_of(installed, stage.id)
     finally:
-        asleep.resume()
+        for process in asleep:
+            process.resume()
     until(lambda: f"{stage.id} went to another worker" in installed.logs())
     assert _rows_of(installed, stage.id) == before
     require_as_undisturbed(installed, job_id, undisturbed)
@@ -148,27 +150,65 @@ def test_a_worker_that_slept_past_its_lease_writes_nothing(installed: Deployment
         assert installed.process["second"].wait(PATIENCE_SECONDS) == 0
 
 
-def _put_to_sleep(installed: Deployment, job_id: str) -> tuple[Stage, psutil.Process]:
-    """Suspend a process that trains. It must not be in a transaction, which would block all other processes."""
+def _put_to_sleep(installed: Deployment, job_id: str) -> tuple[Stage, list[psutil.Process]]:
+    """Suspend a process that trains, and its parent unless that is the service.
+
+    It must not be in a transaction, which would block all other processes.
+    """
     while True:
         stage = until(lambda: installed.running(job_id, "train"))
-        worker = (
-            psutil.Process(installed.process["second"].pid)
-            if stage.lease_owner == "second"
-            else installed.worker_of(stage)
-        )
-        if worker is None:
+        if installed.mode == EMBEDDED and stage.lease_owner != "second":
+            worker = installed.worker_of(stage)
+            if worker is not None:
+                worker.terminate()  # returns the stage, for the second worker
+            until(partial(_is_free_or_of_second, installed, stage.id))
             continue
-        worker.suspend()
+
+        processes = [psutil.Process(installed.process[str(stage.lease_owner)].pid)]
+        if installed.mode == DEPLOYED:
+            worker = installed.worker_of(stage)
+            if worker is None:
+                continue
+            processes.append(worker)
+        for process in processes:
+            process.suspend()
         try:
             with installed.service.uow.writing() as session:
                 session.execute(select(Stage).where(Stage.id == stage.id).with_for_update())
                 session.execute(text("UPDATE jobs SET label = label WHERE id = :id"), {"id": job_id})
             if _state(installed, stage.id) == "running":
-                return stage, worker
+                return stage, processes
         except SQLAlchemyError:
             pass
-        worker.resume()
+        for process in processes:
+            process.resume()
+
+
+def test_a_process_that_is_stopped_for_good_is_replaced(installed: Deployment, undisturbed: str) -> None:
+    """Nobody resumes it: its parent kills it and starts another."""
+    job_id = installed.post("/rounds", ROUND)
+    worker = None
+    while worker is None:  # retry if the process has just ended
+        worker = installed.worker_of(until(lambda: installed.running(job_id, "train")))
+    worker.suspend()
+    require_as_undisturbed(installed, job_id, undisturbed)
+    until(lambda: not worker.is_running())
+    assert "has not responded for" in installed.logs()
+
+
+def test_a_worker_that_hangs_in_a_step_is_replaced(installed: Deployment) -> None:
+    """Its threads still renew the lease. The scorer hangs at its fourth batch, when a batch is known to be short."""
+    job_id = installed.post("/rounds", SMALL | {"samples_per_prompt": 20, "reward": "hanging"})
+    assert installed.ended(job_id)["state"] == "succeeded"
+    lost = [stage.kind for stage in installed.stages(job_id) if stage.crash_count]
+    assert lost == ["score"]
+    assert "no progress for" in installed.logs()
+
+
+def _is_free_or_of_second(installed: Deployment, stage_id: str) -> bool:
+    with installed.service.uow.reading() as session:
+        owner = session.scalars(select(Stage.lease_owner).where(Stage.id == stage_id)).one()
+    return owner in (None, "second")
 
 
 def _state(installed: Deployment, stage_id: str) -> str:

@@ -66,7 +66,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
     # an older version of a scorer may have scored some shards: complete the scores with this worker's version
     for scorer_ref in Measurement.of(context.claim.spec).scorers:
-        scorer = context.bench.scorer(scorer_ref)
+        scorer = context.load_scorer(scorer_ref)
         complete = score_missing(context, scorer, inputs.samples)
         new += complete.new
         for sample_id, value in complete.by_sample.items():

@@ -170,7 +170,7 @@ def _scores(
 ) -> list[Score]:
     scores = []
     for scorer_ref in measurement.scorers:
-        scorer = context.bench.scorer(scorer_ref)
+        scorer = context.load_scorer(scorer_ref)
         for part in batches(range(len(samples)), context.bench.settings.batch_size):
             context.heartbeat.check()
             values = score_pixels(scorer, images[list(part)], [samples[i].prompt for i in part])

@@ -79,9 +79,9 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Score the job's samples by all its scorers; for a fusion, samples without a score by its reward."""
     spec = context.claim.spec
     if isinstance(spec, FusionJobSpec):
-        return Outputs(score_missing(context, context.bench.scorer(spec.reward or ""), inputs.samples).new)
+        return Outputs(score_missing(context, context.load_scorer(spec.reward or ""), inputs.samples).new)
 
-    scorers = [context.bench.scorer(scorer_ref) for scorer_ref in _scorers(spec)]
+    scorers = [context.load_scorer(scorer_ref) for scorer_ref in _scorers(spec)]
     samples = inputs.samples.samples
     prompts = [sample.row.prompt for sample in samples]
     scored = score_images(context, scorers, [sample.image for sample in samples], prompts)

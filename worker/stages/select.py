@@ -90,7 +90,7 @@ def _load_thresholds(session: Session, samples: Iterable[StoredSample]) -> _Thre
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Pair the samples by score, or as named by the request."""
     spec = spec_as(context.claim, RoundSpec, FusionJobSpec)
-    scorer = context.bench.scorer(spec.reward or "")
+    scorer = context.load_scorer(spec.reward or "")
     scores = score_missing(context, scorer, inputs.samples)
 
     samples = [sample.row for sample in inputs.samples.samples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from dfusion.training_report import SelfTest, UpdateReport, falling_preferred
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Artifact, Model
-from service.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageGoneError
+from service.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageError, StorageGoneError
 from service.ids import IdKind, new_id
 from service.jobs.execution import Claim
 from service.jobs.kinds import RoundSpec, TrainingJobSpec
@@ -31,6 +32,7 @@ from worker.stages.base import Stage
 from worker.training_examples import PairSource, SampleSource, TrainingExamples, load_source, training_examples
 
 JSON = "application/json"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -182,19 +184,31 @@ class _Checkpoints:
             self.save()
 
     def save(self) -> None:
-        """Store a checkpoint, unless no update is finished yet, and remove the previous one."""
+        """Store a checkpoint, unless no update is finished yet.
+
+        If the storage is unavailable, the previous one stays and the training goes on.
+        """
         if self._trainer.updates_done == 0:
             return
+        try:
+            self._replace()
+        except StorageError as error:
+            if not error.retryable:
+                raise
+            _logger.warning("no checkpoint after update %d: %s", self._trainer.updates_done, error)
+        self._saved_at = time.monotonic()
+
+    def _replace(self) -> None:
+        """Store a checkpoint and remove the previous one."""
         context = self._context
-        store = context.bench.store
         self._trainer.state().save(context.scratch)
-        stored = store.put(context.claim.job_id, context.claim.stage_id, "checkpoint", context.scratch / STATE_FILE)
+        stored = context.put("checkpoint", context.scratch / STATE_FILE)
         context.keep_checkpoint(stored)
 
-        if self._last is not None and self._last.key != stored.key:
-            store.remove(self._last.key)
+        previous = self._last
         self._last = stored
-        self._saved_at = time.monotonic()
+        if previous is not None and previous.key != stored.key:
+            context.bench.store.remove(previous.key)
 
 
 def _store_log(context: StageContext, self_test: SelfTest, reports: Sequence[UpdateReport]) -> str:

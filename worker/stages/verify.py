@@ -70,7 +70,7 @@ def load(session: Session, claim: Claim) -> Inputs:
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Score the targets, decide on each pair, and store the masks. Raises ScorerError."""
     spec = spec_as(context.claim, RoundSpec, FusionJobSpec)
-    scorer = context.bench.scorer(spec.reward or "")
+    scorer = context.load_scorer(spec.reward or "")
     _require_scorer(inputs.pairs, scorer)
 
     fused = [pair for pair in inputs.pairs if pair.target is not None]

@@ -6,7 +6,6 @@ from pathlib import Path
 from service.db.queries import workers
 from service.service import Service
 from tests.service import settings_for
-from worker.health import is_healthy
 from worker.presence import Presence
 
 
@@ -18,8 +17,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_worker_is_listed_until_it_ends_and_can_start_before_its_database(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, tmp_path, presence_seconds=0.01, health_file=str(tmp_path / "alive"))
-    assert not is_healthy(settings)
+    settings = settings_for(tmp_path, tmp_path, presence_seconds=0.01)
     service = Service.open(settings)
     failures = iter([OSError("not yet")])
 
@@ -36,10 +34,6 @@ def test_a_worker_is_listed_until_it_ends_and_can_start_before_its_database(tmp_
 
     presence.start()
     until(lambda: rows() == [("one", os.getpid(), "tiny")])
-    assert is_healthy(settings)
     presence.stop()
     assert rows() == []
-    long_ago = time.time() - 3600
-    os.utime(settings.health_file, (long_ago, long_ago))
-    assert not is_healthy(settings)
     service.close()
