@@ -6,13 +6,27 @@ import gc
 import math
 import signal
 import sys
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from api.main import create_app
 from service import logs
 from service.errors import StartError
 from service.settings import Settings
+
+
+class _Server(uvicorn.Server):
+    """A server whose long responses, such as event streams, end when it is asked to stop."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.state.is_stopping = True
+        super().handle_exit(sig, frame)
 
 
 def main() -> None:
@@ -34,7 +48,7 @@ def main() -> None:
 
     # uvicorn raises the signal again after its shutdown; exit code 0, because a requested stop is no failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -43,6 +57,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
     )
+    _Server(config, app).run()
 
 
 if __name__ == "__main__":

@@ -157,18 +157,23 @@ def _http_error(request: Request, error: Exception) -> Response:
     code = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_allowed_methods(request))
+        headers["Allow"] = ", ".join(sorted(allowed_methods(request.app, request.scope["path"])))
     return problem(error.status_code, code, str(error.detail), headers=headers)
 
 
-def _allowed_methods(request: Request) -> list[str]:
-    """Collect the methods of all routes for the path; the router reports only those of the first route."""
-    path = request.scope["path"]
+def routed_methods(app: FastAPI, path: str) -> set[str]:
+    """The methods of all routes for the path; the router reports only those of the first route."""
     methods: set[str] = set()
-    for route in iter_route_contexts(request.app.routes):
+    for route in iter_route_contexts(app.routes):
         if route.path_regex.fullmatch(path):
             methods.update(route.methods or ())
-    return sorted(methods)
+    return methods
+
+
+def allowed_methods(app: FastAPI, path: str) -> set[str]:
+    """The methods that the path supports: those of its routes, and HEAD wherever GET is."""
+    methods = routed_methods(app, path)
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _unexpected(_request: Request, error: Exception) -> Response:

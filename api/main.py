@@ -8,12 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import access, errors, openapi
 from api.body import BodyValidationMiddleware
+from api.deps import refuse_repeated_parameters
 from api.embedded import WorkerSupervisor
+from api.head import HeadMiddleware
 from api.metrics import HttpMetrics, InstallationMetrics
 from api.observe import ObservabilityMiddleware
 from api.rate_limit import RateLimit
@@ -44,6 +46,7 @@ class Application(FastAPI):
     def __init__(self, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
         self.state.metrics = HttpMetrics()
+        self.state.is_stopping = False
         self._requires_keys = settings.auth
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,9 +128,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(refuse_repeated_parameters)],
     )
     app.add_middleware(BodyValidationMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(access.Guard, settings=settings, rate_limit=rate_limit)
+    app.add_middleware(HeadMiddleware)
     errors.install(app)
     for module in (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, health, metrics, docs):
         app.include_router(module.router)

@@ -31,15 +31,15 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id")]
 @app.command("list")
 def list_jobs(
     ctx: typer.Context,
-    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state")] = None,
-    kind: Annotated[JobKind | None, typer.Option(help="Only jobs of this kind")] = None,
+    state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state; can be repeated")] = None,
+    kind: Annotated[list[JobKind] | None, typer.Option(help="Only jobs of this kind; can be repeated")] = None,
     prompt_set: Annotated[str | None, typer.Option(help="Only jobs on this prompt set")] = None,
     parent: Annotated[str | None, typer.Option(metavar="JOB", help="Only retries of this job")] = None,
     limit: Limit = 20,
 ) -> None:
     """List jobs, newest first.
 
-    Example: dfusion jobs list --state running
+    Example: dfusion jobs list --state running --state queued
     """
     session: Session = ctx.obj
     with session.client() as client:
@@ -67,8 +67,8 @@ def show(ctx: typer.Context, job_id: JobId) -> None:
 def stages(
     ctx: typer.Context,
     job_id: JobId,
-    state: Annotated[StageState | None, typer.Option(help="Only stages in this state")] = None,
-    kind: Annotated[StageKind | None, typer.Option(help="Only stages of this kind")] = None,
+    state: Annotated[list[StageState] | None, typer.Option(help="Only stages in this state; can be repeated")] = None,
+    kind: Annotated[list[StageKind] | None, typer.Option(help="Only stages of this kind; can be repeated")] = None,
     round_number: Annotated[int | None, typer.Option("--round", help="Only stages of this round")] = None,
     with_error: Annotated[bool, typer.Option(help="Only stages whose last attempt has failed")] = False,
     limit: Limit = 50,

@@ -52,15 +52,17 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _MAX_PAGE_SIZE = 200
 """The maximum page size of the service."""
 _MAX_WAIT_SECONDS = 30.0
+_WAITING_POLL_SECONDS = 2.0
+"""Pause between two requests for a job that waits for verdicts."""
 _EVENT_TIMEOUT_SECONDS = 45.0
 """Read timeout of event streams. The service sends events or keep-alive comments every 15 seconds."""
 
 
 class JobFilters(TypedDict, total=False):
-    """Filters of jobs. `parent` is the id of the job that a job retries."""
+    """Filters of jobs. `parent` is the id of the job that a job retries. Several states or kinds match any of them."""
 
-    state: JobState | str | None
-    kind: JobKind | str | None
+    state: JobState | str | Sequence[JobState | str] | None
+    kind: JobKind | str | Sequence[JobKind | str] | None
     prompt_set: str | None
     parent: str | None
 
@@ -68,8 +70,8 @@ class JobFilters(TypedDict, total=False):
 class StageFilters(TypedDict, total=False):
     """Which stages of a job; `with_error`: only those whose last attempt has failed."""
 
-    state: StageState | str | None
-    kind: StageKind | str | None
+    state: StageState | str | Sequence[StageState | str] | None
+    kind: StageKind | str | Sequence[StageKind | str] | None
     round: int | None
     with_error: bool
 
@@ -208,7 +210,7 @@ class Client:
         return self._get("/jobs", ListOut[JobOut], limit=limit, cursor=cursor, **filters)
 
     def job(self, job_id: str, *, wait: float = 0) -> JobDetail:
-        """Return a job. With `wait`, returns when the job has ended, or after that many seconds."""
+        """Return a job. With `wait`, returns when it has ended or waits for verdicts, or after that many seconds."""
         return self._get(f"/jobs/{_segment(job_id)}", JobDetail, wait_seconds=wait)
 
     def wait(self, job_id: str, *, timeout: float | None = None) -> JobDetail:
@@ -221,6 +223,8 @@ class Client:
                 return job
             if left <= 0:
                 raise TimeoutError(f"{job_id} is still {job.state}")
+            if job.state is JobState.WAITING:  # the service answers at once
+                time.sleep(_WAITING_POLL_SECONDS)
 
     def cancel(self, job_id: str) -> JobDetail:
         """Cancel a job. Has no effect if the job has ended."""
@@ -291,6 +295,8 @@ class Client:
             problem: ApiError = UnreachableError(f"{self.base_url} closed the stream of events of {job_id}")
             try:
                 with self._transport.stream(path, headers, _EVENT_TIMEOUT_SECONDS) as response:
+                    if response.status_code == HTTPStatus.NO_CONTENT:  # the job has ended, and all events were received
+                        return
                     try:
                         for message in EventSource(response).iter_sse():
                             if message.event == "end":

@@ -16,6 +16,7 @@ from service.db.queries import results
 from service.db.tables import Artifact
 
 router = APIRouter(tags=["artifacts"], dependencies=[require_scope("read")])
+_SUFFIXES = {"image/png": ".png", "application/vnd.safetensors": ".safetensors", "application/json": ".json"}
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -73,7 +74,14 @@ def _headers(row: Artifact) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
         "X-Content-Type-Options": "nosniff",
+        "Content-Disposition": f'inline; filename="{_file_name(row)}"',
     }
+
+
+def _file_name(row: Artifact) -> str:
+    """The name of the file that a browser saves: the slot and the id of the artifact."""
+    suffix = _SUFFIXES.get(row.media_type, "")
+    return f"{re.sub(r'[^A-Za-z0-9.-]', '-', row.slot)}-{row.id}{suffix}"
 
 
 def _matches(header: str, etag: str) -> bool:

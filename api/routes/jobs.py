@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import APIRouter, Header, Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from api.access import require_scope
 from api.converters.common import convert_page
 from api.converters.jobs import event_out, job_detail, job_out, metric_out, stage_out, training_out
-from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep
+from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep, is_stopping
 from api.openapi import CREATED_JOB, RETRY_AFTER
 from api.wire.common import ListOut
 from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
@@ -39,19 +39,22 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[require_scope("r
 
 
 class JobListParameters(PageParameters):
-    """Filters of the list of jobs; `parent` selects the retries of a job."""
+    """Filters of the list of jobs; `parent` selects the retries of a job. `state` and `kind` can be repeated."""
 
-    state: JobState | None = None
-    kind: JobKind | None = None
+    state: list[JobState] = Field([], max_length=len(JobState))
+    kind: list[JobKind] = Field([], max_length=len(JobKind))
     prompt_set: PromptSetFilter = None
     parent: str | None = Field(None, max_length=100)
 
 
 class StageListParameters(PageParameters):
-    """Filters of the list of stages; `with_error` selects those whose last attempt has failed."""
+    """Filters of the list of stages. `with_error` selects those whose last attempt has failed.
 
-    state: StageState | None = None
-    kind: StageKind | None = None
+    `state` and `kind` can be repeated.
+    """
+
+    state: list[StageState] = Field([], max_length=len(StageState))
+    kind: list[StageKind] = Field([], max_length=len(StageKind))
     round: int | None = Field(None, ge=0, le=1_000_000)
     with_error: bool = False
 
@@ -60,7 +63,7 @@ Wait = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
 
 
 class WaitParameters(Parameters):
-    """`wait`: respond when the job has ended, or after this many seconds."""
+    """`wait`: respond when the job has ended or waits for verdicts, or after this many seconds."""
 
     wait: Wait = 0
 
@@ -92,11 +95,19 @@ def list_jobs(service: ServiceDep, filters: Annotated[JobListParameters, Query()
 
 @router.get("/{job_id}", responses={status.HTTP_200_OK: {"headers": {"Retry-After": RETRY_AFTER}}})
 async def get_job(
-    job_id: str, service: ServiceDep, response: Response, parameters: Annotated[WaitParameters, Query()]
+    job_id: str,
+    request: Request,
+    service: ServiceDep,
+    response: Response,
+    parameters: Annotated[WaitParameters, Query()],
 ) -> JobDetail:
-    """Return a job, immediately or, with `wait`, when it has ended."""
+    """Return a job, immediately or, with `wait`, when it has ended or waits for verdicts."""
+
+    def is_done(state: JobState) -> bool:
+        return state.is_final or state is JobState.WAITING or is_stopping(request)
+
     if parameters.wait:
-        await _poll(parameters.wait, lambda: run_in_threadpool(_state, service, job_id), lambda state: state.is_final)
+        await _poll(parameters.wait, lambda: run_in_threadpool(_state, service, job_id), is_done)
 
     job = await run_in_threadpool(read_job, service, job_id)
     if not job.state.is_final:
@@ -206,10 +217,14 @@ def list_stages(
 @router.get(
     "/{job_id}/events",
     response_model=ListOut[EventOut],
-    responses={200: {"content": {"text/event-stream": {}}, "description": "Events, as a list or as a stream"}},
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Events, as a list or as a stream"},
+        204: {"description": "The job has ended and has no event after `Last-Event-ID`; a browser does not reconnect"},
+    },
 )
 async def list_events(
     job_id: str,
+    request: Request,
     service: ServiceDep,
     page: Annotated[EventParameters, Query()],
     accept: Annotated[str, Header()] = "*/*",
@@ -219,18 +234,24 @@ async def list_events(
 
     `next_cursor` continues after the last event of the response, even if there are no more events yet. `wait` makes
     the request a long poll. `Accept: text/event-stream` streams events until the job has ended; `Last-Event-ID`
-    continues after that event.
+    continues after that event, with 204 if there is nothing to follow. The stream can be read by a browser's
+    EventSource: events are messages with the event as JSON, and the last one, named `end`, may be ignored.
     """
     await run_in_threadpool(_require_job, service, job_id)
     if "text/event-stream" in accept:
         after = 0 if last_event_id is None else _parse_event_id(last_event_id)
-        return EventSourceResponse(_stream(service, job_id, after))
+        events, has_ended = await run_in_threadpool(_read_events, service, job_id, after)
+        if has_ended and not events and last_event_id is not None:
+            return Response(status_code=status.HTTP_204_NO_CONTENT)
+        return EventSourceResponse(_stream(request, service, job_id, after))
 
     def read() -> Page[Event]:
         with service.uow.reading() as session:
             return jobs.events(session, job_id, page.limit, page.cursor)
 
-    events = await _poll(page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows))
+    events = await _poll(
+        page.wait, lambda: run_in_threadpool(read), lambda page: bool(page.rows) or is_stopping(request)
+    )
     response = convert_page(ListOut[EventOut], events, event_out)
     cursor = encode_cursor(str(events.rows[-1].id)) if events.rows else page.cursor
     return response.model_copy(update={"next_cursor": cursor or encode_cursor("0")})
@@ -247,21 +268,26 @@ def _parse_event_id(text: str) -> int:
     return int(text)
 
 
-async def _stream(service: Service, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Stream events as they happen. The last one is named `end`, so that a browser does not reconnect."""
+def _read_events(service: Service, job_id: str, after: int) -> tuple[list[EventOut], bool]:
+    """The next events after this one, and whether the job has ended."""
+    with service.uow.reading() as session:
+        has_ended = jobs.state_of(session, job_id).is_final
+        rows = jobs.events(session, job_id, _EVENTS_PER_READ, encode_cursor(str(after))).rows
+        return [event_out(row) for row in rows], has_ended
 
-    def read() -> tuple[list[EventOut], bool]:
-        with service.uow.reading() as session:
-            has_ended = jobs.state_of(session, job_id).is_final
-            rows = jobs.events(session, job_id, _EVENTS_PER_READ, encode_cursor(str(after))).rows
-            return [event_out(row) for row in rows], has_ended
 
+async def _stream(request: Request, service: Service, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Stream events as they happen, until the job has ended or the service stops.
+
+    Events have no name, so that a browser delivers them as messages. After the last event of a job comes one named
+    `end`.
+    """
     sent_at = time.monotonic()
-    while True:
-        events, has_ended = await run_in_threadpool(read)
+    while not is_stopping(request):
+        events, has_ended = await run_in_threadpool(_read_events, service, job_id, after)
         for event in events:
             after = event.id
-            yield format_sse_event(data_str=event.model_dump_json(), event=event.kind, id=str(event.id))
+            yield format_sse_event(data_str=event.model_dump_json(), id=str(event.id))
 
         if has_ended and len(events) < _EVENTS_PER_READ:
             yield format_sse_event(data_str="{}", event="end")

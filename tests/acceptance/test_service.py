@@ -1,6 +1,7 @@
 """The service in both modes, as processes, used over HTTP as users do."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def _stream(client: httpx.Client, job_id: str, after: str | None = None) -> Iter
             elif fields.get("event") == "end":
                 return
             elif "id" in fields:
-                yield fields["id"], fields["event"]
+                yield fields["id"], json.loads(fields["data"])["kind"]
                 fields = {}
 
 

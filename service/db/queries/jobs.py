@@ -140,15 +140,15 @@ def page(
     limit: int,
     cursor: str | None,
     *,
-    state: str | None = None,
-    kind: str | None = None,
+    state: Sequence[str] = (),
+    kind: Sequence[str] = (),
     prompt_set_id: str | None = None,
     origin_id: str | None = None,
 ) -> Page[Job]:
-    """Jobs without their requests and results, which can be large, newest first. Filters that are None match all."""
+    """Jobs without their requests and results, which can be large, newest first. Filters without a value match all."""
     equal: ColumnValues = {
-        Job.state: state,
-        Job.kind: kind,
+        Job.state: list(state),
+        Job.kind: list(kind),
         Job.prompt_set_id: prompt_set_id,
         Job.origin_id: origin_id,
     }

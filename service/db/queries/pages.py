@@ -46,13 +46,18 @@ def fetch_page(
         limit: The maximum number of rows.
         cursor: The cursor of the previous page; None for the first page.
         newest_first: Descending order of `key`.
-        equal: Filters, as columns and their values; None is any value.
+        equal: Filters, as columns and their values. A list matches any of its values; None and [] match all.
 
     Raises:
         InvalidRequestError: The cursor is invalid.
     """
     # 1. filters without an index
-    values = {column: value for column, value in (equal or {}).items() if value is not None}
+    values = {}
+    for column, value in (equal or {}).items():
+        if isinstance(value, list) and len(value) > 1:
+            query = query.where(column.in_(value))
+        elif value is not None and value != []:
+            values[column] = value[0] if isinstance(value, list) else value
     indexed = _indexed_filters(key, values)
     query = query.where(*(column == value for column, value in values.items() if column not in indexed))
 

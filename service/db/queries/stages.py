@@ -676,17 +676,17 @@ def page(
     limit: int,
     cursor: str | None,
     *,
-    state: str | None = None,
-    kind: str | None = None,
+    state: Sequence[str] = (),
+    kind: Sequence[str] = (),
     round_number: int | None = None,
     with_error: bool = False,
 ) -> Page[Stage]:
-    """The stages of a job, by number. Filters that are None match all stages.
+    """The stages of a job, by number. Filters without a value match all stages.
 
     `with_error` selects the stages whose last attempt has failed and that no later attempt has replaced yet.
     """
     query = select(Stage).where(Stage.job_id == job_id)
     if with_error:
         query = query.where(Stage.error_code.is_not(None))
-    equal: ColumnValues = {Stage.state: state, Stage.kind: kind, Stage.round: round_number}
+    equal: ColumnValues = {Stage.state: list(state), Stage.kind: list(kind), Stage.round: round_number}
     return fetch_page(session, query, Stage.number, limit, cursor, equal=equal)

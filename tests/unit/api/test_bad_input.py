@@ -189,6 +189,15 @@ def test_an_event_cursor_that_is_no_number_is_rejected(client: TestClient) -> No
         assert (response.status_code, response.json()["code"]) == (422, "invalid_cursor")
 
 
+@pytest.mark.parametrize("path", ["/jobs?limit=1&limit=2", "/samples?job=a&job=b", "/workers?state=idle&x=1&x=2"])
+def test_a_repeated_parameter_is_rejected_with_its_name(client: TestClient, path: str) -> None:
+    """Of its values all but the last would be ignored."""
+    response = client.get(path)
+    name = path.split("&")[-1].split("=")[0]
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
+    assert response.json()["errors"] == [{"pointer": f"/{name}", "message": "expected one value, got several"}]
+
+
 def test_an_unsupported_method_is_rejected_as_a_problem(client: TestClient) -> None:
     response = client.delete("/jobs")
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
@@ -200,4 +209,4 @@ def test_allow_names_all_methods_of_a_path(client: TestClient) -> None:
         path: client.patch(path).headers["allow"]
         for path in ("/jobs", "/prompt-sets", "/aliases/champion", f"/artifacts/{unknown(IdKind.ARTIFACT)}")
     }
-    assert list(allowed.values()) == ["GET", "GET, POST", "DELETE, PUT", "GET, HEAD"]
+    assert list(allowed.values()) == ["GET, HEAD", "GET, HEAD, POST", "DELETE, PUT", "GET, HEAD"]

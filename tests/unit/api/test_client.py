@@ -317,7 +317,7 @@ def sent(number: int, message: str = "x") -> str:
         "stage": None,
         "data": {},
     }
-    return f"id: {number}\nevent: job.created\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
+    return f"id: {number}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
 END = "event: end\ndata: {}\n\n"
