@@ -318,6 +318,20 @@ def retry_job(service: Service, job_id: str, key: str | None = None, api_key_id:
     return create_job(service, spec, key, api_key_id=api_key_id, origin_id=job_id)
 
 
+def continue_job(service: Service, job_id: str) -> None:
+    """Continue a failed or cancelled job with the stages that have not succeeded.
+
+    Raises:
+        NotFoundError: No such job exists.
+        ConflictError: The job is in another state, its last stages are still stopping, or it has no stage to continue.
+        OverloadError: Too many jobs are queued, or the disk is almost full.
+    """
+    with service.uow.writing() as session:
+        job = jobs.get(session, job_id)
+        limits.require_capacity(session, service.settings, job.api_key_id)
+        execution.reopen(session, job.id)
+
+
 def _with_ids(session: Session, job: Job) -> JobSpec:
     """The request of the job, with every name replaced by the id that it referred to."""
     spec = job_spec(job)

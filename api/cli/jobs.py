@@ -139,6 +139,18 @@ def retry(ctx: typer.Context, job_id: JobId, follow: Follow = False, key: Key = 
             _show_job(session, job)
 
 
+@app.command("continue")
+def continue_job(ctx: typer.Context, job_id: JobId, follow: Follow = False) -> None:
+    """Continue a failed or cancelled job with the stages that have not succeeded."""
+    session: Session = ctx.obj
+    with session.client() as client:
+        job = client.continue_job(job_id)
+        if follow:
+            follow_to_end(session, client, job.id)
+        else:
+            _show_job(session, job)
+
+
 @app.command()
 def logs(ctx: typer.Context, job_id: JobId) -> None:
     """Show a job's events, one per line."""

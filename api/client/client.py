@@ -242,6 +242,15 @@ class Client:
         """Create a job with the request of a failed or cancelled one. Raises ConflictError for other states."""
         return self._create(f"/jobs/{_segment(job_id)}/retry", JobDetail, idempotency_key)
 
+    def continue_job(self, job_id: str) -> JobDetail:
+        """Continue a failed or cancelled job with the stages that have not succeeded.
+
+        The other stages keep their results. Raises ConflictError for other states.
+        """
+        path = f"/jobs/{_segment(job_id)}/retry"
+        response = self._transport.request("POST", path, params={"from": "failed"}, idempotent=False)
+        return _read(JobDetail, response.content)
+
     def _act(self, job_id: str, action: str, *, idempotent: bool) -> JobDetail:
         response = self._transport.request("POST", f"/jobs/{_segment(job_id)}/{action}", idempotent=idempotent)
         return _read(JobDetail, response.content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import StrEnum
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response, status
@@ -26,7 +27,7 @@ from service.db.queries.pages import Page, encode_cursor
 from service.db.tables import Event, Job, Stage
 from service.errors import InvalidRequestError
 from service.jobs.kinds import RoundSpec
-from service.service import Service, cancel_job, job_spec, pause_job, resume_job, retry_job
+from service.service import Service, cancel_job, continue_job, job_spec, pause_job, resume_job, retry_job
 from service.states import JobKind, JobState, StageKind, StageState
 
 RETRY_AFTER_SECONDS = 2
@@ -66,6 +67,19 @@ class WaitParameters(Parameters):
     """`wait`: respond when the job has ended or waits for verdicts, or after this many seconds."""
 
     wait: Wait = 0
+
+
+class RetryStart(StrEnum):
+    """Where a retry starts: as a new job, or in the old one at the stages that have not succeeded."""
+
+    BEGINNING = "beginning"
+    FAILED = "failed"
+
+
+class RetryParameters(Parameters):
+    """`from`: where the retry starts."""
+
+    start: RetryStart = Field(RetryStart.BEGINNING, alias="from")
 
 
 class EventParameters(PageParameters):
@@ -185,10 +199,23 @@ def resume(job_id: str, service: ServiceDep) -> JobDetail:
     responses={status.HTTP_202_ACCEPTED: CREATED_JOB},
 )
 def retry(
-    job_id: str, service: ServiceDep, caller: CallerDep, response: Response, idempotency_key: IdempotencyKey = None
+    job_id: str,
+    service: ServiceDep,
+    caller: CallerDep,
+    response: Response,
+    parameters: Annotated[RetryParameters, Query()],
+    idempotency_key: IdempotencyKey = None,
 ) -> JobDetail:
-    """Retry a failed or cancelled job. Creates a new job whose `origin` is the old one."""
-    new_id = retry_job(service, job_id, idempotency_key, caller.key_id)
+    """Retry a failed or cancelled job.
+
+    Creates a new job whose `origin` is the old one. With `from=failed`, no job is created: the old one continues with
+    the stages that have not succeeded, and keeps the results of all others.
+    """
+    new_id = job_id
+    if parameters.start is RetryStart.FAILED:
+        continue_job(service, job_id)
+    else:
+        new_id = retry_job(service, job_id, idempotency_key, caller.key_id)
     response.headers["Location"] = f"/jobs/{new_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return read_job(service, new_id)

@@ -542,6 +542,26 @@ def resume(session: Session, job_id: str) -> None:
         raise ConflictError(f"{job.id} is {job.state}: only a job that is paused or waiting can be resumed")
 
 
+def reopen(session: Session, job_id: str) -> None:
+    """Continue a failed or cancelled job with the stages that have not succeeded. The others keep their results.
+
+    Raises:
+        ConflictError: The job is in another state, its last stages are still stopping, or it has no stage to continue.
+    """
+    job = jobs.lock(session, job_id)
+    if job.state not in (JobState.FAILED, JobState.CANCELLED):
+        raise ConflictError(f"{job.id} is {job.state}: only failed and cancelled jobs can be continued")
+    if stages.states_left(session, job.id):
+        raise ConflictError(f"{job.id} still has a running stage, which is stopping: try again in a moment")
+
+    if not stages.reopen(session, job.id):
+        raise ConflictError(f"{job.id} has no stage to continue: retry it as a new job")
+    jobs.reopen(session, job.id)
+    jobs.add_event(session, job.id, "job.continued", "the job continues with the stages that have not succeeded")
+    hint_free(session, job.id)
+    _update_state(session, jobs.lock(session, job.id))
+
+
 def end_review(session: Session, job: Job, message: str) -> None:
     """End the review of a job, so that the stages after it can start. The row of the job must be locked."""
     if stages.succeed_reviews(session, job.id):

@@ -25,7 +25,7 @@ from service.jobs import execution
 from service.jobs.execution import Claim, StageFailure
 from service.jobs.kinds import RoundSpec
 from service.queue import Hint, SilentQueue
-from service.service import Service, cancel_job, create_job, pause_job, resume_job, retry_job
+from service.service import Service, cancel_job, continue_job, create_job, pause_job, resume_job, retry_job
 from service.storage import StoredObject
 from tests.service import round_body, settings_for
 
@@ -463,6 +463,59 @@ def test_a_retry_is_a_new_job_that_names_its_origin(service: Service) -> None:
     first, again = job_of(service, job_id), job_of(service, retry_job(service, job_id))
     assert (again.origin_id, again.state) == (job_id, "queued")
     assert again.spec == first.spec | {"model": first.model_id}  # the id behind the name at creation
+
+
+def run_until(service: Service, kind: str) -> Claim:
+    """Finish stages until one of this kind is claimed."""
+    while (held := take(service)).kind != kind:
+        finish(service, held)
+    return held
+
+
+def test_a_failed_job_continues_with_what_has_not_succeeded(service: Service) -> None:
+    job_id = start(service, rounds=2)
+    held = run_until(service, "train")
+    with service.uow.reading() as session:
+        succeeded = {stage.id for stage in stages.of_job(session, job_id) if stage.state == "succeeded"}
+    execution.fail(service.uow, service.settings, held, StageFailure("non_finite", "nan", retryable=False))
+    assert job_of(service, job_id).state == "failed"
+
+    continue_job(service, job_id)
+    job = job_of(service, job_id)
+    assert (job.state, job.error_code, job.finished_at) == ("running", None, None)
+    done = []
+    while (held := claim(service)) is not None:
+        done.append((held.round, held.kind.value, held.attempt))
+        assert held.stage_id not in succeeded
+        finish(service, held)
+    assert done[0] == (1, "train", 2)
+    assert {number for number, _, _ in done} == {1, 2}
+    assert job_of(service, job_id).state == "succeeded"
+
+
+def test_a_cancelled_job_continues_and_its_review_waits_again(service: Service) -> None:
+    job_id = start(service, review=True)
+    finish(service, take(service))
+    cancel_job(service, job_id)
+    assert job_of(service, job_id).state == "cancelled"
+    continue_job(service, job_id)
+    with service.uow.reading() as session:
+        states = {stage.kind: stage.state for stage in stages.of_job(session, job_id)}
+    assert (states["review"], states["sample"], states["train"]) == ("waiting", "queued", "queued")
+    assert run_until(service, "verify").attempt == 1
+
+
+def test_a_job_that_did_not_fail_or_is_still_stopping_cannot_continue(service: Service) -> None:
+    job_id = start(service)
+    with pytest.raises(ConflictError, match="queued: only failed and cancelled"):
+        continue_job(service, job_id)
+    failing, running = take(service), take(service)
+    execution.fail(service.uow, service.settings, failing, StageFailure("non_finite", "nan", retryable=False))
+    with pytest.raises(ConflictError, match="still has a running stage"):
+        continue_job(service, job_id)
+    cancelled(service, running)
+    continue_job(service, job_id)
+    assert job_of(service, job_id).state == "running"
 
 
 def test_what_was_paused_is_hinted_again_when_it_is_resumed(service: Service) -> None:

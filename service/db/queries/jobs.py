@@ -199,6 +199,14 @@ def request_resume(session: Session, job_id: str) -> None:
     session.execute(update(Job).where(Job.id == job_id).values(state=state, pause_requested_at=None))
 
 
+def reopen(session: Session, job_id: str) -> None:
+    """Set a failed or cancelled job to running, or to queued if it has not started."""
+    state = case((Job.started_at.is_(None), JobState.QUEUED), else_=JobState.RUNNING)
+    requests = {"cancel_requested_at": None, "pause_requested_at": None}
+    outcome = {"finished_at": None, "error_code": None, "error_message": None}
+    session.execute(update(Job).where(Job.id == job_id).values(state=state, **requests, **outcome))
+
+
 def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:
     """Store the result of the job."""
     session.execute(update(Job).where(Job.id == job_id).values(result=result))

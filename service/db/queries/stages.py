@@ -617,6 +617,25 @@ def release(session: Session, job_id: str) -> None:
     session.execute(of_job.where(Stage.pause_requested_at.is_not(None)).values(pause_requested_at=None))
 
 
+def reopen(session: Session, job_id: str) -> bool:
+    """Queue the failed and cancelled stages of the job, without their counts of failures. False if there are none."""
+    values = {
+        "state": case((Stage.kind == StageKind.REVIEW, StageState.WAITING), else_=StageState.QUEUED),
+        "not_before": now_seconds(),
+        "finished_at": None,
+        "cancel_requested_at": None,
+        "pause_requested_at": None,
+        "crash_count": 0,
+        "failure_count": 0,
+        "error_code": None,
+        "error_message": None,
+        **_NO_HINT,
+    }
+    ended = (StageState.FAILED, StageState.CANCELLED)
+    query = update(Stage).where(Stage.job_id == job_id, Stage.state.in_(ended)).values(values)
+    return session.execute(query.returning(Stage.id), execution_options=UNSYNCED).first() is not None
+
+
 def waits_for_people(session: Session, job_id: str) -> bool:
     """Whether a review is due and no other stage of the job can run."""
     of_job = select(Stage.id).where(Stage.job_id == job_id, Stage.unmet == 0)
