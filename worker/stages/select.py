@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -25,6 +26,8 @@ from worker.pairs import load_samples_to_fuse, load_sides_to_fuse
 from worker.scoring import ScoredSamples, load_scores, score_missing
 from worker.stages.base import Stage
 
+_MAX_UNPAIRED = 20
+"""Prompts without a pair that an event names."""
 _Sides = tuple[Sample, Sample]
 """A reference and a base."""
 _Thresholds = Mapping[tuple[str | None, int], Sequence[float] | None]
@@ -54,11 +57,13 @@ class Outputs:
         scores: New scores of samples without a score by this version of the scorer.
         pairs: The pairs in order.
         samples: The number of samples they were chosen from.
+        unpaired: The prompts without a pair, since no reference scores more than its base, and their highest score.
     """
 
     scores: Sequence[Score]
     pairs: Sequence[Pair]
     samples: int
+    unpaired: Sequence[tuple[str, float]]
 
 
 def load(session: Session, claim: Claim) -> Inputs:
@@ -94,21 +99,30 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     scores = score_missing(context, scorer, inputs.samples)
 
     samples = [sample.row for sample in inputs.samples.samples]
-    sides = inputs.named or _choose(samples, scores.by_sample, spec.pairing)
+    sides = inputs.named
+    unpaired: list[tuple[str, float]] = []
+    if not sides:
+        sides, unpaired = _choose(samples, scores.by_sample, spec.pairing)
     pairs = [
         _pair(context.claim, number, reference, base, scorer, scores.by_sample, inputs.thresholds)
         for number, (reference, base) in enumerate(sides)
     ]
-    return Outputs(scores.new, pairs, len(samples))
+    return Outputs(scores.new, pairs, len(samples), unpaired)
 
 
-def _choose(samples: Sequence[Sample], scores: Mapping[str, float], pairing: PairingConfig) -> list[_Sides]:
+def _choose(
+    samples: Sequence[Sample], scores: Mapping[str, float], pairing: PairingConfig
+) -> tuple[list[_Sides], list[tuple[str, float]]]:
+    """The pairs of all prompts, and the prompts without any, with their highest score."""
     sides = []
+    unpaired = []
     for _, group in groupby(samples, key=lambda sample: sample.prompt_index):
         members = list(group)
         chosen = choose_pairs([scores[sample.id] for sample in members], pairing)
         sides += [(members[pair.reference], members[pair.base]) for pair in chosen]
-    return sides
+        if not chosen:
+            unpaired.append((members[0].prompt, max(scores[sample.id] for sample in members)))
+    return sides, unpaired
 
 
 def _pair(
@@ -148,7 +162,12 @@ def record(session: Session, claim: Claim, outputs: Outputs) -> None:
     results.add_all(session, outputs.pairs)
     results.mark_paired(session, claim.job_id, claim.round)
     message = f"{len(outputs.pairs)} pairs from {outputs.samples} samples"
-    jobs.add_event(session, claim.job_id, "round.paired", message, claim.stage_id, round=claim.round)
+    data: dict[str, Any] = {"round": claim.round}
+    if outputs.unpaired:
+        message += f"; prompts whose best samples score no more than the others have none: {len(outputs.unpaired)}"
+        examples = [{"prompt": prompt, "score": score} for prompt, score in outputs.unpaired[:_MAX_UNPAIRED]]
+        data |= {"prompts_without_pair": len(outputs.unpaired), "examples": examples}
+    jobs.add_event(session, claim.job_id, "round.paired", message, claim.stage_id, **data)
 
 
 STAGE = Stage(load, compute, record)
