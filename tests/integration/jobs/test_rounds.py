@@ -14,7 +14,10 @@ from PIL import Image
 from api.main import create_app
 from dfusion.seeds import sample_seed
 from service.db.queries.stages import StopRequest
+from service.errors import StorageError
 from service.service import cancel_job
+from service.storage import StoredObject
+from service.storage.files import FileStore
 from tests.installation import Installation
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat
@@ -170,6 +173,12 @@ def test_a_round_without_pairs_says_so_and_trains_nothing(installation: Installa
     assert (job["state"], job["made"]["pairs"], job["last_model"]) == ("succeeded", 0, None)
     assert installation.events(job).count("round.without_pairs") == 2
 
+    events = installation.all(f"/jobs/{job['id']}/events")
+    first = next(event for event in events if event["kind"] == "round.paired")
+    assert first["message"].startswith("0 pairs from 12 samples; prompts whose best samples score no more")
+    assert first["data"]["prompts_without_pair"] == 3
+    assert first["data"]["examples"] == [{"prompt": prompt["text"], "score": 0.5} for prompt in PROMPTS]
+
 
 def test_a_prompt_that_the_tokenizer_cannot_take_is_refused(installation: Installation) -> None:
     prompt = {"text": "a circle " * 50, "items": ["circle"], "thresholds": [0.1]}
@@ -202,6 +211,27 @@ def test_an_interrupted_training_continues_from_its_checkpoint(
     job = installation.get(f"/jobs/{job_id}")
     assert job["state"] == "succeeded"
     assert "training.resumed" in installation.events(job)
+    assert installation.adapter(job) == installation.adapter(straight)
+
+
+def test_a_training_goes_on_while_its_checkpoints_cannot_be_stored(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = installation.run()
+    put = FileStore.put
+    refused = []
+
+    def refuse_checkpoints(self: FileStore, job_id: str, stage_id: str, slot: str, source: Path) -> StoredObject:
+        if slot == "checkpoint":
+            refused.append(stage_id)
+            raise StorageError("unavailable")
+        return put(self, job_id, stage_id, slot, source)
+
+    monkeypatch.setattr(FileStore, "put", refuse_checkpoints)
+    job = installation.run()
+    trained = next(stage for stage in installation.all(job["links"]["stages"]) if stage["kind"] == "train")
+    assert (trained["state"], trained["attempts"], trained["failures"]) == ("succeeded", 1, 0)
+    assert refused
     assert installation.adapter(job) == installation.adapter(straight)
 
 
