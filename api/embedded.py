@@ -1,4 +1,4 @@
-"""Embedded mode: the service starts one worker process, and replaces it if it dies or hangs.
+"""Embedded mode: the service starts one worker process, replaces it if it dies or hangs, and does the maintenance.
 
 The worker is a separate program (`python -m worker.local`); this package imports nothing from it. Its standard input
 is a pipe from the service. When the service ends, even by SIGKILL, the pipe closes and the worker stops. A worker that
@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.errors import ServiceError
 from service.jobs import execution
+from service.maintenance import maintain
 from service.pulse import Pulse, PulseMonitor
 from service.service import Service
 
@@ -28,11 +29,12 @@ _OWNER_PREFIX = "embedded-"
 _MAX_PAUSE_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
+_MAINTENANCE_STOP_SECONDS = 15.0
 _logger = logging.getLogger(__name__)
 
 
 class WorkerSupervisor:
-    """Keeps one worker process alive until `stop`."""
+    """Keeps one worker process alive, sweeps and collects, until `stop`."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -42,6 +44,8 @@ class WorkerSupervisor:
         self._pulse_file.truncate(1)
         self._monitor = PulseMonitor(Pulse(self._pulse_file.fileno()), service.settings.lease_seconds)
         self._thread = threading.Thread(target=self._supervise, name="worker-supervisor", daemon=True)
+        arguments = (service, self._stopping)
+        self._maintenance = threading.Thread(target=maintain, args=arguments, name="maintenance", daemon=True)
 
     @property
     def is_alive(self) -> bool:
@@ -68,11 +72,13 @@ class WorkerSupervisor:
         if self._service.uow.engine.dialect.name == "sqlite":
             execution.requeue_stages_of(self._service.uow, self._service.settings, _OWNER_PREFIX)
         self._thread.start()
+        self._maintenance.start()
 
     def stop(self) -> None:
         """Stop the worker. Kill it if it does not end in time."""
         self._stopping.set()
         self._thread.join(self._service.settings.shutdown_seconds + 5)
+        self._maintenance.join(_MAINTENANCE_STOP_SECONDS)
         self._pulse_file.close()
 
     def _supervise(self) -> None:

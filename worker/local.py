@@ -12,14 +12,11 @@ import signal
 import socket
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from service import logs
 from service.db.unit_of_work import is_transient
-from service.errors import StorageError
 from service.jobs import execution, limits
-from service.jobs.collector import collect
 from service.pulse import Pulse
 from service.service import Service
 from service.settings import Settings
@@ -79,11 +76,10 @@ def work(settings: Settings, owner: str, stop: threading.Event, watchdog: Watchd
     queues = tuple(QueueName)
     presence = Presence(settings, owner, queues, lambda: service.uow, bench.about)
     presence.start()
-    loop = _Loop(bench, owner, stop)
     try:
         while not stop.is_set():
             try:
-                worked = loop.run_once()
+                worked = _run_next(bench, owner, stop)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -96,45 +92,20 @@ def work(settings: Settings, owner: str, stop: threading.Event, watchdog: Watchd
         service.close()
 
 
-def _collect(bench: Workbench) -> None:
-    """Collect garbage in the storage. If the storage is unavailable, it is retried at the next collection."""
-    try:
-        _logger.info("%s", collect(bench.uow, bench.store, bench.settings))
-    except StorageError as error:
-        _logger.warning("garbage collection failed: %s", error)
+def _run_next(bench: Workbench, owner: str, stop: threading.Event) -> bool:
+    """Claim and run a stage, if one is free. Returns whether it ran one."""
+    from worker.runner import run_stage
 
+    settings = bench.settings
+    if not limits.has_disk_room(settings):
+        _logger.warning("disk nearly full; not starting any stage")
+        stop.wait(settings.sweep_seconds)
+        return False
 
-class _Loop:
-    """The worker's loop: sweep for lost workers and collect garbage when due, then run a stage."""
-
-    def __init__(self, bench: Workbench, owner: str, stop: threading.Event) -> None:
-        self._bench = bench
-        self._owner = owner
-        self._stop = stop
-        self._next_sweep = 0.0
-        self._next_collection = 0.0
-
-    def run_once(self) -> bool:
-        """Run one iteration. Returns whether it ran a stage."""
-        uow = self._bench.uow
-        settings = self._bench.settings
-        if time.monotonic() >= self._next_sweep:
-            execution.sweep(uow, settings)
-            self._next_sweep = time.monotonic() + settings.sweep_seconds
-        if time.monotonic() >= self._next_collection:
-            _collect(self._bench)
-            self._next_collection = time.monotonic() + settings.collect_seconds
-        if not limits.has_disk_room(settings):
-            _logger.warning("disk nearly full; not starting any stage")
-            self._stop.wait(settings.sweep_seconds)
-            return False
-
-        from worker.runner import run_stage
-
-        claim = execution.claim(uow, settings, self._owner, prefer_base=self._bench.models.loaded)
-        if claim is not None and not run_stage(self._bench, claim, self._stop):
-            raise SystemExit("the device cannot run another stage; this process ends")
-        return claim is not None
+    claim = execution.claim(bench.uow, settings, owner, prefer_base=bench.models.loaded)
+    if claim is not None and not run_stage(bench, claim, stop):
+        raise SystemExit("the device cannot run another stage; this process ends")
+    return claim is not None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ class AdvisoryLock(IntEnum):
 
     MIGRATION = 0x6466_0001
     CATALOGUE = 0x6466_0002
+    SWEEP = 0x6466_0003
+    COLLECTION = 0x6466_0004
 
 
 def hold(session: Session, lock: AdvisoryLock) -> None:

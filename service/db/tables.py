@@ -75,12 +75,12 @@ class Model(Table):
     name: Mapped[str | None] = mapped_column(unique=True)
     base: Mapped[str]
     """The name of the base model in the catalogue."""
-    parent_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", use_alter=True))
-    stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id", use_alter=True))
+    stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id", use_alter=True), index=True)
     round: Mapped[int | None]
-    adapter_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True))
-    optimizer_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True))
+    adapter_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True), index=True)
+    optimizer_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True), index=True)
     """AdamW's moments after the training; a training of this model continues from them."""
     figures: Mapped[Json]
     created_at: Mapped[float]
@@ -103,10 +103,14 @@ class ApiKey(Table):
     revoked_at: Mapped[float | None]
 
 
+JOB_HAS_ENDED = "finished_at IS NOT NULL"
+
+
 class Job(Table):
     """A job. `spec` is the checked request with its defaults filled in."""
 
     __tablename__ = "jobs"
+    __table_args__ = (partial_index("ix_jobs_ended", JOB_HAS_ENDED, "trajectories_kept", "finished_at", "id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
@@ -115,11 +119,11 @@ class Job(Table):
     priority: Mapped[int] = mapped_column(server_default="0")
     """Jobs with a higher priority run before other jobs of the same API key."""
     spec: Mapped[Json]
-    prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
-    held_out_prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"))
-    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"), index=True)
+    held_out_prompt_set_id: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.id"), index=True)
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     """The model that the job starts from; the first model of an evaluation."""
-    origin_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    origin_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     """The job that this one retries."""
     result: Mapped[Json | None]
     """The result of an evaluation: its comparison."""
@@ -143,11 +147,16 @@ class Job(Table):
     pause_requested_at: Mapped[float | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
+    trajectories_kept: Mapped[str | None]
+    """The setting `keep_trajectories` by which its trajectories were removed since its end; None if they were not."""
     api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
     """The API key of the client; None if no keys are required."""
 
 
 _IS_FREE = "state = 'queued' AND unmet = 0"
+HAS_CHECKPOINT = "checkpoint_key IS NOT NULL"
+IS_UNCOLLECTED = "finished_at IS NOT NULL AND lease_epoch > 0 AND (collected_at IS NULL OR collected_at < finished_at)"
+"""The condition for ended stages that may have left objects; those that never ran have none."""
 _ORDER_OF_CLAIMS = ("queue", "fair_key", "base", "rank", "job_id", "number")
 
 
@@ -165,6 +174,8 @@ class Stage(Table):
         partial_index("ix_stages_free", _IS_FREE, *_ORDER_OF_CLAIMS),
         partial_index("ix_stages_unhinted", f"{_IS_FREE} AND hinted_at IS NULL", "job_id"),
         partial_index("ix_stages_with_error", "error_code IS NOT NULL", "job_id", "number"),
+        partial_index("ix_stages_with_checkpoint", HAS_CHECKPOINT, "id"),
+        partial_index("ix_stages_uncollected", IS_UNCOLLECTED, "finished_at", "id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -208,6 +219,8 @@ class Stage(Table):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    collected_at: Mapped[float | None]
+    """When its leftover objects were removed after its end. A stage that ends again later is collected again."""
     memory_bytes: Mapped[int | None]
     """Peak memory: of the GPU, or of the machine if the worker has no GPU."""
     error_code: Mapped[str | None]
@@ -227,10 +240,10 @@ class Artifact(Table):
     """A stored file. An object without such a row is removed by the next collection."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (UniqueConstraint("stage_id", "slot"),)
+    __table_args__ = (UniqueConstraint("stage_id", "slot"), Index(None, "job_id", "id"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
     slot: Mapped[str]
     key: Mapped[str] = mapped_column(String(500), unique=True)
@@ -261,7 +274,7 @@ class Sample(Table):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"), index=True)
     round: Mapped[int]
     role: Mapped[str]
     split: Mapped[str]
@@ -272,10 +285,10 @@ class Sample(Table):
     number: Mapped[int]
     """The number among the samples of the prompt; a target has the number of its base."""
     seed: Mapped[int]
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
     trajectory_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
     trajectory_row: Mapped[int | None]
-    image_artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"))
+    image_artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), index=True)
     created_at: Mapped[float]
 
 
@@ -306,7 +319,7 @@ class Pair(Table):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"), index=True)
     round: Mapped[int]
     number: Mapped[int]
     prompt_set_id: Mapped[str | None]
@@ -325,7 +338,7 @@ class Pair(Table):
     base_score: Mapped[float]
     target_score: Mapped[float | None]
     figures: Mapped[Json]
-    mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
+    mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"), index=True)
     thresholds: Mapped[list[float] | None]
     """Mask thresholds, one per item. None: computed from the item maps when the pair is fused."""
     verdict: Mapped[str | None]
@@ -345,7 +358,7 @@ class Metric(Table):
     round: Mapped[int] = mapped_column(primary_key=True)
     split: Mapped[str] = mapped_column(primary_key=True)
     scorer: Mapped[str] = mapped_column(primary_key=True)
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True, index=True)
     version: Mapped[str] = mapped_column(Text)
     count: Mapped[int]
     mean: Mapped[float]
@@ -359,7 +372,7 @@ class ModelAlias(Table):
     __tablename__ = "model_aliases"
 
     name: Mapped[str] = mapped_column(primary_key=True)
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
     updated_at: Mapped[float]
 
 
@@ -369,12 +382,12 @@ class Export(Table):
     __tablename__ = "exports"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     """The export job."""
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     of_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     format: Mapped[str]
-    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"))
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), index=True)
     figures: Mapped[Json]
     created_at: Mapped[float]
 
@@ -388,7 +401,7 @@ class Event(Table):
         BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
     )
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
-    stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id"))
+    stage_id: Mapped[str | None] = mapped_column(ForeignKey("stages.id"), index=True)
     at: Mapped[float]
     kind: Mapped[str] = mapped_column(index=True)
     message: Mapped[str] = mapped_column(Text)
@@ -421,5 +434,5 @@ class IdempotencyKey(Table):
 
     key: Mapped[str] = mapped_column(primary_key=True)
     fingerprint: Mapped[str]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     created_at: Mapped[float]

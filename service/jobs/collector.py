@@ -1,89 +1,290 @@
-"""Removes unreferenced objects from the storage: leftovers of lost attempts, old checkpoints, expired trajectories.
+"""Removes objects that are no longer needed: leftovers of lost attempts, old checkpoints, expired trajectories.
 
-Rows are deleted first, in small transactions, then their objects. A failure leaves objects without rows, which the next
-collection removes. Concurrent collections and workers do not interfere.
+It works in batches: small transactions, and the objects of a few stages. A run does as many batches as its time allows,
+and the next run goes on where it stopped. What was collected is marked, so that a collection with nothing to do reads
+no storage and few rows.
+
+Rows are deleted first, then their objects. A failure in between leaves objects without rows; their stage is marked as
+uncollected in the transaction that deletes the rows, so that a later collection removes them. Concurrent collections
+and workers do not interfere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
-from sqlalchemy.orm import Session
-
-from service.db.queries import collection
+from service.db.queries import collection, jobs
+from service.db.queries.collection import START, EndedStage, Position, TrajectoryFile
 from service.db.unit_of_work import UnitOfWork
+from service.jobs.sources import trajectory_sources
 from service.settings import Settings
-from service.storage import Store, stage_of_key
+from service.storage import ListedObject, Store, stage_folder, stage_of_key
 
-_PAGE = 500
-_ROWS = 20
-"""Rows of one transaction. It is small because each trajectory is looked up in all samples."""
+_STAGES = 20
+"""Stages of one batch."""
+_KEYS = 500
+"""Keys of one view of the database."""
+_CHECKPOINTS = 20
+"""Checkpoints of one transaction."""
+_ARTIFACTS = 500
+"""Artifacts of one view, of which those that are trajectories are forgotten in one transaction."""
+_SAMPLES = 1000
+"""Samples of one transaction."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """The numbers of removed objects, checkpoints, trajectory files and scratch folders."""
+    """The numbers of removed objects, checkpoints, trajectory files and scratch folders.
+
+    `complete` is False if the run ended before everything was looked at.
+    """
 
     objects: int
     checkpoints: int
     trajectories: int
     scratch_folders: int
+    complete: bool = True
+
+
+class _Task(Protocol):
+    """A part of the collection."""
+
+    def batch(self) -> int | None:
+        """Do a bounded amount of work. Returns the number of removed objects; None at the end, to start over."""
+        ...
+
+
+class Collector:
+    """Collects in runs. It holds the position where the next run goes on, and no more than a batch in memory."""
+
+    def __init__(self, uow: UnitOfWork, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._after_seconds = settings.collect_after_seconds
+        self._tasks: dict[str, _Task] = {
+            "checkpoints": _Checkpoints(uow, store),
+            "trajectories": _Trajectories(uow, store, settings.keep_trajectories),
+            "objects": _Leftovers(uow, store, settings.collect_after_seconds),
+        }
+        self._unfinished: deque[str] = deque()
+
+    def run(self, seconds: float = math.inf, stop: threading.Event | None = None) -> Collected:
+        """Collect until nothing is left, for at most about this long. The tasks take turns.
+
+        Args:
+            seconds: No batch but the first starts after this time.
+            stop: No batch starts after it is set.
+
+        Raises:
+            StorageError: The storage is unavailable. The next run goes on after the batch that failed.
+        """
+        deadline = time.monotonic() + seconds
+        removed: Counter[str] = Counter()
+        scratch_folders = self._store.remove_dead_scratch(self._after_seconds)
+
+        if not self._unfinished:
+            self._unfinished.extend(self._tasks)
+        while self._unfinished and not (stop and stop.is_set()):
+            name = self._unfinished[0]
+            self._unfinished.rotate(-1)  # before the batch, so that a task that fails does not hold up the others
+            count = self._tasks[name].batch()
+            if count is None:
+                self._unfinished.remove(name)
+            else:
+                removed[name] += count
+            if time.monotonic() >= deadline:
+                break
+
+        return Collected(
+            objects=removed["objects"],
+            checkpoints=removed["checkpoints"],
+            trajectories=removed["trajectories"],
+            scratch_folders=scratch_folders,
+            complete=not self._unfinished,
+        )
 
 
 def collect(uow: UnitOfWork, store: Store, settings: Settings) -> Collected:
-    """Remove everything that is no longer referenced.
+    """Collect everything at once, however long it takes. Raises StorageError."""
+    return Collector(uow, store, settings).run()
+
+
+def remove_all_leftovers(uow: UnitOfWork, store: Store, settings: Settings) -> int:
+    """List the whole storage and remove the leftover objects of all ended stages, also of those collected before.
+
+    Such leftovers exist if an object was written long after the end of its stage.
+
+    Args:
+        uow: Opens the views of the database.
+        store: The storage.
+        settings: Gives the minimum age of the objects.
+
+    Returns:
+        Their number.
 
     Raises:
-        StorageError: The storage is unavailable. The next collection removes the rest.
+        StorageError: The storage is unavailable.
     """
-    keep = settings.keep_trajectories
-
-    # 1. folders of dead processes
-    scratch_folders = store.remove_dead_scratch(settings.collect_after_seconds)
-
-    # 2. objects whose rows are no longer needed
-    checkpoints = _delete(uow, store, lambda session: collection.forget_checkpoints(session, _ROWS))
-    trajectories = 0
-    if keep != "all":
-        keep_pairs = keep == "pairs"
-        trajectories = _delete(uow, store, lambda session: collection.forget_trajectories(session, keep_pairs, _ROWS))
-
-    # 3. objects without rows
-    objects = _remove_unreferenced(uow, store, settings.collect_after_seconds)
-    return Collected(objects, checkpoints, trajectories, scratch_folders)
+    removed = 0
+    for page in _pages(store.objects()):
+        old, _ = _remove_unreferenced(uow, store, page, settings.collect_after_seconds)
+        removed += old
+    return removed
 
 
-def _delete(uow: UnitOfWork, store: Store, forget: Callable[[Session], list[str]]) -> int:
-    """Remove the objects whose keys `forget` returns, until it returns none. Returns their number."""
-    count = 0
-    while True:
-        with uow.writing() as session:
-            keys = forget(session)
+class _Checkpoints:
+    """Checkpoints of ended stages."""
+
+    def __init__(self, uow: UnitOfWork, store: Store) -> None:
+        self._uow = uow
+        self._store = store
+
+    def batch(self) -> int | None:
+        with self._uow.writing() as session:
+            keys = collection.forget_checkpoints(session, _CHECKPOINTS)
         for key in keys:
-            store.remove(key)
-
-        if not keys:
-            return count
-        count += len(keys)
+            self._store.remove(key)
+        return len(keys) or None
 
 
-def _remove_unreferenced(uow: UnitOfWork, store: Store, min_age_seconds: float) -> int:
-    """Remove the objects of this age that no row references. Returns their number."""
-    old_keys = (stored.key for stored in store.objects() if stored.age_seconds >= min_age_seconds)
-    count = 0
-    for page in _pages(old_keys):
-        with uow.reading() as session:
-            keys = collection.unreferenced(session, page)
-        for key in sorted(keys):
-            store.remove(key)
-        count += len(keys)
-    return count
+class _Trajectories:
+    """Trajectories of ended jobs, unless an unfinished job may read trajectories of that job."""
+
+    def __init__(self, uow: UnitOfWork, store: Store, keep: str) -> None:
+        self._uow = uow
+        self._store = store
+        self._keep = keep
+
+        self._sources: dict[str, set[str]] = {}
+        """The unfinished jobs that may read trajectories of other jobs, and those jobs."""
+        self._job: Position | None = None
+        self._last_job = START
+        self._last_artifact = ""
+
+    def batch(self) -> int | None:
+        if self._keep == "all":
+            return None
+        if self._finds_new_reader():
+            return 0
+
+        # 1. the job
+        protected = set().union(*self._sources.values())
+        if self._job is None or self._job[1] in protected:
+            with self._uow.reading() as session:
+                self._job = collection.next_job_to_prune(session, self._keep, self._last_job, protected)
+            self._last_artifact = ""
+            self._last_job = self._job or START
+        if self._job is None:
+            return None
+
+        # 2. the next page of its artifacts
+        job_id = self._job[1]
+        with self._uow.reading() as session:
+            page = collection.trajectory_page(session, job_id, self._keep, self._last_artifact, _ARTIFACTS)
+        if page.last_id is None:
+            with self._uow.writing() as session:
+                collection.mark_pruned(session, self._job, self._keep)
+            self._job = None
+            return 0
+
+        # 3. its files of trajectories
+        keys = self._forget(job_id, page.files) if page.files else []
+        if keys is None:
+            self._job = None
+            return 0
+        if len(keys) == len(page.files):
+            self._last_artifact = page.last_id
+        for key in keys:
+            self._store.remove(key)
+        return len(keys)
+
+    def _finds_new_reader(self) -> bool:
+        """Look up the sources of an unfinished job that was not known. False if there is none."""
+        with self._uow.reading() as session:
+            unfinished = collection.unfinished_readers(session)
+            self._sources = {job_id: self._sources[job_id] for job_id in unfinished & self._sources.keys()}
+            new = min(unfinished - self._sources.keys(), default=None)
+            if new is not None:
+                self._sources[new] = trajectory_sources(session, new)
+        return new is not None
+
+    def _forget(self, job_id: str, files: Sequence[TrajectoryFile]) -> list[str] | None:
+        """Delete the rows of these files, unless there is a new reader. None if the job runs again."""
+        with self._uow.writing() as session:
+            if collection.unfinished_readers(session) <= self._sources.keys():
+                return collection.forget_trajectories(session, job_id, files, _SAMPLES)
+        return []
 
 
-def _pages(keys: Iterator[str]) -> Iterator[dict[str, str]]:
-    """Pages of keys with the stages that wrote them. Keys of unknown form are skipped."""
-    with_stages = ((key, stage_id) for key in keys if (stage_id := stage_of_key(key)) is not None)
-    while page := dict(islice(with_stages, _PAGE)):
+class _Leftovers:
+    """Objects without rows of stages that ended long ago. The objects of each stage are listed once."""
+
+    def __init__(self, uow: UnitOfWork, store: Store, min_age_seconds: float) -> None:
+        self._uow = uow
+        self._store = store
+        self._min_age_seconds = min_age_seconds
+        self._last = START
+
+    def batch(self) -> int | None:
+        # 1. the stages
+        with self._uow.reading() as session:
+            now = jobs.now(session)
+            stages = collection.uncollected_stages(session, now - self._min_age_seconds, self._last, _STAGES)
+        if not stages:
+            self._last = START
+            return None
+
+        # 2. their objects
+        removed = 0
+        done: list[EndedStage] = []
+        try:
+            for stage in stages:
+                self._last = stage.position  # also if it fails, so that one stage does not hold up the others
+                old, young = self._collect(stage)
+                removed += old
+                if not young:  # a stage with young objects is listed again
+                    done.append(stage)
+
+        # 3. the marks
+        finally:
+            if done:
+                with self._uow.writing() as session:
+                    collection.mark_collected(session, done, now)
+        return removed
+
+    def _collect(self, stage: EndedStage) -> tuple[int, int]:
+        """The number of removed objects of a stage, and that of objects without rows that are too young."""
+        removed = 0
+        left = 0
+        for page in _pages(self._store.objects(stage_folder(stage.job_id, stage.stage_id))):
+            old, young = _remove_unreferenced(self._uow, self._store, page, self._min_age_seconds)
+            removed += old
+            left += young
+        return removed, left
+
+
+def _remove_unreferenced(
+    uow: UnitOfWork, store: Store, page: Sequence[ListedObject], min_age_seconds: float
+) -> tuple[int, int]:
+    """Remove the objects of this age that no row references. Returns their number, and that of younger objects."""
+    stage_ids = {stored.key: stage_of_key(stored.key) or "" for stored in page}
+    with uow.reading() as session:
+        keys = collection.unreferenced(session, stage_ids)
+
+    old = [stored.key for stored in page if stored.key in keys and stored.age_seconds >= min_age_seconds]
+    for key in old:
+        store.remove(key)
+    return len(old), len(keys) - len(old)
+
+
+def _pages(objects: Iterable[ListedObject]) -> Iterator[list[ListedObject]]:
+    """Pages of objects. Keys of unknown form are skipped."""
+    known = (stored for stored in objects if stage_of_key(stored.key) is not None)
+    while page := list(islice(known, _KEYS)):
         yield page

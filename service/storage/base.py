@@ -77,8 +77,15 @@ class Store(Protocol):
         """Remove an object that no row references. Does nothing if it does not exist. Raises StorageError."""
         ...
 
-    def objects(self) -> Iterator[ListedObject]:
-        """All objects, including leftovers of unfinished writes, page by page. Raises StorageError."""
+    def objects(self, folder: str = ROOT) -> Iterator[ListedObject]:
+        """The objects in a folder, including leftovers of unfinished writes, page by page.
+
+        Args:
+            folder: `stage_folder` of a stage; by default all objects.
+
+        Raises:
+            StorageError: The objects cannot be listed.
+        """
         ...
 
     def probe(self) -> None:
@@ -96,11 +103,19 @@ class Store(Protocol):
 
 def object_key(job_id: str, stage_id: str, slot: str, sha256: str) -> str:
     """The key `jobs/{job}/{stage}/{slot}/{sha256}`. Raises StorageError for a part that is not a plain name."""
-    parts = (job_id, stage_id, slot, sha256)
+    return _joined(job_id, stage_id, slot, sha256)
+
+
+def _joined(*parts: str) -> str:
     for part in parts:
         if not _PART.fullmatch(part) or ".." in part:
             raise StorageError(f"expected a plain name as part of a key, got {part!r}")
     return "/".join((ROOT, *parts))
+
+
+def stage_folder(job_id: str, stage_id: str) -> str:
+    """The folder of all keys of a stage. Raises StorageError for an id that is not a plain name."""
+    return _joined(job_id, stage_id)
 
 
 def stage_of_key(key: str) -> str | None:

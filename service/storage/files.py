@@ -85,11 +85,11 @@ class FileStore:
         except OSError as error:
             raise _failed(f"remove {key}", error) from error
 
-    def objects(self) -> Iterator[ListedObject]:
-        """All files, including those of unfinished writes."""
-        for folder, _, names in os.walk(self._root / ROOT):
+    def objects(self, folder: str = ROOT) -> Iterator[ListedObject]:
+        """The files in a folder, including those of unfinished writes. Raises StorageError."""
+        for parent, _, names in os.walk(self._root / folder, onerror=_raise_unless_gone):
             for name in names:
-                path = Path(folder, name)
+                path = Path(parent, name)
                 try:
                     age = time.time() - path.stat().st_mtime
                 except FileNotFoundError:  # renamed or removed meanwhile
@@ -142,6 +142,12 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """Raise the error of a listing, unless the folder does not exist: a stage without objects has none."""
+    if not isinstance(error, FileNotFoundError):
+        raise _failed("list the objects", error) from error
 
 
 def _failed(action: str, error: OSError) -> StorageError:

@@ -165,10 +165,10 @@ class S3Store:
         with _storage_errors(f"remove {key}"):
             self._client.remove_object(self._bucket, _checked(key))
 
-    def objects(self) -> Iterator[ListedObject]:
-        """All objects of this service, page by page. Raises StorageError."""
+    def objects(self, folder: str = ROOT) -> Iterator[ListedObject]:
+        """The objects in a folder, page by page. Raises StorageError."""
         with _storage_errors("list the bucket"):
-            for entry in self._client.list_objects(self._bucket, prefix=f"{ROOT}/", recursive=True):
+            for entry in self._client.list_objects(self._bucket, prefix=f"{folder}/", recursive=True):
                 if entry.object_name and entry.last_modified:
                     yield ListedObject(entry.object_name, time.time() - entry.last_modified.timestamp())
 

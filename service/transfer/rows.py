@@ -41,7 +41,12 @@ TABLES: tuple[SqlTable, ...] = (
 )
 """The exported tables. A row references only rows of earlier tables, except in `late_columns`."""
 
-_LOCAL_COLUMNS = {("events", "id"), ("stages", "fair_key")}
+_LOCAL_COLUMNS = {
+    ("events", "id"),
+    ("jobs", "trajectories_kept"),
+    ("stages", "collected_at"),
+    ("stages", "fair_key"),
+}
 """Columns whose values each installation assigns itself, and the API key of a stage; not exported."""
 _POSITION = {table.name: position for position, table in enumerate(TABLES)}
 _REPLACED = re.compile(rf"(?:{IdKind.MODEL}|{IdKind.PROMPT_SET})_[0-9a-z]{{26}}")

@@ -15,12 +15,12 @@ from service.file_lock import file_lock
 from service.jobs import execution
 from service.jobs.execution import Claim, StageFailure
 from service.jobs.kinds import RoundSpec
+from service.maintenance import sweep_once
 from service.queue import Hint
 from service.service import Service, cancel_job, create_job, pause_job, resume_job
 from tests.service import round_body, settings_for
 from worker.child import Child
 from worker.stop_flag import StopFlag
-from worker.sweeper import sweep_once
 
 
 class RecordingQueue:

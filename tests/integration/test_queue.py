@@ -24,11 +24,11 @@ from api.main import create_app
 from service.broker import open_queue
 from service.db.queries import stages
 from service.db.tables import Stage
+from service.maintenance import sweep_once
 from service.service import Service
 from service.settings import Settings
 from tests.servers import RedisServer, redis_server
 from tests.service import round_body, service_of, settings_for, work_until_idle
-from worker.sweeper import sweep_once
 
 PATIENCE_SECONDS = 240
 ROOT = Path(__file__).parents[2]

@@ -1,15 +1,86 @@
-"""Queries of the collector: objects, checkpoints and trajectories that are no longer needed."""
+"""Queries of the collector: leftover objects, checkpoints and trajectories that are no longer needed.
+
+Each query reads and writes a bounded number of rows, however many the tables have.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Select, delete, select, union, update
+from sqlalchemy import Select, delete, select, text, tuple_, union, update
 from sqlalchemy.orm import Session
 
-from service.db.queries.rows import UNSYNCED
-from service.db.tables import Artifact, Job, Pair, Sample, Stage
-from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, TRAJECTORY_READERS
+from service.db.queries import jobs
+from service.db.queries.rows import UNSYNCED, is_any_of
+from service.db.tables import HAS_CHECKPOINT, IS_UNCOLLECTED, JOB_HAS_ENDED, Artifact, Job, Pair, Sample, Stage
+from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, TRAJECTORY_READERS, JobState
+
+Position = tuple[float, str]
+"""The end and the id of the last row of a page."""
+START: Position = (-1.0, "")
+"""The position before the first row."""
+_UNFINISHED = frozenset(JobState) - FINAL_JOB_STATES
+_SIDES = (Pair.reference_id, Pair.base_id, Pair.target_id)
+
+
+@dataclass(frozen=True)
+class EndedStage:
+    """A stage whose leftover objects are due to be removed.
+
+    Attributes:
+        job_id: Its job.
+        stage_id: Its id.
+        position: Its position in the order of collection.
+    """
+
+    job_id: str
+    stage_id: str
+    position: Position
+
+
+@dataclass(frozen=True)
+class TrajectoryFile:
+    """A stored file of trajectories."""
+
+    artifact_id: str
+    stage_id: str
+    key: str
+
+
+@dataclass(frozen=True)
+class TrajectoryPage:
+    """A page of a job's artifacts.
+
+    Attributes:
+        last_id: The last artifact of the page; None if there is none.
+        files: Its files of trajectories that are not kept.
+    """
+
+    last_id: str | None
+    files: list[TrajectoryFile]
+
+
+# leftover objects
+
+
+def uncollected_stages(session: Session, ended_by: float, after: Position, limit: int) -> list[EndedStage]:
+    """Stages that ended by this time and may have leftover objects, in the order in which they ended."""
+    query = select(Stage.job_id, Stage.id, Stage.finished_at).where(
+        text(IS_UNCOLLECTED),
+        tuple_(Stage.finished_at, Stage.id) > tuple_(*after),
+        Stage.finished_at <= ended_by,
+        Stage.state.in_(FINAL_STAGE_STATES),
+    )
+    rows = session.execute(query.order_by(Stage.finished_at, Stage.id).limit(limit))
+    return [EndedStage(row.job_id, row.id, (row.finished_at, row.id)) for row in rows]
+
+
+def mark_collected(session: Session, stages: Iterable[EndedStage], listed_at: float) -> None:
+    """Mark stages whose objects were listed after this time. One that has ended again since then stays uncollected."""
+    ids = [stage.stage_id for stage in stages]
+    _execute(session, update(Stage).where(is_any_of(Stage.id, ids)).values(collected_at=listed_at))
 
 
 def unreferenced(session: Session, stages: Mapping[str, str]) -> set[str]:
@@ -30,49 +101,130 @@ def unreferenced(session: Session, stages: Mapping[str, str]) -> set[str]:
     return {key for key, stage_id in stages.items() if stage_id in ended} - referenced
 
 
+# checkpoints
+
+
 def forget_checkpoints(session: Session, limit: int) -> list[str]:
-    """Clear up to `limit` checkpoints of ended stages. Returns their keys."""
-    query = select(Stage).where(Stage.state.in_(FINAL_STAGE_STATES), Stage.checkpoint_key.is_not(None)).limit(limit)
-    keys = {stage.id: stage.checkpoint_key for stage in session.scalars(query)}
-    clear = update(Stage).where(Stage.id.in_(keys)).values(checkpoint_key=None, checkpoint_sha256=None)
-    session.execute(clear, execution_options=UNSYNCED)
+    """Clear up to `limit` checkpoints of ended stages, whose objects become leftovers. Returns their keys."""
+    query = select(Stage.id, Stage.checkpoint_key).where(text(HAS_CHECKPOINT), Stage.state.in_(FINAL_STAGE_STATES))
+    keys = {row.id: row.checkpoint_key for row in session.execute(query.order_by(Stage.id).limit(limit))}
+    cleared = {"checkpoint_key": None, "checkpoint_sha256": None, "collected_at": None}
+    _execute(session, update(Stage).where(is_any_of(Stage.id, keys)).values(cleared))
     return [key for key in keys.values() if key is not None]
 
 
-def forget_trajectories(session: Session, keep_pairs: bool, limit: int) -> list[str]:
-    """Delete up to `limit` trajectory artifacts of ended jobs, and the references of their samples.
+# trajectories
 
-    Nothing is deleted while an unfinished job may read stored trajectories of other jobs.
+
+def unfinished_readers(session: Session) -> set[str]:
+    """The unfinished jobs that may read stored trajectories of other jobs."""
+    query = select(Job.id).where(Job.state.in_(_UNFINISHED), Job.kind.in_(TRAJECTORY_READERS))
+    return set(session.scalars(query))
+
+
+def jobs_of_samples(session: Session, sample_ids: Collection[str]) -> set[str]:
+    """The jobs that sampled these samples."""
+    return set(session.scalars(select(Sample.job_id).where(is_any_of(Sample.id, sample_ids)).distinct()))
+
+
+def jobs_of_pairs(session: Session, pair_ids: Collection[str]) -> set[str]:
+    """The jobs that sampled the references, bases and targets of these pairs."""
+    queries = [
+        select(Sample.job_id).join(Pair, side == Sample.id).where(is_any_of(Pair.id, pair_ids)) for side in _SIDES
+    ]
+    return set(session.scalars(union(*queries)))
+
+
+def next_job_to_prune(session: Session, keep: str, after: Position, excluded: Collection[str]) -> Position | None:
+    """The next ended job whose trajectories this setting `keep_trajectories` may remove.
+
+    Args:
+        session: A view of the database.
+        keep: "pairs" or "none".
+        after: The position of the previous job.
+        excluded: Jobs to skip.
+    """
+    query = select(Job.id, Job.finished_at).where(
+        text(JOB_HAS_ENDED),
+        tuple_(Job.finished_at, Job.id) > tuple_(*after),
+        Job.state.in_(FINAL_JOB_STATES),
+        ~is_any_of(Job.id, excluded),
+    )
+    # each mark is a range of the index
+    marks = (Job.trajectories_kept.is_(None), Job.trajectories_kept == "pairs")[: 2 if keep == "none" else 1]
+    first = [session.execute(query.where(mark).order_by(Job.finished_at, Job.id).limit(1)).first() for mark in marks]
+    return min(((row.finished_at, row.id) for row in first if row is not None), default=None)
+
+
+def trajectory_page(session: Session, job_id: str, keep: str, after: str, limit: int) -> TrajectoryPage:
+    """The files of trajectories among the next `limit` artifacts of a job, without those that `keep` keeps.
+
+    Args:
+        session: A view of the database.
+        job_id: The job.
+        keep: "pairs" keeps every file with a sample that is in a pair; "none" keeps none.
+        after: The last artifact of the previous page; "" for the first page.
+        limit: The number of artifacts to read.
+    """
+    artifacts = select(Artifact.id, Artifact.stage_id, Artifact.key).where(Artifact.job_id == job_id)
+    page = session.execute(artifacts.where(Artifact.id > after).order_by(Artifact.id).limit(limit)).all()
+    if not page:
+        return TrajectoryPage(None, [])
+
+    removed = set(session.scalars(_with_samples({row.id for row in page})))
+    if keep == "pairs" and removed:
+        in_pairs = [_with_samples(removed).join(Pair, side == Sample.id) for side in _SIDES]
+        removed -= set(session.scalars(union(*in_pairs)))
+    files = [TrajectoryFile(row.id, row.stage_id, row.key) for row in page if row.id in removed]
+    return TrajectoryPage(page[-1].id, files)
+
+
+def forget_trajectories(
+    session: Session, job_id: str, files: Collection[TrajectoryFile], limit: int
+) -> list[str] | None:
+    """Delete the artifacts of these files, whose objects become leftovers, and the references of their samples.
 
     Args:
         session: The transaction.
-        keep_pairs: Keep every file with a sample that is in a pair.
-        limit: The maximum number of artifacts.
+        job_id: The job of the files.
+        files: The files.
+        limit: The maximum number of samples whose references are deleted. The artifacts of the other samples stay.
 
     Returns:
-        The keys of the artifacts.
+        The keys of the deleted artifacts; None if the job has not ended.
     """
-    readers = select(Job.id).where(Job.kind.in_(TRAJECTORY_READERS), Job.state.not_in(FINAL_JOB_STATES))
-    if session.scalar(readers.limit(1)) is not None:
-        return []
+    if jobs.lock(session, job_id).state not in FINAL_JOB_STATES:
+        return None
 
-    # 1. the artifacts
-    ended = select(Job.id).where(Job.state.in_(FINAL_JOB_STATES))
-    query = select(Artifact.id, Artifact.key).where(Artifact.job_id.in_(ended), Artifact.id.in_(_trajectories()))
-    if keep_pairs:
-        sides = (Pair.reference_id, Pair.base_id, Pair.target_id)
-        in_pairs = union(*(select(side).where(side.is_not(None)) for side in sides))
-        query = query.where(Artifact.id.not_in(_trajectories().where(Sample.id.in_(in_pairs))))
-    keys = {row.id: row.key for row in session.execute(query.order_by(Artifact.id).limit(limit))}
+    # 1. the references
+    file_ids = {file.artifact_id for file in files}
+    samples = select(Sample.id).where(is_any_of(Sample.trajectory_artifact_id, file_ids)).limit(limit)
+    no_trajectory = {"trajectory_artifact_id": None, "trajectory_row": None}
+    _execute(session, update(Sample).where(is_any_of(Sample.id, session.scalars(samples))).values(no_trajectory))
 
-    # 2. their references and rows
-    samples = update(Sample).where(Sample.trajectory_artifact_id.in_(keys))
-    clear = samples.values(trajectory_artifact_id=None, trajectory_row=None)
-    session.execute(clear, execution_options=UNSYNCED)
-    session.execute(delete(Artifact).where(Artifact.id.in_(keys)), execution_options=UNSYNCED)
-    return list(keys.values())
+    # 2. the artifacts without references
+    removed = file_ids - set(session.scalars(_with_samples(file_ids)))
+    _execute(session, delete(Artifact).where(is_any_of(Artifact.id, removed)))
+
+    # 3. the stages, which have leftover objects until these are removed
+    stage_ids = {file.stage_id for file in files if file.artifact_id in removed}
+    _execute(session, update(Stage).where(is_any_of(Stage.id, stage_ids)).values(collected_at=None))
+    return [file.key for file in files if file.artifact_id in removed]
 
 
-def _trajectories() -> Select[str | None]:
-    """The artifact ids of the trajectories of all samples."""
-    return select(Sample.trajectory_artifact_id).where(Sample.trajectory_artifact_id.is_not(None))
+def mark_pruned(session: Session, job: Position, keep: str) -> None:
+    """Mark the trajectories of a job as removed by this setting, unless it has not ended or has ended again."""
+    finished_at, job_id = job
+    same = (Job.id == job_id, Job.finished_at == finished_at, Job.state.in_(FINAL_JOB_STATES))
+    _execute(session, update(Job).where(*same).values(trajectories_kept=keep))
+
+
+def _with_samples(artifact_ids: Collection[str]) -> Select[Any]:
+    """Those of these artifacts that are trajectories of samples."""
+    return (
+        select(Sample.trajectory_artifact_id).where(is_any_of(Sample.trajectory_artifact_id, artifact_ids)).distinct()
+    )
+
+
+def _execute(session: Session, statement: Any) -> None:
+    session.execute(statement, execution_options=UNSYNCED)
