@@ -4,22 +4,29 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from service import maintenance
+from service.db.clock import now_seconds
+from service.db.locks import AdvisoryLock
 from service.db.queries import jobs, stages
 from service.db.tables import Artifact, Pair, Sample, Stage
+from service.errors import StorageError
 from service.jobs import collector, execution
-from service.jobs.collector import Collected, collect
+from service.jobs.collector import Collected, Collector, collect, remove_all_leftovers
 from service.jobs.execution import Claim
 from service.jobs.kinds import RoundSpec
+from service.jobs.sources import trajectory_sources
+from service.maintenance import maintain
 from service.service import Service, cancel_job, create_job
-from service.storage import StoredObject
+from service.states import JobKind, JobState
+from service.storage import ListedObject, Store, StoredObject
 from tests.servers import S3Server
 from tests.service import round_body, settings_for
 from tests.stored_pairs import Results
@@ -50,21 +57,35 @@ class Installation:
         return held
 
     def put(self, held: Claim, slot: str) -> StoredObject:
+        return self.put_for(held.job_id, held.stage_id, slot)
+
+    def put_for(self, job_id: str, stage_id: str, slot: str) -> StoredObject:
         with self.service.store.scratch() as scratch:
             source = scratch / "source"
-            source.write_bytes(f"{held.stage_id} {slot}".encode())
-            return self.service.store.put(held.job_id, held.stage_id, slot, source)
+            source.write_bytes(f"{stage_id} {slot}".encode())
+            return self.service.store.put(job_id, stage_id, slot, source)
 
     def finish(self, held: Claim, record: Callable[[Session], None] = lambda _session: None) -> None:
         execution.finish(self.service.uow, self.service.settings, held, record)
 
     def age(self, *keys: str) -> None:
-        """Set the age of these objects to two days."""
+        """Set the age of these objects to two days, as if the stages that have ended so far had ended then."""
+        with self.service.uow.writing() as session:
+            ended = update(Stage).where(Stage.finished_at > now_seconds() - DAY)
+            session.execute(ended.values(finished_at=Stage.finished_at - 2 * DAY))
         for key in keys:
             status = (self.folder / key).stat()
             os.utime(self.folder / key, (status.st_mtime - 2 * DAY, status.st_mtime - 2 * DAY))
         if self.server is not None:
             self.server.clear_cache()
+
+    def with_store(self, store: Store) -> "Installation":
+        """The same installation with a wrapper of its store."""
+        return replace(self, service=replace(self.service, store=store))
+
+    def collector(self, **changes: Any) -> Collector:
+        settings = self.service.settings.model_copy(update=changes)
+        return Collector(self.service.uow, self.service.store, settings)
 
     def keys(self) -> set[str]:
         return {stored.key for stored in self.service.store.objects()}
@@ -74,6 +95,30 @@ class Installation:
         with self.service.uow.reading() as session:
             named = {*session.scalars(select(Artifact.key)), *session.scalars(select(Stage.checkpoint_key))}
         return {key for key in named if key is not None}
+
+
+class WrappedStore:
+    """A store that records the folders that are listed, and fails where a test says so."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.listed: list[str] = []
+        self.unlistable = ""
+        self.removes = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def objects(self, folder: str = "jobs") -> Iterator[ListedObject]:
+        self.listed.append(folder)
+        if folder == self.unlistable:
+            raise StorageError("cannot list")
+        return self._store.objects(folder)
+
+    def remove(self, key: str) -> None:
+        if not self.removes:
+            raise StorageError("cannot remove")
+        self._store.remove(key)
 
 
 @pytest.fixture(params=["files and sqlite", "s3 and postgresql"])
@@ -151,15 +196,83 @@ def test_unneeded_trajectories_of_ended_jobs_are_removed(place: Installation) ->
     assert place.collect(keep_trajectories="none") == NOTHING
 
 
-def test_trajectories_stay_while_a_job_may_work_on_them(place: Installation) -> None:
-    job_id, _, _, _ = two_shards(place)
-    cancel_job(place.service, job_id)
-    waiting = place.start()
+def add_job(session: Session, kind: JobKind, spec: dict[str, Any]) -> str:
+    """Insert a queued job without stages. Returns its id."""
+    no_rows = dict.fromkeys(("label", "model_id", "prompt_set_id", "held_out_prompt_set_id", "origin_id", "api_key_id"))
+    return jobs.add(session, kind=kind, spec=spec, priority=0, rounds=0, work_total=1, **no_rows).id
+
+
+def test_a_paused_job_keeps_only_the_trajectories_that_it_may_read(place: Installation) -> None:
+    """Those of the job whose pair it trains on, until it ends; those of another job are removed meanwhile."""
+    read, samples, _, files_read = two_shards(place)
+    cancel_job(place.service, read)
+    other, _, _, files_of_other = two_shards(place)
+    cancel_job(place.service, other)
     with place.service.uow.writing() as session:
-        jobs.get(session, waiting).kind = "training"
-    assert place.collect(keep_trajectories="none").trajectories == 0
-    cancel_job(place.service, waiting)
-    assert place.collect(keep_trajectories="none").trajectories == 2
+        [pair_id] = session.scalars(select(Pair.id).where(Pair.reference_id == samples[0]))
+        training = add_job(session, JobKind.TRAINING, {"pairs": [pair_id]})
+        jobs.get(session, training).state = JobState.PAUSED
+
+    collector = place.collector(keep_trajectories="none")
+    assert collector.run().trajectories == 2
+    assert place.keys().isdisjoint(files_of_other) and place.keys() >= set(files_read)
+    assert collector.run().trajectories == 0
+
+    cancel_job(place.service, training)
+    assert collector.run().trajectories == 2
+    assert place.keys().isdisjoint(files_read)
+
+
+def test_the_sources_of_a_job_are_those_whose_trajectories_it_may_read(place: Installation) -> None:
+    sampled_by, samples, _, _ = two_shards(place)
+    with place.service.uow.writing() as session:
+        [pair_id] = session.scalars(select(Pair.id).where(Pair.reference_id == samples[0]))
+        fusion = {"pairs": [{"reference": samples[0], "base": samples[1]}]}
+        fused = add_job(session, JobKind.FUSION, fusion)
+        readers = {
+            add_job(session, JobKind.FUSION, {"pair": pair_id}): {sampled_by},
+            add_job(session, JobKind.FUSION, {"sampling": sampled_by}): {sampled_by},
+            fused: {sampled_by},
+            add_job(session, JobKind.TRAINING, {"pairs": [pair_id]}): {sampled_by},
+            add_job(session, JobKind.TRAINING, {"jobs": [sampled_by]}): {sampled_by},
+            add_job(session, JobKind.TRAINING, {"jobs": [fused]}): {fused, sampled_by},
+        }
+        assert {job_id: trajectory_sources(session, job_id) for job_id in readers} == readers
+
+
+def test_another_setting_is_applied_to_jobs_that_ended_before(place: Installation) -> None:
+    job_id, _, _, files = two_shards(place)
+    cancel_job(place.service, job_id)
+    assert place.collect(keep_trajectories="pairs").trajectories == 1
+    assert place.collect(keep_trajectories="pairs").trajectories == 0
+    assert place.collect(keep_trajectories="none").trajectories == 1
+    assert place.keys().isdisjoint(files)
+
+
+def test_a_job_that_runs_and_ends_again_is_collected_again(place: Installation) -> None:
+    """Nothing is removed while it runs, neither trajectories nor leftovers."""
+    job_id, _, _, files = two_shards(place)
+    cancel_job(place.service, job_id)
+    assert place.collect(keep_trajectories="pairs").trajectories == 1
+    place.age()
+    place.collect()
+    with place.service.uow.writing() as session:
+        again = stages.of_job(session, job_id)[0]
+        for row in (jobs.get(session, job_id), again):
+            row.state = "running"
+            row.finished_at = None
+        stage_id = again.id
+    leftover = place.put_for(job_id, stage_id, "leftover")
+    place.age(leftover.key)
+    assert place.collect(keep_trajectories="none") == NOTHING
+
+    with place.service.uow.writing() as session:
+        again = session.get_one(Stage, stage_id)
+        again.state = "failed"
+        again.finished_at = now_seconds()
+        assert jobs.end(session, job_id, JobState.FAILED)
+    assert place.collect(keep_trajectories="none", collect_after_seconds=1e-9).trajectories == 1
+    assert place.keys().isdisjoint({leftover.key, *files})
 
 
 def test_a_file_stays_whole_if_one_of_its_samples_is_in_a_pair(place: Installation) -> None:
@@ -178,10 +291,13 @@ def test_unreferenced_objects_are_removed_when_old_and_their_stage_has_ended(pla
     unfinished = place.put(running, "old")
     stranger = place.service.store.put("job_1", "stg_1", "image", Path(__file__))
     place.finish(ended, lambda session: session.add(artifact(ended, "named", named)))
-    place.age(named.key, old.key, unfinished.key, stranger.key)
+    keys = (named.key, old.key, unfinished.key, stranger.key)
+    place.age(*keys)
     assert place.collect() == Collected(objects=1, checkpoints=0, trajectories=0, scratch_folders=0)
     assert place.keys() == {named.key, young.key, unfinished.key, stranger.key}
     place.finish(running)
+    assert place.collect() == NOTHING  # it has just ended
+    place.age()
     assert place.collect().objects == 1
     assert place.keys() == {named.key, young.key, stranger.key}
     place.age(young.key)
@@ -198,7 +314,9 @@ def test_checkpoints_go_with_the_end_of_their_stage(place: Installation) -> None
     place.age(replaced.key, last.key)
     assert place.collect() == NOTHING
     place.finish(held)
-    assert place.collect() == Collected(objects=1, checkpoints=1, trajectories=0, scratch_folders=0)
+    assert place.collect() == Collected(objects=0, checkpoints=1, trajectories=0, scratch_folders=0)
+    place.age()
+    assert place.collect() == Collected(objects=1, checkpoints=0, trajectories=0, scratch_folders=0)
     assert place.keys() == set()
     with place.service.uow.reading() as session:
         row = stages.get(session, held.stage_id)
@@ -207,8 +325,8 @@ def test_checkpoints_go_with_the_end_of_their_stage(place: Installation) -> None
 
 
 def test_more_than_a_page_of_each(place: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "_PAGE", 2)
-    monkeypatch.setattr(collector, "_ROWS", 1)
+    for name in ("_STAGES", "_KEYS", "_CHECKPOINTS", "_ARTIFACTS", "_SAMPLES"):
+        monkeypatch.setattr(collector, name, 1)
     job_id, _, _, _ = two_shards(place)
     held = place.claim()
     orphans = [place.put(held, f"orphan-{n}") for n in range(5)]
@@ -219,6 +337,137 @@ def test_more_than_a_page_of_each(place: Installation, monkeypatch: pytest.Monke
         objects=5, checkpoints=0, trajectories=2, scratch_folders=0
     )
     assert place.keys() == place.named()
+
+
+def test_each_stage_is_listed_once_after_its_end_and_the_bucket_never(place: Installation) -> None:
+    """A running stage is not listed, nor one that never ran."""
+    store = WrappedStore(place.service.store)
+    place.start()
+    ended, running = place.claim(), place.claim()
+    place.finish(ended)
+    cancel_job(place.service, ended.job_id)
+    place.age()
+    collector = place.with_store(store).collector()
+    collector.run()
+    assert store.listed == [f"jobs/{ended.job_id}/{ended.stage_id}"]
+    assert running.stage_id != ended.stage_id
+    collector.run()
+    assert len(store.listed) == 1
+
+
+def test_a_collection_goes_on_where_the_last_run_stopped(place: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "_STAGES", 1)
+    place.start()
+    held = [place.claim(), place.claim()]
+    orphans = [place.put(claimed, "orphan") for claimed in held]
+    for claimed in held:
+        place.finish(claimed)
+    place.age(*(stored.key for stored in orphans))
+    runs = place.collector()
+    results = [runs.run(seconds=0) for _ in range(5)]  # a batch each: two empty tasks, two stages, the end
+    assert sum(collected.objects for collected in results) == 2
+    assert [collected.complete for collected in results] == [False] * 4 + [True]
+    stop = threading.Event()
+    stop.set()
+    assert not runs.run(stop=stop).complete
+
+
+def test_a_stage_that_cannot_be_listed_does_not_hold_up_the_others(place: Installation) -> None:
+    store = WrappedStore(place.service.store)
+    place.start()
+    held = [place.claim(), place.claim()]
+    orphans = [place.put(claimed, "orphan") for claimed in held]
+    for claimed in held:
+        place.finish(claimed)
+    place.age(*(stored.key for stored in orphans))
+
+    store.unlistable = f"jobs/{held[0].job_id}/{held[0].stage_id}"
+    runs = place.with_store(store).collector()
+    with pytest.raises(StorageError, match="cannot list"):
+        runs.run()
+    assert runs.run().objects == 1
+    assert place.keys() == {orphans[0].key}
+
+    store.unlistable = ""
+    assert runs.run().objects == 1
+
+
+def test_objects_whose_rows_were_deleted_before_a_failure_are_removed_later(place: Installation) -> None:
+    """Also if their stages were collected before."""
+    store = WrappedStore(place.service.store)
+    job_id, _, _, files = two_shards(place)
+    cancel_job(place.service, job_id)
+    place.age(*files)
+    assert place.collect() == NOTHING
+
+    store.removes = False
+    runs = place.with_store(store).collector(keep_trajectories="none")
+    with pytest.raises(StorageError, match="cannot remove"):
+        runs.run()
+    assert place.keys() >= set(files)
+    assert place.keys() != place.named()
+
+    store.removes = True
+    while not runs.run().complete:
+        pass
+    assert place.collect(keep_trajectories="none").complete
+    assert place.keys() == place.named()
+
+
+def test_all_leftovers_are_also_those_of_stages_that_were_collected_before(place: Installation) -> None:
+    place.start()
+    held = place.claim()
+    place.finish(held)
+    place.age()
+    assert place.collect() == NOTHING
+    late = place.put(held, "late")
+    place.age(late.key)
+    assert place.collect() == NOTHING
+    service = place.service
+    assert remove_all_leftovers(service.uow, service.store, service.settings) == 1
+    assert place.keys() == set()
+
+
+def test_sweeps_are_on_time_while_a_collection_hangs(place: Installation) -> None:
+    place.start()
+    held = place.claim()
+    place.finish(held)
+    place.age()
+    hanging = threading.Event()
+    release = threading.Event()
+    stop = threading.Event()
+    swept = threading.Semaphore(0)
+
+    class HangingStore(WrappedStore):
+        def objects(self, folder: str = "jobs") -> Iterator[ListedObject]:
+            hanging.set()
+            release.wait(60)
+            return super().objects(folder)
+
+    service = replace(place.service, store=HangingStore(place.service.store))
+    thread = threading.Thread(target=maintain, args=(service, stop, swept.release))
+    thread.start()
+    try:
+        assert hanging.wait(60)
+        for _ in range(3):
+            assert swept.acquire(timeout=60)
+    finally:
+        stop.set()
+        release.set()
+        thread.join()
+    assert not [running.name for running in threading.enumerate() if running.name == "collection"]
+
+
+def test_one_process_collects_at_a_time(place: Installation) -> None:
+    runs = place.collector()
+    service = place.service
+    stop = threading.Event()
+    with maintenance._lock(service, AdvisoryLock.COLLECTION) as is_locked:
+        assert is_locked
+        stop.set()  # a run would be incomplete
+        assert maintenance._collect_once(service, runs, stop) is True
+        assert maintenance.sweep_once(service) is True  # sweeps have a lock of their own
+    assert maintenance._collect_once(service, runs, stop) is False
 
 
 def test_workers_that_write_meanwhile_lose_nothing(place: Installation) -> None:
