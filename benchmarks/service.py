@@ -3,9 +3,9 @@
 POST /rounds is measured in deployed mode (PostgreSQL, Redis, S3, two Celery workers, all on this machine), with 20
 clients while the workers sample. Each client sends one request per second: first in turns, so that requests rarely
 overlap, then at random times, so that some wait for others. Finally each client sends without a pause. The hand-over is
-measured in both modes: the time that a runnable stage waits although its worker is idle. Then claims are compared with
-those of version 0.1.0 (`benchmarks.claims`). Last come pages over a million samples (`benchmarks.service_data`), and
-large requests (`benchmarks.service_requests`).
+measured in both modes: the time that a runnable stage waits although its worker is idle. Then claims and collections
+are compared with those of version 0.1.0 (`benchmarks.claims`, `benchmarks.collection`). Last come pages over a million
+samples (`benchmarks.service_data`), and large requests (`benchmarks.service_requests`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from api.main import create_app
-from benchmarks import claims, service_requests
+from benchmarks import claims, collection, service_requests
 from benchmarks.service_data import SAMPLES_PER_JOB, fill, measure_pages
 from service.db.tables import StageDependency
 from service.settings import Settings
@@ -63,6 +63,7 @@ def main() -> None:
                 if mode == DEPLOYED:
                     _measure_posts(deployed, arguments.requests)
         claims.measure()
+        collection.measure()
         if arguments.jobs:
             _measure_pages(folder, arguments.jobs)
     service_requests.main()

@@ -139,7 +139,9 @@ class Settings(BaseSettings):
     s3_cache_bytes: int = Field(4 << 30, ge=0, description="Size of a worker's cache of S3 objects. 0 = no cache")
 
     collect_seconds: Seconds = Field(3600, description="How often unreferenced objects are removed from the storage")
-    collect_after_seconds: Seconds = Field(86_400, description="Minimum age of such objects, so that none is in use")
+    collect_after_seconds: Seconds = Field(
+        86_400, description="Minimum age of such objects, and time since the end of their stage"
+    )
     keep_trajectories: Literal["all", "pairs", "none"] = Field(
         "all", description="Trajectories kept after a job has ended: all, those of samples in pairs (by file), none"
     )

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.service_data import fill
 from service.db.migrate import migrate
-from service.db.queries import jobs, results, stages
+from service.db.queries import collection, jobs, results, stages
 from service.db.queries.pages import encode_cursor
 from service.db.unit_of_work import UnitOfWork
 from service.plan import PlannedStage
@@ -146,17 +146,59 @@ def test_a_claim_reads_one_free_stage_of_each_group(uow: UnitOfWork) -> None:
     assert rows and max(rows) <= 1, plan
 
 
-def test_claims_on_sqlite(tmp_path: Any) -> None:
-    uow = UnitOfWork.connect(f"sqlite:///{tmp_path / 'dfusion.db'}")
-    migrate(uow.engine, tmp_path / "lock")
+def sqlite_plans(uow: UnitOfWork, query: Query) -> Iterator[list[str]]:
+    """The steps of SQLite's plan of each statement of the query."""
+    with statements(uow.engine) as seen, uow.writing() as session:
+        query(session)
+    for statement, parameters in seen:
+        if statement.startswith("BEGIN"):
+            continue
+        with uow.engine.connect() as connection:
+            yield [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+
+
+@pytest.fixture
+def sqlite(tmp_path: Any) -> Iterator[UnitOfWork]:
+    opened = UnitOfWork.connect(f"sqlite:///{tmp_path / 'dfusion.db'}")
+    migrate(opened.engine, tmp_path / "lock")
+    yield opened
+    opened.close()
+
+
+def test_claims_on_sqlite(sqlite: UnitOfWork) -> None:
     for query in CLAIM_QUERIES:
-        with statements(uow.engine) as seen, uow.writing() as session:
-            query(session)
-        for statement, parameters in seen:
-            if statement.startswith("BEGIN"):
-                continue
-            with uow.engine.connect() as connection:
-                steps = [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+        for steps in sqlite_plans(sqlite, query):
             assert any("USING INDEX ix_stages_" in step for step in steps), steps
             assert not any(step.startswith("SCAN stages") or "state=?" in step for step in steps), steps
-    uow.close()
+
+
+AFTER = (5.0, "x")
+COLLECTION_QUERIES: tuple[Query, ...] = (
+    lambda session: collection.uncollected_stages(session, 9.0, AFTER, 20),
+    lambda session: collection.forget_checkpoints(session, 20),
+    lambda session: collection.next_job_to_prune(session, "pairs", AFTER, (JOB,)),
+    lambda session: collection.trajectory_page(session, JOB, "none", "art_", 500),
+    lambda session: collection.unfinished_readers(session),
+    lambda session: collection.jobs_of_pairs(session, ("pair_1",)),
+)
+"""Queries of a collection; of a page of trajectories the first, as JOB has none."""
+
+
+def test_collections_on_postgresql(uow: UnitOfWork) -> None:
+    for query in COLLECTION_QUERIES[:3]:
+        with statements(uow.engine) as seen, Session(uow.engine) as session:
+            query(session)
+        plan = explained(uow, *seen[0], "COSTS OFF")
+        assert re.search("using ix_(stages_uncollected|stages_with_checkpoint|jobs_ended) on", plan), plan
+        assert "Sort" not in plan and "Seq Scan" not in plan, plan
+    for query in COLLECTION_QUERIES[3:]:
+        with statements(uow.engine) as seen, Session(uow.engine) as session:
+            query(session)
+        plan = explained(uow, *seen[0], "COSTS OFF", disabled=("seqscan",))
+        assert "Seq Scan" not in plan, plan
+
+
+def test_collections_on_sqlite(sqlite: UnitOfWork) -> None:
+    for query in COLLECTION_QUERIES:
+        for steps in sqlite_plans(sqlite, query):
+            assert not any(re.match("SCAN (stages|jobs|artifacts|samples|pairs)", step) for step in steps), steps

@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.db.migrate import migrate, revisions
+from service.db.queries import collection
 from service.db.tables import Job, PromptSet, Table
 from service.db.unit_of_work import make_engine
 from service.errors import UnknownRevisionError
@@ -196,6 +197,25 @@ def test_running_sums_are_filled_from_the_stages_of_existing_jobs(engine: Engine
     migrate(engine, tmp_path / "lock")
     with engine.connect() as connection:
         assert connection.execute(text(query)).all() == [("job_a", 5.5, 3, 3), ("job_b", 0.0, 0, None)]
+
+
+def test_stages_and_jobs_that_ended_before_the_upgrade_are_collected_after_it(engine: Engine, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0003_running_sums")
+        ended: dict[str, object] = {"state": "failed", "finished_at": 5.0}
+        ran = ended | {"lease_epoch": 1, "checkpoint_key": "jobs/job_a/job_a_1/checkpoint/a"}
+        insert_job(connection, "job_a", [ran, ended, {}], state="failed", finished_at=5.0)
+    migrate(engine, tmp_path / "lock")
+
+    with Session(engine) as session:
+        due = collection.uncollected_stages(session, 10.0, collection.START, 9)
+        assert due == [collection.EndedStage("job_a", "job_a_1", (5.0, "job_a_1"))]  # the second never ran
+        assert collection.next_job_to_prune(session, "pairs", collection.START, ()) == (5.0, "job_a")
+        assert collection.forget_checkpoints(session, 9) == ["jobs/job_a/job_a_1/checkpoint/a"]
+    with engine.begin() as connection:
+        alembic.command.downgrade(alembic_config(connection), "0003_running_sums")
+        assert connection.scalar(text("SELECT count(*) FROM stages WHERE checkpoint_key IS NOT NULL")) == 1
+    migrate(engine, tmp_path / "lock")
 
 
 @pytest.mark.parametrize("revision", ["0001", "0010"])
