@@ -68,8 +68,8 @@ class Collector:
         self._store = store
         self._after_seconds = settings.collect_after_seconds
         self._tasks: dict[str, _Task] = {
-            "checkpoints": _Checkpoints(uow, store),
-            "trajectories": _Trajectories(uow, store, settings.keep_trajectories),
+            "checkpoints": _Checkpoints(uow, store, settings.collect_after_seconds),
+            "trajectories": _Trajectories(uow, store, settings),
             "objects": _Leftovers(uow, store, settings.collect_after_seconds),
         }
         self._unfinished: deque[str] = deque()
@@ -141,13 +141,14 @@ def remove_all_leftovers(uow: UnitOfWork, store: Store, settings: Settings) -> i
 class _Checkpoints:
     """Checkpoints of ended stages."""
 
-    def __init__(self, uow: UnitOfWork, store: Store) -> None:
+    def __init__(self, uow: UnitOfWork, store: Store, keep_failed_seconds: float) -> None:
         self._uow = uow
         self._store = store
+        self._keep_failed_seconds = keep_failed_seconds
 
     def batch(self) -> int | None:
         with self._uow.writing() as session:
-            keys = collection.forget_checkpoints(session, _CHECKPOINTS)
+            keys = collection.forget_checkpoints(session, self._keep_failed_seconds, _CHECKPOINTS)
         for key in keys:
             self._store.remove(key)
         return len(keys) or None
@@ -156,10 +157,11 @@ class _Checkpoints:
 class _Trajectories:
     """Trajectories of ended jobs, unless an unfinished job may read trajectories of that job."""
 
-    def __init__(self, uow: UnitOfWork, store: Store, keep: str) -> None:
+    def __init__(self, uow: UnitOfWork, store: Store, settings: Settings) -> None:
         self._uow = uow
         self._store = store
-        self._keep = keep
+        self._keep = settings.keep_trajectories
+        self._keep_failed_seconds = settings.collect_after_seconds
 
         self._sources: dict[str, set[str]] = {}
         """The unfinished jobs that may read trajectories of other jobs, and those jobs."""
@@ -177,7 +179,9 @@ class _Trajectories:
         protected = set().union(*self._sources.values())
         if self._job is None or self._job[1] in protected:
             with self._uow.reading() as session:
-                self._job = collection.next_job_to_prune(session, self._keep, self._last_job, protected)
+                self._job = collection.next_job_to_prune(
+                    session, self._keep, self._keep_failed_seconds, self._last_job, protected
+                )
             self._last_artifact = ""
             self._last_job = self._job or START
         if self._job is None:

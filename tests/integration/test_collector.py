@@ -20,7 +20,7 @@ from service.db.tables import Artifact, Pair, Sample, Stage
 from service.errors import StorageError
 from service.jobs import collector, execution
 from service.jobs.collector import Collected, Collector, collect, remove_all_leftovers
-from service.jobs.execution import Claim
+from service.jobs.execution import Claim, StageFailure
 from service.jobs.kinds import RoundSpec
 from service.jobs.sources import trajectory_sources
 from service.maintenance import maintain
@@ -30,7 +30,6 @@ from service.storage import ListedObject, Store, StoredObject
 from tests.servers import S3Server
 from tests.service import round_body, settings_for
 from tests.stored_pairs import Results
-from worker.local import work
 
 NOTHING = Collected(objects=0, checkpoints=0, trajectories=0, scratch_folders=0)
 DAY = 86_400.0
@@ -310,7 +309,7 @@ def test_checkpoints_go_with_the_end_of_their_stage(place: Installation) -> None
     held = place.claim()
     replaced, last = place.put(held, "checkpoint-1"), place.put(held, "checkpoint-2")
     for stored in (replaced, last):
-        execution.checkpoint(place.service.uow, held, stored)
+        execution.checkpoint(place.service.uow, place.service.settings, held, stored)
     place.age(replaced.key, last.key)
     assert place.collect() == NOTHING
     place.finish(held)
@@ -322,6 +321,20 @@ def test_checkpoints_go_with_the_end_of_their_stage(place: Installation) -> None
         row = stages.get(session, held.stage_id)
     assert (row.checkpoint_key, row.checkpoint_sha256) == (None, None)
     assert place.collect() == NOTHING
+
+
+def test_a_failed_stage_keeps_its_checkpoint_for_a_day(place: Installation) -> None:
+    """Until then, the job can be continued from it."""
+    place.start()
+    held = place.claim()
+    stored = place.put(held, "checkpoint")
+    execution.checkpoint(place.service.uow, place.service.settings, held, stored)
+    failure = StageFailure("non_finite", "nan", retryable=False)
+    execution.fail(place.service.uow, place.service.settings, held, failure)
+    assert place.collect() == NOTHING
+    place.age(stored.key)
+    assert place.collect().checkpoints == 1
+    assert place.keys() == set()
 
 
 def test_more_than_a_page_of_each(place: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,7 +504,7 @@ def test_workers_that_write_meanwhile_lose_nothing(place: Installation) -> None:
     assert place.keys() == place.named()
 
 
-def test_a_worker_collects(tmp_path: Path) -> None:
+def test_the_maintenance_collects(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "data", tmp_path / "tiny")
     service = Service.open(settings)
     place = Installation(service, tmp_path / "data" / "artifacts", None)
@@ -503,7 +516,7 @@ def test_a_worker_collects(tmp_path: Path) -> None:
             stage.state = "cancelled"
     place.age(orphan.key)
     stop = threading.Event()
-    thread = threading.Thread(target=work, args=(settings, "w", stop))
+    thread = threading.Thread(target=maintain, args=(service, stop))
     thread.start()
     try:
         for _ in range(600):

@@ -9,13 +9,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, delete, select, text, tuple_, union, update
+from sqlalchemy import Select, and_, delete, not_, select, text, tuple_, union, update
 from sqlalchemy.orm import Session
 
+from service.db.clock import now_seconds
 from service.db.queries import jobs
 from service.db.queries.rows import UNSYNCED, is_any_of
 from service.db.tables import HAS_CHECKPOINT, IS_UNCOLLECTED, JOB_HAS_ENDED, Artifact, Job, Pair, Sample, Stage
-from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, TRAJECTORY_READERS, JobState
+from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, TRAJECTORY_READERS, JobState, StageState
 
 Position = tuple[float, str]
 """The end and the id of the last row of a page."""
@@ -104,9 +105,14 @@ def unreferenced(session: Session, stages: Mapping[str, str]) -> set[str]:
 # checkpoints
 
 
-def forget_checkpoints(session: Session, limit: int) -> list[str]:
-    """Clear up to `limit` checkpoints of ended stages, whose objects become leftovers. Returns their keys."""
-    query = select(Stage.id, Stage.checkpoint_key).where(text(HAS_CHECKPOINT), Stage.state.in_(FINAL_STAGE_STATES))
+def forget_checkpoints(session: Session, keep_failed_seconds: float, limit: int) -> list[str]:
+    """Clear up to `limit` checkpoints of ended stages, whose objects become leftovers. Returns their keys.
+
+    Those of stages that have failed stay for `keep_failed_seconds`, for a job that is continued.
+    """
+    needed = and_(Stage.state == StageState.FAILED, Stage.finished_at > now_seconds() - keep_failed_seconds)
+    ended = (text(HAS_CHECKPOINT), Stage.state.in_(FINAL_STAGE_STATES), not_(needed))
+    query = select(Stage.id, Stage.checkpoint_key).where(*ended)
     keys = {row.id: row.checkpoint_key for row in session.execute(query.order_by(Stage.id).limit(limit))}
     cleared = {"checkpoint_key": None, "checkpoint_sha256": None, "collected_at": None}
     _execute(session, update(Stage).where(is_any_of(Stage.id, keys)).values(cleared))
@@ -135,12 +141,15 @@ def jobs_of_pairs(session: Session, pair_ids: Collection[str]) -> set[str]:
     return set(session.scalars(union(*queries)))
 
 
-def next_job_to_prune(session: Session, keep: str, after: Position, excluded: Collection[str]) -> Position | None:
+def next_job_to_prune(
+    session: Session, keep: str, keep_failed_seconds: float, after: Position, excluded: Collection[str]
+) -> Position | None:
     """The next ended job whose trajectories this setting `keep_trajectories` may remove.
 
     Args:
         session: A view of the database.
         keep: "pairs" or "none".
+        keep_failed_seconds: How long the trajectories of a failed job stay, for a job that is continued.
         after: The position of the previous job.
         excluded: Jobs to skip.
     """
@@ -148,6 +157,7 @@ def next_job_to_prune(session: Session, keep: str, after: Position, excluded: Co
         text(JOB_HAS_ENDED),
         tuple_(Job.finished_at, Job.id) > tuple_(*after),
         Job.state.in_(FINAL_JOB_STATES),
+        not_(and_(Job.state == JobState.FAILED, Job.finished_at > now_seconds() - keep_failed_seconds)),
         ~is_any_of(Job.id, excluded),
     )
     # each mark is a range of the index
