@@ -509,11 +509,10 @@ def test_the_maintenance_collects(tmp_path: Path) -> None:
     service = Service.open(settings)
     place = Installation(service, tmp_path / "data" / "artifacts", None)
     job_id = place.start()
-    orphan = place.put(place.claim(), "orphan")
+    held = place.claim()
+    orphan = place.put(held, "orphan")
     cancel_job(service, job_id)
-    with service.uow.writing() as session:
-        for stage in stages.of_job(session, job_id):
-            stage.state = "cancelled"
+    execution.cancelled(service.uow, settings, held)
     place.age(orphan.key)
     stop = threading.Event()
     thread = threading.Thread(target=maintain, args=(service, stop))
