@@ -164,7 +164,7 @@ def _measure_beside_sweeps(service: Service, files: int, of: str) -> None:
     started = time.monotonic()
     thread.start()
     while not _is_pruned(service.uow):
-        time.sleep(0.1)
+        time.sleep(0.5)
     seconds = time.monotonic() - started
     stop.set()
     thread.join()

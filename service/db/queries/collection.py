@@ -156,7 +156,6 @@ def next_job_to_prune(
     query = select(Job.id, Job.finished_at).where(
         text(JOB_HAS_ENDED),
         tuple_(Job.finished_at, Job.id) > tuple_(*after),
-        Job.state.in_(FINAL_JOB_STATES),
         not_(and_(Job.state == JobState.FAILED, Job.finished_at > now_seconds() - keep_failed_seconds)),
         ~is_any_of(Job.id, excluded),
     )
