@@ -46,7 +46,7 @@ _PARTIAL_INDEXES = {
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("trajectories_kept", sa.String(255), nullable=True))
+    op.add_column("jobs", sa.Column("trajectories_kept", sa.String(255), nullable=False, server_default="all"))
     op.add_column("stages", sa.Column("collected_at", sa.Double(), nullable=True))
 
     for table, column in _FOREIGN_KEYS:

@@ -147,8 +147,8 @@ class Job(Table):
     pause_requested_at: Mapped[float | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
-    trajectories_kept: Mapped[str | None]
-    """The setting `keep_trajectories` by which its trajectories were removed since its end; None if they were not."""
+    trajectories_kept: Mapped[str] = mapped_column(server_default="all")
+    """The setting `keep_trajectories` that was applied to its trajectories since its end; "all" if none was."""
     api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
     """The API key of the client; None if no keys are required."""
 

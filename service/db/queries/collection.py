@@ -160,7 +160,7 @@ def next_job_to_prune(
         ~is_any_of(Job.id, excluded),
     )
     # each mark is a range of the index
-    marks = (Job.trajectories_kept.is_(None), Job.trajectories_kept == "pairs")[: 2 if keep == "none" else 1]
+    marks = [Job.trajectories_kept == kept for kept in (("all", "pairs") if keep == "none" else ("all",))]
     first = [session.execute(query.where(mark).order_by(Job.finished_at, Job.id).limit(1)).first() for mark in marks]
     return min(((row.finished_at, row.id) for row in first if row is not None), default=None)
 

@@ -172,7 +172,7 @@ def end(session: Session, job_id: str, state: JobState, code: str | None = None,
     """End the job in `state`. False if it had already ended."""
     query = update(Job).where(Job.id == job_id, Job.state.not_in(FINAL_JOB_STATES)).returning(Job.id)
     values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
-    values["trajectories_kept"] = None
+    values["trajectories_kept"] = "all"  # the setting is applied again
     return session.execute(query.values(values)).first() is not None
 
 
