@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import problem
 from api.rate_limit import RateLimit
-from api.token_buckets import retry_after
+from api.token_buckets import ExpiringSet, retry_after
 from service import keys
 from service.errors import ForbiddenError, StartError
 from service.keys import ANYONE, Caller
@@ -35,6 +35,8 @@ from service.states import KeyScope
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
 """Paths that require no API key: health checks and documentation."""
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
+_KNOWN_SECONDS = 3600.0
+"""How long a valid key counts as known."""
 _SECURITY_SCHEME = "apiKey"
 
 
@@ -111,6 +113,10 @@ class Guard:
         self._settings = settings
         self._open = open_paths(settings)
         self._rate_limit = rate_limit
+        self._refused = ExpiringSet()
+        """Addresses that have used up their rate with invalid keys."""
+        self._known = ExpiringSet()
+        """Hashes of keys that were valid."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -133,35 +139,51 @@ class Guard:
             request.state.caller = ANYONE if not self._settings.auth else Caller(None, frozenset({KeyScope.READ}))
             return None
 
-        # 3. the caller of the API key
+        # 3. an address that has sent too many invalid keys: its next unknown key is not looked up
+        address = request.client.host if request.client else ""
+        token = _token(request)
+        if (wait := self._refused.seconds_left(address)) and not self._is_known(token):
+            return self._too_many_requests(wait)
+
+        # 4. the caller of the API key
         try:
-            caller = await self._caller(request)
+            caller = await self._caller(request, token)
         except SQLAlchemyError:
             detail = "cannot check the API key: the database is unavailable"
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, "database", detail, headers={"Retry-After": "5"})
 
-        # 4. rate limit, by key or by address
+        # 5. rate limit, by key or by address
         if self._rate_limit is not None:
-            address = request.client.host if request.client else ""
             if wait := await self._rate_limit.take((caller.key_id if caller else None) or f"address {address}"):
-                detail = f"expected at most {self._settings.requests_per_second:g} requests per second"
-                headers = {"Retry-After": str(retry_after(wait))}
-                return problem(HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", detail, headers=headers)
+                if caller is None:
+                    self._refused.add(address, wait)
+                return self._too_many_requests(wait)
 
         if caller is None:
             return _unauthorized(request)
         request.state.caller = caller
         return None
 
-    async def _caller(self, request: Request) -> Caller | None:
+    async def _caller(self, request: Request, token: str | None) -> Caller | None:
         """Authenticate the request. Returns None if it has no valid API key."""
         if not self._settings.auth:
             return ANYONE
-        token = _token(request)
         if token is None:
             return None
         service: Service = request.app.state.service
-        return await run_in_threadpool(keys.authenticate, service.uow, token)
+        caller = await run_in_threadpool(keys.authenticate, service.uow, token)
+        if caller is not None:
+            self._known.add(keys.token_hash(token), _KNOWN_SECONDS)
+        return caller
+
+    def _is_known(self, token: str | None) -> bool:
+        """Whether the key was valid when it was last looked up."""
+        return token is not None and self._known.seconds_left(keys.token_hash(token)) > 0
+
+    def _too_many_requests(self, wait_seconds: float) -> Response:
+        detail = f"expected at most {self._settings.requests_per_second:g} requests per second"
+        headers = {"Retry-After": str(retry_after(wait_seconds))}
+        return problem(HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", detail, headers=headers)
 
 
 def _token(request: Request) -> str | None:

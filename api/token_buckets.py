@@ -37,6 +37,28 @@ class TokenBuckets:
             return 0.0 if allowed else (1 - held) / self._per_second
 
 
+class ExpiringSet:
+    """A set of at most 10,000 texts, each for a time. The oldest are evicted first."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._until: OrderedDict[str, float] = OrderedDict()
+
+    def add(self, text: str, seconds: float) -> None:
+        """Add a text for this time."""
+        with self._lock:
+            self._until.pop(text, None)
+            self._until[text] = self._clock() + seconds
+            if len(self._until) > _MAX_BUCKETS:
+                self._until.popitem(last=False)
+
+    def seconds_left(self, text: str) -> float:
+        """How long the text is in the set; 0 if it is not."""
+        with self._lock:
+            return max(0.0, self._until.get(text, 0.0) - self._clock())
+
+
 def retry_after(seconds: float) -> int:
     """Whole seconds for the header Retry-After, at least one."""
     return max(1, math.ceil(seconds))

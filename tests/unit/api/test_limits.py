@@ -10,6 +10,9 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from api.main import create_app
+from service import keys
+from service.db.unit_of_work import UnitOfWork
+from service.keys import Caller
 from tests.service import round_body, settings_for
 
 ADMIN = "dfk_" + "a1" * 20
@@ -80,3 +83,25 @@ def test_rate_limit_applies_per_key_and_for_invalid_keys_per_address(start: Call
     assert [client.get("/jobs", headers=admin).status_code for _ in range(2)] == [200, 429]
     guesses = [client.get("/jobs", headers={"Authorization": f"Bearer dfk_{n:040}"}) for n in range(2)]
     assert [response.status_code for response in guesses] == [401, 429]
+
+
+def test_invalid_keys_beyond_the_rate_are_not_looked_up(
+    start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was valid before is not affected, although it comes from the same address."""
+    client = start(auth=True, bootstrap_admin_key=SecretStr(ADMIN), requests_per_second=1e-3)
+    looked_up = []
+    authenticate = keys.authenticate
+
+    def record(uow: UnitOfWork, token: str) -> Caller | None:
+        looked_up.append(token)
+        return authenticate(uow, token)
+
+    monkeypatch.setattr(keys, "authenticate", record)
+    admin = {"Authorization": f"Bearer {ADMIN}"}
+    assert client.get("/jobs", headers=admin).status_code == 200
+    guesses = [f"dfk_{n:040}" for n in range(20)]
+    statuses = [client.get("/jobs", headers={"Authorization": f"Bearer {key}"}).status_code for key in guesses]
+    assert statuses == [401] + [429] * 19
+    client.get("/jobs", headers=admin)
+    assert looked_up == [ADMIN, *guesses[:2], ADMIN]
