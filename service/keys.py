@@ -105,6 +105,12 @@ def authenticate(uow: UnitOfWork, token: str) -> Caller | None:
     return Caller(key.id, frozenset[KeyScope]().union(*granted))
 
 
+def is_active(uow: UnitOfWork, key_id: str) -> bool:
+    """Whether the key is neither revoked nor expired."""
+    with uow.reading() as session:
+        return api_keys.is_active(session, key_id)
+
+
 def _record_use(uow: UnitOfWork, key_id: str) -> None:
     try:
         with uow.writing() as session:

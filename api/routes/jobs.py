@@ -22,17 +22,20 @@ from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, Prom
 from api.openapi import CREATED_JOB, RETRY_AFTER
 from api.wire.common import ListOut
 from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
+from service import keys
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.queries.pages import Page, encode_cursor
 from service.db.tables import Event, Job, Stage
 from service.errors import InvalidRequestError
 from service.jobs.kinds import RoundSpec
+from service.keys import Caller
 from service.service import Service, cancel_job, continue_job, job_spec, pause_job, resume_job, retry_job
 from service.states import JobKind, JobState, StageKind, StageState
 
 RETRY_AFTER_SECONDS = 2
 _POLL_SECONDS = 0.2
 _KEEP_ALIVE_SECONDS = 15.0
+_KEY_CHECK_SECONDS = 5.0
 _EVENTS_PER_READ = 200
 T = TypeVar("T")
 
@@ -253,6 +256,7 @@ async def list_events(
     job_id: str,
     request: Request,
     service: ServiceDep,
+    caller: CallerDep,
     page: Annotated[EventParameters, Query()],
     accept: Annotated[str, Header()] = "*/*",
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
@@ -270,7 +274,7 @@ async def list_events(
         events, has_ended = await run_in_threadpool(_read_events, service, job_id, after)
         if has_ended and not events and last_event_id is not None:
             return Response(status_code=status.HTTP_204_NO_CONTENT)
-        return EventSourceResponse(_stream(request, service, job_id, after))
+        return EventSourceResponse(_stream(request, service, caller, job_id, after))
 
     def read() -> Page[Event]:
         with service.uow.reading() as session:
@@ -303,14 +307,20 @@ def _read_events(service: Service, job_id: str, after: int) -> tuple[list[EventO
         return [event_out(row) for row in rows], has_ended
 
 
-async def _stream(request: Request, service: Service, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Stream events as they happen, until the job has ended or the service stops.
+async def _stream(request: Request, service: Service, caller: Caller, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Stream events as they happen, until the job has ended, the service stops, or the caller's key is revoked.
 
     Events have no name, so that a browser delivers them as messages. After the last event of a job comes one named
     `end`.
     """
     sent_at = time.monotonic()
+    checked_at = sent_at
     while not is_stopping(request):
+        if caller.key_id is not None and time.monotonic() - checked_at > _KEY_CHECK_SECONDS:
+            if not await run_in_threadpool(keys.is_active, service.uow, caller.key_id):
+                return
+            checked_at = time.monotonic()
+
         events, has_ended = await run_in_threadpool(_read_events, service, job_id, after)
         for event in events:
             after = event.id

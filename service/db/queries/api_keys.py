@@ -70,6 +70,11 @@ def active(session: Session, scope: str) -> list[ApiKey]:
     return [row for row in session.scalars(select(ApiKey).where(_IS_ACTIVE)) if scope in row.scopes]
 
 
+def is_active(session: Session, key_id: str) -> bool:
+    """Whether the key is neither revoked nor expired."""
+    return session.scalar(select(ApiKey.id).where(ApiKey.id == key_id, _IS_ACTIVE)) is not None
+
+
 def candidates(session: Session, prefix: str) -> list[Candidate]:
     """Active keys with this prefix."""
     rows = session.execute(_CANDIDATES, {"prefix": prefix})

@@ -9,9 +9,11 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 from sqlalchemy import update
 
 from api.main import create_app
+from api.routes import jobs
 from service.db.tables import Job
 from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, create_job, pause_job
@@ -129,6 +131,21 @@ def test_a_plain_event_source_reads_all_events_and_does_not_reconnect_for_ever(t
 
 def _fields(block: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in block.splitlines())
+
+
+def test_a_stream_ends_when_its_key_is_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_KEY_CHECK_SECONDS", 0.1)
+    admin = {"Authorization": "Bearer dfk_" + "a1" * 20}
+    app = create_app(settings_for(tmp_path, tmp_path, auth=True, bootstrap_admin_key=SecretStr("dfk_" + "a1" * 20)))
+    with serving(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        job_id = start(app.state.service)
+        key = client.post("/api-keys", json={"name": "ann", "scopes": ["read"]}, headers=admin).json()
+        headers = {"Authorization": f"Bearer {key['key']}", "Accept": "text/event-stream"}
+        with client.stream("GET", f"/jobs/{job_id}/events", headers=headers, timeout=30) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            assert client.delete(f"/api-keys/{key['id']}", headers=admin).status_code < 300
+            assert "event: end" not in list(lines)
 
 
 def test_a_follower_does_not_delay_a_stop(tmp_path: Path) -> None:
