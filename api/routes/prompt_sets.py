@@ -125,7 +125,9 @@ def _read_json(body: bytes, parameters: dict[str, str]) -> PromptSetSpec:
 def list_prompt_sets(service: ServiceDep, page: Annotated[PageParameters, Query()]) -> ListOut[PromptSetOut]:
     """List the newest versions of the named prompt sets."""
     with service.uow.reading() as session:
-        return convert_page(ListOut[PromptSetOut], prompt_sets.page(session, page.limit, page.cursor), prompt_set_out)
+        rows = prompt_sets.page(session, page.limit, page.cursor)
+        sizes = prompt_sets.sizes(session, [row.id for row in rows.rows])
+        return convert_page(ListOut[PromptSetOut], rows, lambda row: prompt_set_out(row, sizes[row.id]))
 
 
 @router.get("/{name_or_id}")

@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Integer, func, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from dfusion.prompts import Prompt, PromptList
 from service.db.clock import now_seconds
 from service.db.queries.pages import Page, fetch_page
-from service.db.queries.rows import select_by_ids
+from service.db.queries.rows import is_any_of, select_by_ids
 from service.db.tables import PromptSet
 from service.errors import NotFoundError
 from service.ids import IdKind, kind_of, new_id
@@ -49,10 +49,11 @@ def id_of(session: Session, name_or_id: str) -> str:
 
 
 def page(session: Session, limit: int, cursor: str | None) -> Page[PromptSet]:
-    """The newest versions of all named prompt sets, by id."""
+    """The newest versions of all named prompt sets, by id, without their prompts."""
     versions = select(PromptSet.name, func.max(PromptSet.version)).where(PromptSet.name.is_not(None))
     newest = versions.group_by(PromptSet.name)
-    query = select(PromptSet).where(tuple_(PromptSet.name, PromptSet.version).in_(newest))
+    query = select(PromptSet).options(defer(PromptSet.prompts))
+    query = query.where(tuple_(PromptSet.name, PromptSet.version).in_(newest))
     return fetch_page(session, query, PromptSet.id, limit, cursor)
 
 
@@ -104,6 +105,13 @@ def size(session: Session, set_id: str) -> int:
     """The number of prompts of the set, which are not read."""
     query = select(func.json_array_length(PromptSet.prompts, type_=Integer())).where(PromptSet.id == set_id)
     return session.scalars(query).one()
+
+
+def sizes(session: Session, set_ids: Iterable[str]) -> dict[str, int]:
+    """The numbers of prompts of these sets, by id. The prompts are not read."""
+    count = func.json_array_length(PromptSet.prompts, type_=Integer()).label("count")
+    rows = session.execute(select(PromptSet.id, count).where(is_any_of(PromptSet.id, set_ids)))
+    return {row.id: row.count for row in rows}
 
 
 def prompts_of(row: PromptSet) -> tuple[Prompt, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
 from service.service import Service
 from tests.unit.api.test_bad_input import row_counts
@@ -70,6 +71,15 @@ def test_changed_prompts_create_a_version_and_equal_ones_do_not(client: TestClie
     assert (reverted.status_code, reverted.json()["version"]) == (201, 3)
     assert client.get("/prompt-sets/mine").json() == reverted.json()
     assert client.get(first.headers["location"]).json() == first.json()
+
+
+def test_the_list_does_not_read_the_prompts(client: TestClient, service: Service) -> None:
+    post(client, LINES * 3, name="mine")
+    statements: list[str] = []
+    event.listen(service.uow.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    listed = client.get("/prompt-sets", params={"limit": 200}).json()["data"]
+    assert {row["name"]: row["size"] for row in listed}["mine"] == 3
+    assert not [statement for statement in statements if "prompt_sets.prompts," in statement]
 
 
 def test_names_of_built_in_sets_are_reserved(client: TestClient, service: Service) -> None:
