@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from service.db.unit_of_work import is_transient
 from service.errors import (
+    MAX_PROBLEMS,
     ConflictError,
     ForbiddenError,
     IdempotencyError,
@@ -120,7 +121,7 @@ def _database_error(request: Request, error: Exception) -> Response:
 def _validation_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    problems = _without_consequences(error.errors())
+    problems = _without_consequences(error.errors())[:MAX_PROBLEMS]
     fields = [{"pointer": json_pointer(e["loc"][1:]), "message": _message(e)} for e in problems]
 
     locations = {str(e["loc"][0]) for e in problems}

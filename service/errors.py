@@ -53,6 +53,10 @@ class ServiceError(Exception):
     retryable = False
 
 
+MAX_PROBLEMS = 100
+"""Problems that an error of a request lists."""
+
+
 class InvalidRequestError(ServiceError):
     """The request is well-formed but cannot be fulfilled."""
 

@@ -18,7 +18,7 @@ from service.catalogue import Catalogue, InstalledModel
 from service.db.queries import jobs, prompt_sets, results, training_pairs
 from service.db.queries.training_pairs import Side
 from service.db.tables import Job, Model, Pair, PromptSet, Sample
-from service.errors import FieldProblem, InvalidRequestError, NotFoundError
+from service.errors import MAX_PROBLEMS, FieldProblem, InvalidRequestError, NotFoundError
 from service.ids import IdKind, expect, kind_of
 from service.jobs import kinds
 from service.jobs.kinds import JobSpec, ScorerRef
@@ -43,7 +43,7 @@ def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobS
         The spec with its defaults filled in, and the rows that it names.
 
     Raises:
-        InvalidRequestError: Lists all problems.
+        InvalidRequestError: Lists the first problems.
     """
     checker = Checker(catalogue, settings, session)
     checked = kinds.kind_of(spec).check(checker, spec)
@@ -51,9 +51,11 @@ def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobS
         checker.limit_job(checked)
 
     if checker.problems or checked is None:
-        raise InvalidRequestError(
-            "; ".join(problem.message for problem in checker.problems), *checker.problems, code=checker.codes[0]
-        )
+        listed = checker.problems[:MAX_PROBLEMS]
+        message = "; ".join(problem.message for problem in listed)
+        if len(checker.problems) > len(listed):
+            message += f"; and {len(checker.problems) - len(listed)} more"
+        raise InvalidRequestError(message, *listed, code=checker.codes[0])
     return checked
 
 

@@ -100,6 +100,11 @@ def test_a_training_on_many_pairs_takes_the_statements_of_a_small_one(client: Te
         ["/pairs/2", "/pairs/3", "/pairs/4", "/pairs/5"],
     )
 
+    # the error does not grow with the request
+    problem = client.post("/trainings", json={"pairs": unknown}).json()
+    assert len(problem["errors"]) == 100
+    assert problem["detail"].endswith(f"; and {MANY - 100} more")
+
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_requests_are_checked_outside_the_transaction_that_writes(client: TestClient, service: Service) -> None:
