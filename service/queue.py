@@ -32,8 +32,8 @@ class SilentQueue:
         """Do nothing."""
 
     def waiting(self, queue_name: str) -> int | None:  # noqa: ARG002
-        """No hint waits."""
-        return 0
+        """As many as can wait, so that none is missing."""
+        return MAX_WAITING_HINTS
 
     def close(self) -> None:
         """Do nothing."""

@@ -154,8 +154,9 @@ class _Request:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the request."""
-        content = f"{kind_of(self.spec).name} {self.origin_id} {self.spec.model_dump_json()}"
+        """A hash of the request, without its priority, which changes no result."""
+        request = self.spec.model_dump_json(exclude={"priority"})
+        content = f"{kind_of(self.spec).name} {self.origin_id} {request}"
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -382,7 +383,7 @@ def give_verdict(
             raise PreconditionError(f"expected revision {pair.revision} of {pair.id}, got {revision}: reload the pair")
 
         results.set_verdict(session, pair, verdict, reviewer)
-        if job.state == JobState.WAITING and not results.pairs_without_verdict(session, job.id):
+        if job.state == JobState.WAITING and not results.any_pair_without_verdict(session, job.id):
             execution.end_review(session, job, "every pair has a verdict")
         return pair
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
-
-from sqlalchemy.exc import DBAPIError
 
 from service.broker import open_queue
 from service.jobs import execution, limits
@@ -23,6 +22,7 @@ from worker.watchdog import Watchdog
 if TYPE_CHECKING:
     from worker.workbench import Workbench
 
+_OUTAGE_PAUSE_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -35,6 +35,7 @@ class Child:
         self._queues = tuple(queues)
         self._stop = stop
         self._watchdog = watchdog
+        self._queue = open_queue(settings)
         self._opening = threading.Lock()
         self._service: Service | None = None
         self._presence = Presence(settings, name, self._queues, lambda: self.service.uow, self._about)
@@ -57,7 +58,7 @@ class Child:
         """The installation, opened on first use. Raises StartError or an error of the database."""
         with self._opening:
             if self._service is None:
-                self._service = Service.open(self._settings, open_queue(self._settings))
+                self._service = Service.open(self._settings, self._queue)
             return self._service
 
     @cached_property
@@ -80,24 +81,25 @@ class Child:
             Whether this process can run another stage.
 
         Raises:
-            DBAPIError: The database is unavailable. The hint is sent again.
+            DBAPIError, ServiceError: The database or the storage is unavailable. The hint is sent again.
         """
         if self._stop.is_set():
-            self.service.uow.queue.hint([(stage_id, queue_name)])
+            self._queue.hint([(stage_id, queue_name)])
             return True
         if not limits.has_disk_room(self._settings):
             _logger.warning("disk nearly full; not starting any stage")  # the sweeper repeats the hint later
             return True
-        bench = self.bench  # before the claim, since no lease is renewed while torch is imported
-        loaded = bench.models.loaded
         try:
-            claim = execution.claim(self.service.uow, self._settings, self._name, self._queues, loaded)
-        except DBAPIError:
-            self.service.uow.queue.hint([(stage_id, queue_name)])  # for when the database is back
+            bench = self.bench  # before the claim, since no lease is renewed while torch is imported
+            preferred = bench.models.preferred
+            claim = execution.claim(self.service.uow, self._settings, self._name, self._queues, preferred)
+            if claim is None:
+                execution.hint_again(self.service.uow, self._queues)
+                return True
+        except Exception:
+            time.sleep(_OUTAGE_PAUSE_SECONDS)  # the hint comes back at once
+            self._queue.hint([(stage_id, queue_name)])
             raise
-        if claim is None:
-            execution.hint_again(self.service.uow, self._queues)
-            return True
         from worker.runner import run_stage
 
         return run_stage(bench, claim, self._stop)

@@ -102,7 +102,7 @@ def _run_next(bench: Workbench, owner: str, stop: threading.Event) -> bool:
         stop.wait(settings.sweep_seconds)
         return False
 
-    claim = execution.claim(bench.uow, settings, owner, prefer_base=bench.models.loaded)
+    claim = execution.claim(bench.uow, settings, owner, prefer_base=bench.models.preferred)
     if claim is not None and not run_stage(bench, claim, stop):
         raise SystemExit("the device cannot run another stage; this process ends")
     return claim is not None

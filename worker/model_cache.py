@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +15,7 @@ from service.catalogue import Catalogue, InstalledModel
 from service.db.tables import Artifact
 from service.storage import Store
 
+_PREFER_SECONDS = 30.0
 _logger = logging.getLogger(__name__)
 
 
@@ -26,6 +29,15 @@ class ModelCache:
         self._name: str | None = None
         self._model: DiffusionModel | None = None
         self._adapter: str | None = None
+        self._loaded_at = -math.inf
+
+    @property
+    def preferred(self) -> str | None:
+        """The loaded base model within half a minute after it was loaded, so that two models do not alternate.
+
+        None later, since other jobs must not wait longer for their model, and if no model is loaded.
+        """
+        return self.loaded if time.monotonic() - self._loaded_at < _PREFER_SECONDS else None
 
     @property
     def loaded(self) -> str | None:
@@ -69,6 +81,7 @@ class ModelCache:
             self._model = DiffusionModel.load(entry.source, self._device, entry.dtype, vae_dtype=entry.vae_dtype)
             self._name = name
             self._adapter = None
+            self._loaded_at = time.monotonic()
             _logger.info("the model %s is loaded", name)
         return self._model
 

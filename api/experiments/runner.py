@@ -256,7 +256,8 @@ class _Runner:
 
     def _job(self, kind: JobKind, body: Mapping[str, Any]) -> JobDetail:
         """Submit a job, or get the existing one with equal settings. Retries a job that has failed."""
-        key = f"experiment-{kind}-{digest(body)}"
+        decisive = {name: value for name, value in body.items() if name != "priority"}
+        key = f"experiment-{kind}-{digest(decisive)}"
         job = self.client.submit(kind, body, idempotency_key=key)
         while has_failed(job):
             job = self.client.retry(job.id, idempotency_key=f"{key}-after-{job.id}")

@@ -169,8 +169,8 @@ class Stage(Table):
         UniqueConstraint("job_id", "number"),
         Index(None, "job_id", "state"),
         Index(None, "state", "lease_expires_at"),
-        Index(None, "fair_key", "started_at"),
-        partial_index("ix_stages_running", "state = 'running'", "fair_key"),
+        Index(None, "queue", "fair_key", "started_at"),
+        partial_index("ix_stages_running", "state = 'running'", "queue", "fair_key"),
         partial_index("ix_stages_free", _IS_FREE, *_ORDER_OF_CLAIMS),
         partial_index("ix_stages_unhinted", f"{_IS_FREE} AND hinted_at IS NULL", "job_id"),
         partial_index("ix_stages_with_error", "error_code IS NOT NULL", "job_id", "number"),
@@ -303,6 +303,9 @@ class Score(Table):
     value: Mapped[float]
 
 
+WITHOUT_VERDICT = "verdict IS NULL"
+
+
 class Pair(Table):
     """A reference, a base and the target fused from them. `adopted` is None until the target is verified."""
 
@@ -315,6 +318,7 @@ class Pair(Table):
         Index(None, "prompt_set_id", "id"),
         Index(None, "round", "id"),
         Index(None, "adopted", "id"),
+        partial_index("ix_pairs_without_verdict", WITHOUT_VERDICT, "job_id", "round"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

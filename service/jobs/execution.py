@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from service.db.queries import jobs, prompt_sets, results, stages
@@ -33,6 +34,8 @@ from service.storage import StoredObject
 
 WORKER_LOST = "worker_lost"
 _MAX_PAUSE_SECONDS = 300.0
+_MAX_PROBLEMS = 5
+"""Problems of a stored request that a failure names."""
 _GROUPS = 8
 """Groups of free stages that one search returns."""
 _SEARCHES = 100
@@ -40,8 +43,8 @@ _SEARCHES = 100
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A stage under the lease of this worker.
+class Lease:
+    """The lease of a stage.
 
     Attributes:
         stage_id: The stage.
@@ -49,12 +52,7 @@ class Claim:
         kind: Its kind.
         round: Its round; 0 for jobs without rounds.
         shard: Its index among the stages of this kind and round.
-        params: Its parameters from the plan.
         epoch: The epoch of the lease, which every write carries.
-        attempt: The number of this attempt, from 1.
-        checkpoint: The checkpoint to continue from.
-        prompt_set_id: The prompt set of the job.
-        spec: The request of the job.
     """
 
     stage_id: str
@@ -62,8 +60,22 @@ class Claim:
     kind: StageKind
     round: int
     shard: int
-    params: dict[str, Any]
     epoch: int
+
+
+@dataclass(frozen=True)
+class Claim(Lease):
+    """A stage under the lease of this worker, with all that its attempt needs.
+
+    Attributes:
+        params: Its parameters from the plan.
+        attempt: The number of this attempt, from 1.
+        checkpoint: The checkpoint to continue from.
+        prompt_set_id: The prompt set of the job.
+        spec: The request of the job.
+    """
+
+    params: dict[str, Any]
     attempt: int
     checkpoint: StoredObject | None
     prompt_set_id: str | None
@@ -93,7 +105,7 @@ def claim(
         settings: Gives the duration of the lease.
         owner: The name of the worker.
         queues: The queues to claim from; None is all.
-        prefer_base: Prefer stages on this base model, which the worker has loaded.
+        prefer_base: Claim a stage on another base model only if none on this one is free.
 
     Returns:
         The claim, or None if no stage is free.
@@ -107,13 +119,14 @@ def claim(
         if not groups:
             return None
 
-        claimed = uow.run(partial(_claim, settings=settings, owner=owner, groups=groups), _is_claimed)
+        lease = uow.run(partial(_claim, settings=settings, owner=owner, groups=groups), _is_claimed)
+        claimed = None if lease is None else _complete(uow, settings, lease)
         if claimed is not None:
             return claimed
     return None
 
 
-def _claim(session: Session, settings: Settings, owner: str, groups: Sequence[FreeGroup]) -> Claim | None:
+def _claim(session: Session, settings: Settings, owner: str, groups: Sequence[FreeGroup]) -> Lease | None:
     """Claim a stage of these groups. None if other workers claimed them, or their job was cancelled or paused."""
     group, job = _lock_job(session, groups)
     stage = stages.claim(session, group, job, owner, settings.lease_seconds)
@@ -125,7 +138,37 @@ def _claim(session: Session, settings: Settings, owner: str, groups: Sequence[Fr
     attempt = f", attempt {stage.attempt}" if stage.attempt > 1 else ""
     message = f"{_label(session, stage)} started{attempt}"
     jobs.add_event(session, job.id, "stage.started", message, stage.id, **_event_data(stage), worker=owner)
-    return _as_claim(stage, job)
+    return Lease(stage.id, job.id, StageKind(stage.kind), stage.round, stage.shard, stage.lease_epoch)
+
+
+def _complete(uow: UnitOfWork, settings: Settings, lease: Lease) -> Claim | None:
+    """Read what the attempt needs. If the request of the job cannot be read, the job fails; then None.
+
+    The request, which can be large, is read after the claim, since other claims of the job wait for its lock.
+    """
+    with uow.reading() as session:
+        stage = stages.get(session, lease.stage_id)
+        job = jobs.get(session, lease.job_id)
+        raw_spec = job.spec
+    try:
+        spec = spec_of(job.kind, raw_spec)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:_MAX_PROBLEMS])
+        message = f"this version cannot read the request of the job: {problems}"
+        fail(uow, settings, lease, StageFailure("unreadable_request", message, retryable=False))
+        return None
+
+    checkpoint = None
+    if stage.checkpoint_key is not None and stage.checkpoint_sha256 is not None:
+        checkpoint = StoredObject(stage.checkpoint_key, stage.checkpoint_sha256, 0)
+    return Claim(
+        **vars(lease),
+        params=stage.params,
+        attempt=stage.attempt,
+        checkpoint=checkpoint,
+        prompt_set_id=job.prompt_set_id,
+        spec=spec,
+    )
 
 
 def _lock_job(session: Session, groups: Sequence[FreeGroup]) -> tuple[FreeGroup, Job]:
@@ -140,31 +183,11 @@ def _lock_job(session: Session, groups: Sequence[FreeGroup]) -> tuple[FreeGroup,
     return groups[0], jobs.lock(session, groups[0].job_id)
 
 
-def _is_claimed(session: Session, claimed: Claim | None) -> bool:
-    return claimed is None or stages.is_held(session, claimed.stage_id, claimed.epoch)
+def _is_claimed(session: Session, lease: Lease | None) -> bool:
+    return lease is None or stages.is_held(session, lease.stage_id, lease.epoch)
 
 
-def _as_claim(stage: Stage, job: Job) -> Claim:
-    checkpoint = None
-    if stage.checkpoint_key is not None and stage.checkpoint_sha256 is not None:
-        checkpoint = StoredObject(stage.checkpoint_key, stage.checkpoint_sha256, 0)
-
-    return Claim(
-        stage_id=stage.id,
-        job_id=stage.job_id,
-        kind=StageKind(stage.kind),
-        round=stage.round,
-        shard=stage.shard,
-        params=stage.params,
-        epoch=stage.lease_epoch,
-        attempt=stage.attempt,
-        checkpoint=checkpoint,
-        prompt_set_id=job.prompt_set_id,
-        spec=spec_of(job.kind, job.spec),
-    )
-
-
-def _label(session: Session, stage: Stage | Claim) -> str:
+def _label(session: Session, stage: Stage | Lease) -> str:
     """The stage in messages: "train of round 1", or "sample of round 1, shard 3 of 10" if it is one of several."""
     name = f"{stage.kind} of round {stage.round}"
     shards = stages.count_shards(session, stage.job_id, stage.round, stage.kind)
@@ -265,7 +288,7 @@ def finish(
     uow.run(end, is_ended, settings.lease_seconds)
 
 
-def _release(uow: UnitOfWork, settings: Settings, held: Claim, release: Callable[[Session, Job], None]) -> None:
+def _release(uow: UnitOfWork, settings: Settings, held: Lease, release: Callable[[Session, Job], None]) -> None:
     """Run `release`, which ends the lease without success, and update the state of the job."""
 
     def end(session: Session) -> None:
@@ -322,7 +345,7 @@ def _stop(uow: UnitOfWork, settings: Settings, held: Claim, kind: str, outcome: 
     _release(uow, settings, held, release)
 
 
-def fail(uow: UnitOfWork, settings: Settings, held: Claim, failure: StageFailure) -> None:
+def fail(uow: UnitOfWork, settings: Settings, held: Lease, failure: StageFailure) -> None:
     """End a failed attempt. The stage is requeued after a pause if a retry can succeed, otherwise its job fails."""
 
     def release(session: Session, job: Job) -> None:
@@ -407,26 +430,30 @@ def hint_again(uow: UnitOfWork, queues: Sequence[str] | None = None) -> bool:
 def rehint(uow: UnitOfWork, settings: Settings) -> int:
     """Hint free stages whose last hint was long ago, or whose pause has ended. Returns their number.
 
-    A queue that holds as many hints as it has free stages gets no more, and none gets more than MAX_WAITING_HINTS.
+    If the length of a queue is known, it gets the hints that it lacks: as many as it has free stages, and at most
+    MAX_WAITING_HINTS. Those sent since the last sweep may be on their way. If the length is unknown, hints are repeated
+    after growing pauses.
     """
-    with uow.reading() as session:
-        if not stages.any_hint_due(session, settings.rehint_seconds):
-            return 0
-
     hinted = 0
     for queue_name in QueueName:
         with uow.reading() as session:
             free = stages.count_free(session, queue_name, MAX_WAITING_HINTS)
-        missing = free - (uow.queue.waiting(queue_name) or 0) if free else 0
+        if free == 0:
+            continue
+
+        waiting = uow.queue.waiting(queue_name)
+        missing = free if waiting is None else free - waiting
         if missing > 0:
-            hinted += uow.run(partial(_rehint, settings=settings, queue_name=queue_name, most=missing), repeatable)
+            rehint_queue = partial(_rehint, settings=settings, queue_name=queue_name, most=missing)
+            hinted += uow.run(partial(rehint_queue, is_length_known=waiting is not None), repeatable)
     return hinted
 
 
-def _rehint(session: Session, settings: Settings, queue_name: str, most: int) -> int:
-    due = stages.mark_hint_due(session, settings.rehint_seconds, queue_name, most)
-    hint_after_commit(session, due)
-    return len(due)
+def _rehint(session: Session, settings: Settings, queue_name: str, most: int, is_length_known: bool) -> int:
+    pause = settings.sweep_seconds if is_length_known else settings.rehint_seconds
+    hints = stages.mark_hinted(session, pause, queue_name, most, pause_doubles=not is_length_known)
+    hint_after_commit(session, hints)
+    return len(hints)
 
 
 def sweep(uow: UnitOfWork, settings: Settings) -> int:
@@ -482,7 +509,7 @@ def _update_state(session: Session, job: Job) -> None:
         _set_state(session, job, JobState.PAUSED, "the job is paused")
 
     elif stages.waits_for_people(session, job.id):
-        if results.pairs_without_verdict(session, job.id):
+        if results.any_pair_without_verdict(session, job.id):
             _set_state(session, job, JobState.WAITING, "the job waits for verdicts on its pairs")
         else:  # the last verdict came while the job was paused or another stage was running
             end_review(session, job, "every pair has a verdict")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from service.db.clock import now_seconds
 from service.db.queries import jobs, stages
@@ -239,18 +239,43 @@ def test_the_stage_of_an_evaluation_with_the_loaded_model_goes_first(service: Se
     assert take(service, base="other").shard == 1
 
 
-def test_a_loaded_model_postpones_another_keys_model_for_thirty_seconds(service: Service) -> None:
-    start(service, "key_a", size=5, model="tiny")
-    start(service, "key_b", size=5, model="other")
-    assert work(service, 3, base="tiny") == ["key_a"] * 3
+def test_keys_share_workers_whatever_model_other_workers_have_loaded(service: Service) -> None:
+    """Three workers have key A's model and keep it busy; a fourth one takes key B's stages in turn."""
+    start(service, "key_a", size=20, model="tiny")
+    start(service, "key_b", size=20, model="other")
+    held = [take(service, base="tiny") for _ in range(3)]
+    assert {key_of(service, stage) for stage in held} == {"key_a"}
+    for _ in range(3):
+        assert work(service, 1) == ["key_b"]  # no model is preferred half a minute after it was loaded
+        for stage in held:
+            finish(service, stage)
+        held = [take(service, base="tiny") for _ in range(3)]
 
-    set_back(service, "key_b", free_at=31)  # it has waited for 31 s, and none of its stages has started
-    assert work(service, 1, base="tiny") == ["key_b"]
 
-    set_back(service, "key_a", free_at=31)
-    assert work(service, 2, base="other") == ["key_b"] * 2  # one of key_a's stages has just started
-    set_back(service, "key_a", started_at=31)
-    assert work(service, 1, base="other") == ["key_a"]
+def test_the_use_of_one_queue_does_not_count_in_another(service: Service) -> None:
+    """A key with a running stage in the CPU queue has its full share of the GPU queue."""
+    start(service, "key_a", size=2)
+    start(service, "key_b")
+    with service.uow.writing() as session:
+        stage_id = session.scalars(select(Stage.id).where(Stage.fair_key == "key_a", Stage.number == 1)).one()
+        running = {"queue": "cpu", "state": "running", "started_at": now_seconds()}
+        session.execute(update(Stage).where(Stage.id == stage_id).values(running))
+    assert work(service, 2) == ["key_a", "key_b"]  # equal keys are in order of their ids
+
+
+def test_a_stored_request_that_cannot_be_read_fails_its_job_and_blocks_no_other(service: Service) -> None:
+    """It was stored by a newer version, for example."""
+    unreadable = start(service, "key_a", size=2)
+    other = start(service, "key_b")
+    with service.uow.writing() as session:
+        job = jobs.get(session, unreadable)
+        job.spec = {**job.spec, "from_the_future": 1}
+    assert take(service).job_id == other
+    assert claim(service) is None
+    with service.uow.reading() as session:
+        job = jobs.get(session, unreadable)
+    assert (job.state, job.error_code) == ("failed", "unreadable_request")
+    assert "from_the_future" in str(job.error_message)
 
 
 # The state of a job

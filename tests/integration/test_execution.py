@@ -518,6 +518,14 @@ def test_a_job_that_did_not_fail_or_is_still_stopping_cannot_continue(service: S
     assert job_of(service, job_id).state == "running"
 
 
+def test_the_priority_is_no_part_of_an_idempotent_request(service: Service) -> None:
+    """Keys of requests from before priorities existed stay valid, and a changed priority repeats no work."""
+    first = create_job(service, RoundSpec.model_validate(round_body()), "key")
+    assert create_job(service, RoundSpec.model_validate(round_body(priority=5)), "key") == first
+    with pytest.raises(IdempotencyError):
+        create_job(service, RoundSpec.model_validate(round_body(seed=8)), "key")
+
+
 def test_what_was_paused_is_hinted_again_when_it_is_resumed(service: Service) -> None:
     hinted: list[str] = []
     service.uow.queue = Recording(hinted)

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.db.clock import now_seconds
 from service.db.queries import stages, workers
 from service.db.tables import Stage, Worker
+from service.errors import OutcomeUnknownError, StartError
 from service.file_lock import file_lock
 from service.jobs import execution
 from service.jobs.execution import Claim, StageFailure
@@ -21,6 +23,7 @@ from service.service import Service, cancel_job, create_job, pause_job, resume_j
 from tests.service import round_body, settings_for
 from worker.child import Child
 from worker.stop_flag import StopFlag
+from worker.watchdog import Watchdog
 
 
 class RecordingQueue:
@@ -48,7 +51,8 @@ def queue() -> RecordingQueue:
 @pytest.fixture
 def service(tmp_path: Path, queue: RecordingQueue) -> Iterator[Service]:
     models = {name: str(tmp_path / name) for name in ("tiny", "other")}
-    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", models=models), queue)
+    settings = settings_for(tmp_path / "data", tmp_path / "tiny", models=models, sweep_seconds=10)
+    opened = Service.open(settings, queue)
     yield opened
     opened.close()
 
@@ -182,6 +186,7 @@ def test_pauses_between_hints_double(
     start(service, evaluation=None)
     queue.hints.clear()
     set_back(service, free_at=free_seconds_ago, hinted_at=hinted_seconds_ago)
+    queue.held = {"gpu": None, "cpu": None}  # its length is unknown
     again = execution.rehint(service.uow, service.settings)
     assert again == (2 if due else 0)  # the two samplings; what waits for them is not free
     assert new_hints(service, queue) == [("sample", "gpu")] * again
@@ -200,6 +205,17 @@ def test_hints_are_not_repeated_while_the_queue_holds_as_many(
     assert new_hints(service, queue) == [("sample", "gpu")] * repeated
     queue.held = {}
     assert execution.rehint(service.uow, service.settings) == 2 - repeated  # the others are still due
+
+
+def test_an_empty_queue_gets_its_hints_again_however_long_their_pause(service: Service, queue: RecordingQueue) -> None:
+    """Its Redis was flushed, or a worker without disk space used them up."""
+    start(service, evaluation=None)
+    set_back(service, free_at=7200, hinted_at=900)
+    queue.hints.clear()
+    assert execution.rehint(service.uow, service.settings) == 2
+    assert execution.rehint(service.uow, service.settings) == 0  # they may be on their way
+    set_back(service, hinted_at=11)
+    assert execution.rehint(service.uow, service.settings) == 2
 
 
 def test_hints_are_repeated_if_the_length_of_the_queue_is_unknown(service: Service, queue: RecordingQueue) -> None:
@@ -222,8 +238,8 @@ def test_a_queue_never_gets_more_repeated_hints_than_it_may_hold(
 
 @pytest.fixture
 def child(service: Service, queue: RecordingQueue) -> Iterator[Child]:
-    opened = Child(service.settings, "w", ("gpu", "cpu"), StopFlag())
-    opened.service.uow.queue = queue
+    opened = Child(service.settings, "w", ("gpu", "cpu"), StopFlag(), Watchdog(service.settings))
+    opened._queue = opened.service.uow.queue = queue
     yield opened
     opened.service.close()
 
@@ -254,6 +270,31 @@ def test_a_hint_is_sent_again_if_the_database_fails(service: Service, queue: Rec
     assert queue.hints == [("stg_first", "gpu")]
 
 
+@pytest.mark.parametrize("error", [PoolTimeoutError(), OutcomeUnknownError("lost"), StartError("no database")])
+def test_a_hint_is_sent_again_whatever_fails_before_the_claim(
+    queue: RecordingQueue, child: Child, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(execution, "claim", fail)
+    with pytest.raises(type(error)):
+        child.take_hint("stg_first", "gpu")
+    assert queue.hints == [("stg_first", "gpu")]
+
+
+def test_a_stopping_worker_forwards_its_hint(
+    service: Service, queue: RecordingQueue, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(service, evaluation=None)
+    queue.hints.clear()
+    stop = StopFlag()
+    stop.set()
+    monkeypatch.setattr(child, "_stop", stop)
+    assert child.take_hint("stg_first", "gpu")
+    assert queue.hints == [("stg_first", "gpu")]
+
+
 def test_a_worker_takes_only_from_its_queues(service: Service) -> None:
     start(service, evaluation=None)
     assert claim(service, queues=("cpu",)) is None
@@ -263,21 +304,11 @@ def test_a_worker_takes_only_from_its_queues(service: Service) -> None:
     assert take(service, queues=("cpu",)).kind == "select"
 
 
-def test_the_loaded_model_comes_first_but_none_waits_for_ever(service: Service) -> None:
+def test_stages_on_the_preferred_model_come_first(service: Service) -> None:
     first, second = start(service, evaluation=None), start(service, evaluation=None, model="other")
     assert take(service).job_id == first
     assert take(service, prefer_base="other").job_id == second
-    set_back(service, free_at=31)
-    assert take(service, prefer_base="other").job_id == first
-    assert take(service, prefer_base="a third").job_id == second
-
-
-def test_a_stage_that_waited_for_its_next_attempt_is_not_put_off_for_ever(service: Service) -> None:
-    first, _ = start(service, evaluation=None), start(service, evaluation=None, model="other")
-    held = take(service)
-    execution.fail(service.uow, service.settings, held, StageFailure("storage", "away", retryable=True))
-    set_back(service, not_before=31)
-    assert take(service, prefer_base="other").job_id == first
+    assert take(service, prefer_base="a third").job_id == first
 
 
 def test_one_sweeper_sweeps_at_a_time(service: Service, queue: RecordingQueue) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import Table, bindparam, case, func, insert, select, update
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
 from service.db.queries import stages
 from service.db.queries.pages import ColumnValues, Page, fetch_page
-from service.db.queries.rows import get_row, is_any_of, select_by_ids
+from service.db.queries.rows import get_row, is_any_of, select_by_ids, without_texts
 from service.db.queries.stages import RunningStage
 from service.db.tables import Event, IdempotencyKey, Job, Model
 from service.errors import NotFoundError
@@ -126,12 +126,12 @@ def exists(session: Session, job_id: str) -> bool:
 
 
 def lock(session: Session, job_id: str) -> Job:
-    """Lock the row of the job until the transaction ends, and read its current state.
+    """Lock the row of the job until the transaction ends, and read its current state, without its request and result.
 
     The job must be locked before its stages, so that transactions cannot deadlock. Other transactions can insert rows
     that reference the job meanwhile (key_share).
     """
-    query = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
+    query = select(Job).options(*without_texts()).where(Job.id == job_id).with_for_update(key_share=True)
     return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
@@ -152,7 +152,7 @@ def page(
         Job.prompt_set_id: prompt_set_id,
         Job.origin_id: origin_id,
     }
-    query = select(Job).options(defer(Job.spec), defer(Job.result))
+    query = select(Job).options(*without_texts())
     return fetch_page(session, query, Job.id, limit, cursor, newest_first=True, equal=equal)
 
 

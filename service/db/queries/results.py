@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, or_, select, text, update
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
@@ -16,7 +16,19 @@ from service.db.clock import now_seconds
 from service.db.queries import jobs
 from service.db.queries.pages import ColumnValues, Page, fetch_page
 from service.db.queries.rows import UNSYNCED, get_row, select_by_ids
-from service.db.tables import Artifact, Export, Job, Metric, Model, ModelAlias, Pair, Sample, Score, Table
+from service.db.tables import (
+    WITHOUT_VERDICT,
+    Artifact,
+    Export,
+    Job,
+    Metric,
+    Model,
+    ModelAlias,
+    Pair,
+    Sample,
+    Score,
+    Table,
+)
 from service.errors import NotFoundError
 from service.ids import IdKind, kind_of, new_id
 from service.states import SampleRole, Verdict
@@ -270,11 +282,11 @@ def set_verdict(session: Session, pair: Pair, verdict: Verdict | None, reviewer:
     session.flush()
 
 
-def pairs_without_verdict(session: Session, job_id: str) -> int:
-    """The number of pairs without a verdict in the last round of the job."""
+def any_pair_without_verdict(session: Session, job_id: str) -> bool:
+    """Whether a pair in the last round of the job has no verdict."""
     newest = select(func.max(Pair.round)).where(Pair.job_id == job_id).scalar_subquery()
-    query = select(func.count()).select_from(Pair).where(Pair.job_id == job_id, Pair.round == newest)
-    return session.scalar(query.where(Pair.verdict.is_(None))) or 0
+    query = select(Pair.id).where(Pair.job_id == job_id, Pair.round == newest, text(WITHOUT_VERDICT))
+    return session.scalar(query.limit(1)) is not None
 
 
 def update_pairs(session: Session, values: Mapping[str, Mapping[str, object]]) -> None:

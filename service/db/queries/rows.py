@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from sqlalchemy import JSON, Boolean, ColumnElement, Insert, String, bindparam, cast, column, func, insert, select
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 from sqlalchemy.sql.functions import GenericFunction
 
-from service.db.tables import Table
+from service.db.tables import Job, Table
 from service.errors import NotFoundError
 from service.ids import IdKind, expect
 
@@ -51,6 +51,14 @@ def is_any_of(id_column: ColumnElement[str] | InstrumentedAttribute[str], ids: I
     """The column has one of these ids. The condition has one bound variable, whatever their number."""
     texts = json_texts(bindparam(None, json.dumps(sorted(set(ids))), String)).table_valued(column("value", String))
     return id_column.in_(select(texts.c.value))
+
+
+def without_texts() -> tuple[Any, ...]:
+    """Options of a query for jobs that leave out their requests and results, which can have megabytes.
+
+    They are read when they are used, as long as the session is open.
+    """
+    return defer(Job.spec), defer(Job.result)
 
 
 def get_row(session: Session, table: type[T], kind: IdKind, row_id: str) -> T:

@@ -34,7 +34,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from service.db.clock import now_seconds
 from service.db.queries.pages import ColumnValues, Page, fetch_page
-from service.db.queries.rows import UNSYNCED, insert_rows, is_any_of
+from service.db.queries.rows import UNSYNCED, insert_rows, is_any_of, without_texts
 from service.db.tables import Job, Model, Stage, StageDependency
 from service.errors import LeaseLostError
 from service.ids import IdKind, new_id
@@ -44,8 +44,6 @@ from service.states import FINAL_STAGE_STATES, QueueName, StageKind, StageState,
 
 _NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
 _NO_HINT: Mapping[str, Any] = {"free_at": None, "hinted_at": None}
-_DEFER_SECONDS = 30.0
-"""How long workers with another loaded model may defer a free stage."""
 _JOBS_WINDOW = 1000
 """Free stages whose jobs are tried for a lock. Other claims lock at most one job per worker."""
 _MAX_HINT_PAUSES = 16
@@ -247,16 +245,15 @@ def free_groups(
 ) -> list[FreeGroup]:
     """The groups to claim the next stage from, best first. Nothing is locked.
 
-    API keys come first by fair share: those with the fewest running stages, then those whose last stage started longest
-    ago. The groups of a key are ordered by the priority and then the age of their first stage's job.
+    API keys come first by fair share: those with the fewest running stages of the queue, then those whose last stage of
+    the queue started longest ago. The groups of a key are ordered by the priority and then the age of the job of their
+    first stage.
 
     Args:
         session: A view of the database.
         most: The maximum number of groups.
         queues: The queues to search; None is all.
-        prefer_base: Stages on this base model come first, so that a worker need not load another. A stage on another
-            one is deferred for _DEFER_SECONDS at most. After that its key gets its turn as soon as none of its stages
-            has started for this time.
+        prefer_base: The groups on this base model, and those that need none, come before all others.
 
     The time depends on the number of groups, not on the number of stages.
     """
@@ -271,13 +268,14 @@ def _free_groups(queues: tuple[str, ...], prefers_base: bool) -> Select[Any]:
     # 1. the first stage of each group, and the use that its key makes of the workers
     heads = _heads(queues)
     running = aliased(Stage)
-    running_of_key = select(func.count()).where(running.state == _RUNNING, running.fair_key == Stage.fair_key)
+    same_queue_and_key = (running.queue == Stage.queue, running.fair_key == Stage.fair_key)
+    running_of_key = select(func.count()).where(running.state == _RUNNING, *same_queue_and_key)
     served = aliased(Stage)
-    last_of_key = select(func.max(served.started_at)).where(served.fair_key == Stage.fair_key)
+    last_of_key = select(func.max(served.started_at))
+    last_of_key = last_of_key.where(served.queue == Stage.queue, served.fair_key == Stage.fair_key)
     head = (
         select(
             *(Stage.queue, Stage.fair_key, Stage.base, Stage.rank, Stage.job_id, Stage.number),
-            func.coalesce(Stage.free_at, Stage.not_before).label("free_at"),  # the end of a pause leaves free_at empty
             running_of_key.correlate(Stage).scalar_subquery().label("running"),
             func.coalesce(last_of_key.correlate(Stage).scalar_subquery(), 0.0).label("served_at"),
         )
@@ -289,14 +287,10 @@ def _free_groups(queues: tuple[str, ...], prefers_base: bool) -> Select[Any]:
     # 2. fair share among the keys, then the order within a key
     by_key: list[ColumnElement[Any]] = [head.running, head.served_at, head.fair_key]
     in_key: list[ColumnElement[Any]] = [head.rank, head.job_id, head.number]
+    preferred: list[ColumnElement[Any]] = []
     if prefers_base:
-        other_base = head.base.not_in(("", bindparam("prefer_base", type_=String)))
-        recently = now_seconds() - _DEFER_SECONDS
-        deferred = case((other_base & (head.free_at >= recently), 1), else_=0)
-        of_key_deferred = case((other_base & or_(head.free_at >= recently, head.served_at >= recently), 1), else_=0)
-        by_key.insert(0, func.min(of_key_deferred).over(partition_by=head.fair_key))
-        in_key.insert(0, deferred)
-    query = select(head.queue, head.fair_key, head.base, head.job_id).order_by(*by_key, *in_key)
+        preferred.append(case((head.base.in_(("", bindparam("prefer_base", type_=String))), 0), else_=1))
+    query = select(head.queue, head.fair_key, head.base, head.job_id).order_by(*preferred, *by_key, *in_key)
     return query.limit(bindparam("most"))
 
 
@@ -340,7 +334,7 @@ def _parameters(group: FreeGroup) -> dict[str, Any]:
 def _unlocked_job() -> Select[Any]:
     order = (Stage.rank, Stage.job_id, Stage.number)
     first = select(*order).where(_of_group(Stage)).order_by(*order).limit(_JOBS_WINDOW).subquery()
-    query = select(Job).join_from(first, Job, Job.id == first.c.job_id).limit(1)
+    query = select(Job).options(*without_texts()).join_from(first, Job, Job.id == first.c.job_id).limit(1)
     query = query.order_by(first.c.rank, first.c.job_id, first.c.number)
     unlocked = query.with_for_update(of=Job, key_share=True, skip_locked=True)
     return unlocked.execution_options(populate_existing=True)
@@ -508,11 +502,13 @@ def mark_free(session: Session, job_id: str) -> list[Hint]:
     return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), is_free(Stage))
 
 
-def _is_hint_due(stage: type[Stage], pause_seconds: float) -> ColumnElement[bool]:
-    """The stage is free and was never hinted, or its pause has ended. Each pause is as long as all earlier ones."""
+def _is_hint_due(stage: type[Stage], pause_seconds: float, pause_doubles: bool) -> ColumnElement[bool]:
+    """The stage is free and was never hinted, or its pause has ended. A pause that doubles is as long as all before."""
     since_hint = now_seconds() - stage.hinted_at
-    doubled = or_(since_hint >= stage.hinted_at - stage.free_at, since_hint >= _MAX_HINT_PAUSES * pause_seconds)
-    return is_free(stage) & or_(stage.hinted_at.is_(None), (since_hint >= pause_seconds) & doubled)
+    has_paused = since_hint >= pause_seconds
+    if pause_doubles:
+        has_paused &= or_(since_hint >= stage.hinted_at - stage.free_at, since_hint >= _MAX_HINT_PAUSES * pause_seconds)
+    return is_free(stage) & or_(stage.hinted_at.is_(None), has_paused)
 
 
 def count_free(session: Session, queue: str, most: int) -> int:
@@ -521,19 +517,22 @@ def count_free(session: Session, queue: str, most: int) -> int:
     return session.scalars(select(func.count()).select_from(free)).one()
 
 
-def any_hint_due(session: Session, pause_seconds: float) -> bool:
-    """Whether the hint of a free stage is due."""
-    return session.scalar(select(Stage.id).where(_is_hint_due(Stage, pause_seconds)).limit(1)) is not None
-
-
-def mark_hint_due(session: Session, pause_seconds: float, queue: str, most: int) -> list[Hint]:
+def mark_hinted(session: Session, pause_seconds: float, queue: str, most: int, *, pause_doubles: bool) -> list[Hint]:
     """Hints for at most `most` free stages of a queue whose hint is due. They are marked as hinted.
 
     Rows that another transaction has locked are skipped, so that different lock orders cannot deadlock.
+
+    Args:
+        session: The transaction.
+        pause_seconds: The pause after the first hint of a stage.
+        queue: The queue.
+        most: The maximum number of stages.
+        pause_doubles: Whether each pause is as long as all before it.
     """
     candidate = aliased(Stage)
-    due = select(candidate.id).where(_is_hint_due(candidate, pause_seconds), candidate.queue == queue).limit(most)
-    return _mark(session, Stage.id.in_(due.with_for_update(skip_locked=True)))
+    due = (_is_hint_due(candidate, pause_seconds, pause_doubles), candidate.queue == queue)
+    chosen = select(candidate.id).where(*due).limit(most)
+    return _mark(session, Stage.id.in_(chosen.with_for_update(skip_locked=True)))
 
 
 def _mark(session: Session, *condition: ColumnElement[bool]) -> list[Hint]:

@@ -1,0 +1,39 @@
+"""For how long a worker prefers stages on its loaded model."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from worker import model_cache
+from worker.model_cache import ModelCache
+
+
+class Clock:
+    """A monotonic clock that the tests set."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def test_a_loaded_model_is_preferred_for_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(model_cache, "time", clock)
+    monkeypatch.setattr(model_cache, "DiffusionModel", SimpleNamespace(load=lambda *_arguments, **_options: object()))
+    entry = SimpleNamespace(source="", dtype=None, vae_dtype=None)
+    catalogue: Any = SimpleNamespace(models={"tiny": entry, "other": entry})
+    cache = ModelCache(catalogue, store=SimpleNamespace(), device="cpu")  # type: ignore[arg-type]
+    assert cache.preferred is None
+
+    cache.with_adapter("tiny", None)
+    clock.seconds = 129.0
+    cache.with_adapter("tiny", None)  # it is loaded already
+    assert cache.preferred == "tiny"
+    clock.seconds = 130.0
+    assert (cache.preferred, cache.loaded) == (None, "tiny")
+
+    cache.with_adapter("other", None)
+    assert cache.preferred == "other"
