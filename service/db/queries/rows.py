@@ -47,7 +47,9 @@ def _postgresql(element: json_texts, compiler: Any, **options: Any) -> str:
     return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS JSON))"
 
 
-def is_any_of(id_column: ColumnElement[str] | InstrumentedAttribute[str], ids: Iterable[str]) -> ColumnElement[bool]:
+def is_any_of(
+    id_column: ColumnElement[str] | InstrumentedAttribute[str] | InstrumentedAttribute[str | None], ids: Iterable[str]
+) -> ColumnElement[bool]:
     """The column has one of these ids. The condition has one bound variable, whatever their number."""
     texts = json_texts(bindparam(None, json.dumps(sorted(set(ids))), String)).table_valued(column("value", String))
     return id_column.in_(select(texts.c.value))
