@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from enum import StrEnum
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import Field
 from sqlalchemy.orm import Session
@@ -340,18 +340,24 @@ async def _stream(request: Request, service: Service, caller: Caller, job_id: st
 
 
 @router.get("/{job_id}/logs", response_class=PlainTextResponse)
-def get_logs(job_id: str, service: ServiceDep) -> PlainTextResponse:
+def get_logs(job_id: str, service: ServiceDep) -> StreamingResponse:
     """Return the job's events as text, one per line."""
-    lines: list[str] = []
-    with service.uow.reading() as session:
-        jobs.state_of(session, job_id)
-        cursor: str | None = None
-        while True:
+    _require_job(service, job_id)
+    return StreamingResponse(_log_pages(service, job_id), media_type="text/plain")
+
+
+def _log_pages(service: Service, job_id: str) -> Iterator[str]:
+    """The log, page by page, since a job can have a million events."""
+    cursor: str | None = None
+    while True:
+        with service.uow.reading() as session:
             page = jobs.events(session, job_id, _EVENTS_PER_READ, cursor)
-            lines += [_log_line(event_out(row)) for row in page.rows]
-            cursor = page.next_cursor
-            if cursor is None:
-                return PlainTextResponse("\n".join(lines) + "\n")
+        lines = [_log_line(event_out(row)) for row in page.rows]
+        yield "".join(f"{line}\n" for line in lines)
+
+        cursor = page.next_cursor
+        if cursor is None:
+            return
 
 
 def _log_line(event: EventOut) -> str:
