@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from service.errors import StartError, StorageCorruptError, StorageError
-from service.storage import Store, StoredObject, open_store
+from service.storage import Store, StoredObject, open_store, stage_folder
 from service.storage import s3 as s3_module
 from tests.proxy import proxy
 from tests.servers import S3Server, s3_server
@@ -137,6 +137,16 @@ def test_objects_are_listed_with_their_age(place: Place) -> None:
     ages = {stored.key: stored.age_seconds for stored in place.store.objects()}
     assert set(ages) == {old.key, fresh.key}
     assert ages[old.key] - ages[fresh.key] > 1800  # an hour, minus the duration of the test
+
+
+def test_the_objects_of_a_stage_are_listed_without_those_of_others(place: Place, tmp_path: Path) -> None:
+    stored = place.put()
+    (tmp_path / "file").write_bytes(HELLO)
+    place.store.put("job_1", "stg_10", "image", tmp_path / "file")  # stg_1 is a prefix of it
+    assert [listed.key for listed in place.store.objects(stage_folder("job_1", "stg_1"))] == [stored.key]
+    assert list(place.store.objects(stage_folder("job_1", "stg_2"))) == []
+    with pytest.raises(StorageError, match="plain name"):
+        stage_folder("job_1", "..")
 
 
 def test_every_object_of_many_is_listed(place: Place) -> None:
