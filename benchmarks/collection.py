@@ -51,15 +51,18 @@ _FILL = (
     "SELECT 'stg_' || n, 'job_1', n, 'sample', 'gpu', 0, n, '{{}}', 1, 'succeeded', 1, 0, 0, 1, 0, 0, 0, 1 "
     "FROM generate_series(1, {files}) n",
     "INSERT INTO artifacts (id, job_id, stage_id, slot, key, sha256, size_bytes, media_type, created_at) "
-    "SELECT 'art_t' || n, 'job_1', 'stg_' || n, 'trajectories', 'jobs/job_1/stg_' || n || '/trajectories/0', '0', 1, "
+    "SELECT 'art_' || lpad(n::text, 8, '0') || '_t', 'job_1', 'stg_' || n, 'trajectories', "
+    "'jobs/job_1/stg_' || n || '/trajectories/0', '0', 1, "
     "'application/octet-stream', 0 FROM generate_series(1, {files}) n",
     "INSERT INTO artifacts (id, job_id, stage_id, slot, key, sha256, size_bytes, media_type, created_at) "
-    "SELECT 'art_i' || n, 'job_1', 'stg_' || (1 + (n - 1) / {per_file}), 'image-' || n, 'jobs/image-' || n, '0', 1, "
+    "SELECT 'art_' || lpad((1 + (n - 1) / {per_file})::text, 8, '0') || '_i' || n, 'job_1', "
+    "'stg_' || (1 + (n - 1) / {per_file}), 'image-' || n, 'jobs/image-' || n, '0', 1, "
     "'image/png', 0 FROM generate_series(1, {files} * {per_file}) n",
     "INSERT INTO samples (id, job_id, stage_id, round, role, split, prompt_index, prompt, number, seed, model_id, "
     "trajectory_artifact_id, trajectory_row, image_artifact_id, created_at) "
     "SELECT 'smp_' || n, 'job_1', 'stg_' || (1 + (n - 1) / {per_file}), 0, 'plain', 'train', 0, 'a circle', n, n, "
-    "'mdl_1', 'art_t' || (1 + (n - 1) / {per_file}), mod(n, {per_file}), 'art_i' || n, 0 "
+    "'mdl_1', 'art_' || lpad((1 + (n - 1) / {per_file})::text, 8, '0') || '_t', mod(n, {per_file}), "
+    "'art_' || lpad((1 + (n - 1) / {per_file})::text, 8, '0') || '_i' || n, 0 "
     "FROM generate_series(1, {files} * {per_file}) n",
 )
 
