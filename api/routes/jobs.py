@@ -271,8 +271,8 @@ async def list_events(
     await run_in_threadpool(_require_job, service, job_id)
     if "text/event-stream" in accept:
         after = 0 if last_event_id is None else _parse_event_id(last_event_id)
-        events, has_ended = await run_in_threadpool(_read_events, service, job_id, after)
-        if has_ended and not events and last_event_id is not None:
+        following, has_ended = await run_in_threadpool(_read_events, service, job_id, after)
+        if has_ended and not following and last_event_id is not None:
             return Response(status_code=status.HTTP_204_NO_CONTENT)
         return EventSourceResponse(_stream(request, service, caller, job_id, after))
 

@@ -109,9 +109,9 @@ def size(session: Session, set_id: str) -> int:
 
 def sizes(session: Session, set_ids: Iterable[str]) -> dict[str, int]:
     """The numbers of prompts of these sets, by id. The prompts are not read."""
-    count = func.json_array_length(PromptSet.prompts, type_=Integer()).label("count")
-    rows = session.execute(select(PromptSet.id, count).where(is_any_of(PromptSet.id, set_ids)))
-    return {row.id: row.count for row in rows}
+    size_of_set = func.json_array_length(PromptSet.prompts, type_=Integer()).label("size")
+    rows = session.execute(select(PromptSet.id, size_of_set).where(is_any_of(PromptSet.id, set_ids)))
+    return {row.id: row.size for row in rows}
 
 
 def prompts_of(row: PromptSet) -> tuple[Prompt, ...]:
