@@ -18,7 +18,10 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("stages", sa.Column("failure_count", sa.BigInteger(), nullable=False, server_default="0"))
-    op.create_index("ix_stages_job_id_state", "stages", ["job_id", "state"])
+    unfinished = sa.text("state IN ('held', 'queued', 'running', 'waiting')")
+    op.create_index(
+        "ix_stages_unfinished", "stages", ["job_id", "state"], postgresql_where=unfinished, sqlite_where=unfinished
+    )
     op.drop_column("stages", "progress_at")
     no_verdict = sa.text("verdict IS NULL")
     op.create_index(
@@ -35,7 +38,7 @@ def downgrade() -> None:
     op.create_index("ix_stages_fair_key_started_at", "stages", ["fair_key", "started_at"])
     _index_use_of_workers(["fair_key"])
     op.add_column("stages", sa.Column("progress_at", sa.Double(), nullable=True))
-    op.drop_index("ix_stages_job_id_state", "stages")
+    op.drop_index("ix_stages_unfinished", "stages")
     op.drop_column("stages", "failure_count")
 
 

@@ -154,6 +154,7 @@ class Job(Table):
 
 
 _IS_FREE = "state = 'queued' AND unmet = 0"
+IS_UNFINISHED = "state IN ('held', 'queued', 'running', 'waiting')"
 HAS_CHECKPOINT = "checkpoint_key IS NOT NULL"
 IS_UNCOLLECTED = "finished_at IS NOT NULL AND lease_epoch > 0 AND (collected_at IS NULL OR collected_at < finished_at)"
 """The condition for ended stages that may have left objects; those that never ran have none."""
@@ -167,9 +168,9 @@ class Stage(Table):
     __table_args__ = (
         UniqueConstraint("job_id", "round", "kind", "shard"),
         UniqueConstraint("job_id", "number"),
-        Index(None, "job_id", "state"),
         Index(None, "state", "lease_expires_at"),
         Index(None, "queue", "fair_key", "started_at"),
+        partial_index("ix_stages_unfinished", IS_UNFINISHED, "job_id", "state"),
         partial_index("ix_stages_running", "state = 'running'", "queue", "fair_key"),
         partial_index("ix_stages_free", _IS_FREE, *_ORDER_OF_CLAIMS),
         partial_index("ix_stages_unhinted", f"{_IS_FREE} AND hinted_at IS NULL", "job_id"),

@@ -11,9 +11,10 @@ from benchmarks.service_data import fill
 from service.db.migrate import migrate
 from service.db.queries import collection, jobs, results, stages
 from service.db.queries.pages import encode_cursor
+from service.db.tables import IS_UNFINISHED
 from service.db.unit_of_work import UnitOfWork
 from service.plan import PlannedStage
-from service.states import StageKind
+from service.states import FINAL_STAGE_STATES, StageKind, StageState
 from tests.statements import statements
 
 Query = Callable[[Session], object]
@@ -124,7 +125,7 @@ CLAIM_QUERIES: tuple[Query, ...] = (
     lambda session: stages.count_free(session, "gpu", 100),
     lambda session: stages.mark_free(session, JOB),
 )
-CLAIM_INDEX = re.compile(r"using (ix_stages_(free|unhinted|running|fair_key_started_at)|pk_stages) ")
+CLAIM_INDEX = re.compile(r"using (ix_stages_(free|unhinted|running|queue_fair_key_started_at)|pk_stages) ")
 
 
 def test_claims_on_postgresql(uow: UnitOfWork) -> None:
@@ -165,6 +166,19 @@ def sqlite(tmp_path: Any) -> Iterator[UnitOfWork]:
     opened.close()
 
 
+def test_the_states_of_unfinished_stages_are_looked_up(uow: UnitOfWork, sqlite: UnitOfWork) -> None:
+    """Each of them in an index without the stages that have ended, which are most."""
+    listed = set(re.findall(r"\w+", IS_UNFINISHED.partition(" IN ")[2]))
+    assert listed == set(StageState) - FINAL_STAGE_STATES
+
+    plan = plan_of(uow, lambda session: stages.states_left(session, JOB), disabled=("seqscan",))
+    assert len(re.findall(r"using ix_stages_(?:unfinished|running) on stages", plan)) == 4, plan
+    for steps in sqlite_plans(sqlite, lambda session: stages.states_left(session, JOB)):
+        assert [step for step in steps if "stages" in step] == [
+            "SEARCH stages USING INDEX ix_stages_unfinished (job_id=? AND state=?)"
+        ] * 4, steps
+
+
 def test_claims_on_sqlite(sqlite: UnitOfWork) -> None:
     for query in CLAIM_QUERIES:
         for steps in sqlite_plans(sqlite, query):
@@ -175,8 +189,8 @@ def test_claims_on_sqlite(sqlite: UnitOfWork) -> None:
 AFTER = (5.0, "x")
 COLLECTION_QUERIES: tuple[Query, ...] = (
     lambda session: collection.uncollected_stages(session, 9.0, AFTER, 20),
-    lambda session: collection.forget_checkpoints(session, 20),
-    lambda session: collection.next_job_to_prune(session, "pairs", AFTER, (JOB,)),
+    lambda session: collection.forget_checkpoints(session, 9.0, 20),
+    lambda session: collection.next_job_to_prune(session, "pairs", 9.0, AFTER, (JOB,)),
     lambda session: collection.trajectory_page(session, JOB, "none", "art_", 500),
     lambda session: collection.unfinished_readers(session),
     lambda session: collection.jobs_of_pairs(session, ("pair_1",)),

@@ -210,8 +210,8 @@ def test_stages_and_jobs_that_ended_before_the_upgrade_are_collected_after_it(en
     with Session(engine) as session:
         due = collection.uncollected_stages(session, 10.0, collection.START, 9)
         assert due == [collection.EndedStage("job_a", "job_a_1", (5.0, "job_a_1"))]  # the second never ran
-        assert collection.next_job_to_prune(session, "pairs", collection.START, ()) == (5.0, "job_a")
-        assert collection.forget_checkpoints(session, 9) == ["jobs/job_a/job_a_1/checkpoint/a"]
+        assert collection.next_job_to_prune(session, "pairs", 1.0, collection.START, ()) == (5.0, "job_a")
+        assert collection.forget_checkpoints(session, 1.0, 9) == ["jobs/job_a/job_a_1/checkpoint/a"]
     with engine.begin() as connection:
         alembic.command.downgrade(alembic_config(connection), "0003_running_sums")
         assert connection.scalar(text("SELECT count(*) FROM stages WHERE checkpoint_key IS NOT NULL")) == 1

@@ -26,6 +26,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     union_all,
     update,
 )
@@ -35,7 +36,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from service.db.clock import now_seconds
 from service.db.queries.pages import ColumnValues, Page, fetch_page
 from service.db.queries.rows import UNSYNCED, insert_rows, is_any_of, without_texts
-from service.db.tables import Job, Model, Stage, StageDependency
+from service.db.tables import IS_UNFINISHED, Job, Model, Stage, StageDependency
 from service.errors import LeaseLostError
 from service.ids import IdKind, new_id
 from service.plan import PlannedStage
@@ -657,8 +658,8 @@ def succeed_reviews(session: Session, job_id: str) -> bool:
 def states_left(session: Session, job_id: str) -> set[str]:
     """The states of the unfinished stages of the job. Each state is one index lookup, however many stages there are."""
     unfinished = [state for state in StageState if state not in FINAL_STAGE_STATES]
-    exists_by_state = [exists().where(Stage.job_id == job_id, Stage.state == state) for state in unfinished]
-    row = session.execute(select(*exists_by_state)).one()
+    of_job = exists().where(Stage.job_id == job_id, text(IS_UNFINISHED))
+    row = session.execute(select(*(of_job.where(Stage.state == state) for state in unfinished))).one()
     return {state for state, is_present in zip(unfinished, row, strict=True) if is_present}
 
 
