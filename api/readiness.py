@@ -72,7 +72,7 @@ def worker(service: Service, supervisor: WorkerSupervisor | None) -> CheckOut:
     """Check that the embedded worker runs, or that workers have reported recently."""
     if supervisor is not None and not supervisor.is_alive:
         return _result("worker", "wrong", "the embedded worker has ended and restarts; see the service's log")
-    silent_after = 3 * service.settings.presence_seconds
+    silent_after = service.settings.silent_seconds
     if supervisor is not None and supervisor.silent_seconds > silent_after:
         silence = f"the embedded worker has not responded for {supervisor.silent_seconds:.0f} s"
         return _result("worker", "wrong", f"{silence}; the service will replace it")

@@ -203,6 +203,11 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'dfusion.db'}"
 
     @property
+    def silent_seconds(self) -> float:
+        """A worker that has not reported for longer counts as silent."""
+        return 3 * self.presence_seconds
+
+    @property
     def broker(self) -> str:
         """The URL of the broker, empty in embedded mode. It may contain a password."""
         return self.broker_url.get_secret_value()

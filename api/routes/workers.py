@@ -19,6 +19,6 @@ def list_workers(service: ServiceDep) -> WorkersOut:
     with service.uow.reading() as session:
         now = jobs.now(session)
         stages = workers.stages_in_work(session)
-        silent_after = 3 * service.settings.presence_seconds
+        silent_after = service.settings.silent_seconds
         rows = workers.all_workers(session)
         return WorkersOut(data=[worker_out(row, stages.get(row.name), now, silent_after) for row in rows])
