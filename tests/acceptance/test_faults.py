@@ -185,7 +185,7 @@ def _put_to_sleep(installed: Deployment, job_id: str) -> tuple[Stage, list[psuti
 
 
 def test_a_process_that_is_stopped_for_good_is_replaced(installed: Deployment, undisturbed: str) -> None:
-    """Nobody resumes it: its parent kills it and starts another."""
+    """It is never resumed: its parent kills it and starts another."""
     job_id = installed.post("/rounds", ROUND)
     worker = None
     while worker is None:  # retry if the process has just ended

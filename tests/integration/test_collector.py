@@ -368,14 +368,22 @@ def test_each_stage_is_listed_once_after_its_end_and_the_bucket_never(place: Ins
     assert len(store.listed) == 1
 
 
-def test_a_collection_goes_on_where_the_last_run_stopped(place: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "_STAGES", 1)
+def two_leftovers(place: Installation) -> list[StoredObject]:
+    """Objects without rows of two stages that ended two days ago."""
     place.start()
     held = [place.claim(), place.claim()]
     orphans = [place.put(claimed, "orphan") for claimed in held]
     for claimed in held:
         place.finish(claimed)
     place.age(*(stored.key for stored in orphans))
+    return orphans
+
+
+def test_a_collection_continues_where_the_last_run_stopped(
+    place: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "_STAGES", 1)
+    two_leftovers(place)
     runs = place.collector()
     results = [runs.run(seconds=0) for _ in range(5)]  # a batch each: two empty tasks, two stages, the end
     assert sum(collected.objects for collected in results) == 2
@@ -385,16 +393,11 @@ def test_a_collection_goes_on_where_the_last_run_stopped(place: Installation, mo
     assert not runs.run(stop=stop).complete
 
 
-def test_a_stage_that_cannot_be_listed_does_not_hold_up_the_others(place: Installation) -> None:
+def test_a_stage_that_cannot_be_listed_does_not_block_the_others(place: Installation) -> None:
     store = WrappedStore(place.service.store)
-    place.start()
-    held = [place.claim(), place.claim()]
-    orphans = [place.put(claimed, "orphan") for claimed in held]
-    for claimed in held:
-        place.finish(claimed)
-    place.age(*(stored.key for stored in orphans))
+    orphans = two_leftovers(place)
 
-    store.unlistable = f"jobs/{held[0].job_id}/{held[0].stage_id}"
+    store.unlistable = orphans[0].key.rsplit("/", 2)[0]  # the folder of its stage
     runs = place.with_store(store).collector()
     with pytest.raises(StorageError, match="cannot list"):
         runs.run()

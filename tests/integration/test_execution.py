@@ -287,20 +287,26 @@ def keep_checkpoint(service: Service, held: Claim) -> None:
     execution.checkpoint(service.uow, service.settings, held, StoredObject("key", "0" * 64, 1))
 
 
-def wait_for_nothing(service: Service, held: Claim) -> Claim:
+def claim_without_pause(service: Service, held: Claim) -> Claim:
     """Claim the stage again, without the pause after its last attempt."""
     with service.uow.writing() as session:
         stages.get(session, held.stage_id).not_before = 0.0
     return _claim_again(service, held)
 
 
-def test_a_transient_failure_that_never_passes_fails_the_job(service: Service) -> None:
-    job_id = start(service)
+def fail_seven_times(service: Service) -> Claim:
+    """Fail the first stage in seven attempts. Returns the claim of the eighth, which is the last by default."""
     held = take(service)
     for _ in range(7):
         fail(service, held)
-        assert job_of(service, job_id).state == "running"
-        held = wait_for_nothing(service, held)
+        held = claim_without_pause(service, held)
+    return held
+
+
+def test_a_transient_failure_that_never_passes_fails_the_job(service: Service) -> None:
+    job_id = start(service)
+    held = fail_seven_times(service)
+    assert job_of(service, job_id).state == "running"
     fail(service, held)
     assert job_of(service, job_id).state == "failed"
 
@@ -312,7 +318,7 @@ def test_lost_workers_do_not_count_as_failures(service: Service) -> None:
     for _ in range(8):
         keep_checkpoint(service, held)
         lose(service, held)
-        held = wait_for_nothing(service, held)
+        held = claim_without_pause(service, held)
     fail(service, held)
     row = stage_of(service, held)
     assert (row.state, row.attempt, row.crash_count, row.failure_count) == ("queued", 9, 1, 1)
@@ -321,10 +327,7 @@ def test_lost_workers_do_not_count_as_failures(service: Service) -> None:
 
 def test_a_checkpoint_resets_the_count_of_failures(service: Service) -> None:
     job_id = start(service)
-    held = take(service)
-    for _ in range(7):
-        fail(service, held)
-        held = wait_for_nothing(service, held)
+    held = fail_seven_times(service)
     keep_checkpoint(service, held)
     fail(service, held)
     assert (stage_of(service, held).failure_count, job_of(service, job_id).state) == (1, "running")
