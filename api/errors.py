@@ -172,7 +172,7 @@ def routed_methods(app: FastAPI, path: str) -> set[str]:
 
 
 def allowed_methods(app: FastAPI, path: str) -> set[str]:
-    """The methods that the path supports: those of its routes, and HEAD wherever GET is."""
+    """The methods that the path supports: those of its routes, and HEAD if one of them is GET."""
     methods = routed_methods(app, path)
     return methods | {"HEAD"} if "GET" in methods else methods
 

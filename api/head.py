@@ -1,4 +1,4 @@
-"""HEAD wherever GET is: the same response without its body, unless a route has a HEAD of its own."""
+"""HEAD requests for all paths that support GET: the same response without its body."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from api.errors import routed_methods
 
 
 class HeadMiddleware:
-    """Handles HEAD requests as GET and ends the response after its headers, so that a stream is not read."""
+    """Handles HEAD requests as GET and ends the response after its headers, so that a stream is not read.
+
+    Requests for paths with a HEAD route are passed on unchanged.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

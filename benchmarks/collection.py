@@ -2,7 +2,7 @@
 
 An ended job has 20,000 files of trajectories, each of 16 samples. The setting `keep_trajectories=none` removes them.
 
-1. The collection runs beside sweeps that are due every second. It is printed how late the latest of them began.
+1. The collection runs while sweeps are due every second. The longest delay of a sweep is printed.
 2. Version 0.1.0 removed 20 files in a transaction, each of which read all samples. The first transactions are measured
    in a copy of the database with the indexes of 0.1.0, and their time is multiplied. Sweeps waited for the whole
    collection.
@@ -104,7 +104,7 @@ def measure(files: int = _FILES) -> None:
 
         # 3. collections of now
         service = Service.open(settings)
-        _measure_beside_sweeps(service, files, of)
+        _measure_with_sweeps(service, files, of)
         _measure_idle(service, old_idle, files)
         service.close()
 
@@ -160,7 +160,7 @@ _NEW_INDEXES = frozenset(
 )
 
 
-def _measure_beside_sweeps(service: Service, files: int, of: str) -> None:
+def _measure_with_sweeps(service: Service, files: int, of: str) -> None:
     stop = threading.Event()
     sweeps = [time.monotonic()]
     thread = threading.Thread(target=maintain, args=(service, stop, lambda: sweeps.append(time.monotonic())))

@@ -1,4 +1,4 @@
-"""Periodic maintenance: sweeps on time, and collections in a thread beside them.
+"""Periodic maintenance: sweeps, and collections in another thread that does not delay them.
 
 Any number of processes may do maintenance; one sweeps and one collects at a time. Does not import torch.
 """

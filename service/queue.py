@@ -32,7 +32,7 @@ class SilentQueue:
         """Do nothing."""
 
     def waiting(self, queue_name: str) -> int | None:  # noqa: ARG002
-        """As many as can wait, so that none is missing."""
+        """The maximum, so that no hint is ever missing."""
         return MAX_WAITING_HINTS
 
     def close(self) -> None:

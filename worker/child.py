@@ -97,7 +97,7 @@ class Child:
                 execution.hint_again(self.service.uow, self._queues)
                 return True
         except Exception:
-            time.sleep(_OUTAGE_PAUSE_SECONDS)  # the hint comes back at once
+            time.sleep(_OUTAGE_PAUSE_SECONDS)  # since this worker would receive the hint again immediately
             self._queue.hint([(stage_id, queue_name)])
             raise
         from worker.runner import run_stage

@@ -28,7 +28,7 @@ def touch(settings: Settings) -> None:
 
 
 def end_process() -> None:
-    """End this process at once, as a crash does. Its parent replaces it."""
+    """End this process immediately, as a crash does. Its parent replaces it."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

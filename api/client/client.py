@@ -223,7 +223,7 @@ class Client:
                 return job
             if left <= 0:
                 raise TimeoutError(f"{job_id} is still {job.state}")
-            if job.state is JobState.WAITING:  # the service answers at once
+            if job.state is JobState.WAITING:  # the service responds immediately
                 time.sleep(_WAITING_POLL_SECONDS)
 
     def cancel(self, job_id: str) -> JobDetail:

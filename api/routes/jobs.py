@@ -212,7 +212,7 @@ def retry(
     """Retry a failed or cancelled job.
 
     Creates a new job whose `origin` is the old one. With `from=failed`, no job is created: the old one continues with
-    the stages that have not succeeded, and keeps the results of all others.
+    the stages that have not succeeded, and keeps the results of all others; `Idempotency-Key` has no effect.
     """
     new_id = job_id
     if parameters.start is RetryStart.FAILED:

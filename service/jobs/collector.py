@@ -1,7 +1,7 @@
 """Removes objects that are no longer needed: leftovers of lost attempts, old checkpoints, expired trajectories.
 
 It works in batches: small transactions, and the objects of a few stages. A run does as many batches as its time allows,
-and the next run goes on where it stopped. What was collected is marked, so that a collection with nothing to do reads
+and the next run continues there. What was collected is marked, so that a collection with nothing to do reads
 no storage and few rows.
 
 Rows are deleted first, then their objects. A failure in between leaves objects without rows; their stage is marked as
@@ -62,7 +62,7 @@ class _Task(Protocol):
 
 
 class Collector:
-    """Collects in runs. It holds the position where the next run goes on, and no more than a batch in memory."""
+    """Collects in runs. It holds the position from which the next run continues, and at most a batch in memory."""
 
     def __init__(self, uow: UnitOfWork, store: Store, settings: Settings) -> None:
         self._store = store
@@ -82,7 +82,7 @@ class Collector:
             stop: No batch starts after it is set.
 
         Raises:
-            StorageError: The storage is unavailable. The next run goes on after the batch that failed.
+            StorageError: The storage is unavailable. The next run continues after the batch that failed.
         """
         deadline = time.monotonic() + seconds
         removed: Counter[str] = Counter()
@@ -92,7 +92,7 @@ class Collector:
             self._unfinished.extend(self._tasks)
         while self._unfinished and not (stop and stop.is_set()):
             name = self._unfinished[0]
-            self._unfinished.rotate(-1)  # before the batch, so that a task that fails does not hold up the others
+            self._unfinished.rotate(-1)  # before the batch, so that a failing task does not block the others
             count = self._tasks[name].batch()
             if count is None:
                 self._unfinished.remove(name)
@@ -111,7 +111,7 @@ class Collector:
 
 
 def collect(uow: UnitOfWork, store: Store, settings: Settings) -> Collected:
-    """Collect everything at once, however long it takes. Raises StorageError."""
+    """Collect everything, without a time limit. Raises StorageError."""
     return Collector(uow, store, settings).run()
 
 
@@ -249,7 +249,7 @@ class _Leftovers:
         done: list[EndedStage] = []
         try:
             for stage in stages:
-                self._last = stage.position  # also if it fails, so that one stage does not hold up the others
+                self._last = stage.position  # also if it fails, so that one stage does not block the others
                 old, young = self._collect(stage)
                 removed += old
                 if not young:  # a stage with young objects is listed again

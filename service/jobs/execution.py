@@ -319,7 +319,7 @@ def paused(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
 
 
 def give_back(uow: UnitOfWork, settings: Settings, held: Claim) -> None:
-    """Release a stage because this worker stops. Another worker can claim it at once."""
+    """Release a stage because this worker stops. Another worker can claim it immediately."""
     _stop(uow, settings, held, "stage.given_back", "returned to the queue")
 
 

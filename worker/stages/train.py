@@ -186,7 +186,7 @@ class _Checkpoints:
     def save(self) -> None:
         """Store a checkpoint, unless no update is finished yet.
 
-        If the storage is unavailable, the previous one stays and the training goes on.
+        If the storage is unavailable, the previous one stays and the training continues.
         """
         if self._trainer.updates_done == 0:
             return

@@ -1,6 +1,6 @@
 """Queries of the collector: leftover objects, checkpoints and trajectories that are no longer needed.
 
-Each query reads and writes a bounded number of rows, however many the tables have.
+Each query reads and writes a bounded number of rows, regardless of the size of the tables.
 """
 
 from __future__ import annotations

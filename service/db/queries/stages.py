@@ -656,7 +656,7 @@ def succeed_reviews(session: Session, job_id: str) -> bool:
 
 
 def states_left(session: Session, job_id: str) -> set[str]:
-    """The states of the unfinished stages of the job. Each state is one index lookup, however many stages there are."""
+    """The states of the unfinished stages of the job. Each state is one index lookup."""
     unfinished = [state for state in StageState if state not in FINAL_STAGE_STATES]
     of_job = exists().where(Stage.job_id == job_id, text(IS_UNFINISHED))
     row = session.execute(select(*(of_job.where(Stage.state == state) for state in unfinished))).one()
