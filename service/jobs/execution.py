@@ -18,8 +18,9 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from service.db.queries import jobs, prompt_sets, results, stages
-from service.db.queries.stages import FreeGroup, StopRequest
+from service.db.queries import free_stages, jobs, prompt_sets, results, stages
+from service.db.queries.free_stages import FreeGroup
+from service.db.queries.stages import StopRequest
 from service.db.tables import Job, Stage
 from service.db.unit_of_work import UnitOfWork, hint_after_commit, repeatable
 from service.errors import ConflictError, StageCancelledError
@@ -115,7 +116,7 @@ def claim(
     """
     for _ in range(_SEARCHES):
         with uow.reading() as session:
-            groups = stages.free_groups(session, _GROUPS, queues, prefer_base)
+            groups = free_stages.free_groups(session, _GROUPS, queues, prefer_base)
         if not groups:
             return None
 
@@ -129,7 +130,7 @@ def claim(
 def _claim(session: Session, settings: Settings, owner: str, groups: Sequence[FreeGroup]) -> Lease | None:
     """Claim a stage of these groups. None if other workers claimed them, or their job was cancelled or paused."""
     group, job = _lock_job(session, groups)
-    stage = stages.claim(session, group, job, owner, settings.lease_seconds)
+    stage = free_stages.claim(session, group, job, owner, settings.lease_seconds)
     if stage is None:
         return None
 
@@ -177,7 +178,7 @@ def _lock_job(session: Session, groups: Sequence[FreeGroup]) -> tuple[FreeGroup,
     The lock serializes the events of a job, so that their ids are in order.
     """
     for group in groups:
-        job = stages.lock_free_job(session, group)
+        job = free_stages.lock_free_job(session, group)
         if job is not None:
             return group, job
     return groups[0], jobs.lock(session, groups[0].job_id)
@@ -415,13 +416,13 @@ def add_stages(
 
 def hint_free(session: Session, job_id: str) -> None:
     """After the commit, hint the stages of the job that this transaction has made free."""
-    hint_after_commit(session, stages.mark_free(session, job_id))
+    hint_after_commit(session, free_stages.mark_free(session, job_id))
 
 
 def hint_again(uow: UnitOfWork, queues: Sequence[str] | None = None) -> bool:
     """Hint a free stage after a claim without a result, which has used up a hint. Returns whether there is one."""
     with uow.reading() as session:
-        hint = stages.free_hint(session, queues)
+        hint = free_stages.free_hint(session, queues)
     if hint is not None:
         uow.queue.hint([hint])
     return hint is not None
@@ -437,7 +438,7 @@ def rehint(uow: UnitOfWork, settings: Settings) -> int:
     hinted = 0
     for queue_name in QueueName:
         with uow.reading() as session:
-            free = stages.count_free(session, queue_name, MAX_WAITING_HINTS)
+            free = free_stages.count_free(session, queue_name, MAX_WAITING_HINTS)
         if free == 0:
             continue
 
@@ -451,7 +452,7 @@ def rehint(uow: UnitOfWork, settings: Settings) -> int:
 
 def _rehint(session: Session, settings: Settings, queue_name: str, most: int, is_length_known: bool) -> int:
     pause = settings.sweep_seconds if is_length_known else settings.rehint_seconds
-    hints = stages.mark_hinted(session, pause, queue_name, most, pause_doubles=not is_length_known)
+    hints = free_stages.mark_hinted(session, pause, queue_name, most, pause_doubles=not is_length_known)
     hint_after_commit(session, hints)
     return len(hints)
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, update
 
 from service.db.clock import now_seconds
-from service.db.queries import jobs, stages
+from service.db.queries import free_stages, jobs, stages
 from service.db.tables import ApiKey, Stage
 from service.jobs import execution
 from service.jobs.execution import Claim
@@ -87,7 +87,7 @@ def claim_together(service: Service, workers: int) -> list[Claim | None]:
 
     def claim_once(_number: int) -> Claim | None:
         with service.uow.reading() as session:
-            stages.any_free(session)  # its connection is open
+            free_stages.any_free(session)  # its connection is open
         barrier.wait()
         return claim(service)
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.main import create_app
 from service.db.clock import now_seconds
-from service.db.queries import jobs, results, stages
+from service.db.queries import free_stages, jobs, results, stages
 from service.db.tables import Artifact, Sample, Table
 from service.ids import IdKind, new_id
 from service.jobs import execution
@@ -83,9 +83,9 @@ def waiting_for_locks(postgres: PostgresServer) -> int:
 def test_a_stage_that_somebody_claims_just_now_is_passed_over(service: Service) -> None:
     start(service)
     with service.uow.writing() as session:
-        group = stages.free_groups(session, 1)[0]
+        group = free_stages.free_groups(session, 1)[0]
         job = jobs.get(session, group.job_id)
-        first = stages.claim(session, group, job, "slow", 60)
+        first = free_stages.claim(session, group, job, "slow", 60)
         assert first is not None
         held = take(service)  # neither waits for the other's transaction nor takes its stage
         assert held.stage_id != first.id

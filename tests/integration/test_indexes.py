@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.service_data import fill
 from service.db.migrate import migrate
-from service.db.queries import collection, jobs, results, stages
+from service.db.queries import collection, free_stages, jobs, results, stages
 from service.db.queries.pages import encode_cursor
 from service.db.tables import IS_UNFINISHED
 from service.db.unit_of_work import UnitOfWork
@@ -116,14 +116,14 @@ def test_running_stages_and_errors_have_indexes_of_few_rows(uow: UnitOfWork) -> 
     assert "using ix_stages_with_error on stages" in errors, errors
 
 
-GROUP = stages.FreeGroup("gpu", "", "filled", JOB)
+GROUP = free_stages.FreeGroup("gpu", "", "filled", JOB)
 CLAIM_QUERIES: tuple[Query, ...] = (
-    stages.any_free,
-    lambda session: stages.free_groups(session, 8),
-    lambda session: stages.free_groups(session, 8, ("gpu",), "filled"),
-    lambda session: stages.lock_free_job(session, GROUP),
-    lambda session: stages.count_free(session, "gpu", 100),
-    lambda session: stages.mark_free(session, JOB),
+    free_stages.any_free,
+    lambda session: free_stages.free_groups(session, 8),
+    lambda session: free_stages.free_groups(session, 8, ("gpu",), "filled"),
+    lambda session: free_stages.lock_free_job(session, GROUP),
+    lambda session: free_stages.count_free(session, "gpu", 100),
+    lambda session: free_stages.mark_free(session, JOB),
 )
 CLAIM_INDEX = re.compile(r"using (ix_stages_(free|unhinted|running|queue_fair_key_started_at)|pk_stages) ")
 
@@ -141,7 +141,7 @@ def test_a_claim_reads_one_free_stage_of_each_group(uow: UnitOfWork) -> None:
         free = [PlannedStage(StageKind.FUSE, 2, 1, shard) for shard in range(500)]
         stages.add(session, JOB, free, after=stages.last_number(session, JOB))
     with statements(uow.engine) as seen, uow.reading() as session:
-        assert [group.job_id for group in stages.free_groups(session, 8, prefer_base="other")] == [JOB, JOB]
+        assert [group.job_id for group in free_stages.free_groups(session, 8, prefer_base="other")] == [JOB, JOB]
     plan = explained(uow, *seen[-1], "ANALYZE, COSTS OFF, TIMING OFF")
     rows = [float(count) for count in re.findall(r"using ix_stages_free on .*actual rows=([\d.]+)", plan)]
     assert rows and max(rows) <= 1, plan

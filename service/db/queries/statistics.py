@@ -11,7 +11,7 @@ from sqlalchemy import Select, case, func, select
 from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
-from service.db.queries import jobs, stages
+from service.db.queries import free_stages, jobs
 from service.db.tables import Event, Job, Sample, Stage, StageDependency
 from service.states import JobState, SampleRole, StageKind, StageState
 
@@ -66,7 +66,7 @@ def unfinished_stages(session: Session) -> dict[tuple[str, str], int]:
 
 def ready_stages(session: Session) -> dict[str, int]:
     """The number of stages that can be claimed, by kind."""
-    query = select(Stage.kind, func.count()).where(stages.is_free(Stage)).group_by(Stage.kind)
+    query = select(Stage.kind, func.count()).where(free_stages.is_free(Stage)).group_by(Stage.kind)
     return _counts(session, query, StageKind)
 
 
@@ -83,7 +83,7 @@ def oldest_ready_seconds(session: Session) -> float:
 
     # 2. when the stage became ready
     ready_at = case((unblocked > Stage.not_before, unblocked), else_=Stage.not_before)
-    oldest = session.scalar(select(func.min(ready_at)).where(stages.is_free(Stage)))
+    oldest = session.scalar(select(func.min(ready_at)).where(free_stages.is_free(Stage)))
     return 0.0 if oldest is None else max(0.0, jobs.now(session) - oldest)
 
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from service import logs
-from service.db.queries import stages
+from service.db.queries import free_stages, stages
 from service.jobs import execution
 from service.jobs.kinds import RoundSpec
 from service.service import Service, create_job
@@ -74,7 +74,7 @@ def test_a_worker_whose_disk_is_nearly_full_begins_nothing(service: Service, wat
         "disk nearly full; not starting any stage"
     ]
     with service.uow.reading() as session:
-        assert stages.any_free(session)
+        assert free_stages.any_free(session)
         assert stages.running_under(session, "") == []
 
 
@@ -85,7 +85,7 @@ def test_a_worker_whose_disk_has_room_begins_the_same_work(service: Service) -> 
     begun = False
     for _ in range(PATIENCE_SECONDS * 10):
         with service.uow.reading() as session:
-            begun = not stages.any_free(session)
+            begun = not free_stages.any_free(session)
         if begun:
             break
         stop.wait(0.1)
