@@ -239,19 +239,6 @@ def test_the_stage_of_an_evaluation_with_the_loaded_model_goes_first(service: Se
     assert take(service, base="other").shard == 1
 
 
-def test_keys_share_workers_whatever_model_other_workers_have_loaded(service: Service) -> None:
-    """Three workers have key A's model and keep it busy; a fourth one takes key B's stages in turn."""
-    start(service, "key_a", size=20, model="tiny")
-    start(service, "key_b", size=20, model="other")
-    held = [take(service, base="tiny") for _ in range(3)]
-    assert {key_of(service, stage) for stage in held} == {"key_a"}
-    for _ in range(3):
-        assert work(service, 1) == ["key_b"]  # no model is preferred half a minute after it was loaded
-        for stage in held:
-            finish(service, stage)
-        held = [take(service, base="tiny") for _ in range(3)]
-
-
 def test_the_use_of_one_queue_does_not_count_in_another(service: Service) -> None:
     """A key with a running stage in the CPU queue has its full share of the GPU queue."""
     start(service, "key_a", size=2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -281,6 +282,15 @@ def test_a_hint_is_sent_again_whatever_fails_before_the_claim(
     with pytest.raises(type(error)):
         child.take_hint("stg_first", "gpu")
     assert queue.hints == [("stg_first", "gpu")]
+
+
+def test_a_worker_asks_for_its_model_only_while_it_prefers_it(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    preferences = []
+    monkeypatch.setattr(execution, "claim", lambda *arguments: preferences.append(arguments[-1]))
+    for preferred in ("tiny", None):
+        child.__dict__["bench"] = SimpleNamespace(models=SimpleNamespace(loaded="tiny", preferred=preferred))
+        assert child.take_hint("stg_first", "gpu")
+    assert preferences == ["tiny", None]
 
 
 def test_a_stopping_worker_forwards_its_hint(

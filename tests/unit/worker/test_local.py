@@ -5,6 +5,8 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -112,3 +114,21 @@ def test_the_heartbeats_thread_names_them_too(service: Service, watched: Lines) 
     with logs.about(job_id=held.job_id), Heartbeat(Workbench.of(service), held, threading.Event()):
         assert watched.warned.wait(PATIENCE_SECONDS)
     assert {line["job_id"] for line in watched.lines} == {held.job_id}
+
+
+def test_a_worker_asks_for_its_model_only_while_it_prefers_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as long as the model is loaded: the stages of other models would wait for ever."""
+    preferences = []
+
+    def record(*_arguments: object, prefer_base: str | None) -> None:
+        preferences.append(prefer_base)
+
+    monkeypatch.setattr(execution, "claim", record)
+    for preferred in ("tiny", None):
+        bench: Any = SimpleNamespace(
+            settings=service.settings, uow=service.uow, models=SimpleNamespace(loaded="tiny", preferred=preferred)
+        )
+        assert local._run_next(bench, "w", threading.Event()) is False
+    assert preferences == ["tiny", None]
