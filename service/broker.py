@@ -22,7 +22,7 @@ _MAX_PENDING_HINTS = 10_000
 _CLOSE_SECONDS = 1.0
 _PING_SECONDS = 1.0
 _CHECK_EVERY = 100
-"""Hints that are sent to a queue before its length is checked again."""
+"""Hints that are sent to a queue before its length is checked again; other processes send theirs meanwhile."""
 _logger = logging.getLogger(__name__)
 
 
@@ -73,7 +73,7 @@ class CeleryQueue:
     """Sends hints from a background thread, so that a slow or unreachable broker never blocks callers.
 
     The thread starts with the first hint, so a process can fork before it. A hint that cannot be sent is logged and
-    dropped; the sweeper sends it again. So is a hint for a queue that already holds MAX_WAITING_HINTS, since a hint
+    dropped; the sweeper sends it again. So is a hint for a queue that holds about MAX_WAITING_HINTS, since a hint
     stands for any free stage.
     """
 

@@ -9,7 +9,11 @@ Hint = tuple[str, str]
 """A stage's id and the name of its queue."""
 
 MAX_WAITING_HINTS = 10_000
-"""Hints that one queue of the broker holds at most. A hint takes about 1 KB there."""
+"""Hints that one queue of the broker holds, roughly at most. A hint takes about 1 KB there.
+
+Each process looks at the length of the queue once for a hundred hints, so that the queue can exceed this by about a
+hundred hints for each process that sends some at the same time.
+"""
 
 
 class Queue(Protocol):

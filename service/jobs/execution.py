@@ -10,6 +10,8 @@ commit was lost, the epoch shows whether it took place, since only one worker wr
 from __future__ import annotations
 
 import random
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +43,15 @@ _GROUPS = 8
 """Groups of free stages that one search returns."""
 _SEARCHES = 100
 """A search is repeated if other workers claimed the stages meanwhile. Two are nearly always enough."""
+_SEARCH_PAUSE_SECONDS = 0.002
+_MAX_SEARCH_PAUSE_SECONDS = 0.1
+"""The first and the longest pause between two searches, at most. Each is random, so that workers do not meet again."""
+_LOCKS = 100
+"""Jobs that a claim tries to lock before it waits for one."""
+_HINTS_AT_ONCE = 500
+"""Stages that one transaction of a sweep marks as hinted."""
+Search = Callable[[Session], list[FreeGroup]]
+"""Finds the groups of stages that a worker can claim, best first."""
 
 
 @dataclass(frozen=True)
@@ -114,22 +125,29 @@ def claim(
     Raises:
         DBAPIError: The database is unavailable.
     """
-    for _ in range(_SEARCHES):
+    search = partial(free_stages.free_groups, most=_GROUPS, queues=queues, prefer_base=prefer_base)
+    for number in range(_SEARCHES):
         with uow.reading() as session:
-            groups = free_stages.free_groups(session, _GROUPS, queues, prefer_base)
-        if not groups:
-            return None
+            if not free_stages.any_free(session, queues):
+                return None
 
-        lease = uow.run(partial(_claim, settings=settings, owner=owner, groups=groups), _is_claimed)
+        lease = uow.run(partial(_claim, settings=settings, owner=owner, search=search), _is_claimed)
         claimed = None if lease is None else _complete(uow, settings, lease)
         if claimed is not None:
             return claimed
+        time.sleep(random.uniform(0.0, min(_MAX_SEARCH_PAUSE_SECONDS, _SEARCH_PAUSE_SECONDS * 2**number)))
     return None
 
 
-def _claim(session: Session, settings: Settings, owner: str, groups: Sequence[FreeGroup]) -> Lease | None:
-    """Claim a stage of these groups. None if other workers claimed them, or their job was cancelled or paused."""
-    group, job = _lock_job(session, groups)
+def _claim(session: Session, settings: Settings, owner: str, search: Search) -> Lease | None:
+    """Claim a stage of the groups that the search returns. None if there is none, or others have claimed its stages.
+
+    The search is part of the transaction, so that it sees the claims that others have just made.
+    """
+    locked = _lock_job(session, search)
+    if locked is None:
+        return None
+    group, job = locked
     stage = free_stages.claim(session, group, job, owner, settings.lease_seconds)
     if stage is None:
         return None
@@ -172,16 +190,44 @@ def _complete(uow: UnitOfWork, settings: Settings, lease: Lease) -> Claim | None
     )
 
 
-def _lock_job(session: Session, groups: Sequence[FreeGroup]) -> tuple[FreeGroup, Job]:
-    """Lock a job of the first group that has an unlocked one. If all are locked, wait for the first job.
+def _lock_job(session: Session, search: Search) -> tuple[FreeGroup, Job] | None:
+    """Lock the job to claim from, with its group. If others have locked all jobs, wait for the first one.
 
     The lock serializes the events of a job, so that their ids are in order.
     """
-    for group in groups:
-        job = free_stages.lock_free_job(session, group)
+    groups = search(session)
+    locked = _lock_fairly(session, groups)
+    if locked is None and groups:
+        jobs.lock(session, groups[0].job_id)
+        locked = _lock_fairly(session, search(session))  # the claims that it waited for have changed the order
+    return locked
+
+
+def _lock_fairly(session: Session, groups: Sequence[FreeGroup]) -> tuple[FreeGroup, Job] | None:
+    """Lock a job that no other transaction has locked. None if all are locked.
+
+    A locked job counts as a claim that is about to be committed. Workers that claim at the same time and see the same
+    order of groups therefore divide themselves among the API keys, as if they had claimed one after the other.
+    """
+    left = list(groups)
+    claims: Counter[tuple[str, str]] = Counter()
+
+    def turn(group: FreeGroup) -> tuple[bool, int]:
+        return not group.is_preferred, group.running + claims[group.queue, group.fair_key]
+
+    for _ in range(_LOCKS):
+        if not left:
+            break
+        first = min(range(len(left)), key=lambda index: turn(left[index]))
+        group = left[first]
+        job = free_stages.lock_if_unlocked(session, group.job_id)
         if job is not None:
             return group, job
-    return groups[0], jobs.lock(session, groups[0].job_id)
+
+        claims[group.queue, group.fair_key] += 1
+        following = free_stages.following_job(session, group)
+        left[first : first + 1] = [] if following is None else [following]
+    return None
 
 
 def _is_claimed(session: Session, lease: Lease | None) -> bool:
@@ -433,7 +479,7 @@ def rehint(uow: UnitOfWork, settings: Settings) -> int:
 
     If the length of a queue is known, it gets the hints that it lacks: as many as it has free stages, and at most
     MAX_WAITING_HINTS. Those sent since the last sweep may be on their way. If the length is unknown, hints are repeated
-    after growing pauses.
+    after growing pauses. A transaction marks few stages, so that claims wait for none of them for long.
     """
     hinted = 0
     for queue_name in QueueName:
@@ -444,9 +490,12 @@ def rehint(uow: UnitOfWork, settings: Settings) -> int:
 
         waiting = uow.queue.waiting(queue_name)
         missing = free if waiting is None else free - waiting
-        if missing > 0:
-            rehint_queue = partial(_rehint, settings=settings, queue_name=queue_name, most=missing)
-            hinted += uow.run(partial(rehint_queue, is_length_known=waiting is not None), repeatable)
+        rehint_queue = partial(_rehint, settings=settings, queue_name=queue_name, is_length_known=waiting is not None)
+        while missing > 0:
+            most = min(missing, _HINTS_AT_ONCE)
+            marked = uow.run(partial(rehint_queue, most=most), repeatable)
+            hinted += marked
+            missing = missing - marked if marked == most else 0
     return hinted
 
 

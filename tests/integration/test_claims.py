@@ -144,7 +144,65 @@ def test_a_claim_waits_if_every_job_is_locked(service: Service) -> None:
     assert [held is not None for held in claims] == [True]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_large_job_does_not_hide_the_others_of_its_key(service: Service) -> None:
+    large = start(service, "key_a", size=1500)
+    small = start(service, "key_a")
+    with service.uow.writing() as session:
+        jobs.lock(session, large)
+        assert take(service).job_id == small
+
+
 # Fair share
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_workers_that_claim_at_once_divide_themselves_among_the_keys(service: Service) -> None:
+    """A locked job is a claim that no other worker sees yet."""
+    of_key = {key: [start(service, key) for _ in range(4)] for key in ("key_a", "key_b")}
+    locked = ["key_a"]
+    taken = []
+    for key in ("key_b", "key_a", "key_b", "key_a"):
+        with service.uow.writing() as session:
+            for number, name in enumerate(locked):
+                jobs.lock(session, of_key[name][locked[:number].count(name)])
+            held = take(service)
+            taken.append(held.job_id)
+        execution.give_back(service.uow, service.settings, held)
+        with service.uow.writing() as session:
+            session.execute(update(Stage).values(started_at=None))  # as before the claim
+        locked.append(key)
+    assert taken == [of_key["key_b"][0], of_key["key_a"][1], of_key["key_b"][1], of_key["key_a"][2]]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_claim_that_has_waited_follows_the_shares_of_then(service: Service) -> None:
+    first = start(service, "key_a", size=5)
+    claims: list[Claim | None] = []
+    worker = threading.Thread(target=lambda: claims.append(claim(service)))
+    with service.uow.writing() as session:
+        job = jobs.lock(session, first)
+        worker.start()
+        worker.join(0.5)
+        assert worker.is_alive()
+        second = start(service, "key_b")
+        [group] = [group for group in free_stages.free_groups(session, 8) if group.job_id == first]
+        assert free_stages.claim(session, group, job, "other", 60) is not None
+    worker.join(30)
+    assert [held.job_id for held in claims if held is not None] == [second]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_many_workers_at_once_serve_two_keys_alike(service: Service) -> None:
+    for key in ("key_a", "key_b"):
+        for _ in range(40):
+            start(service, key)
+
+    claims = claim_together(service, workers=40)
+
+    keys = [key_of(service, held) for held in claims if held is not None]
+    assert len(keys) == 40
+    assert abs(keys.count("key_a") - keys.count("key_b")) <= 8
 
 
 def test_a_job_of_another_key_starts_within_one_stage_of_a_backlog(service: Service) -> None:

@@ -21,7 +21,8 @@ from service.jobs.kinds import RoundSpec
 from service.maintenance import sweep_once
 from service.queue import Hint
 from service.service import Service, cancel_job, create_job, pause_job, resume_job
-from tests.service import round_body, settings_for
+from tests.service import PROMPTS, round_body, settings_for
+from tests.statements import statements
 from worker.child import Child
 from worker.stop_flag import StopFlag
 from worker.watchdog import Watchdog
@@ -235,6 +236,21 @@ def test_a_queue_never_gets_more_repeated_hints_than_it_may_hold(
     set_back(service, free_at=61, hinted_at=61)
     queue.held = {"gpu": 1}
     assert execution.rehint(service.uow, service.settings) == 2
+
+
+def test_hints_are_repeated_in_transactions_of_few_stages(
+    service: Service, queue: RecordingQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "_HINTS_AT_ONCE", 2)
+    for _ in range(3):
+        start(service, evaluation=None)  # two free stages each
+    start(service, evaluation=None, prompts=PROMPTS[:1])  # one
+    set_back(service, free_at=61, hinted_at=61)
+    queue.hints.clear()
+    with statements(service.uow.engine) as seen:
+        assert execution.rehint(service.uow, service.settings) == 7
+    assert len(set(queue.hints)) == 7
+    assert [text for text, _ in seen].count("BEGIN IMMEDIATE") == 4
 
 
 @pytest.fixture

@@ -116,12 +116,12 @@ def test_running_stages_and_errors_have_indexes_of_few_rows(uow: UnitOfWork) -> 
     assert "using ix_stages_with_error on stages" in errors, errors
 
 
-GROUP = free_stages.FreeGroup("gpu", "", "filled", JOB)
+GROUP = free_stages.FreeGroup("gpu", "", "filled", 0, JOB)
 CLAIM_QUERIES: tuple[Query, ...] = (
     free_stages.any_free,
     lambda session: free_stages.free_groups(session, 8),
     lambda session: free_stages.free_groups(session, 8, ("gpu",), "filled"),
-    lambda session: free_stages.lock_free_job(session, GROUP),
+    lambda session: free_stages.following_job(session, GROUP),
     lambda session: free_stages.count_free(session, "gpu", 100),
     lambda session: free_stages.mark_free(session, JOB),
 )

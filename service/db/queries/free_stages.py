@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
@@ -23,6 +23,8 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
+    tuple_,
     union_all,
     update,
 )
@@ -35,8 +37,6 @@ from service.db.tables import Job, Stage
 from service.queue import Hint
 from service.states import QueueName, StageState
 
-_JOBS_WINDOW = 1000
-"""Free stages whose jobs are tried for a lock. Other claims lock at most one job per worker."""
 _MAX_HINT_PAUSES = 16
 """The longest pause between two hints of a stage, in multiples of the first."""
 _ZERO: ColumnElement[int] = literal_column("0")
@@ -56,13 +56,19 @@ class FreeGroup:
         queue: The queue.
         fair_key: The API key of their jobs; "" if none.
         base: The base model that they load; "" if none.
-        job_id: The job of the stage to claim first.
+        rank: The rank of the job of the stage to claim first.
+        job_id: That job.
+        running: The running stages of the key in this queue.
+        is_preferred: Whether the group comes before all those that are not, whatever the shares of their keys.
     """
 
     queue: str
     fair_key: str
     base: str
+    rank: int
     job_id: str
+    running: int = 0
+    is_preferred: bool = True
 
 
 def is_free(stage: type[Stage]) -> ColumnElement[bool]:
@@ -104,7 +110,7 @@ def free_groups(
     names = tuple(QueueName) if queues is None else tuple(queues)
     query = _free_groups(names, prefer_base is not None)
     rows = session.execute(query, {"most": most, "prefer_base": prefer_base})
-    return [FreeGroup(row.queue, row.fair_key, row.base, row.job_id) for row in rows]
+    return [FreeGroup(*row) for row in rows]
 
 
 @cache
@@ -131,10 +137,11 @@ def _free_groups(queues: tuple[str, ...], prefers_base: bool) -> Select[Any]:
     # 2. fair share among the keys, then the order within a key
     by_key: list[ColumnElement[Any]] = [head.running, head.served_at, head.fair_key]
     in_key: list[ColumnElement[Any]] = [head.rank, head.job_id, head.number]
-    preferred: list[ColumnElement[Any]] = []
+    is_preferred: ColumnElement[bool] = true()
     if prefers_base:
-        preferred.append(case((head.base.in_(("", bindparam("prefer_base", type_=String))), 0), else_=1))
-    query = select(head.queue, head.fair_key, head.base, head.job_id).order_by(*preferred, *by_key, *in_key)
+        is_preferred = head.base.in_(("", bindparam("prefer_base", type_=String)))
+    columns = (head.queue, head.fair_key, head.base, head.rank, head.job_id, head.running, is_preferred)
+    query = select(*columns).order_by(case((is_preferred, 0), else_=1), *by_key, *in_key)
     return query.limit(bindparam("most"))
 
 
@@ -164,24 +171,35 @@ def _of_group(stage: type[Stage]) -> ColumnElement[bool]:
     return and_(is_free(stage), *group)
 
 
-def lock_free_job(session: Session, group: FreeGroup) -> Job | None:
-    """Lock the first job of the group that no other transaction has locked. None if there is none."""
-    job: Job | None = session.scalar(_unlocked_job(), _parameters(group))
+def lock_if_unlocked(session: Session, job_id: str) -> Job | None:
+    """Lock the row of the job as `jobs.lock` does, without waiting. None if another transaction has locked it."""
+    job: Job | None = session.scalar(_unlocked_job(), {"job_id": job_id})
     return job
-
-
-def _parameters(group: FreeGroup) -> dict[str, Any]:
-    return {"group_queue": group.queue, "group_key": group.fair_key, "group_base": group.base}
 
 
 @cache
 def _unlocked_job() -> Select[Any]:
-    order = (Stage.rank, Stage.job_id, Stage.number)
-    first = select(*order).where(_of_group(Stage)).order_by(*order).limit(_JOBS_WINDOW).subquery()
-    query = select(Job).options(*without_texts()).join_from(first, Job, Job.id == first.c.job_id).limit(1)
-    query = query.order_by(first.c.rank, first.c.job_id, first.c.number)
-    unlocked = query.with_for_update(of=Job, key_share=True, skip_locked=True)
+    query = select(Job).options(*without_texts()).where(Job.id == bindparam("job_id", type_=String))
+    unlocked = query.with_for_update(key_share=True, skip_locked=True)
     return unlocked.execution_options(populate_existing=True)
+
+
+def following_job(session: Session, group: FreeGroup) -> FreeGroup | None:
+    """The group without its first job. None if no other job has a stage in it. The size of the first does not count."""
+    of_first = {"first_rank": group.rank, "first_job": group.job_id}
+    row = session.execute(_following_job(), {**_parameters(group), **of_first}).first()
+    return None if row is None else replace(group, rank=row.rank, job_id=row.job_id)
+
+
+@cache
+def _following_job() -> Select[Any]:
+    first = (bindparam("first_rank", type_=BigInteger), bindparam("first_job", type_=String))
+    query = select(Stage.rank, Stage.job_id).where(_of_group(Stage), tuple_(Stage.rank, Stage.job_id) > tuple_(*first))
+    return query.order_by(Stage.rank, Stage.job_id, Stage.number).limit(1)
+
+
+def _parameters(group: FreeGroup) -> dict[str, Any]:
+    return {"group_queue": group.queue, "group_key": group.fair_key, "group_base": group.base}
 
 
 def claim(session: Session, group: FreeGroup, job: Job, owner: str, lease_seconds: float) -> Stage | None:
