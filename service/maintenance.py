@@ -61,6 +61,7 @@ def sweep_once(service: Service) -> bool:
         if is_locked:
             lost = execution.sweep(service.uow, service.settings)
             hinted = execution.rehint(service.uow, service.settings)
+            execution.count_missed(service.uow)
             with service.uow.writing() as session:
                 workers.forget_silent(session)
             if lost or hinted:

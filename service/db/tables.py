@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -154,7 +155,12 @@ class Job(Table):
 
 
 _IS_FREE = "state = 'queued' AND unmet = 0"
+IS_RUNNING = "state = 'running'"
+"""No more stages run than there are workers, so that the index of these serves all queries for them."""
 IS_UNFINISHED = "state IN ('held', 'queued', 'running', 'waiting')"
+HAS_ENDED = "state IN ('cancelled', 'failed', 'succeeded')"
+HAS_FAILED_ATTEMPT = "error_code IS NOT NULL AND state <> 'cancelled'"
+IS_UNCOUNTED = "finished_at IS NOT NULL AND NOT is_counted"
 HAS_CHECKPOINT = "checkpoint_key IS NOT NULL"
 IS_UNCOLLECTED = "finished_at IS NOT NULL AND lease_epoch > 0 AND (collected_at IS NULL OR collected_at < finished_at)"
 """The condition for ended stages that may have left objects; those that never ran have none."""
@@ -168,13 +174,14 @@ class Stage(Table):
     __table_args__ = (
         UniqueConstraint("job_id", "round", "kind", "shard"),
         UniqueConstraint("job_id", "number"),
-        Index(None, "state", "lease_expires_at"),
         Index(None, "queue", "fair_key", "started_at"),
-        partial_index("ix_stages_unfinished", IS_UNFINISHED, "job_id", "state"),
-        partial_index("ix_stages_running", "state = 'running'", "queue", "fair_key"),
+        partial_index("ix_stages_unfinished", IS_UNFINISHED, "job_id", "state", "number"),
+        partial_index("ix_stages_ended", HAS_ENDED, "job_id", "state", "number"),
+        partial_index("ix_stages_running", IS_RUNNING, "queue", "fair_key"),
         partial_index("ix_stages_free", _IS_FREE, *_ORDER_OF_CLAIMS),
         partial_index("ix_stages_unhinted", f"{_IS_FREE} AND hinted_at IS NULL", "job_id"),
-        partial_index("ix_stages_with_error", "error_code IS NOT NULL", "job_id", "number"),
+        partial_index("ix_stages_with_error", HAS_FAILED_ATTEMPT, "job_id", "number"),
+        partial_index("ix_stages_uncounted", IS_UNCOUNTED, "job_id"),
         partial_index("ix_stages_with_checkpoint", HAS_CHECKPOINT, "id"),
         partial_index("ix_stages_uncollected", IS_UNCOLLECTED, "finished_at", "id"),
     )
@@ -222,6 +229,8 @@ class Stage(Table):
     finished_at: Mapped[float | None]
     collected_at: Mapped[float | None]
     """When its leftover objects were removed after its end. A stage that ends again later is collected again."""
+    is_counted: Mapped[bool] = mapped_column(server_default=false())
+    """Whether the running sums of the job include the stage. False if a process of version 0.1.0 has ended it."""
     memory_bytes: Mapped[int | None]
     """Peak memory: of the GPU, or of the machine if the worker has no GPU."""
     error_code: Mapped[str | None]

@@ -50,6 +50,8 @@ _LOCKS = 100
 """Jobs that a claim tries to lock before it waits for one."""
 _HINTS_AT_ONCE = 500
 """Stages that one transaction of a sweep marks as hinted."""
+_JOBS_AT_ONCE = 100
+"""Jobs whose running sums one sweep completes."""
 Search = Callable[[Session], list[FreeGroup]]
 """Finds the groups of stages that a worker can claim, best first."""
 
@@ -513,6 +515,22 @@ def sweep(uow: UnitOfWork, settings: Settings) -> int:
     return sum(_requeue_lost(uow, settings, stage, only_expired=True) for stage in expired)
 
 
+def count_missed(uow: UnitOfWork) -> int:
+    """Include stages in the running sums of their jobs that a process of version 0.1.0 has ended during an upgrade.
+
+    Returns:
+        The number of stages.
+    """
+    with uow.reading() as session:
+        job_ids = stages.uncounted_jobs(session, _JOBS_AT_ONCE)
+    return sum(uow.run(partial(_count_missed, job_id=job_id), repeatable) for job_id in job_ids)
+
+
+def _count_missed(session: Session, job_id: str) -> int:
+    jobs.lock(session, job_id)
+    return stages.count_missed(session, job_id)
+
+
 def requeue_stages_of(uow: UnitOfWork, settings: Settings, owner_prefix: str) -> int:
     """Requeue the stages of dead workers, whose names start with `owner_prefix`. Returns their number."""
     with uow.reading() as session:
@@ -610,8 +628,7 @@ def resume(session: Session, job_id: str) -> None:
     if job.pause_requested_at is not None and JobState(job.state) not in FINAL_JOB_STATES:
         jobs.request_resume(session, job.id)
         jobs.add_event(session, job.id, "job.resumed", "the job is resumed")
-        stages.release(session, job.id)
-        hint_free(session, job.id)
+        hint_after_commit(session, stages.release(session, job.id))
         _update_state(session, jobs.lock(session, job.id))
     elif job.state == JobState.WAITING:
         end_review(session, job, "the job continues with the existing verdicts")
@@ -631,11 +648,12 @@ def reopen(session: Session, job_id: str) -> None:
     if stages.states_left(session, job.id):
         raise ConflictError(f"{job.id} still has a running stage, which is stopping: try again in a moment")
 
-    if not stages.reopen(session, job.id):
+    count, hints = stages.reopen(session, job.id)
+    if count == 0:
         raise ConflictError(f"{job.id} has no stage to continue: retry it as a new job")
     jobs.reopen(session, job.id)
     jobs.add_event(session, job.id, "job.continued", "the job continues with the stages that have not succeeded")
-    hint_free(session, job.id)
+    hint_after_commit(session, hints)
     _update_state(session, jobs.lock(session, job.id))
 
 

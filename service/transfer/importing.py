@@ -235,7 +235,7 @@ def _as_ended(table: SqlTable, row: Row) -> Row:
         return row | {"state": JobState.CANCELLED.value, "finished_at": last}
 
     if table is STAGES:
-        row = row | {"checkpoint_key": None, "checkpoint_sha256": None, "checkpoint_at": None}
+        row = row | {"checkpoint_key": None, "checkpoint_sha256": None, "checkpoint_at": None, "is_counted": True}
         if row["state"] not in FINAL_STAGE_STATES:
             free = {"lease_owner": None, "lease_expires_at": None, "finished_at": row["started_at"]}
             return row | free | {"state": StageState.CANCELLED.value}

@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, delete, event
+from sqlalchemy import Connection, delete, event, update
 
 from api.converters.jobs import job_detail
 from api.main import create_app
+from service.db.clock import now_seconds
 from service.db.queries import jobs, results, stages
 from service.db.queries.pages import encode_cursor
-from service.db.tables import Model, PromptSet
+from service.db.tables import Model, PromptSet, Stage
 from service.ids import IdKind, new_id
 from service.jobs import checking, execution
 from service.jobs.kinds import RoundSpec
 from service.plan import PlannedStage
-from service.service import Service, create_job
+from service.service import Service, cancel_job, continue_job, create_job, pause_job, resume_job
 from service.states import StageKind
 from tests.service import PROMPTS, round_body, service_of, settings_for
 from tests.statements import statements
@@ -199,43 +200,162 @@ def test_jobs_are_read_without_their_stages(client: TestClient, service: Service
     assert not any("jobs.spec" in statement for statement in loaded[: many[0][1]])
 
 
+def sums_of(service: Service, job_id: str) -> tuple[float, int, int | None]:
+    """The running sums of a job. Checks that the job shows what its stages say."""
+    with service.uow.reading() as session:
+        rows = stages.of_job(session, job_id)
+        view = jobs.get_view(session, job_id)
+    shown = job_detail(view)
+    assert (view.job.work_done, shown.attempts, shown.progress.round) == (
+        sum(row.work for row in rows if row.state == "succeeded"),
+        max(row.attempt for row in rows),
+        max((row.round for row in rows if row.started_at is not None), default=None),
+    )
+    running = [(row.kind, row.shard) for row in rows if row.state == "running"]
+    assert (shown.progress.stage, shown.progress.shard) == (running[0] if running else (None, None))
+    assert [row.is_counted for row in rows] == [row.finished_at is not None for row in rows]
+    return view.job.work_done, view.job.attempts, view.job.last_round
+
+
+def start_round(service: Service, **changes: Any) -> str:
+    body = {"prompts": PROMPTS[:1], "evaluation": None}
+    return create_job(service, RoundSpec.model_validate(round_body(**(body | changes))))
+
+
+def take(service: Service) -> execution.Claim:
+    held = execution.claim(service.uow, service.settings, "w")
+    assert held is not None
+    sums_of(service, held.job_id)
+    return held
+
+
+def finish(service: Service, held: execution.Claim) -> None:
+    execution.finish(service.uow, service.settings, held, lambda _session: None)
+
+
+WORK_OF_SAMPLING = 4 * 4 * 2
+"""4 images in 4 steps with guidance."""
+
+
 def test_running_sums_follow_the_stages(service: Service) -> None:
     """At each step a job shows what its stages say."""
-    job_id = create_job(service, RoundSpec.model_validate(round_body(prompts=PROMPTS[:1], evaluation=None)))
+    job_id = start_round(service)
+    assert sums_of(service, job_id) == (0, 0, None)
+    execution.give_back(service.uow, service.settings, take(service))
+    assert sums_of(service, job_id) == (0, 0, 1)
+    failure = execution.StageFailure("storage", "away", retryable=True)
+    execution.fail(service.uow, service.settings.model_copy(update={"retry_seconds": 1e-6}), take(service), failure)
+    assert sums_of(service, job_id) == (0, 1, 1)
+    finish(service, take(service))
+    assert sums_of(service, job_id) == (WORK_OF_SAMPLING, 2, 1)
+    failure = execution.StageFailure("internal", "broken", retryable=False)
+    execution.fail(service.uow, service.settings, take(service), failure)
+    assert sums_of(service, job_id) == (WORK_OF_SAMPLING, 2, 1)
 
-    def check() -> tuple[float, int, int | None]:
+
+def test_running_sums_of_lost_workers_and_of_a_job_that_continues(service: Service) -> None:
+    job_id = start_round(service)
+    hasty = service.settings.model_copy(update={"retry_seconds": 1e-6, "max_crashes": 2})
+    for attempts in (1, 2):
+        take(service)
+        with service.uow.writing() as session:
+            session.execute(update(Stage).values(lease_expires_at=0.0))
+        assert execution.sweep(service.uow, hasty) == 1
+        assert sums_of(service, job_id) == (0, attempts, 1)
+    assert jobs_state(service, job_id) == "failed"
+
+    continue_job(service, job_id)
+    assert sums_of(service, job_id) == (0, 2, 1)
+    finish(service, take(service))
+    assert sums_of(service, job_id) == (WORK_OF_SAMPLING, 3, 1)
+    cancel_job(service, job_id)
+    assert sums_of(service, job_id) == (WORK_OF_SAMPLING, 3, 1)
+
+
+def jobs_state(service: Service, job_id: str) -> str:
+    with service.uow.reading() as session:
+        return jobs.state_of(session, job_id)
+
+
+def test_running_sums_of_a_job_that_pauses_and_waits_for_its_review(service: Service) -> None:
+    job_id = start_round(service, review=True)
+    while (held := take(service)).kind != "verify":
+        finish(service, held)
+    pause_job(service, job_id)
+    finish(service, held)
+    before = sums_of(service, job_id)
+    resume_job(service, job_id)  # ends the review, since the job has no pair
+    with service.uow.reading() as session:
+        [review] = [stage for stage in stages.of_job(session, job_id) if stage.kind == "review"]
+    assert review.state == "succeeded"
+    assert sums_of(service, job_id) == (before[0] + review.work, 1, 1)
+    assert take(service).kind == "train"
+
+
+def test_stages_that_an_earlier_version_ends_are_counted_by_the_sweeper(service: Service) -> None:
+    """Processes of both versions run during an upgrade. Version 0.1.0 does not know the running sums."""
+    job_id = start_round(service)
+    other_id = start_round(service)
+    for held in (take(service), take(service)):
+        ended = {"state": "succeeded", "finished_at": now_seconds(), "lease_owner": None, "attempt": 3}
+        with service.uow.writing() as session:
+            session.execute(update(Stage).where(Stage.id == held.stage_id).values(ended))
+    assert execution.count_missed(service.uow) == 2
+    assert sums_of(service, job_id) == sums_of(service, other_id) == (WORK_OF_SAMPLING, 3, 1)
+    assert execution.count_missed(service.uow) == 0
+
+
+def test_a_change_of_all_stages_of_a_job_is_one_statement_that_writes_each_once(service: Service) -> None:
+    many = [PlannedStage(StageKind.FUSE, 2, 1, shard, needs=() if shard % 2 else (0,)) for shard in range(MANY)]
+    job_id = start_round(service)
+    with service.uow.writing() as session:
+        stages.add(session, job_id, many, after=stages.last_number(session, job_id))
+    held = take(service)
+    for change in (pause_job, resume_job, cancel_job, continue_job):
+        if change is continue_job:
+            execution.cancelled(service.uow, service.settings, held)
+        with statements(service.uow.engine) as seen:
+            change(service, job_id)
+        assert sum(text.startswith("UPDATE stages") for text, _ in seen) == 1, change
         with service.uow.reading() as session:
             rows = stages.of_job(session, job_id)
-            view = jobs.get_view(session, job_id)
-        shown = job_detail(view)
-        assert (view.job.work_done, shown.attempts, shown.progress.round) == (
-            sum(row.work for row in rows if row.state == "succeeded"),
-            max(row.attempt for row in rows),
-            max((row.round for row in rows if row.started_at is not None), default=None),
-        )
-        running = [(row.kind, row.shard) for row in rows if row.state == "running"]
-        assert (shown.progress.stage, shown.progress.shard) == (running[0] if running else (None, None))
-        return view.job.work_done, view.job.attempts, view.job.last_round
+        states = {"pause_job": "held", "cancel_job": "cancelled"}
+        expected = states.get(change.__name__, "queued")
+        assert {row.state for row in rows if row.id != held.stage_id} == {expected}
+        running = next(row for row in rows if row.id == held.stage_id)
+        assert (running.pause_requested_at is not None) == (change is pause_job)
+        assert (running.cancel_requested_at is not None) == (change is cancel_job)
+        if expected == "queued":  # those that are free are hinted, and no others
+            assert {row.hinted_at is not None for row in rows if row.unmet} == {False}
+            assert {row.hinted_at is not None for row in rows if not row.unmet} == {True}
 
-    def claim() -> execution.Claim:
-        held = execution.claim(service.uow, service.settings, "w")
-        assert held is not None
-        check()
-        return held
 
-    assert check() == (0, 0, None)
-    execution.give_back(service.uow, service.settings, claim())
-    assert check() == (0, 0, 1)
-    failure = execution.StageFailure("storage", "away", retryable=True)
-    execution.fail(service.uow, service.settings.model_copy(update={"retry_seconds": 1e-6}), claim(), failure)
-    assert check() == (0, 1, 1)
-    held = claim()
-    execution.finish(service.uow, service.settings, held, lambda _session: None)
-    # 4 images in 4 steps with guidance
-    assert check() == (4 * 4 * 2, 2, 1)
-    held = claim()
-    execution.fail(service.uow, service.settings, held, execution.StageFailure("internal", "broken", retryable=False))
-    assert check() == (32, 2, 1)
+def test_pages_of_stages_by_state_and_of_failed_attempts(client: TestClient, service: Service) -> None:
+    job_id = start_round(service)
+    plan = [PlannedStage(StageKind.FUSE, 2, 1, shard) for shard in range(60)]
+    with service.uow.writing() as session:
+        stages.add(session, job_id, plan, after=stages.last_number(session, job_id))
+        for state, remainder in (("failed", 0), ("cancelled", 1), ("succeeded", 2)):
+            of_shards = update(Stage).where(Stage.kind == "fuse", Stage.round == 2, Stage.shard % 4 == remainder)
+            error = None if state == "succeeded" else "storage"
+            session.execute(of_shards.values(state=state, finished_at=now_seconds(), error_code=error))
+
+    def shards(*states: str, **filters: Any) -> list[int]:
+        found: list[int] = []
+        cursor = None
+        while True:
+            parameters = {"state": states, "kind": "fuse", "round": 2, "limit": 7, **filters}
+            page = client.get(f"/jobs/{job_id}/stages", params=parameters | ({"cursor": cursor} if cursor else {}))
+            found += [stage["shard"] for stage in page.json()["data"]]
+            cursor = page.json()["next_cursor"]
+            if cursor is None:
+                return found
+
+    assert shards("failed") == list(range(0, 60, 4))
+    assert shards("failed", "queued") == [shard for shard in range(60) if shard % 4 in (0, 3)]
+    assert shards("running") == []
+    assert shards(with_error=True) == shards("failed")
+    assert shards("cancelled", with_error=True) == []
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, tuple_
@@ -72,6 +73,14 @@ def fetch_page(
         return Page(rows, None)
     rows = rows[:limit]
     return Page(rows, encode_cursor(str(getattr(rows[-1], key.key))))
+
+
+def first_of(pages: Sequence[Page[T]], key: InstrumentedAttribute[Any], limit: int) -> Page[T]:
+    """The first rows of several pages in ascending order of `key`, as one page. No row may be in two of them."""
+    rows = sorted((row for page in pages for row in page.rows), key=attrgetter(key.key))
+    has_more = len(rows) > limit or any(page.next_cursor is not None for page in pages)
+    rows = rows[:limit]
+    return Page(rows, encode_cursor(str(getattr(rows[-1], key.key))) if has_more else None)
 
 
 def _indexed_filters(key: InstrumentedAttribute[Any], values: ColumnValues) -> list[InstrumentedAttribute[Any]]:

@@ -5,28 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
     Row,
     Table,
+    Update,
+    and_,
     bindparam,
     case,
     exists,
+    false,
     func,
     literal_column,
     or_,
     select,
     text,
+    true,
     update,
 )
 from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
-from service.db.queries.pages import ColumnValues, Page, fetch_page
+from service.db.queries.pages import ColumnValues, Page, fetch_page, first_of
 from service.db.queries.rows import UNSYNCED, insert_rows, is_any_of
-from service.db.tables import IS_UNFINISHED, Job, Model, Stage, StageDependency
+from service.db.tables import (
+    HAS_ENDED,
+    HAS_FAILED_ATTEMPT,
+    IS_RUNNING,
+    IS_UNCOUNTED,
+    IS_UNFINISHED,
+    Job,
+    Model,
+    Stage,
+    StageDependency,
+)
 from service.errors import LeaseLostError
 from service.ids import IdKind, new_id
 from service.plan import PlannedStage
@@ -36,8 +51,8 @@ from service.states import FINAL_STAGE_STATES, QueueName, StageKind, StageState,
 _NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None}
 _NO_HINT: Mapping[str, Any] = {"free_at": None, "hinted_at": None}
 _QUEUED_OR_HELD = case((Stage.pause_requested_at.is_(None), StageState.QUEUED), else_=StageState.HELD)
-_COUNTED = (Stage.id, Stage.job_id, Stage.round, Stage.attempt, Stage.work)
-_Counted = Row[str, str, int, int, float]
+_COUNTED = (Stage.id, Stage.job_id, Stage.round, Stage.attempt, Stage.work, Stage.started_at, Stage.state)
+_Counted = Row[str, str, int, int, float, float | None, str]
 _STAGES = cast(Table, Stage.__table__)
 _DEPENDENCIES = cast(Table, StageDependency.__table__)
 _ZERO: ColumnElement[int] = literal_column("0")
@@ -229,12 +244,13 @@ def succeed(session: Session, stage_id: str, epoch: int, steps: int, memory_byte
         "memory_bytes": memory_bytes,
         "progress_done": steps,
         "progress_total": steps,
+        "is_counted": True,
         **_NO_LEASE,
     }
     query = update(Stage).where(*_held(stage_id, epoch), Stage.cancel_requested_at.is_(None))
     ended = session.execute(query.values(values).returning(*_COUNTED)).first()
     if ended is not None:
-        _count_in_job(session, ended, ended.work)
+        _count_in_job(session, [ended], ended.work)
         _meet_dependencies(session, stage_id)
         return True
 
@@ -242,16 +258,38 @@ def succeed(session: Session, stage_id: str, epoch: int, steps: int, memory_byte
     return False
 
 
-def _count_in_job(session: Session, ended: _Counted, work: float = 0) -> None:
-    """Update the running sums of the job after an attempt of its stage has ended, with the work if it succeeded."""
-    job = update(Job).where(Job.id == ended.job_id)
-    is_later = or_(Job.last_round.is_(None), Job.last_round < ended.round)
-    sums = {
+def _count_in_job(session: Session, ended: Sequence[_Counted], work: float = 0) -> None:
+    """Update the running sums of a job after attempts of its stages have ended.
+
+    Args:
+        session: The transaction.
+        ended: The stages, at least one, all of the same job.
+        work: The work of those that have succeeded.
+    """
+    attempts = max(stage.attempt for stage in ended)
+    last_round = max((stage.round for stage in ended if stage.started_at is not None), default=None)
+    sums: dict[str, Any] = {
         "work_done": Job.work_done + work,
-        "attempts": case((Job.attempts < ended.attempt, ended.attempt), else_=Job.attempts),
-        "last_round": case((is_later, ended.round), else_=Job.last_round),
+        "attempts": case((Job.attempts < attempts, attempts), else_=Job.attempts),
     }
-    session.execute(job.values(sums), execution_options=UNSYNCED)
+    if last_round is not None:
+        is_later = or_(Job.last_round.is_(None), Job.last_round < last_round)
+        sums["last_round"] = case((is_later, last_round), else_=Job.last_round)
+    session.execute(update(Job).where(Job.id == ended[0].job_id).values(sums), execution_options=UNSYNCED)
+
+
+def uncounted_jobs(session: Session, most: int) -> list[str]:
+    """At most `most` jobs with stages that have ended and that the running sums do not include."""
+    return list(session.scalars(select(Stage.job_id).where(text(IS_UNCOUNTED)).distinct().limit(most)))
+
+
+def count_missed(session: Session, job_id: str) -> int:
+    """Include such stages of the job in its running sums. Returns their number. The row of the job must be locked."""
+    missed = update(Stage).where(Stage.job_id == job_id, text(IS_UNCOUNTED)).values(is_counted=True)
+    rows = session.execute(missed.returning(*_COUNTED), execution_options=UNSYNCED).all()
+    if rows:
+        _count_in_job(session, rows, sum(row.work for row in rows if row.state == StageState.SUCCEEDED))
+    return len(rows)
 
 
 def _meet_dependencies(session: Session, succeeded_id: str) -> None:
@@ -275,7 +313,8 @@ def has_succeeded(session: Session, stage_id: str, epoch: int) -> bool:
 def end(session: Session, stage_id: str, epoch: int, state: StageState, code: str, message: str) -> None:
     """End the stage without success. Raises LeaseLostError."""
     values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
-    _count_in_job(session, _fenced(session, stage_id, epoch, {**values, **_NO_LEASE}))
+    values |= {"is_counted": True, **_NO_LEASE}
+    _count_in_job(session, [_fenced(session, stage_id, epoch, values)])
 
 
 def requeue(
@@ -284,13 +323,13 @@ def requeue(
     """Requeue the stage after a failed attempt. It cannot be claimed before the pause ends. Raises LeaseLostError."""
     values = {"state": _QUEUED_OR_HELD, "not_before": now_seconds() + pause_seconds, **_NO_HINT}
     values |= {"error_code": code, "error_message": message, **_NO_LEASE}
-    _count_in_job(session, _fenced(session, stage_id, epoch, values))
+    _count_in_job(session, [_fenced(session, stage_id, epoch, values)])
 
 
 def give_back(session: Session, stage_id: str, epoch: int) -> None:
     """Requeue the stage at once, without counting the attempt, since nothing failed. Raises LeaseLostError."""
     values = {"state": _QUEUED_OR_HELD, "not_before": now_seconds(), "attempt": Stage.attempt - 1, **_NO_HINT}
-    _count_in_job(session, _fenced(session, stage_id, epoch, {**values, **_NO_LEASE}))
+    _count_in_job(session, [_fenced(session, stage_id, epoch, {**values, **_NO_LEASE})])
 
 
 def count_crash(session: Session, stage_id: str, epoch: int, only_expired: bool) -> bool:
@@ -333,58 +372,101 @@ def get(session: Session, stage_id: str) -> Stage:
 
 def expired(session: Session) -> list[Stage]:
     """Running stages whose lease has expired."""
-    query = select(Stage).where(Stage.state == StageState.RUNNING, Stage.lease_expires_at < now_seconds())
-    return list(session.scalars(query.order_by(Stage.id)))
+    running = select(Stage).where(text(IS_RUNNING))
+    # sorted here: the database would read all stages in the order of their ids
+    return sorted(session.scalars(running.where(Stage.lease_expires_at < now_seconds())), key=attrgetter("id"))
 
 
 def running_under(session: Session, owner_prefix: str) -> list[Stage]:
     """Running stages of the workers whose names start with `owner_prefix`."""
-    query = select(Stage).where(Stage.state == StageState.RUNNING)
+    query = select(Stage).where(text(IS_RUNNING))
     return list(session.scalars(query.where(Stage.lease_owner.startswith(owner_prefix, autoescape=True))))
+
+
+# All stages of a job: one statement, which writes each stage at most once. A job can have thousands in a round.
 
 
 def cancel_unfinished(session: Session, job_id: str) -> None:
     """Cancel the stages of the job that have not started, and request its running stages to cancel."""
-    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**UNSYNCED)
-    cancelled = {"state": StageState.CANCELLED, "finished_at": now_seconds()}
-    not_started = (StageState.QUEUED, StageState.HELD, StageState.WAITING)
-    session.execute(of_job.where(Stage.state.in_(not_started)).values(cancelled))
-    running = of_job.where(Stage.state == StageState.RUNNING, Stage.cancel_requested_at.is_(None))
-    session.execute(running.values(cancel_requested_at=now_seconds()))
+    is_running = Stage.state == StageState.RUNNING
+    values = {
+        "state": case((is_running, Stage.state), else_=StageState.CANCELLED),
+        "finished_at": case((is_running, Stage.finished_at), else_=now_seconds()),
+        "is_counted": case((is_running, false()), else_=true()),
+        "cancel_requested_at": case((is_running, func.coalesce(Stage.cancel_requested_at, now_seconds()))),
+    }
+    session.execute(_unfinished_of(job_id).values(values), execution_options=UNSYNCED)
 
 
 def hold(session: Session, job_id: str) -> None:
     """Hold the queued stages of the job, and request its running stages to pause."""
-    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**UNSYNCED)
-    requested = {"pause_requested_at": now_seconds()}
-    session.execute(of_job.where(Stage.state == StageState.QUEUED).values(state=StageState.HELD, **requested))
-    session.execute(of_job.where(Stage.state.in_((StageState.RUNNING, StageState.WAITING))).values(requested))
-
-
-def release(session: Session, job_id: str) -> None:
-    """Queue the held stages of the job. The inverse of `hold`."""
-    of_job = update(Stage).where(Stage.job_id == job_id).execution_options(**UNSYNCED)
-    session.execute(of_job.where(Stage.state == StageState.HELD).values(state=StageState.QUEUED, **_NO_HINT))
-    session.execute(of_job.where(Stage.pause_requested_at.is_not(None)).values(pause_requested_at=None))
-
-
-def reopen(session: Session, job_id: str) -> bool:
-    """Queue the failed and cancelled stages of the job, without their counts of failures. False if there are none."""
     values = {
-        "state": case((Stage.kind == StageKind.REVIEW, StageState.WAITING), else_=StageState.QUEUED),
+        "state": case((Stage.state == StageState.QUEUED, StageState.HELD), else_=Stage.state),
+        "pause_requested_at": now_seconds(),
+    }
+    on_hold = _unfinished_of(job_id).where(Stage.pause_requested_at.is_(None))
+    session.execute(on_hold.values(values), execution_options=UNSYNCED)
+
+
+def release(session: Session, job_id: str) -> list[Hint]:
+    """Queue the held stages of the job. The inverse of `hold`.
+
+    Returns:
+        Hints for those that are free, which are marked as hinted. The caller must send them.
+    """
+    was_held = Stage.state == StageState.HELD
+    values = {
+        "state": case((was_held, StageState.QUEUED), else_=Stage.state),
+        "pause_requested_at": None,
+        "free_at": case((was_held, _now_if_free(Stage.not_before <= now_seconds())), else_=Stage.free_at),
+        "hinted_at": case((was_held, _now_if_free(Stage.not_before <= now_seconds())), else_=Stage.hinted_at),
+    }
+    held = _unfinished_of(job_id).where(Stage.pause_requested_at.is_not(None))
+    return _queued(session, held.values(values))[1]
+
+
+def reopen(session: Session, job_id: str) -> tuple[int, list[Hint]]:
+    """Queue the failed and cancelled stages of the job, without their counts of failures.
+
+    Returns:
+        Their number, and hints for those that are free, which are marked as hinted. The caller must send the hints.
+    """
+    is_review = Stage.kind == StageKind.REVIEW
+    now_if_free = case((is_review, None), else_=_now_if_free())
+    values = {
+        "state": case((is_review, StageState.WAITING), else_=StageState.QUEUED),
         "not_before": now_seconds(),
         "finished_at": None,
+        "is_counted": False,
         "cancel_requested_at": None,
         "pause_requested_at": None,
         "crash_count": 0,
         "failure_count": 0,
         "error_code": None,
         "error_message": None,
-        **_NO_HINT,
+        "free_at": now_if_free,
+        "hinted_at": now_if_free,
     }
-    ended = (StageState.FAILED, StageState.CANCELLED)
-    query = update(Stage).where(Stage.job_id == job_id, Stage.state.in_(ended)).values(values)
-    return session.execute(query.returning(Stage.id), execution_options=UNSYNCED).first() is not None
+    ended = update(Stage).where(Stage.job_id == job_id, text(HAS_ENDED), Stage.state != StageState.SUCCEEDED)
+    return _queued(session, ended.values(values))
+
+
+def _unfinished_of(job_id: str) -> Update:
+    return update(Stage).where(Stage.job_id == job_id, text(IS_UNFINISHED))
+
+
+def _now_if_free(*conditions: ColumnElement[bool]) -> ColumnElement[float | None]:
+    """The time from which a stage that is queued now is free; NULL if it waits for others."""
+    return case((and_(Stage.unmet == 0, *conditions), now_seconds()))
+
+
+def _queued(session: Session, query: Update) -> tuple[int, list[Hint]]:
+    """Run an update that queues stages. Returns the number of its rows, and hints for those marked as hinted."""
+    columns = (Stage.id, Stage.queue, Stage.state, Stage.hinted_at)
+    rows = session.execute(query.returning(*columns), execution_options=UNSYNCED).all()
+    return len(rows), [
+        (row.id, row.queue) for row in rows if row.state == StageState.QUEUED and row.hinted_at is not None
+    ]
 
 
 def waits_for_people(session: Session, job_id: str) -> bool:
@@ -398,10 +480,11 @@ def waits_for_people(session: Session, job_id: str) -> bool:
 def succeed_reviews(session: Session, job_id: str) -> bool:
     """End the due reviews of the job with success. False if none was due."""
     query = update(Stage).where(Stage.job_id == job_id, Stage.state == StageState.WAITING, Stage.unmet == 0)
-    values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds()}
+    values = {"state": StageState.SUCCEEDED, "finished_at": now_seconds(), "is_counted": True}
     reviews = session.execute(query.values(values).returning(*_COUNTED), execution_options=UNSYNCED).all()
+    if reviews:
+        _count_in_job(session, reviews, sum(review.work for review in reviews))
     for review in reviews:
-        _count_in_job(session, review, review.work)
         _meet_dependencies(session, review.id)
     return bool(reviews)
 
@@ -453,10 +536,24 @@ def page(
 ) -> Page[Stage]:
     """The stages of a job, by number. Filters without a value match all stages.
 
-    `with_error` selects the stages whose last attempt has failed and that no later attempt has replaced yet.
+    `with_error` selects the stages whose last attempt has failed and that no later attempt has replaced yet, without
+    cancelled ones.
     """
-    query = select(Stage).where(Stage.job_id == job_id)
+    query = select(Stage)
     if with_error:
-        query = query.where(Stage.error_code.is_not(None))
-    equal: ColumnValues = {Stage.state: list(state), Stage.kind: list(kind), Stage.round: round_number}
-    return fetch_page(session, query, Stage.number, limit, cursor, equal=equal)
+        query = query.where(text(HAS_FAILED_ATTEMPT))
+    equal: ColumnValues = {Stage.job_id: job_id, Stage.kind: list(kind), Stage.round: round_number}
+    if not state:
+        return fetch_page(session, query, Stage.number, limit, cursor, equal=equal)
+
+    # a page for each state, since an index has the stages of each state by number
+    pages = [
+        fetch_page(session, query.where(text(_part_of(value))), Stage.number, limit, cursor, equal=equal)
+        for value, equal in ((value, {**equal, Stage.state: value}) for value in state)
+    ]
+    return first_of(pages, Stage.number, limit)
+
+
+def _part_of(state: str) -> str:
+    """The condition of the partial index that has the stages in this state."""
+    return HAS_ENDED if state in FINAL_STAGE_STATES else IS_UNFINISHED

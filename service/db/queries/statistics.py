@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from sqlalchemy import Select, case, func, select
+from sqlalchemy import Select, case, func, select, text
 from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
 from service.db.queries import free_stages, jobs
-from service.db.tables import Event, Job, Sample, Stage, StageDependency
+from service.db.tables import IS_RUNNING, IS_UNFINISHED, Event, Job, Sample, Stage, StageDependency
 from service.states import JobState, SampleRole, StageKind, StageState
 
 STAGE_BUCKETS = (0.5, 2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -57,7 +57,7 @@ def jobs_by_state(session: Session) -> dict[str, int]:
 
 def unfinished_stages(session: Session) -> dict[tuple[str, str], int]:
     """The number of queued and running stages, by state and kind."""
-    query = select(Stage.state, Stage.kind, func.count()).where(Stage.state.in_(_UNFINISHED))
+    query = select(Stage.state, Stage.kind, func.count()).where(text(IS_UNFINISHED), Stage.state.in_(_UNFINISHED))
     counts = {(str(state), str(kind)): 0 for state, kind in product(_UNFINISHED, StageKind)}
     for state, kind, count in session.execute(query.group_by(Stage.state, Stage.kind)):
         counts[state, kind] = count
@@ -91,7 +91,7 @@ def leases(session: Session) -> Leases:
     """The leases of all running stages."""
     is_expired = case((Stage.lease_expires_at < now_seconds(), 1), else_=0)
     query = select(func.count(Stage.lease_owner.distinct()), func.coalesce(func.sum(is_expired), 0))
-    workers, expired = session.execute(query.where(Stage.state == StageState.RUNNING)).one()
+    workers, expired = session.execute(query.where(text(IS_RUNNING))).one()
     return Leases(workers, expired)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, text, update
 from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
-from service.db.tables import Stage, Worker
-from service.states import StageState
+from service.db.tables import IS_RUNNING, Stage, Worker
 
 _FORGET_SECONDS = 24 * 3600.0
 
@@ -71,5 +70,5 @@ def all_workers(session: Session) -> list[Worker]:
 
 def stages_in_work(session: Session) -> dict[str, Stage]:
     """The running stages, by the worker that holds the lease."""
-    running = session.scalars(select(Stage).where(Stage.state == StageState.RUNNING))
+    running = session.scalars(select(Stage).where(text(IS_RUNNING)))
     return {stage.lease_owner: stage for stage in running if stage.lease_owner is not None}
