@@ -21,10 +21,11 @@ from service.db.unit_of_work import UnitOfWork, repeatable
 from service.errors import ConflictError, IdempotencyError, PreconditionError
 from service.jobs import execution, limits
 from service.jobs.checking import check
+from service.jobs.estimates import ResourceEstimate, estimate_of
 from service.jobs.kinds import JobSpec, kind_of, spec_of
 from service.jobs.kinds.base import Checked
 from service.jobs.planning import count, plan_start, rounds_of, total_work
-from service.plan import PlannedStage, Sizes, WorkCounts
+from service.plan import PlannedStage, WorkCounts
 from service.queue import Queue
 from service.settings import Settings
 from service.states import JobState, Verdict
@@ -69,11 +70,11 @@ class Service:
         self.uow.close()
 
 
-def estimate_job(service: Service, spec: JobSpec) -> tuple[WorkCounts, Sizes]:
-    """The work and sizes of a job, which is not created. Raises InvalidRequestError as `create_job` does."""
+def estimate_job(service: Service, spec: JobSpec) -> tuple[WorkCounts, ResourceEstimate]:
+    """The work and resources of a job, which is not created. Raises InvalidRequestError as `create_job` does."""
     with service.uow.reading() as session:
         checked = check(service.catalogue, service.settings, session, spec)
-        return count(checked.spec, checked.sizes), checked.sizes
+        return count(checked.spec, checked.sizes), estimate_of(session, checked)
 
 
 def create_job(

@@ -124,6 +124,7 @@ class Settings(BaseSettings):
     max_prompts_per_job: Count = Field(20_000, description="Maximum number of prompts of a job, all its sets together")
     max_stages_per_job: Count = Field(1_000_000, description="Maximum number of stages of a job, in all its rounds")
     max_images_per_job: Count = Field(10_000_000, description="Maximum number of images of a job, in all its rounds")
+    max_pairs_per_training: Count = Field(20_000, description="Maximum number of pairs of a training on stored pairs")
     max_images_per_round: Count = Field(100_000, description="Maximum number of samples of one round")
 
     s3_endpoint: str = Field("", description="S3 server, host:port or URL. Empty = artifacts are files in data_dir")

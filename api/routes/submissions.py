@@ -14,7 +14,6 @@ from api.converters.estimates import estimate_out
 from api.deps import CallerDep, IdempotencyKey, Parameters, ServiceDep
 from api.openapi import SUBMISSION
 from api.routes.jobs import RETRY_AFTER_SECONDS, view_job
-from service.jobs.estimates import estimate_of
 from service.jobs.kinds import KINDS, JobSpec, Kind
 from service.service import Service, create_and_read, estimate_job
 
@@ -37,9 +36,7 @@ class Submission:
     def respond(self, spec: JobSpec) -> Response:
         """Create the job and return it; with `dry_run` return its estimate."""
         if self.dry_run:
-            counts, sizes = estimate_job(self.service, spec)
-            with self.service.uow.reading() as session:
-                return _json(status.HTTP_200_OK, estimate_out(counts, estimate_of(session, spec, sizes)))
+            return _json(status.HTTP_200_OK, estimate_out(*estimate_job(self.service, spec)))
 
         job = create_and_read(self.service, spec, view_job, self.idempotency_key, self.api_key_id)
         headers = {"Location": f"/jobs/{job.id}", "Retry-After": str(RETRY_AFTER_SECONDS)}

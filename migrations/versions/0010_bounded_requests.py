@@ -1,4 +1,4 @@
-"""Stages that the running sums of their job include, and indexes for pages of stages by state.
+"""Stages that the running sums of their job include, and indexes for pages of stages and for estimates.
 
 The index of running stages also serves the search for expired leases. The full index that did so before was preferred
 to indexes that read less.
@@ -24,6 +24,7 @@ _INDEXES = {
     "ix_stages_unfinished": (_IS_UNFINISHED, ["job_id", "state", "number"]),
     "ix_stages_ended": ("state IN ('cancelled', 'failed', 'succeeded')", ["job_id", "state", "number"]),
     "ix_stages_with_error": ("error_code IS NOT NULL AND state <> 'cancelled'", ["job_id", "number"]),
+    "ix_stages_timed": ("state = 'succeeded' AND started_at IS NOT NULL", ["base", "kind", "finished_at"]),
     "ix_stages_uncounted": ("finished_at IS NOT NULL AND NOT is_counted", ["job_id"]),
 }
 

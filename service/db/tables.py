@@ -160,6 +160,7 @@ IS_RUNNING = "state = 'running'"
 IS_UNFINISHED = "state IN ('held', 'queued', 'running', 'waiting')"
 HAS_ENDED = "state IN ('cancelled', 'failed', 'succeeded')"
 HAS_FAILED_ATTEMPT = "error_code IS NOT NULL AND state <> 'cancelled'"
+WAS_TIMED = "state = 'succeeded' AND started_at IS NOT NULL"
 IS_UNCOUNTED = "finished_at IS NOT NULL AND NOT is_counted"
 HAS_CHECKPOINT = "checkpoint_key IS NOT NULL"
 IS_UNCOLLECTED = "finished_at IS NOT NULL AND lease_epoch > 0 AND (collected_at IS NULL OR collected_at < finished_at)"
@@ -181,6 +182,7 @@ class Stage(Table):
         partial_index("ix_stages_free", _IS_FREE, *_ORDER_OF_CLAIMS),
         partial_index("ix_stages_unhinted", f"{_IS_FREE} AND hinted_at IS NULL", "job_id"),
         partial_index("ix_stages_with_error", HAS_FAILED_ATTEMPT, "job_id", "number"),
+        partial_index("ix_stages_timed", WAS_TIMED, "base", "kind", "finished_at"),
         partial_index("ix_stages_uncounted", IS_UNCOUNTED, "job_id"),
         partial_index("ix_stages_with_checkpoint", HAS_CHECKPOINT, "id"),
         partial_index("ix_stages_uncollected", IS_UNCOLLECTED, "finished_at", "id"),

@@ -206,12 +206,23 @@ class Checker:
 
     def training_sides(
         self, pair_ids: Collection[str], job_ids: Collection[str], only_preferred: bool
-    ) -> tuple[int, list[Side]]:
-        """The number of the pairs that a training names, and their samples as far as they differ."""
-        condition = training_pairs.selected(
-            _ids_of(IdKind.PAIR, pair_ids), _ids_of(IdKind.JOB, job_ids), only_preferred
-        )
-        count = training_pairs.count(self._session, condition)
+    ) -> tuple[int, list[Side]] | None:
+        """The number of the pairs that a training names, and their samples as far as they differ.
+
+        More pairs than the limit of the settings are a problem; then no pairs are read, and the result is None.
+        """
+        # 1. all pairs of the jobs, whose number is known before they are read
+        pair_ids, job_ids = _ids_of(IdKind.PAIR, pair_ids), _ids_of(IdKind.JOB, job_ids)
+        limit = self._settings.max_pairs_per_training
+        named = training_pairs.selected(pair_ids, job_ids, only_preferred=False)
+        if training_pairs.count(self._session, named, most=limit + 1) > limit:
+            message = f"expected at most {limit} pairs (DFUSION_MAX_PAIRS_PER_TRAINING), got more"
+            self.wrong("/pairs" if pair_ids else "/jobs", message, "too_many_pairs")
+            return None
+
+        # 2. those that the training uses
+        condition = training_pairs.selected(pair_ids, job_ids, only_preferred)
+        count = training_pairs.count(self._session, condition, most=limit)
         return count, training_pairs.sides(self._session, condition) if count else []
 
     def has_pairs(self, job_id: str) -> bool:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import Select, func, select, text
 from sqlalchemy.orm import Session
 
-from service.db.tables import Artifact, Job, Sample, Stage
-from service.jobs.kinds import JobSpec
+from service.db.queries.rows import is_any_of
+from service.db.tables import WAS_TIMED, Artifact, Sample, Stage
+from service.jobs.kinds.base import Checked
 from service.jobs.planning import count, totals
-from service.plan import Sizes
-from service.states import StageKind, StageState
+from service.plan import Totals, WorkCounts
+from service.states import QueueName, StageKind, queue_of
 
 _LATEST = 200
-"""The number of past stages and samples that an estimate uses."""
+"""The number of past stages of each kind, and of past samples, that an estimate uses."""
+_IMAGE_KINDS = (StageKind.SAMPLE, StageKind.FUSE, StageKind.EVALUATE)
 
 
 @dataclass(frozen=True)
@@ -32,80 +36,78 @@ class ResourceEstimate:
     storage_bytes: int | None
 
 
-def estimate_of(session: Session, spec: JobSpec, sizes: Sizes) -> ResourceEstimate:
-    """Estimate a job's resources.
+@dataclass(frozen=True)
+class _Past:
+    """The latest stages of a kind: their seconds and work in total, and their peak memory."""
 
-    Time comes from the latest stages of the same kinds; memory and storage from those on the same base model.
+    seconds: float
+    work: float
+    memory_bytes: int | None
+
+
+def estimate_of(session: Session, checked: Checked[Any]) -> ResourceEstimate:
+    """Estimate a job's resources from the latest stages of the same kinds on the same base model.
+
+    For an evaluation of several models this is the base model of the first one. The number of rows read has a bound.
     """
-    by_kind = totals(spec, sizes)
-    rates = _seconds_per_work(session)
-    timed_kinds = {kind for kind, stages in by_kind.items() if stages.work > stages.count}
-    seconds = None
-    if timed_kinds <= rates.keys():
-        seconds = round(sum(stages.work * rates.get(kind, 0.0) for kind, stages in by_kind.items()), 1)
-
-    memory_bytes = _memory_bytes(session, spec, set(by_kind))
-    return ResourceEstimate(seconds, memory_bytes, _storage_bytes(session, spec, sizes))
+    base = checked.model.base if checked.model else ""
+    by_kind = totals(checked.spec, checked.sizes)
+    past = {kind: _past(session, base, kind) for kind in by_kind}
+    memory = [stages.memory_bytes for stages in past.values() if stages.memory_bytes is not None]
+    storage = _storage_bytes(session, base, count(checked.spec, checked.sizes))
+    return ResourceEstimate(_seconds(by_kind, past), max(memory, default=None), storage)
 
 
-def _seconds_per_work(session: Session) -> dict[str, float]:
-    """Seconds per U-Net evaluation by kind of stage, over the latest stages that succeeded."""
-    latest = (
-        select(Stage.kind, Stage.work, (Stage.finished_at - Stage.started_at).label("seconds"))
-        .where(Stage.state == StageState.SUCCEEDED, Stage.started_at.is_not(None), Stage.work > 0)
-        .order_by(Stage.finished_at.desc())
-        .limit(_LATEST)
-        .subquery()
-    )
-    rows = session.execute(select(latest.c.kind, func.sum(latest.c.seconds), func.sum(latest.c.work)).group_by("kind"))
-    return {kind: seconds / work for kind, seconds, work in rows if work}
+def _latest(base: str, kind: StageKind, *columns: Any) -> Select[Any]:
+    """The latest stages of this kind on this base model that have succeeded."""
+    loaded = "" if queue_of(kind) is QueueName.CPU else base
+    query = select(*columns).where(Stage.base == loaded, Stage.kind == kind, text(WAS_TIMED))
+    return query.order_by(Stage.finished_at.desc()).limit(_LATEST)
 
 
-def _same_model(spec: JobSpec) -> list[ColumnElement[bool]]:
-    """The condition for jobs on the same model; no condition if the spec names none or several."""
-    model = getattr(spec, "model", None)
-    return [] if model is None else [Job.spec["model"].as_string() == model]
+def _past(session: Session, base: str, kind: StageKind) -> _Past:
+    seconds = (Stage.finished_at - Stage.started_at).label("seconds")
+    latest = _latest(base, kind, seconds, Stage.work, Stage.memory_bytes).subquery().c
+    sums = func.coalesce(func.sum(latest.seconds), 0.0), func.coalesce(func.sum(latest.work), 0.0)
+    return _Past(*session.execute(select(*sums, func.max(latest.memory_bytes))).one())
 
 
-def _memory_bytes(session: Session, spec: JobSpec, kinds: set[StageKind]) -> int | None:
-    """The peak memory of the latest stages of these kinds."""
-    latest = (
-        select(Stage.memory_bytes)
-        .join(Job, Job.id == Stage.job_id)
-        .where(*_same_model(spec), Stage.kind.in_(kinds), Stage.memory_bytes.is_not(None))
-        .order_by(Stage.finished_at.desc())
-        .limit(_LATEST)
-        .subquery()
-    )
-    peak: int | None = session.scalar(select(func.max(latest.c.memory_bytes)))
-    return peak
+def _seconds(by_kind: Totals, past: dict[StageKind, _Past]) -> float | None:
+    """The work of each kind at the speed of its past stages. None if a kind with much work has none."""
+    seconds = 0.0
+    for kind, stages in by_kind.items():
+        if past[kind].work:
+            seconds += stages.work * past[kind].seconds / past[kind].work
+        elif stages.work > stages.count:
+            return None
+    return round(seconds, 1)
 
 
-def _storage_bytes(session: Session, spec: JobSpec, sizes: Sizes) -> int | None:
-    """The bytes of all images and trajectories, from the mean sizes of the latest samples."""
-    # 1. the latest samples of the same model
-    counts = count(spec, sizes)
-    samples = session.execute(
-        select(Sample.image_artifact_id, Sample.trajectory_artifact_id)
-        .join(Job, Job.id == Sample.job_id)
-        .where(*_same_model(spec))
-        .order_by(Sample.id.desc())
-        .limit(_LATEST)
-    ).all()
+def _storage_bytes(session: Session, base: str, counts: WorkCounts) -> int | None:
+    """The bytes of all images and trajectories, from the mean sizes of samples of the latest stages."""
+    # 1. samples of the latest stages
+    stage_ids: list[str] = []
+    for kind in _IMAGE_KINDS:
+        stage_ids += session.scalars(_latest(base, kind, Stage.id))
+    columns = select(Sample.image_artifact_id, Sample.trajectory_artifact_id)
+    samples = session.execute(columns.where(is_any_of(Sample.stage_id, stage_ids)).limit(_LATEST)).all()
     if not samples:
         return None if counts.images else 0
 
     # 2. bytes per image
-    total_bytes = select(func.coalesce(func.sum(Artifact.size_bytes), 0))
     images = {sample.image_artifact_id for sample in samples}
-    image_bytes = session.scalar(total_bytes.where(Artifact.id.in_(images))) or 0
+    image_bytes = _bytes_of(session, images)
 
     # 3. bytes per trajectory: a file holds the trajectories of several samples
     files = {sample.trajectory_artifact_id for sample in samples if sample.trajectory_artifact_id is not None}
-    file_bytes = session.scalar(total_bytes.where(Artifact.id.in_(files))) or 0
-    in_files = select(func.count()).select_from(Sample).where(Sample.trajectory_artifact_id.in_(files))
+    in_files = select(func.count()).select_from(Sample).where(is_any_of(Sample.trajectory_artifact_id, files))
     trajectories = session.scalar(in_files) or 0
-    per_trajectory = file_bytes / trajectories if trajectories else 0
+    per_trajectory = _bytes_of(session, files) / trajectories if trajectories else 0
 
     stored_trajectories = counts.sampled + counts.fused_at_most
     return round(counts.images * image_bytes / len(images) + stored_trajectories * per_trajectory)
+
+
+def _bytes_of(session: Session, artifact_ids: Collection[str]) -> int:
+    total = select(func.coalesce(func.sum(Artifact.size_bytes), 0)).where(is_any_of(Artifact.id, artifact_ids))
+    return session.scalar(total) or 0

@@ -1,28 +1,31 @@
 """Requests take as many statements for many prompts, pairs, stages and jobs as for few. Counted on both databases."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, delete, event, update
+from sqlalchemy import Connection, delete, event, select, update
 
 from api.converters.jobs import job_detail
 from api.main import create_app
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results, stages
 from service.db.queries.pages import encode_cursor
-from service.db.tables import Model, PromptSet, Stage
+from service.db.tables import Model, Pair, PromptSet, Stage
 from service.ids import IdKind, new_id
 from service.jobs import checking, execution
 from service.jobs.kinds import RoundSpec
 from service.plan import PlannedStage
 from service.service import Service, cancel_job, continue_job, create_job, pause_job, resume_job
+from service.settings import Settings
 from service.states import StageKind
-from tests.service import PROMPTS, round_body, service_of, settings_for
+from tests.service import PROMPTS, SCORERS, round_body, service_of, settings_for
 from tests.statements import statements
-from tests.stored_pairs import add_pairs
+from tests.stored_pairs import Results, add_pairs
 
 FEW = 3
 MANY = 3000
@@ -105,6 +108,47 @@ def test_a_training_on_many_pairs_takes_the_statements_of_a_small_one(client: Te
     problem = client.post("/trainings", json={"pairs": unknown}).json()
     assert len(problem["errors"]) == 100
     assert problem["detail"].endswith(f"; and {MANY - 100} more")
+
+
+def test_a_training_on_all_pairs_of_a_job_has_a_limit(tmp_path: Path, pipeline: Path, database_url: str) -> None:
+    settings = settings_for(tmp_path / "data", pipeline, database_url=database_url, max_pairs_per_training=5)
+    with TestClient(create_app(settings)) as client:
+        service = service_of(client)
+        ids = add_pairs(service, 6)
+        with service.uow.writing() as session:
+            large = results.get_pair(session, ids[0]).job_id
+            session.execute(update(Pair).where(Pair.id == ids[0]).values(verdict="target"))
+        add_pairs(service, 5)
+        with service.uow.reading() as session:
+            small = session.scalars(select(Pair.job_id).where(Pair.job_id != large).limit(1)).one()
+
+        def ask(**body: Any) -> tuple[int, str | None, str | None]:
+            answer = client.post("/trainings?dry_run=true", json={"training": TRAINING, **body})
+            problem = answer.json()
+            return answer.status_code, problem.get("code"), problem.get("errors", [{}])[0].get("pointer")
+
+        assert ask(jobs=[small]) == (200, None, None)
+        assert ask(jobs=[large]) == (422, "too_many_pairs", "/jobs")
+        assert ask(jobs=[large], prefer="verdicts") == (422, "too_many_pairs", "/jobs")  # all of them would be read
+        assert ask(pairs=ids) == (422, "too_many_pairs", "/pairs")
+        assert ask(pairs=ids[:5]) == (200, None, None)
+
+
+def test_an_estimate_reads_the_latest_stages_of_the_base_model(client: TestClient, service: Service) -> None:
+    """A job of 8 images of 2 KB, in 4 steps with guidance, and their scores."""
+    past = Results.of_new_job(service)
+    body = {"model": "tiny", "prompts": PROMPTS[:1], "samples_per_prompt": 8, "sampling": {"num_steps": 4}}
+    assert client.post("/samplings?dry_run=true", json=body).json()["seconds"] is None
+    with service.uow.writing() as session:
+        rows = stages.of_job(session, past.job_id)
+        ended = (("sample", "tiny", 64, 10, 3), ("sample", "other", 64, 1000, 7), ("score", "tiny", 16, 2, 2))
+        for row, (row.kind, row.base, row.work, seconds, row.memory_bytes) in zip(rows, ended, strict=False):
+            row.shard, row.state, row.started_at, row.finished_at = 90 + row.number, "succeeded", 5, 5 + seconds
+        image = past.artifact("image", size_bytes=2000)
+        results.add_all(session, [image, replace(past, stage_id=rows[0].id).sample(0, image)])
+
+    estimate = client.post("/samplings?dry_run=true", json=body).json()
+    assert (estimate["seconds"], estimate["memory_bytes"], estimate["storage_bytes"]) == (10 + 1, 3, 16_000)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -356,6 +400,27 @@ def test_pages_of_stages_by_state_and_of_failed_attempts(client: TestClient, ser
     assert shards("running") == []
     assert shards(with_error=True) == shards("failed")
     assert shards("cancelled", with_error=True) == []
+
+
+@pytest.mark.parametrize("rounds", [1_000, 100])
+def test_a_round_job_of_many_prompts_and_rounds_at_the_default_limits(
+    tmp_path: Path, pipeline: Path, rounds: int
+) -> None:
+    """1,000 rounds of 10,000 prompts are above the limit of stages; 100 rounds are not."""
+    settings = Settings(
+        _env_file=None, data_dir=tmp_path, embedded_worker=False, models={"tiny": str(pipeline)}, scorers=SCORERS
+    )  # type: ignore[call-arg]
+    body = round_body(prompts=prompts(10_000), rounds=rounds)
+    with TestClient(create_app(settings)) as client:
+        started = process_time()
+        answer = client.post("/rounds", json=body)
+        seconds = process_time() - started
+    if rounds == 1_000:
+        assert (answer.status_code, answer.json()["code"]) == (422, "too_many_stages")
+        assert "at most 1000000" in answer.json()["detail"] and answer.json()["errors"][0]["pointer"] == "/rounds"
+    else:
+        assert answer.status_code == 202
+    assert seconds < 5  # planning all rounds took half a minute; the benchmark measures against the target of 1 s
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,12 @@ from benchmarks.service_data import fill
 from service.db.migrate import migrate
 from service.db.queries import collection, free_stages, jobs, results, stages
 from service.db.queries.pages import encode_cursor
-from service.db.tables import IS_UNFINISHED
+from service.db.tables import IS_UNFINISHED, Model
 from service.db.unit_of_work import UnitOfWork
-from service.plan import PlannedStage
+from service.jobs.estimates import estimate_of
+from service.jobs.kinds import SamplingJobSpec
+from service.jobs.kinds.base import Checked
+from service.plan import PlannedStage, Sizes
 from service.states import FINAL_STAGE_STATES, StageKind, StageState
 from tests.statements import statements
 
@@ -204,6 +207,24 @@ def test_claims_on_sqlite(sqlite: UnitOfWork) -> None:
 def test_expired_leases_are_looked_for_among_the_running_stages(uow: UnitOfWork, sqlite: UnitOfWork) -> None:
     assert plan_of(uow, stages.expired).startswith("Index Scan using ix_stages_running on stages")
     assert list(sqlite_plans(sqlite, stages.expired)) == [["SCAN stages USING INDEX ix_stages_running"]]
+
+
+def test_estimates_read_the_latest_stages_of_a_kind_and_base_model(uow: UnitOfWork, sqlite: UnitOfWork) -> None:
+    sizes = Sizes(2, prompts=3)
+    checked = Checked(SamplingJobSpec(prompt_set="set-1"), sizes, Model(base="filled"))
+
+    def estimate(session: Session) -> object:
+        return estimate_of(session, checked)
+
+    with statements(uow.engine) as seen, Session(uow.engine) as session:
+        estimate(session)
+    assert len(seen) == 2 + 3 + 1  # each kind of stage, stages with images, and their samples, of which there are none
+    for statement, parameters in seen[:-1]:
+        plan = explained(uow, statement, parameters, "COSTS OFF")
+        assert "Index Scan Backward using ix_stages_timed on stages" in plan, plan
+        assert "Sort" not in plan and "Filter" not in plan, plan
+    for steps in sqlite_plans(sqlite, estimate):
+        assert not any(re.match("SCAN (stages|samples|jobs)", step) for step in steps), steps
 
 
 AFTER = (5.0, "x")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.db.queries import results
 from service.db.queries.rows import is_any_of
-from service.db.tables import Pair, Sample
+from service.db.tables import Job, Pair, Sample
 from service.states import Verdict
 
 _PREFERRING = frozenset({Verdict.TARGET, Verdict.BASE})
@@ -59,8 +59,8 @@ def are_verified(session: Session, pair_ids: Collection[str]) -> dict[str, bool]
 
 def jobs_with_pairs(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of these jobs that have pairs whose targets are verified."""
-    query = select(Pair.job_id).where(is_any_of(Pair.job_id, job_ids), Pair.adopted.is_not(None))
-    return set(session.scalars(query.distinct()))
+    has_pair = select(Pair.id).where(Pair.job_id == Job.id, Pair.adopted.is_not(None)).exists()
+    return set(session.scalars(select(Job.id).where(is_any_of(Job.id, job_ids), has_pair)))
 
 
 def selected(pair_ids: Collection[str], job_ids: Collection[str], only_preferred: bool) -> ColumnElement[bool]:
@@ -70,9 +70,10 @@ def selected(pair_ids: Collection[str], job_ids: Collection[str], only_preferred
     return condition & Pair.verdict.in_(_PREFERRING) if only_preferred else condition
 
 
-def count(session: Session, condition: ColumnElement[bool]) -> int:
-    """The number of pairs for which the condition holds."""
-    return session.scalar(select(func.count()).select_from(Pair).where(condition)) or 0
+def count(session: Session, condition: ColumnElement[bool], most: int) -> int:
+    """The number of pairs for which the condition holds, counted up to `most`."""
+    counted = select(Pair.id).where(condition).limit(most).subquery()
+    return session.scalar(select(func.count()).select_from(counted)) or 0
 
 
 def sides(session: Session, condition: ColumnElement[bool]) -> list[Side]:
