@@ -281,26 +281,24 @@ RESPONSES: dict[str, Example] = {
                 "grad_norm": 0.0113,
             }
         ],
+        "has_more": False,
+        "next_cursor": None,
     },
     "SampleOut": _SAMPLE,
     "SampleDetail": {**_SAMPLE, "pairs": [_PAIR_OUT]},
     "PairOut": _PAIR_OUT,
     "ModelOut": _MODEL_OUT,
     "ModelDetail": {**_MODEL_OUT, "lineage": [EXAMPLE_MODEL, EXAMPLE_BASE_MODEL], "exports": [_EXPORT]},
-    "LineageOut": {
-        "data": [
-            {
-                "model": EXAMPLE_MODEL,
-                "name": None,
-                "base": "shapes",
-                "round": 1,
-                "job": EXAMPLE_JOB,
-                "seed": 1,
-                "prompt_set": _SET,
-                "pairs": f"/pairs?job={EXAMPLE_JOB}&round=1",
-                "figures": _FIGURES,
-            }
-        ]
+    "AncestorOut": {
+        "model": EXAMPLE_MODEL,
+        "name": None,
+        "base": "shapes",
+        "round": 1,
+        "job": EXAMPLE_JOB,
+        "seed": 1,
+        "prompt_set": _SET,
+        "pairs": f"/pairs?job={EXAMPLE_JOB}&round=1",
+        "figures": _FIGURES,
     },
     "ExportOut": _EXPORT,
     "PromptSetOut": _PROMPT_SET,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,7 +57,7 @@ def lineage(ctx: typer.Context, model: ModelName) -> None:
     """Show a model's ancestors down to the base model, each with its job, round and seed."""
     session: Session = ctx.obj
     with session.client() as client:
-        lineage = client.lineage(model)
+        lineage = fetch_pages(lambda size, cursor: client.lineage_page(model, size, cursor), sys.maxsize)
 
     headings = ("model", "base", "round>", "seed>", "job")
     rows = (

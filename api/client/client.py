@@ -25,7 +25,7 @@ from api.wire.common import ListOut
 from api.wire.estimates import EstimateOut
 from api.wire.health import HealthOut, ReadyOut
 from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
-from api.wire.models import ExportOut, LineageOut, ModelDetail, ModelOut
+from api.wire.models import AncestorOut, ExportOut, ModelDetail, ModelOut
 from api.wire.pairs import PairOut
 from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
 from api.wire.samples import SampleDetail, SampleOut
@@ -333,8 +333,15 @@ class Client:
         return self._transport.request("GET", f"/jobs/{_segment(job_id)}/logs", headers={"Accept": "text/plain"}).text
 
     def metrics(self, job_id: str) -> MetricsOut:
-        """Return mean scores by round, split, scorer and model."""
-        return self._get(f"/jobs/{_segment(job_id)}/metrics", MetricsOut)
+        """Return mean scores by round, split, scorer and model, of all rounds."""
+        path = f"/jobs/{_segment(job_id)}/metrics"
+        metrics = self._get(path, MetricsOut, limit=_MAX_PAGE_SIZE)
+        page = metrics
+        while page.next_cursor is not None:
+            page = self._get(path, MetricsOut, limit=_MAX_PAGE_SIZE, cursor=page.next_cursor)
+            metrics.data.extend(page.data)
+            metrics.trainings.extend(page.trainings)
+        return metrics.model_copy(update={"has_more": False, "next_cursor": None})
 
     # results of jobs
 
@@ -408,9 +415,14 @@ class Client:
         """Return a model by its id, name or alias."""
         return self._get(f"/models/{_segment(model)}", ModelDetail)
 
-    def lineage(self, model: str) -> LineageOut:
-        """Return the ancestors of a model, down to the base model."""
-        return self._get(f"/models/{_segment(model)}/lineage", LineageOut)
+    def lineage(self, model: str) -> Iterator[AncestorOut]:
+        """Iterate over a model and its ancestors, down to the base model."""
+        return _all(lambda cursor: self.lineage_page(model, _MAX_PAGE_SIZE, cursor))
+
+    def lineage_page(self, model: str, limit: int = 50, cursor: str | None = None) -> ListOut[AncestorOut]:
+        """Return one page of a model and its ancestors."""
+        path = f"/models/{_segment(model)}/lineage"
+        return self._get(path, ListOut[AncestorOut], limit=limit, cursor=cursor)
 
     def set_alias(self, name: str, model_id: str) -> ModelDetail:
         """Set an alias of a model, such as "champion". An alias can be moved to another model."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from api.converters.common import utc
 from api.wire.models import AdapterOut, AncestorOut, ExportOut, ModelDetail, ModelOut
-from service.db.tables import Artifact, Export, Job, Model
+from service.db.queries.jobs import Origin
+from service.db.tables import Artifact, Export, Model
 
 
 def model_out(row: Model, adapter: Artifact | None, aliases: Sequence[str]) -> ModelOut:
@@ -40,15 +41,15 @@ def model_detail(
     )
 
 
-def ancestor_out(row: Model, job: Job | None) -> AncestorOut:
+def ancestor_out(row: Model, origin: Origin | None) -> AncestorOut:
     return AncestorOut(
         model=row.id,
         name=row.name,
         base=row.base,
         round=row.round,
         job=row.job_id,
-        seed=job.spec.get("seed") if job else None,
-        prompt_set=job.prompt_set_id if job else None,
+        seed=origin.seed if origin else None,
+        prompt_set=origin.prompt_set_id if origin else None,
         pairs=f"/pairs?job={row.job_id}&round={row.round}" if row.job_id else None,
         figures=row.figures,
     )

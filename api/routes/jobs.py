@@ -24,12 +24,11 @@ from api.wire.common import ListOut
 from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
 from service import keys
 from service.db.queries import jobs, prompt_sets, results, stages
-from service.db.queries.pages import Page, encode_cursor
+from service.db.queries.pages import Page, encode_cursor, number_after
 from service.db.tables import Event, Job, Stage
 from service.errors import InvalidRequestError
-from service.jobs.kinds import RoundSpec
 from service.keys import Caller
-from service.service import Service, cancel_job, continue_job, job_spec, pause_job, resume_job, retry_job
+from service.service import Service, cancel_job, continue_job, pause_job, resume_job, retry_job
 from service.states import JobKind, JobState, StageKind, StageState
 
 RETRY_AFTER_SECONDS = 2
@@ -365,20 +364,27 @@ def _log_line(event: EventOut) -> str:
     return f"{event.at.isoformat(timespec='milliseconds')} {event.kind}: {event.message} {data}".rstrip()
 
 
+class MetricsParameters(Parameters):
+    """A page of metrics: `limit` is a number of rounds."""
+
+    limit: int = Field(50, ge=1, le=200, description="Maximum number of rounds")
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the previous page")
+
+
 @router.get("/{job_id}/metrics")
-def get_job_metrics(job_id: str, service: ServiceDep) -> MetricsOut:
-    """Return mean scores by round, split, scorer and model, and statistics of each training.
+def get_job_metrics(job_id: str, service: ServiceDep, parameters: Annotated[MetricsParameters, Query()]) -> MetricsOut:
+    """Return mean scores by round, split, scorer and model, and statistics of each training, in pages of rounds.
 
     Round 0 is the model that a round job started from.
     """
+    start = 0 if parameters.cursor is None else number_after(parameters.cursor)
+    rounds = range(start, start + parameters.limit)
     with service.uow.reading() as session:
-        job = jobs.get(session, job_id)
-        spec = job_spec(job)
-        images = 0
-        if isinstance(spec, RoundSpec) and job.prompt_set_id is not None:
-            images = prompt_sets.size(session, job.prompt_set_id) * spec.samples_per_prompt
-
+        images = jobs.images_per_round(session, job_id)
+        has_more = results.are_measured_from(session, job_id, rounds.stop)
         return MetricsOut(
-            data=[metric_out(row, images) for row in results.metrics(session, job_id)],
-            trainings=[training_out(row) for row in results.models_of_job(session, job_id)],
+            data=[metric_out(row, images) for row in results.metrics(session, job_id, rounds)],
+            trainings=[training_out(row) for row in results.models_of_job(session, job_id, rounds)],
+            has_more=has_more,
+            next_cursor=encode_cursor(str(rounds.stop)) if has_more else None,
         )

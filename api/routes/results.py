@@ -18,7 +18,7 @@ from api.converters.samples import sample_detail, sample_out
 from api.deps import PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import ETAG, REDIRECT
 from api.wire.common import ListOut
-from api.wire.models import AliasIn, ExportOut, LineageOut, ModelDetail, ModelOut
+from api.wire.models import AliasIn, AncestorOut, ExportOut, ModelDetail, ModelOut
 from api.wire.pairs import PairOut, VerdictIn
 from api.wire.samples import SampleDetail, SampleOut
 from service.db.queries import jobs, prompt_sets, results
@@ -27,6 +27,9 @@ from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.ids import IdKind, expect
 from service.service import Service, give_verdict, set_alias
 from service.states import SampleRole
+
+_LINEAGE = 200
+"""Models of the lineage that a model shows; `/models/{model}/lineage` has pages of all."""
 
 router = APIRouter(dependencies=[require_scope("read")])
 
@@ -168,7 +171,8 @@ def get_model(model: str, service: ServiceDep) -> ModelDetail:
         row = _model(session, model)
         adapter = results.get_artifact(session, row.adapter_artifact_id) if row.adapter_artifact_id else None
         aliases = results.aliases(session, [row.id])[row.id]
-        return model_detail(row, adapter, aliases, results.lineage(session, row), results.exports(session, row.id))
+        lineage = results.lineage(session, row.id, _LINEAGE).rows
+        return model_detail(row, adapter, aliases, lineage, results.exports(session, row.id))
 
 
 def _model(session: Session, name: str) -> Model:
@@ -176,12 +180,12 @@ def _model(session: Session, name: str) -> Model:
 
 
 @router.get("/models/{model}/lineage", tags=["models"])
-def get_lineage(model: str, service: ServiceDep) -> LineageOut:
-    """Return a model and its ancestors down to the base model, with job, round, seed, prompts and pairs of each."""
+def get_lineage(model: str, service: ServiceDep, page: Annotated[PageParameters, Query()]) -> ListOut[AncestorOut]:
+    """List a model and its ancestors down to the base model, with job, round, seed, prompts and pairs of each."""
     with service.uow.reading() as session:
-        rows = results.lineage(session, _model(session, model))
-        jobs_by_id = {row.job_id: jobs.get(session, row.job_id) for row in rows if row.job_id}
-        return LineageOut(data=[ancestor_out(row, jobs_by_id.get(row.job_id or "")) for row in rows])
+        rows = results.lineage(session, _model(session, model).id, page.limit, page.cursor)
+        origins = jobs.origins(session, {row.job_id for row in rows.rows if row.job_id is not None})
+        return convert_page(ListOut[AncestorOut], rows, lambda row: ancestor_out(row, origins.get(row.job_id or "")))
 
 
 class DownloadParameters(Parameters):

@@ -130,7 +130,9 @@ class TrainingOut(BaseModel):
 
 
 class MetricsOut(BaseModel):
-    """All metrics of a job, by round, split and scorer, and its trainings by round."""
+    """Metrics of a job, by round, split and scorer, and its trainings by round: a page of rounds."""
 
     data: list[MetricOut]
     trainings: list[TrainingOut]
+    has_more: bool
+    next_cursor: str | None

@@ -47,7 +47,7 @@ class ExportOut(BaseModel):
 
 
 class ModelDetail(ModelOut):
-    """A model with its lineage (the model, its parent and so on to the base model) and its exports."""
+    """A model with its lineage (the model, its parent and so on, at most 200 models) and its exports."""
 
     lineage: list[str]
     exports: list[ExportOut]
@@ -65,12 +65,6 @@ class AncestorOut(BaseModel):
     prompt_set: str | None
     pairs: str | None
     figures: dict[str, Any]
-
-
-class LineageOut(BaseModel):
-    """A model and its ancestors down to the base model."""
-
-    data: list[AncestorOut]
 
 
 class AliasIn(BaseModel):

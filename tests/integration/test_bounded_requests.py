@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -15,7 +16,7 @@ from api.main import create_app
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results, stages
 from service.db.queries.pages import encode_cursor
-from service.db.tables import Model, Pair, PromptSet, Stage
+from service.db.tables import Metric, Model, Pair, PromptSet, Stage
 from service.ids import IdKind, new_id
 from service.jobs import checking, execution
 from service.jobs.kinds import RoundSpec
@@ -400,6 +401,56 @@ def test_pages_of_stages_by_state_and_of_failed_attempts(client: TestClient, ser
     assert shards("running") == []
     assert shards(with_error=True) == shards("failed")
     assert shards("cancelled", with_error=True) == []
+
+
+def test_pages_of_metrics_and_lineage(client: TestClient, service: Service) -> None:
+    """A job with 260 rounds, each of which has trained the child of the model before."""
+    job_id = start_round(service, rounds=260)
+    with service.uow.writing() as session:
+        base = results.base_model(session, "tiny")
+        assert base is not None
+        models = [
+            Model(id=new_id(IdKind.MODEL), base="tiny", job_id=job_id, round=number, figures={}, created_at=0)
+            for number in range(1, 261)
+        ]
+        for parent, model in pairwise([base, *models]):
+            model.parent_id = parent.id
+        results.add_all(session, models)
+        measured = {"job_id": job_id, "split": "train", "scorer": "s", "version": "1", "count": 1, "created_at": 0}
+        results.add_all(
+            session,
+            [Metric(**measured, round=n, model_id=row.id, mean=n, std=0) for n, row in enumerate([base, *models])],
+        )
+
+    def pages(path: str, limit: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while not found or found[-1]["has_more"]:
+            cursor = {"cursor": found[-1]["next_cursor"]} if found else {}
+            found.append(client.get(path, params={"limit": limit, **cursor}).json())
+        return found
+
+    metrics = pages(f"/jobs/{job_id}/metrics", 100)
+    assert [[row["round"] for row in page["data"]] for page in metrics] == [
+        list(range(100)),
+        list(range(100, 200)),
+        list(range(200, 261)),
+    ]
+    assert [row["round"] for page in metrics for row in page["trainings"]] == list(range(1, 261))
+    assert metrics[0]["data"][3]["training_images"] == 3 * 4  # 4 images of a prompt in each round before
+
+    last = models[-1].id
+    newest_first = [row.id for row in reversed([base, *models])]
+    lineage = pages(f"/models/{last}/lineage", 87)
+    assert [len(page["data"]) for page in lineage] == [87, 87, 87]
+    assert [row["model"] for page in lineage for row in page["data"]] == newest_first
+    assert lineage[0]["data"][0]["seed"] == 7
+    assert client.get(f"/models/{last}").json()["lineage"] == newest_first[:200]
+
+    # as many statements for many rounds as for few
+    paths = (f"/jobs/{job_id}/metrics", f"/models/{last}/lineage", f"/models/{last}")
+    many = [count_of(service, client, path) for path in paths]
+    few = [count_of(service, client, path.replace(last, models[0].id)) for path in paths]
+    assert many == few
 
 
 @pytest.mark.parametrize("rounds", [1_000, 100])

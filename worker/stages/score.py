@@ -71,7 +71,7 @@ def load(session: Session, claim: Claim) -> Inputs:
         return Inputs(load_scores(session, load_samples_to_fuse(session, claim.spec)), [])
 
     samples = load_round_samples(session, claim.job_id, claim.round, [SampleRole.PLAIN])
-    metrics = [metric for metric in results.metrics(session, claim.job_id) if metric.round < claim.round]
+    metrics = results.metrics(session, claim.job_id, range(claim.round))
     return Inputs(ScoredSamples(samples, {}), metrics)
 
 

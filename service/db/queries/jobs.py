@@ -10,7 +10,7 @@ from sqlalchemy import Table, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
-from service.db.queries import stages
+from service.db.queries import prompt_sets, stages
 from service.db.queries.pages import ColumnValues, Page, fetch_page
 from service.db.queries.rows import get_row, is_any_of, select_by_ids, without_texts
 from service.db.queries.stages import RunningStage
@@ -31,6 +31,14 @@ _QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api
     Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # uses the index on states, unlike `not_in`
 )
 _ADD_EVENT = insert(cast(Table, Event.__table__)).values(at=now_seconds()).returning(Event.id)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a job says about the models that it trained: its seed, and its prompt set."""
+
+    seed: int | None
+    prompt_set_id: str | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,24 @@ def sampling_settings(session: Session, ids: Iterable[str]) -> dict[str, dict[st
     query = select(Job.id, Job.spec["sampling"]).where(is_any_of(Job.id, ids))
     # the field `sampling` of a fusion is the id of a job
     return {job_id: value if isinstance(value, dict) else {} for job_id, value in session.execute(query)}
+
+
+def origins(session: Session, ids: Iterable[str]) -> dict[str, Origin]:
+    """The origins of models that these jobs trained, by job, without the rest of their requests."""
+    query = select(Job.id, Job.spec["seed"], Job.prompt_set_id).where(is_any_of(Job.id, ids))
+    return {job_id: Origin(seed, prompt_set_id) for job_id, seed, prompt_set_id in session.execute(query)}
+
+
+def images_per_round(session: Session, job_id: str) -> int:
+    """The samples of each round; 0 for jobs of other kinds. Raises NotFoundError."""
+    query = select(Job.kind, Job.prompt_set_id, Job.spec["samples_per_prompt"])
+    row = session.execute(query.where(Job.id == expect(IdKind.JOB, job_id))).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    kind, prompt_set_id, samples_per_prompt = row
+    if kind != JobKind.ROUND or prompt_set_id is None:
+        return 0
+    return prompt_sets.size(session, prompt_set_id) * int(samples_per_prompt)
 
 
 def get_view(session: Session, job_id: str) -> JobView:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
@@ -116,15 +116,31 @@ def _range(
 
 def _last(key: InstrumentedAttribute[Any], cursor: str) -> Any:
     """The last key of the previous page."""
-    convert: Callable[[str], Any] = key.type.python_type
+    return number_after(cursor) if key.type.python_type is int else id_after(cursor)
+
+
+def id_after(cursor: str) -> str:
+    """The id in a cursor. Raises InvalidRequestError."""
     try:
-        last = convert(decode_cursor(cursor))
-        if isinstance(last, int) and abs(last) >= 1 << 63:
-            raise ValueError("expected a 64-bit integer")
+        return decode_cursor(cursor)
     except (ValueError, binascii.Error) as error:
-        message = "expected next_cursor of an earlier page, got another value"
-        raise InvalidRequestError.at("/cursor", message, "invalid_cursor") from error
-    return last
+        raise _invalid_cursor() from error
+
+
+def number_after(cursor: str) -> int:
+    """The number in a cursor. Raises InvalidRequestError."""
+    try:
+        number = int(decode_cursor(cursor))
+    except (ValueError, binascii.Error) as error:
+        raise _invalid_cursor() from error
+    if abs(number) >= 1 << 62:  # so that the end of a page is a 64-bit number, too
+        raise _invalid_cursor()
+    return number
+
+
+def _invalid_cursor() -> InvalidRequestError:
+    message = "expected next_cursor of an earlier page, got another value"
+    return InvalidRequestError.at("/cursor", message, "invalid_cursor")
 
 
 def encode_cursor(last: str) -> str:

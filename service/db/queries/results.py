@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, or_, select, text, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, literal, or_, select, text, update
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
 from service.db.queries import jobs
-from service.db.queries.pages import ColumnValues, Page, fetch_page
+from service.db.queries.pages import ColumnValues, Page, encode_cursor, fetch_page, id_after
 from service.db.queries.rows import UNSYNCED, get_row, select_by_ids
 from service.db.tables import (
     WITHOUT_VERDICT,
@@ -377,20 +377,35 @@ def model_page(session: Session, limit: int, cursor: str | None, job_id: str | N
     return fetch_page(session, select(Model), Model.id, limit, cursor, newest_first=True, equal=equal)
 
 
-def lineage(session: Session, model: Model) -> list[Model]:
-    """The model and its ancestors, down to the base model."""
-    models = [model]
-    while models[-1].parent_id is not None:
-        models.append(get_model(session, models[-1].parent_id))
-    return models
+def lineage(session: Session, model_id: str, limit: int, cursor: str | None = None) -> Page[Model]:
+    """A model and its ancestors, down to the base model, in pages. The cursor is the first model of the page."""
+    first_id = model_id if cursor is None else id_after(cursor)
+    parent = aliased(Model)
+    chain = select(Model.id, Model.parent_id, literal(0).label("depth")).where(Model.id == first_id)
+    line = chain.cte("line", recursive=True)
+    ancestors = select(parent.id, parent.parent_id, line.c.depth + 1).join(line, parent.id == line.c.parent_id)
+    line = line.union_all(ancestors.where(line.c.depth < limit))
+
+    rows = list(session.scalars(select(Model).join(line, Model.id == line.c.id).order_by(line.c.depth)))
+    return Page(rows[:limit], encode_cursor(rows[limit].id) if len(rows) > limit else None)
 
 
-def models_of_job(session: Session, job_id: str) -> list[Model]:
-    """The models that the job trained, by round."""
-    return list(session.scalars(select(Model).where(Model.job_id == job_id).order_by(Model.round)))
+def models_of_job(session: Session, job_id: str, rounds: range) -> list[Model]:
+    """The models that the job trained in these rounds, by round."""
+    query = select(Model).where(Model.job_id == job_id, Model.round >= rounds.start, Model.round < rounds.stop)
+    return list(session.scalars(query.order_by(Model.round)))
 
 
-def metrics(session: Session, job_id: str) -> list[Metric]:
-    """The metrics of the job, by round, split and scorer."""
-    query = select(Metric).where(Metric.job_id == job_id)
+def metrics(session: Session, job_id: str, rounds: range) -> list[Metric]:
+    """The metrics of the job in these rounds, by round, split and scorer."""
+    query = select(Metric).where(Metric.job_id == job_id, Metric.round >= rounds.start, Metric.round < rounds.stop)
     return list(session.scalars(query.order_by(Metric.round, Metric.split, Metric.scorer)))
+
+
+def are_measured_from(session: Session, job_id: str, round_number: int) -> bool:
+    """Whether the job has metrics or models of this round or a later one."""
+    for table in (Metric, Model):
+        later = select(table.job_id).where(table.job_id == job_id, table.round >= round_number)
+        if session.scalar(later.limit(1)) is not None:
+            return True
+    return False

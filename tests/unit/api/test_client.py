@@ -73,7 +73,7 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         last = job.last_model or ""
         assert last in {model.id for model in client.models(job=job.id)}
         assert client.set_alias("champion", last).aliases == ["champion"]
-        assert client.model("champion").id == client.lineage(last).data[0].model == last
+        assert client.model("champion").id == next(client.lineage(last)).model == last
         digest = client.download_model("champion", tmp_path / "adapter")
         adapter = client.model(last).adapter
         assert adapter is not None and digest == adapter.sha256
