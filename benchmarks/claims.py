@@ -50,12 +50,12 @@ _FILL = (
     "INSERT INTO models (id, name, base, figures, created_at) "
     "SELECT 'model-' || n, 'base-' || n, 'base-' || n, '{{}}', 0 FROM generate_series(0, 1) n",
     "INSERT INTO jobs (id, kind, state, spec, model_id, rounds, work_total, created_at, started_at) "
-    "SELECT 'job_' || lpad(n::text, 5, '0'), 'sampling', 'running', "
+    "SELECT 'job_' || lpad(n::text, 26, '0'), 'sampling', 'running', "
     '\'{{"model": "base-0", "prompt_set": "set"}}\', \'model-\' || mod(n, 2), 0, 1, 0, 0 '
     "FROM generate_series(1, {jobs}) n",
     "INSERT INTO stages (id, job_id, number, kind, queue, round, shard, params, work, state, lease_epoch, "
     "progress_done, progress_total, attempt, crash_count, not_before, free_at, hinted_at, created_at, fair_key, base) "
-    "SELECT 'stg_' || j || '_' || n, 'job_' || lpad(j::text, 5, '0'), n, 'sample', 'gpu', 0, n - 1, '{{}}', 1, "
+    "SELECT 'stg_' || j || '_' || n, 'job_' || lpad(j::text, 26, '0'), n, 'sample', 'gpu', 0, n - 1, '{{}}', 1, "
     "'queued', 0, 0, 0, 0, 0, 0, extract(epoch from clock_timestamp()), 0, 0, 'key-' || mod(j, 8), "
     "'base-' || mod(j, 2) FROM generate_series(1, {jobs}) j, generate_series(1, {stages}) n",
     # the index that version 0.1.0 used; it has none of the other indexes of free stages

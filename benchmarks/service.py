@@ -4,8 +4,9 @@ POST /rounds is measured in deployed mode (PostgreSQL, Redis, S3, two Celery wor
 clients while the workers sample. Each client sends one request per second: first in turns, so that requests rarely
 overlap, then at random times, so that some wait for others. Finally each client sends without a pause. The hand-over is
 measured in both modes: the time that a runnable stage waits although its worker is idle. Then claims and collections
-are compared with those of version 0.1.0 (`benchmarks.claims`, `benchmarks.collection`). Last come pages over a million
-samples (`benchmarks.service_data`), and large requests (`benchmarks.service_requests`).
+are compared with those of version 0.1.0 (`benchmarks.claims`, `benchmarks.collection`). Then come pages over a million
+samples (`benchmarks.service_data`), large requests (`benchmarks.service_requests`), and many clients at once for
+minutes (`benchmarks.service_load`). With `--short` every part is small: it shows that they run, not how fast.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from api.main import create_app
-from benchmarks import claims, collection, service_requests
+from benchmarks import claims, collection, service_load, service_requests
 from benchmarks.service_data import SAMPLES_PER_JOB, fill, measure_pages
 from service.db.tables import StageDependency
 from service.settings import Settings
@@ -38,6 +39,7 @@ from tests.service import PROMPTS, round_body
 
 _CLIENTS = 20
 _POST_MILLISECONDS = 50
+_RANDOM_POST_MILLISECONDS = 80
 _PAGE_MILLISECONDS = 30
 _HAND_OVER_MILLISECONDS = 300
 _PROMPTS = [{"text": f"a red and striped circle, number {n}", "items": ["circle"]} for n in range(40)]
@@ -48,7 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=40, help=f"jobs of {SAMPLES_PER_JOB} samples to page over")
     parser.add_argument("--requests", type=int, default=20, help=f"requests of each of the {_CLIENTS} clients")
+    parser.add_argument("--short", action="store_true", help="small sizes for all parts")
     arguments = parser.parse_args()
+    short = arguments.short
+    jobs = 1 if short else arguments.jobs
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that its servers and workers end, too
 
     with tempfile.TemporaryDirectory() as name:
@@ -61,12 +66,13 @@ def main() -> None:
             with deployment(mode, folder / mode, folder / "pipeline", **changes) as deployed:
                 _measure_hand_over(deployed)
                 if mode == DEPLOYED:
-                    _measure_posts(deployed, arguments.requests)
-        claims.measure()
-        collection.measure()
-        if arguments.jobs:
-            _measure_pages(folder, arguments.jobs)
-    service_requests.main()
+                    _measure_posts(deployed, 5 if short else arguments.requests)
+        claims.measure(*((800,) if short else ()))
+        collection.measure(*((200,) if short else ()))
+        if jobs:
+            _measure_pages(folder, jobs)
+    service_requests.measure(service_requests.SHORT if short else service_requests.FULL)
+    service_load.measure(*((20, 5, 20, 200) if short else ()))
 
 
 def _say(line: str) -> None:
@@ -133,7 +139,8 @@ def _measure_posts(deployed: Deployment, requests: int) -> None:
     # 3. the requests
     target = f"99% < {_POST_MILLISECONDS} ms"
     _report(f"POST /rounds, {_CLIENTS} clients in turns, each once a second", _post(deployed, turns), target)
-    _report(f"POST /rounds, {_CLIENTS} clients at random, each once a second", _post(deployed, gaps), "none")
+    target_of_random = f"99% < {_RANDOM_POST_MILLISECONDS} ms"
+    _report(f"POST /rounds, {_CLIENTS} clients at random, each once a second", _post(deployed, gaps), target_of_random)
     pauseless = [[0.0] * requests] * _CLIENTS
     _report(f"POST /rounds, {_CLIENTS} clients without a pause", _post(deployed, pauseless), "none")
 

@@ -1,4 +1,4 @@
-"""Large requests and long lists against their earlier versions: `python -m benchmarks.service_requests`.
+"""Large requests and long lists against their earlier versions: `python -m benchmarks.service_requests [--short]`.
 
 Requests go to a service in a separate process, on PostgreSQL and on SQLite, without workers. While a large request
 runs, another client sends small ones; the slowest of these shows whether it was delayed. The earlier version of a
@@ -7,6 +7,7 @@ request is measured in this process on a part of the input, and scaled.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -37,11 +38,7 @@ from tests.servers import postgres_server
 from tests.service import round_body, settings_for
 from tests.stored_pairs import add_pairs
 
-_PROMPTS = 10_000
-_ROUNDS = 1_000
-_PAIRS = 10_000
 _JOBS = 50
-_STAGES = 50_000
 _CALLS = 3
 _PLANNED_ROUNDS = 10
 _LOOKUPS = 500
@@ -52,16 +49,37 @@ _LIST_MILLISECONDS = 50
 _MANY = {"max_stages_per_job": 100_000_000, "max_images_per_job": 1_000_000_000, "max_queued_jobs": 100_000}
 
 
+@dataclass(frozen=True)
+class RequestSizes:
+    """The sizes of the requests and of the list: prompts, rounds, ids of pairs, and stages of all jobs together."""
+
+    prompts: int
+    rounds: int
+    pairs: int
+    stages: int
+
+
+FULL = RequestSizes(prompts=10_000, rounds=1_000, pairs=10_000, stages=50_000)
+SHORT = RequestSizes(prompts=100, rounds=10, pairs=100, stages=500)
+
+
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="small sizes")
+    measure(SHORT if parser.parse_args().short else FULL)
+
+
+def measure(sizes: RequestSizes = FULL) -> None:
+    """Print the measurements on both databases."""
     with tempfile.TemporaryDirectory() as name, postgres_server() as server:
         folder = Path(name)
         tiny_pipeline().save_pretrained(folder / "pipeline")
         for database, url in (("PostgreSQL", server.create_database()), ("SQLite", "")):
-            measure(database, url, folder)
+            _measure_on(database, url, folder, sizes)
 
 
-def measure(database: str, url: str, folder: Path) -> None:
+def _measure_on(database: str, url: str, folder: Path, sizes: RequestSizes) -> None:
     """Measure a service on this database; `folder` has the pipeline."""
     own = folder / database
     own.mkdir()
@@ -69,9 +87,9 @@ def measure(database: str, url: str, folder: Path) -> None:
     deployed = Deployment(EMBEDDED, settings_for(own / "data", folder / "pipeline", **changes), own)
     try:
         deployed.start_api()
-        _measure_rounds(deployed, database)
-        _measure_trainings(deployed, database)
-        _measure_lists(deployed, database)
+        _measure_rounds(deployed, database, sizes)
+        _measure_trainings(deployed, database, sizes.pairs)
+        _measure_lists(deployed, database, sizes.stages)
     finally:
         deployed.stop()
 
@@ -87,25 +105,28 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _measure_rounds(deployed: Deployment, database: str) -> None:
+def _measure_rounds(deployed: Deployment, database: str, requested: RequestSizes) -> None:
     # 1. the request
-    prompts = [{"text": f"a red circle {n}", "items": ["circle"], "thresholds": [0.02]} for n in range(_PROMPTS)]
-    body = round_body(prompts=prompts, rounds=_ROUNDS)
+    prompts = [
+        {"text": f"a red circle {n}", "items": ["circle"], "thresholds": [0.02]} for n in range(requested.prompts)
+    ]
+    body = round_body(prompts=prompts, rounds=requested.rounds)
     measured = _post(deployed, "/rounds", body)
 
     # 2. what it replaced: the plans of all rounds, for the sum of their work
     spec = RoundSpec.model_validate(body)
-    sizes = Sizes(deployed.settings.shard_prompts, _PROMPTS, measured=measured_splits("set", None, {"set": _PROMPTS}))
+    measured_sets = measured_splits("set", None, {"set": requested.prompts})
+    sizes = Sizes(deployed.settings.shard_prompts, requested.prompts, measured=measured_sets)
     planned = _seconds(lambda: [plan_round(spec, n, sizes) for n in range(_PLANNED_ROUNDS)])
-    before = planned * _ROUNDS / _PLANNED_ROUNDS
+    before = planned * requested.rounds / _PLANNED_ROUNDS
 
-    name = f"{database}: POST /rounds with {_PROMPTS:,} prompts x {_ROUNDS:,} rounds"
+    name = f"{database}: POST /rounds with {requested.prompts:,} prompts x {requested.rounds:,} rounds"
     _report(name, measured, f"planning all rounds {before:.1f} s ({_PLANNED_ROUNDS} measured)")
 
 
-def _measure_trainings(deployed: Deployment, database: str) -> None:
+def _measure_trainings(deployed: Deployment, database: str, pairs: int) -> None:
     # 1. the request
-    ids = add_pairs(deployed.service, _PAIRS)
+    ids = add_pairs(deployed.service, pairs)
     training = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
     measured = _post(deployed, "/trainings", {"pairs": ids, "training": training})
 
@@ -116,9 +137,10 @@ def _measure_trainings(deployed: Deployment, database: str) -> None:
                 results.get_pair(session, pair_id)
                 session.expunge_all()
 
-    before = _seconds(look_up) * _PAIRS / _LOOKUPS
-    name = f"{database}: POST /trainings with {_PAIRS:,} pair ids"
-    _report(name, measured, f"a lookup for each id {before:.1f} s ({_LOOKUPS} measured)")
+    looked_up = min(pairs, _LOOKUPS)
+    before = _seconds(look_up) * pairs / looked_up
+    name = f"{database}: POST /trainings with {pairs:,} pair ids"
+    _report(name, measured, f"a lookup for each id {before:.1f} s ({looked_up} measured)")
 
 
 def _report(name: str, measured: _Measured, before: str) -> None:
@@ -193,10 +215,10 @@ def _require_accepted(response: httpx.Response) -> None:
         raise RuntimeError(response.text[:1000])
 
 
-def _measure_lists(deployed: Deployment, database: str) -> None:
+def _measure_lists(deployed: Deployment, database: str, number_of_stages: int) -> None:
     # 1. jobs with stages
     spec = RoundSpec.model_validate(round_body())
-    jobs = [_add_job(deployed.service, spec) for _ in range(_JOBS)]
+    jobs = [_add_job(deployed.service, spec, number_of_stages // _JOBS) for _ in range(_JOBS)]
 
     # 2. the list
     with deployed.client() as client:
@@ -213,14 +235,17 @@ def _measure_lists(deployed: Deployment, database: str) -> None:
     before = 1000 * _seconds(load)
     median = statistics.median(milliseconds)
     target = f"target: <= {_LIST_MILLISECONDS} ms"
-    _say(f"{database}: GET /jobs over {_STAGES:,} stages: median {median:.0f} ms, {processor:.0f} ms of processor time")
+    _say(
+        f"{database}: GET /jobs over {number_of_stages:,} stages: median {median:.0f} ms, "
+        f"{processor:.0f} ms of processor time"
+    )
     _say(f"    {target}; before: {before:.0f} ms for the stages alone")
 
 
-def _add_job(service: Service, spec: RoundSpec) -> str:
+def _add_job(service: Service, spec: RoundSpec, number_of_stages: int) -> str:
     job_id = create_job(service, spec)
     with service.uow.writing() as session:
-        plan = [PlannedStage(StageKind.FUSE, 2, 1, shard) for shard in range(_STAGES // _JOBS)]
+        plan = [PlannedStage(StageKind.FUSE, 2, 1, shard) for shard in range(number_of_stages)]
         stages.add(session, job_id, plan, after=stages.last_number(session, job_id))
     return job_id
 
