@@ -38,6 +38,11 @@ def spec_as(claim: Claim, first: type[Any], second: type[Any] | None = None) -> 
     raise ConflictError(f"expected a job with a {claim.kind} stage, got a {type(claim.spec).__name__}")
 
 
+def range_if_sharded(claim: Claim, name: str) -> tuple[int, int] | None:
+    """The range of the claim's shard; None if the stage has all items."""
+    return shard_range(claim, name) if name in claim.params else None
+
+
 def shard_range(claim: Claim, name: str) -> tuple[int, int]:
     """The range of the claim's shard.
 
@@ -116,10 +121,14 @@ def load_samples(session: Session, rows: Iterable[Sample]) -> dict[str, StoredSa
 
 
 def load_round_samples(
-    session: Session, job_id: str, round_number: int, roles: Sequence[SampleRole]
+    session: Session,
+    job_id: str,
+    round_number: int,
+    roles: Sequence[SampleRole],
+    prompts: tuple[int, int] | None = None,
 ) -> list[StoredSample]:
-    """A round's samples of these roles, by prompt and number."""
-    rows = [sample for sample, _ in results.round_images(session, job_id, round_number, roles)]
+    """A round's samples of these roles, or those of a range of prompts, by prompt and number."""
+    rows = results.round_samples(session, job_id, round_number, roles, prompts)
     return list(load_samples(session, rows).values())
 
 

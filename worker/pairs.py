@@ -12,7 +12,7 @@ from service.db.queries import results
 from service.db.tables import Pair, Sample
 from service.jobs.execution import Claim
 from service.jobs.kinds import FusionJobSpec, RoundSpec
-from worker.inputs import SAMPLED_ROLES, StoredSample, load_round_samples, load_samples, shard_range, spec_as
+from worker.inputs import SAMPLED_ROLES, StoredSample, load_round_samples, load_samples, range_if_sharded, spec_as
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def load_pairs(session: Session, rows: Sequence[Pair]) -> list[StoredPair]:
 
 def load_round_pairs(session: Session, claim: Claim) -> list[StoredPair]:
     """The pairs of the claim's round, or of its shard if the stage has one, by number."""
-    prompts = shard_range(claim, "prompts") if "prompts" in claim.params else None
-    numbers = shard_range(claim, "pairs") if "pairs" in claim.params else None
+    prompts = range_if_sharded(claim, "prompts")
+    numbers = range_if_sharded(claim, "pairs")
     return load_pairs(session, results.round_pairs(session, claim.job_id, claim.round, prompts, numbers))
 
 
@@ -65,11 +65,18 @@ def load_sides_to_fuse(session: Session, spec: FusionJobSpec) -> list[tuple[Samp
     return [(samples[reference_id], samples[base_id]) for reference_id, base_id in ids]
 
 
-def load_samples_to_fuse(session: Session, spec: FusionJobSpec) -> list[StoredSample]:
-    """All samples that may become a side of a pair, each once."""
+def load_samples_to_fuse(session: Session, claim: Claim, spec: FusionJobSpec) -> list[StoredSample]:
+    """The samples of the claim's shard that may become a side of a pair, each once; of all shards if it has none.
+
+    A sample of several named pairs belongs to the shard of the first one.
+    """
     if spec.sampling is not None:
-        return load_round_samples(session, spec.sampling, 0, SAMPLED_ROLES)
-    samples = {sample.id: sample for sides in load_sides_to_fuse(session, spec) for sample in sides}
+        return load_round_samples(session, spec.sampling, 0, SAMPLED_ROLES, range_if_sharded(claim, "prompts"))
+
+    sides = load_sides_to_fuse(session, spec)
+    start, stop = range_if_sharded(claim, "pairs") or (0, len(sides))
+    earlier = {sample.id for pair in sides[:start] for sample in pair}
+    samples = {sample.id: sample for pair in sides[start:stop] for sample in pair if sample.id not in earlier}
     return list(load_samples(session, samples.values()).values())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -11,9 +12,12 @@ from sqlalchemy.orm import Session
 
 from dfusion.rewards import Scorer
 from dfusion.rewards.checks import checked_scores
-from dfusion.rewards.watch import Diversity, diversity
-from service.db.queries import results
+from dfusion.rewards.watch import diversity
+from service.db.queries import results, stages
 from service.db.tables import Artifact, Score
+from service.jobs.execution import Claim
+from service.jobs.kinds import ScorerRef
+from service.states import StageKind
 from worker.context import StageContext, batches
 from worker.inputs import StoredSample
 
@@ -36,11 +40,66 @@ class ImageScores:
     features: np.ndarray
     features_name: str
 
-    def diversity(self, prompts: Sequence[str]) -> Diversity | None:
-        """The diversity of each prompt's images; None if no prompt has two images."""
+    def diversity(self, prompts: Sequence[int]) -> list[float]:
+        """The diversity of each prompt that has two images or more, in order.
+
+        Args:
+            prompts: The index of each image's prompt.
+        """
         if len(set(prompts)) == len(prompts):
-            return None
-        return diversity(self.features, prompts, "rms" if self.features_name == _PIXELS else "cosine")
+            return []
+        metric: Literal["rms", "cosine"] = "rms" if self.features_name == _PIXELS else "cosine"
+        return list(diversity(self.features, list(map(str, prompts)), metric).prompts.values())
+
+
+@dataclass(frozen=True)
+class ScorerVersion:
+    """A version of a scorer, as it is recorded with every score."""
+
+    name: str
+    version: str
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> ScorerVersion:
+        """The version of a loaded scorer."""
+        return cls(scorer.name, scorer.version)
+
+
+@dataclass(frozen=True)
+class ScoringSummary:
+    """What a stage that scores leaves for the stage that joins all shards, which loads no scorer.
+
+    Attributes:
+        scorers: The versions of the job's scorers, in the order of its request.
+        features: The name of the features that the diversity is measured with.
+        diversity: The diversity of each prompt of the shard, in order.
+    """
+
+    scorers: tuple[ScorerVersion, ...]
+    features: str = _PIXELS
+    diversity: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, scorers: Sequence[Scorer]) -> ScoringSummary:
+        """The summary of a stage without diversity."""
+        return cls(tuple(map(ScorerVersion.of, scorers)))
+
+
+def load_summaries(session: Session, claim: Claim, kind: StageKind) -> list[ScoringSummary]:
+    """The summaries of the claim's round by shard; empty if a shard has none (an earlier version ran it)."""
+    stored = stages.summaries(session, claim.job_id, claim.round, kind)
+    summaries = []
+    for summary in stored:
+        if summary is None:
+            return []
+        scorers = tuple(ScorerVersion(**scorer) for scorer in summary["scorers"])
+        summaries.append(ScoringSummary(scorers, summary["features"], tuple(summary["diversity"])))
+    return summaries
+
+
+def record_summary(session: Session, claim: Claim, summary: ScoringSummary) -> None:
+    """Leave the summary of a stage for the stage that joins all shards."""
+    stages.set_summary(session, claim.stage_id, asdict(summary))
 
 
 def score_images(
@@ -99,31 +158,62 @@ class CompleteScores:
     """The scores of samples by one version of a scorer.
 
     Attributes:
+        scorer: The version of the scorer.
         by_sample: The score of every sample, by sample id.
         new: The scores that are not stored yet.
     """
 
+    scorer: ScorerVersion
     by_sample: Mapping[str, float]
-    new: Sequence[Score]
+    new: Sequence[Score] = ()
+
+
+def join_scores(
+    context: StageContext, scorer_refs: Sequence[ScorerRef], known: ScoredSamples, summaries: Sequence[ScoringSummary]
+) -> list[CompleteScores]:
+    """The scores of samples that several shards have scored.
+
+    A scorer is loaded only if the shards used different versions of it, to complete the scores with this worker's.
+
+    Args:
+        context: The stage.
+        scorer_refs: The job's scorers.
+        known: The samples with their stored scores.
+        summaries: The summaries of the shards.
+    """
+    joined = []
+    for position, scorer_ref in enumerate(scorer_refs):
+        versions = {summary.scorers[position] for summary in summaries}
+        stored = _stored_scores(known, versions.pop()) if len(versions) == 1 else None
+        if stored is None or len(stored.by_sample) < len(known.samples):
+            joined.append(score_missing(context, context.load_scorer(scorer_ref), known))
+        else:
+            joined.append(stored)
+    return joined
 
 
 def score_missing(context: StageContext, scorer: Scorer, known: ScoredSamples) -> CompleteScores:
     """Complete the scores of samples: score those that this version of the scorer has not scored yet."""
-    stored = {
-        score.sample_id: score.value
-        for scores in known.scores.values()
-        for score in scores
-        if (score.scorer, score.version) == (scorer.name, scorer.version)
-    }
-    missing = [sample for sample in known.samples if sample.row.id not in stored]
+    stored = _stored_scores(known, ScorerVersion.of(scorer))
+    missing = [sample for sample in known.samples if sample.row.id not in stored.by_sample]
     if not missing:
-        return CompleteScores(stored, [])
+        return stored
 
     scored = score_images(
         context, [scorer], [sample.image for sample in missing], [sample.row.prompt for sample in missing]
     )
     new = score_rows([scorer], [sample.row.id for sample in missing], scored.values)
-    return CompleteScores(stored | {score.sample_id: score.value for score in new}, new)
+    values = {score.sample_id: score.value for score in new}
+    return CompleteScores(stored.scorer, {**stored.by_sample, **values}, new)
+
+
+def _stored_scores(known: ScoredSamples, scorer: ScorerVersion) -> CompleteScores:
+    stored = {}
+    for scores in known.scores.values():
+        for score in scores:
+            if (score.scorer, score.version) == (scorer.name, scorer.version):
+                stored[score.sample_id] = score.value
+    return CompleteScores(scorer, stored)
 
 
 def score_rows(scorers: Sequence[Scorer], sample_ids: Sequence[str], values: Sequence[Sequence[float]]) -> list[Score]:

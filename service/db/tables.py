@@ -205,6 +205,8 @@ class Stage(Table):
     params: Mapped[Json]
     work: Mapped[float]
     """Expected work in U-Net evaluations."""
+    summary: Mapped[Json | None]
+    """What a stage that scores leaves for the stage that joins all shards (`worker.scoring.ScoringSummary`)."""
     state: Mapped[str]
     lease_owner: Mapped[str | None]
     lease_epoch: Mapped[int]

@@ -1,4 +1,4 @@
-"""Compare: metrics over all shards of an evaluation, and paired comparisons of models with confidence intervals."""
+"""Compare: metrics over all shards of an evaluation or a sampling; an evaluation also compares its models in pairs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Metric, Sample, Score
 from service.jobs.execution import Claim
-from service.jobs.kinds import EvaluationJobSpec
-from service.states import SampleRole
+from service.jobs.kinds import EvaluationJobSpec, SamplingJobSpec
+from service.states import SampleRole, StageKind
 from worker.context import StageContext
 from worker.inputs import load_samples
-from worker.scoring import ScoredSamples, load_scores, score_missing
+from worker.rollouts import Rollout, load_rollout, rollout_metrics, rollout_scorers
+from worker.scoring import CompleteScores, join_scores, load_scores, load_summaries
 from worker.stages.base import Stage
 from worker.stages.evaluate import Measurement
 
@@ -28,11 +29,12 @@ class Inputs:
     """Inputs of a compare stage.
 
     Attributes:
-        samples: The evaluation's samples with their scores, by split, prompt and number.
+        rollout: The samples with their scores: of an evaluation by split, prompt and number, of a sampling by prompt
+            and number.
         baseline_id: The first model of the request, with which an evaluation compares the others.
     """
 
-    samples: ScoredSamples
+    rollout: Rollout
     baseline_id: str | None
 
 
@@ -41,43 +43,54 @@ class Outputs:
     """Outputs of a compare stage.
 
     Attributes:
-        scores: New scores of samples without a score by this version of the scorer.
-        metrics: Mean and deviation by model, split and scorer.
-        comparison: The result of an evaluation, as GET /jobs/{id} returns it; None for rounds.
+        scores: New scores of samples, if the shards were scored by different versions of a scorer.
+        metrics: Mean and deviation by model, split and scorer; the diversity of a sampling.
+        comparison: The result of an evaluation, as GET /jobs/{id} returns it; None for rounds and samplings.
     """
 
     scores: Sequence[Score]
     metrics: Sequence[Metric]
-    comparison: dict[str, Any] | None
+    comparison: dict[str, Any] | None = None
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """Load the samples of the evaluate stages with their scores."""
+    """Load the samples of all shards with their scores."""
+    baseline_id = jobs.get(session, claim.job_id).model_id
+    if isinstance(claim.spec, SamplingJobSpec):
+        return Inputs(load_rollout(session, claim), baseline_id)
+
     rows = results.samples_of_job(session, claim.job_id, claim.round, SampleRole.EVALUATION)
-    samples = list(load_samples(session, rows).values())
-    return Inputs(load_scores(session, samples), jobs.get(session, claim.job_id).model_id)
+    samples = load_scores(session, list(load_samples(session, rows).values()))
+    return Inputs(Rollout(samples, load_summaries(session, claim, StageKind.EVALUATE)), baseline_id)
 
 
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Compute metrics by model, split and scorer; for an evaluation, also compare the models."""
-    samples = [sample.row for sample in inputs.samples.samples]
-    scores: dict[str, list[Score]] = {sample.id: [] for sample in samples}
-    new: list[Score] = []
-
-    # an older version of a scorer may have scored some shards: complete the scores with this worker's version
-    for scorer_ref in Measurement.of(context.claim.spec).scorers:
-        scorer = context.load_scorer(scorer_ref)
-        complete = score_missing(context, scorer, inputs.samples)
-        new += complete.new
-        for sample_id, value in complete.by_sample.items():
-            score = Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
-            scores[sample_id].append(score)
-
     spec = context.claim.spec
+    rollout = inputs.rollout
+    scorer_refs = rollout_scorers(spec) if isinstance(spec, SamplingJobSpec) else Measurement.of(spec).scorers
+    joined = join_scores(context, scorer_refs, rollout.samples, rollout.summaries)
+    new = [score for by_scorer in joined for score in by_scorer.new]
+    if isinstance(spec, SamplingJobSpec):
+        return Outputs(new, rollout_metrics(context.claim, rollout, joined))
+
+    samples = [sample.row for sample in rollout.samples.samples]
+    scores = _by_sample(samples, joined)
     comparison = None
     if isinstance(spec, EvaluationJobSpec):
         comparison = _comparison(spec, inputs.baseline_id, samples, scores)
     return Outputs(new, _metrics(context.claim, samples, scores), comparison)
+
+
+def _by_sample(samples: Sequence[Sample], joined: Sequence[CompleteScores]) -> dict[str, list[Score]]:
+    """The scores of each sample by all scorers, in the order of the request."""
+    scores: dict[str, list[Score]] = {sample.id: [] for sample in samples}
+    for by_scorer in joined:
+        scorer = by_scorer.scorer
+        for sample_id, value in by_scorer.by_sample.items():
+            score = Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
+            scores[sample_id].append(score)
+    return scores
 
 
 def _metrics(claim: Claim, samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]]) -> list[Metric]:

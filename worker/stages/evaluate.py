@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from dfusion.config import SamplingConfig
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt
+from dfusion.rewards import Scorer
 from dfusion.sampling import sample
 from dfusion.seeds import evaluation_seed
 from service.db.clock import now_seconds
@@ -23,7 +24,7 @@ from service.jobs.kinds import EvaluationJobSpec, EvaluationSpec, JobSpec, Round
 from service.states import SampleRole
 from worker.context import StageContext, batches
 from worker.inputs import StoredModel, load_model, load_model_before, load_prompts, shard_range
-from worker.scoring import score_pixels, score_rows
+from worker.scoring import ScoringSummary, record_summary, score_pixels, score_rows
 from worker.stages.base import Stage
 
 
@@ -47,10 +48,12 @@ class Outputs:
     Attributes:
         samples: The samples of the shard, by prompt and number.
         scores: Their scores, scorer by scorer.
+        summary: The summary for the stage that joins the shards.
     """
 
     samples: Sequence[Sample]
     scores: Sequence[Score]
+    summary: ScoringSummary
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         image_id = context.store_image(f"image-{row:06d}", pixels)
         samples.append(_sample_row(context.claim, inputs.model.row, plan, image_id))
 
-    return Outputs(samples, _scores(context, measurement, samples, images))
+    scorers = [context.load_scorer(scorer_ref) for scorer_ref in measurement.scorers]
+    return Outputs(samples, _scores(context, scorers, samples, images), ScoringSummary.of(scorers))
 
 
 def _plan(claim: Claim, measurement: Measurement, prompts: Sequence[Prompt]) -> list[_PlannedImage]:
@@ -166,11 +170,10 @@ def _sample_row(claim: Claim, model: Model, planned: _PlannedImage, image_id: st
 
 
 def _scores(
-    context: StageContext, measurement: Measurement, samples: Sequence[Sample], images: np.ndarray
+    context: StageContext, scorers: Sequence[Scorer], samples: Sequence[Sample], images: np.ndarray
 ) -> list[Score]:
     scores = []
-    for scorer_ref in measurement.scorers:
-        scorer = context.load_scorer(scorer_ref)
+    for scorer in scorers:
         for part in batches(range(len(samples)), context.bench.settings.batch_size):
             context.heartbeat.check()
             values = score_pixels(scorer, images[list(part)], [samples[i].prompt for i in part])
@@ -178,10 +181,11 @@ def _scores(
     return scores
 
 
-def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
-    """Insert the samples and their scores."""
+def record(session: Session, claim: Claim, outputs: Outputs) -> None:
+    """Insert the samples and their scores, and leave the summary."""
     results.add_all(session, outputs.samples)
     results.add_all(session, outputs.scores)
+    record_summary(session, claim, outputs.summary)
 
 
 STAGE = Stage(load, compute, record)

@@ -1,4 +1,4 @@
-"""Select: choose references and bases by score, or use the samples that a fusion names."""
+"""Select: choose references and bases by score, or use the samples that a fusion names; the metrics of a round."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from sqlalchemy.orm import Session
 
 from dfusion.config import PairingConfig
 from dfusion.pairing import choose_pairs
-from dfusion.rewards import Scorer
+from dfusion.rewards.watch import falling_figures
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
-from service.db.tables import Pair, Sample, Score
+from service.db.tables import Metric, Pair, Sample, Score
 from service.errors import ConflictError
 from service.ids import IdKind, new_id
 from service.jobs.execution import Claim
 from service.jobs.kinds import FusionJobSpec, RoundSpec
-from service.states import SampleRole
+from service.states import Split, StageKind
 from worker.context import StageContext
-from worker.inputs import StoredSample, load_prompts, load_round_samples, spec_as
+from worker.inputs import StoredSample, load_prompts, spec_as
 from worker.pairs import load_samples_to_fuse, load_sides_to_fuse
-from worker.scoring import ScoredSamples, load_scores, score_missing
+from worker.rollouts import Rollout, load_rollout, rollout_metrics, rollout_scorers
+from worker.scoring import CompleteScores, ScorerVersion, join_scores, load_scores, load_summaries
 from worker.stages.base import Stage
 
 _MAX_UNPAIRED = 20
@@ -39,14 +40,29 @@ class Inputs:
     """Inputs of a select stage.
 
     Attributes:
-        samples: The samples of the round or the fusion with their scores, by prompt and number.
+        rollout: The samples of the round or the fusion with their scores, by prompt and number.
         named: The (reference, base) samples that the request names; empty if they are chosen by score.
         thresholds: Mask thresholds by prompt set and index; None if they are computed from its maps.
+        metrics: The metrics of the job's earlier rounds.
     """
 
-    samples: ScoredSamples
+    rollout: Rollout
     named: Sequence[_Sides]
     thresholds: _Thresholds
+    metrics: Sequence[Metric] = ()
+
+
+@dataclass(frozen=True)
+class MisleadingReward:
+    """A reward that rises while other metrics fall.
+
+    Attributes:
+        reward: The name of its scorer.
+        falling: The names of the falling metrics.
+    """
+
+    reward: str
+    falling: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,31 +70,38 @@ class Outputs:
     """Outputs of a select stage.
 
     Attributes:
-        scores: New scores of samples without a score by this version of the scorer.
+        scores: New scores of samples, if the shards were scored by different versions of the scorer.
         pairs: The pairs in order.
         samples: The number of samples they were chosen from.
         unpaired: The prompts without a pair, since no reference scores more than its base, and their highest score.
+        metrics: The round's mean by each scorer, and its diversity; empty for a fusion.
+        misleading: A warning if the reward rises while other metrics fall; None otherwise.
     """
 
     scores: Sequence[Score]
     pairs: Sequence[Pair]
     samples: int
     unpaired: Sequence[tuple[str, float]]
+    metrics: Sequence[Metric] = ()
+    misleading: MisleadingReward | None = None
 
 
 def load(session: Session, claim: Claim) -> Inputs:
     """Load the samples with their scores, and the thresholds of their prompts. Raises ConflictError."""
     match claim.spec:
         case RoundSpec():
-            samples = load_round_samples(session, claim.job_id, claim.round, [SampleRole.PLAIN])
-            return Inputs(load_scores(session, samples), [], _load_thresholds(session, samples))
+            rollout = load_rollout(session, claim)
+            thresholds = _load_thresholds(session, rollout.samples.samples)
+            earlier = results.metrics(session, claim.job_id, range(claim.round))
+            return Inputs(rollout, [], thresholds, earlier)
         case FusionJobSpec() as spec:
-            samples = load_samples_to_fuse(session, spec)
+            samples = load_samples_to_fuse(session, claim, spec)
             thresholds = _load_thresholds(session, samples)
             own = results.get_pair(session, spec.pair).thresholds if spec.pair else None
             if spec.thresholds or own:
                 thresholds = dict.fromkeys(thresholds, spec.thresholds or own)
-            return Inputs(load_scores(session, samples), load_sides_to_fuse(session, spec), thresholds)
+            rollout = Rollout(load_scores(session, samples), load_summaries(session, claim, StageKind.SCORE))
+            return Inputs(rollout, load_sides_to_fuse(session, spec), thresholds)
         case spec:
             raise ConflictError(f"{type(spec).__name__} jobs have no selection stage")
 
@@ -93,21 +116,34 @@ def _load_thresholds(session: Session, samples: Iterable[StoredSample]) -> _Thre
 
 
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
-    """Pair the samples by score, or as named by the request."""
-    spec = spec_as(context.claim, RoundSpec, FusionJobSpec)
-    scorer = context.load_scorer(spec.reward or "")
-    scores = score_missing(context, scorer, inputs.samples)
+    """Pair the samples by score, or as named by the request; compute the metrics of a round."""
+    claim = context.claim
+    spec = spec_as(claim, RoundSpec, FusionJobSpec)
+    rollout = inputs.rollout
 
-    samples = [sample.row for sample in inputs.samples.samples]
+    # 1. the scores of all shards
+    scorer_refs = rollout_scorers(spec) if isinstance(spec, RoundSpec) else [spec.reward or ""]
+    scores = join_scores(context, scorer_refs, rollout.samples, rollout.summaries)
+    new = [score for by_scorer in scores for score in by_scorer.new]
+    reward = scores[0]
+
+    # 2. the pairs
+    samples = [sample.row for sample in rollout.samples.samples]
     sides = inputs.named
     unpaired: list[tuple[str, float]] = []
     if not sides:
-        sides, unpaired = _choose(samples, scores.by_sample, spec.pairing)
+        sides, unpaired = _choose(samples, reward.by_sample, spec.pairing)
     pairs = [
-        _pair(context.claim, number, reference, base, scorer, scores.by_sample, inputs.thresholds)
+        _pair(claim, number, reference, base, reward, inputs.thresholds)
         for number, (reference, base) in enumerate(sides)
     ]
-    return Outputs(scores.new, pairs, len(samples), unpaired)
+    if not isinstance(spec, RoundSpec):
+        return Outputs(new, pairs, len(samples), unpaired)
+
+    # 3. the metrics of the round
+    metrics = rollout_metrics(claim, rollout, scores)
+    misleading = _misleading(reward.scorer, [*inputs.metrics, *sorted(metrics, key=lambda metric: metric.scorer)])
+    return Outputs(new, pairs, len(samples), unpaired, metrics, misleading)
 
 
 def _choose(
@@ -130,8 +166,7 @@ def _pair(
     number: int,
     reference: Sample,
     base: Sample,
-    scorer: Scorer,
-    scores: Mapping[str, float],
+    reward: CompleteScores,
     thresholds: _Thresholds,
 ) -> Pair:
     own = thresholds.get((reference.prompt_set_id, reference.prompt_index))
@@ -146,21 +181,45 @@ def _pair(
         prompt=base.prompt,
         reference_id=reference.id,
         base_id=base.id,
-        scorer=scorer.name,
-        scorer_version=scorer.version,
-        reference_score=scores[reference.id],
-        base_score=scores[base.id],
+        scorer=reward.scorer.name,
+        scorer_version=reward.scorer.version,
+        reference_score=reward.by_sample[reference.id],
+        base_score=reward.by_sample[base.id],
         thresholds=None if own is None else list(own),
         figures={},
         created_at=now_seconds(),
     )
 
 
+def _misleading(reward: ScorerVersion, metrics: Sequence[Metric]) -> MisleadingReward | None:
+    """Test whether the reward rises over the last rounds while other metrics fall.
+
+    Args:
+        reward: The reward's scorer.
+        metrics: The metrics of all rounds up to this one, round by round.
+
+    Returns:
+        The reward and the falling metrics; None if it does not rise, or none falls.
+    """
+    series: dict[tuple[str, str], list[float]] = {}
+    for metric in metrics:
+        if metric.split == Split.ROLLOUT:
+            series.setdefault((metric.scorer, metric.version), []).append(metric.mean)
+
+    rewards = series.pop((reward.name, reward.version), [])
+    others = {name: values for (name, _), values in series.items() if len(values) == len(rewards)}
+    falling = falling_figures(rewards, others)
+    return MisleadingReward(reward.name, falling) if falling else None
+
+
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
-    """Insert scores and pairs, and set the roles of the paired samples."""
+    """Insert scores, metrics and pairs, and set the roles of the paired samples. Warn of a misleading reward."""
     results.add_scores(session, outputs.scores)
-    results.add_all(session, outputs.pairs)
+    results.add_all(session, [*outputs.metrics, *outputs.pairs])
     results.mark_paired(session, claim.job_id, claim.round)
+    if outputs.misleading is not None:
+        _warn_of_misleading(session, claim, outputs.misleading)
+
     message = f"{len(outputs.pairs)} pairs from {outputs.samples} samples"
     data: dict[str, Any] = {"round": claim.round}
     if outputs.unpaired:
@@ -168,6 +227,12 @@ def record(session: Session, claim: Claim, outputs: Outputs) -> None:
         examples = [{"prompt": prompt, "score": score} for prompt, score in outputs.unpaired[:_MAX_UNPAIRED]]
         data |= {"prompts_without_pair": len(outputs.unpaired), "examples": examples}
     jobs.add_event(session, claim.job_id, "round.paired", message, claim.stage_id, **data)
+
+
+def _warn_of_misleading(session: Session, claim: Claim, warning: MisleadingReward) -> None:
+    falling = list(warning.falling)
+    message = f"the reward {warning.reward} rises while {' and '.join(falling)} fall: is it being gamed?"
+    jobs.add_event(session, claim.job_id, "round.reward_misleads", message, claim.stage_id, falling=falling)
 
 
 STAGE = Stage(load, compute, record)

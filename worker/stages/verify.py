@@ -1,9 +1,9 @@
-"""Verify: score the targets, adopt them by Eq. 7, and measure each pair."""
+"""Verify: score the targets of a shard of pairs, adopt them by Eq. 7, and measure each pair."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -27,7 +27,7 @@ from worker.stages.base import Stage
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a verify stage: the round's pairs by number, with the targets of the fused ones."""
+    """Inputs of a verify stage: the pairs of the shard by number, with the targets of the fused ones."""
 
     pairs: Sequence[StoredPair]
 
@@ -38,7 +38,7 @@ class Decision:
 
     Attributes:
         pair_id: The pair.
-        values: `adopted` and `why`; for a fused pair also the target's score, the figures and the mask image.
+        values: `adopted` and `why`; for a fused pair also the scores of its sides, the figures and the mask image.
     """
 
     pair_id: str
@@ -50,7 +50,7 @@ class Outputs:
     """Outputs of a verify stage.
 
     Attributes:
-        scores: The scores of the targets.
+        scores: The scores of the targets, and those of other sides that were scored again.
         decisions: One per pair; those of fused pairs come first.
         targets: The number of pairs with a target.
         wide_masks: The number of masks that cover more of the image than the pairing allows.
@@ -63,40 +63,65 @@ class Outputs:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """Load the round's pairs."""
+    """Load the pairs of the shard."""
     return Inputs(load_round_pairs(session, claim))
 
 
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Score the targets, decide on each pair, and store the masks. Raises ScorerError."""
     spec = spec_as(context.claim, RoundSpec, FusionJobSpec)
-    scorer = context.load_scorer(spec.reward or "")
-    _require_scorer(inputs.pairs, scorer)
-
     fused = [pair for pair in inputs.pairs if pair.target is not None]
-    targets = [pair.target for pair in fused if pair.target is not None]
-    scored = score_images(
-        context, [scorer], [target.image for target in targets], [target.row.prompt for target in targets]
-    )
-    scores = score_rows([scorer], [target.row.id for target in targets], scored.values)
-    score_by_sample = {score.sample_id: score.value for score in scores}
+    without_target = [_without_target(pair) for pair in inputs.pairs if pair.target is None]
+    if not fused:
+        return Outputs([], without_target, 0, 0)
 
+    # 1. the scores of the targets; after an upgrade of the scorer, also those of the other sides
+    scorer = context.load_scorer(spec.reward or "")
+    targets = [pair.target for pair in fused if pair.target is not None]
+    again = _sides_to_score_again(fused, scorer)
+    scored_samples = [*targets, *again]
+    images = [sample.image for sample in scored_samples]
+    scored = score_images(context, [scorer], images, [sample.row.prompt for sample in scored_samples])
+    scores = score_rows([scorer], [sample.row.id for sample in scored_samples], scored.values)
+    score_by_sample = {score.sample_id: score.value for score in scores}
+    _require_order(fused, scorer, score_by_sample)
+
+    # 2. the decisions
     decisions = list(_decisions(context, fused, score_by_sample))
     covers = [decision.values["figures"]["mask_cover"] for decision in decisions]
     wide_masks = sum(covers_too_much(cover, spec.pairing, fusion_of(context.claim)) for cover in covers)
-    decisions += [_without_target(pair) for pair in inputs.pairs if pair.target is None]
-    return Outputs(scores, decisions, len(targets), wide_masks)
+    if again:
+        decisions = [
+            replace(decision, values={**decision.values, "scorer_version": scorer.version}) for decision in decisions
+        ]
+    return Outputs(scores, [*decisions, *without_target], len(targets), wide_masks)
 
 
-def _require_scorer(pairs: Sequence[StoredPair], scorer: Scorer) -> None:
-    """Raise ScorerError unless this version of the scorer selected the pairs."""
-    for row in (pair.row for pair in pairs):
-        if (row.scorer, row.scorer_version) != (scorer.name, scorer.version):
+def _sides_to_score_again(pairs: Sequence[StoredPair], scorer: Scorer) -> list[StoredSample]:
+    """The references and bases of the pairs that another version of the scorer selected, each once."""
+    ours = (scorer.name, scorer.version)
+    others = [pair for pair in pairs if (pair.row.scorer, pair.row.scorer_version) != ours]
+    return list({side.row.id: side for pair in others for side in (pair.reference, pair.base)}.values())
+
+
+def _require_order(pairs: Sequence[StoredPair], scorer: Scorer, scores: Mapping[str, float]) -> None:
+    """Raise ScorerError if, by this version of the scorer, a reference no longer scores more than its base."""
+    for pair in pairs:
+        row = pair.row
+        reference, base = _sides_scores(pair, scores)
+        if row.reference_score > row.base_score and reference <= base:
             selected_by = f"{row.scorer} {row.scorer_version}"
             ours = f"{scorer.name} {scorer.version}"
             raise ScorerError(
-                f"{row.id} was selected by {selected_by}, but this worker has {ours}: submit the job again"
+                f"{row.id} was selected by {selected_by}, but by this worker's {ours} its reference scores no more "
+                "than its base: submit the job again"
             )
+
+
+def _sides_scores(pair: StoredPair, scores: Mapping[str, float]) -> tuple[float, float]:
+    """The scores of reference and base: new ones if there are any, otherwise those that selected the pair."""
+    reference = scores.get(pair.row.reference_id, pair.row.reference_score)
+    return reference, scores.get(pair.row.base_id, pair.row.base_score)
 
 
 def _without_target(pair: StoredPair) -> Decision:
@@ -115,7 +140,7 @@ def _decisions(context: StageContext, fused: Sequence[StoredPair], scores: Mappi
         trajectories = context.load_trajectories(sides)
         for pair in pairs:
             if pair.target is not None:
-                yield _decide(context, pair, pair.target, scores[pair.target.row.id], trajectories)
+                yield _decide(context, pair, pair.target, scores, trajectories)
 
 
 def _target_file(pair: StoredPair) -> str:
@@ -127,7 +152,7 @@ def _decide(
     context: StageContext,
     pair: StoredPair,
     target_sample: StoredSample,
-    target_score: float,
+    scores: Mapping[str, float],
     trajectories: Mapping[str, Trajectory],
 ) -> Decision:
     """The decision, figures and mask image of one fused pair."""
@@ -140,9 +165,10 @@ def _decide(
     mask = fusion_mask(trajectory_of(pair.reference, trajectories), pair.row.thresholds or (), config)
 
     # 2. the three sides
-    reference = side(pair.reference, pair.row.reference_score)
-    base = side(pair.base, pair.row.base_score)
-    target = side(target_sample, target_score)
+    reference_score, base_score = _sides_scores(pair, scores)
+    reference = side(pair.reference, reference_score)
+    base = side(pair.base, base_score)
+    target = side(target_sample, scores[target_sample.row.id])
 
     # 3. the mask's image, Eq. 7, and the figures
     height, width = target.image.shape[:2]
@@ -153,6 +179,8 @@ def _decide(
 
     values = {
         **asdict(decision),
+        "reference_score": reference.score,
+        "base_score": base.score,
         "target_score": target.score,
         "figures": asdict(figures),
         "mask_artifact_id": mask_id,
@@ -161,8 +189,8 @@ def _decide(
 
 
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
-    """Insert the scores, update the pairs, and end the review if there are no pairs."""
-    results.add_all(session, outputs.scores)
+    """Insert the scores, update the pairs, and end the review if the round has no pairs."""
+    results.add_scores(session, outputs.scores)
     results.update_pairs(session, {decision.pair_id: decision.values for decision in outputs.decisions})
 
     adopted = sum(bool(decision.values["adopted"]) for decision in outputs.decisions)
@@ -173,7 +201,7 @@ def record(session: Session, claim: Claim, outputs: Outputs) -> None:
     figures = {"adopted": adopted, "wide_masks": outputs.wide_masks}
     jobs.add_event(session, claim.job_id, "round.verified", message, claim.stage_id, **figures)
 
-    if not outputs.decisions:
+    if not results.any_pair(session, claim.job_id, claim.round):
         execution.end_review(session, jobs.get(session, claim.job_id), "there are no pairs to judge")
 
 

@@ -121,14 +121,26 @@ def samples(session: Session, ids: Iterable[str]) -> dict[str, Sample]:
     return {row.id: row for row in select_by_ids(session, Sample, Sample.id, ids)}
 
 
-def round_images(
-    session: Session, job_id: str, round_number: int, roles: Sequence[str]
-) -> list[tuple[Sample, Artifact]]:
-    """The samples of a round with these roles and their images, by prompt and number."""
-    query = select(Sample, Artifact).join(Artifact, Artifact.id == Sample.image_artifact_id)
-    query = query.where(Sample.job_id == job_id, Sample.round == round_number, Sample.role.in_(roles))
-    ordered = query.order_by(Sample.prompt_index, Sample.number, Sample.id)
-    return [(sample, artifact) for sample, artifact in session.execute(ordered)]
+def round_samples(
+    session: Session,
+    job_id: str,
+    round_number: int,
+    roles: Sequence[str],
+    prompts: tuple[int, int] | None = None,
+) -> list[Sample]:
+    """The samples of a round with these roles, by prompt and number.
+
+    Args:
+        session: A view of the database.
+        job_id: The job.
+        round_number: The round.
+        roles: The roles.
+        prompts: The range [start, stop) of prompt indices; None is all.
+    """
+    query = select(Sample).where(Sample.job_id == job_id, Sample.round == round_number, Sample.role.in_(roles))
+    if prompts is not None:
+        query = query.where(Sample.prompt_index >= prompts[0], Sample.prompt_index < prompts[1])
+    return list(session.scalars(query.order_by(Sample.prompt_index, Sample.number, Sample.id)))
 
 
 def sample_page(
@@ -247,6 +259,12 @@ def round_pairs(
         if span is not None:
             query = query.where(column >= span[0], column < span[1])
     return list(session.scalars(query.order_by(Pair.number)))
+
+
+def any_pair(session: Session, job_id: str, round_number: int) -> bool:
+    """Whether a round has a pair."""
+    query = select(Pair.id).where(Pair.job_id == job_id, Pair.round == round_number)
+    return session.scalar(query.limit(1)) is not None
 
 
 def sides_of(pairs: Sequence[Pair]) -> set[str]:

@@ -202,6 +202,18 @@ def count_shards(session: Session, job_id: str, round_number: int, kind: str) ->
     return int(last.scalar_one()) + 1
 
 
+def set_summary(session: Session, stage_id: str, summary: dict[str, Any]) -> None:
+    """Set the summary that the stage leaves for the stage that joins all shards."""
+    query = update(Stage).where(Stage.id == stage_id).values(summary=summary)
+    session.execute(query, execution_options=UNSYNCED)
+
+
+def summaries(session: Session, job_id: str, round_number: int, kind: str) -> list[dict[str, Any] | None]:
+    """The summaries of a round's stages of a kind, by shard. None for a stage without one."""
+    query = select(Stage.summary).where(Stage.job_id == job_id, Stage.round == round_number, Stage.kind == kind)
+    return list(session.scalars(query.order_by(Stage.shard)))
+
+
 def _held(stage_id: str, epoch: int) -> tuple[ColumnElement[bool], ...]:
     return Stage.id == stage_id, Stage.lease_epoch == epoch, Stage.state == StageState.RUNNING
 

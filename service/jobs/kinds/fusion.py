@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import ceil
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
@@ -26,16 +25,13 @@ from service.jobs.kinds.base import (
 )
 from service.jobs.kinds.rounds import RoundSpec
 from service.jobs.kinds.sampling import SamplingJobSpec
-from service.jobs.kinds.work import fuse_shards, fusion_rows, pairs_at_most, prompt_totals, shards
+from service.jobs.kinds.work import Shards, added, fusion_rows, of_pairs, of_prompts, pairs_at_most, scoring
 from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, JobState, SampleRole, StageKind
 
 if TYPE_CHECKING:
     from service.db.tables import Job, Sample
     from service.jobs.checking import Checker
-
-_PAIRS_PER_PROMPT = 4
-"""Named pairs of one fusion stage, for each prompt of a sampling stage (`shard_prompts`)."""
 
 
 class SamplePair(StrictModel):
@@ -240,37 +236,35 @@ def _pairs(spec: FusionJobSpec, sizes: Sizes) -> int:
 
 def totals(spec: FusionJobSpec, sizes: Sizes) -> Totals:
     """The stages of `plan`."""
-    pairs = _pairs(spec, sizes)
-    rows = fusion_rows(spec.fusion, sizes.sampling)
-    if spec.sampling is not None:
-        fuse = prompt_totals(sizes, pairs_at_most(spec.pairing, sizes.samples_per_prompt) * rows)
-    else:
-        fuse = StageTotals(ceil(sizes.pairs / (sizes.shard_prompts * _PAIRS_PER_PROMPT)), sizes.pairs * rows)
-
+    score, fuse, verify = _shards(spec, sizes)
     return {
-        StageKind.SCORE: StageTotals(1, max(1, pairs)),
+        StageKind.SCORE: score.totals,
         StageKind.SELECT: StageTotals(1, 1),
-        StageKind.FUSE: fuse,
-        StageKind.VERIFY: StageTotals(1, max(1, pairs)),
+        StageKind.FUSE: fuse.totals,
+        StageKind.VERIFY: verify.totals,
     }
 
 
-def plan(spec: FusionJobSpec, sizes: Sizes) -> list[PlannedStage]:
-    """The stages: score the samples without a score of the reward, select, fuse (sharded), verify."""
-    pairs = _pairs(spec, sizes)
+def _shards(spec: FusionJobSpec, sizes: Sizes) -> tuple[Shards, Shards, Shards]:
+    """The scoring, fusion and verifying stages: by prompts of a sampling, or by named pairs."""
     rows = fusion_rows(spec.fusion, sizes.sampling)
+    if spec.sampling is None:
+        fuse = of_pairs(StageKind.FUSE, sizes, rows)
+        return scoring(StageKind.SCORE, fuse, 2, 1), fuse, scoring(StageKind.VERIFY, fuse, 1, 1)
 
-    stages = [PlannedStage(StageKind.SCORE, 0, max(1, pairs)), PlannedStage(StageKind.SELECT, 0, 1, needs=(0,))]
-    if spec.sampling is not None:
-        stages += fuse_shards(sizes, 0, pairs_at_most(spec.pairing, sizes.samples_per_prompt) * rows, (1,))
-    else:
-        size = sizes.shard_prompts * _PAIRS_PER_PROMPT
-        stages += [
-            PlannedStage(StageKind.FUSE, 0, (stop - start) * rows, shard, {"pairs": [start, stop]}, (1,))
-            for shard, (start, stop) in enumerate(shards(sizes.pairs, size))
-        ]
+    pairs = pairs_at_most(spec.pairing, sizes.samples_per_prompt)
+    fuse = of_prompts(StageKind.FUSE, sizes, pairs * rows)
+    score = scoring(StageKind.SCORE, fuse, sizes.samples_per_prompt, pairs)
+    return score, fuse, scoring(StageKind.VERIFY, fuse, pairs, pairs)
 
-    return [*stages, PlannedStage(StageKind.VERIFY, 0, max(1, pairs), needs=tuple(range(1, len(stages))))]
+
+def plan(spec: FusionJobSpec, sizes: Sizes) -> list[PlannedStage]:
+    """The stages: score the samples without a score of the reward, select, fuse, verify. All but select are sharded."""
+    score, fuse, verify = _shards(spec, sizes)
+    stages = score.stages(0)
+    select = added(stages, [PlannedStage(StageKind.SELECT, 0, 1, needs=tuple(range(len(stages))))])
+    added(stages, fuse.stages(0, select))
+    return [*stages, *verify.stages_after(fuse, select[0] + 1, 0)]
 
 
 KIND = Kind(

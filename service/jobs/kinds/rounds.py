@@ -7,6 +7,7 @@ that verdicts or an early stop can take effect between two rounds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,18 @@ from dfusion.config import FusionConfig, PairingConfig, StrictModel, TrainingCon
 from service.jobs.kinds.base import Checked, Example, Kind, Name, PresetSpec, SamplesSpec, ScorerRef, ScorerRefs, Seed
 from service.jobs.kinds.work import (
     BACKWARD_WORK,
+    Shards,
+    added,
     all_of,
     evaluation_shards,
     evaluation_totals,
-    fuse_shards,
     fusion_rows,
     joined,
-    last_of,
+    of_prompts,
     pairs_at_most,
-    prompt_totals,
     rows_per_pair,
-    sample_shards,
     sampling_rows,
+    scoring,
     times,
 )
 from service.plan import PlannedStage, PromptsToMeasure, Sizes, StageTotals, Totals, WorkCounts
@@ -159,18 +160,17 @@ def _training_rows(spec: RoundSpec, prompts: int, update_work: int = 1) -> int:
 
 def totals(spec: RoundSpec, sizes: Sizes) -> Totals:
     """The stages of `plan` and of `plan_round` for all further rounds."""
-    pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt)
-
     # 1. the stages of each round
+    shards = _shards(spec, sizes)
     of_round = {
-        StageKind.SAMPLE: prompt_totals(sizes, spec.samples_per_prompt * sampling_rows(spec.sampling)),
-        StageKind.SCORE: StageTotals(1, sizes.prompts * spec.samples_per_prompt),
+        StageKind.SAMPLE: shards.sample.totals,
+        StageKind.SCORE: shards.score.totals,
         StageKind.SELECT: StageTotals(1, 1),
-        StageKind.VERIFY: StageTotals(1, sizes.prompts * pairs),
+        StageKind.VERIFY: shards.verify.totals,
         StageKind.TRAIN: StageTotals(1, _training_rows(spec, sizes.prompts, BACKWARD_WORK)),
     }
     if spec.fusion is not None:
-        of_round[StageKind.FUSE] = prompt_totals(sizes, pairs * fusion_rows(spec.fusion, spec.sampling))
+        of_round[StageKind.FUSE] = shards.fuse.totals
     if spec.review:
         of_round[StageKind.REVIEW] = StageTotals(1, 1)
     of_job = {kind: times(spec.rounds, stages) for kind, stages in of_round.items()}
@@ -178,10 +178,31 @@ def totals(spec: RoundSpec, sizes: Sizes) -> Totals:
     # 2. those of the evaluations
     if spec.evaluation is not None:
         evaluations = len(evaluated_rounds(spec))
-        shards = evaluation_totals(sizes, spec.evaluation.samples_per_prompt, sampling_rows(spec.sampling))
-        of_job[StageKind.EVALUATE] = times(evaluations, shards)
+        evaluate = evaluation_totals(sizes, spec.evaluation.samples_per_prompt, sampling_rows(spec.sampling))
+        of_job[StageKind.EVALUATE] = times(evaluations, evaluate)
         of_job[StageKind.COMPARE] = StageTotals(evaluations, evaluations)
     return of_job
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The stages of a round that share its prompts."""
+
+    sample: Shards
+    score: Shards
+    fuse: Shards
+    verify: Shards
+
+
+def _shards(spec: RoundSpec, sizes: Sizes) -> _Shards:
+    images = spec.samples_per_prompt
+    pairs = pairs_at_most(spec.pairing, images)
+    fused_rows = 0 if spec.fusion is None else fusion_rows(spec.fusion, spec.sampling)
+    sample = of_prompts(StageKind.SAMPLE, sizes, images * sampling_rows(spec.sampling))
+    fuse = of_prompts(StageKind.FUSE, sizes, pairs * fused_rows)
+    return _Shards(
+        sample, scoring(StageKind.SCORE, sample, images, images), fuse, scoring(StageKind.VERIFY, fuse, pairs, pairs)
+    )
 
 
 def plan(spec: RoundSpec, sizes: Sizes) -> list[PlannedStage]:
@@ -191,29 +212,33 @@ def plan(spec: RoundSpec, sizes: Sizes) -> list[PlannedStage]:
 
 
 def plan_round(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[PlannedStage]:
-    """The stages of one round: sample (sharded), score, select, fuse (sharded), verify, [review,] train, evaluate."""
-    pairs = pairs_at_most(spec.pairing, spec.samples_per_prompt)
-    images = sizes.prompts * spec.samples_per_prompt
+    """The stages of one round.
+
+    They are sample, score, select, fuse, verify, [review,] train and evaluate; select, review and train are one stage
+    each, the others are sharded.
+    """
+    shards = _shards(spec, sizes)
 
     # 1. samples, their scores, and pairs
-    stages = sample_shards(sizes, round_number, spec.samples_per_prompt * sampling_rows(spec.sampling))
-    stages.append(PlannedStage(StageKind.SCORE, round_number, images, needs=all_of(stages)))
-    stages.append(PlannedStage(StageKind.SELECT, round_number, 1, needs=last_of(stages)))
-    select = len(stages) - 1
+    stages = shards.sample.stages(round_number)
+    scores = added(stages, shards.score.stages_after(shards.sample, 0, round_number))
+    select = added(stages, [PlannedStage(StageKind.SELECT, round_number, 1, needs=scores)])
 
     # 2. targets and their adoption
-    if spec.fusion is not None:
-        stages += fuse_shards(sizes, round_number, pairs * fusion_rows(spec.fusion, spec.sampling), (select,))
-    needs = tuple(range(select, len(stages)))
-    stages.append(PlannedStage(StageKind.VERIFY, round_number, sizes.prompts * pairs, needs=needs))
+    if spec.fusion is None:
+        verify = added(stages, shards.verify.stages(round_number, select))
+    else:
+        added(stages, shards.fuse.stages(round_number, select))
+        verify = added(stages, shards.verify.stages_after(shards.fuse, select[0] + 1, round_number))
+    needs = verify
     if spec.review:
-        stages.append(PlannedStage(StageKind.REVIEW, round_number, 1, needs=last_of(stages)))
+        needs = added(stages, [PlannedStage(StageKind.REVIEW, round_number, 1, needs=verify)])
 
     # 3. the next model and its evaluation
     work = _training_rows(spec, sizes.prompts, BACKWARD_WORK)
-    stages.append(PlannedStage(StageKind.TRAIN, round_number, work, needs=last_of(stages)))
+    train = added(stages, [PlannedStage(StageKind.TRAIN, round_number, work, needs=needs)])
     if round_number in evaluated_rounds(spec):
-        stages = joined(stages, _evaluation(spec, round_number, sizes), last_of(stages))
+        stages = joined(stages, _evaluation(spec, round_number, sizes), train)
     return stages
 
 

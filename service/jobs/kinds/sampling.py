@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from service.jobs.kinds.base import Checked, Kind, SamplesSpec, ScorerRefs
-from service.jobs.kinds.work import all_of, prompt_totals, sample_shards, sampling_rows
+from service.jobs.kinds.work import Shards, added, of_prompts, sampling_rows, scoring
 from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
 
@@ -47,17 +47,22 @@ def count(spec: SamplingJobSpec, sizes: Sizes) -> WorkCounts:
 
 def totals(spec: SamplingJobSpec, sizes: Sizes) -> Totals:
     """The stages of `plan`."""
-    return {
-        StageKind.SAMPLE: prompt_totals(sizes, spec.samples_per_prompt * sampling_rows(spec.sampling)),
-        StageKind.SCORE: StageTotals(1, sizes.prompts * spec.samples_per_prompt),
-    }
+    sample, score = _shards(spec, sizes)
+    return {StageKind.SAMPLE: sample.totals, StageKind.SCORE: score.totals, StageKind.COMPARE: StageTotals(1, 1)}
+
+
+def _shards(spec: SamplingJobSpec, sizes: Sizes) -> tuple[Shards, Shards]:
+    """The sampling and the scoring stages."""
+    sample = of_prompts(StageKind.SAMPLE, sizes, spec.samples_per_prompt * sampling_rows(spec.sampling))
+    return sample, scoring(StageKind.SCORE, sample, spec.samples_per_prompt, spec.samples_per_prompt)
 
 
 def plan(spec: SamplingJobSpec, sizes: Sizes) -> list[PlannedStage]:
-    """The stages: sample (sharded by prompts), score."""
-    stages = sample_shards(sizes, 0, spec.samples_per_prompt * sampling_rows(spec.sampling))
-    images = sizes.prompts * spec.samples_per_prompt
-    return [*stages, PlannedStage(StageKind.SCORE, 0, images, needs=all_of(stages))]
+    """The stages: sample and score (both sharded by prompts), compare."""
+    sample, score = _shards(spec, sizes)
+    stages = sample.stages(0)
+    scores = added(stages, score.stages_after(sample, 0, 0))
+    return [*stages, PlannedStage(StageKind.COMPARE, 0, 1, needs=scores)]
 
 
 KIND = Kind(

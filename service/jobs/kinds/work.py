@@ -6,7 +6,7 @@ The unit of work is one U-Net evaluation: one row through the U-Net. Guidance ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any
 
@@ -18,6 +18,10 @@ BACKWARD_WORK = 3
 """The work of a forward and backward pass, relative to a forward pass alone."""
 _MIN_EVALUATION_IMAGES = 64
 """Images that one evaluation stage makes at least, so that its overhead is small."""
+_MIN_SCORED_IMAGES = 512
+"""Images of one scoring or verifying stage, at least. Scoring takes a fraction of the time of sampling."""
+_PAIRS_PER_PROMPT = 4
+"""Named pairs of one fusion stage, for each prompt of a sampling stage (`shard_prompts`)."""
 
 
 def pairs_at_most(pairing: PairingConfig, samples_per_prompt: int) -> int:
@@ -58,23 +62,77 @@ def _guidance_rows(sampling: SamplingConfig) -> int:
     return 1 if sampling.guidance_scale == 1 else 2
 
 
-def sample_shards(sizes: Sizes, round_number: int, work_per_prompt: int) -> list[PlannedStage]:
-    """Sampling stages for all prompts."""
-    return _prompt_shards(StageKind.SAMPLE, sizes, round_number, work_per_prompt, ())
+@dataclass(frozen=True)
+class Shards:
+    """Stages of one kind that share the prompts or pairs of a job.
+
+    Attributes:
+        kind: Their kind.
+        unit: What they share: "prompts" or "pairs".
+        count: The number of prompts or pairs.
+        size: Prompts or pairs of one stage, at most.
+        work: The work of one prompt or pair.
+    """
+
+    kind: StageKind
+    unit: str
+    count: int
+    size: int
+    work: int
+
+    @property
+    def totals(self) -> StageTotals:
+        """The number of stages and their work."""
+        return StageTotals(ceil(self.count / self.size), self.count * self.work)
+
+    def stages(self, round_number: int, needs: tuple[int, ...] = ()) -> list[PlannedStage]:
+        """The stages, all with the same dependencies."""
+        return [self._stage(round_number, shard, span, needs) for shard, span in self._spans()]
+
+    def stages_after(self, earlier: Shards, first: int, round_number: int) -> list[PlannedStage]:
+        """The stages. Each depends on the earlier stages of the same prompts or pairs.
+
+        Args:
+            earlier: Stages that share the same prompts or pairs.
+            first: The index of the first of them in the plan.
+            round_number: The round.
+        """
+        stages = []
+        for shard, (start, stop) in self._spans():
+            needs = tuple(range(first + start // earlier.size, first + ceil(stop / earlier.size)))
+            stages.append(self._stage(round_number, shard, (start, stop), needs))
+        return stages
+
+    def _spans(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        return enumerate(shards(self.count, self.size))
+
+    def _stage(self, round_number: int, shard: int, span: tuple[int, int], needs: tuple[int, ...]) -> PlannedStage:
+        start, stop = span
+        return PlannedStage(
+            self.kind, round_number, (stop - start) * self.work, shard, {self.unit: [start, stop]}, needs
+        )
 
 
-def fuse_shards(sizes: Sizes, round_number: int, work_per_prompt: int, needs: tuple[int, ...]) -> list[PlannedStage]:
-    """Fusion stages for the pairs of all prompts."""
-    return _prompt_shards(StageKind.FUSE, sizes, round_number, work_per_prompt, needs)
+def of_prompts(kind: StageKind, sizes: Sizes, work_per_prompt: int) -> Shards:
+    """Sampling or fusion stages for all prompts."""
+    return Shards(kind, "prompts", sizes.prompts, sizes.shard_prompts, work_per_prompt)
 
 
-def _prompt_shards(
-    kind: StageKind, sizes: Sizes, round_number: int, work_per_prompt: int, needs: tuple[int, ...]
-) -> list[PlannedStage]:
-    return [
-        PlannedStage(kind, round_number, (stop - start) * work_per_prompt, shard, {"prompts": [start, stop]}, needs)
-        for shard, (start, stop) in enumerate(shards(sizes.prompts, sizes.shard_prompts))
-    ]
+def of_pairs(kind: StageKind, sizes: Sizes, work_per_pair: int) -> Shards:
+    """Fusion stages for the pairs that a request names."""
+    return Shards(kind, "pairs", sizes.pairs, sizes.shard_prompts * _PAIRS_PER_PROMPT, work_per_pair)
+
+
+def scoring(kind: StageKind, of: Shards, images: int, work: int) -> Shards:
+    """Scoring or verifying stages.
+
+    Args:
+        kind: `score` or `verify`.
+        of: The stages that make the images.
+        images: Images of one prompt or pair that are scored.
+        work: The work of one prompt or pair.
+    """
+    return replace(of, kind=kind, size=max(of.size, ceil(_MIN_SCORED_IMAGES / max(1, images))), work=work)
 
 
 def evaluation_shards(sizes: Sizes, samples_per_prompt: int) -> Iterator[tuple[dict[str, Any], int]]:
@@ -94,11 +152,6 @@ def evaluation_totals(sizes: Sizes, samples_per_prompt: int, image_work: int) ->
 
 def _evaluation_shard_size(sizes: Sizes, samples_per_prompt: int) -> int:
     return max(sizes.shard_prompts, ceil(_MIN_EVALUATION_IMAGES / max(1, samples_per_prompt)))
-
-
-def prompt_totals(sizes: Sizes, work_per_prompt: int) -> StageTotals:
-    """The sampling or fusion stages of one round."""
-    return StageTotals(ceil(sizes.prompts / sizes.shard_prompts), sizes.prompts * work_per_prompt)
 
 
 def times(count: int, totals: StageTotals) -> StageTotals:
@@ -135,6 +188,8 @@ def all_of(plan: list[PlannedStage]) -> tuple[int, ...]:
     return tuple(range(len(plan)))
 
 
-def last_of(plan: list[PlannedStage]) -> tuple[int, ...]:
-    """The index of the last stage of a plan."""
-    return (len(plan) - 1,)
+def added(plan: list[PlannedStage], stages: Iterable[PlannedStage]) -> tuple[int, ...]:
+    """Append stages to a plan in place, whose dependencies are indices of the plan. Returns their indices."""
+    first = len(plan)
+    plan += stages
+    return tuple(range(first, len(plan)))

@@ -476,9 +476,19 @@ def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
         work_until_idle(installation.service, until=lambda held: held.kind == "verify")
         monkeypatch.setattr(Brightness, "version", "3")
         work_until_idle(installation.service)
-        failed = installation.get(f"/jobs/{other_id}")
+        other = installation.get(f"/jobs/{other_id}")
+        assert (other["state"], other["error"]) == ("succeeded", None)
+        assert {pair["scorer_version"] for pair in installation.all(other["links"]["pairs"])} == {"3"}
+
+        # by the last version, references score no more than bases: their pairs were selected by another measure
+        last_id = installation.post(evaluation=None)
+        work_until_idle(installation.service, until=lambda held: held.kind == "verify")
+        monkeypatch.setattr(Brightness, "version", "4")
+        monkeypatch.setattr(Brightness, "score", lambda _self, images, _prompts: [0.5] * len(images))
+        work_until_idle(installation.service)
+        failed = installation.get(f"/jobs/{last_id}")
         assert (failed["state"], failed["error"]["code"]) == ("failed", "scorer")
-        assert "selected by brightness 2, but this worker has brightness 3" in failed["error"]["message"]
+        assert "selected by brightness 3, but by this worker's brightness 4" in failed["error"]["message"]
 
 
 def test_a_policy_gradient_continues_after_an_upgrade_of_the_scorer(

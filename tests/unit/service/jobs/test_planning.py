@@ -43,7 +43,7 @@ def test_the_stages_of_a_round_have_their_dependencies() -> None:
         ("select0", ["score0"]),
         ("fuse0", ["select0"]),
         ("fuse1", ["select0"]),
-        ("verify0", ["select0", "fuse0", "fuse1"]),
+        ("verify0", ["fuse0", "fuse1"]),
         ("train0", ["verify0"]),
         ("evaluate0", ["train0"]),
         ("evaluate1", ["train0"]),
@@ -51,9 +51,24 @@ def test_the_stages_of_a_round_have_their_dependencies() -> None:
     ]
 
 
+def test_scoring_and_verifying_are_sharded_by_512_images() -> None:
+    # 512 images are 128 prompts of 4 samples, and 256 prompts of 2 pairs; sampling shards have 48 prompts
+    plan = plan_round(spec(evaluation=None), 1, sizes(300, shard_prompts=48))
+    stages = dict(needs(plan))
+    assert [s.params["prompts"] for s in plan if s.kind == "score"] == [[0, 128], [128, 256], [256, 300]]
+    assert [s.params["prompts"] for s in plan if s.kind == "verify"] == [[0, 256], [256, 300]]
+
+    # each waits for the shards of its own prompts
+    assert stages["score0"] == ["sample0", "sample1", "sample2"]
+    assert stages["score1"] == ["sample2", "sample3", "sample4", "sample5"]
+    assert stages["score2"] == ["sample5", "sample6"]
+    assert stages["verify1"] == ["fuse5", "fuse6"]
+    assert (stages["select0"], stages["train0"]) == (["score0", "score1", "score2"], ["verify0", "verify1"])
+
+
 def test_a_review_comes_between_verifying_and_training() -> None:
     plan = plan_round(spec(review=True, evaluation=None), 1, sizes(3))
-    assert needs(plan)[-3:] == [("verify0", ["select0", "fuse0"]), ("review0", ["verify0"]), ("train0", ["review0"])]
+    assert needs(plan)[-3:] == [("verify0", ["fuse0"]), ("review0", ["verify0"]), ("train0", ["review0"])]
 
 
 def test_no_stage_depends_on_the_first_evaluation() -> None:
@@ -97,7 +112,10 @@ MEASURED = (PromptsToMeasure("x", "set_1", 70), PromptsToMeasure("y", "set_2", 3
         (spec(rounds=4, evaluation={"every_round": False, "samples_per_prompt": 2}), sizes(70, 3, 1)),
         (spec(fusion=None, training={"algorithm": "ddpo"}), sizes(5, 1)),
         (SamplingJobSpec(model="tiny", prompt_set="x"), sizes(9)),
+        (SamplingJobSpec(model="tiny", prompt_set="x"), sizes(300)),
         (FusionJobSpec(sampling="job_x"), sizes(9, samples_per_prompt=4)),
+        (FusionJobSpec(sampling="job_x"), sizes(700, samples_per_prompt=4)),
+        (FusionJobSpec(pairs=[{"reference": "a", "base": "b"}]), Sizes(2, pairs=600)),
         (FusionJobSpec(pairs=[{"reference": "a", "base": "b"}]), Sizes(2, pairs=17)),
         (TrainingJobSpec(jobs=("job_x",)), Sizes(2, pairs=17)),
         (EvaluationJobSpec(models=("a", "b"), prompt_sets=("x", "y")), Sizes(4, models=("a", "b"), measured=MEASURED)),
@@ -132,7 +150,12 @@ def test_ddpo_without_fusion_trains_on_every_sample() -> None:
 def test_a_sampling_job_scores_the_samples_of_all_shards() -> None:
     sampling = SamplingJobSpec(model="tiny", prompt_set="x", samples_per_prompt=2)
     plan = plan_start(sampling, sizes(5))
-    assert needs(plan) == [("sample0", []), ("sample1", []), ("score0", ["sample0", "sample1"])]
+    assert needs(plan) == [
+        ("sample0", []),
+        ("sample1", []),
+        ("score0", ["sample0", "sample1"]),
+        ("compare0", ["score0"]),
+    ]
     assert count(sampling, sizes(5)).sampling == 5 * 2 * 20 * 2
 
 

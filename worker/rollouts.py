@@ -1,0 +1,79 @@
+"""The rollout of a round or a sampling: its samples with the scores of all shards, and its metrics."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from service.db.clock import now_seconds
+from service.db.tables import Metric
+from service.errors import ConflictError
+from service.jobs.execution import Claim
+from service.jobs.kinds import JobSpec, RoundSpec, SamplingJobSpec, ScorerRef
+from service.states import DIVERSITY, SampleRole, Split, StageKind
+from worker.inputs import load_round_samples
+from worker.scoring import CompleteScores, ScoredSamples, ScoringSummary, load_scores, load_summaries
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The samples of a round or a sampling.
+
+    Attributes:
+        samples: The samples with their scores, by prompt and number.
+        summaries: The summaries of the shards that scored them.
+    """
+
+    samples: ScoredSamples
+    summaries: Sequence[ScoringSummary]
+
+
+def load_rollout(session: Session, claim: Claim) -> Rollout:
+    """Load the samples of the claim's round and their scores."""
+    samples = load_round_samples(session, claim.job_id, claim.round, [SampleRole.PLAIN])
+    return Rollout(load_scores(session, samples), load_summaries(session, claim, StageKind.SCORE))
+
+
+def rollout_scorers(spec: JobSpec) -> Sequence[ScorerRef]:
+    """The scorers of the samples, the reward of a round first. Raises ConflictError for jobs without samples."""
+    match spec:
+        case RoundSpec(reward=reward, watch=watch) if reward is not None:
+            return [reward] if watch in (None, reward) else [reward, watch]
+        case SamplingJobSpec(scorers=scorers):
+            return scorers or ()
+        case _:
+            raise ConflictError(f"{type(spec).__name__} jobs have no scoring stage")
+
+
+def rollout_metrics(claim: Claim, rollout: Rollout, scores: Sequence[CompleteScores]) -> list[Metric]:
+    """The mean by each scorer, and the diversity if all shards measured it with the same features."""
+    samples = [sample.row for sample in rollout.samples.samples]
+    if not samples:
+        return []
+
+    # 1. the values of each metric
+    series = [(by.scorer.name, by.scorer.version, [by.by_sample[sample.id] for sample in samples]) for by in scores]
+    features = {summary.features for summary in rollout.summaries}
+    diversity = [value for summary in rollout.summaries for value in summary.diversity]
+    if len(features) == 1 and diversity:
+        series.append((DIVERSITY, features.pop(), diversity))
+
+    # 2. their rows
+    return [
+        Metric(
+            job_id=claim.job_id,
+            round=claim.round,
+            split=Split.ROLLOUT,
+            scorer=name,
+            version=version,
+            model_id=samples[0].model_id,
+            count=len(values),
+            mean=statistics.fmean(values),
+            std=statistics.pstdev(values),
+            created_at=now_seconds(),
+        )
+        for name, version, values in series
+    ]
