@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,7 @@ from dfusion.losses.objective import RowTerms, row_losses
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, restore, state_of
 from dfusion.policy import transition_mean
+from dfusion.spool import RowFile
 from dfusion.trainer_state import FORMAT, TrainerState
 from dfusion.training_data import Example, Row, TrainingPair, check_examples, digest, plan_epoch, rows_of
 from dfusion.training_report import SelfTest, Tally, UpdateReport, ratio_tolerance_of, require_ratio_one, self_test
@@ -34,14 +36,14 @@ _WITHOUT_EFFECT = {"micro_batch", "gradient_checkpointing", "log_gradient_norms"
 
 @dataclass(frozen=True)
 class _Reference:
-    """All rows evaluated under the policy before the first update, on the CPU.
+    """All rows evaluated under the policy before the first update, on the CPU; the means may be in a file.
 
     log_probs  (rows, S), log p_old, which is log pref in Eq. 6, over the credited elements (`credit`)
     means      (rows, S, C, h, w), mu of the policy from which the KL is measured
     """
 
     log_probs: torch.Tensor
-    means: torch.Tensor
+    means: torch.Tensor | RowFile
     self_test: SelfTest
 
 
@@ -70,7 +72,8 @@ class Trainer:
     are evaluated under it once, before the first update (`prepare`). Both policies in the loss are the plain network
     on the stored states, also for fused targets. A row holds S transitions: two for pairs, one for samples.
 
-    Memory: besides the model, the examples and the means of p_old (rows x S latents, float32, on the CPU).
+    Memory: besides the model, the examples and the means of p_old (rows x S latents, float32, on the CPU). With
+    examples from a `TrajectorySpool` and a `spool`, these are in files; memory then holds one micro-batch of them.
 
     Example:
         >>> from dfusion import MODELS, DiffusionModel, SamplingConfig, Trainer, TrainingConfig, TrainingPair
@@ -96,6 +99,7 @@ class Trainer:
         config: TrainingConfig,
         seed: int,
         optimizer: OptimizerState | None = None,
+        spool: Path | None = None,
     ) -> None:
         """Set up a training without evaluating anything.
 
@@ -106,6 +110,7 @@ class Trainer:
             seed: Seed of the order of examples and of the random steps of `timestep_fraction`.
             optimizer: AdamW's moments from earlier rounds (`optimizer_state`). None or an empty state starts at 0;
                 `optimizer_start="fresh"` ignores it.
+            spool: A folder for the means of p_old. None = in memory.
 
         Raises:
             InvalidInputError: No examples; no adapter; examples that do not fit the algorithm or each other; moments of
@@ -117,6 +122,7 @@ class Trainer:
         self.examples = tuple(examples)
         self.config = config
         self.seed = seed
+        self._spool = spool
         self.schedule = Schedule.from_scheduler(model.scheduler, self.sampling.num_steps, self.sampling.eta)
 
         # the rows of each update
@@ -200,8 +206,8 @@ class Trainer:
         return self._reference
 
     @torch.no_grad()
-    def _evaluate_reference(self, on_rows: OnRows | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Evaluate p_old on all rows. Returns three tensors on the CPU:
+    def _evaluate_reference(self, on_rows: OnRows | None) -> tuple[torch.Tensor, torch.Tensor | RowFile, torch.Tensor]:
+        """Evaluate p_old on all rows. Returns on the CPU, the means in a file if there is a folder for it:
 
         log p_old (rows, S) over the credited elements, the means from which the KL is measured (rows, S, C, h, w), and
         log p_old (rows, S) over all elements, as trajectories record it.
@@ -209,7 +215,9 @@ class Trainer:
         sides = self.examples[0].sides
         log_probs = torch.empty(self.rows_total, len(sides))
         plain = torch.empty_like(log_probs)
-        means = torch.empty(self.rows_total, len(sides), *sides[0].latents.shape[2:])
+        shape = (len(sides), *sides[0].latents.shape[2:])
+        in_memory = torch.empty(self.rows_total if self._spool is None else 0, *shape)
+        in_file = None if self._spool is None else RowFile(self._spool, shape)
         base = {name: torch.zeros_like(value) for name, value in self._start.items()}  # an adapter without effect
 
         for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
@@ -221,10 +229,14 @@ class Trainer:
             if self.config.kl_reference == "base":
                 with weights_as(self._parameters, base):
                     old = self._evaluate(numbers)
-            means[numbers] = old.means.cpu()
+            if in_file is None:
+                in_memory[numbers] = old.means.cpu()
+            else:
+                for row in old.means:
+                    in_file.append(row)
             if on_rows is not None:
                 on_rows(numbers[-1] + 1)
-        return log_probs, means, plain
+        return log_probs, in_memory if in_file is None else in_file, plain
 
     def step(self, on_rows: OnRows | None = None) -> UpdateReport:
         """Do one optimiser update.
@@ -375,9 +387,10 @@ class Trainer:
             row = self._rows[number]
             example = self.examples[row.example]
             for side in example.sides:
+                latents = side.latents[0]
                 steps.append(row.step)
-                states.append(side.latents[0, row.step])
-                next_states.append(side.latents[0, row.step + 1])
+                states.append(latents[row.step])
+                next_states.append(latents[row.step + 1])
                 prompts.append(self._prompt_index[example.prompt])
 
         # 2. mu and log p of each

@@ -16,7 +16,11 @@ from dfusion.config import SamplingConfig, TrainingConfig
 from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
 from dfusion.policy import step_weights
+from dfusion.spool import SpooledTrajectory
 from dfusion.types import Trajectory
+
+AnyTrajectory = Trajectory | SpooledTrajectory
+"""A trajectory of one sample, in memory or in a file."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class TrainingPair:
     Raises ShapeMismatchError and InvalidInputError, and NonFiniteError for latents that are NaN or infinite.
     """
 
-    preferred: Trajectory
-    rejected: Trajectory
+    preferred: AnyTrajectory
+    rejected: AnyTrajectory
     prompt: str
     on_policy: bool = True
     rejected_on_policy: bool = True
@@ -47,8 +51,9 @@ class TrainingPair:
             raise InvalidInputError(f"pair: expected one sampling config, got {got}")
 
         expected = tuple(self.preferred.latents.shape)
-        if self.rejected.latents.shape != expected:
-            raise ShapeMismatchError("rejected.latents", expected, tuple(self.rejected.latents.shape))
+        actual = tuple(self.rejected.latents.shape)
+        if actual != expected:
+            raise ShapeMismatchError("rejected.latents", expected, actual)
         if self.mask is not None and (self.mask.ndim != 2 or not 0 <= self.mask.min() <= self.mask.max() <= 1):
             described = f"shape {tuple(self.mask.shape)}, {self.mask.min():g} to {self.mask.max():g}"
             raise InvalidInputError(f"pair: expected a mask (h_m, w_m) in [0, 1], got {described}")
@@ -63,7 +68,7 @@ class TrainingPair:
         return resized if bool(resized.any()) else everywhere
 
     @property
-    def sides(self) -> tuple[Trajectory, ...]:
+    def sides(self) -> tuple[AnyTrajectory, ...]:
         """The trajectories of a row's transitions, preferred first."""
         return self.preferred, self.rejected
 
@@ -97,7 +102,7 @@ class TrainingSample:
     Raises ShapeMismatchError, and NonFiniteError for latents or an advantage that is NaN or infinite.
     """
 
-    trajectory: Trajectory
+    trajectory: AnyTrajectory
     prompt: str
     advantage: float
     on_policy: bool = True
@@ -108,7 +113,7 @@ class TrainingSample:
             raise NonFiniteError(f"advantage: expected a finite number, got {self.advantage}")
 
     @property
-    def sides(self) -> tuple[Trajectory, ...]:
+    def sides(self) -> tuple[AnyTrajectory, ...]:
         """The trajectory of a row's transition."""
         return (self.trajectory,)
 
@@ -244,7 +249,7 @@ def digest(examples: Sequence[Example]) -> str:
     return sha256.hexdigest()
 
 
-def _check_one(name: str, trajectory: Trajectory) -> None:
+def _check_one(name: str, trajectory: AnyTrajectory) -> None:
     if len(trajectory) != 1:
         raise InvalidInputError(f"{name}: expected a trajectory of 1 sample, got {len(trajectory)}")
     finite = trajectory.latents.isfinite().flatten(2).all(2)[0].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, load_optimizer
 from dfusion.rewards import Scorer
+from dfusion.spool import SpooledTrajectory, TrajectorySpool
 from dfusion.trajectories import load_trajectory, save_trajectory
 from dfusion.types import Trajectory
 from service.db.clock import now_seconds
@@ -24,7 +26,7 @@ from service.jobs.execution import Claim
 from service.jobs.kinds import ScorerRef
 from service.storage import StoredObject
 from worker.heartbeat import Heartbeat
-from worker.inputs import StoredModel, StoredSample
+from worker.inputs import StoredModel, StoredSample, trajectory_file
 from worker.workbench import Workbench
 
 T = TypeVar("T")
@@ -99,6 +101,44 @@ class StageContext:
             with self._borrow(artifact) as path:
                 trajectories[artifact.id] = load_trajectory(path)
         return trajectories
+
+    def spool_trajectories(self, samples: Iterable[StoredSample]) -> dict[str, SpooledTrajectory]:
+        """The stored trajectories of these samples, by sample id, with their latents in files in `scratch`.
+
+        Each stored file is read and verified once, one ahead of the others, so at most two of them are in memory.
+
+        Raises:
+            TrajectoryGoneError: A trajectory is no longer stored.
+            StorageError: A file cannot be read.
+        """
+        # 1. the samples of each file
+        by_file: dict[str, list[StoredSample]] = {}
+        artifacts: dict[str, Artifact] = {}
+        for sample in {sample.row.id: sample for sample in samples}.values():
+            artifact = trajectory_file(sample)
+            artifacts[artifact.id] = artifact
+            by_file.setdefault(artifact.id, []).append(sample)
+
+        # 2. their latents, file by file
+        spool = TrajectorySpool(self.scratch)
+        spooled = {}
+        files = list(artifacts.values())
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+            ahead = [reader.submit(self._read_trajectory, artifact) for artifact in files[:1]]
+            for position, artifact in enumerate(files):
+                self.heartbeat.check()
+                with self.heartbeat.phase(f"reading {artifact.slot}"):
+                    trajectory = ahead.pop().result()
+                ahead += [
+                    reader.submit(self._read_trajectory, following) for following in files[position + 1 : position + 2]
+                ]
+                for sample in by_file[artifact.id]:
+                    spooled[sample.row.id] = spool.add(trajectory, sample.row.trajectory_row or 0)
+        return spooled
+
+    def _read_trajectory(self, artifact: Artifact) -> Trajectory:
+        with self.bench.store.borrow(artifact.key, artifact.sha256) as path:
+            return load_trajectory(path)
 
     def load_image(self, artifact: Artifact) -> np.ndarray:
         """A stored image, (H, W, 3) uint8."""

@@ -142,6 +142,11 @@ def trajectory_of(sample: StoredSample, trajectories: Mapping[str, Trajectory]) 
     Raises:
         TrajectoryGoneError: The trajectory is no longer stored.
     """
+    return trajectories[trajectory_file(sample).id].select([sample.row.trajectory_row or 0])
+
+
+def trajectory_file(sample: StoredSample) -> Artifact:
+    """The file of a sample's trajectory. Raises TrajectoryGoneError if it is no longer stored."""
     if sample.trajectory is None:
         raise TrajectoryGoneError(f"the trajectory of {sample.row.id} is not stored (DFUSION_KEEP_TRAJECTORIES)")
-    return trajectories[sample.trajectory.id].select([sample.row.trajectory_row or 0])
+    return sample.trajectory

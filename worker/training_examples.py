@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 import torch
 from sqlalchemy.orm import Session
+from torch.nn import functional
 
 from dfusion.advantages import RewardHistory
 from dfusion.config import TrainingConfig
+from dfusion.spool import SpooledTrajectory
 from dfusion.training_data import Example, TrainingPair, TrainingSample
-from dfusion.types import Trajectory
 from service.db.queries import results, training_pairs
 from service.db.tables import Artifact, Model, Pair
 from service.jobs.execution import Claim
 from service.jobs.kinds import RoundSpec, TrainingJobSpec
 from service.states import SampleRole, Verdict
 from worker.context import StageContext
-from worker.inputs import SAMPLED_ROLES, StoredSample, load_round_samples, spec_as, trajectory_of
+from worker.inputs import SAMPLED_ROLES, StoredSample, load_round_samples, spec_as
 from worker.pairs import StoredPair, load_pairs, load_round_pairs
 from worker.scoring import ScoredSamples, load_scores, score_missing
 
@@ -185,13 +186,12 @@ def training_examples(
         return TrainingExamples(list(_examples_of_samples(context, source, config, parent)), 0, 0)
 
     sides = [side.sample for ranked in source.pairs for side in ranked.sides]
-    trajectories = context.load_trajectories(sides)
+    trajectories = context.spool_trajectories(sides)
     examples: list[Example] = []
     if config.learns_from_pairs:
-        masks = {pair_id: _mask(context, image) for pair_id, image in source.masks.items()}
-        examples += [
-            _training_pair(ranked, trajectories, parent, masks.get(ranked.pair.row.id)) for ranked in source.pairs
-        ]
+        for ranked in source.pairs:
+            image = source.masks.get(ranked.pair.row.id)
+            examples.append(_training_pair(context, ranked, trajectories, parent, image))
     else:
         examples += _examples_of_sides(source, trajectories, config, parent)
 
@@ -199,24 +199,33 @@ def training_examples(
     return TrainingExamples(examples, len(source.pairs), adopted)
 
 
-def _mask(context: StageContext, image: Artifact) -> torch.Tensor:
-    """The mask of an image: (H, W) float32 in [0, 1]."""
-    return torch.from_numpy(context.load_image(image)[..., 0] / 255).float()
+def _mask(context: StageContext, image: Artifact, size: tuple[int, int]) -> torch.Tensor:
+    """The mask of an image at the latents' size (h, w), float32 in [0, 1]. At the image's size, it needs 64 times more
+    memory."""
+    mask = torch.from_numpy(context.load_image(image)[..., 0] / 255).float()
+    return functional.interpolate(mask[None, None], size=size, mode="nearest")[0, 0]
 
 
 def _training_pair(
-    ranked: RankedPair, trajectories: Mapping[str, Trajectory], parent: Model, mask: torch.Tensor | None
+    context: StageContext,
+    ranked: RankedPair,
+    trajectories: Mapping[str, SpooledTrajectory],
+    parent: Model,
+    mask_image: Artifact | None,
 ) -> TrainingPair:
     better = ranked.better.sample
     worse = ranked.worse.sample
-    has_target = SampleRole.TARGET in (better.row.role, worse.row.role)
+    preferred = trajectories[better.row.id]
+    mask = None
+    if mask_image is not None and SampleRole.TARGET in (better.row.role, worse.row.role):
+        mask = _mask(context, mask_image, preferred.latent_size)
     return TrainingPair(
-        trajectory_of(better, trajectories),
-        trajectory_of(worse, trajectories),
+        preferred,
+        trajectories[worse.row.id],
         ranked.pair.row.prompt,
         _is_on_policy(better, parent),
         _is_on_policy(worse, parent),
-        mask if has_target else None,
+        mask,
     )
 
 
@@ -226,7 +235,7 @@ def _is_on_policy(sample: StoredSample, parent: Model) -> bool:
 
 
 def _examples_of_sides(
-    source: PairSource, trajectories: Mapping[str, Trajectory], config: TrainingConfig, parent: Model
+    source: PairSource, trajectories: Mapping[str, SpooledTrajectory], config: TrainingConfig, parent: Model
 ) -> Iterator[TrainingSample]:
     """Both sides of each pair, with advantages relative to all scores of the prompt by the pair's scorer."""
     histories: dict[tuple[str, str], RewardHistory] = {}
@@ -239,7 +248,7 @@ def _examples_of_sides(
         scores = [side.score for side in ranked.sides]
         advantages = histories[scorer].advantages(row.prompt, scores, config.advantage_clip)
         for side, advantage in zip(ranked.sides, advantages, strict=True):
-            trajectory = trajectory_of(side.sample, trajectories)
+            trajectory = trajectories[side.sample.row.id]
             yield TrainingSample(trajectory, row.prompt, advantage, _is_on_policy(side.sample, parent))
 
 
@@ -260,8 +269,8 @@ def _examples_of_samples(
     history = RewardHistory().extended(source.histories.get((reward.name, reward.version), {})).extended(new)
 
     # 3. the examples
-    trajectories = context.load_trajectories(samples)
+    trajectories = context.spool_trajectories(samples)
     for sample in samples:
         row = sample.row
         [advantage] = history.advantages(row.prompt, [scores.by_sample[row.id]], config.advantage_clip)
-        yield TrainingSample(trajectory_of(sample, trajectories), row.prompt, advantage, _is_on_policy(sample, parent))
+        yield TrainingSample(trajectories[row.id], row.prompt, advantage, _is_on_policy(sample, parent))

@@ -92,7 +92,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         if parent.adapter is None:
             attach_lora(model.unet, spec.training.lora, seed)
         carried = None if inputs.optimizer is None else context.load_optimizer(inputs.optimizer)
-        trainer = Trainer(model, learned.examples, spec.training, seed, carried)
+        trainer = Trainer(model, learned.examples, spec.training, seed, carried, context.scratch)
         checkpoints = _Checkpoints(context, trainer)
         checkpoints.resume()
         self_test = _train(context, trainer, checkpoints)
