@@ -32,6 +32,8 @@ _logger = logging.getLogger(__name__)
 Check = Callable[[Service, WorkerSupervisor | None], CheckOut | None]
 """A check's result; None if the check does not apply."""
 _TIMEOUT_SECONDS = 2.0
+_FRESH_SECONDS = 1.0
+"""How long results are returned again. So requests, which need no key, cannot make the checks a load."""
 
 
 def _result(name: str, state: CheckState, detail: str) -> CheckOut:
@@ -158,9 +160,18 @@ class Readiness:
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
         self._running: dict[str, Future[CheckOut | None]] = {}
+        self._results: list[CheckOut] = []
+        self._fresh_until = 0.0
 
     def run_checks(self) -> list[CheckOut]:
-        """Return the results of the checks that apply, in order. Returns after the timeout at the latest."""
+        """Return the results of the checks that apply, in order, at most a second old.
+
+        Returns after the timeout at the latest.
+        """
+        with self._lock:
+            if time.monotonic() < self._fresh_until:
+                return self._results
+
         deadline = time.monotonic() + self._timeout_seconds
         futures = {name: self._start(name) for name in CHECKS}
 
@@ -169,6 +180,9 @@ class Readiness:
             result = self._wait_for(name, future, deadline)
             if result is not None:
                 results.append(result)
+        with self._lock:
+            self._results = results
+            self._fresh_until = time.monotonic() + _FRESH_SECONDS
         return results
 
     def close(self) -> None:
