@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import problem
 from api.rate_limit import RateLimit
+from api.routes import docs
 from api.token_buckets import ExpiringSet, retry_after
 from service import keys
 from service.errors import ForbiddenError, StartError
@@ -32,7 +33,7 @@ from service.service import Service
 from service.settings import Settings
 from service.states import KeyScope
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"}) | docs.ASSETS
 """Paths that require no API key: health checks and documentation."""
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 _KNOWN_SECONDS = 3600.0

@@ -1,5 +1,7 @@
 """Access control, checked on every route: requests need a key, and keys are limited to their scopes."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,15 @@ from tests.service import round_body, service_of, settings_for
 
 ADMIN = "dfk_" + "a1" * 20
 ALL_SCOPES = {"read", "submit", "review", "admin"}
-OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs"}
+OPEN = {
+    "/healthz",
+    "/readyz",
+    "/openapi.json",
+    "/docs",
+    "/docs/swagger-ui-bundle.js",
+    "/docs/swagger-ui.css",
+    "/docs/favicon.png",
+}
 
 
 def application(folder: Path, **changes: Any) -> FastAPI:
@@ -50,7 +60,8 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def make_key(client: TestClient, *scopes: str, **more: Any) -> dict[str, Any]:
-    response = client.post("/api-keys", json={"name": "test", "scopes": scopes, **more}, headers=bearer(ADMIN))
+    body = {"name": "test", "scopes": scopes} | more
+    response = client.post("/api-keys", json=body, headers=bearer(ADMIN))
     assert response.status_code == 201, response.text
     return dict(response.json())
 
@@ -205,6 +216,17 @@ def test_jobs_record_their_key_and_keys_do_not_share_idempotency_keys(guarded: T
     assert isinstance(service, Service)
     with service.uow.reading() as session:
         assert [jobs.get(session, job).api_key_id for job in job_ids[:2]] == [first["id"], second["id"]]
+
+
+def test_the_documentation_loads_nothing_from_other_hosts(guarded: TestClient) -> None:
+    page = guarded.get("/docs")
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert set(sources) == {path for path in OPEN if path.startswith("/docs/")}
+    types = [guarded.get(source).headers["content-type"].partition(";")[0] for source in sorted(sources)]
+    assert types == ["image/png", "text/javascript", "text/css"]
+    [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'self' 'sha256-{digest}';" in page.headers["content-security-policy"]
 
 
 def test_an_unavailable_database_is_503_and_not_401(guarded: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
