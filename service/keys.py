@@ -30,10 +30,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """The caller of a request: its API key and the scopes that the key grants."""
+    """The caller of a request: its API key, the scopes that the key grants, and the key's name."""
 
     key_id: str | None
     scopes: frozenset[KeyScope]
+    name: str | None = None
 
 
 ANYONE = Caller(None, frozenset(KeyScope))
@@ -102,7 +103,7 @@ def authenticate(uow: UnitOfWork, token: str) -> Caller | None:
     if key.use_is_due:
         _record_use(uow, key.id)
     granted = (KeyScope(scope).includes for scope in key.scopes)
-    return Caller(key.id, frozenset[KeyScope]().union(*granted))
+    return Caller(key.id, frozenset[KeyScope]().union(*granted), key.name)
 
 
 def is_active(uow: UnitOfWork, key_id: str) -> bool:

@@ -386,7 +386,7 @@ class Client:
         Args:
             pair_id: The pair.
             prefer: The better side; None removes the verdict.
-            reviewer: The name of the reviewer.
+            reviewer: The name of the reviewer. With API keys it is the name of the key, and no other is accepted.
             revision: The revision of the pair that the reviewer saw. It prevents overwriting a newer verdict.
 
         Raises:

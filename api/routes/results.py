@@ -15,7 +15,7 @@ from api.converters.common import convert_page
 from api.converters.models import ancestor_out, export_out, model_detail, model_out
 from api.converters.pairs import pair_out
 from api.converters.samples import sample_detail, sample_out
-from api.deps import PageParameters, Parameters, PromptSetFilter, ServiceDep
+from api.deps import CallerDep, PageParameters, Parameters, PromptSetFilter, ServiceDep
 from api.openapi import ETAG, REDIRECT
 from api.wire.common import ListOut
 from api.wire.models import AliasIn, AncestorOut, ExportOut, ModelDetail, ModelOut
@@ -25,6 +25,7 @@ from service.db.queries import jobs, prompt_sets, results
 from service.db.tables import Model
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.ids import IdKind, expect
+from service.keys import Caller
 from service.service import Service, give_verdict, set_alias
 from service.states import SampleRole
 
@@ -130,17 +131,27 @@ def put_verdict(
     pair_id: str,
     verdict: VerdictIn,
     service: ServiceDep,
+    caller: CallerDep,
     response: Response,
     if_match: Annotated[str | None, Header(max_length=30)] = None,
 ) -> PairOut:
     """Set a verdict: which side of a pair is better, that they tie, or that neither is good.
 
     `If-Match` with the pair's ETag prevents overwriting another reviewer's verdict (412). A job that waits for review
-    continues after its last verdict.
+    continues after its last verdict. Where API keys are required, the reviewer is the name of the key.
     """
     revision = None if if_match is None or if_match.strip() == "*" else _parse_revision(if_match)
-    give_verdict(service, pair_id, verdict.prefer, verdict.reviewer, revision)
+    give_verdict(service, pair_id, verdict.prefer, _reviewer(verdict, caller), revision)
     return get_pair(pair_id, service, response)
+
+
+def _reviewer(verdict: VerdictIn, caller: Caller) -> str | None:
+    """The reviewer of a verdict: the name of the API key, or without keys the name in the request."""
+    if caller.name is None:
+        return verdict.reviewer
+    if verdict.reviewer not in (None, caller.name):
+        raise InvalidRequestError.at("/reviewer", f"expected no name or {caller.name!r}, the name of the API key")
+    return caller.name
 
 
 def _parse_revision(if_match: str) -> int:

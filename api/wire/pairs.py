@@ -27,7 +27,9 @@ class VerdictIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prefer: Verdict | None
-    reviewer: str | None = Field(None, min_length=1, max_length=100)
+    reviewer: str | None = Field(
+        None, min_length=1, max_length=100, description="Name of the reviewer; with API keys, the name of the key"
+    )
 
 
 class VerdictOut(BaseModel):

@@ -17,7 +17,7 @@ _USE_INTERVAL_SECONDS = 300.0
 # built once, since every request with a key runs it and building it takes about as long as running it
 _USE_IS_DUE = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now_seconds() - _USE_INTERVAL_SECONDS)
 _IS_ACTIVE = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now_seconds())
-_CANDIDATES = select(ApiKey.id, ApiKey.sha256, ApiKey.scopes, _USE_IS_DUE).where(
+_CANDIDATES = select(ApiKey.id, ApiKey.name, ApiKey.sha256, ApiKey.scopes, _USE_IS_DUE).where(
     ApiKey.prefix == bindparam("prefix"), _IS_ACTIVE
 )
 
@@ -27,6 +27,7 @@ class Candidate:
     """An active key with the requested prefix. `use_is_due`: the time of its last use is to be updated."""
 
     id: str
+    name: str
     sha256: str
     scopes: list[str]
     use_is_due: bool
@@ -78,7 +79,7 @@ def is_active(session: Session, key_id: str) -> bool:
 def candidates(session: Session, prefix: str) -> list[Candidate]:
     """Active keys with this prefix."""
     rows = session.execute(_CANDIDATES, {"prefix": prefix})
-    return [Candidate(row[0], row[1], row[2], bool(row[3])) for row in rows]
+    return [Candidate(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
 
 
 def record_use(session: Session, key_id: str) -> None:

@@ -16,12 +16,13 @@ from sqlalchemy.exc import OperationalError
 
 from api.access import require_scope
 from api.main import create_app
-from service.db.queries import api_keys, jobs
+from service.db.queries import api_keys, jobs, results
 from service.errors import StartError
 from service.ids import IdKind, new_id
 from service.keys import token_hash
 from service.service import Service
 from tests.service import round_body, service_of, settings_for
+from tests.stored_pairs import Results
 
 ADMIN = "dfk_" + "a1" * 20
 ALL_SCOPES = {"read", "submit", "review", "admin"}
@@ -216,6 +217,32 @@ def test_jobs_record_their_key_and_keys_do_not_share_idempotency_keys(guarded: T
     assert isinstance(service, Service)
     with service.uow.reading() as session:
         assert [jobs.get(session, job).api_key_id for job in job_ids[:2]] == [first["id"], second["id"]]
+
+
+@pytest.fixture(scope="module")
+def pair_id(guarded: TestClient) -> str:
+    """The id of a pair without a verdict."""
+    service = service_of(guarded)
+    stored = Results.of_new_job(service)
+    image = stored.artifact("image")
+    samples = [stored.sample(number, image) for number in range(2)]
+    pair = stored.pair(1, samples[0].id, samples[1].id, adopted=True)
+    with service.uow.writing() as session:
+        for rows in ([image], samples, [pair]):
+            results.add_all(session, rows)
+    return pair.id
+
+
+def test_the_name_of_a_key_is_the_reviewer_of_its_verdicts(guarded: TestClient, pair_id: str) -> None:
+    keys = [make_key(guarded, "review", name=name)["key"] for name in ("ann", "bob")]
+    path = f"/pairs/{pair_id}/verdict"
+    given = [guarded.put(path, json={"prefer": "base"}, headers=bearer(key)).json()["verdict"] for key in keys]
+    assert [verdict["reviewer"] for verdict in given] == ["ann", "bob"]
+    own = guarded.put(path, json={"prefer": "tie", "reviewer": "ann"}, headers=bearer(keys[0]))
+    assert own.json()["verdict"]["reviewer"] == "ann"
+    other = guarded.put(path, json={"prefer": "target", "reviewer": "ann"}, headers=bearer(keys[1]))
+    assert (other.status_code, other.json()["errors"][0]["pointer"]) == (422, "/reviewer")
+    assert guarded.get(f"/pairs/{pair_id}", headers=bearer(keys[1])).json()["verdict"]["prefer"] == "tie"
 
 
 def test_the_documentation_loads_nothing_from_other_hosts(guarded: TestClient) -> None:
