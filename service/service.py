@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from dfusion.prompts import Prompt, builtin_lists
 from service.catalogue import Catalogue
 from service.db.locks import AdvisoryLock, hold
-from service.db.migrate import migrate
+from service.db.migrate import migrate, require_newest
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.tables import Job, Pair, PromptSet
 from service.db.unit_of_work import UnitOfWork, repeatable
@@ -44,20 +44,25 @@ class Service:
     catalogue: Catalogue
 
     @classmethod
-    def open(cls, settings: Settings, queue: Queue | None = None) -> Service:
-        """Open the installation and migrate its database.
+    def open(cls, settings: Settings, queue: Queue | None = None, migrates: bool = True) -> Service:
+        """Open the installation.
 
         Args:
             settings: The settings of the installation.
             queue: Delivers hints to workers; None drops them.
+            migrates: Migrate the database if needed. Workers and sweepers do not, so that an old one cannot be started
+                on a database and change it.
 
         Raises:
-            StartError: The database or the S3 bucket cannot be used.
+            StartError: The database or the S3 bucket cannot be used, or the database is not migrated.
         """
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         uow = UnitOfWork.connect(settings.database, queue)
         catalogue = Catalogue.of(settings)
-        migrate(uow.engine, settings.data_dir / "migrate.lock")
+        if migrates:
+            migrate(uow.engine, settings.data_dir / "migrate.lock")
+        else:
+            require_newest(uow.engine)
 
         with uow.writing() as session:
             hold(session, AdvisoryLock.CATALOGUE)

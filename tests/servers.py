@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import select
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -29,6 +31,12 @@ class PostgresServer(servers.PostgresServer):
         name = f"test_{secrets.token_hex(8)}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
+
+    def run_file(self, database: str, file: Path, **variables: str) -> None:
+        """Run a file of SQL by psql, with these environment variables. Fails with its messages."""
+        command = [str(self._bin / "psql"), "--quiet", "--file", str(file), self.url(database)]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 class S3Server(servers.S3Server):

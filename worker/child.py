@@ -58,7 +58,7 @@ class Child:
         """The installation, opened on first use. Raises StartError or an error of the database."""
         with self._opening:
             if self._service is None:
-                self._service = Service.open(self._settings, self._queue)
+                self._service = Service.open(self._settings, self._queue, migrates=False)
             return self._service
 
     @cached_property

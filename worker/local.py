@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from service import logs
 from service.db.unit_of_work import is_transient
+from service.errors import StartError
 from service.jobs import execution, limits
 from service.pulse import Pulse
 from service.service import Service
@@ -70,7 +71,10 @@ def work(settings: Settings, owner: str, stop: threading.Event, watchdog: Watchd
         from worker.workbench import Workbench, set_up_torch
 
     set_up_torch(settings)
-    service = Service.open(settings)
+    try:
+        service = Service.open(settings, migrates=False)
+    except StartError as error:
+        raise SystemExit(f"cannot start: {error}") from error
     bench = Workbench.of(service, watchdog)
     _logger.info("%s is ready", owner)
     queues = tuple(QueueName)

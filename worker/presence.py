@@ -64,7 +64,9 @@ class Presence:
         try:
             action()
         except (SQLAlchemyError, ServiceError, OSError) as error:
-            _logger.warning("worker not reported: %s", type(error).__name__)
+            _logger.warning(
+                "worker not reported: %s", error if isinstance(error, ServiceError) else type(error).__name__
+            )
 
     def _report(self) -> None:
         device, model, memory = self._about()

@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import sys
 import threading
 
 from service import logs
 from service.broker import open_queue
+from service.errors import StartError
 from service.jobs.collector import remove_all_leftovers
 from service.maintenance import maintain
 from service.service import Service
@@ -37,7 +39,10 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
 
-    service = Service.open(settings, open_queue(settings))
+    try:
+        service = Service.open(settings, open_queue(settings), migrates=False)
+    except StartError as error:
+        sys.exit(f"cannot start: {error}")
     try:
         if arguments.all_leftovers:
             _logger.info("removed %d leftover objects", remove_all_leftovers(service.uow, service.store, settings))

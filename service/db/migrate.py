@@ -28,6 +28,8 @@ _TABLE = "alembic_version"
 _UNRELEASED = frozenset(f"{number:04}" for number in range(1, 11))
 """Revisions of the versions before 0.1.0, which no migration leads on from."""
 
+_NO_RIGHT = "42501"
+"""SQLSTATE insufficient_privilege."""
 _WAIT_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 
@@ -41,10 +43,32 @@ def migrate(engine: Engine, lock: Path) -> None:
 
     Raises:
         UnknownRevisionError: The database has a revision that this version does not know.
-        StartError: Another process holds the lock, or the connection was lost.
+        StartError: Another process holds the lock, the connection was lost, or the role may not migrate.
     """
+    # PostgreSQL needs no lock and no further rights if nothing is pending
+    if engine.dialect.name == "postgresql" and _is_newest(engine):
+        return
     with _exclusive(engine, lock) as connection:
         _upgrade(_config(), connection)
+
+
+def require_newest(engine: Engine) -> None:
+    """Raises StartError if the schema is not that of this version. For processes that do not migrate."""
+    with engine.connect() as connection:
+        present, newest = revisions(connection)
+    if present - _known(_config()):
+        raise UnknownRevisionError(_reason(present))
+    if present != newest:
+        raise StartError(
+            f"the database is at revision {', '.join(sorted(present)) or 'none'}, this version needs "
+            f"{', '.join(sorted(newest))}: start the service, or run `python -m service.db.migrate`"
+        )
+
+
+def _is_newest(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        present, newest = revisions(connection)
+    return present == newest
 
 
 def revisions(connection: Connection) -> tuple[frozenset[str], frozenset[str]]:
@@ -65,15 +89,25 @@ def _config() -> Config:
     return config
 
 
+def _known(config: Config) -> set[str]:
+    """All revisions of this version."""
+    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+
+
 def _upgrade(config: Config, connection: Connection) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     current = _current(connection)
     connection.rollback()
-    if current - known:
+    if current - _known(config):
         raise UnknownRevisionError(_reason(current))
 
     config.attributes["connection"] = connection
-    alembic.command.upgrade(config, "head")
+    try:
+        alembic.command.upgrade(config, "head")
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _NO_RIGHT:
+            raise
+        message = "run `python -m service.db.migrate` with the role that owns the tables (docs/deploy.md)"
+        raise StartError(f"this role may not migrate the database: {message}") from error
     connection.commit()
 
 

@@ -15,16 +15,20 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, inspect, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, inspect, make_url, text
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from service.db.migrate import migrate, revisions
+from service.db.migrate import migrate, require_newest, revisions
 from service.db.queries import collection
 from service.db.tables import Job, PromptSet, Table
 from service.db.unit_of_work import make_engine
-from service.errors import UnknownRevisionError
+from service.errors import StartError, UnknownRevisionError
+from service.jobs.kinds import RoundSpec
+from service.maintenance import sweep_once
+from service.service import Service, create_job
 from tests.servers import PostgresServer
+from tests.service import round_body, settings_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -296,6 +300,71 @@ class _Collector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._messages.append(record.getMessage())
+
+
+def test_a_process_that_does_not_migrate_refuses_another_schema(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"revision none.*python -m service\.db\.migrate"):
+        require_newest(engine)
+    migrate(engine, tmp_path / "lock")
+    require_newest(engine)
+    with engine.begin() as connection:
+        alembic.command.downgrade(alembic_config(connection), "-1")
+    with pytest.raises(StartError, match="at revision 0"):
+        require_newest(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'from-the-future'"))
+    with pytest.raises(UnknownRevisionError, match="from-the-future"):
+        require_newest(engine)
+
+
+@pytest.mark.parametrize("module", ["worker.sweeper", "worker.local"])
+def test_workers_and_sweepers_do_not_migrate(tmp_path: Path, module: str) -> None:
+    url = f"sqlite:///{tmp_path / 'dfusion.db'}"
+    done = run_command(url, tmp_path, module)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "cannot start: the database is at revision none" in done.stderr
+    engine = make_engine(url)
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+ROLES = ROOT / "docker" / "postgres-roles.sql"
+PASSWORDS = {"POSTGRES_OWNER_PASSWORD": "o'wner", "POSTGRES_SERVICE_PASSWORD": "service"}
+
+
+@pytest.fixture
+def roles(postgres: PostgresServer) -> Iterator[dict[str, Engine]]:
+    """An empty database as its owner and the service's role see it."""
+    superuser = make_url(postgres.create_database())
+    for _ in range(2):
+        postgres.run_file(str(superuser.database), ROLES, **PASSWORDS)
+    names = ("dfusion_owner", "dfusion")
+    engines = {name: make_engine(superuser.set(username=name).render_as_string(False)) for name in names}
+    yield engines
+    for engine in engines.values():
+        engine.dispose()
+
+
+def test_the_services_role_changes_rows_but_no_tables(roles: dict[str, Engine], tmp_path: Path) -> None:
+    migrate(roles["dfusion_owner"], tmp_path / "lock")
+    url = roles["dfusion"].url.render_as_string(False)
+    service = Service.open(settings_for(tmp_path, tmp_path / "tiny", database_url=url))  # nothing is pending
+    create_job(service, RoundSpec.model_validate(round_body()))
+    sweep_once(service)
+    service.close()
+    for statement in ("DROP TABLE scores", "ALTER TABLE jobs ADD COLUMN x int", "CREATE TABLE x (y int)"):
+        with pytest.raises(ProgrammingError, match=r"must be owner|permission denied"), roles["dfusion"].begin() as own:
+            own.execute(text(statement))
+
+
+def test_the_services_role_is_told_that_it_may_not_migrate(roles: dict[str, Engine], tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="this role may not migrate"):
+        migrate(roles["dfusion"], tmp_path / "lock")
+    migrate(roles["dfusion_owner"], tmp_path / "lock")
+    with roles["dfusion_owner"].begin() as connection:
+        alembic.command.downgrade(alembic_config(connection), "-1")
+    with pytest.raises(StartError, match="this role may not migrate"):
+        migrate(roles["dfusion"], tmp_path / "lock")
 
 
 def test_of_four_processes_that_migrate_at_once_one_does_it(url: str, tmp_path: Path) -> None:
