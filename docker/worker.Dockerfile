@@ -1,18 +1,19 @@
 # Worker, for the CPU by default. For NVIDIA GPUs:
-#   docker build -f docker/worker.Dockerfile --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
-FROM python:3.11.13-slim-bookworm AS build
+#   docker build -f docker/worker.Dockerfile --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+FROM python:3.13.16-slim-trixie AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m venv /opt/dfusion
 ENV PATH=/opt/dfusion/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/dfusion/src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip install --constraint constraints.txt --index-url "$TORCH_INDEX" torch torchvision
+# torch alone from its index, which has few other packages and not our versions; its dependencies come from PyPI below
+RUN pip install --no-deps --constraint constraints.txt --index-url "$TORCH_INDEX" torch torchvision
 # an editable install: dependencies are installed before the code is copied
 RUN pip install --constraint constraints.txt --editable '.[worker]'
 COPY . .
 RUN python -m compileall -q .
 
-FROM python:3.11.13-slim-bookworm
+FROM python:3.13.16-slim-trixie
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="D-Fusion worker" \

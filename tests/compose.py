@@ -11,14 +11,18 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?:(?P<operator>:[-?])(?P<word>[^}]*))?\})")
-SECRETS = {
+REQUIRED = {
+    "COMPOSE_PROFILES": "cpu,garage",
     "POSTGRES_PASSWORD": "a-postgres-password",
+    "POSTGRES_OWNER_PASSWORD": "an-owner-password",
+    "POSTGRES_SERVICE_PASSWORD": "a-service-password",
     "REDIS_PASSWORD": "a-redis-password",
     "DFUSION_S3_ACCESS_KEY": "an-s3-access-key",
     "DFUSION_S3_SECRET_KEY": "an-s3-secret-key",
     "DFUSION_BOOTSTRAP_ADMIN_KEY": "dfk_" + "a1" * 20,
 }
 """What .env must give."""
+SECRETS = {name: value for name, value in REQUIRED.items() if name != "COMPOSE_PROFILES"}
 
 
 class MissingVariableError(Exception):
@@ -35,6 +39,15 @@ def interpolated(variables: Mapping[str, str]) -> dict[str, Any]:
     """Return the file with interpolated variables. Raises MissingVariableError."""
     filled: dict[str, Any] = _fill(raw(), variables)
     return filled
+
+
+def active(services: Mapping[str, Any], *profiles: str) -> dict[str, Any]:
+    """Return the services that run with these profiles."""
+    return {
+        name: service
+        for name, service in services.items()
+        if not service.get("profiles") or set(service["profiles"]) & set(profiles)
+    }
 
 
 def _fill(value: Any, variables: Mapping[str, str]) -> Any:

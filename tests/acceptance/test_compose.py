@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from api.stack.program import free_port
-from api.stack.servers import RedisServer, S3Server
+from api.stack.servers import RedisServer, S3Server, _postgres_programs
 from tests import compose
-from tests.compose import SECRETS
+from tests.compose import REQUIRED, SECRETS
 from tests.deployment import PATIENCE_SECONDS, ROOT, until
 from tests.following import ended
 from tests.servers import PostgresServer, postgres_server
@@ -33,9 +33,7 @@ from tests.service import SCORERS, round_body
 def servers(tmp_path: Path) -> Iterator[tuple[PostgresServer, RedisServer, S3Server]]:
     with ExitStack() as stack:
         postgres = stack.enter_context(postgres_server())
-        name, password = "dfusion", SECRETS["POSTGRES_PASSWORD"]
-        postgres.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
-        postgres.execute(f"CREATE DATABASE {name} OWNER {name}")
+        postgres.execute("CREATE DATABASE dfusion")
         for part in ("redis", "s3"):
             (tmp_path / part).mkdir()
         redis = RedisServer(tmp_path / "redis", password=SECRETS["REDIS_PASSWORD"])
@@ -67,17 +65,23 @@ class Containers:
     def environment(self, name: str) -> dict[str, str]:
         """Return the variables of a service: its environment overrides its env_file."""
         service = self._services[name]
-        assert service["env_file"] == [{"path": ".env", "required": False}]
-        variables = self._variables | {key: self._here(name, value) for key, value in service["environment"].items()}
+        variables = {key: self._here(name, value) for key, value in service["environment"].items()}
+        if "env_file" in service:
+            assert service["env_file"] == [{"path": ".env", "required": False}]
+            variables = self._variables | variables
         return {key: value for key, value in os.environ.items() if not key.startswith("DFUSION_")} | variables
 
     def _command(self, command: list[str]) -> list[str]:
-        program = {"python": [sys.executable], "celery": [sys.executable, "-m", "celery"]}
+        program = {
+            "python": [sys.executable],
+            "celery": [sys.executable, "-m", "celery"],
+            "psql": [str(_postgres_programs() / "psql")],
+        }
         return [*program[command[0]], *command[1:]]
 
     def start(self, name: str) -> psutil.Popen:
         """Start the command of a service."""
-        command = self._command(self._services[name]["command"])
+        command = [self._here(name, part) for part in self._command(self._services[name]["command"])]
         with (self._folder / f"{name}.log").open("wb") as log:
             self.processes[name] = psutil.Popen(
                 command, env=self.environment(name), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
@@ -113,7 +117,7 @@ def containers(
 ) -> Iterator[Containers]:
     postgres, redis, s3 = servers
     port = free_port()
-    variables = SECRETS | {
+    variables = REQUIRED | {
         "DFUSION_S3_PUBLIC_ENDPOINT": f"http://{s3.endpoint}",
         "DFUSION_MODELS": json.dumps({"tiny": str(pipeline)}),
         "DFUSION_SCORERS": json.dumps(SCORERS),
@@ -124,8 +128,10 @@ def containers(
     }
     places = {
         "@postgres:5432": f"@127.0.0.1:{postgres.port}",
+        "host=postgres port=5432": f"host=127.0.0.1 port={postgres.port}",
+        "/roles.sql": str(ROOT / "docker" / "postgres-roles.sql"),
         "@redis:6379": f"@127.0.0.1:{redis.port}",
-        "http://minio:9000": f"http://{s3.endpoint}",
+        "http://s3:9000": f"http://{s3.endpoint}",
         "127.0.0.1:8000": f"127.0.0.1:{port}",
         "/var/lib/dfusion": str(folder / "work"),
         "0.0.0.0": "127.0.0.1",
@@ -145,9 +151,10 @@ def test_a_round_through_what_compose_runs(
     tmp_path: Path, pipeline: Path, servers: tuple[PostgresServer, RedisServer, S3Server]
 ) -> None:
     with containers(tmp_path, pipeline, servers) as running:
-        assert running.start("migrate").wait(PATIENCE_SECONDS) == 0, running.log("migrate")
-        del running.processes["migrate"]
-        for name in ("api", "sweeper", "worker-cpu"):
+        for name in ("postgres-roles", "migrate"):
+            assert running.start(name).wait(PATIENCE_SECONDS) == 0, running.log(name)
+            del running.processes[name]
+        for name in ("api", "sweeper", "worker"):
             running.start(name)
         for name in running.processes:
             until(lambda name=name: running.is_healthy(name) or time.sleep(0.5))
@@ -166,7 +173,9 @@ def test_a_round_through_what_compose_runs(
         assert link.headers["location"].startswith(f"http://{servers[2].endpoint}/dfusion/")
         image = httpx.get(link.headers["location"])  # without a key: the presigned link suffices
         assert (image.status_code, image.content[:8]) == (200, b"\x89PNG\r\n\x1a\n")
-        assert running.stop() == {"api": 0, "sweeper": 0, "worker-cpu": 0}
+        assert running.stop() == {"api": 0, "sweeper": 0, "worker": 0}
         written = "".join(running.log(name) for name in running.processes)
         assert [name for name, secret in SECRETS.items() if secret in written] == []
         assert not re.search("Traceback", written)
+        owners = servers[0].execute("SELECT rolname, rolsuper FROM pg_roles WHERE rolname LIKE 'dfusion%'")
+        assert dict(owners) == {"dfusion": False, "dfusion_owner": False}

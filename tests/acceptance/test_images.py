@@ -1,7 +1,8 @@
 """The Dockerfiles' installs, run in clean environments: `make check-docker`. Takes minutes and needs a network.
 
 Each line `RUN pip install …` or `RUN python -c …` is run unchanged, in a folder with the files that .dockerignore
-admits. TORCH_INDEX sets the index for torch; the default is pip's.
+admits. TORCH_INDEX sets the index for torch; the default is a folder that has torch and torchvision alone, as pip finds
+them. Nothing else can be installed from it, so the tests fail if the Dockerfile takes another package from that index.
 """
 
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -33,13 +35,27 @@ def install(dockerfile: str, context: Path, folder: Path) -> Path:
     steps = re.findall(r"^RUN ((?:pip install|python -c|python -m compileall) .*)$", text, re.MULTILINE)
     assert len(steps) >= 3
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    index = os.environ.get("TORCH_INDEX", "")
-    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TORCH_INDEX": index}
+    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
     for step in steps:
-        line = step if index else step.replace('--index-url "$TORCH_INDEX" ', "")
-        subprocess.run(["/bin/sh", "-c", line], cwd=context, env=environment, check=True)
+        own = environment
+        if "TORCH_INDEX" in step:
+            own = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
+            index = os.environ.get("TORCH_INDEX") or torch_index(folder.with_name("index"))
+            own |= {"PIP_CONFIG_FILE": os.devnull, "TORCH_INDEX": index}
+        subprocess.run(["/bin/sh", "-c", step], cwd=context, env=own, check=True)
     return folder / "bin" / "python"
+
+
+def torch_index(folder: Path) -> str:
+    """Create a package index with torch and torchvision. Returns its URL."""
+    for name in ("torch", "torchvision"):
+        files = folder / name
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(files), name]
+        subprocess.run([*command, "--constraint", str(ROOT / "constraints.txt")], check=True)
+        links = [f'<a href="{quote(file.name)}">{file.name}</a>' for file in files.iterdir()]
+        (files / "index.html").write_text("\n".join(links), "utf-8")
+    return folder.as_uri()
 
 
 def test_the_apis_image_starts_without_torch(tmp_path: Path, context: Path) -> None:
