@@ -64,6 +64,12 @@ REQUESTS: dict[str, Mapping[str, Example]] = {
         "undo": {"summary": "Remove the verdict", "value": {"prefer": None}},
     },
     "put_alias": {"champion": {"summary": "Set the alias to this model", "value": {"model": EXAMPLE_MODEL}}},
+    "create_webhook": {
+        "ends": {
+            "summary": "Tell this address when a job has ended",
+            "value": {"url": "https://example.org/dfusion", "events": ["job.succeeded", "job.failed"]},
+        }
+    },
     "make_key": {
         "reviewer": {
             "summary": "A key for reviewing pairs, with an expiry date",
@@ -210,6 +216,14 @@ _PROMPT_SET: Example = {
     "created_at": _CREATED,
     "links": {"self": f"/prompt-sets/{_SET}"},
 }
+_WEBHOOK: Example = {
+    "id": "whk_01hzy3v9k2m4n6p8q0r1s3t5w7",
+    "url": "https://example.org/dfusion",
+    "events": ["job.succeeded", "job.failed"],
+    "created_at": _CREATED,
+    "disabled_at": None,
+    "disabled_reason": None,
+}
 _KEY: Example = {
     "id": "key_01m8a14ta47xpq00p0w1mnayb6",
     "name": "ann",
@@ -326,6 +340,21 @@ RESPONSES: dict[str, Example] = {
         ]
     },
     "ApiKeyOut": _KEY,
+    "WebhookOut": _WEBHOOK,
+    "WebhookCreated": {**_WEBHOOK, "secret": "whsec_YW4tZXhhbXBsZS1zZWNyZXQtdGhhdC1zaWducy1ub3RoaW5n"},
+    "DeliveryOut": {
+        "id": "dlv_01hzy3v9k2m4n6p8q0r1s3t5w0",
+        "webhook": _WEBHOOK["id"],
+        "job": EXAMPLE_JOB,
+        "event": "job.succeeded",
+        "state": "delivered",
+        "attempts": 1,
+        "last_status": 204,
+        "last_error": None,
+        "created_at": _FINISHED,
+        "next_attempt_at": None,
+        "delivered_at": _FINISHED,
+    },
     "ApiKeyCreated": {**_KEY, "key": "dfk_pmnzf7Sv-an-example-key-that-is-not-valid-in-any-service"},
     "HealthOut": {"status": "ok"},
     "ReadyOut": {

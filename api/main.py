@@ -30,6 +30,7 @@ from api.routes import (
     prompt_sets,
     results,
     submissions,
+    webhooks,
     workers,
 )
 from service import keys
@@ -134,7 +135,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(access.Guard, settings=settings, rate_limit=rate_limit)
     app.add_middleware(HeadMiddleware)
     errors.install(app)
-    for module in (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, health, metrics, docs):
+    modules = (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, webhooks, health, metrics, docs)
+    for module in modules:
         app.include_router(module.router)
     return app
 

@@ -52,6 +52,7 @@ CREATED_PROMPT_SET: dict[str, Any] = {
     "links": _links("name_or_id", "get_prompt_set"),
 }
 CREATED_KEY: dict[str, Any] = {"links": _links("key_id", "revoke_key")}
+CREATED_WEBHOOK: dict[str, Any] = {"links": _links("webhook_id", "remove_webhook")}
 REDIRECT: dict[str, Any] = {"headers": {"Location": header("Address of the bytes")}}
 _BYTES: Mapping[str, Any] = MappingProxyType({"*/*": {}})
 _BYTES_HEADERS = {

@@ -16,6 +16,8 @@ ServiceError
     StagePausedError        a pause was requested
     StageStoppedError       this worker is shutting down
   OutcomeUnknownError       the connection was lost during a commit, so its outcome is unknown
+  AddressRefusedError       a URL of a user does not lead to the public internet
+  OutgoingError             a request to a URL of a user failed
   TransferError             an exported project cannot be imported
   StorageError              an artifact cannot be written or read
     StorageGoneError        the object of an artifact does not exist
@@ -163,6 +165,19 @@ class OutcomeUnknownError(ServiceError):
     """The connection to the database was lost during a commit, so its outcome is unknown."""
 
     code = "outcome_unknown"
+    retryable = True
+
+
+class AddressRefusedError(ServiceError):
+    """A URL that a user named is malformed, or does not lead to the public internet."""
+
+    code = "address_refused"
+
+
+class OutgoingError(ServiceError):
+    """A request to a URL that a user named failed."""
+
+    code = "outgoing"
     retryable = True
 
 

@@ -26,6 +26,8 @@ class IdKind(StrEnum):
     PROMPT_SET = "set"
     EXPORT = "exp"
     API_KEY = "key"
+    WEBHOOK = "whk"
+    WEBHOOK_DELIVERY = "dlv"
 
     @property
     def noun(self) -> str:

@@ -1,4 +1,4 @@
-"""Periodic maintenance: sweeps, and collections in another thread that does not delay them.
+"""Periodic maintenance: sweeps; collections and webhooks in threads of their own, which do not delay them.
 
 Any number of processes may do maintenance; one sweeps and one collects at a time. Does not import torch.
 """
@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from service import webhooks
 from service.db.locks import AdvisoryLock
 from service.db.queries import workers
 from service.errors import AlreadyRunningError, ServiceError
@@ -42,6 +43,8 @@ def maintain(service: Service, stop: threading.Event, after_sweep: Callable[[], 
     """
     collection = threading.Thread(target=_collect_until, args=(service, stop), name="collection", daemon=True)
     collection.start()
+    deliveries = threading.Thread(target=_deliver_until, args=(service, stop), name="webhooks", daemon=True)
+    deliveries.start()
     while not stop.is_set():
         started = time.monotonic()
         try:
@@ -53,6 +56,7 @@ def maintain(service: Service, stop: threading.Event, after_sweep: Callable[[], 
         after_sweep()
         stop.wait(max(0.0, service.settings.sweep_seconds - (time.monotonic() - started)))
     collection.join(_STOP_SECONDS)
+    deliveries.join(_STOP_SECONDS)
 
 
 def sweep_once(service: Service) -> bool:
@@ -67,6 +71,19 @@ def sweep_once(service: Service) -> bool:
             if lost or hinted:
                 _logger.info("requeued %d stages of lost workers, repeated %d hints", lost, hinted)
         return is_locked
+
+
+def _deliver_until(service: Service, stop: threading.Event) -> None:
+    """Send what is due to webhooks until `stop` is set. Several processes may, since each claims what it sends."""
+    while not stop.is_set():
+        sent = 0
+        try:
+            sent = webhooks.deliver_due(service)
+        except (SQLAlchemyError, ServiceError) as error:
+            _logger.warning("webhooks failed: %s", type(error).__name__)
+        except Exception:  # see `maintain`
+            _logger.exception("webhooks failed")
+        stop.wait(0 if sent else service.settings.sweep_seconds)
 
 
 def _collect_until(service: Service, stop: threading.Event) -> None:

@@ -146,6 +146,9 @@ class Settings(BaseSettings):
     keep_trajectories: Literal["all", "pairs", "none"] = Field(
         "all", description="Trajectories kept after a job has ended: all, those of samples in pairs (by file), none"
     )
+    webhooks_allow_loopback: bool = Field(
+        False, description="For tests: allow webhooks on this machine, also without TLS"
+    )
 
     @classmethod
     def read(cls) -> Settings:

@@ -162,3 +162,25 @@ class KeyScope(StrEnum):
     def includes(self) -> frozenset[KeyScope]:
         """The scopes that this scope grants, itself included."""
         return frozenset(KeyScope) if self is KeyScope.ADMIN else frozenset({self, KeyScope.READ})
+
+
+class WebhookEvent(StrEnum):
+    """What a webhook is told: that a job has ended, or that it waits for verdicts. The values are kinds of events."""
+
+    SUCCEEDED = "job.succeeded"
+    FAILED = "job.failed"
+    CANCELLED = "job.cancelled"
+    WAITING = "job.waiting"
+
+
+class DeliveryState(StrEnum):
+    """The state of a delivery to a webhook.
+
+    pending      will be sent, for the first time or again
+    delivered    the receiver has accepted it
+    failed       the last attempt failed, or the receiver does not want any more
+    """
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"

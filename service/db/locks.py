@@ -15,6 +15,7 @@ class AdvisoryLock(IntEnum):
     CATALOGUE = 0x6466_0002
     SWEEP = 0x6466_0003
     COLLECTION = 0x6466_0004
+    WEBHOOKS = 0x6466_0008
 
 
 def hold(session: Session, lock: AdvisoryLock) -> None:

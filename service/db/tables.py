@@ -454,3 +454,45 @@ class IdempotencyKey(Table):
     fingerprint: Mapped[str]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     created_at: Mapped[float]
+
+
+class Webhook(Table):
+    """An address that is told about jobs. Removed ones keep their row, since deliveries reference it."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (partial_index("ix_webhooks_enabled", "disabled_at IS NULL", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    url: Mapped[str] = mapped_column(Text)
+    events: Mapped[list[str]] = mapped_column(JSON)
+    secret: Mapped[str]
+    """The key of the signatures; "" once the webhook is disabled. A hash would not do: each delivery is signed."""
+    created_at: Mapped[float]
+    disabled_at: Mapped[float | None]
+    disabled_reason: Mapped[str | None]
+
+
+class WebhookDelivery(Table):
+    """A message to a webhook, written in the transaction of the change that it reports."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        partial_index("ix_webhook_deliveries_due", "state = 'pending'", "webhook_id", "next_attempt_at"),
+        Index(None, "webhook_id", "id"),
+        Index(None, "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
+    job_id: Mapped[str]
+    """Not a foreign key: a delivery may outlive its job."""
+    event: Mapped[str]
+    body: Mapped[str] = mapped_column(Text)
+    state: Mapped[str]
+    attempts: Mapped[int]
+    next_attempt_at: Mapped[float]
+    """When it is due; while it is being sent, when it counts as lost."""
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    created_at: Mapped[float]
+    delivered_at: Mapped[float | None]

@@ -10,14 +10,14 @@ from sqlalchemy import Table, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
-from service.db.queries import prompt_sets, stages
+from service.db.queries import prompt_sets, stages, webhooks
 from service.db.queries.pages import ColumnValues, Page, fetch_page
 from service.db.queries.rows import get_row, is_any_of, select_by_ids, without_texts
 from service.db.queries.stages import RunningStage
 from service.db.tables import Event, IdempotencyKey, Job, Model
 from service.errors import NotFoundError
 from service.ids import IdKind, expect, new_id
-from service.states import FINAL_JOB_STATES, JobKind, JobState
+from service.states import FINAL_JOB_STATES, JobKind, JobState, WebhookEvent
 
 # Statements that every request for a job runs. They are built once, since building takes about as long as running.
 _LAST_MODEL = select(Model.id).where(Model.job_id == Job.id).order_by(Model.round.desc()).limit(1)
@@ -30,6 +30,7 @@ _QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api
     Job.started_at.is_(None),
     Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # uses the index on states, unlike `not_in`
 )
+_ANNOUNCED_KINDS = frozenset(str(event) for event in WebhookEvent)
 _ADD_EVENT = insert(cast(Table, Event.__table__)).values(at=now_seconds()).returning(Event.id)
 
 
@@ -242,8 +243,10 @@ def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:
 def add_event(
     session: Session, job_id: str, kind: str, message: str, stage_id: str | None = None, **data: object
 ) -> int:
-    """Add an event to the log of the job. Returns the number of the event."""
+    """Add an event to the log of the job, and a delivery for the webhooks that want it. Returns the event's number."""
     session.flush()
+    if kind in _ANNOUNCED_KINDS:
+        webhooks.announce(session, job_id, kind)
     values = {"job_id": job_id, "stage_id": stage_id, "kind": kind, "message": message, "data": data}
     return session.execute(_ADD_EVENT, values).scalar_one()
 

@@ -98,7 +98,7 @@ def test_paths_that_lead_nowhere_are_closed_too(guarded: TestClient, path: str) 
 
 def _least_scope(method: str, path: str) -> str:
     """Return the scope that a route requires. Routes that are not listed require only read."""
-    if path.startswith("/api-keys"):
+    if path.startswith(("/api-keys", "/webhook")):
         return "admin"
     if path.endswith("/verdict"):
         return "review"
