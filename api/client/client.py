@@ -29,6 +29,7 @@ from api.wire.models import AncestorOut, ExportOut, ModelDetail, ModelOut
 from api.wire.pairs import PairOut
 from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
 from api.wire.samples import SampleDetail, SampleOut
+from api.wire.webhooks import DeliveryOut, WebhookCreated, WebhookOut
 from api.wire.workers import WorkersOut
 from service.jobs.kinds import (
     KINDS,
@@ -39,7 +40,7 @@ from service.jobs.kinds import (
     SamplingJobSpec,
     TrainingJobSpec,
 )
-from service.states import JobKind, JobState, KeyScope, SampleRole, StageKind, StageState, Verdict
+from service.states import JobKind, JobState, KeyScope, SampleRole, StageKind, StageState, Verdict, WebhookEvent
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -565,6 +566,31 @@ class Client:
     def revoke_api_key(self, key_id: str) -> None:
         """Revoke an API key. Has no effect if it is already revoked."""
         self._transport.request("DELETE", f"/api-keys/{_segment(key_id)}")
+
+    def create_webhook(self, url: str, events: Sequence[WebhookEvent | str] = tuple(WebhookEvent)) -> WebhookCreated:
+        """Create a webhook. Its secret is only in this response."""
+        body = {"url": url, "events": list(events)}
+        response = self._transport.request("POST", "/webhooks", json=body, idempotent=False)
+        return _read(WebhookCreated, response.content)
+
+    def webhooks(self) -> Iterator[WebhookOut]:
+        """Iterate over all webhooks, newest first, including disabled ones."""
+        return _all(lambda cursor: self._get("/webhooks", ListOut[WebhookOut], limit=_MAX_PAGE_SIZE, cursor=cursor))
+
+    def remove_webhook(self, webhook_id: str) -> None:
+        """Disable a webhook for good. Has no effect if it is already disabled."""
+        self._transport.request("DELETE", f"/webhooks/{_segment(webhook_id)}")
+
+    def webhook_deliveries(self, webhook_id: str | None = None) -> Iterator[DeliveryOut]:
+        """Iterate over the deliveries of the last 30 days, newest first; optionally of one webhook."""
+        path = "/webhook-deliveries"
+        filters = {"limit": _MAX_PAGE_SIZE, "webhook": webhook_id}
+        return _all(lambda cursor: self._get(path, ListOut[DeliveryOut], cursor=cursor, **filters))
+
+    def replay_webhook_delivery(self, delivery_id: str) -> DeliveryOut:
+        """Send a delivery again, with the same id."""
+        response = self._transport.request("POST", f"/webhook-deliveries/{_segment(delivery_id)}/replay")
+        return _read(DeliveryOut, response.content)
 
     def _get(self, path: str, model: type[M], *, wait_seconds: float = 0, **params: Any) -> M:
         if wait_seconds:

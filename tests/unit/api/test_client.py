@@ -87,6 +87,9 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         client.revoke_api_key(key.id)
         assert (key.id, False) in [(listed.id, listed.active) for listed in client.api_keys()]
 
+        hook = client.create_webhook("https://example.org/hook", ["job.cancelled"])
+        assert hook.secret.startswith("whsec_") and [listed.id for listed in client.webhooks()] == [hook.id]
+
         assert client.add_prompt_set("animals", [{"text": "a cat", "items": ["cat"]}], description="one").size == 1
         assert client.add_prompt_text("animals", "a [cat] on a [sofa]\n").version == 2
 
@@ -103,6 +106,9 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         assert client.resume(created[0].id).state == "queued"
         for detail in created:
             assert client.cancel(detail.id).state == "cancelled"
+        delivery = next(client.webhook_deliveries(hook.id))
+        assert client.replay_webhook_delivery(delivery.id).job == delivery.job == created[-1].id
+        client.remove_webhook(hook.id)
         again = client.retry(created[1].id)
         assert (again.origin, client.cancel(again.id).state) == (created[1].id, "cancelled")
 
