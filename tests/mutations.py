@@ -71,6 +71,27 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a webhook connects to public addresses alone",
+        "service/outgoing.py",
+        "            require_allowed(ip_address(address), self._allow_loopback)\n",
+        "            ip_address(address)\n",
+        ("tests/unit/service/test_outgoing.py::test_the_address_that_is_connected_to_is_the_one_that_was_checked",),
+    ),
+    Mutation(
+        "an outcome of a delivery that comes too late changes nothing",
+        "service/db/queries/webhooks.py",
+        "WebhookDelivery.attempts == delivery.attempts, _IS_PENDING",
+        "WebhookDelivery.attempts >= delivery.attempts",
+        ("tests/unit/api/routes/test_webhooks.py::test_a_delivery_whose_sender_died_is_sent_again",),
+    ),
+    Mutation(
+        "workers do not migrate",
+        "service/service.py",
+        "        if migrates:\n",
+        "        if True:\n",
+        ("tests/integration/test_migrations.py::test_workers_and_sweepers_do_not_migrate",),
+    ),
+    Mutation(
         "a worker writes only under the epoch of its lease",
         "service/db/queries/stages.py",
         "return Stage.id == stage_id, Stage.lease_epoch == epoch, Stage.state == StageState.RUNNING",

@@ -583,9 +583,12 @@ class Client:
 
     def webhook_deliveries(self, webhook_id: str | None = None) -> Iterator[DeliveryOut]:
         """Iterate over the deliveries of the last 30 days, newest first; optionally of one webhook."""
-        path = "/webhook-deliveries"
-        filters = {"limit": _MAX_PAGE_SIZE, "webhook": webhook_id}
-        return _all(lambda cursor: self._get(path, ListOut[DeliveryOut], cursor=cursor, **filters))
+
+        def fetch(cursor: str | None) -> ListOut[DeliveryOut]:
+            filters: dict[str, Any] = {"webhook": webhook_id, "limit": _MAX_PAGE_SIZE, "cursor": cursor}
+            return self._get("/webhook-deliveries", ListOut[DeliveryOut], **filters)
+
+        return _all(fetch)
 
     def replay_webhook_delivery(self, delivery_id: str) -> DeliveryOut:
         """Send a delivery again, with the same id."""

@@ -340,5 +340,7 @@ def test_every_table_that_belongs_to_a_project_is_moved() -> None:
         "api_keys": "keys are an installation's own",
         "idempotency_keys": "a client's request that is sent again is sent to the old installation",
         "workers": "processes",
+        "webhooks": "receivers are told about the jobs of one installation",
+        "webhook_deliveries": "sent by the old installation",
     }
     assert {table.name for table in TABLES} | set(stays) == set(Table.metadata.tables)
