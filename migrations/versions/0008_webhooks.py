@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008_webhooks"
-down_revision = "0005_collection"
+down_revision = "0007_shards"
 branch_labels = None
 depends_on = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010_bounded_requests"
+revision = "0006_bounded_requests"
 down_revision = "0005_collection"
 branch_labels = None
 depends_on = None

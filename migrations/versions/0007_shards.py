@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009_several"
-down_revision = "0005_collection"
+revision = "0007_shards"
+down_revision = "0006_bounded_requests"
 branch_labels = None
 depends_on = None
 
