@@ -218,7 +218,7 @@ def test_estimates_read_the_latest_stages_of_a_kind_and_base_model(uow: UnitOfWo
 
     with statements(uow.engine) as seen, Session(uow.engine) as session:
         estimate(session)
-    assert len(seen) == 2 + 3 + 1  # each kind of stage, stages with images, and their samples, of which there are none
+    assert len(seen) == 3 + 3 + 1  # each kind of stage, stages with images, and their samples, of which there are none
     for statement, parameters in seen[:-1]:
         plan = explained(uow, statement, parameters, "COSTS OFF")
         assert "Index Scan Backward using ix_stages_timed on stages" in plan, plan
