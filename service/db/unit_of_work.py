@@ -174,6 +174,11 @@ class UnitOfWork:
         """A unit of work on the database at `url`. Without a queue its hints are dropped."""
         return cls(make_engine(url), queue)
 
+    @property
+    def has_one_writer(self) -> bool:
+        """Whether a writing transaction holds up all others, even before it writes."""
+        return self.engine.dialect.name == "sqlite"
+
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction. It is committed when the block ends and rolled back when it raises; then hints are sent."""

@@ -129,16 +129,22 @@ def claim(
     """
     search = partial(free_stages.free_groups, most=_GROUPS, queues=queues, prefer_base=prefer_base)
     for number in range(_SEARCHES):
-        with uow.reading() as session:
-            if not free_stages.any_free(session, queues):
-                return None
+        if uow.has_one_writer and not _any_free(uow, queues):  # a search holds up no other writer
+            return None
 
         lease = uow.run(partial(_claim, settings=settings, owner=owner, search=search), _is_claimed)
         claimed = None if lease is None else _complete(uow, settings, lease)
         if claimed is not None:
             return claimed
+        if lease is None and not _any_free(uow, queues):
+            return None
         time.sleep(random.uniform(0.0, min(_MAX_SEARCH_PAUSE_SECONDS, _SEARCH_PAUSE_SECONDS * 2**number)))
     return None
+
+
+def _any_free(uow: UnitOfWork, queues: Sequence[str] | None) -> bool:
+    with uow.reading() as session:
+        return free_stages.any_free(session, queues)
 
 
 def _claim(session: Session, settings: Settings, owner: str, search: Search) -> Lease | None:
