@@ -51,8 +51,7 @@ class RowFile:
         number = self._count
         self._file.seek(self._offset(number))
         for tensor in tensors:
-            values = tensor.detach().cpu().float().contiguous().numpy()
-            self._file.write(memoryview(values).cast("B"))
+            self._file.write(tensor.detach().cpu().float().contiguous().numpy().data)
         self._file.flush()
         self._count += 1
         return number

@@ -102,7 +102,10 @@ class Settings(BaseSettings):
     )
 
     lease_seconds: Seconds = Field(60, description="How long a lease lasts without a heartbeat; then it is requeued")
-    heartbeat_seconds: Seconds = Field(1, description="How often a worker renews its lease and checks for a cancel")
+    heartbeat_seconds: Seconds = Field(15, description="How often a worker renews its lease and records its progress")
+    stop_check_seconds: Seconds = Field(
+        2, description="How often a worker checks for a cancel or a pause between these, without a write"
+    )
     stuck_seconds: Seconds = Field(
         3600, description="How long a worker may load a model or compile a first step before it is replaced as hung"
     )

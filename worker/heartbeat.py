@@ -27,7 +27,8 @@ _logger = logging.getLogger(__name__)
 class Heartbeat:
     """Renews a lease from a thread within its `with` block.
 
-    Each renewal also writes the progress. `step`, `at` and `check` raise when the stage must stop:
+    Each renewal also writes the progress. Between two renewals it looks for stop requests without a write. `step`, `at`
+    and `check` raise when the stage must stop:
 
     * LeaseLostError: another worker has the stage.
     * StageCancelledError, StagePausedError: a client requested it.
@@ -115,14 +116,21 @@ class Heartbeat:
             raise StageStoppedError("this worker is stopping")
 
     def _run(self) -> None:
+        """Renew the lease every `heartbeat_seconds`, and look for a cancel or a pause every `stop_check_seconds`."""
         settings = self._bench.settings
-        while not self._ended.wait(settings.heartbeat_seconds):
+        renewal = time.monotonic() + settings.heartbeat_seconds
+        while not self._ended.wait(min(settings.stop_check_seconds, max(0.0, renewal - time.monotonic()))):
+            is_due = time.monotonic() >= renewal
             try:
-                self._stop_request = execution.renew_lease(
-                    self._bench.uow, settings, self._claim, self._done, self._total
-                )
+                self._stop_request = self._renew() if is_due else execution.stop_request(self._bench.uow, self._claim)
             except LeaseLostError:
                 self._lost.set()
                 return
             except SQLAlchemyError as error:  # the lease may outlast the outage
                 _logger.warning("lease of %s not renewed: %s", self._claim.stage_id, error)
+                renewal = time.monotonic() + min(settings.stop_check_seconds, settings.heartbeat_seconds)
+            else:
+                renewal = time.monotonic() + settings.heartbeat_seconds if is_due else renewal
+
+    def _renew(self) -> StopRequest:
+        return execution.renew_lease(self._bench.uow, self._bench.settings, self._claim, self._done, self._total)

@@ -273,6 +273,12 @@ def renew_lease(uow: UnitOfWork, settings: Settings, held: Claim, done: int, tot
         return stages.renew_lease(session, held.stage_id, held.epoch, settings.lease_seconds, done, total)
 
 
+def stop_request(uow: UnitOfWork, held: Claim) -> StopRequest:
+    """Whether the job was asked to pause or cancel: one read by primary key. Raises LeaseLostError."""
+    with uow.reading() as session:
+        return stages.stop_request(session, held.stage_id, held.epoch)
+
+
 def checkpoint(uow: UnitOfWork, settings: Settings, held: Claim, stored: StoredObject) -> None:
     """Record a checkpoint that the next attempt continues from. Raises LeaseLostError."""
 

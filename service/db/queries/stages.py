@@ -228,7 +228,17 @@ def renew_lease(
         .values(lease_expires_at=now_seconds() + lease_seconds, progress_done=done, progress_total=total)
         .returning(Stage.cancel_requested_at, Stage.pause_requested_at)
     )
-    row = session.execute(query).first()
+    return _stop_request(stage_id, session.execute(query).first())
+
+
+def stop_request(session: Session, stage_id: str, epoch: int) -> StopRequest:
+    """Whether the job was asked to stop, without a write. Raises LeaseLostError."""
+    query = select(Stage.cancel_requested_at, Stage.pause_requested_at).where(*_held(stage_id, epoch))
+    return _stop_request(stage_id, session.execute(query).first())
+
+
+def _stop_request(stage_id: str, row: Row[float | None, float | None] | None) -> StopRequest:
+    """The request in the times of a cancel and of a pause; without a row the lease is lost."""
     if row is None:
         raise LeaseLostError(f"the lease on {stage_id} is lost")
 

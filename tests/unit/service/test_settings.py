@@ -20,7 +20,9 @@ def test_the_example_lists_every_setting_with_its_default(monkeypatch: pytest.Mo
 
 
 def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, models={"tiny": str(tmp_path)}, lease_seconds=7.5, embedded_worker=False)
+    settings = Settings(
+        data_dir=tmp_path, models={"tiny": str(tmp_path)}, lease_seconds=7.5, heartbeat_seconds=2, embedded_worker=False
+    )
     for name, value in settings.for_child().items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
