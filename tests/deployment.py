@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from service.db.queries import stages
 from service.db.tables import Stage
 from service.service import Service
 from service.settings import Settings
+from tests.nursery import Forked, fork
 from tests.servers import PostgresServer, RedisServer, S3Server, free_port, postgres_server, redis_server, s3_server
 from tests.service import HASTE as HASTE_IN_PROCESS
 from tests.service import settings_for
@@ -67,7 +69,11 @@ class Deployment:
     settings: Settings
     folder: Path
     servers: Servers | None = None
-    process: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    process: dict[str, subprocess.Popen[bytes] | Forked] = field(default_factory=dict)
+    forks: bool = False
+    """Whether programs are forks of a process that has imported their modules. The embedded worker never is."""
+    workers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Environment variables of Celery workers by name. These workers are never forks."""
     accepted: set[str] = field(default_factory=set)
     """Jobs that the service has accepted (2xx)."""
     _service: Service | None = None
@@ -116,15 +122,20 @@ class Deployment:
     def start_worker(self, name: str) -> None:
         """Start a Celery worker."""
         options = ("-P", "prefork", "-c", "1", "-n", name, "--without-mingle", "--without-gossip")
-        self.run(name, "-m", "celery", "-A", "worker.celery_app", "worker", *options, "--loglevel", "INFO")
+        program = ("-m", "celery", "-A", "worker.celery_app", "worker", *options, "--loglevel", "INFO")
+        self.run(name, *program, **self.workers.get(name, {}))
 
     def run(self, name: str, *arguments: str, settings: Settings | None = None, **environment: str) -> None:
         """Start a Python program of the installation under this name."""
+        variables = (settings or self.settings).for_child() | {"PYTHONPATH": str(ROOT)} | environment
+        if self.forks and name not in self.workers:
+            self.process[name] = fork(arguments, self.folder, variables, self.log(name))
+            return
         with self.log(name).open("ab") as log:
             self.process[name] = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=self.folder,
-                env=(settings or self.settings).for_child() | {"PYTHONPATH": str(ROOT)} | environment,
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -232,8 +243,27 @@ def _end(process: psutil.Process) -> None:
 
 
 @contextmanager
-def deployment(mode: str, folder: Path, pipeline: Path, **changes: Any) -> Iterator[Deployment]:
-    """Start an installation in this mode, ready for requests. Its programs end with the block."""
+def deployment(
+    mode: str,
+    folder: Path,
+    pipeline: Path,
+    *,
+    forks: bool = False,
+    reroute: Callable[[Servers], dict[str, Any]] = lambda _servers: {},
+    workers: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    **changes: Any,
+) -> Iterator[Deployment]:
+    """Start an installation in this mode, ready for requests. Its programs end with the block.
+
+    Args:
+        mode: EMBEDDED or DEPLOYED.
+        folder: An empty folder for data and logs.
+        pipeline: The folder of the model `tiny`.
+        forks: Fork the programs from a process that has imported their modules.
+        reroute: Returns settings that lead to the servers in another way, such as through proxies.
+        workers: Environment variables of Celery workers by name. These workers are not forked.
+        changes: Settings.
+    """
     with ExitStack() as stack:
         settings = {"port": free_port(), **HASTE}
         servers = None
@@ -241,9 +271,9 @@ def deployment(mode: str, folder: Path, pipeline: Path, **changes: Any) -> Itera
             settings |= {"embedded_worker": True}
         else:
             servers, server_settings = _servers(stack, folder)
-            settings |= server_settings
+            settings |= server_settings | reroute(servers)
         installation = Deployment(
-            mode, settings_for(folder / "data", pipeline, **(settings | changes)), folder, servers
+            mode, settings_for(folder / "data", pipeline, **(settings | changes)), folder, servers, forks=forks, workers=workers
         )
         stack.callback(installation.stop)
         installation.start()
@@ -257,10 +287,14 @@ def _servers(stack: ExitStack, folder: Path) -> tuple[Servers, dict[str, Any]]:
     servers = Servers(
         postgres, stack.enter_context(redis_server(folder)), stack.enter_context(s3_server(folder / "s3"))
     )
-    url = postgres.create_database().replace("postgres@", f"postgres:{DATABASE_PASSWORD}@")
     return servers, {
-        "database_url": url,
+        "database_url": with_password(postgres.create_database()),
         "broker_url": servers.redis.url,
         "auth": True,
         **servers.s3.settings("deployed"),
     }
+
+
+def with_password(url: str) -> str:
+    """Return the URL of a database with the password that must not be seen."""
+    return url.replace("postgres@", f"postgres:{DATABASE_PASSWORD}@")

@@ -43,7 +43,7 @@ class Constant:
 
 
 class Hanging:
-    """Brightness. The fourth batch never ends, once in an installation."""
+    """Brightness. The fourth batch never ends, once until the file `hung` in the data folder is removed."""
 
     name = "hanging"
     version = "1"
@@ -52,12 +52,22 @@ class Hanging:
         self.calls = 0
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
-        self.calls += 1
         marker = Path(os.environ["DFUSION_DATA_DIR"]) / "hung"
-        if self.calls == 4 and not marker.exists():
+        self.calls = 0 if marker.exists() else self.calls + 1
+        if self.calls == 4:
             marker.touch()
             threading.Event().wait()
         return Brightness().score(images, prompts)
+
+
+class Aborting:
+    """Aborts the process, as a fault in native code does."""
+
+    name = "aborting"
+    version = "1"
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        os.abort()
 
 
 class Rising:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import select
 import shutil
@@ -60,25 +61,30 @@ class RedisServer(servers.RedisServer):
         self.stop()
 
 
+_ENDS = re.compile(rb"(COMMIT|ROLLBACK)\0")
+"""The messages of PostgreSQL's clients that end a transaction."""
+
+
 class CuttingProxy:
     """A proxy between a client and a server on 127.0.0.1 that cuts one connection on request.
 
-    `cut_at(part, delivered, answered)` arms it for the next message from a client that contains `part`. The message
-    reaches the server if `delivered`, and the proxy waits for the reply if `answered`. The client gets no reply.
+    `cut_at(part, delivered, answered, after)` arms it for the next message from a client that contains `part`, in a
+    transaction in which the client has sent `after`. The message reaches the server if `delivered`, and the proxy waits
+    for the reply if `answered`. The client gets no reply.
     """
 
     def __init__(self, port: int) -> None:
         self._server_port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        self._armed: tuple[bytes, bool, bool] | None = None
+        self._armed: tuple[bytes, bool, bool, bytes] | None = None
         self.cuts = 0
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 
-    def cut_at(self, part: bytes, delivered: bool, answered: bool = True) -> None:
+    def cut_at(self, part: bytes, delivered: bool, answered: bool = True, after: bytes = b"") -> None:
         """Cut the connection at the next message that contains `part`."""
-        self._armed = (part, delivered, delivered and answered)
+        self._armed = (part, delivered, delivered and answered, after)
 
     def close(self) -> None:
         """Stop accepting connections."""
@@ -88,23 +94,34 @@ class CuttingProxy:
         with suppress(OSError):  # the listener is closed
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._server_port))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._server_port))
+                except ConnectionError:  # the server is away
+                    client.close()
+                    continue
                 threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        transaction = b""
         with client, server, suppress(OSError):
             while True:
                 for ready in select.select((client, server), (), ())[0]:
                     data = ready.recv(1 << 16)
                     if not data:
                         return
-                    if ready is client and self._armed is not None and self._armed[0] in data:
-                        self._cut(server, data)
-                        return
+                    if ready is client:
+                        transaction = transaction + data if not _ENDS.search(transaction) else data
+                        if self._is_next(data, transaction):
+                            self._cut(server, data)
+                            return
                     (server if ready is client else client).sendall(data)
 
+    def _is_next(self, data: bytes, transaction: bytes) -> bool:
+        armed = self._armed
+        return armed is not None and armed[0] in data and armed[3] in transaction
+
     def _cut(self, server: socket.socket, data: bytes) -> None:
-        (_, delivered, answered), self._armed = self._armed or (b"", False, False), None
+        (_, delivered, answered, _), self._armed = self._armed or (b"", False, False, b""), None
         self.cuts += 1
         if delivered:
             server.sendall(data)

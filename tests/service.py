@@ -31,6 +31,7 @@ SCORERS = {
     "constant": "tests.scorers:Constant",
     "lost-device": "tests.scorers:LostDevice",
     "hanging": "tests.scorers:Hanging",
+    "aborting": "tests.scorers:Aborting",
     "rising": "tests.scorers:Rising",
     "falling": "tests.scorers:Falling",
 }

@@ -1,0 +1,19 @@
+"""Imports of `tests.nursery`: what the programs of the service import, except modules that read the settings."""
+
+import celery.bin.worker
+import celery.concurrency.prefork
+import celery.fixups.django
+import celery.worker.worker
+import uvicorn
+import uvicorn.lifespan.on
+import uvicorn.loops.auto
+import uvicorn.protocols.http.auto
+import uvicorn.protocols.websockets.auto
+
+import api.main
+import service.db.migrate
+import service.maintenance
+import worker.presence
+import worker.runner
+import worker.workbench
+from worker.imports import without_garbage_collection  # noqa: F401
