@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dfusion.errors import CheckpointError
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -44,14 +47,30 @@ def _flush(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file with metadata, atomically. Equal content gives equal bytes."""
+    """Write a safetensors file with metadata, atomically. Equal content gives equal bytes.
+
+    Raises:
+        OSError: The file cannot be written, for example because the disk is full.
+    """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def write(temporary: Path) -> None:
-        save_file(contiguous, temporary, dict(metadata))
+        try:
+            save_file(contiguous, temporary, dict(metadata))
+        except SafetensorError as error:
+            raise _as_os_error(error, temporary) from error
         _sort_metadata(temporary)
 
     write_whole(path, write)
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> Exception:
+    """The OSError that the error stands for, or the error itself: safetensors only names the number in its message."""
+    match = _OS_ERROR.search(str(error))
+    if match is None:
+        return error
+    number = int(match[1])
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _sort_metadata(path: Path) -> None:

@@ -1,3 +1,5 @@
+import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,19 @@ def test_written_content_is_read_back(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], value) and read[name].dtype == value.dtype for name, value in tensors.items())
     write_tensors(tmp_path / "bare", tensors, {})
     assert read_tensors(tmp_path / "bare")[1] == {}
+
+
+def test_a_file_that_the_disk_cannot_take_is_an_os_error(tmp_path: Path) -> None:
+    """Like a full disk, with a limit on the size of files instead. safetensors raises an error of its own."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_tensors(tmp_path / "file", {"large": torch.zeros(10_000)}, METADATA)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_written_atomically(tmp_path: Path) -> None:
