@@ -58,17 +58,21 @@ class Service:
         """
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         uow = UnitOfWork.connect(settings.database, queue)
-        catalogue = Catalogue.of(settings)
-        if migrates:
-            migrate(uow.engine, settings.data_dir / "migrate.lock")
-        else:
-            require_newest(uow.engine)
+        try:
+            catalogue = Catalogue.of(settings)
+            if migrates:
+                migrate(uow.engine, settings.data_dir / "migrate.lock")
+            else:
+                require_newest(uow.engine)
 
-        with uow.writing() as session:
-            hold(session, AdvisoryLock.CATALOGUE)
-            prompt_sets.ensure_builtin(session, builtin_lists().values())
-            results.ensure_base_models(session, catalogue.models)
-        return cls(settings, uow, open_store(settings), catalogue)
+            with uow.writing() as session:
+                hold(session, AdvisoryLock.CATALOGUE)
+                prompt_sets.ensure_builtin(session, builtin_lists().values())
+                results.ensure_base_models(session, catalogue.models)
+            return cls(settings, uow, open_store(settings), catalogue)
+        except BaseException:
+            uow.engine.dispose()  # a worker tries again and again, and each attempt would leave a connection
+            raise
 
     def close(self) -> None:
         """Close the connections to the database and the broker."""

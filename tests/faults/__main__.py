@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.table.write_text(fill(options.table.read_text("utf-8"), records), "utf-8")
         return 0
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, so that no server stays behind
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only slow these small nets down
     planned = plan(families, records, options.rounds, options.seed)
     is_recorded = options.seed is None

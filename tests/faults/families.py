@@ -69,7 +69,8 @@ FAMILIES = (
         "the workers' clocks are an hour fast and slow",
         workers.work_with_wrong_clocks,
         _rounds(10),
-        Setup(wrong_clocks=True),
+        # in files: an S3 server refuses requests whose signature is an hour off
+        Setup(settings=(("s3_endpoint", ""),), wrong_clocks=True),
     ),
 )
 

@@ -15,12 +15,13 @@ from api.main import create_app
 from service.db.clock import now_seconds
 from service.db.queries import free_stages, jobs, results, stages
 from service.db.tables import Artifact, Sample, Table
+from service.errors import StartError
 from service.ids import IdKind, new_id
 from service.jobs import execution
 from service.jobs.execution import StageFailure
 from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, create_job, set_alias
-from tests.servers import CuttingProxy, PostgresServer, cutting_proxy, postgres_server
+from tests.servers import CuttingProxy, PostgresServer, S3Server, cutting_proxy, postgres_server
 from tests.service import migrated_template, round_body, settings_for
 from worker.local import work
 
@@ -51,6 +52,19 @@ def far(tmp_path: Path, postgres_url: str, proxy: CuttingProxy) -> Iterator[Serv
     installation = opened(tmp_path, url)
     yield installation
     installation.close()
+
+
+def test_an_installation_that_cannot_be_opened_leaves_no_connection(
+    tmp_path: Path, postgres: PostgresServer, postgres_url: str, s3: S3Server
+) -> None:
+    """A worker tries again every few seconds, and would take all connections of the server."""
+    wrong = s3.settings("dfusion") | {"s3_secret_key": "not-the-secret-key"}
+    with pytest.raises(StartError, match="denies access") as caught:
+        opened(tmp_path, postgres_url, **wrong)
+    name = make_url(postgres_url).database
+    [[count]] = postgres.execute(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'")
+    assert count == 0
+    del caught  # until here the traceback kept the connection from being garbage
 
 
 def start(service: Service, **changes: Any) -> str:
