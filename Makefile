@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-faults test-mutations check compile check-docker fix openapi docs bench bench-service clean
+.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-faults reliability test-contract test-mutations check compile check-docker fix openapi docs bench bench-service clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,18 +50,24 @@ test-units: $(VENV)/.ready
 test-servers: $(VENV)/.ready
 	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
 
-test-faults: $(VENV)/.ready ## run the long tests of faults, the stack and the API contract
-	DFUSION_FAULT_KILLS=25 DFUSION_CONTRACT_EXAMPLES=12 \
-	$(BIN)/pytest tests/acceptance/test_faults.py tests/acceptance/test_stack.py tests/acceptance/test_contract.py
+test-faults: $(VENV)/.ready ## run the fault suite; takes hours, resumes; ROUNDS=1 for one round of each fault
+	$(BIN)/python -m tests.faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(FAULTS)
+
+reliability: $(VENV)/.ready ## write the recorded rounds of the fault suite into docs/reliability.md
+	$(BIN)/python -m tests.faults --table docs/reliability.md
+
+test-contract: $(VENV)/.ready ## run the long test of the API contract
+	DFUSION_CONTRACT_EXAMPLES=12 $(BIN)/pytest tests/acceptance/test_contract.py
 
 test-mutations: $(VENV)/.ready ## remove guards one at a time; the tests must fail
 	$(BIN)/python -m tests.mutations
 
-check: $(VENV)/.ready ## check format, lint, types and import contracts
+check: $(VENV)/.ready ## check format, lint, types, import contracts and known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.audit
 
 compile: $(VENV)/.ready
 	@# compile bytecode once, before the suites start many processes that would each do it;
