@@ -59,6 +59,7 @@ PROMPT_SET_CSV = (
 REQUESTS: dict[str, Mapping[str, Example]] = {
     **{kind.operation: kind.examples for kind in KINDS.values()},
     "create_prompt_set": PROMPT_SETS,
+    "change_job": {"rounds": {"summary": "Continue until round 20", "value": {"rounds": 20}}},
     "put_verdict": {
         "target": {"summary": "The target is better", "value": {"prefer": "target", "reviewer": "ann"}},
         "undo": {"summary": "Remove the verdict", "value": {"prefer": None}},

@@ -1,4 +1,4 @@
-"""The operations that the service offers: create, estimate, cancel, pause, resume and retry jobs, and give verdicts."""
+"""The operations that the service offers: create, estimate, control, retry and extend jobs, and give verdicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.tables import Job, Pair, PromptSet
 from service.db.unit_of_work import UnitOfWork, repeatable
 from service.errors import ConflictError, IdempotencyError, PreconditionError
-from service.jobs import execution, limits
+from service.jobs import execution, extension, limits
 from service.jobs.checking import check
 from service.jobs.estimates import ResourceEstimate, estimate_of
 from service.jobs.kinds import JobSpec, kind_of, spec_of
@@ -341,6 +341,34 @@ def continue_job(service: Service, job_id: str) -> None:
         job = jobs.get(session, job_id)
         limits.require_capacity(session, service.settings, job.api_key_id)
         execution.reopen(session, job.id)
+
+
+def raise_rounds(service: Service, job_id: str, rounds: int) -> None:
+    """Raise the number of rounds of a round job that has succeeded. It continues with the round after its last one.
+
+    Its outputs are those of a job with this number of rounds from the start. Does nothing if it has this number.
+
+    Args:
+        service: The installation.
+        job_id: The job.
+        rounds: The number of all its rounds.
+
+    Raises:
+        NotFoundError: No such job exists.
+        ConflictError: It is no round job, or has not succeeded.
+        InvalidRequestError: It has more rounds, or would exceed the limits of the settings.
+        OverloadError: Too many jobs are queued, or the disk is almost full.
+    """
+    with service.uow.reading() as session:
+        further = extension.plan_extension(session, service.settings, service.catalogue, job_id, rounds)
+    if further is None:
+        return
+
+    def extend(session: Session) -> None:
+        limits.require_capacity(session, service.settings, jobs.get(session, job_id).api_key_id)
+        extension.extend(session, job_id, rounds, further)
+
+    service.uow.run(extend, repeatable)
 
 
 def _with_ids(session: Session, job: Job) -> JobSpec:

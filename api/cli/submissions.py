@@ -91,6 +91,26 @@ def start(
     _submit(ctx.obj, JobKind.ROUND, body, follow, dry_run, key)
 
 
+@rounds.command("extend")
+def extend(
+    ctx: typer.Context,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="A round job that has succeeded")],
+    rounds: Annotated[int, typer.Option(help="Number of all rounds, those of the job included")],
+    follow: Follow = False,
+) -> None:
+    """Raise the number of rounds of a job. It continues with the round after its last one.
+
+    Example: dfusion round extend job_… --rounds 20 --follow
+    """
+    session: Session = ctx.obj
+    with session.client() as client:
+        job = client.raise_rounds(job_id, rounds)
+        if follow:
+            follow_to_end(session, client, job.id)
+        else:
+            session.show(job, lambda: job_sheet(job))
+
+
 def sample(
     ctx: typer.Context,
     prompt_set: PromptSet = None,

@@ -252,6 +252,15 @@ class Client:
         response = self._transport.request("POST", path, params={"from": "failed"}, idempotent=False)
         return _read(JobDetail, response.content)
 
+    def raise_rounds(self, job_id: str, rounds: int) -> JobDetail:
+        """Raise the number of all rounds of a round job, which continues with the round after its last one.
+
+        Has no effect if the job has this number of rounds. Raises ConflictError if it has not succeeded, and
+        InvalidError for a smaller number.
+        """
+        response = self._transport.request("PATCH", f"/jobs/{_segment(job_id)}", json={"rounds": rounds})
+        return _read(JobDetail, response.content)
+
     def _act(self, job_id: str, action: str, *, idempotent: bool) -> JobDetail:
         response = self._transport.request("POST", f"/jobs/{_segment(job_id)}/{action}", idempotent=idempotent)
         return _read(JobDetail, response.content)

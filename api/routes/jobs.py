@@ -1,4 +1,4 @@
-"""Routes for jobs: status, stages, events, metrics, pause, resume, cancel and retry."""
+"""Routes for jobs: status, stages, events, metrics, further rounds, pause, resume, cancel and retry."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from api.converters.jobs import event_out, job_detail, job_out, metric_out, stag
 from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep, is_stopping
 from api.openapi import CREATED_JOB, RETRY_AFTER
 from api.wire.common import ListOut
-from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
+from api.wire.jobs import EventOut, JobChange, JobDetail, JobOut, MetricsOut, StageOut
 from service import keys
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.queries.pages import Page, encode_cursor, number_after
 from service.db.tables import Event, Job, Stage
 from service.errors import InvalidRequestError
 from service.keys import Caller
-from service.service import Service, cancel_job, continue_job, pause_job, resume_job, retry_job
+from service.service import Service, cancel_job, continue_job, pause_job, raise_rounds, resume_job, retry_job
 from service.states import JobKind, JobState, StageKind, StageState
 
 RETRY_AFTER_SECONDS = 2
@@ -155,6 +155,24 @@ def read_job(service: Service, job_id: str) -> JobDetail:
 def view_job(session: Session, job_id: str) -> JobDetail:
     """Read the job in a given session. Raises NotFoundError."""
     return job_detail(jobs.get_view(session, job_id))
+
+
+@router.patch(
+    "/{job_id}",
+    status_code=status.HTTP_202_ACCEPTED,
+    dependencies=[require_scope("submit")],
+    operation_id="change_job",
+)
+def change(job_id: str, body: JobChange, service: ServiceDep, response: Response) -> JobDetail:
+    """Raise the number of rounds of a round job that has succeeded. It continues with the round after its last one.
+
+    The models, samples and pairs are those of a job with this number of rounds from the start. The limits of the
+    settings apply to all rounds together. Has no effect if the job has this number of rounds.
+    """
+    raise_rounds(service, job_id, body.rounds)
+    response.headers["Location"] = f"/jobs/{job_id}"
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return read_job(service, job_id)
 
 
 @router.post(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from api.wire.common import Links
+from service.jobs.kinds.rounds import Rounds
 from service.states import JobKind, JobState
 
 
@@ -83,6 +84,14 @@ class JobDetail(JobOut):
     made: dict[str, int]
     last_model: str | None
     result: dict[str, Any] | None
+
+
+class JobChange(BaseModel):
+    """A change of a round job: the number of all its rounds, which can be raised after it has succeeded."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rounds: Rounds
 
 
 class EventOut(BaseModel):

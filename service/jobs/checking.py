@@ -50,13 +50,21 @@ def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobS
     if checked is not None:
         checker.limit_job(checked)
 
-    if checker.problems or checked is None:
-        listed = checker.problems[:MAX_PROBLEMS]
-        message = "; ".join(problem.message for problem in listed)
-        if len(checker.problems) > len(listed):
-            message += f"; and {len(checker.problems) - len(listed)} more"
-        raise InvalidRequestError(message, *listed, code=checker.codes[0])
+    raise_problems(checker)
+    if checked is None:
+        raise TypeError(f"the check of {type(spec).__name__} has neither a result nor a problem")
     return checked
+
+
+def raise_problems(checker: Checker) -> None:
+    """Raise an InvalidRequestError with the first problems that the checker has collected, if there are any."""
+    if not checker.problems:
+        return
+    listed = checker.problems[:MAX_PROBLEMS]
+    message = "; ".join(problem.message for problem in listed)
+    if len(checker.problems) > len(listed):
+        message += f"; and {len(checker.problems) - len(listed)} more"
+    raise InvalidRequestError(message, *listed, code=checker.codes[0])
 
 
 class Checker:

@@ -16,6 +16,7 @@ from service.errors import (
     AlreadyRunningError,
     ConflictError,
     IdempotencyError,
+    InvalidRequestError,
     LeaseLostError,
     StageCancelledError,
     TooManyJobsError,
@@ -23,11 +24,20 @@ from service.errors import (
 from service.file_lock import file_lock
 from service.jobs import execution
 from service.jobs.execution import Claim, StageFailure
-from service.jobs.kinds import RoundSpec
+from service.jobs.kinds import RoundSpec, SamplingJobSpec
 from service.queue import Hint, SilentQueue
-from service.service import Service, cancel_job, continue_job, create_job, pause_job, resume_job, retry_job
+from service.service import (
+    Service,
+    cancel_job,
+    continue_job,
+    create_job,
+    pause_job,
+    raise_rounds,
+    resume_job,
+    retry_job,
+)
 from service.storage import StoredObject
-from tests.service import round_body, settings_for
+from tests.service import PROMPTS, round_body, settings_for
 
 
 @pytest.fixture
@@ -519,6 +529,61 @@ def test_a_job_that_did_not_fail_or_is_still_stopping_cannot_continue(service: S
     cancelled(service, running)
     continue_job(service, job_id)
     assert job_of(service, job_id).state == "running"
+
+
+def run_all(service: Service) -> list[tuple[int, str]]:
+    """Finish all stages. Returns their rounds and kinds."""
+    done = []
+    while (held := claim(service)) is not None:
+        done.append((held.round, held.kind.value))
+        finish(service, held)
+    return done
+
+
+@pytest.mark.parametrize("every_round", [True, False])
+def test_a_job_with_raised_rounds_runs_the_further_ones(service: Service, every_round: bool) -> None:
+    evaluation = {"every_round": every_round}
+    job_id = start(service, rounds=1, evaluation=evaluation)
+    run_all(service)
+    for _ in range(2):  # the second request finds the work done
+        raise_rounds(service, job_id, 3)
+    assert (job_of(service, job_id).state, job_of(service, job_id).finished_at) == ("running", None)
+
+    done = run_all(service)
+    assert [number for number, kind in done if kind == "train"] == [2, 3]
+    assert [number for number, kind in done if kind == "compare"] == ([2, 3] if every_round else [3])
+    job = job_of(service, job_id)
+    assert (job.state, job.rounds, job.spec["rounds"], job.work_done) == ("succeeded", 3, 3, job.work_total)
+    raise_rounds(service, job_id, 3)
+    assert job_of(service, job_id).state == "succeeded"
+
+
+def test_rounds_are_raised_of_succeeded_round_jobs_alone_and_within_the_limits(service: Service) -> None:
+    job_id = start(service, rounds=2)
+    with pytest.raises(ConflictError, match="queued: only the rounds of a job that has succeeded"):
+        raise_rounds(service, job_id, 3)
+    raise_rounds(service, job_id, 2)
+    run_all(service)
+    with pytest.raises(InvalidRequestError, match="expected at least the 2 rounds of the job, got 1") as error:
+        raise_rounds(service, job_id, 1)
+    assert [problem.pointer for problem in error.value.problems] == ["/rounds"]
+
+    stages_of_job = len(stages_of(service, job_id))
+    limits = service.settings.model_copy(update={"max_stages_per_job": stages_of_job + 1})
+    limited = Service(limits, service.uow, service.store, service.catalogue)
+    with pytest.raises(InvalidRequestError, match="DFUSION_MAX_STAGES_PER_JOB") as error:
+        raise_rounds(limited, job_id, 3)
+    assert [problem.pointer for problem in error.value.problems] == ["/rounds"]
+
+    body = {"model": "tiny", "prompts": PROMPTS, "samples_per_prompt": 2}
+    sampling = create_job(service, SamplingJobSpec.model_validate(body))
+    with pytest.raises(ConflictError, match="is a sampling job"):
+        raise_rounds(service, sampling, 2)
+
+
+def stages_of(service: Service, job_id: str) -> list[Stage]:
+    with service.uow.reading() as session:
+        return stages.of_job(session, job_id)
 
 
 def test_the_priority_is_no_part_of_an_idempotent_request(service: Service) -> None:

@@ -228,11 +228,18 @@ def request_resume(session: Session, job_id: str) -> None:
 
 
 def reopen(session: Session, job_id: str) -> None:
-    """Set a failed or cancelled job to running, or to queued if it has not started."""
+    """Set a job that has ended to running, or to queued if it has not started."""
     state = case((Job.started_at.is_(None), JobState.QUEUED), else_=JobState.RUNNING)
     requests = {"cancel_requested_at": None, "pause_requested_at": None}
     outcome = {"finished_at": None, "error_code": None, "error_message": None}
     session.execute(update(Job).where(Job.id == job_id).values(state=state, **requests, **outcome))
+
+
+def extend(session: Session, job_id: str, rounds: int, spec: dict[str, Any], work: float) -> None:
+    """Reopen a round job with a higher number of rounds, its changed request, and this further work."""
+    reopen(session, job_id)
+    query = update(Job).where(Job.id == job_id)
+    session.execute(query.values(rounds=rounds, spec=spec, work_total=Job.work_total + work))
 
 
 def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -47,11 +47,14 @@ class EvaluationSpec(StrictModel):
     seed: Seed = 0
 
 
+Rounds = Annotated[int, Field(ge=1, le=1000)]
+
+
 class RoundSpec(SamplesSpec, PresetSpec):
     """Online training: rounds of sampling, scoring, pairing, fusing, verifying, training and measuring."""
 
     held_out_prompt_set: Name | None = Field(None, description="Prompts that are measured and never trained on")
-    rounds: int = Field(1, ge=1, le=1000)
+    rounds: Rounds = 1
     samples_per_prompt: int = Field(16, ge=2, le=1024, description="Samples per prompt; a pair needs two")
     fusion: FusionConfig | None = Field(FusionConfig(), description="null = naive pairs, without fused targets")
     pairing: PairingConfig = PairingConfig()
@@ -160,6 +163,17 @@ def _training_rows(spec: RoundSpec, prompts: int, update_work: int = 1) -> int:
 
 def totals(spec: RoundSpec, sizes: Sizes) -> Totals:
     """The stages of `plan` and of `plan_round` for all further rounds."""
+    return _totals(spec, sizes, spec.rounds, len(evaluated_rounds(spec)))
+
+
+def totals_after(spec: RoundSpec, rounds_before: int, sizes: Sizes) -> Totals:
+    """The stages of `plan_round` for all rounds after the first `rounds_before`, of which there is at least one."""
+    evaluated = [number for number in evaluated_rounds(spec) if number > rounds_before]
+    return _totals(spec, sizes, spec.rounds - rounds_before, len(evaluated))
+
+
+def _totals(spec: RoundSpec, sizes: Sizes, rounds: int, evaluations: int) -> Totals:
+    """The stages of this number of rounds and of evaluations."""
     # 1. the stages of each round
     shards = _shards(spec, sizes)
     of_round = {
@@ -173,11 +187,10 @@ def totals(spec: RoundSpec, sizes: Sizes) -> Totals:
         of_round[StageKind.FUSE] = shards.fuse.totals
     if spec.review:
         of_round[StageKind.REVIEW] = StageTotals(1, 1)
-    of_job = {kind: times(spec.rounds, stages) for kind, stages in of_round.items()}
+    of_job = {kind: times(rounds, stages) for kind, stages in of_round.items()}
 
     # 2. those of the evaluations
     if spec.evaluation is not None:
-        evaluations = len(evaluated_rounds(spec))
         evaluate = evaluation_totals(sizes, spec.evaluation.samples_per_prompt, sampling_rows(spec.sampling))
         of_job[StageKind.EVALUATE] = times(evaluations, evaluate)
         of_job[StageKind.COMPARE] = StageTotals(evaluations, evaluations)

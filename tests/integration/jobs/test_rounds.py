@@ -152,6 +152,25 @@ def test_the_same_seed_gives_the_same_model(installation: Installation) -> None:
     assert installation.adapter(first) == installation.adapter(again) != installation.adapter(other)
 
 
+def test_raised_rounds_equal_those_of_a_job_that_had_them_from_the_start(installation: Installation) -> None:
+    """DDPO, whose updates depend on AdamW's moments and on the scores of each prompt in all rounds before."""
+    body = {"training": {"algorithm": "ddpo", "inner_epochs": 1}, "evaluation": None}
+    straight = installation.run(rounds=2, **body)
+    short = installation.run(rounds=1, **body)
+
+    response = installation.client.patch(f"/jobs/{short['id']}", json={"rounds": 2})
+    assert (response.status_code, response.json()["state"], response.json()["spec"]["rounds"]) == (202, "running", 2)
+    assert response.json()["progress"]["percent"] == 50.0
+    work_until_idle(installation.service)
+    raised = installation.get(f"/jobs/{short['id']}")
+    assert (raised["state"], raised["progress"]["percent"], raised["made"]) == ("succeeded", 100.0, straight["made"])
+    assert installation.adapter(raised) == installation.adapter(straight) != installation.adapter(short)
+    first, second = (installation.all(job["links"]["samples"]) for job in (straight, raised))
+    assert [(s["seed"], s["scores"]) for s in first] == [(s["seed"], s["scores"]) for s in second]
+    lineage = installation.get(f"/models/{raised['last_model']}")["lineage"]
+    assert lineage == [raised["last_model"], short["last_model"], short["model"]]
+
+
 def test_a_round_can_go_on_from_a_model(installation: Installation) -> None:
     first = installation.run()
     second = installation.run(model=first["last_model"], seed=9)

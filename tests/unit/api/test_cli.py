@@ -109,6 +109,7 @@ def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_pat
     assert {Path(entry["file"]).read_bytes()[:4] for entry in saved} == {b"\x89PNG"}
     file = output_of(f"models download {model} out/adapter.safetensors")
     assert (tmp_path / "out" / "adapter.safetensors").stat().st_size > 0 and len(file["sha256"]) == 64
+    assert output_of(f"round extend {job} --rounds 1")["state"] == "succeeded"
     jobs = [
         output_of("sample --model tiny --prompt 'a red [circle]' --samples-per-prompt 2 --steps 3"),
         output_of(f"fuse --pair {pair} --first-step 2 --set reward=brightness"),
