@@ -36,7 +36,16 @@ def _links(parameter: str, *operations: str) -> dict[str, Any]:
 
 RETRY_AFTER = header("Seconds to wait before reading the job again", required=False)
 ETAG = header("The pair's revision, for If-Match")
-_JOB_OPERATIONS = ("get_job", "cancel_job", "pause_job", "resume_job", "list_events", "get_logs", "get_job_metrics")
+_JOB_OPERATIONS = (
+    "get_job",
+    "cancel_job",
+    "pause_job",
+    "resume_job",
+    "skip_review",
+    "list_events",
+    "get_logs",
+    "get_job_metrics",
+)
 CREATED_JOB: dict[str, Any] = {
     "model": JobDetail,
     "description": "The new job",

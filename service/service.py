@@ -303,9 +303,15 @@ def pause_job(service: Service, job_id: str) -> None:
 
 
 def resume_job(service: Service, job_id: str) -> None:
-    """Resume a job that is paused or waits for verdicts. Raises NotFoundError, or ConflictError for other jobs."""
+    """Resume a paused job. Raises NotFoundError, or ConflictError for other jobs."""
     with service.uow.writing() as session:
         execution.resume(session, jobs.get(session, job_id).id)
+
+
+def skip_review(service: Service, job_id: str) -> None:
+    """Let a job that waits for verdicts continue with the existing ones. Raises NotFoundError or ConflictError."""
+    with service.uow.writing() as session:
+        execution.skip_review(session, jobs.get(session, job_id).id)
 
 
 def retry_job(service: Service, job_id: str, key: str | None = None, api_key_id: str | None = None) -> str:

@@ -23,7 +23,7 @@ from service.states import JobKind, JobState, StageKind, StageState
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Jobs: list, show, stages, follow, pause, resume, cancel, retry, logs, metrics, TensorBoard.",
+    help="Jobs: list, show, stages, follow, pause, resume, skip-review, cancel, retry, logs, metrics, TensorBoard.",
 )
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id")]
 
@@ -121,10 +121,18 @@ def pause(ctx: typer.Context, job_id: JobId) -> None:
 
 @app.command()
 def resume(ctx: typer.Context, job_id: JobId) -> None:
-    """Resume a paused job. A job that waits for verdicts continues without the missing ones."""
+    """Resume a paused job."""
     session: Session = ctx.obj
     with session.client() as client:
         _show_job(session, client.resume(job_id))
+
+
+@app.command("skip-review")
+def skip_review(ctx: typer.Context, job_id: JobId) -> None:
+    """End the review of a job that waits for verdicts. It continues without the missing ones."""
+    session: Session = ctx.obj
+    with session.client() as client:
+        _show_job(session, client.skip_review(job_id))
 
 
 @app.command()

@@ -236,8 +236,12 @@ class Client:
         return self._act(job_id, "pause", idempotent=True)
 
     def resume(self, job_id: str) -> JobDetail:
-        """Resume a job that is paused or waits for verdicts. Raises ConflictError for other states."""
+        """Resume a paused job. Raises ConflictError for other states."""
         return self._act(job_id, "resume", idempotent=False)
+
+    def skip_review(self, job_id: str) -> JobDetail:
+        """Let a job that waits for verdicts continue without the missing ones. Raises ConflictError for others."""
+        return self._act(job_id, "skip-review", idempotent=False)
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> JobDetail:
         """Create a job with the request of a failed or cancelled one. Raises ConflictError for other states."""

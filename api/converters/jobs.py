@@ -80,6 +80,7 @@ def _job_fields(job: Job, running: Sequence[RunningStage], now: float) -> dict[s
             "cancel": f"/jobs/{job.id}/cancel",
             "pause": f"/jobs/{job.id}/pause",
             "resume": f"/jobs/{job.id}/resume",
+            "skip-review": f"/jobs/{job.id}/skip-review",
         },
     }
 

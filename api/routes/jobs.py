@@ -1,4 +1,4 @@
-"""Routes for jobs: status, stages, events, metrics, further rounds, pause, resume, cancel and retry."""
+"""Routes for jobs: status, stages, events, logs, metrics, and the requests that change or continue a job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,16 @@ from service.db.queries.pages import Page, encode_cursor, number_after
 from service.db.tables import Event, Job, Stage
 from service.errors import InvalidRequestError
 from service.keys import Caller
-from service.service import Service, cancel_job, continue_job, pause_job, raise_rounds, resume_job, retry_job
+from service.service import (
+    Service,
+    cancel_job,
+    continue_job,
+    pause_job,
+    raise_rounds,
+    resume_job,
+    retry_job,
+    skip_review,
+)
 from service.states import JobKind, JobState, StageKind, StageState
 
 RETRY_AFTER_SECONDS = 2
@@ -206,8 +215,20 @@ def pause(job_id: str, service: ServiceDep) -> JobDetail:
     operation_id="resume_job",
 )
 def resume(job_id: str, service: ServiceDep) -> JobDetail:
-    """Resume a paused job. A job that waits for verdicts continues without the missing ones."""
+    """Resume a paused job. 409 for other jobs."""
     resume_job(service, job_id)
+    return read_job(service, job_id)
+
+
+@router.post(
+    "/{job_id}/skip-review",
+    status_code=status.HTTP_202_ACCEPTED,
+    dependencies=[require_scope("submit")],
+    operation_id="skip_review",
+)
+def skip(job_id: str, service: ServiceDep) -> JobDetail:
+    """End the review of a job that waits for verdicts. It continues without the missing ones. 409 for other jobs."""
+    skip_review(service, job_id)
     return read_job(service, job_id)
 
 

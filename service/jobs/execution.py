@@ -631,21 +631,32 @@ def pause(session: Session, job_id: str) -> None:
 
 
 def resume(session: Session, job_id: str) -> None:
-    """Resume a paused job, or end the review of a job that waits for verdicts.
+    """Resume a paused job. A review that is due is still due.
 
     Raises:
         ConflictError: The job is in another state.
     """
     job = jobs.lock(session, job_id)
-    if job.pause_requested_at is not None and JobState(job.state) not in FINAL_JOB_STATES:
-        jobs.request_resume(session, job.id)
-        jobs.add_event(session, job.id, "job.resumed", "the job is resumed")
-        hint_after_commit(session, stages.release(session, job.id))
-        _update_state(session, jobs.lock(session, job.id))
-    elif job.state == JobState.WAITING:
-        end_review(session, job, "the job continues with the existing verdicts")
-    else:
-        raise ConflictError(f"{job.id} is {job.state}: only a job that is paused or waiting can be resumed")
+    if job.pause_requested_at is None or JobState(job.state) in FINAL_JOB_STATES:
+        advice = "; skip-review ends its review" if job.state == JobState.WAITING else ""
+        raise ConflictError(f"{job.id} is {job.state}: only a paused job can be resumed{advice}")
+
+    jobs.request_resume(session, job.id)
+    jobs.add_event(session, job.id, "job.resumed", "the job is resumed")
+    hint_after_commit(session, stages.release(session, job.id))
+    _update_state(session, jobs.lock(session, job.id))
+
+
+def skip_review(session: Session, job_id: str) -> None:
+    """End the review of a job that waits for verdicts. It continues with the existing ones.
+
+    Raises:
+        ConflictError: The job is in another state.
+    """
+    job = jobs.lock(session, job_id)
+    if job.state != JobState.WAITING:
+        raise ConflictError(f"{job.id} is {job.state}: only the review of a job that waits for verdicts can be skipped")
+    end_review(session, job, "the review was skipped; the job continues with the existing verdicts")
 
 
 def reopen(session: Session, job_id: str) -> None:

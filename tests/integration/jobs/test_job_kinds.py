@@ -316,10 +316,16 @@ def test_events_can_be_polled_for_from_the_first_on(installation: Installation) 
     assert [rest["data"][0]["kind"], rest["data"][-1]["kind"]] == ["stage.started", "job.succeeded"]
 
 
-def test_a_review_can_be_ended_early(installation: Installation) -> None:
+def test_a_review_can_be_skipped(installation: Installation) -> None:
     job_id = installation.post(review=True, evaluation=None)
+    early = installation.client.post(f"/jobs/{job_id}/skip-review")
+    assert (early.status_code, "is queued" in early.json()["detail"]) == (409, True)
     work_until_idle(installation.service)
-    assert installation.client.post(f"/jobs/{job_id}/resume").status_code == 202
+    resumed = installation.client.post(f"/jobs/{job_id}/resume")
+    assert (resumed.status_code, "skip-review ends its review" in resumed.json()["detail"]) == (409, True)
+
+    skipped = installation.client.post(f"/jobs/{job_id}/skip-review")
+    assert (skipped.status_code, skipped.json()["state"]) == (202, "running")
     work_until_idle(installation.service)
     assert installation.get(f"/jobs/{job_id}")["state"] == "succeeded"
 

@@ -106,6 +106,8 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         assert client.resume(created[0].id).state == "queued"
         for detail in created:
             assert client.cancel(detail.id).state == "cancelled"
+        with pytest.raises(ConflictError):
+            client.skip_review(created[0].id)
         assert client.raise_rounds(job.id, job.rounds) == job  # has no effect
         with pytest.raises(ConflictError):
             client.raise_rounds(created[0].id, 2)
