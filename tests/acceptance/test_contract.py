@@ -1,6 +1,6 @@
 """The service does what its OpenAPI document says: thousands of requests that schemathesis makes from the document.
 
-DFUSION_CONTRACT_EXAMPLES makes more of them (`make test-faults`).
+DFUSION_CONTRACT_EXAMPLES makes more of them (`make test-contract`).
 
 Good and bad ones, by examples, by each rule of the document, by chance, and along its links. What is checked:
 

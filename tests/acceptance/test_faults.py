@@ -21,11 +21,9 @@ SELECTION = {
     EMBEDDED: ("restarts", "stopped-workers", "hung-workers", "cancels"),
     DEPLOYED: (
         "killed-workers",
-        "killed-trainings",
         "stopped-workers",
         "restarts",
         "redis-killed",
-        "redis-cut",
         "postgres-stopped",
         "lost-commits",
         "lost-uploads",

@@ -52,7 +52,7 @@ KINDS = ("sample", "fuse", "train")
 """The kinds of stages that take longest."""
 _DISK = "48m"
 _CLOCK_SECONDS = {WORKERS[0]: 3600, WORKERS[1]: -3600}
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
 
 
 class UnavailableError(Exception):
@@ -220,5 +220,3 @@ def saved_pipeline() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
         call(save_pipeline, Path(folder))
         yield Path(folder)
-
-

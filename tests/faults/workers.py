@@ -17,7 +17,12 @@ from tests.faults.site import KINDS, LONG_TRAINING, ROUND, SAMPLING, Site
 from tests.service import PROMPTS, round_body
 
 HANGING = round_body(
-    prompts=PROMPTS[:1], samples_per_prompt=20, sampling={"num_steps": 2}, reward="hanging", fusion=None, evaluation=None
+    prompts=PROMPTS[:1],
+    samples_per_prompt=20,
+    sampling={"num_steps": 2},
+    reward="hanging",
+    fusion=None,
+    evaluation=None,
 )
 """The scorer hangs at its fourth of five batches, when a batch is known to be short."""
 ABORTING = HANGING | {"samples_per_prompt": 2, "reward": "aborting"}
@@ -68,7 +73,7 @@ def kill_worker_of(site: Site, stage: Stage, with_parent: bool) -> bool:
     parent = installed.process[owner]
     parent.kill()
     parent.wait()
-    until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)  # the kernel kills the child
+    until(lambda: _is_over(worker))  # the kernel kills the child
     installed.start_worker(owner)
     return True
 
@@ -80,46 +85,56 @@ def stop_a_worker(site: Site, dice: random.Random) -> int:
     that it never continues.
     """
     installed = site.installed
-    stage = None
-    processes: list[psutil.Process] = []
-    while stage is None:
-        caught = site.catch("train")
-        time.sleep(dice.uniform(0, 0.2))
-        worker = installed.worker_of(caught)
-        if worker is None:
-            continue
-        parents = [psutil.Process(installed.process[str(caught.lease_owner)].pid)] if site.commits else []
-        processes = [*parents, worker]
-        for process in processes:
-            process.suspend()
-        if _holds_no_lock(site, caught):
-            stage = caught
-        else:
-            for process in processes:
-                process.resume()
-
     if installed.mode == EMBEDDED:
+        worker = None
+        while worker is None:  # again if the process has just ended
+            stage = site.catch("train")
+            time.sleep(dice.uniform(0, 0.2))
+            worker = installed.worker_of(stage)
+        worker.suspend()
         until(lambda: not worker.is_running())
         assert "has not responded for" in installed.logs()
         return 1
 
+    stage, worker, parent = _put_to_sleep(site, dice)
     try:
         until(lambda: _state(site, stage.id) == "succeeded")
         before = _rows_of(site, stage.id)
     finally:
-        for process in processes:
+        for process in (parent, worker):
             process.resume()
-    until(lambda: f"{stage.id} went to another worker" in installed.logs())
+    # it finds that its lease is lost, or its watchdog ends it before
+    until(lambda: _is_over(worker) or f"{stage.id} went to another worker" in installed.logs())
     assert _rows_of(site, stage.id) == before
     return 1
+
+
+def _put_to_sleep(site: Site, dice: random.Random) -> tuple[Stage, psutil.Process, psutil.Process]:
+    """Stop a process that trains, and its parent. It must not be in a transaction, which would block all others."""
+    while True:
+        stage = site.catch("train")
+        time.sleep(dice.uniform(0, 0.2))
+        parent = psutil.Process(site.installed.process[str(stage.lease_owner)].pid)
+        worker = site.installed.worker_of(stage)
+        if worker is None:
+            continue
+        for process in (parent, worker):
+            process.suspend()
+        if _holds_no_lock(site, stage):
+            return stage, worker, parent
+        for process in (parent, worker):
+            process.resume()
+
+
+def _is_over(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def _holds_no_lock(site: Site, stage: Stage) -> bool:
     """Whether the stopped process still runs the stage and is not in a transaction, which would block all others."""
     try:
         with site.installed.service.uow.writing() as session:
-            if site.commits is not None:
-                session.execute(text("SET LOCAL lock_timeout = 300"))
+            session.execute(text("SET LOCAL lock_timeout = 300"))
             session.execute(select(Stage).where(Stage.id == stage.id).with_for_update())
             session.execute(text("UPDATE jobs SET label = label WHERE id = :id"), {"id": stage.job_id})
     except SQLAlchemyError:
@@ -187,7 +202,9 @@ def restart_all(site: Site, dice: random.Random) -> int:
         else:
             installed.start_worker(name)
     installed.ended(job_id)
-    assert {(stage.attempt, stage.crash_count, stage.failure_count) for stage in installed.stages(job_id)} == {(1, 0, 0)}
+    assert {(stage.attempt, stage.crash_count, stage.failure_count) for stage in installed.stages(job_id)} == {
+        (1, 0, 0)
+    }
     return len(names)
 
 
