@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Imports of `tests.nursery`: what the programs of the service import, except modules that read the settings."""
 
 import celery.bin.worker
@@ -16,4 +17,4 @@ import service.maintenance
 import worker.presence
 import worker.runner
 import worker.workbench
-from worker.imports import without_garbage_collection  # noqa: F401
+from worker.imports import without_garbage_collection

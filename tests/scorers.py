@@ -66,7 +66,7 @@ class Aborting:
     name = "aborting"
     version = "1"
 
-    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+    def score(self, _images: np.ndarray, _prompts: Sequence[str]) -> list[float]:
         os.abort()
 
 

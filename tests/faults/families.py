@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.deployment import DEPLOYED, EMBEDDED
 from tests.faults import clients, outages, workers
@@ -27,7 +27,7 @@ class Family:
     title: str
     run: Callable[[Site, random.Random], int]
     rounds: Mapping[str, int]
-    setup: Setup = Setup()
+    setup: Setup = field(default_factory=Setup)
 
 
 def _rounds(deployed: int, embedded: int = 0) -> Mapping[str, int]:
