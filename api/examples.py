@@ -101,6 +101,7 @@ _JOB_OUT: Example = {
         "eta_seconds": 812.5,
     },
     "attempts": 1,
+    "storage_bytes": 734003200,
     "error": None,
     "created_at": _CREATED,
     "started_at": _STARTED,

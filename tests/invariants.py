@@ -63,10 +63,14 @@ def counts_agree(service: Service) -> None:
     """I3, without the expected number of pairs, which `expect_pairs` checks."""
     with service.uow.reading() as session:
         counts = {job.id: (job.samples_made, job.pairs_made, job.models_made) for job in session.scalars(select(Job))}
+        stored = {job.id: job.storage_bytes for job in session.scalars(select(Job))}
         for job_id, counted in counts.items():
             tables = (Sample, Pair, Model)
             rows = tuple(session.scalar(select(func.count()).where(table.job_id == job_id)) for table in tables)
             assert counted == rows, job_id
+            size = select(func.coalesce(func.sum(Artifact.size_bytes), 0)).where(Artifact.job_id == job_id)
+            checkpoints = select(func.coalesce(func.sum(Stage.checkpoint_bytes), 0)).where(Stage.job_id == job_id)
+            assert stored[job_id] == session.scalars(size).one() + session.scalars(checkpoints).one(), job_id
         own = select(Sample.job_id, Sample.round, Sample.split, Sample.prompt_index, Sample.number, Sample.model_id)
         sampled = session.execute(own.where(Sample.role != "target")).all()
     assert len(set(sampled)) == len(sampled)

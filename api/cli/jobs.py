@@ -13,7 +13,7 @@ from rich.text import Text
 
 from api.cli.live import follow_job, position
 from api.cli.options import Follow, Key, Limit, fetch_pages
-from api.cli.screens import figure, listing, local_time, sheet, styled_state
+from api.cli.screens import figure, listing, local_time, sheet, size, styled_state
 from api.cli.session import INTERRUPTED, Session
 from api.client import Client
 from api.client.client import JobFilters, StageFilters
@@ -46,13 +46,14 @@ def list_jobs(
         filters = JobFilters(state=state, kind=kind, prompt_set=prompt_set, parent=parent)
         page = fetch_pages(lambda size, cursor: client.jobs_page(size, cursor, **filters), limit)
 
-    headings = ("job", "kind", "state", "%>", "created at", "label")
+    headings = ("job", "kind", "state", "%>", "storage>", "created at", "label")
     session.show(page, lambda: listing(headings, map(_row, page.data), page.has_more))
 
 
 def _row(job: JobOut) -> tuple[Any, ...]:
     percent = f"{job.progress.percent:.0f}"
-    return job.id, job.kind, styled_state(job.state), percent, local_time(job.created_at), job.label or ""
+    stored = size(job.storage_bytes)
+    return job.id, job.kind, styled_state(job.state), percent, stored, local_time(job.created_at), job.label or ""
 
 
 @app.command()
@@ -240,6 +241,7 @@ def job_sheet(job: JobDetail) -> RenderableType:
         "prompts": job.prompt_set,
         "origin": job.origin,
         "outputs": outputs or None,
+        "storage": size(job.storage_bytes),
         "last model": job.last_model,
         "error": None if job.error is None else f"{job.error.code}: {job.error.message}",
         "created": local_time(job.created_at),

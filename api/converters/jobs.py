@@ -64,6 +64,7 @@ def _job_fields(job: Job, running: Sequence[RunningStage], now: float) -> dict[s
         "origin": job.origin_id,
         "progress": ProgressOut(**progress.__dict__),
         "attempts": max([job.attempts, *(stage.attempt for stage in running)]),
+        "storage_bytes": job.storage_bytes,
         "error": _error(job.error_code, job.error_message),
         "created_at": utc(job.created_at),
         "started_at": maybe_utc(job.started_at),

@@ -56,7 +56,7 @@ class StageOut(BaseModel):
 
 
 class JobOut(BaseModel):
-    """A job in a list."""
+    """A job in a list. `storage_bytes`: the size of its files and of the current checkpoints of its stages."""
 
     id: str
     kind: JobKind
@@ -70,6 +70,7 @@ class JobOut(BaseModel):
     origin: str | None
     progress: ProgressOut
     attempts: int
+    storage_bytes: int
     error: JobErrorOut | None
     created_at: datetime
     started_at: datetime | None

@@ -135,6 +135,8 @@ class Job(Table):
     pairs_made: Mapped[int] = mapped_column(server_default="0")
     models_made: Mapped[int] = mapped_column(server_default="0")
     """The numbers of its rows, updated with each insert, since counting a million rows takes too long."""
+    storage_bytes: Mapped[int] = mapped_column(server_default="0")
+    """The bytes of its artifacts and of the current checkpoints of its stages, updated when they change."""
     work_done: Mapped[float] = mapped_column(server_default="0")
     """The work of the stages that have succeeded. This and the next two are updated when an attempt of a stage ends."""
     attempts: Mapped[int] = mapped_column(server_default="0")
@@ -228,6 +230,7 @@ class Stage(Table):
     checkpoint_key: Mapped[str | None]
     checkpoint_sha256: Mapped[str | None]
     checkpoint_at: Mapped[float | None]
+    checkpoint_bytes: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]

@@ -283,7 +283,8 @@ def checkpoint(uow: UnitOfWork, settings: Settings, held: Claim, stored: StoredO
     """Record a checkpoint that the next attempt continues from. Raises LeaseLostError."""
 
     def save(session: Session) -> None:
-        stages.save_checkpoint(session, held.stage_id, held.epoch, stored.key, stored.sha256)
+        jobs.lock(session, held.job_id)
+        stages.save_checkpoint(session, held.stage_id, held.epoch, stored.key, stored.sha256, stored.size_bytes)
 
     uow.run(save, repeatable, settings.lease_seconds)
 

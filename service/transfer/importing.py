@@ -150,8 +150,9 @@ class _Merge:
         for table, new in late:
             queries.fill(session, table, new)
 
-        # 3. the end of jobs that are imported as cancelled
+        # 3. the bytes of new jobs, and the end of those that are imported as cancelled
         if write:
+            queries.count_bytes(session, changes.jobs)
             for job_id in sorted(changes.jobs.intersection(self.archive.header.unfinished)):
                 message = "the job had not ended when it was exported: imported as cancelled"
                 jobs.add_event(session, job_id, "job.cancelled", message)

@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Select, bindparam, insert, select, text, tuple_, update
+from sqlalchemy import JSON, ColumnElement, Select, bindparam, func, insert, select, text, tuple_, update
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.orm import Session
 
-from service.db.tables import Job, Model, Pair, PromptSet, Sample
+from service.db.queries.rows import UNSYNCED, is_any_of
+from service.db.tables import Artifact, Job, Model, Pair, PromptSet, Sample
 from service.ids import IdKind
 from service.transfer.rows import (
     ARTIFACTS,
@@ -155,6 +156,13 @@ def add(session: Session, table: SqlTable, new: Sequence[Row]) -> None:
 
 def _is_json(column: ColumnElement[Any]) -> bool:
     return isinstance(column.type, JSON)
+
+
+def count_bytes(session: Session, job_ids: Collection[str]) -> None:
+    """Set the bytes that these jobs store, from their artifacts."""
+    total = select(func.coalesce(func.sum(Artifact.size_bytes), 0)).where(Artifact.job_id == Job.id).scalar_subquery()
+    query = update(Job).where(is_any_of(Job.id, job_ids)).values(storage_bytes=total)
+    session.execute(query, execution_options=UNSYNCED)
 
 
 def fill(session: Session, table: SqlTable, new: Sequence[Mapping[str, Any]]) -> None:

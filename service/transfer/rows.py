@@ -43,7 +43,9 @@ TABLES: tuple[SqlTable, ...] = (
 
 _LOCAL_COLUMNS = {
     ("events", "id"),
+    ("jobs", "storage_bytes"),
     ("jobs", "trajectories_kept"),
+    ("stages", "checkpoint_bytes"),
     ("stages", "collected_at"),
     ("stages", "fair_key"),
 }

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from service import maintenance
 from service.db.clock import now_seconds
 from service.db.locks import AdvisoryLock
-from service.db.queries import jobs, stages
+from service.db.queries import jobs, results, stages
 from service.db.tables import Artifact, Pair, Sample, Stage
 from service.errors import StorageError
 from service.jobs import collector, execution
@@ -156,12 +156,7 @@ def sampled(place: Installation, held: Claim) -> tuple[list[str], str]:
         model_id = jobs.get(session, held.job_id).model_id
     rows = [sample(held, model_id, n, files["trajectories"], files[f"image-{n}"]) for n in (0, 1)]
 
-    def record(session: Session) -> None:
-        session.add_all(files.values())
-        session.flush()
-        session.add_all(rows)
-
-    place.finish(held, record)
+    place.finish(held, lambda session: results.add_all(session, [*files.values(), *rows]))
     return [row.id for row in rows], files["trajectories"].key
 
 
@@ -246,6 +241,31 @@ def test_another_setting_is_applied_to_jobs_that_ended_before(place: Installatio
     assert place.collect(keep_trajectories="pairs").trajectories == 0
     assert place.collect(keep_trajectories="none").trajectories == 1
     assert place.keys().isdisjoint(files)
+
+
+def storage_bytes(place: Installation, job_id: str) -> int:
+    with place.service.uow.reading() as session:
+        return jobs.get(session, job_id).storage_bytes
+
+
+def test_the_bytes_that_a_job_stores(place: Installation) -> None:
+    """Its artifacts and the current checkpoint of a stage, until they are removed."""
+    job_id, _, _, files = two_shards(place)
+    sizes = {stored.key: (place.folder / stored.key).stat().st_size for stored in place.service.store.objects()}
+    assert storage_bytes(place, job_id) == sum(sizes.values())
+
+    held = place.claim()
+    checkpoints = [place.put(held, slot) for slot in ("checkpoint-1", "checkpoint-second")]
+    for stored in checkpoints:
+        execution.checkpoint(place.service.uow, place.service.settings, held, stored)
+        assert storage_bytes(place, job_id) == sum(sizes.values()) + stored.size_bytes
+
+    place.finish(held)
+    cancel_job(place.service, job_id)
+    collected = place.collect(keep_trajectories="none")
+    assert (collected.checkpoints, collected.trajectories) == (1, 2)
+    images = {key: size for key, size in sizes.items() if key not in files}
+    assert storage_bytes(place, job_id) == sum(images.values())
 
 
 def test_a_job_that_runs_and_ends_again_is_collected_again(place: Installation) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, not_, select, text, tuple_, union, update
+from sqlalchemy import Select, and_, delete, func, not_, select, text, tuple_, union, update
 from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
@@ -110,13 +110,22 @@ def forget_checkpoints(session: Session, keep_failed_seconds: float, limit: int)
 
     Those of stages that have failed stay for `keep_failed_seconds`, for a job that is continued.
     """
+    # 1. the stages, and the locks of their jobs in a fixed order
     needed = and_(Stage.state == StageState.FAILED, Stage.finished_at > now_seconds() - keep_failed_seconds)
     ended = (text(HAS_CHECKPOINT), Stage.state.in_(FINAL_STAGE_STATES), not_(needed))
-    query = select(Stage.id, Stage.checkpoint_key).where(*ended)
-    keys = {row.id: row.checkpoint_key for row in session.execute(query.order_by(Stage.id).limit(limit))}
-    cleared = {"checkpoint_key": None, "checkpoint_sha256": None, "collected_at": None}
-    _execute(session, update(Stage).where(is_any_of(Stage.id, keys)).values(cleared))
-    return [key for key in keys.values() if key is not None]
+    first = session.execute(select(Stage.id, Stage.job_id).where(*ended).order_by(Stage.id).limit(limit)).all()
+    if not first:
+        return []
+    _lock_jobs(session, {row.job_id for row in first})
+
+    # 2. those that still have a checkpoint, unless their job was continued meanwhile
+    columns = (Stage.id, Stage.job_id, Stage.checkpoint_key, Stage.checkpoint_bytes)
+    rows = session.execute(select(*columns).where(is_any_of(Stage.id, {row.id for row in first}), *ended)).all()
+    cleared = {"checkpoint_key": None, "checkpoint_sha256": None, "checkpoint_bytes": 0, "collected_at": None}
+    _execute(session, update(Stage).where(is_any_of(Stage.id, {row.id for row in rows})).values(cleared))
+    for row in rows:
+        _release_bytes(session, row.job_id, row.checkpoint_bytes)
+    return [row.checkpoint_key for row in rows]
 
 
 # trajectories
@@ -213,6 +222,8 @@ def forget_trajectories(
 
     # 2. the artifacts without references
     removed = file_ids - set(session.scalars(_with_samples(file_ids)))
+    total = select(func.coalesce(func.sum(Artifact.size_bytes), 0)).where(is_any_of(Artifact.id, removed))
+    _release_bytes(session, job_id, session.scalars(total).one())
     _execute(session, delete(Artifact).where(is_any_of(Artifact.id, removed)))
 
     # 3. the stages, which have leftover objects until these are removed
@@ -233,6 +244,16 @@ def _with_samples(artifact_ids: Collection[str]) -> Select[Any]:
     return (
         select(Sample.trajectory_artifact_id).where(is_any_of(Sample.trajectory_artifact_id, artifact_ids)).distinct()
     )
+
+
+def _lock_jobs(session: Session, job_ids: Collection[str]) -> None:
+    """Lock the rows of these jobs until the transaction ends."""
+    session.execute(select(Job.id).where(is_any_of(Job.id, job_ids)).order_by(Job.id).with_for_update(key_share=True))
+
+
+def _release_bytes(session: Session, job_id: str, count: int) -> None:
+    """Subtract removed bytes from those that the job stores. The row of the job must be locked."""
+    _execute(session, update(Job).where(Job.id == job_id).values(storage_bytes=Job.storage_bytes - count))
 
 
 def _execute(session: Session, statement: Any) -> None:

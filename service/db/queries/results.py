@@ -37,11 +37,12 @@ from service.states import SampleRole, Verdict
 _BY_NAME = select(Model).where(Model.name == bindparam("name"))
 _TABLES = Table.metadata.sorted_tables
 """All tables, those that others reference first."""
-_COUNTERS = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made}
+_COUNTERS = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made, Artifact: Job.storage_bytes}
+"""The running sums of jobs: numbers of rows, and bytes of artifacts."""
 
 
 def add_all(session: Session, rows: Iterable[Table]) -> None:
-    """Insert the rows, and update the counters of their jobs.
+    """Insert the rows, and update the running sums of their jobs.
 
     Rows of one table with the same columns are one statement. They do not become objects of the session, so that a
     retried transaction can insert them again.
@@ -51,11 +52,13 @@ def add_all(session: Session, rows: Iterable[Table]) -> None:
     for table, group in _by_table(rows):
         session.execute(insert(table).values(group.computed), group.values)
 
-    # the counters
-    counted = [row for row in rows if isinstance(row, (Sample, Pair, Model)) and row.job_id is not None]
-    counts = Counter((row.job_id, _COUNTERS[type(row)].key) for row in counted)
-    for (job_id, name), count in counts.items():
-        query = update(Job).where(Job.id == job_id).values({name: getattr(Job, name) + count})
+    # the running sums
+    sums: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        if isinstance(row, (Sample, Pair, Model, Artifact)) and row.job_id is not None:
+            sums[row.job_id, _COUNTERS[type(row)].key] += row.size_bytes if isinstance(row, Artifact) else 1
+    for (job_id, name), amount in sums.items():
+        query = update(Job).where(Job.id == job_id).values({name: getattr(Job, name) + amount})
         session.execute(query, execution_options=UNSYNCED)
 
 

@@ -252,10 +252,23 @@ def require_lease(session: Session, stage_id: str, epoch: int) -> None:
     _fenced(session, stage_id, epoch, {})
 
 
-def save_checkpoint(session: Session, stage_id: str, epoch: int, key: str, sha256: str) -> None:
-    """Store the checkpoint of the stage and reset its counts of crashes and failures. Raises LeaseLostError."""
-    values = {"checkpoint_key": key, "checkpoint_sha256": sha256, "checkpoint_at": now_seconds()}
-    _fenced(session, stage_id, epoch, {**values, "crash_count": 0, "failure_count": 0})
+def save_checkpoint(session: Session, stage_id: str, epoch: int, key: str, sha256: str, size_bytes: int) -> None:
+    """Store the checkpoint of the stage and reset its counts of crashes and failures. Raises LeaseLostError.
+
+    The row of the job must be locked.
+    """
+    replaced_bytes = session.scalar(select(Stage.checkpoint_bytes).where(Stage.id == stage_id)) or 0
+    values = {
+        "checkpoint_key": key,
+        "checkpoint_sha256": sha256,
+        "checkpoint_bytes": size_bytes,
+        "checkpoint_at": now_seconds(),
+    }
+    stage = _fenced(session, stage_id, epoch, {**values, "crash_count": 0, "failure_count": 0})
+
+    job = update(Job).where(Job.id == stage.job_id)
+    total = Job.storage_bytes + size_bytes - replaced_bytes
+    session.execute(job.values(storage_bytes=total), execution_options=UNSYNCED)
 
 
 def succeed(session: Session, stage_id: str, epoch: int, steps: int, memory_bytes: int | None) -> bool:
