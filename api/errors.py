@@ -22,6 +22,7 @@ from service.errors import (
     ForbiddenError,
     IdempotencyError,
     InvalidRequestError,
+    JobInUseError,
     LowDiskError,
     NotFoundError,
     OutcomeUnknownError,
@@ -93,7 +94,7 @@ def _service_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
     status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
-    problems = error.problems if isinstance(error, InvalidRequestError) else ()
+    problems = error.problems if isinstance(error, (InvalidRequestError, JobInUseError)) else ()
     fields = [{"pointer": p.pointer, "message": p.message} for p in problems]
     return problem(status, error.code, str(error), fields, _headers(error, status))
 

@@ -4,6 +4,8 @@ ServiceError
   InvalidRequestError       the request is well-formed but cannot be fulfilled
   NotFoundError             no row with this id exists
   ConflictError             the request conflicts with the current state
+    JobInUseError           other jobs or aliases use the job, which cannot be deleted
+    SourceDeletedError      a job that the request names was deleted meanwhile
   PreconditionError         the row has changed since the client read it
   ForbiddenError            the caller's key lacks the required scope
   IdempotencyError          the Idempotency-Key was used with another request
@@ -86,6 +88,20 @@ class ConflictError(ServiceError):
     """The request conflicts with the current state."""
 
     code = "conflict"
+
+
+class JobInUseError(ConflictError):
+    """Other jobs or aliases use the job, which cannot be deleted. `problems` lists the first of them."""
+
+    code = "job_in_use"
+
+    def __init__(self, message: str, *problems: FieldProblem) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+class SourceDeletedError(ConflictError):
+    """A job that the request names was deleted meanwhile."""
 
 
 class PreconditionError(ServiceError):

@@ -71,6 +71,11 @@ def kind_of(text: str) -> IdKind | None:
     return IdKind(match[1]) if match else None
 
 
+def ids_in(text: str) -> set[str]:
+    """All ids that occur in a text, such as a request as JSON."""
+    return {match[0] for match in _PATTERN.finditer(text)}
+
+
 def expect(kind: IdKind, text: str) -> str:
     """Return `text` if it is an id of this kind.
 

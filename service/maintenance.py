@@ -9,14 +9,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import webhooks
 from service.db.locks import AdvisoryLock
-from service.db.queries import workers
+from service.db.queries import deletion, workers
+from service.db.queries.collection import START
 from service.errors import AlreadyRunningError, ServiceError
 from service.file_lock import file_lock
 from service.jobs import execution
@@ -101,7 +102,18 @@ def _collect_until(service: Service, stop: threading.Event) -> None:
         except Exception:  # see `maintain`
             _logger.exception("collection failed")
             pause = min(pause, _FAILURE_SECONDS)
-        stop.wait(pause)
+        _pause(service, stop, pause)
+
+
+def _pause(service: Service, stop: threading.Event, seconds: float) -> None:
+    """Wait before the next collection, at most until a job was deleted, so that its space is free soon."""
+    deadline = time.monotonic() + seconds
+    while (remaining := deadline - time.monotonic()) > 0:
+        if stop.wait(min(remaining, service.settings.sweep_seconds)):
+            return
+        with suppress(SQLAlchemyError), service.uow.reading() as session:
+            if deletion.next_to_purge(session, START) is not None:
+                return
 
 
 def _collect_once(service: Service, collector: Collector, stop: threading.Event) -> bool:

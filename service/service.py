@@ -18,13 +18,14 @@ from service.db.migrate import migrate, require_newest
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.tables import Job, Pair, PromptSet
 from service.db.unit_of_work import UnitOfWork, repeatable
-from service.errors import ConflictError, IdempotencyError, PreconditionError
-from service.jobs import execution, extension, limits
+from service.errors import ConflictError, IdempotencyError, PreconditionError, SourceDeletedError
+from service.jobs import deletion, execution, extension, limits
 from service.jobs.checking import check
 from service.jobs.estimates import ResourceEstimate, estimate_of
 from service.jobs.kinds import JobSpec, kind_of, spec_of
 from service.jobs.kinds.base import Checked
 from service.jobs.planning import count, plan_start, rounds_of, total_work
+from service.jobs.sources import used_jobs
 from service.plan import PlannedStage, WorkCounts
 from service.queue import Queue
 from service.settings import Settings
@@ -134,7 +135,7 @@ def create_and_read(
     new = _check(service, request)
     try:
         job_id, views = service.uow.run(create, is_created)
-    except IntegrityError:
+    except (IntegrityError, SourceDeletedError):
         # a concurrent request with the same key, whose job is found now; or a row that the request names was removed
         # after the check, which now says so
         new = _check(service, request)
@@ -179,12 +180,14 @@ class _NewJob:
         spec: It as JSON.
         work: The work of all stages of all rounds.
         stages: The first stages.
+        sources: The jobs whose samples, pairs or models it uses.
     """
 
     checked: Checked[Any]
     spec: dict[str, Any]
     work: float
     stages: Sequence[PlannedStage]
+    sources: set[str]
 
 
 def _check(service: Service, request: _Request) -> _NewJob | None:
@@ -193,10 +196,11 @@ def _check(service: Service, request: _Request) -> _NewJob | None:
         if _earlier(session, request) is not None:
             return None
         checked = check(service.catalogue, service.settings, session, request.spec)
+        sources = used_jobs(session, checked)
 
     spec = checked.spec
     return _NewJob(
-        checked, spec.model_dump(mode="json"), total_work(spec, checked.sizes), plan_start(spec, checked.sizes)
+        checked, spec.model_dump(mode="json"), total_work(spec, checked.sizes), plan_start(spec, checked.sizes), sources
     )
 
 
@@ -254,6 +258,7 @@ def _insert(session: Session, request: _Request, new: _NewJob) -> Job:
         work_total=new.work,
     )
 
+    jobs.add_sources(session, job, new.sources)
     execution.add_stages(session, job.id, new.stages)
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
@@ -377,6 +382,17 @@ def raise_rounds(service: Service, job_id: str, rounds: int) -> None:
     service.uow.run(extend, repeatable)
 
 
+def delete_job(service: Service, job_id: str) -> None:
+    """Delete a job with its results: they are hidden at once, and collections remove them.
+
+    Raises:
+        NotFoundError: No such job exists.
+        JobInUseError: Other jobs use its samples, pairs or models, or aliases refer to its models.
+        ConflictError: The job has not ended, or its last stages are still stopping.
+    """
+    deletion.delete_job(service.uow, job_id)
+
+
 def _with_ids(session: Session, job: Job) -> JobSpec:
     """The request of the job, with every name replaced by the id that it referred to."""
     spec = job_spec(job)
@@ -438,7 +454,10 @@ def set_alias(service: Service, name: str, model_id: str) -> None:
         raise ConflictError(f"{name!r} is the name of a base model")
 
     def save(session: Session) -> None:
-        results.set_alias(session, name, results.get_model(session, model_id).id)
+        model = results.get_model(session, model_id)
+        if model.job_id is not None:
+            jobs.lock_kept(session, model.job_id)  # it cannot be deleted meanwhile
+        results.set_alias(session, name, model.id)
 
     try:
         service.uow.run(save, repeatable)

@@ -22,6 +22,7 @@ from service.states import DIVERSITY, QueueName
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _DATABASE_URL = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?:\[[^/?]+\]|[^/:?]+)?(?::(?P<port>[^/?]*))?")
 """URLs as SQLAlchemy parses them. The command line also reads settings and must not import SQLAlchemy."""
 
@@ -151,6 +152,17 @@ class Settings(BaseSettings):
     )
     webhooks_allow_loopback: bool = Field(
         False, description="For tests: allow webhooks on this machine, also without TLS"
+    )
+    retain_succeeded_days: Days = Field(
+        0, description="Days after which a succeeded job that nothing uses is deleted, with its results. 0 = never"
+    )
+    retain_failed_days: Days = Field(0, description="The same for failed jobs")
+    retain_cancelled_days: Days = Field(0, description="The same for cancelled jobs")
+    retain_events_days: Days = Field(
+        0, description="Days after the end of a job when its events, which are its log, are removed. 0 = never"
+    )
+    retain_idempotency_keys_days: Days = Field(
+        90, description="Days after which a request with the same Idempotency-Key creates another job. 0 = never"
     )
 
     @classmethod

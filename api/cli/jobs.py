@@ -1,4 +1,4 @@
-"""Commands for jobs: progress, stages, events, pause, resume, cancel and retry."""
+"""Commands for jobs: progress, stages, events, pause, resume, cancel, retry and delete."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.states import JobKind, JobState, StageKind, StageState
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Jobs: list, show, stages, follow, pause, resume, skip-review, cancel, retry, logs, metrics, TensorBoard.",
+    help="Jobs: list, show, stages, follow, change, delete, logs, metrics, TensorBoard.",
 )
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id")]
 
@@ -110,6 +110,21 @@ def cancel(ctx: typer.Context, job_id: JobId) -> None:
     session: Session = ctx.obj
     with session.client() as client:
         _show_job(session, client.cancel(job_id))
+
+
+@app.command()
+def delete(
+    ctx: typer.Context, job_ids: Annotated[list[str], typer.Argument(metavar="JOB", help="The jobs' ids")]
+) -> None:
+    """Delete jobs that have ended, with their samples, pairs, models and files.
+
+    A job whose results another job or an alias uses cannot be deleted. Example: dfusion jobs delete JOB JOB
+    """
+    session: Session = ctx.obj
+    with session.client() as client:
+        for job_id in job_ids:
+            client.delete_job(job_id)
+    session.show(None, lambda: Text(f"deleted {', '.join(job_ids)}"))
 
 
 @app.command()

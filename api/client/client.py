@@ -231,6 +231,14 @@ class Client:
         """Cancel a job. Has no effect if the job has ended."""
         return self._act(job_id, "cancel", idempotent=True)
 
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that has ended, with its results.
+
+        Raises:
+            ConflictError: The job has not ended, or other jobs or aliases use its results; `errors` lists them.
+        """
+        self._transport.request("DELETE", f"/jobs/{_segment(job_id)}", idempotent=False)
+
     def pause(self, job_id: str) -> JobDetail:
         """Pause a job until it is resumed. Raises ConflictError if the job has ended."""
         return self._act(job_id, "pause", idempotent=True)

@@ -1,4 +1,4 @@
-"""Routes for jobs: status, stages, events, logs, metrics, and the requests that change or continue a job."""
+"""Routes for jobs: status, stages, events, logs, metrics, and the requests that change, continue or delete a job."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from service import keys
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.queries.pages import Page, encode_cursor, number_after
 from service.db.tables import Event, Job, Stage
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, NotFoundError
 from service.keys import Caller
 from service.service import (
     Service,
     cancel_job,
     continue_job,
+    delete_job,
     pause_job,
     raise_rounds,
     resume_job,
@@ -182,6 +183,22 @@ def change(job_id: str, body: JobChange, service: ServiceDep, response: Response
     response.headers["Location"] = f"/jobs/{job_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return read_job(service, job_id)
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    dependencies=[require_scope("submit")],
+    operation_id="delete_job",
+)
+def delete(job_id: str, service: ServiceDep) -> None:
+    """Delete a job that has ended, with its samples, pairs and their verdicts, models and files.
+
+    409 if the job has not ended, if another job uses its samples, pairs or models, or if an alias refers to one of its
+    models; the error lists the first of them. The job and its results are not visible any more; their space is free
+    after the next collections. Retries of the job remain, without `origin`.
+    """
+    delete_job(service, job_id)
 
 
 @router.post(
@@ -359,7 +376,10 @@ async def _stream(request: Request, service: Service, caller: Caller, job_id: st
                 return
             checked_at = time.monotonic()
 
-        events, has_ended = await run_in_threadpool(_read_events, service, job_id, after)
+        try:
+            events, has_ended = await run_in_threadpool(_read_events, service, job_id, after)
+        except NotFoundError:  # the job was deleted
+            return
         for event in events:
             after = event.id
             yield format_sse_event(data_str=event.model_dump_json(), id=str(event.id))

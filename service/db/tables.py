@@ -105,13 +105,22 @@ class ApiKey(Table):
 
 
 JOB_HAS_ENDED = "finished_at IS NOT NULL"
+IS_DELETED = "deleted_at IS NOT NULL"
+HAS_ENDED_AND_IS_KEPT = "finished_at IS NOT NULL AND deleted_at IS NULL"
+HAS_OLD_EVENTS = f"{HAS_ENDED_AND_IS_KEPT} AND events_removed_at IS NULL"
+"""The condition for ended jobs whose events are removed when they are old enough."""
 
 
 class Job(Table):
     """A job. `spec` is the checked request with its defaults filled in."""
 
     __tablename__ = "jobs"
-    __table_args__ = (partial_index("ix_jobs_ended", JOB_HAS_ENDED, "trajectories_kept", "finished_at", "id"),)
+    __table_args__ = (
+        partial_index("ix_jobs_ended", JOB_HAS_ENDED, "trajectories_kept", "finished_at", "id"),
+        partial_index("ix_jobs_deleted", IS_DELETED, "purge_at", "id"),
+        partial_index("ix_jobs_retained", HAS_ENDED_AND_IS_KEPT, "state", "finished_at", "id"),
+        partial_index("ix_jobs_with_events", HAS_OLD_EVENTS, "finished_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
@@ -154,6 +163,21 @@ class Job(Table):
     """The setting `keep_trajectories` that was applied to its trajectories since its end; "all" if none was."""
     api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
     """The API key of the client; None if no keys are required."""
+    events_removed_at: Mapped[float | None]
+    """When its events were removed because of their age. A job that ends again later has new events."""
+    deleted_at: Mapped[float | None]
+    """When it was deleted. From then on, it and its results are not visible; collections remove their rows."""
+    purge_at: Mapped[float | None]
+    """When the next step of this removal is due."""
+
+
+class JobSource(Table):
+    """A job that another one uses: its samples, pairs or models. It cannot be deleted before that one."""
+
+    __tablename__ = "job_sources"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    source_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
 
 
 _IS_FREE = "state = 'queued' AND unmet = 0"
@@ -456,7 +480,7 @@ class IdempotencyKey(Table):
     key: Mapped[str] = mapped_column(primary_key=True)
     fingerprint: Mapped[str]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
-    created_at: Mapped[float]
+    created_at: Mapped[float] = mapped_column(index=True)
 
 
 class Webhook(Table):

@@ -1,4 +1,6 @@
-"""Removes objects that are no longer needed: leftovers of lost attempts, old checkpoints, expired trajectories.
+"""Removes what is no longer needed: leftovers of lost attempts, old checkpoints, expired trajectories, deleted jobs.
+
+It also applies the settings that limit the age of jobs, events and idempotency keys.
 
 It works in batches: small transactions, and the objects of a few stages. A run does as many batches as its time allows,
 and the next run continues there. What was collected is marked, so that a collection with nothing to do reads
@@ -16,16 +18,20 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from service.db.queries import collection, jobs
+from service.db.queries import collection, deletion, jobs
 from service.db.queries.collection import START, EndedStage, Position, TrajectoryFile
 from service.db.unit_of_work import UnitOfWork
+from service.errors import ConflictError, NotFoundError
+from service.jobs.deletion import delete_job
 from service.jobs.sources import trajectory_sources
 from service.settings import Settings
-from service.storage import ListedObject, Store, stage_folder, stage_of_key
+from service.states import JobState
+from service.storage import ListedObject, Store, job_folder, stage_folder, stage_of_key
 
 _STAGES = 20
 """Stages of one batch."""
@@ -37,19 +43,35 @@ _ARTIFACTS = 500
 """Artifacts of one view, of which those that are trajectories are forgotten in one transaction."""
 _SAMPLES = 1000
 """Samples of one transaction."""
+_ROWS = 500
+"""Rows of one transaction that deletes events, idempotency keys, or rows of a deleted job."""
+_JOBS = 20
+"""Jobs of one view, of which those that are too old are deleted."""
+_DAY = 86_400.0
 
 
 @dataclass(frozen=True)
 class Collected:
     """The numbers of removed objects, checkpoints, trajectory files and scratch folders.
 
-    `complete` is False if the run ended before everything was looked at.
+    Attributes:
+        objects: Leftovers, and objects of deleted jobs.
+        checkpoints: Checkpoints.
+        trajectories: Files of trajectories.
+        scratch_folders: Scratch folders.
+        expired_jobs: Jobs that were deleted because of their age.
+        events: Old events of ended jobs.
+        keys: Old idempotency keys.
+        complete: False if the run ended before everything was looked at.
     """
 
     objects: int
     checkpoints: int
     trajectories: int
     scratch_folders: int
+    expired_jobs: int = 0
+    events: int = 0
+    keys: int = 0
     complete: bool = True
 
 
@@ -57,7 +79,7 @@ class _Task(Protocol):
     """A part of the collection."""
 
     def batch(self) -> int | None:
-        """Do a bounded amount of work. Returns the number of removed objects; None at the end, to start over."""
+        """Do a bounded amount of work. Returns the number of removals; None at the end, to start over."""
         ...
 
 
@@ -70,7 +92,11 @@ class Collector:
         self._tasks: dict[str, _Task] = {
             "checkpoints": _Checkpoints(uow, store, settings.collect_after_seconds),
             "trajectories": _Trajectories(uow, store, settings),
+            "expired_jobs": _ExpiredJobs(uow, settings),
+            "deleted_jobs": _DeletedJobs(uow, store, settings.collect_after_seconds),
             "objects": _Leftovers(uow, store, settings.collect_after_seconds),
+            "events": _Events(uow, settings.retain_events_days),
+            "keys": _IdempotencyKeys(uow, settings.retain_idempotency_keys_days),
         }
         self._unfinished: deque[str] = deque()
 
@@ -102,10 +128,13 @@ class Collector:
                 break
 
         return Collected(
-            objects=removed["objects"],
+            objects=removed["objects"] + removed["deleted_jobs"],
             checkpoints=removed["checkpoints"],
             trajectories=removed["trajectories"],
             scratch_folders=scratch_folders,
+            expired_jobs=removed["expired_jobs"],
+            events=removed["events"],
+            keys=removed["keys"],
             complete=not self._unfinished,
         )
 
@@ -271,6 +300,131 @@ class _Leftovers:
             removed += old
             left += young
         return removed, left
+
+
+class _ExpiredJobs:
+    """Jobs that ended longer ago than the settings keep them. They are deleted as by a request: not while in use."""
+
+    def __init__(self, uow: UnitOfWork, settings: Settings) -> None:
+        days = {
+            JobState.SUCCEEDED: settings.retain_succeeded_days,
+            JobState.FAILED: settings.retain_failed_days,
+            JobState.CANCELLED: settings.retain_cancelled_days,
+        }
+        self._uow = uow
+        self._days = {state: count for state, count in days.items() if count}
+        self._states: deque[JobState] = deque()
+        self._last = START
+
+    def batch(self) -> int | None:
+        if not self._states:
+            self._states.extend(self._days)
+            self._last = START
+        if not self._states:
+            return None
+
+        # 1. the next jobs
+        state = self._states[0]
+        with self._uow.reading() as session:
+            ended_by = jobs.now(session) - self._days[state] * _DAY
+            page = deletion.expired(session, state, ended_by, self._last, _JOBS)
+            used = deletion.used(session, [job_id for _, job_id in page])
+        if not page:
+            self._states.popleft()
+            self._last = START
+            return 0 if self._states else None
+
+        # 2. those that nothing uses, each in a transaction
+        self._last = page[-1]
+        deleted = 0
+        for _, job_id in page:
+            if job_id not in used:
+                with suppress(NotFoundError, ConflictError):  # it changed meanwhile
+                    delete_job(self._uow, job_id, ended_by)
+                    deleted += 1
+        return deleted
+
+
+class _DeletedJobs:
+    """Rows and objects of deleted jobs.
+
+    First all rows but those of the job and its stages, then all objects. Stages and job are kept until no worker can
+    still write objects of them, then the objects are listed again. Each batch looks at what is left, so that a removal
+    continues after a failure at any point.
+    """
+
+    def __init__(self, uow: UnitOfWork, store: Store, keep_seconds: float) -> None:
+        self._uow = uow
+        self._store = store
+        self._keep_seconds = keep_seconds
+        self._job: Position | None = None
+        self._last = START
+
+    def batch(self) -> int | None:
+        if self._job is None:
+            with self._uow.reading() as session:
+                self._job = deletion.next_to_purge(session, self._last)
+            self._last = self._job or START
+        if self._job is None:
+            return None
+
+        job = self._job
+        self._job = None  # if the batch fails, the next one is of another job
+        removed = self._purge(job[1])
+        if removed is not None:
+            self._job = job
+        return removed or 0
+
+    def _purge(self, job_id: str) -> int | None:
+        """Remove a part of a job. Returns the number of removed objects; None if nothing is left to do now."""
+        # 1. its contents
+        with self._uow.writing() as session:
+            if deletion.forget_contents(session, job_id, _ROWS):
+                return 0
+
+        # 2. its objects
+        keys = [stored.key for stored in islice(self._store.objects(job_folder(job_id)), _KEYS)]
+        for key in keys:
+            self._store.remove(key)
+        if keys:
+            return len(keys)
+
+        # 3. its stages, and the job itself
+        with self._uow.writing() as session:
+            if not deletion.is_due(session, job_id, self._keep_seconds):
+                deletion.postpone(session, job_id, self._keep_seconds)
+                return None
+            return 0 if deletion.forget_skeleton(session, job_id, _ROWS) else None
+
+
+class _Events:
+    """Events of jobs that ended longer ago than this; 0 keeps them."""
+
+    def __init__(self, uow: UnitOfWork, days: float) -> None:
+        self._uow = uow
+        self._days = days
+
+    def batch(self) -> int | None:
+        if not self._days:
+            return None
+        with self._uow.writing() as session:
+            ended_by = jobs.now(session) - self._days * _DAY
+            job_id = deletion.next_with_events(session, ended_by)
+            return None if job_id is None else deletion.forget_events(session, job_id, ended_by, _ROWS)
+
+
+class _IdempotencyKeys:
+    """Idempotency keys that are older than this; 0 keeps them."""
+
+    def __init__(self, uow: UnitOfWork, days: float) -> None:
+        self._uow = uow
+        self._days = days
+
+    def batch(self) -> int | None:
+        if not self._days:
+            return None
+        with self._uow.writing() as session:
+            return deletion.forget_keys(session, jobs.now(session) - self._days * _DAY, _ROWS) or None
 
 
 def _remove_unreferenced(

@@ -666,7 +666,7 @@ def reopen(session: Session, job_id: str) -> None:
     Raises:
         ConflictError: The job is in another state, its last stages are still stopping, or it has no stage to continue.
     """
-    job = jobs.lock(session, job_id)
+    job = jobs.lock_kept(session, job_id)
     if job.state not in (JobState.FAILED, JobState.CANCELLED):
         raise ConflictError(f"{job.id} is {job.state}: only failed and cancelled jobs can be continued")
     if stages.states_left(session, job.id):

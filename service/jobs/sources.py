@@ -1,12 +1,36 @@
-"""The jobs whose stored trajectories a job may read."""
+"""The jobs that a job uses: whose samples, pairs or models it names, and whose stored trajectories it may read."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from service.db.queries import collection, jobs
+from service.ids import ids_in
 from service.jobs.kinds import FusionJobSpec, JobSpec, TrainingJobSpec, spec_of
+from service.jobs.kinds.base import Checked
 from service.states import JobKind
+
+_TEXTS = frozenset({"label", "prompts"})
+"""Fields of requests with texts of people, in which an id is no reference."""
+
+
+def used_jobs(session: Session, checked: Checked[Any]) -> set[str]:
+    """The jobs whose samples, pairs or models a request names.
+
+    A job that trains on pairs uses the job of the pairs, not those of their samples, which that job uses itself.
+
+    Args:
+        session: A view of the database.
+        checked: The checked request.
+    """
+    ids = ids_in(checked.spec.model_dump_json(exclude=_TEXTS)) | set(checked.sizes.models)
+    owners: set[str] = set()
+    if checked.model is not None:
+        owners |= {checked.model.job_id} if checked.model.job_id is not None else set()
+        ids.discard(checked.model.id)
+    return owners | jobs.owners(session, ids)
 
 
 def trajectory_sources(session: Session, job_id: str) -> set[str]:

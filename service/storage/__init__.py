@@ -7,7 +7,16 @@ the keys; clients never send a key or a path.
 from __future__ import annotations
 
 from service.settings import Settings
-from service.storage.base import ListedObject, Store, StoredObject, file_sha256, object_key, stage_folder, stage_of_key
+from service.storage.base import (
+    ListedObject,
+    Store,
+    StoredObject,
+    file_sha256,
+    job_folder,
+    object_key,
+    stage_folder,
+    stage_of_key,
+)
 from service.storage.files import FileStore
 
 __all__ = [
@@ -16,6 +25,7 @@ __all__ = [
     "Store",
     "StoredObject",
     "file_sha256",
+    "job_folder",
     "object_key",
     "open_store",
     "stage_folder",

@@ -81,7 +81,7 @@ class Store(Protocol):
         """The objects in a folder, including leftovers of unfinished writes, page by page.
 
         Args:
-            folder: `stage_folder` of a stage; by default all objects.
+            folder: `stage_folder` of a stage or `job_folder` of a job; by default all objects.
 
         Raises:
             StorageError: The objects cannot be listed.
@@ -116,6 +116,11 @@ def _joined(*parts: str) -> str:
 def stage_folder(job_id: str, stage_id: str) -> str:
     """The folder of all keys of a stage. Raises StorageError for an id that is not a plain name."""
     return _joined(job_id, stage_id)
+
+
+def job_folder(job_id: str) -> str:
+    """The folder of all keys of a job. Raises StorageError for an id that is not a plain name."""
+    return _joined(job_id)
 
 
 def stage_of_key(key: str) -> str | None:

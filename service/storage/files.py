@@ -5,18 +5,23 @@ A file is written under a temporary name, synced, verified by reading it back, a
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from service.errors import StorageCorruptError, StorageError, StorageGoneError
 from service.storage.base import CHUNK_BYTES, ROOT, ListedObject, StoredObject, file_sha256, object_key
 from service.storage.scratch import remove_dead, scratch_folder
+
+_FOLDERS_OF_KEY = 3
+"""The folders of a key: job, stage and slot."""
+_ATTEMPTS = 3
 
 
 class FileStore:
@@ -42,9 +47,7 @@ class FileStore:
             raise _failed(f"store {key}", error) from error
 
     def _copy_in(self, source: Path, target: Path, sha256: str) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".part-", dir=target.parent)
-        part = Path(name)
+        handle, part = _open_part(target.parent)
         try:
             with os.fdopen(handle, "wb") as part_file, source.open("rb") as source_file:
                 shutil.copyfileobj(source_file, part_file, CHUNK_BYTES)
@@ -79,11 +82,16 @@ class FileStore:
         return _chunks(file, start, stop)
 
     def remove(self, key: str) -> None:
-        """Remove an object that no row references. Does nothing if it does not exist. Raises StorageError."""
+        """Remove an object that no row references, and the folders that are empty then. Raises StorageError."""
+        path = self._path(key)
         try:
-            self._path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise _failed(f"remove {key}", error) from error
+
+        with suppress(OSError):  # not empty, or removed meanwhile
+            for folder in list(path.parents)[:_FOLDERS_OF_KEY]:
+                folder.rmdir()
 
     def objects(self, folder: str = ROOT) -> Iterator[ListedObject]:
         """The files in a folder, including those of unfinished writes. Raises StorageError."""
@@ -118,6 +126,16 @@ class FileStore:
         if not path.is_relative_to(self._root.resolve()) or path == self._root.resolve():
             raise StorageError(f"the key {key!r} is outside the store")
         return path
+
+
+def _open_part(folder: Path) -> tuple[int, Path]:
+    """Create a temporary file in a folder, which is created if it does not exist."""
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError):  # a collection has removed the empty folder
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".part-", dir=folder)
+            return handle, Path(name)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
 def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:

@@ -94,7 +94,7 @@ class _RowWriter:
         return Header(queries.revision(self._session), tuple(self._unfinished))
 
     def _write_table(self, table: SqlTable) -> None:
-        where = None if self._jobs is None else self._condition(table, self._jobs)
+        where = queries.kept(self._session, table) if self._jobs is None else self._condition(table, self._jobs)
         with (self._folder / table.name).open("w", encoding="utf-8", newline="\n") as file:
             for row in queries.rows(self._session, table, where):
                 line = to_line(row)

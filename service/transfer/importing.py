@@ -150,7 +150,15 @@ class _Merge:
         for table, new in late:
             queries.fill(session, table, new)
 
-        # 3. the bytes of new jobs, and the end of those that are imported as cancelled
+        # 3. deleted jobs, which the new rows may reference
+        deleted = queries.deleted(session, [row["id"] for row in self.archive.rows(JOBS)])
+        if deleted:
+            raise TransferError(
+                f"{self.archive.path}: {min(deleted)} was deleted here, and its rows are not removed yet "
+                "(DFUSION_COLLECT_AFTER_SECONDS)"
+            )
+
+        # 4. the bytes of new jobs, and the end of those that are imported as cancelled
         if write:
             queries.count_bytes(session, changes.jobs)
             for job_id in sorted(changes.jobs.intersection(self.archive.header.unfinished)):

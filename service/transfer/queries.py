@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Select, bindparam, func, insert, select, text, tuple_, update
+from sqlalchemy import JSON, ColumnElement, Select, bindparam, func, insert, select, text, true, tuple_, update
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.orm import Session
 
 from service.db.queries.rows import UNSYNCED, is_any_of
-from service.db.tables import Artifact, Job, Model, Pair, PromptSet, Sample
+from service.db.tables import IS_DELETED, Artifact, Job, Model, Pair, PromptSet, Sample
 from service.ids import IdKind
 from service.transfer.rows import (
     ARTIFACTS,
@@ -66,6 +66,19 @@ def of_jobs(table: SqlTable, job_ids: Collection[str]) -> ColumnElement[bool] | 
     if table.name == "stage_dependencies":
         return table.c.stage_id.in_(select(STAGES.c.id).where(STAGES.c.job_id.in_(job_ids)))
     return None
+
+
+def kept(session: Session, table: SqlTable) -> ColumnElement[bool] | None:
+    """The condition for the rows that belong to no deleted job; None if there is no deleted job."""
+    deleted = session.scalars(select(Job.id).where(text(IS_DELETED))).all()
+    condition = of_jobs(table, deleted) if deleted else None
+    # a model of the catalogue belongs to no job
+    return None if condition is None else func.coalesce(~condition, true())
+
+
+def deleted(session: Session, job_ids: Collection[str]) -> set[str]:
+    """Those of these jobs that are deleted and whose rows are not removed yet."""
+    return set(session.scalars(select(Job.id).where(is_any_of(Job.id, job_ids), text(IS_DELETED))))
 
 
 def with_their_sources(session: Session, job_ids: Collection[str]) -> set[str]:

@@ -28,6 +28,7 @@ TABLES: tuple[SqlTable, ...] = (
     PROMPT_SETS,
     MODELS,
     JOBS,
+    _T["job_sources"],
     STAGES,
     _T["stage_dependencies"],
     ARTIFACTS,
@@ -43,6 +44,9 @@ TABLES: tuple[SqlTable, ...] = (
 
 _LOCAL_COLUMNS = {
     ("events", "id"),
+    ("jobs", "deleted_at"),
+    ("jobs", "events_removed_at"),
+    ("jobs", "purge_at"),
     ("jobs", "storage_bytes"),
     ("jobs", "trajectories_kept"),
     ("stages", "checkpoint_bytes"),

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.service_data import fill
 from service.db.migrate import migrate
-from service.db.queries import collection, free_stages, jobs, results, stages
+from service.db.queries import collection, deletion, free_stages, jobs, results, stages
 from service.db.queries.pages import encode_cursor
 from service.db.tables import IS_UNFINISHED, Model
 from service.db.unit_of_work import UnitOfWork
@@ -17,7 +17,7 @@ from service.jobs.estimates import estimate_of
 from service.jobs.kinds import SamplingJobSpec
 from service.jobs.kinds.base import Checked
 from service.plan import PlannedStage, Sizes
-from service.states import FINAL_STAGE_STATES, StageKind, StageState
+from service.states import FINAL_STAGE_STATES, JobState, StageKind, StageState
 from tests.statements import statements
 
 Query = Callable[[Session], object]
@@ -47,11 +47,14 @@ PAIRS: tuple[dict[str, Any], ...] = (
 DISABLED = ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
 
 
-def plan_of(uow: UnitOfWork, query: Query, disabled: Sequence[str] = DISABLED) -> str:
-    """Return PostgreSQL's plan of the query, by default with sequential scans disabled as for large tables."""
+def plan_of(uow: UnitOfWork, query: Query, disabled: Sequence[str] = DISABLED, statement: int = -1) -> str:
+    """Return PostgreSQL's plan of a statement of the query, by default of the last one.
+
+    Sequential scans are disabled by default, as for large tables.
+    """
     with statements(uow.engine) as seen, Session(uow.engine) as session:
         query(session)
-    return explained(uow, *seen[-1], "COSTS OFF", disabled)
+    return explained(uow, *seen[statement], "COSTS OFF", disabled)
 
 
 def explained(
@@ -85,12 +88,19 @@ def assert_one_index(plan: str) -> None:
         assert waste not in plan, plan
 
 
+def plan_of_page(uow: UnitOfWork, query: Query) -> str:
+    """Return the plan of the page; the statement after it looks up which of its jobs are deleted."""
+    return plan_of(uow, query, statement=0)
+
+
 def test_pages_of_samples_and_pairs(uow: UnitOfWork) -> None:
     for cursor in (None, CURSOR):
         for sample_filters in SAMPLES:
-            assert_one_index(plan_of(uow, lambda s, f=sample_filters, c=cursor: results.sample_page(s, 50, c, **f)))  # type: ignore[misc]
+            assert_one_index(
+                plan_of_page(uow, lambda s, f=sample_filters, c=cursor: results.sample_page(s, 50, c, **f))
+            )  # type: ignore[misc]
         for pair_filters in PAIRS:
-            assert_one_index(plan_of(uow, lambda s, f=pair_filters, c=cursor: results.pair_page(s, 50, c, **f)))  # type: ignore[misc]
+            assert_one_index(plan_of_page(uow, lambda s, f=pair_filters, c=cursor: results.pair_page(s, 50, c, **f)))  # type: ignore[misc]
 
 
 def test_queued_jobs_are_counted_without_those_that_have_ended(uow: UnitOfWork) -> None:
@@ -235,6 +245,13 @@ COLLECTION_QUERIES: tuple[Query, ...] = (
     lambda session: collection.trajectory_page(session, JOB, "none", "art_", 500),
     lambda session: collection.unfinished_readers(session),
     lambda session: collection.jobs_of_pairs(session, ("pair_1",)),
+    lambda session: deletion.expired(session, JobState.FAILED, 9.0, AFTER, 20),
+    lambda session: deletion.used(session, (JOB,)),
+    lambda session: deletion.next_with_events(session, 9.0),
+    lambda session: deletion.forget_keys(session, 9.0, 20),
+    lambda session: deletion.next_to_purge(session, AFTER),
+    lambda session: deletion.forget_contents(session, "job_none", 20),
+    lambda session: deletion.forget_skeleton(session, "job_none", 20),
 )
 """Queries of a collection; of a page of trajectories the first, as JOB has none."""
 
@@ -254,7 +271,8 @@ def test_collections_on_postgresql(uow: UnitOfWork) -> None:
 
 
 def test_collections_on_sqlite(sqlite: UnitOfWork) -> None:
-    scan = re.compile("SCAN (stages|jobs|artifacts|samples|pairs)(?! USING INDEX ix_stages_with_checkpoint)")
+    tables = "stages|jobs|artifacts|samples|pairs|events|idempotency_keys|job_sources"
+    scan = re.compile(f"SCAN ({tables})(?! USING INDEX ix_stages_with_checkpoint)")
     for query in COLLECTION_QUERIES:
         for steps in sqlite_plans(sqlite, query):
             assert not any(scan.match(step) for step in steps), steps

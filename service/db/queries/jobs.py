@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,18 +12,18 @@ from sqlalchemy.orm import Session
 from service.db.clock import now_seconds
 from service.db.queries import prompt_sets, stages, webhooks
 from service.db.queries.pages import ColumnValues, Page, fetch_page
-from service.db.queries.rows import get_row, is_any_of, select_by_ids, without_texts
+from service.db.queries.rows import get_row, is_any_of, is_kept, select_by_ids, without_texts
 from service.db.queries.stages import RunningStage
-from service.db.tables import Event, IdempotencyKey, Job, Model
-from service.errors import NotFoundError
-from service.ids import IdKind, expect, new_id
+from service.db.tables import Event, IdempotencyKey, Job, JobSource, Model, Pair, Sample
+from service.errors import NotFoundError, SourceDeletedError
+from service.ids import IdKind, expect, kind_of, new_id
 from service.states import FINAL_JOB_STATES, JobKind, JobState, WebhookEvent
 
 # Statements that every request for a job runs. They are built once, since building takes about as long as running.
 _LAST_MODEL = select(Model.id).where(Model.job_id == Job.id).order_by(Model.round.desc()).limit(1)
 _VIEW = (
     select(Job, now_seconds(), _LAST_MODEL.scalar_subquery())
-    .where(Job.id == bindparam("job_id"))
+    .where(Job.id == bindparam("job_id"), is_kept(Job))
     .execution_options(populate_existing=True)
 )
 _QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api_key_id"), 1)))).where(
@@ -94,9 +94,9 @@ def get(session: Session, job_id: str) -> Job:
     return get_row(session, Job, IdKind.JOB, job_id)
 
 
-def existing(session: Session, ids: Iterable[str]) -> set[str]:
+def existing(session: Session, ids: Collection[str]) -> set[str]:
     """Those of these ids that are jobs."""
-    return set(session.scalars(select(Job.id).where(is_any_of(Job.id, ids))))
+    return set() if not ids else set(session.scalars(select(Job.id).where(is_any_of(Job.id, ids), is_kept(Job))))
 
 
 def by_ids(session: Session, ids: Iterable[str]) -> dict[str, Job]:
@@ -141,7 +141,7 @@ def get_view(session: Session, job_id: str) -> JobView:
 
 def state_of(session: Session, job_id: str) -> JobState:
     """The state of the job, whose request is not read. Raises NotFoundError."""
-    state = session.scalar(select(Job.state).where(Job.id == expect(IdKind.JOB, job_id)))
+    state = session.scalar(select(Job.state).where(Job.id == expect(IdKind.JOB, job_id), is_kept(Job)))
     if state is None:
         raise NotFoundError(f"there is no job {job_id}")
     return JobState(state)
@@ -162,6 +162,14 @@ def lock(session: Session, job_id: str) -> Job:
     return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
+def lock_kept(session: Session, job_id: str) -> Job:
+    """Lock the job as `lock` does. Raises NotFoundError if it was deleted."""
+    job = lock(session, job_id)
+    if job.deleted_at is not None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return job
+
+
 def page(
     session: Session,
     limit: int,
@@ -179,7 +187,7 @@ def page(
         Job.prompt_set_id: prompt_set_id,
         Job.origin_id: origin_id,
     }
-    query = select(Job).options(*without_texts())
+    query = select(Job).options(*without_texts()).where(is_kept(Job))
     return fetch_page(session, query, Job.id, limit, cursor, newest_first=True, equal=equal)
 
 
@@ -199,7 +207,7 @@ def end(session: Session, job_id: str, state: JobState, code: str | None = None,
     """End the job in `state`. False if it had already ended."""
     query = update(Job).where(Job.id == job_id, Job.state.not_in(FINAL_JOB_STATES)).returning(Job.id)
     values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
-    values["trajectories_kept"] = "all"  # the setting is applied again
+    values |= {"trajectories_kept": "all", "events_removed_at": None}  # these settings are applied again
     return session.execute(query.values(values)).first() is not None
 
 
@@ -240,6 +248,35 @@ def extend(session: Session, job_id: str, rounds: int, spec: dict[str, Any], wor
     reopen(session, job_id)
     query = update(Job).where(Job.id == job_id)
     session.execute(query.values(rounds=rounds, spec=spec, work_total=Job.work_total + work))
+
+
+def owners(session: Session, ids: Collection[str]) -> set[str]:
+    """The jobs among these ids, and those that the pairs, samples and models among them belong to."""
+    by_kind: dict[IdKind | None, set[str]] = {}
+    for row_id in ids:
+        by_kind.setdefault(kind_of(row_id), set()).add(row_id)
+
+    job_ids = existing(session, by_kind.get(IdKind.JOB, ()))
+    for kind, table in ((IdKind.PAIR, Pair), (IdKind.SAMPLE, Sample), (IdKind.MODEL, Model)):
+        if kind in by_kind:
+            named = select(table.job_id).where(is_any_of(table.id, by_kind[kind]), table.job_id.is_not(None))
+            job_ids |= set(session.scalars(named.distinct()))
+    return job_ids
+
+
+def add_sources(session: Session, job: Job, source_ids: Collection[str]) -> None:
+    """Record the jobs that this job uses. Raises SourceDeletedError if one, or its origin, was deleted meanwhile.
+
+    The inserted references lock these jobs, so that they cannot be deleted between this check and the commit.
+    """
+    if source_ids:
+        rows = [{"job_id": job.id, "source_id": source_id} for source_id in sorted(source_ids)]
+        session.execute(insert(JobSource), rows)
+
+    referenced = {*source_ids, *([job.origin_id] if job.origin_id is not None else [])}
+    deleted = sorted(referenced - existing(session, referenced))
+    if deleted:
+        raise SourceDeletedError(f"deleted meanwhile: {', '.join(deleted)}")
 
 
 def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:

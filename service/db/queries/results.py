@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, literal, or_, select, text, update
 from sqlalchemy import Table as SqlTable
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from service.db.clock import now_seconds
 from service.db.queries import jobs
 from service.db.queries.pages import ColumnValues, Page, encode_cursor, fetch_page, id_after
-from service.db.queries.rows import UNSYNCED, get_row, select_by_ids
+from service.db.queries.rows import UNSYNCED, get_row, is_kept, select_by_ids
 from service.db.tables import (
     WITHOUT_VERDICT,
     Artifact,
@@ -35,6 +35,7 @@ from service.states import SampleRole, Verdict
 
 # built once, since requests for jobs run it and building it takes about as long as running it
 _BY_NAME = select(Model).where(Model.name == bindparam("name"))
+R = TypeVar("R", Sample, Pair, Model)
 _TABLES = Table.metadata.sorted_tables
 """All tables, those that others reference first."""
 _COUNTERS = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made, Artifact: Job.storage_bytes}
@@ -162,7 +163,7 @@ def sample_page(
         Sample.round: round_number,
         Sample.role: role,
     }
-    return fetch_page(session, select(Sample), Sample.id, limit, cursor, equal=equal)
+    return _without_deleted(session, fetch_page(session, select(Sample), Sample.id, limit, cursor, equal=equal))
 
 
 def score_histories(
@@ -232,13 +233,13 @@ def pair_page(
         Pair.round: round_number,
         Pair.adopted: adopted,
     }
-    return fetch_page(session, query, Pair.id, limit, cursor, equal=equal)
+    return _without_deleted(session, fetch_page(session, query, Pair.id, limit, cursor, equal=equal))
 
 
 def pairs_with(session: Session, sample_id: str) -> list[Pair]:
     """The pairs of a sample. A reference can be in several."""
     has_sample = or_(Pair.reference_id == sample_id, Pair.base_id == sample_id, Pair.target_id == sample_id)
-    return list(session.scalars(select(Pair).where(has_sample).order_by(Pair.id)))
+    return list(session.scalars(select(Pair).where(has_sample, is_kept(Pair)).order_by(Pair.id)))
 
 
 def round_pairs(
@@ -335,7 +336,7 @@ def base_model(session: Session, name: str) -> Model | None:
 def find_model(session: Session, name: str) -> Model | None:
     """The model with this id, base model name or alias."""
     if kind_of(name) is IdKind.MODEL:
-        return session.get(Model, name)
+        return session.scalar(select(Model).where(Model.id == name, is_kept(Model)))
     aliased = select(Model).join(ModelAlias, ModelAlias.model_id == Model.id).where(ModelAlias.name == name)
     return base_model(session, name) or session.scalar(aliased)
 
@@ -366,7 +367,7 @@ def remove_alias(session: Session, name: str) -> bool:
 def exports(session: Session, model_id: str | None = None, of_job_id: str | None = None) -> list[Export]:
     """The exports of a model, or of the pairs of a job, newest first."""
     query = select(Export).where(Export.model_id == model_id if model_id else Export.of_job_id == of_job_id)
-    return list(session.scalars(query.order_by(Export.id.desc())))
+    return list(session.scalars(query.where(is_kept(Export)).order_by(Export.id.desc())))
 
 
 def ensure_base_models(session: Session, names: Iterable[str]) -> None:
@@ -395,7 +396,18 @@ def model_before(session: Session, job: Job, round_number: int) -> Model:
 def model_page(session: Session, limit: int, cursor: str | None, job_id: str | None = None) -> Page[Model]:
     """Models, newest first; those of one job if it is given."""
     equal: ColumnValues = {Model.job_id: job_id}
-    return fetch_page(session, select(Model), Model.id, limit, cursor, newest_first=True, equal=equal)
+    page = fetch_page(session, select(Model), Model.id, limit, cursor, newest_first=True, equal=equal)
+    return _without_deleted(session, page)
+
+
+def _without_deleted(session: Session, page: Page[R]) -> Page[R]:
+    """The page without the rows of deleted jobs.
+
+    They are left out after the page was read, so that its cost does not depend on their number.
+    """
+    job_ids = {row.job_id for row in page.rows if row.job_id is not None}
+    deleted = job_ids - jobs.existing(session, job_ids) if job_ids else set()
+    return Page([row for row in page.rows if row.job_id not in deleted], page.next_cursor) if deleted else page
 
 
 def lineage(session: Session, model_id: str, limit: int, cursor: str | None = None) -> Page[Model]:

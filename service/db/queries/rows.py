@@ -11,10 +11,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from sqlalchemy import JSON, Boolean, ColumnElement, Insert, String, bindparam, cast, column, func, insert, select
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    ColumnElement,
+    Insert,
+    String,
+    bindparam,
+    cast,
+    column,
+    exists,
+    func,
+    insert,
+    select,
+    true,
+)
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import InstrumentedAttribute, Session, defer
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 from sqlalchemy.sql.functions import GenericFunction
 
 from service.db.tables import Job, Table
@@ -55,6 +69,16 @@ def is_any_of(
     return id_column.in_(select(texts.c.value))
 
 
+def is_kept(table: type[Table]) -> ColumnElement[bool]:
+    """The row is not a deleted job, and belongs to none."""
+    if table is Job:
+        return Job.deleted_at.is_(None)
+    if "job_id" not in table.__table__.c:
+        return true()
+    owner = aliased(Job)
+    return ~exists().where(owner.id == table.__table__.c.job_id, owner.deleted_at.is_not(None))
+
+
 def without_texts() -> tuple[Any, ...]:
     """Options of a query for jobs that leave out their requests and results, which can have megabytes.
 
@@ -67,9 +91,10 @@ def get_row(session: Session, table: type[T], kind: IdKind, row_id: str) -> T:
     """The row with this id.
 
     Raises:
-        NotFoundError: The id has another kind, or no such row exists.
+        NotFoundError: The id has another kind, no such row exists, or its job is deleted.
     """
-    row = session.get(table, expect(kind, row_id))
+    id_column = table.__table__.c.id
+    row = session.scalar(select(table).where(id_column == expect(kind, row_id), is_kept(table)))
     if row is None:
         raise NotFoundError(f"there is no {kind.noun} {row_id}")
     return row
@@ -78,8 +103,9 @@ def get_row(session: Session, table: type[T], kind: IdKind, row_id: str) -> T:
 def select_by_ids(
     session: Session, table: type[T], id_column: InstrumentedAttribute[str], ids: Iterable[str], *order: Any
 ) -> list[T]:
-    """The rows whose column has one of these ids, in the given order."""
-    return list(session.scalars(select(table).where(is_any_of(id_column, ids)).order_by(*order)))
+    """The rows whose column has one of these ids, without those of deleted jobs, in the given order."""
+    query = select(table).where(is_any_of(id_column, ids), is_kept(table))
+    return list(session.scalars(query.order_by(*order)))
 
 
 def insert_rows(session: Session, table: SqlTable, rows: Sequence[Mapping[str, Any]], computed: Computed) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
 from service.db.queries import free_stages, jobs
+from service.db.queries.rows import is_kept
 from service.db.tables import IS_RUNNING, IS_UNFINISHED, Event, Job, Sample, Stage, StageDependency
 from service.states import JobState, SampleRole, StageKind, StageState
 
@@ -52,7 +53,7 @@ def _counts(session: Session, query: Select[Any, int], names: Iterable[str]) -> 
 
 def jobs_by_state(session: Session) -> dict[str, int]:
     """The number of jobs in each state."""
-    return _counts(session, select(Job.state, func.count()).group_by(Job.state), JobState)
+    return _counts(session, select(Job.state, func.count()).where(is_kept(Job)).group_by(Job.state), JobState)
 
 
 def unfinished_stages(session: Session) -> dict[tuple[str, str], int]:

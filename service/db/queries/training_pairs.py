@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, func, literal, select, union
 from sqlalchemy.orm import Session
 
 from service.db.queries import results
-from service.db.queries.rows import is_any_of
+from service.db.queries.rows import is_any_of, is_kept
 from service.db.tables import Job, Pair, Sample
 from service.states import Verdict
 
@@ -53,7 +53,9 @@ def with_preferred_side(pairs: Iterable[Pair]) -> list[Pair]:
 
 def are_verified(session: Session, pair_ids: Collection[str]) -> dict[str, bool]:
     """Whether the targets of these pairs are verified, by pair. Unknown ids are left out."""
-    query = select(Pair.id, Pair.adopted.is_not(None).label("verified")).where(is_any_of(Pair.id, pair_ids))
+    query = select(Pair.id, Pair.adopted.is_not(None).label("verified")).where(
+        is_any_of(Pair.id, pair_ids), is_kept(Pair)
+    )
     return {row.id: row.verified for row in session.execute(query)}
 
 
