@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import webhooks
-from service.db.locks import AdvisoryLock
+from service.db.locks import AdvisoryLock, try_hold
 from service.db.queries import deletion, workers
 from service.db.queries.collection import START
 from service.errors import AlreadyRunningError, ServiceError
@@ -140,10 +139,5 @@ def _lock(service: Service, lock: AdvisoryLock) -> Iterator[bool]:
             yield is_locked
         return
 
-    with service.uow.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        is_locked = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": lock.value}))
-        try:
-            yield is_locked
-        finally:
-            if is_locked:
-                connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": lock.value})
+    with try_hold(service.uow.engine, lock) as is_locked:
+        yield is_locked

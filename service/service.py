@@ -17,7 +17,7 @@ from service.db.locks import AdvisoryLock, hold
 from service.db.migrate import migrate, require_newest
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.tables import Job, Pair, PromptSet
-from service.db.unit_of_work import UnitOfWork, repeatable
+from service.db.unit_of_work import API_POOL, Pool, UnitOfWork, repeatable
 from service.errors import ConflictError, IdempotencyError, PreconditionError, SourceDeletedError
 from service.jobs import deletion, execution, extension, limits
 from service.jobs.checking import check
@@ -45,7 +45,9 @@ class Service:
     catalogue: Catalogue
 
     @classmethod
-    def open(cls, settings: Settings, queue: Queue | None = None, migrates: bool = True) -> Service:
+    def open(
+        cls, settings: Settings, queue: Queue | None = None, migrates: bool = True, pool: Pool = API_POOL
+    ) -> Service:
         """Open the installation.
 
         Args:
@@ -53,12 +55,13 @@ class Service:
             queue: Delivers hints to workers; None drops them.
             migrates: Migrate the database if needed. Workers and sweepers do not, so that an old one cannot be started
                 on a database and change it.
+            pool: The connections to PostgreSQL.
 
         Raises:
             StartError: The database or the S3 bucket cannot be used, or the database is not migrated.
         """
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        uow = UnitOfWork.connect(settings.database, queue)
+        uow = UnitOfWork.connect(settings.database, queue, pool)
         try:
             catalogue = Catalogue.of(settings)
             if migrates:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from service.broker import open_queue
+from service.db.unit_of_work import WORKER_POOL
 from service.jobs import execution, limits
 from service.service import Service
 from service.settings import Settings
@@ -58,7 +59,7 @@ class Child:
         """The installation, opened on first use. Raises StartError or an error of the database."""
         with self._opening:
             if self._service is None:
-                self._service = Service.open(self._settings, self._queue, migrates=False)
+                self._service = Service.open(self._settings, self._queue, migrates=False, pool=WORKER_POOL)
             return self._service
 
     @cached_property

@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from service import logs
-from service.db.unit_of_work import is_transient
+from service.db.unit_of_work import WORKER_POOL, is_transient
 from service.errors import StartError
 from service.jobs import execution, limits
 from service.pulse import Pulse
@@ -72,7 +72,7 @@ def work(settings: Settings, owner: str, stop: threading.Event, watchdog: Watchd
 
     set_up_torch(settings)
     try:
-        service = Service.open(settings, migrates=False)
+        service = Service.open(settings, migrates=False, pool=WORKER_POOL)
     except StartError as error:
         raise SystemExit(f"cannot start: {error}") from error
     bench = Workbench.of(service, watchdog)

@@ -13,6 +13,7 @@ import threading
 
 from service import logs
 from service.broker import open_queue
+from service.db.unit_of_work import SWEEPER_POOL
 from service.errors import StartError
 from service.jobs.collector import remove_all_leftovers
 from service.maintenance import maintain
@@ -40,7 +41,7 @@ def main() -> None:
             signal.signal(number, lambda *_: stop.set())
 
     try:
-        service = Service.open(settings, open_queue(settings), migrates=False)
+        service = Service.open(settings, open_queue(settings), migrates=False, pool=SWEEPER_POOL)
     except StartError as error:
         sys.exit(f"cannot start: {error}")
     try:

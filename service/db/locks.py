@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
+
+from service.db.unit_of_work import WITHOUT_LIMITS
 
 
 class AdvisoryLock(IntEnum):
@@ -22,3 +26,16 @@ def hold(session: Session, lock: AdvisoryLock) -> None:
     """Hold a lock until the transaction ends. SQLite needs none, since it has only one writer."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock.value})
+
+
+@contextmanager
+def try_hold(engine: Engine, lock: AdvisoryLock) -> Iterator[bool]:
+    """Try to hold a lock of PostgreSQL during the block. It is freed if this process dies.
+
+    A transaction without time limits holds it, since PgBouncer may share the sessions themselves.
+
+    Yields:
+        Whether this process has the lock.
+    """
+    with engine.connect() as connection, connection.execution_options(**{WITHOUT_LIMITS: True}).begin():
+        yield bool(connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": lock.value}))

@@ -17,8 +17,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from service.db.locks import AdvisoryLock
-from service.db.unit_of_work import make_engine
+from service.db.locks import AdvisoryLock, try_hold
+from service.db.unit_of_work import WITHOUT_LIMITS, make_engine
 from service.errors import StartError, UnknownRevisionError
 from service.file_lock import file_lock
 from service.settings import Settings
@@ -130,13 +130,22 @@ def _exclusive(engine: Engine, lock: Path) -> Iterator[Connection]:
             yield connection
         return
 
-    with engine.connect() as connection:
-        connection.detach()  # closes the session at the end, and with it its lock and time limits
-        for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
-            connection.execute(text(f"SET {limit} = 0"))
-        connection.commit()
-        _wait_for_lock(connection)
-        yield connection
+    with _held_lock(engine), engine.connect() as connection:
+        yield connection.execution_options(**{WITHOUT_LIMITS: True})
+
+
+@contextmanager
+def _held_lock(engine: Engine) -> Iterator[None]:
+    """Hold the lock for migrations in PostgreSQL. Raises StartError."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        with try_hold(engine, AdvisoryLock.MIGRATION) as is_held:
+            if is_held:
+                yield
+                return
+        if time.monotonic() >= deadline:
+            raise StartError(f"another process has been migrating the database for {_WAIT_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS)
 
 
 @contextmanager
@@ -152,18 +161,6 @@ def _without_foreign_keys(connection: Connection) -> Iterator[None]:
     finally:
         connection.rollback()
         raw.execute("PRAGMA foreign_keys=ON")
-
-
-def _wait_for_lock(connection: Connection) -> None:
-    """Acquire the lock for migrations in this session of PostgreSQL. Raises StartError."""
-    deadline = time.monotonic() + _WAIT_SECONDS
-    query = text("SELECT pg_try_advisory_lock(:key)")
-    while not connection.scalar(query, {"key": AdvisoryLock.MIGRATION.value}):
-        connection.commit()
-        if time.monotonic() >= deadline:
-            raise StartError(f"another process has been migrating the database for {_WAIT_SECONDS:.0f} s")
-        time.sleep(_POLL_SECONDS)
-    connection.commit()
 
 
 def main() -> None:

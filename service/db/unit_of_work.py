@@ -4,7 +4,9 @@ SQLite: write-ahead log, a full sync at each commit, foreign keys on. A writing 
 waits for the write lock at its start and never fails in the middle.
 
 PostgreSQL: writing transactions are READ COMMITTED and lock rows where needed (a job before its stages). Reading ones
-are REPEATABLE READ, with one view. Connecting, statements, locks and idle transactions have time limits.
+are REPEATABLE READ, with one view. Connecting, statements, locks and idle transactions have time limits. Nothing is set
+for a session or kept in it: limits are set in each transaction, locks end with it, and statements are not prepared. So
+PgBouncer may give each transaction another session (pool_mode = transaction).
 
 `UnitOfWork.run` retries a transaction that the database rolled back, or whose connection was lost before COMMIT was
 sent: nothing of it is in the database. If the reply to COMMIT was lost, its outcome is unknown. `run` then waits until
@@ -17,8 +19,10 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
@@ -40,10 +44,14 @@ _STATEMENT_MILLISECONDS = 60_000
 _LOCK_MILLISECONDS = 10_000
 _IDLE_IN_TRANSACTION_MILLISECONDS = 60_000
 _TCP_TIMEOUT_MILLISECONDS = 30_000
+_LIMITS = {
+    "statement_timeout": _STATEMENT_MILLISECONDS,
+    "lock_timeout": _LOCK_MILLISECONDS,
+    "idle_in_transaction_session_timeout": _IDLE_IN_TRANSACTION_MILLISECONDS,
+}
+WITHOUT_LIMITS = "without_limits"
+"""The execution option of a connection whose transactions have no time limits."""
 _RECYCLE_SECONDS = 1800
-_POOL_SIZE = 10
-_MAX_OVERFLOW = 30
-"""Together with the pool, one connection for each of the 40 threads that serve the API's requests."""
 _POOL_SECONDS = 10
 
 _FIRST_PAUSE_SECONDS = 0.05
@@ -56,7 +64,28 @@ _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "53300"})
 _HINTS = "hints"
 
 
-def make_engine(url: str) -> Engine:
+@dataclass(frozen=True)
+class Pool:
+    """The connections of a process to PostgreSQL.
+
+    Attributes:
+        kept: Those that stay open.
+        most: The most at the same time. A thread that needs one more waits.
+    """
+
+    kept: int
+    most: int
+
+
+API_POOL = Pool(10, 40)
+"""One connection for each of the 40 threads that serve the API's requests."""
+WORKER_POOL = Pool(1, 2)
+"""One for the stage, and another one while a lease is renewed or the worker is reported in the same moment."""
+SWEEPER_POOL = Pool(2, 8)
+"""Two each for a sweep and a collection, which hold their locks in transactions, and for webhooks."""
+
+
+def make_engine(url: str, pool: Pool = API_POOL) -> Engine:
     """The engine of the database at `url`. `postgresql://` uses psycopg."""
     # 1. SQLite
     if url.startswith("sqlite"):
@@ -69,28 +98,34 @@ def make_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-    limits = {
-        "statement_timeout": _STATEMENT_MILLISECONDS,
-        "lock_timeout": _LOCK_MILLISECONDS,
-        "idle_in_transaction_session_timeout": _IDLE_IN_TRANSACTION_MILLISECONDS,
-    }
-
     arguments = {
         "application_name": "dfusion",
         "connect_timeout": _CONNECT_SECONDS,
         "tcp_user_timeout": _TCP_TIMEOUT_MILLISECONDS,
-        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        "prepare_threshold": None,
     }
-    return create_engine(
+    engine = create_engine(
         parsed,
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
         pool_recycle=_RECYCLE_SECONDS,
-        pool_size=_POOL_SIZE,
-        max_overflow=_MAX_OVERFLOW,
+        pool_size=pool.kept,
+        max_overflow=pool.most - pool.kept,
         pool_timeout=_POOL_SECONDS,
         connect_args={name: value for name, value in arguments.items() if name not in parsed.query},
     )
+    options = str(parsed.query.get("options", ""))
+    own = {name: value for name, value in _LIMITS.items() if name not in options}
+    event.listen(engine, "begin", partial(_limit_transaction, limits=own))
+    return engine
+
+
+def _limit_transaction(connection: Connection, limits: Mapping[str, int]) -> None:
+    """Set the time limits of a transaction of PostgreSQL."""
+    if connection.get_execution_options().get(WITHOUT_LIMITS, False):
+        limits = dict.fromkeys(_LIMITS, 0)
+    if limits:
+        connection.exec_driver_sql("; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items()))
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -170,9 +205,9 @@ class UnitOfWork:
             self._reader = self._reader.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @classmethod
-    def connect(cls, url: str, queue: Queue | None = None) -> UnitOfWork:
+    def connect(cls, url: str, queue: Queue | None = None, pool: Pool = API_POOL) -> UnitOfWork:
         """A unit of work on the database at `url`. Without a queue its hints are dropped."""
-        return cls(make_engine(url), queue)
+        return cls(make_engine(url, pool), queue)
 
     @property
     def has_one_writer(self) -> bool:

@@ -1,0 +1,144 @@
+"""Connections to PostgreSQL: their number, and PgBouncer in transaction mode, which shares sessions."""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url, text
+
+from api.stack.program import free_port
+from service.db.locks import AdvisoryLock, try_hold
+from service.db.migrate import migrate
+from service.db.unit_of_work import API_POOL, SWEEPER_POOL, WORKER_POOL, UnitOfWork, make_engine
+from service.jobs.kinds import RoundSpec
+from service.maintenance import sweep_once
+from service.service import Service, create_job
+from tests.servers import PostgresServer
+from tests.service import round_body, settings_for, work_until_idle
+from tests.statements import statements
+from worker.presence import Presence
+
+MAX_CONNECTIONS = 200
+RESERVED = 3
+"""Connections that PostgreSQL keeps for superusers."""
+
+
+def test_a_hundred_workers_fit_the_connections_of_postgres(postgres_url: str) -> None:
+    for pool in (API_POOL, WORKER_POOL, SWEEPER_POOL):
+        sizes = make_engine(postgres_url, pool).pool
+        assert (sizes.size(), sizes.size() + sizes._max_overflow) == (pool.kept, pool.most)  # type: ignore[attr-defined]
+    # docs/operations.md: one connection for each worker, a second one for 49 of them in the same moment
+    assert 100 * WORKER_POOL.kept + 49 + API_POOL.most + SWEEPER_POOL.most + RESERVED == MAX_CONNECTIONS
+    assert WORKER_POOL.most <= 2
+
+
+def test_a_worker_holds_one_connection_and_two_at_most(
+    tmp_path: Path, pipeline: Path, postgres_url: str, postgres: PostgresServer
+) -> None:
+    settings = settings_for(
+        tmp_path, pipeline, database_url=postgres_url, presence_seconds=0.01, stop_check_seconds=0.01
+    )
+    service = Service.open(settings, pool=WORKER_POOL)
+    create_job(service, RoundSpec.model_validate(round_body(evaluation=None)))
+    presence = Presence(settings, "w", ("gpu",), lambda: service.uow, lambda: ("cpu", None, None))
+    counts: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        engine = make_engine(postgres.url("postgres"))
+        query = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
+        while not ended.wait(0.005):
+            with engine.connect() as connection:
+                counts.append(int(connection.scalar(query, {"name": make_url(postgres_url).database}) or 0))
+        engine.dispose()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    presence.start()
+    work_until_idle(service)
+    presence.stop()
+    ended.set()
+    watcher.join()
+    assert max(counts) <= 2
+    assert service.uow.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def pooled(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Returns a function from the URL of a database to its URL at PgBouncer, which shares two sessions."""
+    program = shutil.which("pgbouncer")
+    if program is None:
+        pytest.skip("pgbouncer is not installed")
+    folder = tmp_path_factory.mktemp("pgbouncer")
+    port = free_port()
+    server = make_url(postgres.url("postgres"))
+    (folder / "users").write_text(f'"{server.username}" ""\n')
+    (folder / "ini").write_text(
+        f"[databases]\n* = host={server.host} port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+        f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {folder}/users\n"
+        "pool_mode = transaction\ndefault_pool_size = 2\nserver_round_robin = 1\n"
+    )
+    as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
+    for path in (folder, *folder.parents[:2], folder / "users", folder / "ini"):
+        path.chmod(path.stat().st_mode | 0o055)
+    process = subprocess.Popen([program, "-q", *as_user, str(folder / "ini")], stderr=subprocess.DEVNULL)
+
+    def at_pgbouncer(url: str) -> str:
+        return make_url(url).set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+
+    yield at_pgbouncer
+    process.terminate()
+    process.wait()
+
+
+def test_a_job_runs_through_pgbouncer(
+    tmp_path: Path, pipeline: Path, postgres: PostgresServer, pooled: Callable[[str], str]
+) -> None:
+    """From the migrations to the last stage. Every transaction may have another session."""
+    url = pooled(postgres.create_database())
+    service = Service.open(settings_for(tmp_path, pipeline, database_url=url), pool=WORKER_POOL)
+    create_job(service, RoundSpec.model_validate(round_body(evaluation=None)))
+    work_until_idle(service)
+    assert sweep_once(service)
+    with service.uow.reading() as session:
+        assert session.scalars(text("SELECT DISTINCT state FROM stages")).all() == ["succeeded"]
+        assert session.scalar(text("SHOW statement_timeout")) == "1min"
+    service.close()
+
+
+def test_nothing_is_kept_in_a_session(tmp_path: Path, postgres: PostgresServer) -> None:
+    uow = UnitOfWork.connect(postgres.create_database())
+    with statements(uow.engine) as sent:
+        migrate(uow.engine, tmp_path / "lock")
+        with uow.writing() as session:
+            session.execute(text("SELECT 1"))
+    of_session = [
+        statement
+        for statement, _ in sent
+        if (statement.startswith("SET ") and not statement.startswith("SET LOCAL"))
+        or ("advisory" in statement and "xact" not in statement)
+        or statement.startswith(("PREPARE", "LISTEN", "DECLARE"))
+    ]
+    assert sent and of_session == []
+    with uow.engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None and driver.prepare_threshold is None
+        assert "options" not in driver.info.get_parameters()
+    uow.close()
+
+
+def test_a_lock_is_held_by_one_process_and_freed_at_the_end(postgres_url: str) -> None:
+    first, second = (make_engine(postgres_url) for _ in range(2))
+    with try_hold(first, AdvisoryLock.SWEEP) as is_held:
+        assert is_held
+        with try_hold(second, AdvisoryLock.SWEEP) as is_held_too:
+            assert not is_held_too
+    with try_hold(second, AdvisoryLock.SWEEP) as is_held_now:
+        assert is_held_now
+    first.dispose()
+    second.dispose()
