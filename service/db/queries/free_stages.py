@@ -192,7 +192,7 @@ def following_job(session: Session, group: FreeGroup) -> FreeGroup | None:
 
 
 @cache
-def _following_job() -> Select[Any]:
+def _following_job() -> Select[int, str]:
     first = (bindparam("first_rank", type_=BigInteger), bindparam("first_job", type_=String))
     query = select(Stage.rank, Stage.job_id).where(_of_group(Stage), tuple_(Stage.rank, Stage.job_id) > tuple_(*first))
     return query.order_by(Stage.rank, Stage.job_id, Stage.number).limit(1)

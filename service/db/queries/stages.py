@@ -347,8 +347,8 @@ def has_succeeded(session: Session, stage_id: str, epoch: int) -> bool:
 
 def end(session: Session, stage_id: str, epoch: int, state: StageState, code: str, message: str) -> None:
     """End the stage without success. Raises LeaseLostError."""
-    values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
-    values |= {"is_counted": True, **_NO_LEASE}
+    error = {"error_code": code, "error_message": message}
+    values = {"state": state, "finished_at": now_seconds(), "is_counted": True, **error, **_NO_LEASE}
     _count_in_job(session, [_fenced(session, stage_id, epoch, values)])
 
 
@@ -424,7 +424,7 @@ def running_under(session: Session, owner_prefix: str) -> list[Stage]:
 def cancel_unfinished(session: Session, job_id: str) -> None:
     """Cancel the stages of the job that have not started, and request its running stages to cancel."""
     is_running = Stage.state == StageState.RUNNING
-    values = {
+    values: dict[str, Any] = {
         "state": case((is_running, Stage.state), else_=StageState.CANCELLED),
         "finished_at": case((is_running, Stage.finished_at), else_=now_seconds()),
         "is_counted": case((is_running, false()), else_=true()),
@@ -450,7 +450,7 @@ def release(session: Session, job_id: str) -> list[Hint]:
         Hints for those that are free, which are marked as hinted. The caller must send them.
     """
     was_held = Stage.state == StageState.HELD
-    values = {
+    values: dict[str, Any] = {
         "state": case((was_held, StageState.QUEUED), else_=Stage.state),
         "pause_requested_at": None,
         "free_at": case((was_held, _now_if_free(Stage.not_before <= now_seconds())), else_=Stage.free_at),
@@ -468,7 +468,7 @@ def reopen(session: Session, job_id: str) -> tuple[int, list[Hint]]:
     """
     is_review = Stage.kind == StageKind.REVIEW
     now_if_free = case((is_review, None), else_=_now_if_free())
-    values = {
+    values: dict[str, Any] = {
         "state": case((is_review, StageState.WAITING), else_=StageState.QUEUED),
         "not_before": now_seconds(),
         "finished_at": None,
