@@ -33,9 +33,22 @@ class PostgresServer(servers.PostgresServer):
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
+    def dump(self, url: str, file: Path) -> None:
+        """Back up a database as docs/deploy.md does."""
+        self._run_tool("pg_dump", "--format=custom", f"--file={file}", url)
+
+    def restore(self, file: Path) -> str:
+        """Restore a backup into a new database. Returns its URL."""
+        url = self.create_database("template0")
+        self._run_tool("pg_restore", "--exit-on-error", f"--dbname={url}", str(file))
+        return url
+
     def run_file(self, database: str, file: Path, **variables: str) -> None:
         """Run a file of SQL by psql, with these environment variables. Fails with its messages."""
-        command = [str(self._bin / "psql"), "--quiet", "--file", str(file), self.url(database)]
+        self._run_tool("psql", "--quiet", "--file", str(file), self.url(database), **variables)
+
+    def _run_tool(self, name: str, *arguments: str, **variables: str) -> None:
+        command = [str(self._bin / name), *arguments]
         done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 

@@ -100,8 +100,10 @@ def disturb_storage(site: Site, dice: random.Random) -> int:
     assert storage is not None
     before = storage.count
     site.start()
-    storage.begin(dice, refuse=dice.uniform(0, 0.6), cut=dice.uniform(0, 0.4), slow=dice.uniform(0, 0.2))
+    storage.begin(dice, refuse=dice.uniform(0.1, 0.6), cut=dice.uniform(0, 0.4), slow=dice.uniform(0, 0.2))
     time.sleep(dice.uniform(1, 4))
+    while storage.count == before:
+        site.catch(*KINDS)
     storage.end()
     return storage.count - before
 
