@@ -116,6 +116,37 @@ MUTATIONS = (
         ("tests/integration/test_storage.py::test_corrupt_bytes_are_detected_and_repaired_by_storing_them_again",),
     ),
     Mutation(
+        "an object of S3 is read back before its key is returned",
+        "service/storage/s3.py",
+        "            actual = _sha256(self._chunks(key, 0, None))\n        if",
+        "            actual = sha256\n        if",
+        ("tests/integration/test_storage.py::test_an_object_is_read_back_before_its_key_is_returned",),
+    ),
+    Mutation(
+        "a file gets its name when it is complete",
+        "service/storage/files.py",
+        "part.replace(target)",
+        "shutil.copyfile(part, target)",
+        ("tests/integration/test_storage.py::test_a_file_is_replaced_whole",),
+    ),
+    Mutation(
+        "the sweeper requeues stages of lost workers",
+        "service/maintenance.py",
+        "lost = execution.sweep(service.uow, service.settings)",
+        "lost = 0",
+        ("tests/integration/test_hints.py::test_the_sweeper_frees_what_a_silent_worker_held",),
+    ),
+    Mutation(
+        "a commit whose reply was lost is not repeated",
+        "service/db/unit_of_work.py",
+        "                if sent and _is_outcome_unknown(error):",
+        "                if sent and not _is_outcome_unknown(error):",
+        (
+            "tests/integration/test_unit_of_work.py::test_a_lost_reply_to_a_commit_doubles_and_loses_nothing",
+            "tests/integration/test_execution_on_postgres.py::test_lost_replies_claim_once_and_finish_once",
+        ),
+    ),
+    Mutation(
         "an Idempotency-Key stands for one request",
         "service/service.py",
         " and earlier.fingerprint != request.fingerprint:\n",

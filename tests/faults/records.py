@@ -54,8 +54,12 @@ class Records:
     def add(self, finished: Round) -> None:
         """Append a round. It is on the disk afterwards."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{finished.family}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(finished)) + "\n")
+        with (self.folder / f"{finished.family}.jsonl").open("a+b") as file:
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a crash has cut the last line
+                    file.write(b"\n")
+            file.write(json.dumps(asdict(finished)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 

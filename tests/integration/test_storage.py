@@ -120,6 +120,17 @@ def test_corrupt_bytes_are_detected_and_repaired_by_storing_them_again(place: Pl
     assert place.fetch(place.put()) == HELLO
 
 
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    """A reader of the old file sees none of the new bytes: they are written elsewhere and renamed."""
+    place = Place(open_store(settings_for(tmp_path / "data", tmp_path)), tmp_path / "data" / "artifacts")
+    file = place.folder / place.put().key
+    file.write_bytes(b"jello")
+    with file.open("rb") as reader:
+        place.put()
+        assert reader.read() == b"jello"
+    assert file.read_bytes() == HELLO
+
+
 def test_a_removed_object_is_gone_and_others_are_not(place: Place) -> None:
     stored, other = place.put(), place.put(b"other")
     place.store.remove(stored.key)
