@@ -78,10 +78,11 @@ def extend(session: Session, job_id: str, rounds: int, extension: Extension) -> 
     """Add the further rounds to the job, which runs again. Does nothing if it has this number of rounds already.
 
     Raises:
+        NotFoundError: The job was deleted meanwhile.
         ConflictError: The job has changed since the rounds were planned.
         InvalidRequestError: The job has more rounds.
     """
-    job = jobs.lock(session, job_id)
+    job = jobs.lock_kept(session, job_id)
     if not _has_fewer_rounds(job, rounds):
         return
     if job.rounds != extension.rounds:

@@ -1,5 +1,7 @@
 """Deletion of jobs: what is removed, in which steps, and what keeps a job; on SQLite and PostgreSQL."""
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +28,23 @@ from service.db.tables import (
     StageDependency,
     Table,
 )
-from service.errors import ConflictError, InvalidRequestError, JobInUseError, NotFoundError, StorageError
+from service.errors import (
+    ConflictError,
+    InvalidRequestError,
+    JobInUseError,
+    NotFoundError,
+    StorageError,
+    TransferError,
+)
 from service.ids import IdKind, new_id
 from service.jobs import collector, execution
 from service.jobs.collector import Collector, collect
 from service.jobs.execution import StageFailure
 from service.jobs.kinds import EvaluationJobSpec, ExportJobSpec, RoundSpec, SamplingJobSpec
+from service.maintenance import maintain
 from service.service import Service, cancel_job, continue_job, create_job, delete_job, retry_job, set_alias
+from service.transfer.exporting import export_project
+from service.transfer.importing import import_project
 from tests.service import PROMPTS, round_body, settings_for
 from tests.stored_pairs import Results
 
@@ -343,9 +355,51 @@ def test_an_idempotency_key_expires(service: Service) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_deleted_job_is_neither_exported_nor_imported_again(service: Service, tmp_path: Path) -> None:
+    job, kept = fill(service), fill(service)
+    both = export_project(service, tmp_path / "both.tar")
+    delete_job(service, job.id)
+    one = export_project(service, tmp_path / "one.tar")
+    assert (both.jobs, one.jobs) == (2, 1)
+    assert both.objects == one.objects == 4  # the jobs have equal files
+    with pytest.raises(NotFoundError):
+        export_project(service, tmp_path / "none.tar", [job.id])
+
+    with pytest.raises(TransferError, match=f"{job.id} was deleted here, and its rows are not removed yet"):
+        import_project(service, tmp_path / "both.tar")
+    age(service, job.id)
+    collected(service)
+    assert import_project(service, tmp_path / "both.tar").jobs == 1
+    assert rows_left(service, job.id) == rows_left(service, kept.id)
+    with service.uow.reading() as session:
+        assert jobs.get(session, job.id).storage_bytes == jobs.get(session, kept.id).storage_bytes > 0
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_removal_of_a_deleted_job_starts_before_the_next_collection_is_due(service: Service) -> None:
+    """Collections are an hour apart by default."""
+    assert service.settings.collect_seconds == 3600
+    job = fill(service)
+    stop = threading.Event()
+    thread = threading.Thread(target=maintain, args=(service, stop))
+    thread.start()
+    try:
+        time.sleep(0.3)  # the first collection has nothing to do
+        delete_job(service, job.id)
+        deadline = time.monotonic() + 30
+        while keys(service) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert keys(service) == set()
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_each_table_of_rows_of_jobs_is_removed_before_those_that_it_references(service: Service) -> None:
     """A new table with a reference to jobs or their rows is added to CONTENTS."""
     kept = {"scores", "stage_dependencies", "stages", "jobs", "prompt_sets", "api_keys", "workers", "model_aliases"}
+    kept |= {"webhooks", "webhook_deliveries"}
     names = [table.name for table in deletion.CONTENTS]
     assert kept.isdisjoint(names) and kept.union(names) == set(Table.metadata.tables)
     inspector = inspect(service.uow.engine)

@@ -1,5 +1,6 @@
 """Migrations on both kinds of database."""
 
+import json
 import logging
 import multiprocessing
 import os
@@ -220,6 +221,37 @@ def test_stages_and_jobs_that_ended_before_the_upgrade_are_collected_after_it(en
         alembic.command.downgrade(alembic_config(connection), "0003_running_sums")
         assert connection.scalar(text("SELECT count(*) FROM stages WHERE checkpoint_key IS NOT NULL")) == 1
     migrate(engine, tmp_path / "lock")
+
+
+def test_stored_bytes_and_sources_of_existing_jobs_are_filled(engine: Engine, tmp_path: Path) -> None:
+    """Sources by references of rows and by ids in requests, but not by those in texts of people."""
+    source, user, trained, other = (f"job_{digit}{'0' * 25}" for digit in "1234")
+    pair = f"pair_{'0' * 26}"
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0005_collection")
+        for job_id in (source, other):
+            insert_job(connection, job_id, [{}])
+        common: dict[str, object] = {"job_id": source, "stage_id": f"{source}_1", "created_at": 0}
+        for number, size in enumerate((3, 4)):
+            file = {"slot": str(number), "key": str(number), "sha256": "", "size_bytes": size, "media_type": ""}
+            insert(connection, "artifacts", id=f"art_{number}", **common, **file)
+        insert(connection, "models", id="mdl_a", base="tiny", figures="{}", round=1, **common)
+        image = {"role": "plain", "split": "train", "prompt_index": 0, "prompt": "", "number": 0, "seed": 0}
+        insert(
+            connection, "samples", id="smp_a", round=1, model_id="mdl_a", image_artifact_id="art_0", **common, **image
+        )
+        sides = {"reference_id": "smp_a", "base_id": "smp_a", "reference_score": 0, "base_score": 0}
+        scored = {"scorer": "", "scorer_version": "", "figures": "{}", "revision": 0, "prompt_index": 0, "prompt": ""}
+        insert(connection, "pairs", id=pair, round=1, number=0, **common, **sides, **scored)
+        insert_job(connection, user, [{}], model_id="mdl_a")
+        insert_job(connection, trained, [{}], spec=json.dumps({"pairs": [pair], "label": f"as {other}"}))
+    migrate(engine, tmp_path / "lock")
+
+    with engine.connect() as connection:
+        sources = connection.execute(text("SELECT job_id, source_id FROM job_sources ORDER BY job_id")).all()
+        assert sources == [(user, source), (trained, source)]
+        sizes = connection.execute(text("SELECT id, storage_bytes FROM jobs ORDER BY id")).all()
+        assert sizes == [(source, 7), (user, 0), (trained, 0), (other, 0)]
 
 
 @pytest.mark.parametrize("revision", ["0001", "0010"])

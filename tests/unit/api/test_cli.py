@@ -132,6 +132,12 @@ def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_pat
     assert retried["origin"] == jobs[0]["id"]
     output_of(f"jobs cancel {retried['id']}")
 
+    in_use = run("jobs", "delete", job)
+    assert in_use.exit_code == 1 and f"{job} is used by" in in_use.stderr
+    deleted = run("jobs", "delete", retried["id"], jobs[0]["id"])
+    assert (deleted.exit_code, deleted.stdout) == (0, f"deleted {retried['id']}, {jobs[0]['id']}\n")
+    assert run("jobs", "show", retried["id"]).exit_code == 1
+
 
 def test_round_start_follows_a_round_to_its_end(live: Live, run: Run, tmp_path: Path) -> None:
     body = round_body(seed=11, prompts=PROMPTS[:1], samples_per_prompt=2, evaluation=None)

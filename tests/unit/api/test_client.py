@@ -116,6 +116,9 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         client.remove_webhook(hook.id)
         again = client.retry(created[1].id)
         assert (again.origin, client.cancel(again.id).state) == (created[1].id, "cancelled")
+        client.delete_job(again.id)
+        with pytest.raises(NotFoundError):
+            client.delete_job(again.id)
 
         assert client.exports(job.id).data == []
         client.read(pairs[0].base.image)
