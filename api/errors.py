@@ -15,6 +15,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
+from dfusion.errors import FieldsError
 from service.db.unit_of_work import is_transient
 from service.errors import (
     MAX_PROBLEMS,
@@ -94,9 +95,19 @@ def _service_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
     status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
-    problems = error.problems if isinstance(error, (InvalidRequestError, JobInUseError)) else ()
-    fields = [{"pointer": p.pointer, "message": p.message} for p in problems]
+    fields: list[dict[str, str]] = []
+    if isinstance(error, (InvalidRequestError, JobInUseError)):
+        fields = [{"pointer": p.pointer, "message": p.message} for p in error.problems]
+    if isinstance(error, InvalidRequestError) and not fields:
+        fields = _whole_request(str(error))
+    elif isinstance(error, IdempotencyError):
+        fields = [{"pointer": "/idempotency-key", "message": str(error)}]
     return problem(status, error.code, str(error), fields, _headers(error, status))
+
+
+def _whole_request(message: str) -> list[dict[str, str]]:
+    """The problem of a request as a whole."""
+    return [{"pointer": "", "message": message}]
 
 
 def _headers(error: ServiceError, status: HTTPStatus) -> dict[str, str]:
@@ -110,7 +121,7 @@ def _headers(error: ServiceError, status: HTTPStatus) -> dict[str, str]:
 def _database_error(request: Request, error: Exception) -> Response:
     if isinstance(error, DataError):  # values that validation accepts, such as text with a NUL
         detail = "the request contains a value that the database cannot store"
-        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail)
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail, _whole_request(detail))
     if not is_transient(error):
         return _unexpected(request, error)
     _logger.warning("database unavailable: %s", type(error).__name__)
@@ -123,7 +134,9 @@ def _validation_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     problems = _without_consequences(error.errors())[:MAX_PROBLEMS]
-    fields = [{"pointer": json_pointer(e["loc"][1:]), "message": _message(e)} for e in problems]
+    fields: list[dict[str, str]] = []
+    for e in problems:
+        fields += [{"pointer": pointer, "message": _message(e)} for pointer in _pointers(e, error.body)]
 
     locations = {str(e["loc"][0]) for e in problems}
     code = "invalid_request" if locations == {"body"} else "invalid_parameter"
@@ -132,6 +145,31 @@ def _validation_error(_request: Request, error: Exception) -> Response:
 
     detail = "; ".join(f"{f['pointer'] or '/'}: {f['message']}" for f in fields[:5])
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail, fields)
+
+
+def _pointers(error: Mapping[str, Any], body: Any) -> list[str]:
+    """The fields with this error: that of its location, or those of the location that do not fit together."""
+    location = tuple(error["loc"][1:])
+    if error["loc"][0] == "body" and body is not None:
+        location = _location_in(body, location, error["type"] == "missing")
+    cause = error.get("ctx", {}).get("error")
+    names = cause.fields if isinstance(cause, FieldsError) else ()
+    return [json_pointer((*location, name)) for name in names] or [json_pointer(location)]
+
+
+def _location_in(body: Any, location: tuple[Any, ...], is_missing: bool) -> tuple[Any, ...]:
+    """The location without the names that pydantic gives to the alternatives of a union, which no body contains."""
+    parts: list[Any] = []
+    value = body
+    for n, part in enumerate(location):
+        is_name = isinstance(value, Mapping) and part in value
+        is_index = isinstance(value, Sequence) and isinstance(part, int) and part < len(value)
+        if is_name or is_index:
+            value = value[part]
+            parts.append(part)
+        elif is_missing and n == len(location) - 1:
+            parts.append(part)
+    return tuple(parts)
 
 
 def _without_consequences(problems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

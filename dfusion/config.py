@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from dfusion.algorithms import ALGORITHMS, readers
+from dfusion.errors import FieldsError
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -137,7 +138,8 @@ class FusionConfig(StrictModel):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.last_step is not None and self.last_step < self.first_step:
-            raise ValueError(f"last_step must be at least first_step ({self.first_step}), got {self.last_step}")
+            message = f"last_step must be at least first_step ({self.first_step}), got {self.last_step}"
+            raise FieldsError(message, "last_step")
         return self
 
     def steps(self, num_steps: int) -> range:
@@ -293,7 +295,8 @@ class TrainingConfig(StrictModel):
             algorithms = readers(name)
             unused = algorithms and self.algorithm not in algorithms
             if unused and getattr(self, name) != field.default:
-                raise ValueError(f"{name} is a setting of {' and '.join(algorithms)}, not of {self.algorithm}")
+                message = f"{name} is a setting of {' and '.join(algorithms)}, not of {self.algorithm}"
+                raise FieldsError(message, name)
         return self
 
     @property

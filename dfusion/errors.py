@@ -36,6 +36,18 @@ class DFusionError(Exception):
     retryable = False
 
 
+class FieldsError(ValueError):
+    """Values of a configuration that do not fit together, for validators of pydantic models.
+
+    Attributes:
+        fields: The names of the fields, relative to the model.
+    """
+
+    def __init__(self, message: str, *fields: str) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
 class InvalidInputError(DFusionError):
     """An argument is invalid. The message names the expected and the actual value."""
 

@@ -15,6 +15,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dfusion.config import StrictModel
+from dfusion.errors import FieldsError
 from dfusion.prompts import Prompt, Threshold
 from dfusion.prompts.items import names_no_thing
 from service.errors import FieldProblem, InvalidRequestError, json_pointer
@@ -78,9 +79,11 @@ class PromptSetSpec(StrictModel):
         sources = [name for name in ("prompts", "text", "prompt_file") if getattr(self, name) is not None]
         if len(sources) != 1:
             got = ", ".join(sources) or "none"
-            raise ValueError(f"expected exactly one of prompts, text, prompt_file, got {got}; {_FILES_EXPECTED}")
+            message = f"expected exactly one of prompts, text, prompt_file, got {got}; {_FILES_EXPECTED}"
+            raise FieldsError(message, *(sources or ("prompts", "text", "prompt_file")))
         if self.prompt_file is None and (self.item_idx_file is not None or self.mask_thr_file is not None):
-            raise ValueError(f"expected prompt_file with item_idx_file and mask_thr_file, got none; {_FILES_EXPECTED}")
+            message = f"expected prompt_file with item_idx_file and mask_thr_file, got none; {_FILES_EXPECTED}"
+            raise FieldsError(message, "prompt_file")
         return self
 
     def read(self) -> tuple[Prompt, ...]:

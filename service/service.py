@@ -18,9 +18,15 @@ from service.db.migrate import migrate, require_newest
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.tables import Job, Pair, PromptSet
 from service.db.unit_of_work import API_POOL, Pool, UnitOfWork, repeatable
-from service.errors import ConflictError, IdempotencyError, PreconditionError, SourceDeletedError
+from service.errors import (
+    ConflictError,
+    IdempotencyError,
+    InvalidRequestError,
+    PreconditionError,
+    SourceDeletedError,
+)
 from service.jobs import deletion, execution, extension, limits
-from service.jobs.checking import check
+from service.jobs.checking import check, unknown_model
 from service.jobs.estimates import ResourceEstimate, estimate_of
 from service.jobs.kinds import JobSpec, kind_of, spec_of
 from service.jobs.kinds.base import Checked
@@ -451,16 +457,23 @@ def give_verdict(
         return pair
 
 
-def set_alias(service: Service, name: str, model_id: str) -> None:
-    """Let an alias refer to a model. Raises NotFoundError, or ConflictError for the name of a base model."""
+def set_alias(service: Service, name: str, model: str) -> None:
+    """Let an alias refer to a model, which is given by its id, name or alias.
+
+    Raises:
+        ConflictError: The alias is the name of a base model.
+        InvalidRequestError: The model is unknown.
+    """
     if name in service.catalogue.models:
         raise ConflictError(f"{name!r} is the name of a base model")
 
     def save(session: Session) -> None:
-        model = results.get_model(session, model_id)
-        if model.job_id is not None:
-            jobs.lock_kept(session, model.job_id)  # it cannot be deleted meanwhile
-        results.set_alias(session, name, model.id)
+        row = results.find_model(session, model)
+        if row is None:
+            raise InvalidRequestError.at("/model", unknown_model(service.catalogue, model), "unknown_model")
+        if row.job_id is not None:
+            jobs.lock_kept(session, row.job_id)  # it cannot be deleted meanwhile
+        results.set_alias(session, name, row.id)
 
     try:
         service.uow.run(save, repeatable)

@@ -81,7 +81,7 @@ def export(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        job = client.start_export({"model": client.model(model).id, "format": format}, idempotency_key=key)
+        job = client.start_export({"model": model, "format": format}, idempotency_key=key)
         if follow:
             follow_to_end(session, client, job.id)
         else:
@@ -130,7 +130,7 @@ def alias(
             client.remove_alias(name)
             session.show(None, lambda: Text(f"removed the alias {name}"))
             return
-        details = client.set_alias(name, client.model(model).id)
+        details = client.set_alias(name, model)
     session.show(details, lambda: _sheet(details))
 
 

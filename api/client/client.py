@@ -446,9 +446,9 @@ class Client:
         path = f"/models/{_segment(model)}/lineage"
         return self._get(path, ListOut[AncestorOut], limit=limit, cursor=cursor)
 
-    def set_alias(self, name: str, model_id: str) -> ModelDetail:
+    def set_alias(self, name: str, model: str) -> ModelDetail:
         """Set an alias of a model, such as "champion". An alias can be moved to another model."""
-        response = self._transport.request("PUT", f"/aliases/{_segment(name)}", json={"model": model_id})
+        response = self._transport.request("PUT", f"/aliases/{_segment(name)}", json={"model": model})
         return _read(ModelDetail, response.content)
 
     def remove_alias(self, name: str) -> None:

@@ -115,10 +115,12 @@ def _read_json(body: bytes, parameters: dict[str, str]) -> PromptSetSpec:
     if not body:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
     try:
-        return PromptSetSpec.of_json(json.loads(body), parameters)
+        parsed = json.loads(body)
+        return PromptSetSpec.of_json(parsed, parameters)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        raise RequestValidationError([{**entry, "loc": ("body", *entry["loc"])} for entry in problems]) from error
+        problems = error.errors(include_url=False)
+        located = [{**entry, "loc": ("body", *entry["loc"])} for entry in problems]
+        raise RequestValidationError(located, body=parsed if isinstance(parsed, dict) else None) from error
 
 
 @router.get("")

@@ -187,7 +187,11 @@ def get_model(model: str, service: ServiceDep) -> ModelDetail:
 
 
 def _model(session: Session, name: str) -> Model:
-    return results.find_model(session, name) or results.get_model(session, name)
+    """The model with this id, name or alias. Raises NotFoundError."""
+    row = results.find_model(session, name)
+    if row is None:
+        raise NotFoundError(f"there is no model {name!r}; expected the id, name or alias of a model")
+    return row
 
 
 @router.get("/models/{model}/lineage", tags=["models"])

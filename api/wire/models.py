@@ -68,7 +68,7 @@ class AncestorOut(BaseModel):
 
 
 class AliasIn(BaseModel):
-    """The model that an alias refers to."""
+    """The model that an alias refers to: its id, name or another alias."""
 
     model_config = ConfigDict(extra="forbid")
 

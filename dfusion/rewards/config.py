@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from dfusion.config import Count, Frozen, StrictModel
+from dfusion.errors import FieldsError
 
 ScorerName = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -61,7 +62,7 @@ class WeightedPart(StrictModel):
     @model_validator(mode="after")
     def _counts(self) -> Self:
         if self.weight == 0:
-            raise ValueError("weight: expected a number other than 0, got 0")
+            raise FieldsError("weight: expected a number other than 0, got 0", "weight")
         return self
 
 
@@ -75,7 +76,7 @@ class WeightedScorerConfig(Frozen):
     def _distinct(self) -> Self:
         names = [part.scorer for part in self.parts]
         if len(set(names)) != len(names):
-            raise ValueError(f"parts: expected each scorer once, got {names}")
+            raise FieldsError(f"parts: expected each scorer once, got {names}", "parts")
         return self
 
 

@@ -67,6 +67,12 @@ def raise_problems(checker: Checker) -> None:
     raise InvalidRequestError(message, *listed, code=checker.codes[0])
 
 
+def unknown_model(catalogue: Catalogue, name: str) -> str:
+    """The message of an error for a model that does not exist."""
+    names = ", ".join(sorted(catalogue.models))
+    return f"unknown model {name!r}; expected one of {names}, an alias, or a model's id"
+
+
 class Checker:
     """Looks up what a request names and collects all problems, so that a client gets them in one response."""
 
@@ -105,9 +111,7 @@ class Checker:
         row = results.find_model(self._session, name)
         base = self._catalogue.models.get(row.base) if row else None
         if row is None or base is None:
-            names = ", ".join(sorted(self._catalogue.models))
-            message = f"unknown model {name!r}; expected one of {names}, an alias, or a model's id"
-            self.wrong(pointer, message, "unknown_model")
+            self.wrong(pointer, unknown_model(self._catalogue, name), "unknown_model")
         return row, base
 
     def one_model(self, pointer: str, model_ids: Collection[str], advice: str = "") -> Model | None:

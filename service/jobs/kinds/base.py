@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVa
 from pydantic import Field, StringConstraints, model_validator
 
 from dfusion.config import PRESETS, SamplingConfig, StrictModel, TrainingConfig
+from dfusion.errors import FieldsError
 from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
 from service.plan import PlannedStage, Sizes, Totals, WorkCounts
@@ -62,8 +63,7 @@ class SamplesSpec(Labelled):
 
     @model_validator(mode="after")
     def _one_prompt_set(self) -> Self:
-        if (self.prompt_set is None) == (self.prompts is None):
-            raise ValueError("expected exactly one of prompt_set, prompts")
+        require_one(self, "prompt_set", "prompts")
         return self
 
 
@@ -95,10 +95,11 @@ class PresetSpec(StrictModel):
 
 
 def require_one(spec: StrictModel, *names: str) -> None:
-    """Check that the request sets exactly one of these fields. Raises ValueError."""
+    """Check that the request sets exactly one of these fields. Raises FieldsError."""
     present = [name for name in names if getattr(spec, name) is not None]
     if len(present) != 1:
-        raise ValueError(f"expected exactly one of {', '.join(names)}, got {', '.join(present) or 'none'}")
+        message = f"expected exactly one of {', '.join(names)}, got {', '.join(present) or 'none'}"
+        raise FieldsError(message, *(present or names))
 
 
 S = TypeVar("S", bound=Labelled)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from dfusion.config import SamplingConfig
+from dfusion.errors import FieldsError
 from dfusion.prompts import Prompt
 from service.jobs.kinds.base import (
     EXAMPLE_BASE_MODEL,
@@ -55,9 +56,9 @@ class EvaluationJobSpec(Labelled):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.prompt_sets is None and self.prompts is None:
-            raise ValueError("expected prompt_sets, prompts or both, got none")
+            raise FieldsError("expected prompt_sets, prompts or both, got none", "prompt_sets", "prompts")
         if len(set(self.models)) != len(self.models):
-            raise ValueError(f"models: expected each model once, got {list(self.models)}")
+            raise FieldsError(f"models: expected each model once, got {list(self.models)}", "models")
         return self
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dfusion.errors import FieldsError
 from service.jobs.kinds.base import EXAMPLE_JOB, EXAMPLE_MODEL, Checked, Kind, Labelled, Name, require_one
 from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class ExportJobSpec(Labelled):
     """The adapter of a model in a format of other programs, or the pairs of a job as a dataset."""
 
-    model: Name | None = Field(None, description="The id of a trained model, for diffusers, kohya and merged")
+    model: Name | None = Field(None, description="A trained model by id or alias, for diffusers, kohya and merged")
     job: Name | None = Field(None, description="A job with pairs, for parquet")
     format: Literal["diffusers", "kohya", "merged", "parquet"]
     prefer: Literal["adoption", "verdicts"] = Field(
@@ -28,7 +29,8 @@ class ExportJobSpec(Labelled):
     def _fits(self) -> Self:
         require_one(self, "model", "job")
         if (self.format == "parquet") != (self.job is not None):
-            raise ValueError("expected `job` with format parquet, and `model` with all other formats")
+            message = "expected `job` with format parquet, and `model` with all other formats"
+            raise FieldsError(message, "format")
         return self
 
 

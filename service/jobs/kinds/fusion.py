@@ -61,6 +61,11 @@ class FusionJobSpec(Labelled, PresetSpec):
         require_one(self, "pair", "pairs", "sampling")
         return self
 
+    @property
+    def source(self) -> str:
+        """The JSON pointer of the field that names the samples."""
+        return next(f"/{name}" for name in ("pair", "pairs", "sampling") if getattr(self, name) is not None)
+
 
 @dataclass(frozen=True)
 class _Sources:
@@ -87,7 +92,7 @@ def check(checker: Checker, spec: FusionJobSpec) -> Checked[FusionJobSpec] | Non
         return None
 
     # the model, the reward and the settings
-    model = checker.one_model("/pairs", {sample.model_id for sample in sources.bases})
+    model = checker.one_model(spec.source, {sample.model_id for sample in sources.bases})
     base = checker.base_of(model)
     checker.fits_layers(base, spec.fusion)
     reward = spec.reward or (base.reward if base else None)
@@ -117,12 +122,12 @@ def _named_samples(checker: Checker, spec: FusionJobSpec) -> _Sources | None:
     without = [sample.id for sample in samples if sample.trajectory_artifact_id is None]
     if without:
         message = f"the trajectories of {', '.join(without[:5])} are no longer stored"
-        checker.wrong("/pairs", message, "trajectory_gone")
+        checker.wrong(spec.source, message, "trajectory_gone")
 
     sampled_by = checker.jobs_of(samples)
     for job in sampled_by.values():
         _check_item_maps(checker, spec, job)
-    checker.one_sampling("/pairs", checker.samplings(sampled_by).values())
+    checker.one_sampling(spec.source, checker.samplings(sampled_by).values())
     return _Sources(next(iter(sampled_by.values())), [base for _, base in sides], len(sides))
 
 
@@ -198,7 +203,8 @@ def _check_item_maps(checker: Checker, spec: FusionJobSpec, job: Job) -> None:
         recorded = job_spec.fusion.mask_source
 
     if recorded is None:
-        checker.wrong("/pairs", f"expected samples with item maps, got those of {job.id} without", "no_item_maps")
+        message = f"expected samples with item maps, got those of {job.id} without"
+        checker.wrong(spec.source, message, "no_item_maps")
     elif recorded != spec.fusion.mask_source:
         message = f"expected {recorded!r}, the mask source of the samples, got {spec.fusion.mask_source!r}"
         checker.wrong("/fusion/mask_source", message, "invalid_request")

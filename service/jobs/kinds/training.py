@@ -61,19 +61,20 @@ def check(checker: Checker, spec: TrainingJobSpec) -> Checked[TrainingJobSpec] |
         return None
 
     # the samples and the model
+    source = "/jobs" if spec.pairs is None else "/pairs"
     if not all(side.has_trajectory for side in sides):
-        checker.wrong("/pairs", "the trajectories of some samples were not kept", "trajectory_gone")
+        checker.wrong(source, "the trajectories of some samples were not kept", "trajectory_gone")
     if spec.model is not None:
         model, _ = checker.model("/model", spec.model)
     else:
         base_models = {side.model_id for side in sides if side.is_base}
-        model = checker.one_model("/pairs", base_models, "; or set `model`, the model to train")
-    checker.one_base("/pairs", {side.model_id for side in sides}, model)
+        model = checker.one_model(source, base_models, "; or set `model`, the model to train")
+    checker.one_base(source, {side.model_id for side in sides}, model)
 
     # the settings of sampling and training
     samplings = checker.samplings({side.job_id for side in sides if not side.is_target})
     checker.adapter_is_kept(model, spec.training)
-    checker.one_sampling("/pairs", samplings.values())
+    checker.one_sampling(source, samplings.values())
     if spec.prefer == "verdicts":
         checker.learns_from_verdicts("/prefer", spec.training)
     sizes = Sizes(checker.shard_prompts, pairs=pairs, sampling=next(iter(samplings.values())))

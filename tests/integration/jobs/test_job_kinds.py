@@ -545,7 +545,7 @@ def test_latents_of_another_base_model_are_refused(
     installation: Installation, sampled: dict[str, Any], fused: dict[str, Any]
 ) -> None:
     other = installation.client.post("/trainings", json={"jobs": [fused["id"]], "model": "shapes"}).json()
-    assert (other["code"], other["errors"][0]["pointer"]) == ("models_differ", "/pairs")
+    assert (other["code"], other["errors"][0]["pointer"]) == ("models_differ", "/jobs")
     layers = {"sampling": sampled["id"], "fusion": FUSION | {"mask_source": "resolution"}, "reward": "brightness"}
     response = installation.client.post("/fusions", json=layers).json()
     assert response["errors"][0]["pointer"] == "/fusion/mask_source"

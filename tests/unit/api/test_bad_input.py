@@ -1,9 +1,11 @@
 """Invalid requests are rejected with their error code and change nothing in the database."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
@@ -17,10 +19,18 @@ from tests.service import PROMPTS, round_body, settings_for
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """The application, shared by all tests: rejected requests change nothing."""
+    """The application, shared by all tests: rejected requests change nothing. It checks every 422 of theirs."""
     folder = tmp_path_factory.mktemp("refusing")
     with TestClient(create_app(settings_for(folder, folder)), raise_server_exceptions=False) as opened:
+        opened.event_hooks = {"response": [_require_pointer]}
         yield opened
+
+
+def _require_pointer(response: httpx.Response) -> None:
+    """Each 422 points to what is wrong."""
+    if response.status_code == 422:
+        response.read()
+        assert response.json()["errors"], response.text
 
 
 def unknown(kind: IdKind) -> str:
@@ -42,8 +52,10 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"surprise": 1}, "invalid_request", "/surprise"),
         ({"sampling": {"nm_steps": 4}}, "invalid_request", "/sampling/nm_steps"),
         ({"prompts": []}, "empty_prompt_set", "/prompts"),
-        ({"prompts": None}, "invalid_request", ""),
-        ({"prompt_set": "shapes-attribute-train"}, "invalid_request", ""),
+        ({"prompts": None}, "invalid_request", "/prompt_set"),
+        ({"prompt_set": "shapes-attribute-train"}, "invalid_request", "/prompts"),
+        ({"training": {"algorithm": "ddpo", "beta": 2}}, "invalid_request", "/training/beta"),
+        ({"reward": {"kind": "weighted", "parts": []}}, "invalid_request", "/reward"),
         ({"prompts": None, "prompt_set": "nobody-knows"}, "unknown_prompt_set", "/prompt_set"),
         ({"prompts": None, "prompt_set": unknown(IdKind.PROMPT_SET)}, "unknown_prompt_set", "/prompt_set"),
         ({"held_out_prompt_set": "nobody-knows"}, "unknown_prompt_set", "/held_out_prompt_set"),
@@ -58,7 +70,7 @@ def row_counts(service: Service) -> dict[str, int]:
         ({"sampling": {"eta": 0}}, "invalid_request", "/sampling/eta"),
         ({"prompts": [{**PROMPTS[1], "thresholds": [0.02]}]}, "invalid_request", "/prompts/0"),
         ({"sampling": {"num_steps": 1}}, "invalid_request", "/fusion/first_step"),
-        ({"fusion": {"first_step": 3, "last_step": 2}}, "invalid_request", "/fusion"),
+        ({"fusion": {"first_step": 3, "last_step": 2}}, "invalid_request", "/fusion/last_step"),
         ({"rounds": 0}, "invalid_request", "/rounds"),
         ({"training": {"inner_epochs": 10**400}}, "invalid_request", "/training/inner_epochs"),
         ({"training": {"examples_per_update": 1 << 63}}, "invalid_request", "/training/examples_per_update"),
@@ -90,6 +102,71 @@ def test_invalid_rounds_are_rejected_with_code_and_pointer(
     assert problem["code"] == code
     assert pointer in [error["pointer"] for error in problem["errors"]]
     assert row_counts(service) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointers"),
+    [
+        ("/evaluations", {"models": ["tiny"]}, {"/prompt_sets", "/prompts"}),
+        ("/evaluations", {"models": ["tiny", "tiny"], "prompts": PROMPTS}, {"/models"}),
+        ("/fusions", {}, {"/pair", "/pairs", "/sampling"}),
+        ("/fusions", {"pair": unknown(IdKind.PAIR), "sampling": unknown(IdKind.JOB)}, {"/pair", "/sampling"}),
+        ("/trainings", {}, {"/pairs", "/jobs"}),
+        ("/exports", {"model": "tiny", "format": "parquet"}, {"/format"}),
+        ("/exports", {"model": "tiny", "format": "kohya"}, {"/model"}),
+        ("/prompt-sets", {"name": "x"}, {"/prompts", "/text", "/prompt_file"}),
+        ("/prompt-sets", {"name": "x", "text": "a [cat]", "mask_thr_file": {}}, {"/prompt_file"}),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_named(
+    client: TestClient, path: str, body: dict[str, Any], pointers: set[str]
+) -> None:
+    response = client.post(path, json=body)
+    assert response.status_code == 422
+    assert {error["pointer"] for error in response.json()["errors"]} == pointers
+
+
+def test_every_field_of_every_request_is_pointed_to(client: TestClient, service: Service) -> None:
+    """Each field in turn has a value that none accepts."""
+    before = row_counts(service)
+    document = client.get("/openapi.json").json()
+    checked = 0
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if content is None:
+                continue
+            body = next(iter(content["examples"].values()))["value"]
+            schema = content["schema"]
+            name = schema.get("$ref", "").rpartition("/")[2]
+            fields = document["components"]["schemas"][name]["properties"] if name else schema.get("properties", {})
+            for field in fields:
+                wrong = {**body, field: {"surprise": []}}
+                response = client.request(method, re.sub(r"{\w+}", "x", path), json=wrong)
+                pointers = [error["pointer"] for error in response.json()["errors"]]
+                assert response.status_code == 422, (path, field, response.text)
+                assert any(f"{pointer}/".startswith(f"/{field}/") for pointer in pointers), (path, field, pointers)
+                checked += 1
+    assert checked > 60
+    assert row_counts(service) == before
+
+
+def test_a_reused_idempotency_key_is_pointed_to(client: TestClient) -> None:
+    headers = {"Idempotency-Key": "used"}
+    assert client.post("/rounds", json=round_body(), headers=headers).status_code == 202
+    response = client.post("/rounds", json=round_body(seed=8), headers=headers)
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.json()["errors"]] == ["/idempotency-key"]
+
+
+def test_an_alias_refers_to_a_model_by_name_alias_or_id(client: TestClient) -> None:
+    by_name = client.put("/aliases/first", json={"model": "tiny"}).json()
+    for model in ("first", by_name["id"]):
+        again = client.put("/aliases/second", json={"model": model})
+        assert (again.status_code, again.json()["id"]) == (200, by_name["id"])
+    response = client.put("/aliases/second", json={"model": "nobody-knows"})
+    assert (response.status_code, response.json()["code"]) == (422, "unknown_model")
+    assert [error["pointer"] for error in response.json()["errors"]] == ["/model"]
 
 
 def _body_with_guidance(number: str) -> bytes:

@@ -107,7 +107,7 @@ def test_names_of_built_in_sets_are_reserved(client: TestClient, service: Servic
         ("application/json", "", {}, 422, "invalid_request", [""]),
         ("application/json", "null", {}, 422, "invalid_request", [""]),
         ("application/json", "{}", {}, 422, "invalid_request", ["/name"]),
-        ("application/json", '{"name": "x"}', {}, 422, "invalid_request", [""]),
+        ("application/json", '{"name": "x"}', {}, 422, "invalid_request", ["/prompts", "/text", "/prompt_file"]),
         ("application/json", '{"name": "x", "prompts": []}', {}, 422, "empty_prompt_set", ["/prompts"]),
         ("application/json", "[]", {"name": "x"}, 422, "empty_prompt_set", [""]),
         ("application/json", '{"name": "x", "text": "a cat"}', {"name": "x"}, 422, "invalid_request", ["/name"]),
