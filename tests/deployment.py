@@ -25,7 +25,7 @@ from service.db.queries import stages
 from service.db.tables import Stage
 from service.service import Service
 from service.settings import Settings
-from tests.nursery import Forked, fork
+from tests.forking import Forked, fork
 from tests.servers import PostgresServer, RedisServer, S3Server, free_port, postgres_server, redis_server, s3_server
 from tests.service import HASTE as HASTE_IN_PROCESS
 from tests.service import settings_for

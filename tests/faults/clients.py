@@ -16,7 +16,7 @@ from service.db.tables import Table
 from service.db.unit_of_work import make_engine
 from tests.deployment import DEPLOYED, PATIENCE_SECONDS, ROOT, Deployment
 from tests.faults.site import ROUND, SAMPLING, Site
-from tests.nursery import fork
+from tests.forking import fork
 
 MIGRATIONS = 8
 

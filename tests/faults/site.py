@@ -20,7 +20,7 @@ from service.db.tables import Stage
 from tests import invariants
 from tests.deployment import DEPLOYED, FINAL, PATIENCE_SECONDS, WORKERS, Deployment, Servers, deployment, with_password
 from tests.faults.storage_line import StorageFaults
-from tests.nursery import call
+from tests.forking import call
 from tests.proxy import proxy_of_lines
 from tests.servers import CuttingProxy, cutting_proxy
 from tests.service import PROMPTS, round_body

@@ -1,5 +1,5 @@
 # ruff: noqa: F401
-"""Imports of `tests.nursery`: what the programs of the service import, except modules that read the settings."""
+"""Imports of `tests.forking`: what the programs of the service import, except modules that read the settings."""
 
 import celery.bin.worker
 import celery.concurrency.prefork

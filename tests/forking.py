@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.nursery_modules"])
+_CONTEXT.set_forkserver_preload(["tests.forking_preload"])
 
 
 class Forked:
