@@ -120,7 +120,7 @@ def origins(session: Session, ids: Iterable[str]) -> dict[str, Origin]:
 def images_per_round(session: Session, job_id: str) -> int:
     """The samples of each round; 0 for jobs of other kinds. Raises NotFoundError."""
     query = select(Job.kind, Job.prompt_set_id, Job.spec["samples_per_prompt"])
-    row = session.execute(query.where(Job.id == expect(IdKind.JOB, job_id))).one_or_none()
+    row = session.execute(query.where(Job.id == expect(IdKind.JOB, job_id), is_kept(Job))).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no job {job_id}")
     kind, prompt_set_id, samples_per_prompt = row

@@ -54,13 +54,14 @@ def add_all(session: Session, rows: Iterable[Table]) -> None:
         session.execute(insert(table).values(group.computed), group.values)
 
     # the running sums
-    sums: Counter[tuple[str, str]] = Counter()
+    sums: dict[str, Counter[str]] = {}
     for row in rows:
         if isinstance(row, (Sample, Pair, Model, Artifact)) and row.job_id is not None:
-            sums[row.job_id, _COUNTERS[type(row)].key] += row.size_bytes if isinstance(row, Artifact) else 1
-    for (job_id, name), amount in sums.items():
-        query = update(Job).where(Job.id == job_id).values({name: getattr(Job, name) + amount})
-        session.execute(query, execution_options=UNSYNCED)
+            of_job = sums.setdefault(row.job_id, Counter())
+            of_job[_COUNTERS[type(row)].key] += row.size_bytes if isinstance(row, Artifact) else 1
+    for job_id, of_job in sums.items():
+        totals = {name: getattr(Job, name) + amount for name, amount in of_job.items()}
+        session.execute(update(Job).where(Job.id == job_id).values(totals), execution_options=UNSYNCED)
 
 
 @dataclass
