@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import signal
+import socket
 import sys
 from types import FrameType
 
@@ -29,6 +30,16 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def require_address(settings: Settings) -> None:
+    """Raises StartError if the service cannot listen on the address of the settings."""
+    try:
+        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        address_set = f"DFUSION_HOST={settings.host}, DFUSION_PORT={settings.port}"
+        raise StartError(f"{address_set}: cannot listen there: {error.strerror or error}") from error
+
+
 def main() -> None:
     """Serve until stopped."""
     settings = Settings.or_exit()
@@ -36,6 +47,7 @@ def main() -> None:
     try:
         app = create_app(settings)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        require_address(settings)
     except StartError as error:
         raise SystemExit(f"cannot start: {error}") from error
     except OSError as error:

@@ -86,7 +86,8 @@ def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Pat
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise LocalServiceError(f"the service ended with exit code {process.returncode}; see its log, {log}")
+            reason = _reason(log)
+            raise LocalServiceError(f"the service ended with exit code {process.returncode}: {reason}; see {log}")
         try:
             if client.ready().status == "ok" and client.workers().data:
                 return
@@ -94,6 +95,13 @@ def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Pat
             pass
         time.sleep(0.2)
     raise LocalServiceError(f"the service and its worker were not ready within {seconds:.0f} s; see its log, {log}")
+
+
+def _reason(log: Path) -> str:
+    """Why a service could not start, from its log."""
+    lines = log.read_text("utf-8", "replace").strip().splitlines()
+    reasons = [line for line in lines if "cannot start: " in line]
+    return (reasons or lines or ["no output"])[-1]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -84,9 +84,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         The application. Its startup may raise StartError.
 
     Raises:
-        StartError: The settings would allow access from the network without API keys.
+        StartError: A setting is invalid, or they would allow access from the network without API keys.
     """
-    settings = settings or Settings()
+    settings = settings or Settings.read()
     access.require_closed_or_local(settings)
     rate_limit = RateLimit(settings) if settings.requests_per_second else None
 

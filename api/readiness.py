@@ -22,7 +22,9 @@ from api.embedded import WorkerSupervisor
 from api.wire.health import CheckOut, CheckState
 from service import broker as redis
 from service.db import migrate
+from service.db.clock import clock_problem
 from service.db.queries import jobs, workers
+from service.db.unit_of_work import reason_of
 from service.errors import StorageError
 from service.jobs import limits
 from service.service import Service
@@ -41,14 +43,16 @@ def _result(name: str, state: CheckState, detail: str) -> CheckOut:
 
 
 def database(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut:
-    """Check that the database responds."""
+    """Check that the database responds, and that its clock agrees with that of this machine."""
     kind = service.uow.engine.dialect.name
     try:
         with service.uow.reading() as session:
-            jobs.now(session)
+            problem = clock_problem(session)
     except SQLAlchemyError as error:
-        detail = f"{kind} does not respond ({type(error).__name__}): start it, or change DFUSION_DATABASE_URL"
+        detail = f"{kind} does not respond ({reason_of(error)}): start it, or change DFUSION_DATABASE_URL"
         return _result("database", "wrong", detail)
+    if problem is not None:
+        return _result("database", "warning", f"{kind} responds; {problem}")
     return _result("database", "ok", f"{kind} responds")
 
 
@@ -105,7 +109,10 @@ def broker(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut |
     try:
         redis.ping(service.settings)
     except (RedisError, OSError) as error:
-        detail = f"Redis does not respond ({type(error).__name__}): jobs wait until it starts; nothing is lost"
+        detail = (
+            f"Redis does not respond ({type(error).__name__}): start it, or change DFUSION_BROKER_URL; jobs wait "
+            "until then, and nothing is lost"
+        )
         return _result("broker", "wrong", detail)
     return _result("broker", "ok", "Redis responds")
 

@@ -20,5 +20,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     _run(given)
 else:
-    with make_engine(Settings().database).begin() as own:
+    with make_engine(Settings.or_exit().database).begin() as own:
         _run(own)

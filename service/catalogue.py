@@ -10,6 +10,7 @@ from dfusion.config import Precision
 from dfusion.facts import PipelineFacts, read_facts
 from dfusion.rewards.config import ScorerConfig
 from dfusion.sources import find_local
+from service.errors import StartError
 from service.settings import ModelSetting, Settings
 
 
@@ -47,13 +48,20 @@ class Catalogue:
 
     @classmethod
     def of(cls, settings: Settings) -> Catalogue:
-        """The catalogue of an installation with these settings."""
+        """The catalogue of an installation with these settings.
+
+        Raises:
+            StartError: A model of the settings has an unknown scorer.
+        """
         builtin = {
             name: InstalledModel(name, str(entry.folder), entry.dtype, entry.reward, entry.watch, tuple(entry.scorers))
             for name, entry in MODELS.items()
         }
         added = {name: _added(name, setting) for name, setting in settings.models.items()}
-        return cls({**builtin, **added}, frozenset(SCORERS) | frozenset(settings.scorers), settings.scorers)
+        scorers = frozenset(SCORERS) | frozenset(settings.scorers)
+        for model in added.values():
+            _require_scorers(model, scorers)
+        return cls({**builtin, **added}, scorers, settings.scorers)
 
     def facts(self, name: str) -> PipelineFacts | None:
         """Facts about a base model, read once from its files. None if the files are not on this machine."""
@@ -63,6 +71,17 @@ class Catalogue:
                 return None
             self._facts[name] = read_facts(folder)
         return self._facts[name]
+
+
+def _require_scorers(model: InstalledModel, scorers: frozenset[str]) -> None:
+    """Raises StartError if a default scorer of the model does not exist."""
+    for field_name, named in (("reward", [model.reward]), ("watch", [model.watch]), ("scorers", model.scorers)):
+        for scorer in named:
+            if scorer is not None and scorer not in scorers:
+                expected = ", ".join(sorted(scorers))
+                raise StartError(
+                    f"DFUSION_MODELS: {model.name}: {field_name}: expected one of {expected}, got {scorer!r}"
+                )
 
 
 def _added(name: str, setting: str | ModelSetting) -> InstalledModel:

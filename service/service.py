@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from dfusion.prompts import Prompt, builtin_lists
 from service.catalogue import Catalogue
+from service.db.clock import clock_problem
 from service.db.locks import AdvisoryLock, hold
 from service.db.migrate import migrate, require_newest
 from service.db.queries import jobs, prompt_sets, results, stages
 from service.db.tables import Job, Pair, PromptSet
-from service.db.unit_of_work import API_POOL, Pool, UnitOfWork, repeatable
+from service.db.unit_of_work import API_POOL, Pool, UnitOfWork, first_line, repeatable
 from service.errors import (
     ConflictError,
     IdempotencyError,
     InvalidRequestError,
     PreconditionError,
     SourceDeletedError,
+    StartError,
 )
 from service.jobs import deletion, execution, extension, limits
 from service.jobs.checking import check, unknown_model
@@ -39,6 +44,7 @@ from service.states import JobState, Verdict
 from service.storage import Store, open_store
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,14 @@ class Service:
             pool: The connections to PostgreSQL.
 
         Raises:
-            StartError: The database or the S3 bucket cannot be used, or the database is not migrated.
+            StartError: The data folder, the database or the S3 bucket cannot be used, the database is not migrated, or
+                a model of the settings has an unknown scorer. The message names the setting.
         """
+        with _named_in_errors(settings):
+            return cls._open(settings, queue, migrates, pool)
+
+    @classmethod
+    def _open(cls, settings: Settings, queue: Queue | None, migrates: bool, pool: Pool) -> Service:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         uow = UnitOfWork.connect(settings.database, queue, pool)
         try:
@@ -79,6 +91,9 @@ class Service:
                 hold(session, AdvisoryLock.CATALOGUE)
                 prompt_sets.ensure_builtin(session, builtin_lists().values())
                 results.ensure_base_models(session, catalogue.models)
+                skew = clock_problem(session)
+            if skew is not None:
+                _logger.warning("%s", skew)
             return cls(settings, uow, open_store(settings), catalogue)
         except BaseException:
             uow.engine.dispose()  # a worker tries again and again, and each attempt would leave a connection
@@ -87,6 +102,17 @@ class Service:
     def close(self) -> None:
         """Close the connections to the database and the broker."""
         self.uow.close()
+
+
+@contextmanager
+def _named_in_errors(settings: Settings) -> Iterator[None]:
+    """Raises StartError that names the setting for errors of the data folder and of the database."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(f"DFUSION_DATA_DIR: {settings.data_dir}: {error.strerror or error}") from error
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise StartError(f"DFUSION_DATABASE_URL: {first_line(error)}") from error
 
 
 def estimate_job(service: Service, spec: JobSpec) -> tuple[WorkCounts, ResourceEstimate]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -23,8 +24,19 @@ from service.states import DIVERSITY, QueueName
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_DATABASE_URL = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?:\[[^/?]+\]|[^/:?]+)?(?::(?P<port>[^/?]*))?")
+_DATABASE_URL = re.compile(
+    r"(?:sqlite(?:\+pysqlite)?|postgres(?:ql)?|postgresql\+psycopg)://"
+    r"(?:[^:/]*(?::[^@]*)?@)?(?:\[[^/?]+\]|[^/:?]+)?(?::(?P<port>[^/?]*))?"
+)
 """URLs as SQLAlchemy parses them. The command line also reads settings and must not import SQLAlchemy."""
+_S3_ENDPOINT = re.compile(r"(?:https?://)?(?:\[[0-9a-fA-F:]+\]|[\w.-]+)(?::(?P<port>\d+))?/?", re.ASCII)
+_S3_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_DEVICE = re.compile(r"auto|cpu|[a-z]+(?::\d{1,3})?")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Names that requests and paths can contain."""
+_MAX_PORT = 65535
+_UNION_PART = re.compile(r"str|.*[\[(A-Z-].*")
+"""The parts of an error's location that name an alternative of a field, not a field."""
 
 
 class ModelSetting(StrictModel):
@@ -171,11 +183,13 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            first = error.errors()[0]
-            name = "".join(f"DFUSION_{part}: ".upper() for part in first["loc"][:1])
-            raise StartError(f"{name}{first['msg'].removeprefix('Value error, ')}; see .env.example") from error
-        except SettingsError as error:  # invalid JSON
-            raise StartError(f"DFUSION settings: {error}; see .env.example") from error
+            raise StartError(f"{_first_problem(error)}; see .env.example") from error
+        except SettingsError as error:
+            name = re.search(r'field "(\w+)"', str(error))
+            variable = f"DFUSION_{name[1].upper()}" if name else "DFUSION settings"
+            raise StartError(f"{variable}: expected JSON: {error.__cause__ or error}; see .env.example") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartError(f".env: expected a text file in UTF-8: {error}") from error
 
     @classmethod
     def or_exit(cls) -> Settings:
@@ -197,9 +211,48 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _is_redis(cls, url: SecretStr) -> SecretStr:
-        if url.get_secret_value() and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        if url.get_secret_value() and not _is_redis_url(url.get_secret_value()):
             raise ValueError("expected a URL such as redis://host:6379/0")
         return url
+
+    @field_validator("s3_endpoint", "s3_public_endpoint")
+    @classmethod
+    def _is_an_endpoint(cls, endpoint: str) -> str:
+        parts = _S3_ENDPOINT.fullmatch(endpoint or "localhost")
+        if parts is None or int(parts["port"] or 0) > _MAX_PORT:
+            raise ValueError(f"expected host:port, or a URL such as https://host, without a path; got {endpoint!r}")
+        return endpoint
+
+    @field_validator("s3_bucket")
+    @classmethod
+    def _is_a_bucket(cls, name: str) -> str:
+        if not _S3_BUCKET.fullmatch(name):
+            raise ValueError(f"expected 3 to 63 lower-case letters, digits, '.' and '-', got {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _complete_credentials(self) -> Self:
+        if bool(self.s3_access_key.get_secret_value()) != bool(self.s3_secret_key.get_secret_value()):
+            missing = "ACCESS" if self.s3_secret_key.get_secret_value() else "SECRET"
+            raise ValueError(
+                f"DFUSION_S3_{missing}_KEY: expected both keys of the S3 server or none, got only the other"
+            )
+        return self
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        if not _DEVICE.fullmatch(device):
+            raise ValueError(f"expected auto, cpu, cuda, or a device such as cuda:1, got {device!r}")
+        return device
+
+    @field_validator("models")
+    @classmethod
+    def _can_be_named(cls, models: dict[str, str | ModelSetting]) -> dict[str, str | ModelSetting]:
+        for name in models:
+            if not _MODEL_NAME.fullmatch(name):
+                raise ValueError(f"expected names of at most 100 letters, digits, '.', '_' and '-', got {name!r}")
+        return models
 
     @field_validator("database_url")
     @classmethod
@@ -245,6 +298,33 @@ class Settings(BaseSettings):
     def secrets(self) -> list[str]:
         """All secret values, including those nested in other settings."""
         return list(_secrets(self.model_dump()))
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The most specific problem of the first invalid variable, with the name of the variable."""
+    problems = error.errors()
+    variable = problems[0]["loc"][:1]
+    of_variable = [problem for problem in problems if problem["loc"][:1] == variable]
+    worst = max(reversed(of_variable), key=lambda problem: len(problem["loc"]))
+
+    message = worst["msg"].removeprefix("Value error, ")
+    names = [f"DFUSION_{part}".upper() for part in variable]
+    names += [str(part) for part in worst["loc"][1:2]]
+    names += [str(part) for part in worst["loc"][2:] if not _UNION_PART.fullmatch(str(part))]
+    return ": ".join([*names, message])
+
+
+def _is_redis_url(url: str) -> bool:
+    """Whether the URL has a form that the clients of Redis can parse."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises ValueError for what is no port
+    except ValueError:
+        return False
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    database = parts.path.strip("/")
+    return parts.scheme in ("redis", "rediss") and port != 0 and (not database or database.isdecimal())
 
 
 def _revealed(value: Any) -> Any:

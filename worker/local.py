@@ -68,10 +68,11 @@ def work(settings: Settings, owner: str, stop: threading.Event, watchdog: Watchd
     """Claim and run stages until `stop` is set."""
     with without_garbage_collection():
         import worker.runner  # noqa: F401  (with all that its stages need)
-        from worker.workbench import Workbench, set_up_torch
+        from worker.workbench import Workbench, require_device, set_up_torch
 
-    set_up_torch(settings)
     try:
+        require_device(settings)
+        set_up_torch(settings)
         service = Service.open(settings, migrates=False, pool=WORKER_POOL)
     except StartError as error:
         raise SystemExit(f"cannot start: {error}") from error

@@ -24,7 +24,7 @@ def touch(settings: Settings) -> None:
         try:
             Path(settings.health_file).touch()
         except OSError as error:
-            _logger.warning("health file not renewed: %s", error.strerror)
+            _logger.warning("health file (DFUSION_HEALTH_FILE) not renewed: %s", error.strerror)
 
 
 def end_process() -> None:

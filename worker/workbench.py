@@ -10,6 +10,7 @@ import torch
 from dfusion.rewards import Scorer, load_scorer
 from service.catalogue import Catalogue
 from service.db.unit_of_work import UnitOfWork
+from service.errors import StartError
 from service.jobs.kinds import ScorerRef
 from service.service import Service
 from service.settings import Settings
@@ -24,6 +25,15 @@ def device_of(settings: Settings) -> str:
     if settings.device != "auto":
         return settings.device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_device(settings: Settings) -> None:
+    """Raises StartError if torch cannot use the device of the settings."""
+    try:
+        torch.zeros(1, device=device_of(settings))
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+        reason = str(error).partition("\n")[0]
+        raise StartError(f"DFUSION_DEVICE: torch cannot use {settings.device!r}: {reason}") from error
 
 
 def set_up_torch(settings: Settings) -> None:

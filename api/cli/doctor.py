@@ -119,12 +119,13 @@ def _download(client: Client) -> CheckOut:
 def _machine_checks() -> Iterator[CheckOut]:
     try:
         settings = Settings.read()
+        catalogue = Catalogue.of(settings)
     except StartError as error:
         yield _check("here: settings", "wrong", str(error))
         return
     yield _disk(settings.data_dir)
     yield torch_check(sys.executable)
-    for name, model in Catalogue.of(settings).models.items():
+    for name, model in catalogue.models.items():
         yield _model_files(name, model.source)
 
 

@@ -24,6 +24,8 @@ from service.errors import AlreadyRunningError, ProgramError, StartError
 from service.file_lock import file_lock
 from service.settings import Settings
 
+_MAX_PORT = 65535
+
 
 def main() -> int:
     """Run the stack. Returns exit code 0 if all parts ended without errors."""
@@ -43,14 +45,22 @@ def _arguments(settings: Settings) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m api.stack", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, help="folder of data, logs and passwords (DFUSION_DATA_DIR/stack)")
     parser.add_argument("--workers", type=int, default=2, help="number of worker processes (%(default)s)")
-    parser.add_argument("--api-port", type=int, default=settings.port, help="port; 0: any free port (%(default)s)")
+    parser.add_argument("--api-port", type=_port, default=settings.port, help="port; 0: any free port (%(default)s)")
     for name in ("postgres", "redis", "s3"):
-        parser.add_argument(f"--{name}-port", type=int, default=0, help="port; 0: any free port (%(default)s)")
+        parser.add_argument(f"--{name}-port", type=_port, default=0, help="port; 0: any free port (%(default)s)")
     parser.add_argument("--verbose", action="store_true", help="show all log lines, not only important ones")
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error("expected at least one worker")
     return arguments
+
+
+def _port(text: str) -> int:
+    """The number of a port. Raises ValueError."""
+    port = int(text)
+    if not 0 <= port <= _MAX_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to {_MAX_PORT}, got {port}")
+    return port
 
 
 def _run(settings: Settings, arguments: argparse.Namespace, folder: Path, lock_file: int) -> int:

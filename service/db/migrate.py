@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from service.db.locks import AdvisoryLock, try_hold
-from service.db.unit_of_work import WITHOUT_LIMITS, make_engine
+from service.db.unit_of_work import WITHOUT_LIMITS, first_line, make_engine
 from service.errors import StartError, UnknownRevisionError
 from service.file_lock import file_lock
 from service.settings import Settings
@@ -166,14 +166,17 @@ def _without_foreign_keys(connection: Connection) -> Iterator[None]:
 def main() -> None:
     """Migrate the database of the settings. Exits with a message and status 1 on failure."""
     settings = Settings.or_exit()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"cannot migrate the database: DFUSION_DATA_DIR: {settings.data_dir}: {error.strerror}")
     engine = make_engine(settings.database)
     try:
         migrate(engine, settings.data_dir / "migrate.lock")
     except StartError as error:
         sys.exit(f"cannot migrate the database: {error}")
     except DBAPIError as error:
-        sys.exit(f"cannot migrate the database: {error.orig}")
+        sys.exit(f"cannot migrate the database: DFUSION_DATABASE_URL: {first_line(error)}")
     finally:
         engine.dispose()
 

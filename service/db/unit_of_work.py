@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
@@ -61,6 +62,18 @@ _ROLLED_BACK = frozenset({"40001", "40P01", "55P03"})
 _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "53300"})
 """Shutdown, crash, startup, an idle connection or transaction was closed, too many connections."""
 
+_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "password authentication failed": "it refuses the password",
+        "does not exist": "the database or the role does not exist",
+        "Connection refused": "connection refused",
+        "timeout expired": "no response",
+        "too many": "too many connections",
+        "unable to open database file": "the file cannot be opened",
+        "not a database": "the file is no database",
+    }
+)
+"""Short reasons by parts of the drivers' messages, which have no codes for failed connections."""
 _HINTS = "hints"
 
 
@@ -166,6 +179,18 @@ def is_transient(error: BaseException) -> bool:
 def _sqlstate(error: DBAPIError) -> str | None:
     state = getattr(error.orig, "sqlstate", None)
     return state if isinstance(state, str) else None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the driver's message. It can have the addresses of servers, but no passwords."""
+    return next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why the database cannot be used, without addresses and names, since clients see it."""
+    message = str(getattr(error, "orig", error))
+    known = (reason for text, reason in _REASONS.items() if text in message)
+    return next(known, type(error).__name__)
 
 
 def repeatable(_session: Session, _result: object) -> bool:

@@ -82,7 +82,10 @@ class S3Store:
             if not client.bucket_exists(settings.s3_bucket):
                 store._make_bucket()
         except (MinioException, ValueError) as error:
-            message = f"the S3 server denies access to the bucket {settings.s3_bucket!r}: {_reason(error)}"
+            message = (
+                f"the S3 server denies access to the bucket {settings.s3_bucket!r}: {_reason(error)}; "
+                "check DFUSION_S3_BUCKET, DFUSION_S3_ACCESS_KEY and DFUSION_S3_SECRET_KEY"
+            )
             raise StartError(message) from error
         except _FAILURES as error:
             _logger.warning("the S3 server at %s does not respond: %s", settings.s3_endpoint, _reason(error))
@@ -229,7 +232,8 @@ def _client(settings: Settings, endpoint: str, probes: bool = False) -> Minio:
             http_client=pool,
         )
     except ValueError as error:
-        raise StartError(f"invalid S3 endpoint {endpoint!r}: {error}") from error
+        name = "DFUSION_S3_ENDPOINT" if endpoint == settings.s3_endpoint else "DFUSION_S3_PUBLIC_ENDPOINT"
+        raise StartError(f"{name}: invalid S3 endpoint {endpoint!r}: {error}") from error
 
 
 def _checked(key: str) -> str:

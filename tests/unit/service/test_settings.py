@@ -64,12 +64,25 @@ def test_secrets_reach_a_child_process_but_never_appear_in_text(monkeypatch: pyt
     [
         ("PORT", "abc", "DFUSION_PORT: .*integer"),
         ("PORT", "99999", "DFUSION_PORT: .*65535"),
-        ("MODELS", "oops", '"models"'),
+        ("MODELS", "oops", "DFUSION_MODELS: expected JSON"),
+        ("MODELS", '{"a/b": "folder"}', "DFUSION_MODELS: expected names of .*, got 'a/b'"),
+        ("MODELS", '{"x": {"source": "s", "dtype": "float8"}}', "DFUSION_MODELS: x: dtype: .*'float32'"),
+        ("SCORERS", '{"x": {"kind": "http"}}', "DFUSION_SCORERS: x: http: url: Field required"),
+        ("SCORERS", '{"x": {"kind": "magic"}}', "DFUSION_SCORERS: x: .*'magic'"),
+        ("DATABASE_URL", "mysql://host/name", "DFUSION_DATABASE_URL: .*expected a URL"),
+        ("DATABASE_URL", "postgresql+asyncpg://host/name", "DFUSION_DATABASE_URL: .*expected a URL"),
+        ("S3_ENDPOINT", "http://host:70000", "DFUSION_S3_ENDPOINT: expected host:port"),
+        ("S3_PUBLIC_ENDPOINT", "http://host/path", "DFUSION_S3_PUBLIC_ENDPOINT: expected host:port"),
+        ("S3_BUCKET", "My_Bucket", "DFUSION_S3_BUCKET: expected 3 to 63 lower-case"),
+        ("S3_ACCESS_KEY", "alone", "DFUSION_S3_SECRET_KEY: expected both keys"),
+        ("DEVICE", "the GPU", "DFUSION_DEVICE: expected auto, cpu, cuda"),
         ("DATABASE_URL", "nonsense", "DFUSION_DATABASE_URL: .*expected a URL"),
         ("DATABASE_URL", "postgresql://u:p@host:port/name", "DFUSION_DATABASE_URL: .*expected a URL"),
         ("SCORERS", '{"diversity": "a:b"}', "DFUSION_SCORERS: .*'diversity', the name of a metric"),
         ("HEARTBEAT_SECONDS", "40", r"DFUSION_HEARTBEAT_SECONDS: .*half of DFUSION_LEASE_SECONDS \(60\), got 40"),
         ("BROKER_URL", "localhost:6379", "DFUSION_BROKER_URL: expected a URL such as redis://"),
+        ("BROKER_URL", "redis://host:port/0", "DFUSION_BROKER_URL: expected a URL such as redis://"),
+        ("BROKER_URL", "redis://host:6379/first", "DFUSION_BROKER_URL: expected a URL such as redis://"),
         ("WORKER_QUEUES", '["gpus"]', "DFUSION_WORKER_QUEUES: .*'gpu' or 'cpu'"),
     ],
 )
@@ -77,7 +90,15 @@ def test_an_invalid_setting_exits_with_its_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(f"DFUSION_{name}", value)
-    with pytest.raises(SystemExit, match=f"^cannot start: .*{message}"):
+    with pytest.raises(SystemExit, match=f"^cannot start: .*{message}") as stopped:
+        Settings.or_exit()
+    assert len(str(stopped.value).splitlines()) == 1
+
+
+def test_an_unreadable_env_file_exits_with_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"DFUSION_PORT=\xff")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^cannot start: \.env: expected a text file in UTF-8"):
         Settings.or_exit()
 
 

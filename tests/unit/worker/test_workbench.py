@@ -3,9 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.errors import StartError
+from service.settings import Settings
 from tests.service import settings_for
 from worker import workbench
-from worker.workbench import set_up_torch
+from worker.workbench import require_device, set_up_torch
 
 
 @pytest.fixture
@@ -36,3 +38,8 @@ def test_float32_is_not_rounded_in_a_worker(tmp_path: Path) -> None:
     finally:
         for switch, was in zip(switches, before, strict=True):
             switch.allow_tf32 = was
+
+
+def test_a_device_that_torch_cannot_use_is_named() -> None:
+    with pytest.raises(StartError, match=r"^DFUSION_DEVICE: torch cannot use 'cuda:99': "):
+        require_device(Settings(device="cuda:99"))

@@ -1,0 +1,128 @@
+"""What cannot start says why in one line that names the setting."""
+
+import ast
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import api.__main__
+import api.stack.__main__
+import service.db.migrate
+import service.transfer.__main__
+import worker.local
+import worker.sweeper
+from api import local_service
+from service.catalogue import Catalogue
+from service.db import clock
+from service.errors import StartError
+from service.service import Service
+from service.settings import ModelSetting, Settings
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("api", "service", "worker", "migrations", "tools", "benchmarks")
+MAINS: tuple[Callable[[], object], ...] = (
+    api.__main__.main,
+    api.stack.__main__.main,
+    service.db.migrate.main,
+    worker.local.main,
+    worker.sweeper.main,
+)
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Restore the signal handlers that a worker replaces."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("main", MAINS, ids=lambda main: main.__module__)
+def test_every_entry_point_names_an_invalid_setting(
+    main: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFUSION_PORT", "abc")
+    monkeypatch.setattr(sys, "argv", ["program", *(["--alone"] if main is worker.local.main else [])])
+    with pytest.raises(SystemExit, match=r"^cannot start: DFUSION_PORT: .*$"):
+        main()
+
+
+def test_the_transfer_names_an_invalid_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DFUSION_PORT", "abc")
+    with pytest.raises(SystemExit, match=r"^cannot start: DFUSION_PORT: .*$"):
+        service.transfer.__main__.main(["import", str(tmp_path / "archive")])
+
+
+def test_no_module_reads_the_settings_without_naming_the_invalid_one() -> None:
+    """`Settings()` raises an error of pydantic; `Settings.read` and `Settings.or_exit` name the variable."""
+    calls = []
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            nodes = ast.walk(ast.parse(file.read_text("utf-8")))
+            calls += [f"{file}:{n.lineno}" for n in nodes if isinstance(n, ast.Call) and ast.unparse(n) == "Settings()"]
+    assert calls == []
+
+
+def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(StartError, match=f"^DFUSION_DATA_DIR: {tmp_path}/data: "):
+        Service.open(Settings(data_dir=tmp_path / "data"))
+    monkeypatch.setenv("DFUSION_DATA_DIR", str(tmp_path / "data"))
+    with pytest.raises(SystemExit, match=f"^cannot migrate the database: DFUSION_DATA_DIR: {tmp_path}/data: "):
+        service.db.migrate.main()
+
+
+def test_a_database_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.db").write_text("not a database " * 1000)
+    url = f"sqlite:///{tmp_path / 'text.db'}"
+    with pytest.raises(StartError, match=r"^DFUSION_DATABASE_URL: file is not a database$"):
+        Service.open(Settings(data_dir=tmp_path, database_url=url))
+    monkeypatch.setenv("DFUSION_DATABASE_URL", url)
+    monkeypatch.setenv("DFUSION_DATA_DIR", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^cannot migrate .*: DFUSION_DATABASE_URL: file is not a database$"):
+        service.db.migrate.main()
+
+    nowhere = "postgresql://dfusion:secret@127.0.0.1:1/dfusion"
+    with pytest.raises(StartError, match=r"^DFUSION_DATABASE_URL: .*Connection refused") as refused:
+        Service.open(Settings(data_dir=tmp_path, database_url=nowhere))
+    assert "secret" not in str(refused.value)
+
+
+def test_unknown_scorers_of_a_model_are_named() -> None:
+    models: dict[str, str | ModelSetting] = {"own": ModelSetting(source="folder", watch="nobody-knows")}
+    with pytest.raises(StartError, match=r"^DFUSION_MODELS: own: watch: expected one of .*, got 'nobody-knows'$"):
+        Catalogue.of(Settings(models=models))
+
+
+def test_an_address_that_cannot_be_used_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(StartError, match=f"^DFUSION_HOST=127.0.0.1, DFUSION_PORT={port}: .*in use"):
+            api.__main__.require_address(Settings(port=port))
+    api.__main__.require_address(Settings(port=port))
+
+
+def test_a_clock_that_differs_from_that_of_the_database_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Service.open(Settings(data_dir=tmp_path))
+    real_time = time.time
+    with opened.uow.reading() as session:
+        assert clock.clock_problem(session) is None
+        for seconds, direction in ((100, "ahead of"), (-100, "behind")):
+            monkeypatch.setattr(time, "time", lambda seconds=seconds: real_time() + seconds)
+            problem = clock.clock_problem(session)
+            assert problem is not None and f"{direction} that of the database" in problem
+    opened.close()
+
+
+def test_an_experiment_says_why_its_service_did_not_start(tmp_path: Path) -> None:
+    log = tmp_path / "service.log"
+    log.write_text("one\ncannot start: DFUSION_PORT: no\nApplication startup failed. Exiting.\n")
+    assert local_service._reason(log) == "cannot start: DFUSION_PORT: no"
