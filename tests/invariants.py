@@ -52,8 +52,9 @@ def objects_are_those_of_their_rows(service: Service) -> None:
     with service.uow.reading() as session:
         rows = session.scalars(select(Artifact)).all()
         done = select(Stage.id).where(Stage.state == StageState.SUCCEEDED, Stage.kind != StageKind.REVIEW)
-        succeeded = set(session.scalars(done))  # reviews are ended by people, not by workers
-        successes = Counter(session.scalars(select(Event.stage_id).where(Event.kind == "stage.succeeded")))
+        succeeded = set(session.scalars(done.join(Job).where(_IS_KEPT)))  # people, not workers, end reviews
+        ends = select(Event.stage_id).join(Job).where(Event.kind == "stage.succeeded", _IS_KEPT)
+        successes = Counter(session.scalars(ends))
     assert len({(row.stage_id, row.slot) for row in rows}) == len(rows)
     assert set(successes) == succeeded and set(successes.values()) <= {1}
     for row in rows:
