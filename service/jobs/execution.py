@@ -171,14 +171,16 @@ def _claim(session: Session, settings: Settings, owner: str, search: Search) -> 
 def _complete(uow: UnitOfWork, settings: Settings, lease: Lease) -> Claim | None:
     """Read what the attempt needs. If the request of the job cannot be read, the job fails; then None.
 
-    The request, which can be large, is read after the claim, since other claims of the job wait for its lock.
+    The request, which can be large, is read after the claim, since other claims of the job wait for its lock. The read
+    is retried: nobody would run the stage until its lease expires.
     """
-    with uow.reading() as session:
-        stage = stages.get(session, lease.stage_id)
-        job = jobs.get(session, lease.job_id)
-        raw_spec = job.spec
+
+    def read(session: Session) -> tuple[Stage, Job]:
+        return stages.get(session, lease.stage_id), jobs.get(session, lease.job_id)
+
+    stage, job = uow.run(read, repeatable)
     try:
-        spec = spec_of(job.kind, raw_spec)
+        spec = spec_of(job.kind, job.spec)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:_MAX_PROBLEMS])
         message = f"this version cannot read the request of the job: {problems}"

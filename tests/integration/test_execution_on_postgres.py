@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import make_url, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.orm import Session
 
 from api.main import create_app
@@ -292,6 +292,24 @@ def test_a_finished_stage_outlives_an_absence_of_the_database(tmp_path: Path, ow
     execution.finish(service.uow, service.settings, held, record)
     back.join()
     assert kinds(service, job_id)[-1] == "stage.succeeded"
+    service.close()
+
+
+def test_a_claimed_stage_is_run_although_the_database_stops_after_the_claim(
+    tmp_path: Path, own_server: PostgresServer
+) -> None:
+    service = opened(tmp_path, own_server.create_database(migrated_template(own_server)))
+    start(service)
+    back = threading.Timer(1.0, own_server.start)
+
+    def stop_server(_session: Session) -> None:
+        own_server.stop()
+        back.start()
+
+    event.listen(Session, "after_commit", stop_server, once=True)
+    claimed = execution.claim(service.uow, service.settings, "w")
+    back.join()
+    assert claimed is not None and claimed.epoch == 1
     service.close()
 
 
