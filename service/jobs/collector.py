@@ -17,11 +17,13 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
+
+from sqlalchemy.orm import Session
 
 from service.db.queries import collection, deletion, jobs
 from service.db.queries.collection import START, EndedStage, Position, TrajectoryFile
@@ -95,8 +97,8 @@ class Collector:
             "expired_jobs": _ExpiredJobs(uow, settings),
             "deleted_jobs": _DeletedJobs(uow, store, settings.collect_after_seconds),
             "objects": _Leftovers(uow, store, settings.collect_after_seconds),
-            "events": _Events(uow, settings.retain_events_days),
-            "keys": _IdempotencyKeys(uow, settings.retain_idempotency_keys_days),
+            "events": _Aged(uow, settings.retain_events_days, deletion.forget_old_events),
+            "keys": _Aged(uow, settings.retain_idempotency_keys_days, deletion.forget_old_keys),
         }
         self._unfinished: deque[str] = deque()
 
@@ -397,34 +399,23 @@ class _DeletedJobs:
             return 0 if deletion.forget_skeleton(session, job_id, _ROWS) else None
 
 
-class _Events:
-    """Events of jobs that ended longer ago than this; 0 keeps them."""
+class _Aged:
+    """Rows that are older than a number of days; 0 keeps them.
 
-    def __init__(self, uow: UnitOfWork, days: float) -> None:
+    `forget(session, before, limit)` deletes a batch of rows that are older than the time `before`. It returns their
+    number, or None if nothing is left to delete.
+    """
+
+    def __init__(self, uow: UnitOfWork, days: float, forget: Callable[[Session, float, int], int | None]) -> None:
         self._uow = uow
         self._days = days
+        self._forget = forget
 
     def batch(self) -> int | None:
         if not self._days:
             return None
         with self._uow.writing() as session:
-            ended_by = jobs.now(session) - self._days * _DAY
-            job_id = deletion.next_with_events(session, ended_by)
-            return None if job_id is None else deletion.forget_events(session, job_id, ended_by, _ROWS)
-
-
-class _IdempotencyKeys:
-    """Idempotency keys that are older than this; 0 keeps them."""
-
-    def __init__(self, uow: UnitOfWork, days: float) -> None:
-        self._uow = uow
-        self._days = days
-
-    def batch(self) -> int | None:
-        if not self._days:
-            return None
-        with self._uow.writing() as session:
-            return deletion.forget_keys(session, jobs.now(session) - self._days * _DAY, _ROWS) or None
+            return self._forget(session, jobs.now(session) - self._days * _DAY, _ROWS)
 
 
 def _remove_unreferenced(

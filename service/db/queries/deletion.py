@@ -47,7 +47,7 @@ CONTENTS: tuple[SqlTable, ...] = (
     _T["job_sources"],
 )
 """The tables whose rows belong to jobs, in the order of their removal: a row is referenced only by rows of earlier
-tables, or of its own. Scores are deleted with their samples. Stages and jobs are deleted last, by `forget_skeleton`.
+tables or of the same table. Scores are deleted with their samples. `forget_skeleton` deletes stages and jobs last.
 """
 
 
@@ -117,15 +117,19 @@ def next_with_events(session: Session, ended_by: float) -> str | None:
     return session.scalar(query.order_by(Job.finished_at, Job.id).limit(1))
 
 
-def forget_events(session: Session, job_id: str, ended_by: float, limit: int) -> int:
-    """Delete up to `limit` events of a job that ended by this time. Marks the job if none are left.
+def forget_old_events(session: Session, before: float, limit: int) -> int | None:
+    """Delete up to `limit` events of a job that ended before this time. Marks the job if none are left.
 
     Returns:
-        Their number.
+        Their number; None if no such job has events.
     """
+    job_id = next_with_events(session, before)
+    if job_id is None:
+        return None
+
     job = jobs.lock(session, job_id)
-    if job.state not in FINAL_JOB_STATES or job.finished_at is None or job.finished_at > ended_by:
-        return 0
+    if job.state not in FINAL_JOB_STATES or job.finished_at is None or job.finished_at > before:
+        return 0  # it was continued after the search
 
     removed = _delete(session, _T["events"], Event.job_id == job_id, limit)
     if removed < limit:
@@ -133,12 +137,16 @@ def forget_events(session: Session, job_id: str, ended_by: float, limit: int) ->
     return removed
 
 
-def forget_keys(session: Session, created_by: float, limit: int) -> int:
-    """Delete up to `limit` idempotency keys that were created by this time. Returns their number."""
-    first = select(IdempotencyKey.key).where(IdempotencyKey.created_at <= created_by)
+def forget_old_keys(session: Session, before: float, limit: int) -> int | None:
+    """Delete up to `limit` idempotency keys that were created before this time.
+
+    Returns:
+        Their number; None if there are none.
+    """
+    first = select(IdempotencyKey.key).where(IdempotencyKey.created_at <= before)
     keys = list(session.scalars(first.order_by(IdempotencyKey.created_at).limit(limit)))
     _execute(session, delete(IdempotencyKey).where(is_any_of(IdempotencyKey.key, keys)))
-    return len(keys)
+    return len(keys) or None
 
 
 # removal of deleted jobs
