@@ -1,10 +1,11 @@
-"""Many clients at once, and many requests: `python -m benchmarks.service_load [--seconds 300]`.
+"""The service under load: `python -m benchmarks.service_load [--seconds 300]`.
 
-All in deployed mode (PostgreSQL, Redis, S3, two Celery workers, all on this machine), each part beside a smaller one:
+Runs in deployed mode: PostgreSQL, Redis, S3 and two Celery workers on this machine. Each part is compared with a
+smaller load:
 
-1. 200 clients send requests for five minutes, each one a second; no request may fail. Beside it, ten clients.
-2. 500 clients follow the events of one job, which is then cancelled; all must see its end. Beside it, ten clients.
-3. The memory of the API after 10,000 requests, beside that after the first tenth.
+1. 200 clients send one request per second for five minutes; no request may fail. Compared with ten clients.
+2. 500 clients follow the events of one job, which is then cancelled; all must receive its end. Compared with ten.
+3. The memory of the API after 10,000 requests, compared with its memory after the first tenth.
 """
 
 from __future__ import annotations

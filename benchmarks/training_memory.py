@@ -1,4 +1,4 @@
-"""The memory of a training from files, beside all trajectories in memory: `python -m benchmarks.training_memory`.
+"""Memory of a training from files and with all trajectories in memory: `python -m benchmarks.training_memory`.
 
 Both trainings learn from the same random pairs, one step of each in one update. A trajectory has as many bytes as one
 of Stable Diffusion at 20 steps, but of 80 steps of 4 x 32 x 32 latents, which a CPU evaluates faster. Each training

@@ -165,7 +165,7 @@ class KeyScope(StrEnum):
 
 
 class WebhookEvent(StrEnum):
-    """What a webhook is told: that a job has ended, or that it waits for verdicts. The values are kinds of events."""
+    """Events that webhooks report: a job has ended or waits for verdicts. The values are kinds of events."""
 
     SUCCEEDED = "job.succeeded"
     FAILED = "job.failed"

@@ -484,7 +484,7 @@ class IdempotencyKey(Table):
 
 
 class Webhook(Table):
-    """An address that is told about jobs. Removed ones keep their row, since deliveries reference it."""
+    """A URL that receives messages about jobs. Removed ones keep their row, since deliveries reference it."""
 
     __tablename__ = "webhooks"
     __table_args__ = (partial_index("ix_webhooks_enabled", "disabled_at IS NULL", "id"),)

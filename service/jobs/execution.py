@@ -172,7 +172,7 @@ def _complete(uow: UnitOfWork, settings: Settings, lease: Lease) -> Claim | None
     """Read what the attempt needs. If the request of the job cannot be read, the job fails; then None.
 
     The request, which can be large, is read after the claim, since other claims of the job wait for its lock. The read
-    is retried: nobody would run the stage until its lease expires.
+    is retried: without it, the stage would wait until its lease expires.
     """
 
     def read(session: Session) -> tuple[Stage, Job]:
