@@ -1,4 +1,4 @@
-"""Periodic maintenance: sweeps; collections and webhooks in threads of their own, which do not delay them.
+"""Periodic maintenance: sweeps, and collections and webhooks in separate threads, which do not delay the sweeps.
 
 Any number of processes may do maintenance; one sweeps and one collects at a time. Does not import torch.
 """

@@ -111,7 +111,7 @@ def post(url: str, headers: Mapping[str, str], body: bytes, allow_loopback: bool
 
 
 class _CheckedBackend(httpcore.NetworkBackend):
-    """Connects to checked addresses alone, and ends all at a deadline."""
+    """Connects only to checked addresses. Connecting, reading and writing end at a deadline."""
 
     def __init__(self, allow_loopback: bool, deadline: float) -> None:
         self._allow_loopback = allow_loopback
@@ -126,10 +126,10 @@ class _CheckedBackend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError("the host name cannot be resolved") from error
-        addresses = [str(info[4][0]).partition("%")[0] for info in found]
+        addresses = [str(info[4][0]).partition("%")[0] for info in resolved]
         for address in addresses:
             require_allowed(ip_address(address), self._allow_loopback)
 

@@ -128,8 +128,8 @@ def make_engine(url: str, pool: Pool = API_POOL) -> Engine:
         connect_args={name: value for name, value in arguments.items() if name not in parsed.query},
     )
     options = str(parsed.query.get("options", ""))
-    own = {name: value for name, value in _LIMITS.items() if name not in options}
-    event.listen(engine, "begin", partial(_limit_transaction, limits=own))
+    limits = {name: value for name, value in _LIMITS.items() if name not in options}
+    event.listen(engine, "begin", partial(_limit_transaction, limits=limits))
     return engine
 
 

@@ -224,7 +224,8 @@ class Checker:
         More pairs than the limit of the settings are a problem; then no pairs are read, and the result is None.
         """
         # 1. all pairs of the jobs, whose number is known before they are read
-        pair_ids, job_ids = _ids_of(IdKind.PAIR, pair_ids), _ids_of(IdKind.JOB, job_ids)
+        pair_ids = _ids_of(IdKind.PAIR, pair_ids)
+        job_ids = _ids_of(IdKind.JOB, job_ids)
         limit = self._settings.max_pairs_per_training
         named = training_pairs.selected(pair_ids, job_ids, only_preferred=False)
         if training_pairs.count(self._session, named, most=limit + 1) > limit:

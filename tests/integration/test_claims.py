@@ -161,18 +161,18 @@ def test_workers_that_claim_at_once_divide_themselves_among_the_keys(service: Se
     """A locked job is a claim that no other worker sees yet."""
     of_key = {key: [start(service, key) for _ in range(4)] for key in ("key_a", "key_b")}
     locked = ["key_a"]
-    taken = []
+    claimed_jobs = []
     for key in ("key_b", "key_a", "key_b", "key_a"):
         with service.uow.writing() as session:
             for number, name in enumerate(locked):
                 jobs.lock(session, of_key[name][locked[:number].count(name)])
             held = take(service)
-            taken.append(held.job_id)
+            claimed_jobs.append(held.job_id)
         execution.give_back(service.uow, service.settings, held)
         with service.uow.writing() as session:
             session.execute(update(Stage).values(started_at=None))  # as before the claim
         locked.append(key)
-    assert taken == [of_key["key_b"][0], of_key["key_a"][1], of_key["key_b"][1], of_key["key_a"][2]]
+    assert claimed_jobs == [of_key["key_b"][0], of_key["key_a"][1], of_key["key_b"][1], of_key["key_a"][2]]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -51,10 +51,10 @@ def check(checker: Checker, spec: TrainingJobSpec) -> Checked[TrainingJobSpec] |
     """Check the pairs: their samples must match each other and the model to train."""
     # the pairs
     named = _check_pairs(checker, spec.pairs or ()) + _check_jobs(checker, spec.jobs or ())
-    found = checker.training_sides(spec.pairs or (), spec.jobs or (), spec.prefer == "verdicts")
-    if found is None:
+    named_pairs = checker.training_sides(spec.pairs or (), spec.jobs or (), spec.prefer == "verdicts")
+    if named_pairs is None:
         return None
-    pairs, sides = found
+    pairs, sides = named_pairs
     if named and not pairs:
         checker.wrong("/prefer", "expected pairs with a verdict for one side, got none", "no_pairs")
     if not pairs:
