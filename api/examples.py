@@ -154,7 +154,7 @@ def _side(sample: str, seed: int, score: float, image: str) -> Example:
     return {"id": sample, "seed": seed, "score": score, "image": f"/artifacts/{image}", "href": f"/samples/{sample}"}
 
 
-_VERDICT: Example = {"prefer": "target", "reviewer": "ann", "at": _FINISHED}
+_VERDICT: Example = {"prefer": "target", "reviewer": "ann", "created_at": _FINISHED}
 _PAIR_OUT: Example = {
     "id": EXAMPLE_PAIR,
     "job": EXAMPLE_JOB,
@@ -163,7 +163,7 @@ _PAIR_OUT: Example = {
     "prompt": _PROMPT,
     "prompt_index": 0,
     "adopted": True,
-    "why": None,
+    "reason": None,
     "verdict": _VERDICT,
     "revision": 1,
     "scorer": "shapes-clip",
@@ -172,12 +172,12 @@ _PAIR_OUT: Example = {
     "reference": _side(EXAMPLE_REFERENCE, 7271443894501871, 0.3342, "art_01m8a1py9sek71y6c00mmxs3d2"),
     "base": _side(EXAMPLE_BASE, 1321580563292643, 0.2765, "art_01m8a1py9r4yx4az4f5bkcgypk"),
     "target": _side(_TARGET, 1321580563292643, 0.3127, "art_01m8a1pyg0twbkkyepg7jax9vm"),
-    "figures": {"mask_cover": 0.21, "margin": {"target_over_base": 0.0362, "reference_over_base": 0.0577}},
+    "statistics": {"mask_cover": 0.21, "margin": {"target_over_base": 0.0362, "reference_over_base": 0.0577}},
     "mask": "/artifacts/art_01m8a1pyjtj47r1xhv4n4aexfq",
     "created_at": _STARTED,
     "links": {"self": f"/pairs/{EXAMPLE_PAIR}", "job": f"/jobs/{EXAMPLE_JOB}"},
 }
-_FIGURES: Example = {"pairs": 96, "adopted": 71, "updates": 12, "first_loss": 0.6931, "last_loss": 0.6187}
+_STATISTICS: Example = {"pairs": 96, "adopted": 71, "updates": 12, "first_loss": 0.6931, "last_loss": 0.6187}
 _MODEL_OUT: Example = {
     "id": EXAMPLE_MODEL,
     "name": None,
@@ -191,7 +191,7 @@ _MODEL_OUT: Example = {
         "size_bytes": 21280,
     },
     "aliases": ["champion"],
-    "figures": _FIGURES,
+    "statistics": _STATISTICS,
     "created_at": _FINISHED,
     "links": {
         "self": f"/models/{EXAMPLE_MODEL}",
@@ -205,7 +205,7 @@ _EXPORT: Example = {
     "job": None,
     "format": "kohya",
     "artifact": "/artifacts/art_01m8a1q1tz5w2dn0a5q4r7t6jx",
-    "figures": {"psnr": 58.2},
+    "statistics": {"psnr": 58.2},
     "created_at": _FINISHED,
 }
 _PROMPT_SET: Example = {
@@ -242,7 +242,7 @@ RESPONSES: dict[str, Example] = {
     "JobDetail": {
         **_JOB_OUT,
         "spec": RoundSpec.model_validate(ROUND).model_dump(mode="json"),
-        "made": {"samples": 192, "pairs": 96, "models": 1},
+        "outputs": {"samples": 192, "pairs": 96, "models": 1},
         "last_model": EXAMPLE_MODEL,
         "result": None,
     },
@@ -263,7 +263,7 @@ RESPONSES: dict[str, Example] = {
     },
     "EventOut": {
         "id": 3,
-        "at": _STARTED,
+        "created_at": _STARTED,
         "kind": "stage.started",
         "message": "sample of round 1, shard 1 of 10 started",
         "stage": _STAGE,
@@ -314,7 +314,7 @@ RESPONSES: dict[str, Example] = {
         "seed": 1,
         "prompt_set": _SET,
         "pairs": f"/pairs?job={EXAMPLE_JOB}&round=1",
-        "figures": _FIGURES,
+        "statistics": _STATISTICS,
     },
     "ExportOut": _EXPORT,
     "PromptSetOut": _PROMPT_SET,

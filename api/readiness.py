@@ -50,7 +50,7 @@ def database(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut
             problem = clock_problem(session)
     except SQLAlchemyError as error:
         detail = f"{kind} does not respond ({reason_of(error)}): start it, or change DFUSION_DATABASE_URL"
-        return _result("database", "wrong", detail)
+        return _result("database", "failed", detail)
     if problem is not None:
         return _result("database", "warning", f"{kind} responds; {problem}")
     return _result("database", "ok", f"{kind} responds")
@@ -66,7 +66,7 @@ def migrations(service: Service, _supervisor: WorkerSupervisor | None) -> CheckO
 
     if current != expected:
         fix = "run `python -m service.db.migrate`, or start the version that created the schema"
-        return _result("migrations", "wrong", f"expected the schema at revision {expected}, got {current}: {fix}")
+        return _result("migrations", "failed", f"expected the schema at revision {expected}, got {current}: {fix}")
     return _result("migrations", "ok", f"the schema is at revision {expected}")
 
 
@@ -77,11 +77,11 @@ def _join_revisions(revisions: Iterable[str]) -> str:
 def worker(service: Service, supervisor: WorkerSupervisor | None) -> CheckOut:
     """Check that the embedded worker runs, or that workers have reported recently."""
     if supervisor is not None and not supervisor.is_alive:
-        return _result("worker", "wrong", "the embedded worker has ended and restarts; see the service's log")
+        return _result("worker", "failed", "the embedded worker has ended and restarts; see the service's log")
     silent_after = service.settings.silent_seconds
     if supervisor is not None and supervisor.silent_seconds > silent_after:
         silence = f"the embedded worker has not responded for {supervisor.silent_seconds:.0f} s"
-        return _result("worker", "wrong", f"{silence}; the service will replace it")
+        return _result("worker", "failed", f"{silence}; the service will replace it")
     if supervisor is not None:
         return _result("worker", "ok", "the embedded worker runs")
 
@@ -113,7 +113,7 @@ def broker(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut |
             f"Redis does not respond ({type(error).__name__}): start it, or change DFUSION_BROKER_URL; jobs wait "
             "until then, and nothing is lost"
         )
-        return _result("broker", "wrong", detail)
+        return _result("broker", "failed", detail)
     return _result("broker", "ok", "Redis responds")
 
 
@@ -123,7 +123,7 @@ def storage(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut:
         service.store.probe()
     except StorageError as error:
         settings = "DFUSION_S3_ENDPOINT and its keys" if service.settings.s3_endpoint else "DFUSION_DATA_DIR"
-        return _result("storage", "wrong", f"{error}: check {settings}; stages are retried until it works")
+        return _result("storage", "failed", f"{error}: check {settings}; stages are retried until it works")
     return _result("storage", "ok", "S3 responds" if service.settings.s3_endpoint else "files can be written")
 
 
@@ -133,11 +133,11 @@ def disk(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut:
         free = f"{limits.free_disk_bytes(service.settings.data_dir) / 1e9:.1f} GB free"
         has_room = limits.has_disk_room(service.settings)
     except OSError as error:
-        return _result("disk", "wrong", f"DFUSION_DATA_DIR cannot be read: {error.strerror}")
+        return _result("disk", "failed", f"DFUSION_DATA_DIR cannot be read: {error.strerror}")
 
     if not has_room:
         detail = f"{free}, less than DFUSION_MIN_FREE_DISK_MB: free some space; until then no work starts"
-        return _result("disk", "wrong", detail)
+        return _result("disk", "failed", detail)
     return _result("disk", "ok", free)
 
 
@@ -215,7 +215,7 @@ class Readiness:
             return future.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeoutError:
             detail = f"no response within {self._timeout_seconds:g} s: the server hangs or is unreachable"
-            return _result(name, "wrong", detail)
+            return _result(name, "failed", detail)
         except Exception as error:  # a failed check is a result
             _logger.warning("readiness check %s failed", name, exc_info=error)
-            return _result(name, "wrong", f"the check failed ({type(error).__name__}); see the service's log")
+            return _result(name, "failed", f"the check failed ({type(error).__name__}); see the service's log")

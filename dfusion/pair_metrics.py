@@ -35,7 +35,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class PairFigures:
+class PairStatistics:
     """The metrics of one pair. A pixel's weight is the mask's value inside, and 1 minus it outside.
 
     margin           scores of target and reference minus the base's score
@@ -59,10 +59,10 @@ class Adoption:
     """Whether a target is trained on, and the comparison that decided (Eq. 7) in words."""
 
     adopted: bool
-    why: str
+    reason: str
 
 
-def pair_figures(reference: Side, base: Side, target: Side, mask: torch.Tensor) -> PairFigures:
+def pair_statistics(reference: Side, base: Side, target: Side, mask: torch.Tensor) -> PairStatistics:
     """Measure a pair. `mask` (h_m, w_m) in [0, 1] is where the target takes content from the reference.
 
     Raises ShapeMismatchError if latents, images or mask do not fit, and InvalidInputError for a mask outside [0, 1].
@@ -75,7 +75,7 @@ def pair_figures(reference: Side, base: Side, target: Side, mask: torch.Tensor) 
             results[name] = {"inside": measure(side, base, mask), "outside": measure(side, base, 1 - mask)}
         return results
 
-    return PairFigures(
+    return PairStatistics(
         margin={
             "target_over_base": target.score - base.score,
             "reference_over_base": reference.score - base.score,

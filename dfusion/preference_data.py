@@ -36,7 +36,7 @@ class PreferencePair:
     round       their round, from 0
     adopted     whether the target was adopted (Eq. 7); None without a target
     mask_cover  share of the image inside the mask, in [0, 1]; None without fusion
-    figures     further metrics of the pair by name, such as psnr_outside; finite numbers
+    statistics  further metrics of the pair by name, such as psnr_outside; finite numbers
 
     Raises InvalidInputError for bytes that are not an image, and for numbers outside their range.
     """
@@ -51,7 +51,7 @@ class PreferencePair:
     round: int = 0
     adopted: bool | None = None
     mask_cover: float | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for number, image in enumerate(self.images):
@@ -60,8 +60,8 @@ class PreferencePair:
             except (UnidentifiedImageError, OSError, SyntaxError) as error:
                 raise InvalidInputError(f"pair {self.pair_id!r}: images[{number}] is not an image: {error}") from error
 
-        if not all(math.isfinite(number) for number in (*self.scores, *self.figures.values())):
-            raise InvalidInputError(f"pair {self.pair_id!r}: expected finite scores and figures, got {self.scores}")
+        if not all(math.isfinite(number) for number in (*self.scores, *self.statistics.values())):
+            raise InvalidInputError(f"pair {self.pair_id!r}: expected finite scores and statistics, got {self.scores}")
         if not all(0 <= seed < 2**63 for seed in self.seeds):
             raise InvalidInputError(f"pair {self.pair_id!r}: expected seeds from 0 to 2**63 - 1, got {self.seeds}")
         if self.mask_cover is not None and not 0 <= self.mask_cover <= 1:
@@ -76,7 +76,7 @@ def write_preferences(path: Path, pairs: Iterable[PreferencePair]) -> int:
         jpg_0, caption, jpg_1, label_0, label_1      the preferred image is jpg_0: label_0 is 1, label_1 is 0
         pair_id, round, scorer, adopted, mask_cover  as in PreferencePair
         role_0, role_1, seed_0, seed_1, score_0, score_1
-        figures                                      JSON object
+        statistics                                   JSON object
 
     Raises InvalidInputError if there are no pairs.
     """
@@ -119,12 +119,16 @@ _COLUMNS = {
     "seed_1": "int64",
     "score_0": "double",
     "score_1": "double",
-    "figures": "string",
+    "statistics": "string",
 }
 
 
 def _row(pair: PreferencePair) -> dict[str, Any]:
-    row: dict[str, Any] = {"label_0": 1.0, "label_1": 0.0, "figures": json.dumps(dict(pair.figures), sort_keys=True)}
+    row: dict[str, Any] = {
+        "label_0": 1.0,
+        "label_1": 0.0,
+        "statistics": json.dumps(dict(pair.statistics), sort_keys=True),
+    }
     row |= {name: getattr(pair, name) for name in ("caption", "pair_id", "round", "scorer", "adopted", "mask_cover")}
     for name, values in {"jpg": pair.images, "role": pair.roles, "seed": pair.seeds, "score": pair.scores}.items():
         row |= {f"{name}_{side}": value for side, value in enumerate(values)}

@@ -22,7 +22,7 @@ from dfusion.errors import InvalidInputError, shortened
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, require_moments_of
-from dfusion.pair_metrics import PairFigures, Side, decide, fusion_mask, pair_figures
+from dfusion.pair_metrics import PairStatistics, Side, decide, fusion_mask, pair_statistics
 from dfusion.pairing import choose_pairs
 from dfusion.prompts import Prompt
 from dfusion.rewards import Scorer
@@ -54,10 +54,10 @@ class RoundPair:
     """Two samples of a prompt and their target. Without fusion, or without thresholds, there is no target.
 
     adopted     whether the target is the preferred side in training (Eq. 7); otherwise the reference is
-    why         the comparison that decided, or the reason why there is no target
+    reason      the comparison that decided, or the reason why there is no target
     thresholds  thresholds of the mask
     mask        (h_m, w_m) in [0, 1], where the target took content from the reference (`fusion_mask`)
-    figures     what is measured on the pair
+    statistics  what is measured on the pair
     """
 
     prompt: str
@@ -65,10 +65,10 @@ class RoundPair:
     base: Rollout
     target: Rollout | None = None
     adopted: bool = False
-    why: str = "fusion is off: the reference is preferred"
+    reason: str = "fusion is off: the reference is preferred"
     thresholds: tuple[float, ...] | None = None
     mask: torch.Tensor | None = None
-    figures: PairFigures | None = None
+    statistics: PairStatistics | None = None
 
     @property
     def better(self) -> Rollout:
@@ -326,7 +326,7 @@ def _pairs(
         try:
             thresholds = thresholds_of(Trajectory.cat([rollout.trajectory for rollout in paired]), config.fusion)
         except InvalidInputError as error:  # an item whose map is constant
-            return [RoundPair(prompt.text, *pair, why=f"nothing was fused: {error}") for pair in sides]
+            return [RoundPair(prompt.text, *pair, reason=f"nothing was fused: {error}") for pair in sides]
 
     # 3. targets and their adoption
     pairs = []
@@ -357,13 +357,13 @@ def _judged(
     fusion: FusionConfig,
     pairing: PairingConfig,
 ) -> RoundPair:
-    """The pair with the decision on its target (Eq. 7), and its figures."""
+    """The pair with the decision on its target (Eq. 7), and its statistics."""
     sides = (_side(reference), _side(base), _side(target))
     mask = fusion_mask(reference.trajectory, thresholds, fusion)
     decision = decide(*sides, pairing, mask, fusion)
-    figures = pair_figures(*sides, mask)
+    statistics = pair_statistics(*sides, mask)
     return RoundPair(
-        prompt.text, reference, base, target, decision.adopted, decision.why, thresholds, mask, figures=figures
+        prompt.text, reference, base, target, decision.adopted, decision.reason, thresholds, mask, statistics=statistics
     )
 
 

@@ -199,7 +199,7 @@ class Deployment:
                 job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()
                 if job["state"] in FINAL:
                     return job
-                now = (job["state"], job["progress"] | {"eta_seconds": None}, job["attempts"], job["made"])
+                now = (job["state"], job["progress"] | {"eta_seconds": None}, job["attempts"], job["outputs"])
                 if now != before:
                     before, deadline = now, time.monotonic() + PATIENCE_SECONDS
                 assert time.monotonic() < deadline, f"the job makes no progress\n{self.logs()[-20_000:]}"

@@ -28,7 +28,7 @@ def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
         job: dict[str, Any] = client.get(f"/jobs/{job_id}", params={"wait": 10}).json()
         if job["state"] in ("succeeded", "failed", "cancelled"):
             return job
-        now = (job["state"], job["progress"] | {"eta_seconds": None}, job["made"])
+        now = (job["state"], job["progress"] | {"eta_seconds": None}, job["outputs"])
         if now != before:
             before, deadline = now, time.monotonic() + PATIENCE_SECONDS
         assert time.monotonic() < deadline, "the job stands still"

@@ -69,7 +69,7 @@ class Results:
             "scorer_version": "1",
             "reference_score": 0.3,
             "base_score": 0.1,
-            "figures": {},
+            "statistics": {},
         }
         values |= columns
         return Pair(id=new_id(IdKind.PAIR), **self._common(), **values)

@@ -38,14 +38,14 @@ print(json.dumps(facts))
 def doctor(ctx: typer.Context) -> None:
     """Check the service (reachable, ready, files) and this machine (disk, torch, GPU, model files).
 
-    Each check is ok, a warning or wrong, with a suggested fix. Exit code 1 if a check is wrong.
+    Each check is ok, a warning or failed, with a suggested fix. Exit code 1 if a check has failed.
 
     Example: dfusion doctor --url http://gpu-box:8000
     """
     session: Session = ctx.obj
     checks = [*_service_checks(session), *_machine_checks()]
     session.show({"data": [check.model_dump() for check in checks]}, lambda: _screen(checks))
-    if any(check.state == "wrong" for check in checks):
+    if any(check.state == "failed" for check in checks):
         raise typer.Exit(ERROR)
 
 
@@ -64,9 +64,9 @@ def _service_checks(session: Session) -> Iterator[CheckOut]:
             yield _download(client)
     except UnreachableError as error:
         fix = "start it with `make serve` or `python -m api`, or set its address with --url or DFUSION_URL"
-        yield _check("service", "wrong", f"{error.detail}; {fix}")
+        yield _check("service", "failed", f"{error.detail}; {fix}")
     except ApiError as error:
-        yield _check("service", "wrong", error.detail)
+        yield _check("service", "failed", error.detail)
 
 
 def _check(name: str, state: CheckState, detail: str) -> CheckOut:
@@ -97,7 +97,7 @@ def _access(client: Client) -> CheckOut:
     try:
         client.jobs_page(1)
     except UnauthorizedError as error:
-        return _check("access", "wrong", f"{error.detail}; set a key with --api-key or DFUSION_API_KEY")
+        return _check("access", "failed", f"{error.detail}; set a key with --api-key or DFUSION_API_KEY")
     return _check("access", "ok", "the key can read jobs")
 
 
@@ -113,7 +113,7 @@ def _download(client: Client) -> CheckOut:
             client.download(samples[0].image, file)
             return _check(name, "ok", f"{samples[0].image}: {size(file.stat().st_size)}, SHA-256 as stored")
     except ApiError as error:
-        return _check(name, "wrong", f"{error.detail}; check DFUSION_S3_PUBLIC_ENDPOINT and the service's log")
+        return _check(name, "failed", f"{error.detail}; check DFUSION_S3_PUBLIC_ENDPOINT and the service's log")
 
 
 def _machine_checks() -> Iterator[CheckOut]:
@@ -121,7 +121,7 @@ def _machine_checks() -> Iterator[CheckOut]:
         settings = Settings.read()
         catalogue = Catalogue.of(settings)
     except StartError as error:
-        yield _check("here: settings", "wrong", str(error))
+        yield _check("here: settings", "failed", str(error))
         return
     yield _disk(settings.data_dir)
     yield torch_check(sys.executable)
@@ -147,8 +147,8 @@ def torch_check(python: str) -> CheckOut:
         )
         facts = json.loads(probe.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
-        why = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        return _check(name, "wrong", f"torch cannot be imported ({why}): reinstall torch for this machine")
+        reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        return _check(name, "failed", f"torch cannot be imported ({reason}): reinstall torch for this machine")
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
         return _check(name, "warning", f"the check for torch did not run: {error}")
 
@@ -167,10 +167,10 @@ def _model_files(name: str, source: str) -> CheckOut:
     if Path(source).is_dir():
         if (Path(source) / "model_index.json").is_file():
             return _check(what, "ok", source)
-        return _check(what, "wrong", f"{source} has no model_index.json: set a diffusers folder in DFUSION_MODELS")
+        return _check(what, "failed", f"{source} has no model_index.json: set a diffusers folder in DFUSION_MODELS")
 
     if source in HUB_MODELS or ("@" in source and source.count("/") == 1):
         return _check(what, "ok", f"{source}, downloaded from the model hub at first use")
 
     hint = "set a diffusers folder, one of " + ", ".join(HUB_MODELS) + ", or owner/name@revision in DFUSION_MODELS"
-    return _check(what, "wrong", f"folder {source} does not exist: {hint}")
+    return _check(what, "failed", f"folder {source} does not exist: {hint}")

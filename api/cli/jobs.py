@@ -34,7 +34,7 @@ def list_jobs(
     state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state; can be repeated")] = None,
     kind: Annotated[list[JobKind] | None, typer.Option(help="Only jobs of this kind; can be repeated")] = None,
     prompt_set: Annotated[str | None, typer.Option(help="Only jobs on this prompt set")] = None,
-    parent: Annotated[str | None, typer.Option(metavar="JOB", help="Only retries of this job")] = None,
+    origin: Annotated[str | None, typer.Option(metavar="JOB", help="Only retries of this job")] = None,
     limit: Limit = 20,
 ) -> None:
     """List jobs, newest first.
@@ -43,7 +43,7 @@ def list_jobs(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        filters = JobFilters(state=state, kind=kind, prompt_set=prompt_set, parent=parent)
+        filters = JobFilters(state=state, kind=kind, prompt_set=prompt_set, origin=origin)
         page = fetch_pages(lambda size, cursor: client.jobs_page(size, cursor, **filters), limit)
 
     headings = ("job", "kind", "state", "%>", "storage>", "created at", "label")
@@ -244,7 +244,7 @@ def _show_job(session: Session, job: JobDetail) -> None:
 
 def job_sheet(job: JobDetail) -> RenderableType:
     """Render a job as a table of names and values."""
-    outputs = ", ".join(f"{count} {kind}" for kind, count in job.made.items() if count)
+    outputs = ", ".join(f"{count} {kind}" for kind, count in job.outputs.items() if count)
     fields = {
         "job": job.id,
         "kind": job.kind,

@@ -90,7 +90,7 @@ def _print_events(client: Client, job_id: str, console: Console) -> JobDetail:
             progress_read_at = time.monotonic()
             progress = client.job(job_id).progress
 
-        event_time = event.at.astimezone().strftime("%H:%M:%S")
+        event_time = event.created_at.astimezone().strftime("%H:%M:%S")
         left = "" if progress.eta_seconds is None else f", {clock(progress.eta_seconds)} left"
         line = f"{event_time} {progress.percent:3.0f} %{left}  {event.kind}: {event.message}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -150,9 +150,9 @@ def _sheet(model: ModelDetail) -> RenderableType:
         "sha256": model.adapter and model.adapter.sha256,
         "created at": local_time(model.created_at),
     }
-    figures = {name: figure(value) for name, value in model.figures.items() if isinstance(value, int | float)}
+    statistics = {name: figure(value) for name, value in model.statistics.items() if isinstance(value, int | float)}
 
-    parts: list[RenderableType] = [sheet(fields | figures)]
+    parts: list[RenderableType] = [sheet(fields | statistics)]
     if model.exports:
         rows = ((export.id, export.format, export.artifact, local_time(export.created_at)) for export in model.exports)
         parts += [Text(), listing(("export", "format", "file", "created at"), rows)]

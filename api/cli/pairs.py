@@ -125,18 +125,18 @@ def _sheet(pair: PairOut) -> RenderableType:
         "job": f"{pair.job}, round {pair.round}",
         "prompt": pair.prompt,
         "scorer": pair.scorer,
-        "adopted": yes_or_no(pair.adopted) + (f" ({pair.why})" if pair.why else ""),
+        "adopted": yes_or_no(pair.adopted) + (f" ({pair.reason})" if pair.reason else ""),
         "verdict": _describe_verdict(pair),
         "revision": pair.revision,
         "thresholds": None if pair.thresholds is None else ", ".join(map(str, pair.thresholds)),
         "mask": pair.mask,
     }
-    figures = {name: figure(value) for name, value in pair.figures.items() if value is not None}
+    statistics = {name: figure(value) for name, value in pair.statistics.items() if value is not None}
 
     sides = [("base", pair.base), ("reference", pair.reference), ("target", pair.target)]
     rows = [(side.id, role, figure(side.score), side.seed, side.image) for role, side in sides if side is not None]
     table = listing(("sample", "", "score>", "seed>", "image"), rows)
-    return Group(sheet(fields | figures), Text(), table)
+    return Group(sheet(fields | statistics), Text(), table)
 
 
 def _describe_verdict(pair: PairOut) -> str | None:
@@ -144,4 +144,4 @@ def _describe_verdict(pair: PairOut) -> str | None:
     if verdict is None:
         return None
     reviewer = f" by {verdict.reviewer}" if verdict.reviewer else ""
-    return f"{verdict.prefer}{reviewer}, {local_time(verdict.at)}"
+    return f"{verdict.prefer}{reviewer}, {local_time(verdict.created_at)}"

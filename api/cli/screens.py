@@ -17,7 +17,6 @@ STYLES = {
     "recorded": "green",
     "ok": "green",
     "failed": "red",
-    "wrong": "red",
     "cancelled": "yellow",
     "warning": "yellow",
     "waiting": "yellow",

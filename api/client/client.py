@@ -60,12 +60,12 @@ _EVENT_TIMEOUT_SECONDS = 45.0
 
 
 class JobFilters(TypedDict, total=False):
-    """Filters of jobs. `parent` is the id of the job that a job retries. Several states or kinds match any of them."""
+    """Filters of jobs. `origin` is the id of the job that a job retries. Several states or kinds match any of them."""
 
     state: JobState | str | Sequence[JobState | str] | None
     kind: JobKind | str | Sequence[JobKind | str] | None
     prompt_set: str | None
-    parent: str | None
+    origin: str | None
 
 
 class StageFilters(TypedDict, total=False):

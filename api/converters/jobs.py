@@ -42,7 +42,7 @@ def job_detail(view: JobView) -> JobDetail:
     return JobDetail(
         **_job_fields(job, view.running, view.now),
         spec=job.spec,
-        made={"samples": job.samples_made, "pairs": job.pairs_made, "models": job.models_made},
+        outputs={"samples": job.samples_made, "pairs": job.pairs_made, "models": job.models_made},
         last_model=view.last_model_id,
         result=job.result,
     )
@@ -91,7 +91,9 @@ def _error(code: str | None, message: str | None) -> JobErrorOut | None:
 
 
 def event_out(row: Event) -> EventOut:
-    return EventOut(id=row.id, at=utc(row.at), kind=row.kind, message=row.message, stage=row.stage_id, data=row.data)
+    return EventOut(
+        id=row.id, created_at=utc(row.at), kind=row.kind, message=row.message, stage=row.stage_id, data=row.data
+    )
 
 
 def metric_out(row: Metric, images_per_round: int) -> MetricOut:
@@ -110,17 +112,17 @@ def metric_out(row: Metric, images_per_round: int) -> MetricOut:
 
 
 def training_out(row: Model) -> TrainingOut:
-    figures = row.figures
+    statistics = row.statistics
 
     return TrainingOut(
         round=row.round or 0,
         model=row.id,
-        examples=figures.get("examples", 0),
-        updates=figures.get("updates", 0),
-        loss=figures.get("last_loss"),
-        accuracy=figures.get("last_accuracy"),
-        log_ratio_preferred=figures.get("last_log_ratio_preferred"),
-        log_ratio_rejected=figures.get("last_log_ratio_rejected"),
-        below_epsilon=figures.get("last_below_epsilon"),
-        grad_norm=figures.get("last_grad_norm"),
+        examples=statistics.get("examples", 0),
+        updates=statistics.get("updates", 0),
+        loss=statistics.get("last_loss"),
+        accuracy=statistics.get("last_accuracy"),
+        log_ratio_preferred=statistics.get("last_log_ratio_preferred"),
+        log_ratio_rejected=statistics.get("last_log_ratio_rejected"),
+        below_epsilon=statistics.get("last_below_epsilon"),
+        grad_norm=statistics.get("last_grad_norm"),
     )

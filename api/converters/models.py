@@ -22,7 +22,7 @@ def export_out(row: Export) -> ExportOut:
         job=row.of_job_id,
         format=row.format,
         artifact=f"/artifacts/{row.artifact_id}",
-        figures=row.figures,
+        statistics=row.statistics,
         created_at=utc(row.created_at),
     )
 
@@ -51,7 +51,7 @@ def ancestor_out(row: Model, origin: Origin | None) -> AncestorOut:
         seed=origin.seed if origin else None,
         prompt_set=origin.prompt_set_id if origin else None,
         pairs=f"/pairs?job={row.job_id}&round={row.round}" if row.job_id else None,
-        figures=row.figures,
+        statistics=row.statistics,
     )
 
 
@@ -75,7 +75,7 @@ def _model_fields(row: Model, adapter: Artifact | None, aliases: Sequence[str]) 
         "round": row.round,
         "adapter": file,
         "aliases": list(aliases),
-        "figures": row.figures,
+        "statistics": row.statistics,
         "created_at": utc(row.created_at),
         "links": links,
     }

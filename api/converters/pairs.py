@@ -13,7 +13,7 @@ from service.states import Verdict
 def verdict_out(row: Pair) -> VerdictOut | None:
     if row.verdict is None or row.verdict_at is None:
         return None
-    return VerdictOut(prefer=Verdict(row.verdict), reviewer=row.verdict_by, at=utc(row.verdict_at))
+    return VerdictOut(prefer=Verdict(row.verdict), reviewer=row.verdict_by, created_at=utc(row.verdict_at))
 
 
 def pair_out(row: Pair, samples: Mapping[str, Sample]) -> PairOut:
@@ -25,7 +25,7 @@ def pair_out(row: Pair, samples: Mapping[str, Sample]) -> PairOut:
         prompt=row.prompt,
         prompt_index=row.prompt_index,
         adopted=row.adopted,
-        why=row.why,
+        reason=row.reason,
         verdict=verdict_out(row),
         revision=row.revision,
         scorer=row.scorer,
@@ -34,7 +34,7 @@ def pair_out(row: Pair, samples: Mapping[str, Sample]) -> PairOut:
         reference=_side(samples[row.reference_id], row.reference_score),
         base=_side(samples[row.base_id], row.base_score),
         target=None if row.target_id is None else _side(samples[row.target_id], row.target_score),
-        figures=row.figures,
+        statistics=row.statistics,
         mask=artifact_path(row.mask_artifact_id),
         created_at=utc(row.created_at),
         links={"self": f"/pairs/{row.id}", "job": f"/jobs/{row.job_id}"},

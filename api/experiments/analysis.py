@@ -91,9 +91,9 @@ class ArmFacts:
     """Statistics of an arm's trainings on a list, over all seeds and all rounds or, with `round`, one round.
 
     adopted_share      share of adopted pairs among the pairs with a target
-    pair_means         means of the pairs' figures, weighted by the number of pairs
-    update_means       means of the updates' figures
-    last_update_means  means of the figures of each round's last update
+    pair_means         means of the pairs' statistics, weighted by the number of pairs
+    update_means       means of the updates' statistics
+    last_update_means  means of the statistics of each round's last update
     rollout_means      mean scores, by scorer, of the images sampled for training, before the round's training
     images_before      with `round`: number of images used for training before these were sampled
     seconds            time of its jobs per seed; None for one round

@@ -140,7 +140,7 @@ def pair_facts(client: Client, job_id: str) -> dict[int, PairFacts]:
 def _pairs(pairs: Sequence[PairOut]) -> PairFacts:
     values: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
-        for name, value in flatten(pair.figures):
+        for name, value in flatten(pair.statistics):
             values[name] += [] if value is None else [value]
 
     return PairFacts(
@@ -152,13 +152,13 @@ def _pairs(pairs: Sequence[PairOut]) -> PairFacts:
 
 
 def _training(client: Client, model: ModelOut) -> TrainingFacts:
-    figures = {name: value for name, value in model.figures.items() if name != "log"}
-    return TrainingFacts(figures=figures, updates=updates_of(client, model.figures))
+    statistics = {name: value for name, value in model.statistics.items() if name != "log"}
+    return TrainingFacts(figures=statistics, updates=updates_of(client, model.statistics))
 
 
-def updates_of(client: Client, figures: Mapping[str, Any]) -> tuple[Numbers, ...]:
+def updates_of(client: Client, statistics: Mapping[str, Any]) -> tuple[Numbers, ...]:
     """Read the numbers of each update from a training's log; empty if the log was deleted."""
-    link = figures.get("log")
+    link = statistics.get("log")
     if not isinstance(link, str):
         return ()
     try:

@@ -52,7 +52,7 @@ class MetricFacts(_Part):
 
 
 class PairFacts(_Part):
-    """A round's pairs. `means` are means of the pairs' figures by dotted name, over the pairs that have them."""
+    """A round's pairs. `means` are means of the pairs' statistics by dotted name, over the pairs that have them."""
 
     pairs: int
     targets: int
@@ -61,7 +61,7 @@ class PairFacts(_Part):
 
 
 class TrainingFacts(_Part):
-    """A round's training: the model's figures and the numbers of every update."""
+    """A round's training. `figures`: the statistics of the model; `updates`: the numbers of every update."""
 
     figures: dict[str, Any]
     updates: tuple[Numbers, ...]
@@ -175,9 +175,9 @@ def write_text(file: Path, text: str) -> None:
     part.replace(file)
 
 
-def flatten(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | None]]:
+def flatten(statistics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | None]]:
     """Yield the numbers and None values of nested objects by dotted name. Skips other values."""
-    for name, value in figures.items():
+    for name, value in statistics.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")
         elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):

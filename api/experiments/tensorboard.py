@@ -98,7 +98,7 @@ def _updates(client: Client, job: JobDetail, times: Mapping[int, datetime]) -> I
     step = 0
     for model in sorted(client.models(job=job.id), key=lambda model: model.round or 0):
         time = times.get(model.round or 0, job.created_at)
-        for update in updates_of(client, model.figures):
+        for update in updates_of(client, model.statistics):
             step += 1
             for name, value in update.items():
                 if value is not None and name != "update":

@@ -24,13 +24,13 @@ def ready(request: Request, response: Response) -> ReadyOut:
     """Readiness: 503 if an essential check fails, 200 otherwise (`degraded` if another check fails)."""
     readiness: Readiness = request.app.state.readiness
     checks = readiness.run_checks()
-    wrong = {check.name for check in checks if check.state == "wrong"}
+    failed = {check.name for check in checks if check.state == "failed"}
 
-    if wrong & ESSENTIAL:
+    if failed & ESSENTIAL:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return ReadyOut(
-        status="unavailable" if wrong & ESSENTIAL else "degraded" if wrong else "ok",
-        database="database" not in wrong,
-        worker=None if request.app.state.supervisor is None else "worker" not in wrong,
+        status="unavailable" if failed & ESSENTIAL else "degraded" if failed else "ok",
+        database="database" not in failed,
+        worker=None if request.app.state.supervisor is None else "worker" not in failed,
         checks=checks,
     )

@@ -52,12 +52,12 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[require_scope("r
 
 
 class JobListParameters(PageParameters):
-    """Filters of the list of jobs; `parent` selects the retries of a job. `state` and `kind` can be repeated."""
+    """Filters of the list of jobs; `origin` selects the retries of a job. `state` and `kind` can be repeated."""
 
     state: list[JobState] = Field([], max_length=len(JobState))
     kind: list[JobKind] = Field([], max_length=len(JobKind))
     prompt_set: PromptSetFilter = None
-    parent: str | None = Field(None, max_length=100)
+    origin: str | None = Field(None, max_length=100)
 
 
 class StageListParameters(PageParameters):
@@ -112,7 +112,7 @@ def list_jobs(service: ServiceDep, filters: Annotated[JobListParameters, Query()
             state=filters.state,
             kind=filters.kind,
             prompt_set_id=set_id,
-            origin_id=filters.parent,
+            origin_id=filters.origin,
         )
         running = stages.running_of_jobs(session, [job.id for job in page.rows])
         now = jobs.now(session)
@@ -420,7 +420,7 @@ def _log_pages(service: Service, job_id: str) -> Iterator[str]:
 
 def _log_line(event: EventOut) -> str:
     data = " ".join(f"{name}={value}" for name, value in event.data.items())
-    return f"{event.at.isoformat(timespec='milliseconds')} {event.kind}: {event.message} {data}".rstrip()
+    return f"{event.created_at.isoformat(timespec='milliseconds')} {event.kind}: {event.message} {data}".rstrip()
 
 
 class MetricsParameters(Parameters):

@@ -13,7 +13,7 @@ class HealthOut(BaseModel):
     status: str
 
 
-CheckState = Literal["ok", "warning", "wrong"]
+CheckState = Literal["ok", "warning", "failed"]
 
 
 class CheckOut(BaseModel):
@@ -27,7 +27,7 @@ class CheckOut(BaseModel):
 class ReadyOut(BaseModel):
     """Readiness of the service.
 
-    `unavailable`: an essential check is wrong. `degraded`: another check is wrong. `worker`: whether the embedded
+    `unavailable`: an essential check has failed. `degraded`: another check has failed. `worker`: whether the embedded
     worker is alive; null without one.
     """
 

@@ -82,7 +82,7 @@ class JobDetail(JobOut):
     """A job with its validated request, its outputs so far and, for an evaluation, its result."""
 
     spec: dict[str, Any]
-    made: dict[str, int]
+    outputs: dict[str, int]
     last_model: str | None
     result: dict[str, Any] | None
 
@@ -99,7 +99,7 @@ class EventOut(BaseModel):
     """An event of a job."""
 
     id: int
-    at: datetime
+    created_at: datetime
     kind: str
     message: str
     stage: str | None
@@ -124,7 +124,7 @@ class TrainingOut(BaseModel):
     """Statistics of a round's training: those of its last update, measured on the policy before that update.
 
     `log_ratio_preferred` and `log_ratio_rejected` are mean log-ratios to the policy before the round (dpo). `log` in
-    the model's figures links the file with all updates.
+    the model's statistics links the file with all updates.
     """
 
     round: int

@@ -19,7 +19,7 @@ class AdapterOut(BaseModel):
 
 
 class ModelOut(BaseModel):
-    """A base model (`name` is set) or an adapter on one. `figures` are statistics of its training."""
+    """A base model (`name` is set) or an adapter on one, with the statistics of its training."""
 
     id: str
     name: str | None
@@ -29,20 +29,20 @@ class ModelOut(BaseModel):
     round: int | None
     adapter: AdapterOut | None
     aliases: list[str]
-    figures: dict[str, Any]
+    statistics: dict[str, Any]
     created_at: datetime
     links: Links
 
 
 class ExportOut(BaseModel):
-    """A model's adapter or a job's pairs in a format for other programs. `figures` are results of its verification."""
+    """A model's adapter or a job's pairs in a format for other programs, with the results of its verification."""
 
     id: str
     model: str | None
     job: str | None
     format: str
     artifact: str
-    figures: dict[str, Any]
+    statistics: dict[str, Any]
     created_at: datetime
 
 
@@ -64,7 +64,7 @@ class AncestorOut(BaseModel):
     seed: int | None
     prompt_set: str | None
     pairs: str | None
-    figures: dict[str, Any]
+    statistics: dict[str, Any]
 
 
 class AliasIn(BaseModel):

@@ -37,7 +37,7 @@ class VerdictOut(BaseModel):
 
     prefer: Verdict
     reviewer: str | None
-    at: datetime
+    created_at: datetime
 
 
 class PairOut(BaseModel):
@@ -53,7 +53,7 @@ class PairOut(BaseModel):
     prompt: str
     prompt_index: int
     adopted: bool | None
-    why: str | None
+    reason: str | None
     verdict: VerdictOut | None
     revision: int
     scorer: str
@@ -62,7 +62,7 @@ class PairOut(BaseModel):
     reference: SideOut
     base: SideOut
     target: SideOut | None
-    figures: dict[str, Any]
+    statistics: dict[str, Any]
     mask: str | None
     created_at: datetime
     links: Links

@@ -1,4 +1,8 @@
-"""The tables. Times are seconds since 1970 (UTC) by the clock of the database, so that SQL can compare and add them."""
+"""The tables. Times are seconds since 1970 (UTC) by the clock of the database, so that SQL can compare and add them.
+
+A column whose name in the database differs from its key was renamed in the code only: during an upgrade, processes of
+both versions use the database.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +87,7 @@ class Model(Table):
     adapter_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True), index=True)
     optimizer_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", use_alter=True), index=True)
     """AdamW's moments after the training; a training of this model continues from them."""
-    figures: Mapped[Json]
+    statistics: Mapped[Json] = mapped_column("figures", key="statistics")
     created_at: Mapped[float]
 
 
@@ -376,13 +380,14 @@ class Pair(Table):
     base_id: Mapped[str] = mapped_column(ForeignKey("samples.id"), index=True)
     target_id: Mapped[str | None] = mapped_column(ForeignKey("samples.id"), index=True)
     adopted: Mapped[bool | None]
-    why: Mapped[str | None] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column("why", Text, key="reason")
+    """Why the target was adopted or not, or why there is none."""
     scorer: Mapped[str]
     scorer_version: Mapped[str] = mapped_column(String())
     reference_score: Mapped[float]
     base_score: Mapped[float]
     target_score: Mapped[float | None]
-    figures: Mapped[Json]
+    statistics: Mapped[Json] = mapped_column("figures", key="statistics")
     mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"), index=True)
     thresholds: Mapped[list[float] | None]
     """Mask thresholds, one per item. None: computed from the item maps when the pair is fused."""
@@ -433,7 +438,7 @@ class Export(Table):
     of_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     format: Mapped[str]
     artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), index=True)
-    figures: Mapped[Json]
+    statistics: Mapped[Json] = mapped_column("figures", key="statistics")
     created_at: Mapped[float]
 
 

@@ -117,7 +117,7 @@ class Archive:
         Raises:
             TransferError: A row is not JSON, or has unexpected columns.
         """
-        expected = {column.name for column in columns(table)}
+        expected = {column.key for column in columns(table)}
         try:
             for row in read_lines(self.folder / f"{table.name}.jsonl", ids):
                 if set(row) != expected:

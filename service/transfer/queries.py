@@ -102,7 +102,7 @@ def _referenced_jobs(session: Session, job_ids: Collection[str]) -> set[str]:
             continue
         for column in columns(table):
             target = target_of(column)
-            if target is None or column.name == "job_id" or not ("job_id" in target.c or target is JOBS):
+            if target is None or column.key == "job_id" or not ("job_id" in target.c or target is JOBS):
                 continue
             target_row = target.alias()  # a table can reference itself
             owner = target_row.c.id if target is JOBS else target_row.c.job_id
@@ -161,7 +161,7 @@ def add(session: Session, table: SqlTable, new: Sequence[Row]) -> None:
 
     late = late_columns(table)
     values = {
-        column.name: bindparam(column.name, type_=JSON(none_as_null=True) if _is_json(column) else column.type)
+        column.key: bindparam(column.key, type_=JSON(none_as_null=True) if _is_json(column) else column.type)
         for column in columns(table)
     }
     session.execute(insert(table).values(values), [{**row, **dict.fromkeys(late)} for row in new])

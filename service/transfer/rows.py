@@ -60,8 +60,8 @@ _REPLACED = re.compile(rf"(?:{IdKind.MODEL}|{IdKind.PROMPT_SET})_[0-9a-z]{{26}}"
 
 def columns(table: SqlTable) -> list[Column[Any]]:
     """The exported columns, by name."""
-    exported = [column for column in table.columns if (table.name, column.name) not in _LOCAL_COLUMNS]
-    return sorted(exported, key=lambda column: column.name)
+    exported = [column for column in table.columns if (table.name, column.key) not in _LOCAL_COLUMNS]
+    return sorted(exported, key=lambda column: column.key)
 
 
 def target_of(column: Column[Any]) -> SqlTable | None:
@@ -75,22 +75,22 @@ def late_columns(table: SqlTable) -> list[str]:
     for column in columns(table):
         target = target_of(column)
         if target is not None and _POSITION.get(target.name, -1) >= _POSITION[table.name]:
-            late.append(column.name)
+            late.append(column.key)
     return late
 
 
 def key_of(table: SqlTable, row: Mapping[str, Any]) -> tuple[Any, ...]:
     """The primary key of a row."""
-    return tuple(row[column.name] for column in table.primary_key.columns)
+    return tuple(row[column.key] for column in table.primary_key.columns)
 
 
 def as_moved(table: SqlTable, row: Mapping[str, Any]) -> Row:
     """The exported columns of a row. References to tables that are not exported become None."""
-    exported = {column.name: row[column.name] for column in columns(table)}
+    exported = {column.key: row[column.key] for column in columns(table)}
     for column in columns(table):
         target = target_of(column)
         if target is not None and target.name not in _POSITION:
-            exported[column.name] = None
+            exported[column.key] = None
     return exported
 
 

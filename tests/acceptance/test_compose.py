@@ -166,7 +166,7 @@ def test_a_round_through_what_compose_runs(
             response = client.post("/rounds", json=round_body())
             assert response.status_code == 202, response.text
             job = ended(client, response.json()["id"])
-            assert (job["state"], job["error"], job["made"]["models"]) == ("succeeded", None, 1)
+            assert (job["state"], job["error"], job["outputs"]["models"]) == ("succeeded", None, 1)
             sample: dict[str, Any] = client.get(job["links"]["samples"]).json()["data"][0]
             link = client.get(sample["image"])
         assert link.status_code == 307

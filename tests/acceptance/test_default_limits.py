@@ -34,7 +34,7 @@ def test_a_stopped_embedded_worker_is_reported_and_replaced(tmp_path: Path, pipe
         worker.suspend()
         succeeded_before = succeeded(installed, job_id)
         until(lambda: "has not responded for" in check(installed, "worker")["detail"])
-        assert check(installed, "worker")["state"] == "wrong"
+        assert check(installed, "worker")["state"] == "failed"
 
         until(lambda: not worker.is_running())
         until(lambda: check(installed, "worker")["state"] == "ok")

@@ -77,7 +77,7 @@ def test_a_round_is_followed_as_it_happens(installed: Deployment) -> None:
         job = client.get(f"/jobs/{job_id}", params={"wait": 60}).json()
         rest = list(_stream(client, job_id, after=seen[4][0]))
     assert (job["state"], job["error"]) == ("succeeded", None)
-    assert job["made"] == {"samples": 24, "pairs": 6, "models": 1}
+    assert job["outputs"] == {"samples": 24, "pairs": 6, "models": 1}
     assert job["progress"]["percent"] == 100
     assert rest == seen[5:]
     listed = installed.all(job["links"]["events"])
@@ -109,7 +109,7 @@ def _stream(client: httpx.Client, job_id: str, after: str | None = None) -> Iter
 def test_a_sampling_is_the_same_in_every_mode(
     installed: Deployment, sampled: dict[str, Any], expected: list[tuple[Any, ...]]
 ) -> None:
-    assert sampled["made"]["samples"] == 64
+    assert sampled["outputs"]["samples"] == 64
     assert sum(stage["kind"] == "sample" for stage in installed.all(sampled["links"]["stages"])) == 8
     with installed.client() as client:
         assert _samples(client, sampled["id"]) == expected
@@ -163,7 +163,7 @@ def test_two_workers_share_a_sampling_and_load_the_model_once(installed: Deploym
 
 
 def test_stored_samples_are_fused_and_trained_on(installed: Deployment, trained: dict[str, Any]) -> None:
-    assert trained["made"]["models"] == 1
+    assert trained["outputs"]["models"] == 1
     model = installed.get(f"/models/{trained['last_model']}")
     assert [entry["name"] for entry in installed.get(f"/models/{model['id']}/lineage")["data"]] == [None, "tiny"]
 
@@ -199,7 +199,7 @@ def test_a_job_is_paused_and_resumed(installed: Deployment) -> None:
         assert installed.running(job_id, "sample") is None
         assert client.post(f"/jobs/{job_id}/resume").status_code == 202
     job = installed.ended(job_id)
-    assert (job["state"], job["made"]["samples"]) == ("succeeded", 24)
+    assert (job["state"], job["outputs"]["samples"]) == ("succeeded", 24)
 
 
 def test_a_cancelled_job_stops_while_it_runs_and_is_tried_again(installed: Deployment) -> None:
@@ -208,10 +208,10 @@ def test_a_cancelled_job_stops_while_it_runs_and_is_tried_again(installed: Deplo
     with installed.client() as client:
         assert client.post(f"/jobs/{job_id}/cancel").json()["state"] in ("cancelling", "cancelled")
         job = installed.ended(job_id)
-        assert (job["state"], job["made"]["samples"]) == ("cancelled", 0)
+        assert (job["state"], job["outputs"]["samples"]) == ("cancelled", 0)
         again = installed.accept(client.post(f"/jobs/{job_id}/retry"))
         assert again != job_id
-        assert [listed["id"] for listed in installed.all(f"/jobs?parent={job_id}")] == [again]
+        assert [listed["id"] for listed in installed.all(f"/jobs?origin={job_id}")] == [again]
         client.post(f"/jobs/{again}/cancel")
     assert installed.ended(again)["state"] == "cancelled"
 

@@ -92,7 +92,7 @@ def test_a_round_outlives_dead_parts_and_a_killed_stack(folder: Path, pipeline: 
         redis.kill()
         until(lambda: not api.is_running() and is_ready(client, process))  # type: ignore[arg-type]
         job = ended(client, job_id)
-        assert (job["state"], job["made"]["models"]) == ("succeeded", 1)
+        assert (job["state"], job["outputs"]["models"]) == ("succeeded", 1)
         family = process.children(recursive=True)
         assert len(family) > 12  # six parts with their guards, and PostgreSQL's own
         os.kill(process.pid, signal.SIGKILL)

@@ -207,7 +207,7 @@ def test_the_stages_of_many_models_take_the_statements_of_one(service: Service) 
         ]
         with service.uow.writing() as session:
             session.add_all(
-                Model(id=model_id, base=f"base of {model_id}", figures={}, created_at=0) for model_id in models
+                Model(id=model_id, base=f"base of {model_id}", statistics={}, created_at=0) for model_id in models
             )
             session.flush()
             last = stages.last_number(session, job_id)
@@ -410,7 +410,7 @@ def test_pages_of_metrics_and_lineage(client: TestClient, service: Service) -> N
         base = results.base_model(session, "tiny")
         assert base is not None
         models = [
-            Model(id=new_id(IdKind.MODEL), base="tiny", job_id=job_id, round=number, figures={}, created_at=0)
+            Model(id=new_id(IdKind.MODEL), base="tiny", job_id=job_id, round=number, statistics={}, created_at=0)
             for number in range(1, 261)
         ]
         for parent, model in pairwise([base, *models]):

@@ -39,9 +39,9 @@ def write_results(service: Service, size: int) -> list[int]:
         for sample, value in zip(samples, values, strict=True)
     ]
     decisions: dict[str, dict[str, object]] = {
-        pair.id: {"adopted": True, "target_score": value, "figures": {"margin": value}}
+        pair.id: {"adopted": True, "target_score": value, "statistics": {"margin": value}}
         if pair.number % 2
-        else {"adopted": False, "why": "the target is not better"}
+        else {"adopted": False, "reason": "the target is not better"}
         for pair, value in zip(pairs, values, strict=True)
     }
 
@@ -59,11 +59,11 @@ def write_results(service: Service, size: int) -> list[int]:
         by_sample = results.scores(session, [sample.id for sample in samples])
         stored = results.pairs(session, [pair.id for pair in pairs])
     assert [[score.value for score in by_sample[sample.id]] for sample in samples] == [[value] for value in values]
-    assert [(pair.adopted, pair.why, pair.target_score) for pair in stored] == [
+    assert [(pair.adopted, pair.reason, pair.target_score) for pair in stored] == [
         (True, None, value) if number % 2 else (False, "the target is not better", None)
         for number, value in enumerate(values)
     ]
-    assert stored[1].figures == {"margin": 1 / 7} and stored[0].figures == {}
+    assert stored[1].statistics == {"margin": 1 / 7} and stored[0].statistics == {}
     return counts
 
 

@@ -93,7 +93,7 @@ def fill(service: Service, model: str = "tiny") -> Filled:
     models: list[Model] = []
     for number, file in enumerate(files[2:], 1):
         parent = models[-1].id if models else start.id
-        common = {"job_id": job_id, "stage_id": held.stage_id, "figures": {}, "created_at": now_seconds()}
+        common = {"job_id": job_id, "stage_id": held.stage_id, "statistics": {}, "created_at": now_seconds()}
         row = Model(
             id=f"mdl_{9 - number}{new_id(IdKind.MODEL)[5:]}",  # a later model may have a smaller id
             base="tiny",

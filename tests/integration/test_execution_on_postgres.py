@@ -324,7 +324,7 @@ def test_a_worker_continues_when_the_database_is_back(
         worker.start()
         try:
             job = client.post("/rounds", json=round_body()).json()
-            until(lambda: client.get(f"/jobs/{job['id']}").json()["made"]["samples"] > 0)
+            until(lambda: client.get(f"/jobs/{job['id']}").json()["outputs"]["samples"] > 0)
             own_server.stop()
             response = client.get("/readyz")
             assert (response.status_code, response.json()["database"]) == (503, False)
@@ -338,7 +338,7 @@ def test_a_worker_continues_when_the_database_is_back(
         finally:
             stop.set()
             worker.join(60)
-    assert (job["state"], job["made"]) == ("succeeded", {"samples": 24, "pairs": 6, "models": 1})
+    assert (job["state"], job["outputs"]) == ("succeeded", {"samples": 24, "pairs": 6, "models": 1})
     assert max(stage["crashes"] for stage in stages) == 0
 
 

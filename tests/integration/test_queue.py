@@ -158,7 +158,7 @@ def test_a_round_runs_by_hints_alone(client: TestClient, settings: Settings) -> 
     """Without a sweeper. The parent process stays small; the child keeps its model between stages."""
     with celery_worker(settings) as parent:
         job = ended(client, post(client))
-        assert (job["state"], job["error"], job["made"]["models"]) == ("succeeded", None, 1)
+        assert (job["state"], job["error"], job["outputs"]["models"]) == ("succeeded", None, 1)
         (child,) = parent.children()
         assert (has_torch(parent), has_torch(child)) == (False, True)
         until(lambda: get(client, "/workers")["data"][0]["model"] == "tiny")

@@ -120,7 +120,7 @@ def test_an_unavailable_broker_is_reported_as_degraded(tmp_path: Path) -> None:
     with redis_server(tmp_path) as redis, opened(tmp_path, broker_url=redis.url) as client:
         redis.kill()
         status, overall, states = look(client)
-        assert (status, overall, states["broker"], states["database"]) == (200, "degraded", "wrong", "ok")
+        assert (status, overall, states["broker"], states["database"]) == (200, "degraded", "failed", "ok")
         redis.start()
         assert look_again(client)[:2] == (200, "ok")
 
@@ -128,7 +128,7 @@ def test_an_unavailable_broker_is_reported_as_degraded(tmp_path: Path) -> None:
 def test_a_hanging_broker_is_reported_as_degraded(tmp_path: Path) -> None:
     with silent_server() as port, opened(tmp_path, broker_url=f"redis://:swordfish@127.0.0.1:{port}/0") as client:
         status, overall, states = look(client)
-        assert (status, overall, states["broker"]) == (200, "degraded", "wrong")
+        assert (status, overall, states["broker"]) == (200, "degraded", "failed")
         assert "swordfish" not in client.get("/readyz").text
 
 
@@ -139,7 +139,7 @@ def test_unavailable_storage_is_reported_as_degraded(tmp_path: Path) -> None:
         assert look(client)[1] == "ok"
         server.stop()
         status, overall, states = look_again(client)
-        assert (status, overall, states["storage"]) == (200, "degraded", "wrong")
+        assert (status, overall, states["storage"]) == (200, "degraded", "failed")
         server.start()
         assert look_again(client)[1] == "ok"
 
@@ -151,7 +151,7 @@ def test_hanging_storage_is_reported_as_degraded(tmp_path: Path) -> None:
         server.stop()
         with socket.create_server(("127.0.0.1", server.port)):
             status, overall, states = look(client)
-    assert (status, overall, states["storage"]) == (200, "degraded", "wrong")
+    assert (status, overall, states["storage"]) == (200, "degraded", "failed")
 
 
 def test_a_missing_bucket_is_reported(tmp_path: Path, s3: S3Server) -> None:
@@ -160,7 +160,7 @@ def test_a_missing_bucket_is_reported(tmp_path: Path, s3: S3Server) -> None:
         for stored in own.list_objects("gone", recursive=True):
             own.remove_object("gone", stored.object_name)
         own.remove_bucket("gone")
-        until(lambda: look(client)[2]["storage"] == "wrong")
+        until(lambda: look(client)[2]["storage"] == "failed")
 
 
 def test_a_read_only_folder_is_reported_as_degraded(tmp_path: Path) -> None:
@@ -168,13 +168,13 @@ def test_a_read_only_folder_is_reported_as_degraded(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "data" / "artifacts")
         (tmp_path / "data" / "artifacts").write_bytes(b"in the way")
         status, overall, states = look(client)
-    assert (status, overall, states["storage"]) == (200, "degraded", "wrong")
+    assert (status, overall, states["storage"]) == (200, "degraded", "failed")
 
 
 def test_little_disk_space_is_reported_as_degraded(tmp_path: Path) -> None:
     with opened(tmp_path, min_free_disk_mb=10**9) as client:
         status, overall, states = look(client)
-    assert (status, overall, states["disk"]) == (200, "degraded", "wrong")
+    assert (status, overall, states["disk"]) == (200, "degraded", "failed")
 
 
 def test_a_schema_of_another_version_is_not_ready(tmp_path: Path, postgres_url: str) -> None:
@@ -184,7 +184,7 @@ def test_a_schema_of_another_version_is_not_ready(tmp_path: Path, postgres_url: 
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         engine.dispose()
         status, overall, states = look(client)
-        assert (status, overall, states["migrations"], states["database"]) == (503, "unavailable", "wrong", "ok")
+        assert (status, overall, states["migrations"], states["database"]) == (503, "unavailable", "failed", "ok")
         assert "9999" in client.get("/readyz").text
 
 
@@ -194,7 +194,7 @@ def test_an_unavailable_database_is_not_ready(tmp_path: Path, own_postgres: Post
         assert look(client)[0] == 200
         own_postgres.stop()
         status, overall, states = look_again(client)
-        assert (status, overall, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
+        assert (status, overall, states["database"], states["storage"]) == (503, "unavailable", "failed", "ok")
         own_postgres.start()
         assert look_again(client)[0] == 200
 
@@ -216,7 +216,7 @@ def test_a_hanging_database_is_not_ready_and_blocks_one_thread_per_check(
         try:
             for _ in range(3):
                 status, overall, states = look_again(client)
-                assert (status, overall, states["database"], states["storage"]) == (503, "unavailable", "wrong", "ok")
+                assert (status, overall, states["database"], states["storage"]) == (503, "unavailable", "failed", "ok")
                 hanging = [thread.name for thread in threading.enumerate() if thread.name in DATABASE_CHECKS]
                 most = max(most, len(hanging))
                 assert len(hanging) == len(set(hanging))  # a thread that had to reconnect times out after 5 s

@@ -32,7 +32,7 @@ from dfusion.config import FusionConfig, PairingConfig, Precision, SamplingConfi
 from dfusion.fused_sampling import fuse
 from dfusion.inversion import report_inversion
 from dfusion.models import DiffusionModel
-from dfusion.pair_metrics import PairFigures, Side, fusion_mask, pair_figures
+from dfusion.pair_metrics import PairStatistics, Side, fusion_mask, pair_statistics
 from dfusion.pairing import adopt
 from dfusion.prompts import read_prompts
 from dfusion.rewards import load_scorer
@@ -54,13 +54,13 @@ class Target:
 
     adopted   whether its reward adopts it (Eq. 7)
     accepted  the judge's verdict; None without a judge
-    figures   the pair's metrics, under the mask of the default settings
+    statistics  the pair's metrics, under the mask of the default settings
     """
 
     picture: np.ndarray
     adopted: bool
     accepted: bool | None
-    figures: PairFigures
+    statistics: PairStatistics
 
 
 def fused(model: DiffusionModel, pairs: Pairs, config: FusionConfig) -> Trajectory:
@@ -82,14 +82,14 @@ def targets(bench: Bench, pairs: Pairs, config: FusionConfig) -> list[Target]:
         mask = fusion_mask(pairs.reference.select([row]), pairs.thresholds, FusionConfig())
         base_score = pairs.base_scores[row]
         reference_score = pairs.reference_scores[row]
-        figures = pair_figures(
+        statistics = pair_statistics(
             Side(pairs.reference.final[row], pairs.reference_pictures[row], reference_score),
             Side(pairs.base.final[row], pairs.base_pictures[row], base_score),
             Side(target.final[row], picture, scores[row]),
             mask,
         )
         adopted = adopt(scores[row], base_score, reference_score, PairingConfig())
-        results.append(Target(picture, adopted, accepted[row], figures))
+        results.append(Target(picture, adopted, accepted[row], statistics))
     return results
 
 
@@ -136,15 +136,15 @@ def _row(*cells: str) -> str:
 
 
 def _margin(results: Sequence[Target], name: str) -> str:
-    return f"{np.mean([target.figures.margin[name] for target in results]):.3f}"
+    return f"{np.mean([target.statistics.margin[name] for target in results]):.3f}"
 
 
 def _measures(results: Sequence[Target], comparison: str) -> list[str]:
     """Means over the pairs. Pairs with an empty region are skipped."""
-    distances = [target.figures.latent_distance[comparison] for target in results]
+    distances = [target.statistics.latent_distance[comparison] for target in results]
     outside = [distance["outside"] for distance in distances]
     inside = [distance["inside"] for distance in distances]
-    similarity = [target.figures.ssim[comparison]["outside"] for target in results]
+    similarity = [target.statistics.ssim[comparison]["outside"] for target in results]
     return [_mean_of_known(outside), _mean_of_known(inside), _mean_of_known(similarity)]
 
 

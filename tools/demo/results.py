@@ -164,7 +164,7 @@ def results_of(client: Client, job: JobDetail, shown: int, fused: int) -> Result
         changes=tuple(changed),
         shown=tuple(_before_after(client, old, new, reward, judge) for old, new in pictured),
         fused=tuple(_fused_pair(client, pair) for pair in adopted[:fused]),
-        pairs=job.made["pairs"],
+        pairs=job.outputs["pairs"],
         adopted=len(adopted),
     )
 

@@ -61,9 +61,9 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Write the export's file, verify it and store it. Raises ConflictError for a model without an adapter."""
     spec = spec_as(context.claim, ExportJobSpec)
     if inputs.model is None:
-        file_id, figures = _export_pairs(context, inputs.pairs, by_verdicts=spec.prefer == "verdicts")
+        file_id, statistics = _export_pairs(context, inputs.pairs, by_verdicts=spec.prefer == "verdicts")
     else:
-        file_id, figures = _export_adapter(context, spec, inputs.model)
+        file_id, statistics = _export_adapter(context, spec, inputs.model)
 
     export = Export(
         id=new_id(IdKind.EXPORT),
@@ -72,7 +72,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         of_job_id=spec.job,
         format=spec.format,
         artifact_id=file_id,
-        figures=figures,
+        statistics=statistics,
         created_at=now_seconds(),
     )
     return Outputs(export)
@@ -130,8 +130,8 @@ def _preference(context: StageContext, ranked: RankedPair) -> PreferencePair:
         scorer=f"{row.scorer}@{row.scorer_version}",
         round=row.round,
         adopted=None if pair.target is None else bool(row.adopted),
-        mask_cover=row.figures.get("mask_cover"),
-        figures=_flatten(row.figures),
+        mask_cover=row.statistics.get("mask_cover"),
+        statistics=_flatten(row.statistics),
     )
 
 
@@ -141,10 +141,10 @@ def _role(pair: StoredPair, sample: StoredSample) -> str:
     return names.get(sample.row.id, "target")
 
 
-def _flatten(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flatten nested figures by joining their names. None values are skipped."""
+def _flatten(statistics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Flatten nested statistics by joining their names. None values are skipped."""
     flat: dict[str, float] = {}
-    for name, value in figures.items():
+    for name, value in statistics.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{name}_")
         elif isinstance(value, int | float):

@@ -214,7 +214,7 @@ def record(session: Session, _claim: Claim, outputs: Outputs) -> None:
             for pair_id, target in outputs.targets.items()
         },
     )
-    reasons = {pair_id: {"why": f"nothing was fused: {reason}"} for pair_id, reason in outputs.reasons.items()}
+    reasons = {pair_id: {"reason": f"nothing was fused: {reason}"} for pair_id, reason in outputs.reasons.items()}
     results.update_pairs(session, reasons)
 
 

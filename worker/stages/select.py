@@ -186,7 +186,7 @@ def _pair(
         reference_score=reward.by_sample[reference.id],
         base_score=reward.by_sample[base.id],
         thresholds=None if own is None else list(own),
-        figures={},
+        statistics={},
         created_at=now_seconds(),
     )
 

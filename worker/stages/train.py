@@ -108,7 +108,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
     # 3. the reports
     log_id = _store_log(context, self_test, trainer.reports)
-    figures = _figures(learned, trainer.reports, log_id) | {"optimizer_updates": optimizer.updates}
+    statistics = _statistics(learned, trainer.reports, log_id) | {"optimizer_updates": optimizer.updates}
     row = Model(
         id=new_id(IdKind.MODEL),
         base=parent.row.base,
@@ -118,7 +118,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         round=claim.round,
         adapter_artifact_id=adapter_id,
         optimizer_artifact_id=optimizer_id,
-        figures=figures,
+        statistics=statistics,
         created_at=now_seconds(),
     )
     return Outputs(row, falling_preferred(trainer.reports))
@@ -219,8 +219,8 @@ def _store_log(context: StageContext, self_test: SelfTest, reports: Sequence[Upd
     return context.store("updates", path, JSON)
 
 
-def _figures(learned: TrainingExamples, reports: Sequence[UpdateReport], log_id: str) -> dict[str, Any]:
-    """The figures of the model. `log` links the self-test and the report of each update."""
+def _statistics(learned: TrainingExamples, reports: Sequence[UpdateReport], log_id: str) -> dict[str, Any]:
+    """The statistics of the model. `log` links the self-test and the report of each update."""
     last = reports[-1] if reports else None
     return {
         "examples": len(learned.examples),

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from dfusion.errors import ScorerError
-from dfusion.pair_metrics import Side, covers_too_much, decide, fusion_mask, mask_image, pair_figures
+from dfusion.pair_metrics import Side, covers_too_much, decide, fusion_mask, mask_image, pair_statistics
 from dfusion.rewards import Scorer
 from dfusion.types import Trajectory
 from service.db.queries import jobs, results
@@ -38,7 +38,7 @@ class Decision:
 
     Attributes:
         pair_id: The pair.
-        values: `adopted` and `why`; for a fused pair also the scores of its sides, the figures and the mask image.
+        values: `adopted` and `reason`; for a fused pair also the scores of its sides, its statistics and mask image.
     """
 
     pair_id: str
@@ -88,7 +88,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
     # 2. the decisions
     decisions = list(_decisions(context, fused, score_by_sample))
-    covers = [decision.values["figures"]["mask_cover"] for decision in decisions]
+    covers = [decision.values["statistics"]["mask_cover"] for decision in decisions]
     wide_masks = sum(covers_too_much(cover, spec.pairing, fusion_of(context.claim)) for cover in covers)
     if again:
         decisions = [
@@ -125,8 +125,8 @@ def _sides_scores(pair: StoredPair, scores: Mapping[str, float]) -> tuple[float,
 
 
 def _without_target(pair: StoredPair) -> Decision:
-    why = pair.row.why or "fusion is off: the reference is preferred"
-    return Decision(pair.row.id, {"adopted": False, "why": why})
+    reason = pair.row.reason or "fusion is off: the reference is preferred"
+    return Decision(pair.row.id, {"adopted": False, "reason": reason})
 
 
 def _decisions(context: StageContext, fused: Sequence[StoredPair], scores: Mapping[str, float]) -> Iterator[Decision]:
@@ -155,7 +155,7 @@ def _decide(
     scores: Mapping[str, float],
     trajectories: Mapping[str, Trajectory],
 ) -> Decision:
-    """The decision, figures and mask image of one fused pair."""
+    """The decision, statistics and mask image of one fused pair."""
 
     def side(sample: StoredSample, score: float) -> Side:
         return Side(trajectory_of(sample, trajectories).final[0], context.load_image(sample.image), score)
@@ -170,19 +170,19 @@ def _decide(
     base = side(pair.base, base_score)
     target = side(target_sample, scores[target_sample.row.id])
 
-    # 3. the mask's image, Eq. 7, and the figures
+    # 3. the mask's image, Eq. 7, and the statistics
     height, width = target.image.shape[:2]
     mask_id = context.store_image(f"mask-{pair.row.number:06d}", mask_image(mask, height, width))
     pairing = spec_as(context.claim, RoundSpec, FusionJobSpec).pairing
     decision = decide(reference, base, target, pairing, mask, config)
-    figures = pair_figures(reference, base, target, mask)
+    statistics = pair_statistics(reference, base, target, mask)
 
     values = {
         **asdict(decision),
         "reference_score": reference.score,
         "base_score": base.score,
         "target_score": target.score,
-        "figures": asdict(figures),
+        "statistics": asdict(statistics),
         "mask_artifact_id": mask_id,
     }
     return Decision(pair.row.id, values)
@@ -198,8 +198,8 @@ def record(session: Session, claim: Claim, outputs: Outputs) -> None:
     if outputs.wide_masks:
         limit = spec_as(claim, RoundSpec, FusionJobSpec).pairing.max_mask_cover
         message += f"; {outputs.wide_masks} masks cover more than {limit:g} of the image (pairing.max_mask_cover)"
-    figures = {"adopted": adopted, "wide_masks": outputs.wide_masks}
-    jobs.add_event(session, claim.job_id, "round.verified", message, claim.stage_id, **figures)
+    statistics = {"adopted": adopted, "wide_masks": outputs.wide_masks}
+    jobs.add_event(session, claim.job_id, "round.verified", message, claim.stage_id, **statistics)
 
     if not results.any_pair(session, claim.job_id, claim.round):
         execution.end_review(session, jobs.get(session, claim.job_id), "there are no pairs to judge")

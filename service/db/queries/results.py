@@ -375,7 +375,7 @@ def ensure_base_models(session: Session, names: Iterable[str]) -> None:
     """Insert missing rows of the base models with these names."""
     for name in names:
         if base_model(session, name) is None:
-            row = Model(id=new_id(IdKind.MODEL), name=name, base=name, figures={}, created_at=now_seconds())
+            row = Model(id=new_id(IdKind.MODEL), name=name, base=name, statistics={}, created_at=now_seconds())
             add_all(session, [row])
 
 

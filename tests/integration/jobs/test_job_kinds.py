@@ -57,7 +57,7 @@ def trained(installation: Installation, fused: dict[str, Any]) -> dict[str, Any]
 
 
 def test_a_sampling_makes_scored_samples_and_their_figures(installation: Installation, sampled: dict[str, Any]) -> None:
-    assert (sampled["state"], sampled["made"]) == ("succeeded", {"samples": 12, "pairs": 0, "models": 0})
+    assert (sampled["state"], sampled["outputs"]) == ("succeeded", {"samples": 12, "pairs": 0, "models": 0})
     samples = installation.all(f"/samples?job={sampled['id']}")
     assert {tuple(sorted(s["scorer"] for s in sample["scores"])) for sample in samples} == {("brightness", "constant")}
     metrics = {m["scorer"]: m for m in installation.get(f"/jobs/{sampled['id']}/metrics")["data"]}
@@ -67,11 +67,11 @@ def test_a_sampling_makes_scored_samples_and_their_figures(installation: Install
 
 
 def test_a_sampling_is_paired_best_against_worst(installation: Installation, fused: dict[str, Any]) -> None:
-    assert (fused["state"], fused["made"]["pairs"]) == ("succeeded", 6)
+    assert (fused["state"], fused["outputs"]["pairs"]) == ("succeeded", 6)
     pairs = installation.all(f"/pairs?job={fused['id']}")
     assert all(pair["reference"]["score"] > pair["base"]["score"] for pair in pairs)
     assert all(pair["target"] for pair in pairs)
-    assert [pair["adopted"] for pair in pairs] == [pair["figures"]["mask_cover"] > 0 for pair in pairs]
+    assert [pair["adopted"] for pair in pairs] == [pair["statistics"]["mask_cover"] > 0 for pair in pairs]
     assert sum(pair["adopted"] for pair in pairs) >= 4
     assert {tuple(pair["thresholds"]) for pair in pairs} == {tuple(p["thresholds"]) for p in PROMPTS}
 
@@ -132,13 +132,13 @@ def test_a_vae_that_overflows_fails_every_stage_that_decodes(tmp_path: Path) -> 
             failed = installation.done(path, body)
             assert (failed["state"], failed["error"]["code"]) == ("failed", "non_finite")
             assert "VAE in float16" in failed["error"]["message"] and "vae_dtype" in failed["error"]["message"]
-            assert failed["made"]["samples"] == 0
+            assert failed["outputs"]["samples"] == 0
 
 
 def test_stored_pairs_are_trained_on_alone(installation: Installation, trained: dict[str, Any]) -> None:
-    assert (trained["state"], trained["made"]["models"]) == ("succeeded", 1)
+    assert (trained["state"], trained["outputs"]["models"]) == ("succeeded", 1)
     model = installation.get(f"/models/{trained['last_model']}")
-    assert (model["figures"]["pairs"], model["figures"]["examples"], model["base"]) == (6, 6, "tiny")
+    assert (model["statistics"]["pairs"], model["statistics"]["examples"], model["base"]) == (6, 6, "tiny")
     [child, base] = installation.get(f"/models/{model['id']}/lineage")["data"]
     assert (child["seed"], child["job"], base["name"]) == (5, trained["id"], "tiny")
 
@@ -151,7 +151,7 @@ def test_verdicts_decide_which_side_is_better(installation: Installation, fused:
         response = installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict, "reviewer": "ann"})
         assert (response.status_code, response.json()["verdict"]["prefer"]) == (200, verdict)
     job = installation.done("/trainings", body)
-    assert installation.get(f"/models/{job['last_model']}")["figures"]["examples"] == 2  # ties are not trained on
+    assert installation.get(f"/models/{job['last_model']}")["statistics"]["examples"] == 2  # ties are not trained on
     assert len(installation.all(f"/pairs?job={fused['id']}&judged=true")) == 4
     reversed_alone = installation.done("/trainings", body | {"pairs": [pairs[1]["id"]]})
     straight = installation.done("/trainings", {"pairs": [pairs[1]["id"]], "training": TRAINING})
@@ -205,7 +205,7 @@ def test_an_adapter_is_exported_in_every_form(
         assert response.status_code == 200
         (tmp_path / f"{form}.bin").write_bytes(response.content)
     exports = installation.get(f"/models/{model}")["exports"]
-    assert all(export["figures"]["difference"] <= 1 / 255 for export in exports)
+    assert all(export["statistics"]["difference"] <= 1 / 255 for export in exports)
     assert {export["format"] for export in exports} == {"diffusers", "kohya", "merged"}
     stock = StableDiffusionPipeline.from_pretrained(str(pipeline), safety_checker=None)
     (tmp_path / "kohya.safetensors").write_bytes((tmp_path / "kohya.bin").read_bytes())
@@ -218,7 +218,7 @@ def test_an_adapter_is_exported_in_every_form(
 def test_pairs_become_a_data_set(installation: Installation, fused: dict[str, Any]) -> None:
     job = installation.done("/exports", {"job": fused["id"], "format": "parquet"})
     [export] = installation.get(f"/exports?job={fused['id']}")["data"]
-    assert (export["figures"], job["state"]) == ({"pairs": 6}, "succeeded")
+    assert (export["statistics"], job["state"]) == ({"pairs": 6}, "succeeded")
     table = pyarrow.parquet.read_table(io.BytesIO(installation.client.get(export["artifact"]).content))
     pairs = installation.all(f"/pairs?job={fused['id']}")
     assert table["pair_id"].to_pylist() == [pair["id"] for pair in pairs]
@@ -236,8 +236,8 @@ def test_policy_gradients_learn_from_samples_and_their_whole_history(
     job = installation.done("/rounds", round_body(fusion=fusion, training=training, rounds=2, evaluation=None))
     assert (job["state"], job["error"]) == ("succeeded", None)
     second, first = installation.all(f"/models?job={job['id']}")
-    assert first["figures"]["examples"] == second["figures"]["examples"] == 12
-    assert math.isfinite(second["figures"]["last_loss"])
+    assert first["statistics"]["examples"] == second["statistics"]["examples"] == 12
+    assert math.isfinite(second["statistics"]["last_loss"])
 
 
 def test_the_adapter_that_a_training_continues_from_is_kept(
@@ -471,14 +471,14 @@ def test_a_fusion_leaves_the_roles_of_other_jobs_samples(installation: Installat
 
 def test_a_review_without_pairs_does_not_wait(installation: Installation) -> None:
     job = installation.done("/rounds", round_body(review=True, reward="constant", evaluation=None))
-    assert (job["state"], job["made"]["pairs"]) == ("succeeded", 0)
+    assert (job["state"], job["outputs"]["pairs"]) == ("succeeded", 0)
 
 
 def test_targets_that_copy_their_bases_teach_nothing_and_end_nothing(installation: Installation) -> None:
     prompts = [{**PROMPTS[0], "thresholds": [0.999999]}]  # an empty mask
     job = installation.done("/rounds", round_body(prompts=prompts, evaluation=None, pairing=EVERY_TARGET))
     assert (job["state"], job["error"]) == ("succeeded", None)
-    assert {pair["figures"]["mask_cover"] for pair in installation.all(f"/pairs?job={job['id']}")} == {0}
+    assert {pair["statistics"]["mask_cover"] for pair in installation.all(f"/pairs?job={job['id']}")} == {0}
 
 
 def test_targets_whose_masks_fill_the_image_are_not_adopted_and_say_why(installation: Installation) -> None:
@@ -487,15 +487,15 @@ def test_targets_whose_masks_fill_the_image_are_not_adopted_and_say_why(installa
     refused = installation.done("/rounds", body | {"pairing": {"adoption_threshold": 0}})
     assert (refused["state"], refused["error"]) == ("succeeded", None)
     pairs = installation.all(refused["links"]["pairs"])
-    assert len(pairs) == 2 and {pair["figures"]["mask_cover"] for pair in pairs} == {1}
+    assert len(pairs) == 2 and {pair["statistics"]["mask_cover"] for pair in pairs} == {1}
     assert not any(pair["adopted"] for pair in pairs)
-    assert {pair["why"] for pair in pairs} == {
+    assert {pair["reason"] for pair in pairs} == {
         "the mask covers 1 of the image, max_mask_cover is 0.7: too little of the base is kept"
     }
     [verified] = [e for e in installation.all(refused["links"]["events"]) if e["kind"] == "round.verified"]
     assert verified["data"] == {"adopted": 0, "wide_masks": 2}
     assert "2 masks cover more than 0.7 of the image" in verified["message"]
-    assert installation.get(f"/models/{refused['last_model']}")["figures"]["adopted"] == 0
+    assert installation.get(f"/models/{refused['last_model']}")["statistics"]["adopted"] == 0
     kept = installation.done("/rounds", body | {"pairing": EVERY_TARGET})
     assert all(pair["adopted"] for pair in installation.all(kept["links"]["pairs"]))
 

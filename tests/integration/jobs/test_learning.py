@@ -82,8 +82,8 @@ def picture(installation: Installation, path: str) -> np.ndarray:
 
 def updates_of(installation: Installation, model_id: str) -> dict[str, Any]:
     """Return the self-test and the reports of a training."""
-    figures = installation.get(f"/models/{model_id}")["figures"]
-    return dict(json.loads(installation.client.get(figures["log"]).content))
+    statistics = installation.get(f"/models/{model_id}")["statistics"]
+    return dict(json.loads(installation.client.get(statistics["log"]).content))
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +137,8 @@ def test_one_adamw_goes_through_all_rounds(
     options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET, "training": training}
     first = installation.run(rounds=2, **options)
     second = installation.run(model=first["last_model"], **options)
-    assert installation.get(f"/models/{first['last_model']}")["figures"]["optimizer_updates"] == 4
-    assert installation.get(f"/models/{second['last_model']}")["figures"]["optimizer_updates"] == 6
+    assert installation.get(f"/models/{first['last_model']}")["statistics"]["optimizer_updates"] == 4
+    assert installation.get(f"/models/{second['last_model']}")["statistics"]["optimizer_updates"] == 6
 
     model = DiffusionModel.load(pipeline)
     trained = weights_of(installation, second["last_model"], model.unet, tmp_path)
@@ -156,7 +156,7 @@ def test_one_adamw_goes_through_all_rounds(
 def test_a_fresh_optimizer_can_be_requested(installation: Installation) -> None:
     training = TRAINING | {"examples_per_update": 320, "optimizer_start": "fresh"}
     job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
-    assert installation.get(f"/models/{job['last_model']}")["figures"]["optimizer_updates"] == 1
+    assert installation.get(f"/models/{job['last_model']}")["statistics"]["optimizer_updates"] == 1
 
 
 def test_a_fresh_optimizer_does_not_need_the_file_of_the_old_one(installation: Installation, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_fresh_optimizer_does_not_need_the_file_of_the_old_one(installation: I
     [file] = (tmp_path / "data").rglob("optimizer/*")
     file.unlink()
     fresh = installation.run(model=first["last_model"], training=TRAINING | {"optimizer_start": "fresh"}, **options)
-    assert (fresh["state"], fresh["made"]["models"]) == ("succeeded", 1)
+    assert (fresh["state"], fresh["outputs"]["models"]) == ("succeeded", 1)
 
 
 def test_masked_credit_takes_each_pairs_own_mask(installation: Installation, learned: list[list[Example]]) -> None:
@@ -183,16 +183,16 @@ def test_masked_credit_takes_each_pairs_own_mask(installation: Installation, lea
 
 
 def test_a_falling_preferred_side_is_an_event(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The metrics also contain the figures of each round's last update."""
+    """The metrics also contain the statistics of each round's last update."""
     monkeypatch.setattr(train, "falling_preferred", lambda reports: (0.0, reports[-1].log_ratio_preferred))
     job = installation.run(prompts=OPEN, evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
     [event] = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "training.preferred_falls"]
-    [figures] = installation.get(job["links"]["metrics"])["trainings"]
+    [statistics] = installation.get(job["links"]["metrics"])["trainings"]
     last = updates_of(installation, job["last_model"])["updates"][-1]
     assert event["data"]["before"] == 0 and event["data"]["after"] == last["log_ratio_preferred"]
-    assert (figures["round"], figures["model"], figures["updates"]) == (1, job["last_model"], last["update"])
+    assert (statistics["round"], statistics["model"], statistics["updates"]) == (1, job["last_model"], last["update"])
     for side in ("log_ratio_preferred", "log_ratio_rejected", "below_epsilon", "accuracy"):
-        assert figures[side] == last[side]
+        assert statistics[side] == last[side]
 
 
 def test_images_of_another_size_go_through_a_whole_job(
@@ -230,7 +230,7 @@ def test_every_stage_conditions_sdxl_on_the_size(tmp_path: Path, monkeypatch: py
     with TestClient(create_app(settings_for(tmp_path / "data", tmp_path / "xl"))) as client:
         sampling = {"num_steps": 4, "height": 12, "width": 20}
         job = Installation(client).run(prompts=OPEN[:1], sampling=sampling, pairing=EVERY_TARGET, training=TRAINING)
-    assert (job["state"], job["made"]["models"]) == ("succeeded", 1)
+    assert (job["state"], job["outputs"]["models"]) == ("succeeded", 1)
     assert sizes == {(12, 20, 0, 0, 12, 20)}
 
 
@@ -309,8 +309,8 @@ def test_verdicts_select_the_preferred_side(
         for side, role in zip(example.sides, (better, worse), strict=True):
             assert side.latents.equal(trajectory_of(installation, pair[role]["id"], tmp_path).latents)
         assert example.sides_on_policy == (better == "base", worse == "base")
-    figures = installation.get(f"/models/{trained['last_model']}")["figures"]
-    assert (figures["pairs"], figures["examples"], figures["adopted"]) == (4, 4, 2)
+    statistics = installation.get(f"/models/{trained['last_model']}")["statistics"]
+    assert (statistics["pairs"], statistics["examples"], statistics["adopted"]) == (4, 4, 2)
 
 
 def test_a_later_round_is_sampled_fused_and_measured_with_the_adapter(
@@ -386,7 +386,7 @@ def test_a_pair_whose_masks_cannot_be_found_goes_without_a_target(
     assert (job["state"], job["error"]) == ("succeeded", None)
     pairs = installation.all(job["links"]["pairs"])
     assert [(pair["target"] is None, pair["adopted"]) for pair in pairs] == [(True, False)] * 2 + [(False, True)] * 2
-    assert pairs[0]["why"] == "nothing was fused: item_maps: no threshold for item 0"
+    assert pairs[0]["reason"] == "nothing was fused: item_maps: no threshold for item 0"
     assert [example.sides_on_policy for example in learned[0]] == [(True, True)] * 2 + [(False, True)] * 2
 
 

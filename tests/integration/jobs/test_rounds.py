@@ -39,7 +39,7 @@ def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> N
     job = installation.run(rounds=2, held_out_prompt_set="shapes-attribute-test")
     assert (job["state"], job["error"], job["progress"]["percent"]) == ("succeeded", None, 100.0)
     # 2 rounds x (12 samples + 6 targets) and 3 evaluations of 3 + 40 prompts
-    assert job["made"] == {"samples": 2 * 18 + 3 * 43, "pairs": 12, "models": 2}
+    assert job["outputs"] == {"samples": 2 * 18 + 3 * 43, "pairs": 12, "models": 2}
     _check_metrics(installation, job)
     _check_pairs(installation, job)
     _check_models(installation, job)
@@ -116,16 +116,16 @@ def _check_pairs(installation: Installation, job: dict[str, Any]) -> None:
     assert [(p["round"], p["number"]) for p in pairs] == [(r, n) for r in (1, 2) for n in range(6)]
     for pair in pairs:
         assert pair["reference"]["score"] > pair["base"]["score"]
-        copied = pair["figures"]["mask_cover"] == 0  # identical to its base
-        filled = pair["figures"]["mask_cover"] > 0.7  # almost identical to its reference
+        copied = pair["statistics"]["mask_cover"] == 0  # identical to its base
+        filled = pair["statistics"]["mask_cover"] > 0.7  # almost identical to its reference
         scores_enough = pair["target"]["score"] >= pair["base"]["score"]
         assert pair["adopted"] is (scores_enough and not copied and not filled)
         assert pair["base"]["seed"] == pair["target"]["seed"]
-        margin = pair["figures"]["margin"]["target_over_base"]
+        margin = pair["statistics"]["margin"]["target_over_base"]
         assert margin == pytest.approx(pair["target"]["score"] - pair["base"]["score"])
-        assert 0 <= pair["figures"]["mask_cover"] <= 1
-        assert any(pair["figures"]["latent_distance"]["reference_to_base"].values())
-    assert any(pair["figures"]["mask_cover"] > 0 for pair in pairs)
+        assert 0 <= pair["statistics"]["mask_cover"] <= 1
+        assert any(pair["statistics"]["latent_distance"]["reference_to_base"].values())
+    assert any(pair["statistics"]["mask_cover"] > 0 for pair in pairs)
     detail = installation.get(pairs[0]["target"]["href"])
     assert (detail["role"], detail["pairs"]) == ("target", [pairs[0]])
     reference = installation.get(pairs[0]["reference"]["href"])
@@ -142,8 +142,8 @@ def _check_models(installation: Installation, job: dict[str, Any]) -> None:
     assert job["last_model"] == second["id"]
     detail = installation.get(second["links"]["self"])
     assert detail["lineage"] == [second["id"], first["id"], job["model"]]
-    log = installation.get(second["figures"]["log"])
-    assert len(log["updates"]) == second["figures"]["updates"] > 0
+    log = installation.get(second["statistics"]["log"])
+    assert len(log["updates"]) == second["statistics"]["updates"] > 0
 
 
 @on_both_databases
@@ -163,7 +163,11 @@ def test_raised_rounds_equal_those_of_a_job_that_had_them_from_the_start(install
     assert response.json()["progress"]["percent"] == 50.0
     work_until_idle(installation.service)
     raised = installation.get(f"/jobs/{short['id']}")
-    assert (raised["state"], raised["progress"]["percent"], raised["made"]) == ("succeeded", 100.0, straight["made"])
+    assert (raised["state"], raised["progress"]["percent"], raised["outputs"]) == (
+        "succeeded",
+        100.0,
+        straight["outputs"],
+    )
     assert installation.adapter(raised) == installation.adapter(straight) != installation.adapter(short)
     first, second = (installation.all(job["links"]["samples"]) for job in (straight, raised))
     assert [(s["seed"], s["scores"]) for s in first] == [(s["seed"], s["scores"]) for s in second]
@@ -183,13 +187,13 @@ def test_naive_dpo_prefers_references(installation: Installation) -> None:
     assert job["state"] == "succeeded"
     pairs = installation.all(job["links"]["pairs"])
     assert {(p["adopted"], p["target"]) for p in pairs} == {(False, None)}
-    assert {p["why"] for p in pairs} == {"fusion is off: the reference is preferred"}
+    assert {p["reason"] for p in pairs} == {"fusion is off: the reference is preferred"}
     assert job["last_model"] is not None
 
 
 def test_a_round_without_pairs_says_so_and_trains_nothing(installation: Installation) -> None:
     job = installation.run(reward="constant", rounds=2)
-    assert (job["state"], job["made"]["pairs"], job["last_model"]) == ("succeeded", 0, None)
+    assert (job["state"], job["outputs"]["pairs"], job["last_model"]) == ("succeeded", 0, None)
     assert installation.events(job).count("round.without_pairs") == 2
 
     events = installation.all(f"/jobs/{job['id']}/events")
@@ -272,7 +276,7 @@ def test_a_cancel_stops_a_stage_within_a_step(installation: Installation, monkey
     work_until_idle(installation.service)
     job = installation.get(f"/jobs/{job_id}")
     assert (job["state"], len(steps)) == ("cancelled", 2)
-    assert job["made"] == {"samples": 0, "pairs": 0, "models": 0}
+    assert job["outputs"] == {"samples": 0, "pairs": 0, "models": 0}
 
 
 def test_artifacts_are_served_whole_in_part_and_not_twice(installation: Installation) -> None:

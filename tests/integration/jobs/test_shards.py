@@ -46,7 +46,7 @@ def metrics(installation: Installation, job: dict[str, Any]) -> list[dict[str, A
 def pairs(installation: Installation, job: dict[str, Any]) -> list[dict[str, Any]]:
     rows = installation.all(f"/pairs?job={job['id']}")
     return [
-        {name: row[name] for name in ("number", "prompt", "thresholds", "adopted", "why", "figures")}
+        {name: row[name] for name in ("number", "prompt", "thresholds", "adopted", "reason", "statistics")}
         | {side: row[side]["score"] for side in ("reference", "base", "target")}
         for row in rows
     ]

@@ -109,7 +109,7 @@ def test_a_verdict_prefers_a_side_or_none(installation: Installation, fused: lis
         assert [pair.id for pair in training_pairs.with_preferred_side(pairs)] == ids[:2]
     assert problems(installation, body | {"pairs": ids[2:]}) == ("no_pairs", ["/prefer"])
     job = installation.done("/trainings", body)
-    assert installation.get(f"/models/{job['last_model']}")["figures"]["pairs"] == 2
+    assert installation.get(f"/models/{job['last_model']}")["statistics"]["pairs"] == 2
 
 
 def problems(installation: Installation, body: dict[str, Any]) -> tuple[str, list[str]]:

@@ -201,7 +201,7 @@ def test_unreachable_service_is_reported(run: Run, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("api.cli.doctor.torch_check", quick_torch_check)
         report = run("doctor", "--url", url, "--json")
         checks = {check["name"]: check["state"] for check in json.loads(report.stdout)["data"]}
-        assert (report.exit_code, checks["service"]) == (1, "wrong")
+        assert (report.exit_code, checks["service"]) == (1, "failed")
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     service_checks = ("database", "migrations", "storage", "disk")
     expected = ["service", *(f"service: {name}" for name in service_checks), "access", "files", "here: model shapes"]
     assert {name: states[name] for name in expected} == dict.fromkeys(expected, "ok")
-    assert (states["here: model gone"], states["here: model hub"]) == ("wrong", "ok")
+    assert (states["here: model gone"], states["here: model hub"]) == ("failed", "ok")
     assert states["service: worker"] == "warning"
     assert "DFUSION_MODELS" in checks["here: model gone"]["detail"]
     assert {"here: disk", "here: torch"} <= states.keys()
@@ -235,7 +235,7 @@ def test_torch_check_reports_missing_and_broken_installations(tmp_path: Path) ->
     bare = script(tmp_path / "bare", f'exec {sys.executable} -I -S "$@"')
     assert torch_check(bare).state == "ok" and "not installed" in torch_check(bare).detail
     broken = script(tmp_path / "broken", "echo 'ImportError: libcudart' >&2; exit 1")
-    assert torch_check(broken).state == "wrong" and "libcudart" in torch_check(broken).detail
+    assert torch_check(broken).state == "failed" and "libcudart" in torch_check(broken).detail
     assert torch_check(str(tmp_path / "nowhere")).state == "warning"
 
 

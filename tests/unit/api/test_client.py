@@ -59,9 +59,9 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         assert client.wait(job.id).state == "succeeded"
         rounds = list(client.jobs(kind=JobKind.ROUND, state="succeeded"))
         assert job.id in {listed.id for listed in rounds} and {listed.state for listed in rounds} == {"succeeded"}
-        assert len(list(client.samples(job=job.id))) == job.made["samples"] == 24
+        assert len(list(client.samples(job=job.id))) == job.outputs["samples"] == 24
         pairs = list(client.pairs(job=job.id))
-        assert len(pairs) == job.made["pairs"] == 6
+        assert len(pairs) == job.outputs["pairs"] == 6
         assert client.pair(pairs[0].id) == pairs[0]
         assert client.sample(pairs[0].base.id).pairs == [pairs[0]]
         assert client.set_verdict(pairs[0].id, "tie", reviewer="ann").revision == pairs[0].revision + 1
@@ -325,7 +325,7 @@ def follow(streams: Streams, pauses: list[float], **settings: Any) -> list[Event
 def sent(number: int, message: str = "x") -> str:
     event = {
         "id": number,
-        "at": "2026-01-01T00:00:00Z",
+        "created_at": "2026-01-01T00:00:00Z",
         "kind": "job.created",
         "message": message,
         "stage": None,

@@ -7,7 +7,7 @@ import torch
 
 from dfusion.config import PRESETS, AttentionControl, FusionConfig, PairingConfig, SamplingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
-from dfusion.pair_metrics import PSNR_MAX, Side, decide, fusion_mask, mask_image, pair_figures, ssim
+from dfusion.pair_metrics import PSNR_MAX, Side, decide, fusion_mask, mask_image, pair_statistics, ssim
 from dfusion.types import Trajectory
 
 UPPER_HALF = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
@@ -28,33 +28,33 @@ def test_figures_by_hand() -> None:
     target = Side(base.latents.clone(), base.image.copy(), 0.75)
     target.latents[:, 0, :] = 2.0  # the upper half, which is where the mask is
     target.image[:2] = 151
-    figures = pair_figures(reference, base, target, UPPER_HALF)
+    statistics = pair_statistics(reference, base, target, UPPER_HALF)
 
-    assert figures.margin == {"target_over_base": 0.5, "reference_over_base": 0.75}
-    assert figures.mask_cover == 0.5
-    assert figures.latent_distance["target_to_base"] == pytest.approx({"inside": 2.0, "outside": 0.0})
-    assert figures.latent_distance["reference_to_base"] == pytest.approx({"inside": 3.0, "outside": 3.0})
-    assert figures.pixel_distance["target_to_base"] == pytest.approx({"inside": 0.2, "outside": 0.0})
-    assert figures.pixel_distance["reference_to_base"] == pytest.approx({"inside": 0.2, "outside": 0.2})
+    assert statistics.margin == {"target_over_base": 0.5, "reference_over_base": 0.75}
+    assert statistics.mask_cover == 0.5
+    assert statistics.latent_distance["target_to_base"] == pytest.approx({"inside": 2.0, "outside": 0.0})
+    assert statistics.latent_distance["reference_to_base"] == pytest.approx({"inside": 3.0, "outside": 3.0})
+    assert statistics.pixel_distance["target_to_base"] == pytest.approx({"inside": 0.2, "outside": 0.0})
+    assert statistics.pixel_distance["reference_to_base"] == pytest.approx({"inside": 0.2, "outside": 0.2})
 
     decibels = 20 * math.log10(5)
-    assert figures.psnr["target_to_base"] == pytest.approx({"inside": decibels, "outside": PSNR_MAX})
-    assert figures.psnr["reference_to_base"] == pytest.approx({"inside": decibels, "outside": decibels})
+    assert statistics.psnr["target_to_base"] == pytest.approx({"inside": decibels, "outside": PSNR_MAX})
+    assert statistics.psnr["reference_to_base"] == pytest.approx({"inside": decibels, "outside": decibels})
 
     a = 100 / 255
     b = 151 / 255  # flat images have no variance: only the means are left of SSIM
     flat = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
 
-    assert figures.ssim["target_to_base"] == pytest.approx({"inside": flat, "outside": 1.0})
-    assert figures.ssim["reference_to_base"] == pytest.approx({"inside": flat, "outside": flat})
+    assert statistics.ssim["target_to_base"] == pytest.approx({"inside": flat, "outside": 1.0})
+    assert statistics.ssim["reference_to_base"] == pytest.approx({"inside": flat, "outside": flat})
 
 
 def test_an_empty_mask_has_no_inside() -> None:
     base = side(0.0, 0, 0.0)
-    figures = pair_figures(base, base, base, torch.zeros(2, 2))
-    assert figures.latent_distance["target_to_base"] == {"inside": None, "outside": 0.0}
-    assert figures.psnr["target_to_base"] == {"inside": None, "outside": PSNR_MAX}
-    assert figures.ssim["target_to_base"] == {"inside": None, "outside": pytest.approx(1.0)}
+    statistics = pair_statistics(base, base, base, torch.zeros(2, 2))
+    assert statistics.latent_distance["target_to_base"] == {"inside": None, "outside": 0.0}
+    assert statistics.psnr["target_to_base"] == {"inside": None, "outside": PSNR_MAX}
+    assert statistics.ssim["target_to_base"] == {"inside": None, "outside": pytest.approx(1.0)}
 
 
 def test_a_soft_mask_weights_a_pixel_on_both_sides() -> None:
@@ -63,7 +63,7 @@ def test_a_soft_mask_weights_a_pixel_on_both_sides() -> None:
     target = side(0.0, 0, 0.0)
     target.latents[:, :, 0] = 2.0
     target.latents[:, :, 1] = 1.0
-    distances = pair_figures(base, base, target, torch.tensor([[1.0, 0.25]])).latent_distance["target_to_base"]
+    distances = pair_statistics(base, base, target, torch.tensor([[1.0, 0.25]])).latent_distance["target_to_base"]
     assert distances == pytest.approx({"inside": math.sqrt((4 + 0.25) / 1.25), "outside": 1.0})
 
 
@@ -127,7 +127,7 @@ def test_images_that_cannot_be_written_to() -> None:
     image = noise_image(1)
     image.setflags(write=False)
     read_only = Side(torch.zeros(4, 2, 2), image, 0.0)
-    assert pair_figures(read_only, read_only, read_only, UPPER_HALF).ssim["target_to_base"] == pytest.approx(
+    assert pair_statistics(read_only, read_only, read_only, UPPER_HALF).ssim["target_to_base"] == pytest.approx(
         {"inside": 1.0, "outside": 1.0}
     )
 
@@ -138,15 +138,15 @@ def test_invalid_arguments_are_rejected() -> None:
     large = Side(base.latents, np.zeros((8, 8, 3), np.uint8), 0.0)
 
     with pytest.raises(ShapeMismatchError, match=r"reference\.latents"):
-        pair_figures(wide, base, base, UPPER_HALF)
+        pair_statistics(wide, base, base, UPPER_HALF)
     with pytest.raises(ShapeMismatchError, match=r"target\.image"):
-        pair_figures(base, base, large, UPPER_HALF)
+        pair_statistics(base, base, large, UPPER_HALF)
     with pytest.raises(ShapeMismatchError, match="mask"):
-        pair_figures(base, base, base, UPPER_HALF[None])
+        pair_statistics(base, base, base, UPPER_HALF[None])
     with pytest.raises(InvalidInputError, match="mask"):
-        pair_figures(base, base, base, 2 * UPPER_HALF)
+        pair_statistics(base, base, base, 2 * UPPER_HALF)
     with pytest.raises(InvalidInputError, match="mask"):
-        pair_figures(base, base, base, UPPER_HALF * torch.nan)
+        pair_statistics(base, base, base, UPPER_HALF * torch.nan)
 
 
 def four_steps(item_maps: torch.Tensor | None) -> Trajectory:
@@ -176,7 +176,7 @@ def test_decisions_name_the_comparison() -> None:
     ours = FusionConfig()
     adopted = decide(reference, base, target, PairingConfig(), mask, ours)
 
-    assert (adopted.adopted, adopted.why) == (True, "target 0.5 >= 1 x base 0.25")
+    assert (adopted.adopted, adopted.reason) == (True, "target 0.5 >= 1 x base 0.25")
 
     keep_all = PairingConfig(adoption_threshold=0)
     copies = [
@@ -184,11 +184,11 @@ def test_decisions_name_the_comparison() -> None:
         decide(reference, base, target, keep_all, 0 * mask, ours),  # differs only by rounding in another batch
     ]
 
-    assert all(not copy.adopted and "target identical to base" in copy.why for copy in copies)
+    assert all(not copy.adopted and "target identical to base" in copy.reason for copy in copies)
     assert decide(reference, base, target, keep_all, 0 * mask, FusionConfig(control="kv")).adopted
 
     refused = decide(reference, base, target, PairingConfig(adoption_against="reference"), mask, ours)
-    assert (refused.adopted, refused.why) == (False, "target 0.5 < 1 x reference 0.75")
+    assert (refused.adopted, refused.reason) == (False, "target 0.5 < 1 x reference 0.75")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_masks_over_more_of_the_image_than_the_limit_are_not_adopted(
     decision = decide(side(1, 1, 0.75), side(2, 2, 0.25), side(3, 3, 0.5), config, mask, FusionConfig())
     assert decision.adopted is adopted
     if not adopted:
-        assert decision.why.startswith("the mask covers 0.76 of the image, max_mask_cover is 0.75")
+        assert decision.reason.startswith("the mask covers 0.76 of the image, max_mask_cover is 0.75")
 
 
 @pytest.mark.parametrize("control", get_args(AttentionControl))

@@ -31,7 +31,7 @@ def pair(number: int = 0, **changes: Any) -> PreferencePair:
         "round": 3,
         "adopted": True,
         "mask_cover": 0.25,
-        "figures": {"psnr_outside": 31.5},
+        "statistics": {"psnr_outside": 31.5},
     }
     return PreferencePair(**(arguments | changes))
 
@@ -58,14 +58,14 @@ def test_training_scripts_find_the_preferred_image(tmp_path: Path) -> None:
         assert (row["role_0"], row["role_1"]) == ("target", "base")
         assert (row["seed_0"], row["seed_1"]) == (2**53 - 1, number)
         assert (row["score_0"], row["score_1"], row["adopted"], row["mask_cover"]) == (0.5, 0.25, True, 0.25)
-        assert json.loads(row["figures"]) == {"psnr_outside": 31.5}
+        assert json.loads(row["statistics"]) == {"psnr_outside": 31.5}
         assert (row["jpg_0"], row["jpg_1"]) == pair().images
 
 
 def test_pairs_without_fusion_have_nulls(tmp_path: Path) -> None:
-    write_preferences(tmp_path / "p", [pair(adopted=None, mask_cover=None, figures={})])
+    write_preferences(tmp_path / "p", [pair(adopted=None, mask_cover=None, statistics={})])
     (row,) = parquet.read_table(tmp_path / "p").to_pylist()
-    assert row["adopted"] is None and row["mask_cover"] is None and row["figures"] == "{}"
+    assert row["adopted"] is None and row["mask_cover"] is None and row["statistics"] == "{}"
 
 
 def test_many_pairs_are_written_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_invalid_pairs_are_named_and_leave_no_file(tmp_path: Path) -> None:
         ({"images": (picture("red"), b"no image")}, r"images\[1\]"),
         ({"images": (picture("red")[:60], picture("red"))}, r"images\[0\]"),
         ({"scores": (0.5, float("nan"))}, "finite"),
-        ({"figures": {"psnr": float("inf")}}, "finite"),
+        ({"statistics": {"psnr": float("inf")}}, "finite"),
         ({"seeds": (-1, 0)}, "seeds"),
         ({"seeds": (0, 2**63)}, "seeds"),
         ({"mask_cover": 1.5}, "mask_cover"),

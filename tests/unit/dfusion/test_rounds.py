@@ -172,7 +172,7 @@ def test_automatic_thresholds_come_from_the_paired_samples(monkeypatch: pytest.M
     result = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
     assert [len(trajectory) for trajectory in seen] == [3]  # a reference and two bases; the other prompt has its own
     assert result.pairs[0].thresholds == result.pairs[1].thresholds != (0.03,) == result.pairs[2].thresholds
-    assert result.pairs[0].figures is not None and 0 < result.pairs[0].figures.mask_cover < 1
+    assert result.pairs[0].statistics is not None and 0 < result.pairs[0].statistics.mask_cover < 1
 
 
 @pytest.mark.parametrize("fusion", [None, FUSION])
@@ -252,7 +252,7 @@ def test_a_constant_item_map_gives_no_target(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(rounds, "thresholds_of", constant)
     result = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
     assert [pair.target is None for pair in result.pairs] == [True, True, False, False]
-    assert result.pairs[0].why == "nothing was fused: item_maps: no threshold for item 0"
+    assert result.pairs[0].reason == "nothing was fused: item_maps: no threshold for item 0"
 
 
 def test_moments_of_another_adapter_are_rejected_before_the_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,7 @@ def test_every_setting_has_an_effect(learned: list[Example], monkeypatch: pytest
         len(scores_of(first)["a blue star"]) == len(set(scores_of(first)["a blue star"])) == 10 and len(base_seeds) == 4
     )
     assert {(s["config"].guidance_scale, s["mask_source"]) for s in sampled} == {(2.0, "resolution")}
-    assert [len(pair.why) > 0 and pair.adopted for pair in first.pairs] == [False] * 4  # lambda is far too high
+    assert [len(pair.reason) > 0 and pair.adopted for pair in first.pairs] == [False] * 4  # lambda is far too high
     assert [pair.better for pair in first.pairs] == [pair.reference for pair in first.pairs]
     uses = [pair.reference.score for pair in first.pairs]
     assert uses[0] == uses[1] > uses[2] == uses[3]  # rank order: all uses of one reference before the next

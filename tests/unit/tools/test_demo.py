@@ -259,7 +259,7 @@ def test_results_of_a_job(live: Live) -> None:
         job.id,
         "brightness",
         "constant",
-        job.made["pairs"],
+        job.outputs["pairs"],
     )
     row, judged = results_.changes
     assert (row.split, row.scorer, row.prompts) == ("train", "brightness", 3)

@@ -55,5 +55,5 @@ def test_lists_of_numbers_stay_on_one_line() -> None:
 
 
 def test_flatten_yields_numbers_by_dotted_name() -> None:
-    figures = {"a": 1, "b": {"c": {"d": 0.5, "e": None}, "f": "text"}, "g": True, "h": [1]}
-    assert dict(flatten(figures)) == {"a": 1, "b.c.d": 0.5, "b.c.e": None}
+    statistics = {"a": 1, "b": {"c": {"d": 0.5, "e": None}, "f": "text"}, "g": True, "h": [1]}
+    assert dict(flatten(statistics)) == {"a": 1, "b.c.d": 0.5, "b.c.e": None}

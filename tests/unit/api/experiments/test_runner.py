@@ -96,11 +96,11 @@ def test_rounds_contain_the_numbers_of_the_service(live: Live, fused: Record) ->
     with live.client() as client:
         pairs = [pair for pair in client.pairs(job=job) if pair.round == 2]
         models = {model.round: model for model in client.models(job=job)}
-        log = json.loads(client.read(models[2].figures["log"]))
+        log = json.loads(client.read(models[2].statistics["log"]))
         detail = client.job(job)
     second = fused.rounds[1]
     assert (second.pairs.pairs, second.pairs.adopted) == (len(pairs), sum(bool(pair.adopted) for pair in pairs))
-    outside = [pair.figures["ssim"]["target_to_base"]["outside"] for pair in pairs if pair.figures]
+    outside = [pair.statistics["ssim"]["target_to_base"]["outside"] for pair in pairs if pair.statistics]
     assert second.pairs.means["ssim.target_to_base.outside"] == pytest.approx(
         fmean([value for value in outside if value is not None])
     )

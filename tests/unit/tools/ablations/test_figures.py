@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dfusion.config import FusionConfig
-from dfusion.pair_metrics import PairFigures
+from dfusion.pair_metrics import PairStatistics
 from dfusion.prompts import Prompt
 from tests.nets import tiny_model, tiny_pipeline
 from tests.scorers import Brightness
@@ -100,8 +100,8 @@ def test_tables_are_means_over_the_pairs_with_a_non_empty_region() -> None:
         places = {"inside": 2.0, "outside": outside}
         by_place = {"target_to_base": places, "reference_to_base": {"inside": 4.0, "outside": 3.0}}
         margin = {"target_over_base": 0.5 if accepted else -0.1, "reference_over_base": 1.0}
-        figures = PairFigures(margin, 0.5, by_place, by_place, by_place, by_place)
-        return Target(np.zeros((16, 16, 3), np.uint8), not accepted, accepted, figures)
+        statistics = PairStatistics(margin, 0.5, by_place, by_place, by_place, by_place)
+        return Target(np.zeros((16, 16, 3), np.uint8), not accepted, accepted, statistics)
 
     lines = table({"ours": [target(True, 1.0), target(False, 0.5), target(False, None), target(False, None)]})
 
