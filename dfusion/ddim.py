@@ -116,12 +116,12 @@ def _require_noisy_start(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> N
     if first <= MOST_INITIAL_SIGNAL or float(alphas.min()) > MOST_INITIAL_SIGNAL:
         return
 
-    fewest = len(timesteps) + 1
-    while float(alphas[_timesteps(scheduler, fewest)[0]]) > MOST_INITIAL_SIGNAL:
-        fewest += 1
+    minimum = len(timesteps) + 1
+    while float(alphas[_timesteps(scheduler, minimum)[0]]) > MOST_INITIAL_SIGNAL:
+        minimum += 1
     spacing = scheduler.config.timestep_spacing
     raise ScheduleError(
-        f"num_steps: expected at least {fewest} with {spacing} spacing, got {len(timesteps)}: sampling would start at"
+        f"num_steps: expected at least {minimum} with {spacing} spacing, got {len(timesteps)}: sampling would start at"
         f" timestep {int(timesteps[0])}, where images are nearly clean (alpha-bar {first:.3g}), and give noise"
     )
 

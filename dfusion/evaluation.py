@@ -63,7 +63,7 @@ class ScoreTable:
         if self.values.shape != shape:
             raise ShapeMismatchError("values", shape, self.values.shape)
         if not np.isfinite(self.values).all():
-            raise NonFiniteError("values: a score is NaN or infinite")
+            raise NonFiniteError("values: expected finite scores, got NaN or infinity")
 
     @classmethod
     def from_rows(cls, rows: Iterable[ScoreRow]) -> ScoreTable:
@@ -205,11 +205,11 @@ def summarise(table: ScoreTable, bootstrap: Bootstrap = Bootstrap()) -> tuple[Su
 
 def _summary(table: ScoreTable, model: str, scorer: str, bootstrap: Bootstrap) -> Summary:
     scores = table.scores(model, scorer)
-    each = {
+    by_prompt = {
         prompt: Estimate(float(own.mean()), bootstrap.interval(own), len(own))
         for prompt, own in zip(table.prompts, scores, strict=True)
     }
-    return Summary(model, scorer, _over_prompts(scores, bootstrap), each)
+    return Summary(model, scorer, _over_prompts(scores, bootstrap), by_prompt)
 
 
 def _over_prompts(values: np.ndarray, bootstrap: Bootstrap) -> Estimate:

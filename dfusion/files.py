@@ -98,4 +98,4 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: expected a whole safetensors file: {error}") from error
+        raise CheckpointError(f"{path}: expected a complete safetensors file: {error}") from error

@@ -147,7 +147,7 @@ class DiffusionModel:
         for expected in (source.prediction_type, prediction_type):
             if expected not in (None, configured):
                 raise InvalidInputError(
-                    f"prediction_type: expected {configured!r} as the scheduler of {model} says, got {expected!r}"
+                    f"prediction_type: expected {configured!r} as in the scheduler of {model}, got {expected!r}"
                 )
         return loaded
 
@@ -162,7 +162,7 @@ class DiffusionModel:
         for name in ("unet", "vae", *encoders):
             part = getattr(pipeline, name)
             if part is None:
-                raise ModelNotFoundError(f"{name}: expected a model, the pipeline has none")
+                raise ModelNotFoundError(f"{name}: expected a model in the pipeline, got None")
             part.requires_grad_(False).eval().to(device)
 
         # without these, DDIM's own defaults would clip samples and leave the last step without noise
@@ -288,7 +288,7 @@ class DiffusionModel:
         if latents.ndim != 4 or latents.shape[1] != self.latent_shape[0]:
             raise ShapeMismatchError("latents", f"(B, {self.latent_shape[0]}, h, w)", tuple(latents.shape))
         if not bool(latents.isfinite().all()):
-            raise NonFiniteError("latents: expected finite numbers to decode, got NaN or infinity")
+            raise NonFiniteError("latents: expected finite numbers, got NaN or infinity")
 
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         scaled = scaled + (getattr(self.vae.config, "shift_factor", None) or 0.0)

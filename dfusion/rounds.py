@@ -57,7 +57,7 @@ class RoundPair:
     reason      the comparison that decided, or the reason why there is no target
     thresholds  thresholds of the mask
     mask        (h_m, w_m) in [0, 1], where the target took content from the reference (`fusion_mask`)
-    statistics  what is measured on the pair
+    statistics  the metrics of the pair
     """
 
     prompt: str
@@ -117,7 +117,7 @@ def run_round(
 
     Args:
         model: The model. An adapter is attached if it has none.
-        prompts: The prompts. Items and thresholds that a prompt lacks are found (decision 008).
+        prompts: The prompts. Missing items are detected, and missing thresholds computed (decision 008).
         scorer: The reward.
         config: Settings of sampling, pairing, fusion and training.
         seed: The seed of the run, the same for all its rounds. It gives each sample's seed, together with
@@ -252,7 +252,7 @@ def _check(
         raise InvalidInputError(f"watch: expected another name than the reward's and 'diversity', got {names}")
 
     if has_lora(model.unet):
-        _keeps_adapter(lora_config(model.unet), config.training.lora)
+        _require_same_adapter(lora_config(model.unet), config.training.lora)
     model.latent_size(config.sampling)
     if config.fusion is not None:
         resolve_layers(find_layers(model.unet), config.fusion.layers)
@@ -261,11 +261,14 @@ def _check(
             raise InvalidInputError(f"fusion.first_step: expected less than {steps}, got {config.fusion.first_step}")
 
 
-def _keeps_adapter(attached: LoraConfig, asked: LoraConfig) -> None:
+def _require_same_adapter(attached: LoraConfig, requested: LoraConfig) -> None:
     """Raise InvalidInputError if another rank or alpha is requested. The adapter's initialisation does not matter."""
-    if (asked.rank, asked.alpha) not in ((LoraConfig().rank, LoraConfig().alpha), (attached.rank, attached.alpha)):
+    if (requested.rank, requested.alpha) not in (
+        (LoraConfig().rank, LoraConfig().alpha),
+        (attached.rank, attached.alpha),
+    ):
         expected = f"rank {attached.rank} and alpha {attached.alpha:g}, as the attached adapter has"
-        raise InvalidInputError(f"training.lora: expected {expected}, got {asked.rank} and {asked.alpha:g}")
+        raise InvalidInputError(f"training.lora: expected {expected}, got {requested.rank} and {requested.alpha:g}")
 
 
 def _means(

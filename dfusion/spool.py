@@ -23,7 +23,7 @@ _ELEMENT_BYTES = 4
 
 
 class RowFile:
-    """Rows of tensors, float32, in a temporary file without a name, which vanishes with the process.
+    """Rows of tensors, float32, in an unnamed temporary file, which is deleted when the process ends.
 
     A full disk raises OSError in `append`, and never when a row is read.
 

@@ -26,7 +26,7 @@ def otsu_threshold(values: torch.Tensor) -> float:
         raise NonFiniteError("values: expected finite numbers, got NaN or infinity")
     count = len(ordered)
     if count == 0 or ordered[0] == ordered[-1]:
-        raise InvalidInputError(f"values: expected numbers that differ, got {count} that do not")
+        raise InvalidInputError(f"values: expected at least two different numbers, got {count} equal ones")
 
     # the between-class variance of every split
     lower = torch.arange(1, count, dtype=torch.float64)  # size of the lower class

@@ -139,7 +139,9 @@ class Trainer:
         self._ratio_tolerance = config.ratio_tolerance or ratio_tolerance_of(placement(model.unet)[1])
         self._parameters = lora_parameters(model.unet)
         if not all(parameter.requires_grad for parameter in self._parameters.values()):
-            raise InvalidInputError("unet: expected an adapter that can be trained: see attach_lora and load_adapter")
+            raise InvalidInputError(
+                "unet: expected a trainable adapter, got a frozen one; see attach_lora and load_adapter"
+            )
         self._start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
@@ -261,7 +263,9 @@ class Trainer:
         #   self._updates[k]     -> the transitions (x_t, x_{t-1}) of update k; a row holds those of all its sides
         #   norm                 -> |grad L| before clipping
         if self.updates_done >= self.updates_total:
-            raise InvalidInputError(f"expected at most {self.updates_total} updates, all are done")
+            raise InvalidInputError(
+                f"expected at most {self.updates_total} updates, got a call of step after the last one"
+            )
         reference = self._prepared(on_rows)
         tally = Tally()
 

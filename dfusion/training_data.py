@@ -157,8 +157,8 @@ def check_examples(examples: Sequence[Example], config: TrainingConfig, channels
             )
         if abs(example.advantage) > config.advantage_clip:
             raise InvalidInputError(
-                f"examples[{n}].advantage: expected at most {config.advantage_clip:g} (advantage_clip) either way,"
-                f" got {example.advantage:g}"
+                f"examples[{n}].advantage: expected a number within +-{config.advantage_clip:g} (advantage_clip), "
+                f"got {example.advantage:g}"
             )
 
     sides = list(chain.from_iterable(example.sides for example in examples))
@@ -182,8 +182,10 @@ def rows_of(examples: Sequence[Example], schedule: Schedule, config: TrainingCon
         InvalidInputError: No row is left.
     """
     sides = chain.from_iterable(example.sides for example in examples)
-    if not all(torch.equal(side.timesteps, schedule.timesteps) for side in sides):
-        raise ScheduleError(f"examples: expected trajectories of timesteps {schedule.timesteps.tolist()}")
+    for side in sides:
+        if not torch.equal(side.timesteps, schedule.timesteps):
+            expected = schedule.timesteps.tolist()
+            raise ScheduleError(f"examples: expected the timesteps {expected}, got {side.timesteps.tolist()}")
 
     steps = set(schedule.trainable_steps)
     if config.skip_dominant_step:
@@ -193,7 +195,9 @@ def rows_of(examples: Sequence[Example], schedule: Schedule, config: TrainingCon
     for n, example in enumerate(examples):
         rows += [Row(n, step) for step in sorted(steps - example.shared_steps())]
     if not rows:
-        raise InvalidInputError("examples: expected a step to train on, got none (pairs of equal trajectories?)")
+        raise InvalidInputError(
+            "examples: expected at least one step to train on, got none; the two sides of each pair may be identical"
+        )
     return rows
 
 

@@ -79,23 +79,23 @@ def _attention_paths(name: str, block: nn.Module) -> tuple[tuple[str, ...], tupl
     return tuple(own), tuple(cross)
 
 
-def resolve_layers(layers: Sequence[Layer], wanted: Literal["middle+up"] | Sequence[int]) -> tuple[Layer, ...]:
+def resolve_layers(layers: Sequence[Layer], requested: Literal["middle+up"] | Sequence[int]) -> tuple[Layer, ...]:
     """The layers to fuse: "middle+up" (3-6 of SD, table 3), or those of the given indices.
 
     Raises LayerNotFoundError for an index that the U-Net does not have, or if it has neither middle nor up layers.
     """
-    if wanted == "middle+up":
+    if requested == "middle+up":
         middle_and_up = tuple(layer for layer in layers if layer.part != "down")
         if not middle_and_up:
             raise LayerNotFoundError("the U-Net has no middle or up block with cross-attention")
         return middle_and_up
 
-    missing = sorted(set(wanted) - {layer.index for layer in layers})
-    if missing or not wanted:
+    missing = sorted(set(requested) - {layer.index for layer in layers})
+    if missing or not requested:
         raise LayerNotFoundError(
-            f"layers: expected indices within 0 to {len(layers) - 1}, got {shortened(list(wanted))}"
+            f"layers: expected indices within 0 to {len(layers) - 1}, got {shortened(list(requested))}"
         )
-    return tuple(layers[int(i)] for i in sorted(set(wanted)))
+    return tuple(layers[int(i)] for i in sorted(set(requested)))
 
 
 def first_up_layer(layers: Sequence[Layer]) -> Layer:

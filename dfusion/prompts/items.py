@@ -63,21 +63,21 @@ def parse_marked(text: str) -> tuple[str, tuple[str, ...]]:
     for position, character in enumerate(text):
         if character == "[":
             if start is not None:
-                raise _bad_mark(text, position, "a bracket within a bracket")
+                raise _bad_mark(text, position, "nested brackets")
             start = len(plain)
         elif character == "]":
             if start is None:
-                raise _bad_mark(text, position, "a bracket that was not opened")
+                raise _bad_mark(text, position, "an unmatched closing bracket")
             item = " ".join(plain[start:].split())
             if not item:
-                raise _bad_mark(text, position, "nothing between the brackets")
+                raise _bad_mark(text, position, "empty brackets")
             items.setdefault(item.casefold(), item)
             start = None
         else:
             plain += character
 
     if start is not None:
-        raise _bad_mark(text, len(text), "a bracket that is not closed")
+        raise _bad_mark(text, len(text), "an unclosed bracket")
     return " ".join(plain.split()), tuple(items.values())
 
 
@@ -111,15 +111,15 @@ def find_items(text: str) -> tuple[str, ...]:
     return tuple(items.values())
 
 
-def _role(low: str, following: str, second: str, article: bool, begun: bool) -> Literal["noun", "modifier", "end"]:
-    """A word's role in its phrase. `following` and `second` are the next words; `begun`: the phrase has a noun."""
+def _role(low: str, following: str, second: str, article: bool, has_noun: bool) -> Literal["noun", "modifier", "end"]:
+    """A word's role in its phrase. `following` and `second` are the next words; `has_noun`: the phrase has one."""
     if _closes(low):
         return "end"
-    alone = article and not begun and _ends_before(following, second)
+    alone = article and not has_noun and _ends_before(following, second)
     if _is_participle(low):
         if low.endswith("ing") and (alone or following == "of"):
             return "noun"  # "a painting on the wall", "an oil painting of"
-        return "end" if begun else "modifier"  # "a cat eating fish", "a running dog"
+        return "end" if has_noun else "modifier"  # "a cat eating fish", "a running dog"
     if low in _ADJECTIVES:
         return "noun" if alone else "modifier"  # "an orange on a plate", "an orange cat"
     adverb = low.endswith("ly") and not low.endswith("fly") and low not in _LY_NOUNS

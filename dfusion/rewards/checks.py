@@ -29,5 +29,5 @@ def checked_scores(name: str, scores: object, count: int) -> list[float]:
         if isinstance(score, (bool, np.bool_)) or not isinstance(score, (int, float, np.integer, np.floating)):
             raise ScorerError(f"{name}: expected scores that are numbers, got {shortened(score)}")
         if not math.isfinite(score):
-            raise NonFiniteError(f"{name}: a score is NaN or infinite")
+            raise NonFiniteError(f"{name}: expected finite scores, got NaN or infinity")
     return [float(score) for score in scores]

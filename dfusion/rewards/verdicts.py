@@ -55,7 +55,7 @@ class VerdictScorer:
     def __init__(self, verdicts: Mapping[str, float], *, name: str = "verdicts") -> None:
         """Raises NonFiniteError for verdicts that are NaN or infinite."""
         if not all(math.isfinite(value) for value in verdicts.values()):
-            raise NonFiniteError(f"{name}: a verdict is NaN or infinite")
+            raise NonFiniteError(f"{name}: expected finite verdicts, got NaN or infinity")
         self._verdicts = dict(verdicts)
         self.name = name
         self.version = hashlib.sha256(json.dumps(sorted(self._verdicts.items())).encode()).hexdigest()[:12]

@@ -100,7 +100,7 @@ def falling_figures(
         if len(series) != len(reward):
             raise ShapeMismatchError(name, f"{len(reward)} rounds", len(series))
         if not np.isfinite(np.asarray(series, dtype=np.float64)).all():
-            raise NonFiniteError(f"{name}: a round's mean is NaN or infinite")
+            raise NonFiniteError(f"{name}: expected finite means, got NaN or infinity")
 
     if chance_of_rise(reward[-window:]) > level:
         return ()

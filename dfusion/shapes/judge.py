@@ -111,14 +111,14 @@ class Judge:
     def load(cls, file: Path = MODELS / "judge.safetensors") -> Judge:
         """Load the judge that comes with dfusion. Raises ModelNotFoundError if its file is missing."""
         if not file.is_file():
-            raise ModelNotFoundError(f"expected the judge's weights at {file}")
+            raise ModelNotFoundError(f"expected the judge's weights at {file}, got no such file")
         net = JudgeNet()
         net.load_state_dict({key: value.float() for key, value in load_file(file).items()})
         return cls(net)
 
     @torch.no_grad()
     def verdicts(self, images: np.ndarray, prompts: Sequence[str]) -> list[dict[str, bool]]:
-        """For each image, which parts of its prompt it shows ("template": whether it is of that template at all).
+        """For each image, which parts of its prompt it shows ("template": whether it has that template).
 
         images is (B, 64, 64, 3) uint8. Raises ShapeMismatchError for other sizes and InvalidInputError for other
         prompts.

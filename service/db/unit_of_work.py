@@ -64,13 +64,13 @@ _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "53300"})
 
 _REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "password authentication failed": "it refuses the password",
+        "password authentication failed": "it rejects the password",
         "does not exist": "the database or the role does not exist",
         "Connection refused": "connection refused",
         "timeout expired": "no response",
         "too many": "too many connections",
         "unable to open database file": "the file cannot be opened",
-        "not a database": "the file is no database",
+        "not a database": "the file is not a database",
     }
 )
 """Short reasons by parts of the drivers' messages, which have no codes for failed connections."""

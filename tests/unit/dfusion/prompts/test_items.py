@@ -22,12 +22,12 @@ def test_marked_items(text: str, plain: str, items: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "problem", "position"),
     [
-        ("a [cat", "not closed", 6),
-        ("a cat]", "not opened", 5),
-        ("a [big [cat]]", "within a bracket", 7),
-        ("a [] cat", "nothing between", 3),
-        ("a [  ] cat", "nothing between", 5),
-        ("]cat[", "not opened", 0),
+        ("a [cat", "unclosed", 6),
+        ("a cat]", "unmatched closing", 5),
+        ("a [big [cat]]", "nested", 7),
+        ("a [] cat", "empty", 3),
+        ("a [  ] cat", "empty", 5),
+        ("]cat[", "unmatched closing", 0),
     ],
 )
 def test_unpaired_brackets_are_rejected(text: str, problem: str, position: int) -> None:
