@@ -45,6 +45,7 @@ def maintain(service: Service, stop: threading.Event, after_sweep: Callable[[], 
     collection.start()
     deliveries = threading.Thread(target=_deliver_until, args=(service, stop), name="webhooks", daemon=True)
     deliveries.start()
+
     while not stop.is_set():
         started = time.monotonic()
         try:
@@ -55,6 +56,7 @@ def maintain(service: Service, stop: threading.Event, after_sweep: Callable[[], 
             _logger.exception("sweep failed")
         after_sweep()
         stop.wait(max(0.0, service.settings.sweep_seconds - (time.monotonic() - started)))
+
     collection.join(_STOP_SECONDS)
     deliveries.join(_STOP_SECONDS)
 

@@ -136,6 +136,7 @@ def _send(service: Service, message: _Message) -> _Outcome:
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": standardwebhooks.Webhook(message.secret).sign(delivery.id, now, delivery.body),
     }
+
     try:
         allow_loopback = service.settings.webhooks_allow_loopback
         status = outgoing.post(message.url, headers, delivery.body.encode(), allow_loopback)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from sqlalchemy.orm import Session
 
@@ -30,6 +31,11 @@ class StoredPair:
     reference: StoredSample
     base: StoredSample
     target: StoredSample | None
+
+    @property
+    def sides(self) -> tuple[StoredSample, StoredSample]:
+        """The reference and the base."""
+        return self.reference, self.base
 
 
 def load_pairs(session: Session, rows: Sequence[Pair]) -> list[StoredPair]:
@@ -61,7 +67,7 @@ def load_sides_to_fuse(session: Session, spec: FusionJobSpec) -> list[tuple[Samp
     else:
         ids = [(sides.reference, sides.base) for sides in spec.pairs or ()]
 
-    samples = results.samples(session, {sample_id for sides in ids for sample_id in sides})
+    samples = results.samples(session, set(chain.from_iterable(ids)))
     return [(samples[reference_id], samples[base_id]) for reference_id, base_id in ids]
 
 
@@ -75,8 +81,9 @@ def load_samples_to_fuse(session: Session, claim: Claim, spec: FusionJobSpec) ->
 
     sides = load_sides_to_fuse(session, spec)
     start, stop = range_if_sharded(claim, "pairs") or (0, len(sides))
-    earlier = {sample.id for pair in sides[:start] for sample in pair}
-    samples = {sample.id: sample for pair in sides[start:stop] for sample in pair if sample.id not in earlier}
+    earlier = {sample.id for sample in chain.from_iterable(sides[:start])}
+    own = chain.from_iterable(sides[start:stop])
+    samples = {sample.id: sample for sample in own if sample.id not in earlier}
     return list(load_samples(session, samples.values()).values())
 
 

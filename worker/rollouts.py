@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from sqlalchemy.orm import Session
 
@@ -55,9 +56,13 @@ def rollout_metrics(claim: Claim, rollout: Rollout, scores: Sequence[CompleteSco
         return []
 
     # 1. the values of each metric
-    series = [(by.scorer.name, by.scorer.version, [by.by_sample[sample.id] for sample in samples]) for by in scores]
+    series: list[tuple[str, str, list[float]]] = []
+    for complete in scores:
+        values = [complete.by_sample[sample.id] for sample in samples]
+        series.append((complete.scorer.name, complete.scorer.version, values))
+
     features = {summary.features for summary in rollout.summaries}
-    diversity = [value for summary in rollout.summaries for value in summary.diversity]
+    diversity = list(chain.from_iterable(summary.diversity for summary in rollout.summaries))
     if len(features) == 1 and diversity:
         series.append((DIVERSITY, features.pop(), diversity))
 

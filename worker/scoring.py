@@ -218,11 +218,11 @@ def _stored_scores(known: ScoredSamples, scorer: ScorerVersion) -> CompleteScore
 
 def score_rows(scorers: Sequence[Scorer], sample_ids: Sequence[str], values: Sequence[Sequence[float]]) -> list[Score]:
     """Rows of the values (S, N) of S scorers for N samples, scorer by scorer."""
-    return [
-        Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value)
-        for scorer, scorer_values in zip(scorers, values, strict=True)
-        for sample_id, value in zip(sample_ids, scorer_values, strict=True)
-    ]
+    rows = []
+    for scorer, scorer_values in zip(scorers, values, strict=True):
+        for sample_id, value in zip(sample_ids, scorer_values, strict=True):
+            rows.append(Score(sample_id=sample_id, scorer=scorer.name, version=scorer.version, value=value))
+    return rows
 
 
 def score_pixels(scorer: Scorer, images: np.ndarray, prompts: Sequence[str]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from sqlalchemy.orm import Session
@@ -185,8 +186,8 @@ def training_examples(
     if isinstance(source, SampleSource):
         return TrainingExamples(list(_examples_of_samples(context, source, config, parent)), 0, 0)
 
-    sides = [side.sample for ranked in source.pairs for side in ranked.sides]
-    trajectories = context.spool_trajectories(sides)
+    sides = chain.from_iterable(ranked.sides for ranked in source.pairs)
+    trajectories = context.spool_trajectories([side.sample for side in sides])
     examples: list[Example] = []
     if config.learns_from_pairs:
         for ranked in source.pairs:

@@ -72,6 +72,7 @@ def _write_to(target: BufferedRandom | BytesIO, transport: Transport, path: str,
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
+
         try:
             with transport.stream(path, headers, _READ_SECONDS, follow_redirects=True) as response:
                 if response.status_code != HTTPStatus.PARTIAL_CONTENT:

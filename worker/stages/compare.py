@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, product
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -70,7 +71,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     rollout = inputs.rollout
     scorer_refs = rollout_scorers(spec) if isinstance(spec, SamplingJobSpec) else Measurement.of(spec).scorers
     joined = join_scores(context, scorer_refs, rollout.samples, rollout.summaries)
-    new = [score for by_scorer in joined for score in by_scorer.new]
+    new = list(chain.from_iterable(complete.new for complete in joined))
     if isinstance(spec, SamplingJobSpec):
         return Outputs(new, rollout_metrics(context.claim, rollout, joined))
 
@@ -138,14 +139,17 @@ def _split(
 ) -> dict[str, Any]:
     """The models on one split. Prompts are keyed by index and text, because a list can contain a prompt twice."""
     ordered = sorted(samples, key=lambda s: (s.model_id != baseline_id, s.prompt_index, s.number))
-    table = ScoreTable.from_rows(
-        ScoreRow(sample.model_id, f"{sample.prompt_index}: {sample.prompt}", sample.seed, score.scorer, score.value)
-        for sample in ordered
-        for score in scores[sample.id]
-    )
+    rows = []
+    for sample in ordered:
+        prompt = f"{sample.prompt_index}: {sample.prompt}"
+        for score in scores[sample.id]:
+            rows.append(ScoreRow(sample.model_id, prompt, sample.seed, score.scorer, score.value))
 
-    baseline, *others = table.models
-    comparisons = [compare(table, other, baseline, scorer, bootstrap) for other in others for scorer in table.scorers]
+    table = ScoreTable.from_rows(rows)
+    baseline, *models = table.models
+    comparisons = [
+        compare(table, model, baseline, scorer, bootstrap) for model, scorer in product(models, table.scorers)
+    ]
     return {
         "models": [_summary(summary) for summary in summarise(table, bootstrap)],
         "compared_with_the_first": [_against_baseline(comparison) for comparison in comparisons],

@@ -125,11 +125,13 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 def _plan(claim: Claim, measurement: Measurement, prompts: Sequence[Prompt]) -> list[_PlannedImage]:
     split = claim.params["split"]
     start, stop = shard_range(claim, "prompts")
-    return [
-        _PlannedImage(i, prompts[i].text, n, evaluation_seed(measurement.seed, split, i, prompts[i].text, n))
-        for i in range(start, stop)
-        for n in range(measurement.samples_per_prompt)
-    ]
+    images = []
+    for index in range(start, stop):
+        text = prompts[index].text
+        for number in range(measurement.samples_per_prompt):
+            seed = evaluation_seed(measurement.seed, split, index, text, number)
+            images.append(_PlannedImage(index, text, number, seed))
+    return images
 
 
 def _sample(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -81,8 +82,7 @@ def load(session: Session, claim: Claim) -> Inputs:
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Fuse a target for each pair of the shard that has masks; store trajectories and images."""
     config = fusion_of(context.claim)
-    sides = [sample for pair in inputs.pairs for sample in (pair.base, pair.reference)]
-    trajectories = context.load_trajectories(sides)
+    trajectories = context.load_trajectories(chain.from_iterable(pair.sides for pair in inputs.pairs))
 
     together = "prompts" in context.claim.params
     thresholds = _compute_thresholds(inputs.pairs, trajectories, config, together=together)
@@ -121,8 +121,9 @@ def _compute_thresholds(
             groups[pair.row.prompt_index if together else pair.row.id].append(pair)
 
     for members in groups.values():
-        sides = {side.row.id: side for pair in members for side in (pair.reference, pair.base)}
         ids = [pair.row.id for pair in members]
+        all_sides = chain.from_iterable(pair.sides for pair in members)
+        sides = {side.row.id: side for side in all_sides}
         try:
             maps = Trajectory.cat([trajectory_of(side, trajectories) for side in sides.values()])
             limits = thresholds_of(maps, config)

@@ -86,11 +86,13 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
 def _plan(claim: Claim, spec: RoundSpec | SamplingJobSpec, prompts: Sequence[Prompt]) -> list[_PlannedSample]:
     start, stop = shard_range(claim, "prompts")
-    return [
-        _PlannedSample(i, prompts[i], n, sample_seed(spec.seed, claim.round, i, prompts[i].text, n))
-        for i in range(start, stop)
-        for n in range(spec.samples_per_prompt)
-    ]
+    samples = []
+    for index in range(start, stop):
+        prompt = prompts[index]
+        for number in range(spec.samples_per_prompt):
+            seed = sample_seed(spec.seed, claim.round, index, prompt.text, number)
+            samples.append(_PlannedSample(index, prompt, number, seed))
+    return samples
 
 
 def _sample(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -94,6 +94,7 @@ def load(session: Session, claim: Claim) -> Inputs:
             thresholds = _load_thresholds(session, rollout.samples.samples)
             earlier = results.metrics(session, claim.job_id, range(claim.round))
             return Inputs(rollout, [], thresholds, earlier)
+
         case FusionJobSpec() as spec:
             samples = load_samples_to_fuse(session, claim, spec)
             thresholds = _load_thresholds(session, samples)
@@ -102,6 +103,7 @@ def load(session: Session, claim: Claim) -> Inputs:
                 thresholds = dict.fromkeys(thresholds, spec.thresholds or own)
             rollout = Rollout(load_scores(session, samples), load_summaries(session, claim, StageKind.SCORE))
             return Inputs(rollout, load_sides_to_fuse(session, spec), thresholds)
+
         case spec:
             raise ConflictError(f"{type(spec).__name__} jobs have no selection stage")
 
@@ -124,7 +126,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     # 1. the scores of all shards
     scorer_refs = rollout_scorers(spec) if isinstance(spec, RoundSpec) else [spec.reward or ""]
     scores = join_scores(context, scorer_refs, rollout.samples, rollout.summaries)
-    new = [score for by_scorer in scores for score in by_scorer.new]
+    new = list(chain.from_iterable(complete.new for complete in scores))
     reward = scores[0]
 
     # 2. the pairs
@@ -231,7 +233,7 @@ def record(session: Session, claim: Claim, outputs: Outputs) -> None:
 
 def _warn_of_misleading(session: Session, claim: Claim, warning: MisleadingReward) -> None:
     falling = list(warning.falling)
-    message = f"the reward {warning.reward} rises while {' and '.join(falling)} fall: is it being gamed?"
+    message = f"the reward {warning.reward} rises while {' and '.join(falling)} fall: possible reward hacking"
     jobs.add_event(session, claim.job_id, "round.reward_misleads", message, claim.stage_id, falling=falling)
 
 

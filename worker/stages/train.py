@@ -128,6 +128,7 @@ def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -
     """Run all remaining updates. Progress counts rows: all once for log pref, then those of each update."""
     rows = trainer.rows_by_update
     context.heartbeat.plan(trainer.rows_total + sum(rows))
+
     try:
         self_test = trainer.prepare(context.heartbeat.at)
         while trainer.updates_done < trainer.updates_total:

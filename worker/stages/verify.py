@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -101,7 +101,8 @@ def _sides_to_score_again(pairs: Sequence[StoredPair], scorer: Scorer) -> list[S
     """The references and bases of the pairs that another version of the scorer selected, each once."""
     ours = (scorer.name, scorer.version)
     others = [pair for pair in pairs if (pair.row.scorer, pair.row.scorer_version) != ours]
-    return list({side.row.id: side for pair in others for side in (pair.reference, pair.base)}.values())
+    sides = chain.from_iterable(pair.sides for pair in others)
+    return list({side.row.id: side for side in sides}.values())
 
 
 def _require_order(pairs: Sequence[StoredPair], scorer: Scorer, scores: Mapping[str, float]) -> None:
@@ -136,8 +137,9 @@ def _decisions(context: StageContext, fused: Sequence[StoredPair], scores: Mappi
     """
     for _, group in groupby(fused, key=_target_file):
         pairs = list(group)
-        sides = [side for pair in pairs for side in (pair.reference, pair.base, pair.target) if side is not None]
-        trajectories = context.load_trajectories(sides)
+        sides = chain.from_iterable(pair.sides for pair in pairs)
+        targets = [pair.target for pair in pairs if pair.target is not None]
+        trajectories = context.load_trajectories([*sides, *targets])
         for pair in pairs:
             if pair.target is not None:
                 yield _decide(context, pair, pair.target, scores, trajectories)

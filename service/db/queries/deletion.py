@@ -190,7 +190,8 @@ def forget_contents(session: Session, job_id: str, limit: int) -> int:
 
 def _delete_samples(session: Session, job_id: str, limit: int) -> int:
     """Delete samples with their scores."""
-    samples, scores = _T["samples"], _T["scores"]
+    samples = _T["samples"]
+    scores = _T["scores"]
     ids = list(session.scalars(select(samples.c.id).where(samples.c.job_id == job_id).limit(limit)))
     _execute(session, delete(scores).where(is_any_of(scores.c.sample_id, ids)))
     _execute(session, delete(samples).where(is_any_of(samples.c.id, ids)))

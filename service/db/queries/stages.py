@@ -468,6 +468,7 @@ def reopen(session: Session, job_id: str) -> tuple[int, list[Hint]]:
     """
     is_review = Stage.kind == StageKind.REVIEW
     now_if_free = case((is_review, None), else_=_now_if_free())
+
     values: dict[str, Any] = {
         "state": case((is_review, StageState.WAITING), else_=StageState.QUEUED),
         "not_before": now_seconds(),
@@ -482,6 +483,7 @@ def reopen(session: Session, job_id: str) -> tuple[int, list[Hint]]:
         "free_at": now_if_free,
         "hinted_at": now_if_free,
     }
+
     ended = update(Stage).where(Stage.job_id == job_id, text(HAS_ENDED), Stage.state != StageState.SUCCEEDED)
     return _queued(session, ended.values(values))
 
@@ -582,10 +584,11 @@ def page(
         return fetch_page(session, query, Stage.number, limit, cursor, equal=equal)
 
     # a page for each state, since an index has the stages of each state by number
-    pages = [
-        fetch_page(session, query.where(text(_part_of(value))), Stage.number, limit, cursor, equal=equal)
-        for value, equal in ((value, {**equal, Stage.state: value}) for value in state)
-    ]
+    pages = []
+    for value in state:
+        of_state = query.where(text(_part_of(value)))
+        in_state = {**equal, Stage.state: value}
+        pages.append(fetch_page(session, of_state, Stage.number, limit, cursor, equal=in_state))
     return first_of(pages, Stage.number, limit)
 
 

@@ -351,7 +351,7 @@ def test_a_reward_that_rises_alone_is_reported(installation: Installation) -> No
     # diversity has no trend, otherwise the message would name it as well
     warnings = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "round.reward_misleads"]
     assert [event["message"] for event in warnings] == [
-        "the reward rising rises while falling fall: is it being gamed?"
+        "the reward rising rises while falling fall: possible reward hacking"
     ]
     assert warnings[0]["data"] == {"falling": ["falling"]}
     together = installation.run(**same, reward="rising", watch="rising")
