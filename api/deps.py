@@ -35,7 +35,7 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
-"""A repeated request with the same key creates nothing; its response is the job created before."""
+"""A repeated request with the same key creates nothing; its response is the existing job."""
 
 
 async def refuse_repeated_parameters(request: Request) -> None:

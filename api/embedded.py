@@ -2,7 +2,7 @@
 
 The worker is a separate program (`python -m worker.local`); this package imports nothing from it. Its standard input
 is a pipe from the service. When the service ends, even by SIGKILL, the pipe closes and the worker stops. A worker that
-gives no sign of life for the duration of a lease is killed.
+does not respond for the duration of a lease is killed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class WorkerSupervisor:
 
     @property
     def silent_seconds(self) -> float:
-        """How long the worker process has given no sign of life."""
+        """How long the worker process has not responded, in seconds."""
         return self._monitor.silent_seconds
 
     @property

@@ -67,7 +67,7 @@ REQUESTS: dict[str, Mapping[str, Example]] = {
     "put_alias": {"champion": {"summary": "Set the alias to this model", "value": {"model": EXAMPLE_MODEL}}},
     "create_webhook": {
         "ends": {
-            "summary": "Tell this address when a job has ended",
+            "summary": "Notify this address when a job has ended",
             "value": {"url": "https://example.org/dfusion", "events": ["job.succeeded", "job.failed"]},
         }
     },

@@ -21,7 +21,7 @@ from service.settings import Settings
 _REDIS_SECONDS = 0.25
 """A slower Redis counts as unavailable."""
 _PAUSE_SECONDS = 5.0
-"""After a failure this process counts in memory for this long before it uses Redis again."""
+"""After a failure, this process counts in memory for this time before it uses Redis again."""
 _BURST_SECONDS = 2
 _logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ Check = Callable[[Service, WorkerSupervisor | None], CheckOut | None]
 """A check's result; None if the check does not apply."""
 _TIMEOUT_SECONDS = 2.0
 _FRESH_SECONDS = 1.0
-"""How long results are returned again. So requests, which need no key, cannot make the checks a load."""
+"""How long results are cached, so that requests, which need no key, cannot overload the checks."""
 
 
 def _result(name: str, state: CheckState, detail: str) -> CheckOut:

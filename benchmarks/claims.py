@@ -1,6 +1,6 @@
 """Claims against those of version 0.1.0, on PostgreSQL: `python -m benchmarks.claims [--free 80000]`.
 
-1. 100 workers claim at the same time while 300 stages of one job are free. None may come away empty-handed.
+1. 100 workers claim at the same time while 300 stages of one job are free. Every worker must get one.
 2. One worker with a loaded base model claims while 80,000 stages are free: 80 jobs of 8 API keys on two base models.
 
 Version 0.1.0 read the first eight free stages of all jobs and locked their jobs one after the other. It looked up the
@@ -129,10 +129,10 @@ def _measure_together(name: str, url: str, settings: Settings, claim: ClaimFunct
         with ThreadPoolExecutor(_WORKERS) as pool:
             results = list(pool.map(claim_once, range(_WORKERS)))
 
-    empty_handed = sum(not claimed for claimed, _ in results)
+    without_stage = sum(not claimed for claimed, _ in results)
     slowest = max(seconds for _, seconds in results)
     _say(
-        f"{name}: of {_WORKERS} workers at once, {empty_handed} came away empty-handed while "
+        f"{name}: of {_WORKERS} workers at once, {without_stage} got none while "
         f"{_FREE_STAGES} stages were free (target: 0); the slowest claim took {slowest:.1f} s"
     )
 

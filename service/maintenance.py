@@ -24,7 +24,7 @@ from service.jobs.collector import Collector
 from service.service import Service
 
 _RUN_SECONDS = 10.0
-"""How long a collection runs at most before it pauses."""
+"""Maximum time that a collection runs before it pauses."""
 _FAILURE_SECONDS = 60.0
 """The longest pause after a collection that failed."""
 _STOP_SECONDS = 10.0
@@ -76,15 +76,15 @@ def sweep_once(service: Service) -> bool:
 
 
 def _deliver_until(service: Service, stop: threading.Event) -> None:
-    """Send what is due to webhooks until `stop` is set. Several processes may, since each claims what it sends."""
+    """Send due deliveries to webhooks until `stop` is set. Several processes may do so: each claims what it sends."""
     while not stop.is_set():
         sent = 0
         try:
             sent = webhooks.deliver_due(service)
         except (SQLAlchemyError, ServiceError) as error:
-            _logger.warning("webhooks failed: %s", type(error).__name__)
+            _logger.warning("sending webhooks failed: %s", type(error).__name__)
         except Exception:  # see `maintain`
-            _logger.exception("webhooks failed")
+            _logger.exception("sending webhooks failed")
         stop.wait(0 if sent else service.settings.sweep_seconds)
 
 

@@ -83,7 +83,7 @@ def post(url: str, headers: Mapping[str, str], body: bytes, allow_loopback: bool
     """Send a POST request. The body of the response is not read.
 
     Args:
-        url: Where to; see `check_url`.
+        url: The URL; see `check_url`.
         headers: The headers of the request.
         body: Its body.
         allow_loopback: Also allow this machine.

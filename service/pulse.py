@@ -1,4 +1,4 @@
-"""A sign of life of a child process, in memory that it shares with its parent."""
+"""A liveness counter of a child process, in memory that it shares with its parent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mmap
 import time
 
 _MAX_INTERVAL_SECONDS = 2.0
-"""The most time that counts between two looks at a pulse."""
+"""The maximum time that counts between two checks of a pulse."""
 _MIN_SILENCE_SECONDS = 30.0
 """A healthy child may be silent for seconds: when it starts, or when the machine is overloaded."""
 

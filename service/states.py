@@ -178,7 +178,7 @@ class DeliveryState(StrEnum):
 
     pending      will be sent, for the first time or again
     delivered    the receiver has accepted it
-    failed       the last attempt failed, or the receiver does not want any more
+    failed       the last attempt failed, or the receiver refuses further messages
     """
 
     PENDING = "pending"

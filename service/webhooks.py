@@ -1,7 +1,8 @@
 """Webhooks: signed messages about jobs to addresses of users, by the Standard Webhooks specification.
 
-A delivery is a row, written in the transaction of the change that it reports. Maintenance sends what is due. A receiver
-may get a message twice, for example if this process dies before it records the response; the `webhook-id` is the same.
+A delivery is a row, written in the transaction of the change that it reports. Maintenance sends due deliveries. A
+receiver may get a message twice, for example if this process dies before it records the response; the `webhook-id` is
+the same.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PER_WEBHOOK = 5
 """Deliveries of one webhook that are sent at a time, so that a slow receiver takes no more of the senders."""
 _SENDERS = 8
 _LEASE_SECONDS = 300.0
-"""A delivery whose sender does not record an outcome for so long is sent again. A batch takes less, even if each of its
+"""A delivery without a recorded outcome is sent again after this time. A batch takes less, even if each of its
 receivers is slow: 20 webhooks with 5 deliveries of 10 s, 8 at a time."""
 _KEEP_SECONDS = 30 * 86_400.0
 _FORGET_AT_ONCE = 500
@@ -60,7 +61,7 @@ def create(service: Service, session: Session, url: str, events: Sequence[Webhoo
 
     hold(session, AdvisoryLock.WEBHOOKS)
     if len(webhooks.enabled(session)) >= MAX_WEBHOOKS:
-        raise ConflictError(f"there are {MAX_WEBHOOKS} webhooks, the most that are allowed: remove one first")
+        raise ConflictError(f"expected at most {MAX_WEBHOOKS} webhooks, which exist already: remove one first")
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()}"
     return webhooks.add(session, url, sorted(set(events)), secret), secret
 
@@ -97,7 +98,7 @@ class _Outcome:
 
 
 def deliver_due(service: Service) -> int:
-    """Send a batch of what is due, and forget deliveries of more than a month ago.
+    """Send a batch of due deliveries, and delete deliveries that are older than a month.
 
     Returns:
         The number of deliveries in the batch.

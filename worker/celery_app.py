@@ -70,7 +70,7 @@ def _end_children(worker: Any) -> None:
 
 
 class HungChild(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Kills a child that gives no sign of life for the duration of a lease. Celery replaces it."""
+    """Kills a child that does not respond for the duration of a lease. Celery replaces it."""
 
     requires = ("celery.worker.components:Pool",)
 

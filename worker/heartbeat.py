@@ -1,4 +1,4 @@
-"""Renews the lease of a running stage, stops the stage on request, and tells the watchdog of its progress."""
+"""Renews the lease of a running stage, stops the stage on request, and reports its progress to the watchdog."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Heartbeat:
     * StageCancelledError, StagePausedError: a client requested it.
     * StageStoppedError: this worker is shutting down.
 
-    It also tells the watchdog when the next step is due: within the duration of a lease, or twenty times the longest
-    step so far if that is more. What may take minutes has `stuck_seconds`: everything before the second step, since a
-    first step may compile kernels; everything after the last; and each `phase`.
+    It also informs the watchdog when the next step is due: within the duration of a lease, or twenty times the longest
+    step so far if that is more. Some parts may take minutes and have `stuck_seconds`: everything before the second
+    step, since a first step may compile kernels; everything after the last; and each `phase`.
     """
 
     def __init__(self, bench: Workbench, claim: Claim, stop: Stop) -> None:

@@ -67,7 +67,7 @@ class ScorerVersion:
 
 @dataclass(frozen=True)
 class ScoringSummary:
-    """What a stage that scores leaves for the stage that joins all shards, which loads no scorer.
+    """The summary of a shard that scores, for the stage that joins all shards and loads no scorer.
 
     Attributes:
         scorers: The versions of the job's scorers, in the order of its request.
@@ -98,7 +98,7 @@ def load_summaries(session: Session, claim: Claim, kind: StageKind) -> list[Scor
 
 
 def record_summary(session: Session, claim: Claim, summary: ScoringSummary) -> None:
-    """Leave the summary of a stage for the stage that joins all shards."""
+    """Store the summary of a stage, for the stage that joins all shards."""
     stages.set_summary(session, claim.stage_id, asdict(summary))
 
 

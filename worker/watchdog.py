@@ -34,7 +34,7 @@ def end_process() -> None:
 
 @dataclass(frozen=True)
 class _Expectation:
-    """What the main thread does, and for how long it may."""
+    """What the main thread does, and how long it may take."""
 
     activity: str
     seconds: float

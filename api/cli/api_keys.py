@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Owner or purpose of the key")],
-    scope: Annotated[list[KeyScope], typer.Option(help="What the key permits; may be repeated")],
+    scope: Annotated[list[KeyScope], typer.Option(help="What the key permits; can be repeated")],
     expires_at: Annotated[
         datetime | None, typer.Option(help="Expiry in local time; the key never expires if not given")
     ] = None,

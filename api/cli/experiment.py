@@ -29,9 +29,9 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment in YA
 Out = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder of the records; `records` next to FILE if not given")
 ]
-Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm, or `base`; may be repeated")]
-Lists = Annotated[list[str] | None, typer.Option("--list", help="Only this prompt list; may be repeated")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; may be repeated")]
+Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm, or `base`; can be repeated")]
+Lists = Annotated[list[str] | None, typer.Option("--list", help="Only this prompt list; can be repeated")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; can be repeated")]
 
 
 @app.command()

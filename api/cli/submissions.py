@@ -195,9 +195,9 @@ def fuse(
 def train(
     ctx: typer.Context,
     job: Annotated[
-        list[str] | None, typer.Option(metavar="JOB", help="Train on all pairs of this job; may be repeated")
+        list[str] | None, typer.Option(metavar="JOB", help="Train on all pairs of this job; can be repeated")
     ] = None,
-    pair: Annotated[list[str] | None, typer.Option(metavar="PAIR", help="Train on this pair; may be repeated")] = None,
+    pair: Annotated[list[str] | None, typer.Option(metavar="PAIR", help="Train on this pair; can be repeated")] = None,
     model: Model = None,
     prefer: Annotated[
         Literal["adoption", "verdicts"] | None,
@@ -239,10 +239,10 @@ def evaluate(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models; the others are compared with the first")
     ] = None,
-    prompt_set: Annotated[list[str] | None, typer.Option(help="Name or id of a prompt set; may be repeated")] = None,
+    prompt_set: Annotated[list[str] | None, typer.Option(help="Name or id of a prompt set; can be repeated")] = None,
     prompt: Prompts = None,
     samples_per_prompt: SamplesPerPrompt = None,
-    scorer: Annotated[list[str] | None, typer.Option(help="Scorer; may be repeated")] = None,
+    scorer: Annotated[list[str] | None, typer.Option(help="Scorer; can be repeated")] = None,
     steps: Steps = None,
     seed: Seed = None,
     label: Label = None,

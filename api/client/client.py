@@ -599,7 +599,7 @@ class Client:
         return _all(lambda cursor: self._get("/webhooks", ListOut[WebhookOut], limit=_MAX_PAGE_SIZE, cursor=cursor))
 
     def remove_webhook(self, webhook_id: str) -> None:
-        """Disable a webhook for good. Has no effect if it is already disabled."""
+        """Disable a webhook permanently. Has no effect if it is already disabled."""
         self._transport.request("DELETE", f"/webhooks/{_segment(webhook_id)}")
 
     def webhook_deliveries(self, webhook_id: str | None = None) -> Iterator[DeliveryOut]:

@@ -87,8 +87,8 @@ class EvaluationPlan(StrictModel):
     primary: Name | None = Field(None, description="Main scorer of the report; the first if not given")
     comparisons: tuple[tuple[Slug, Slug], ...] | None = Field(
         None,
-        description="Pairs of arms (one, other) whose difference the report shows, besides those to the model before "
-        "training; all pairs if not given",
+        description="Pairs of arms (one, other) whose difference the report shows, in addition to those from the model "
+        "before training; all pairs if not given",
     )
 
 

@@ -195,7 +195,7 @@ def delete(job_id: str, service: ServiceDep) -> None:
     """Delete a job that has ended, with its samples, pairs and their verdicts, models and files.
 
     409 if the job has not ended, if another job uses its samples, pairs or models, or if an alias refers to one of its
-    models; the error lists the first of them. The job and its results are not visible any more; their space is free
+    models; the error lists the first of them. The job and its results are no longer visible; their space is free
     after the next collections. Retries of the job remain, without `origin`.
     """
     delete_job(service, job_id)

@@ -29,7 +29,7 @@ def _postgresql(_element: object, _compiler: object, **_options: Any) -> str:
 
 
 MAX_SKEW_SECONDS = 30.0
-"""Ids sort by the clock of the machine that makes them, and S3 refuses requests that are 15 minutes off."""
+"""Ids sort by the clock of the machine that creates them, and S3 refuses requests that are 15 minutes off."""
 
 
 def clock_problem(session: Session) -> str | None:

@@ -236,7 +236,7 @@ class Stage(Table):
     work: Mapped[float]
     """Expected work in U-Net evaluations."""
     summary: Mapped[Json | None]
-    """What a stage that scores leaves for the stage that joins all shards (`worker.scoring.ScoringSummary`)."""
+    """The summary of a stage that scores, for the stage that joins all shards (`worker.scoring.ScoringSummary`)."""
     state: Mapped[str]
     lease_owner: Mapped[str | None]
     lease_epoch: Mapped[int]
@@ -498,7 +498,7 @@ class Webhook(Table):
     url: Mapped[str] = mapped_column(Text)
     events: Mapped[list[str]] = mapped_column(JSON)
     secret: Mapped[str]
-    """The key of the signatures; "" once the webhook is disabled. A hash would not do: each delivery is signed."""
+    """The key of the signatures; "" once the webhook is disabled. A hash is not sufficient: each delivery is signed."""
     created_at: Mapped[float]
     disabled_at: Mapped[float | None]
     disabled_reason: Mapped[str | None]

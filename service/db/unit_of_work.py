@@ -236,7 +236,7 @@ class UnitOfWork:
 
     @property
     def has_one_writer(self) -> bool:
-        """Whether a writing transaction holds up all others, even before it writes."""
+        """Whether a writing transaction blocks all others, even before it writes."""
         return self.engine.dialect.name == "sqlite"
 
     @contextmanager

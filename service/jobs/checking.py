@@ -27,7 +27,7 @@ from service.settings import Settings
 
 T = TypeVar("T")
 _SIZED_BY = ("rounds", "prompts", "prompt_sets", "prompt_set", "pairs", "sampling")
-"""The fields of requests that a job's number of stages and images depends on most, the first one most."""
+"""The fields that determine a job's number of stages and images, in decreasing order of influence."""
 
 
 def check(catalogue: Catalogue, settings: Settings, session: Session, spec: JobSpec) -> Checked[Any]:

@@ -103,7 +103,7 @@ class Collector:
         self._unfinished: deque[str] = deque()
 
     def run(self, seconds: float = math.inf, stop: threading.Event | None = None) -> Collected:
-        """Collect until nothing is left, for at most about this long. The tasks take turns.
+        """Collect until nothing is left or the time is over. The tasks take turns.
 
         Args:
             seconds: No batch but the first starts after this time.

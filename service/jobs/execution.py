@@ -45,7 +45,7 @@ _SEARCHES = 100
 """A search is repeated if other workers claimed the stages meanwhile. Two are nearly always enough."""
 _SEARCH_PAUSE_SECONDS = 0.002
 _MAX_SEARCH_PAUSE_SECONDS = 0.1
-"""The first and the longest pause between two searches, at most. Each is random, so that workers do not meet again."""
+"""Upper bounds of the first and the longest pause between two searches. Pauses are random, so that workers spread."""
 _LOCKS = 100
 """Jobs that a claim tries to lock before it waits for one."""
 _HINTS_AT_ONCE = 500
@@ -129,13 +129,17 @@ def claim(
     """
     search = partial(free_stages.free_groups, most=_GROUPS, queues=queues, prefer_base=prefer_base)
     for number in range(_SEARCHES):
-        if uow.has_one_writer and not _any_free(uow, queues):  # a search holds up no other writer
+        # 1. with a single writer, look before the transaction, which would block other writers
+        if uow.has_one_writer and not _any_free(uow, queues):
             return None
 
+        # 2. claim a stage, then read what its attempt needs
         lease = uow.run(partial(_claim, settings=settings, owner=owner, search=search), _is_claimed)
         claimed = None if lease is None else _complete(uow, settings, lease)
         if claimed is not None:
             return claimed
+
+        # 3. search again if a stage is free: other workers claimed the stages of this search
         if lease is None and not _any_free(uow, queues):
             return None
         time.sleep(random.uniform(0.0, min(_MAX_SEARCH_PAUSE_SECONDS, _SEARCH_PAUSE_SECONDS * 2**number)))
@@ -152,6 +156,7 @@ def _claim(session: Session, settings: Settings, owner: str, search: Search) -> 
 
     The search is part of the transaction, so that it sees the claims that others have just made.
     """
+    # 1. the job, then its stage
     locked = _lock_job(session, search)
     if locked is None:
         return None
@@ -160,6 +165,7 @@ def _claim(session: Session, settings: Settings, owner: str, search: Search) -> 
     if stage is None:
         return None
 
+    # 2. the state of the job, and the event
     if job.state == JobState.QUEUED:
         jobs.start(session, job.id)
     attempt = f", attempt {stage.attempt}" if stage.attempt > 1 else ""
@@ -209,7 +215,7 @@ def _lock_job(session: Session, search: Search) -> tuple[FreeGroup, Job] | None:
     locked = _lock_fairly(session, groups)
     if locked is None and groups:
         jobs.lock(session, groups[0].job_id)
-        locked = _lock_fairly(session, search(session))  # the claims that it waited for have changed the order
+        locked = _lock_fairly(session, search(session))  # the awaited claims have changed the order
     return locked
 
 
@@ -219,24 +225,24 @@ def _lock_fairly(session: Session, groups: Sequence[FreeGroup]) -> tuple[FreeGro
     A locked job counts as a claim that is about to be committed. Workers that claim at the same time and see the same
     order of groups therefore divide themselves among the API keys, as if they had claimed one after the other.
     """
-    left = list(groups)
+    remaining = list(groups)
     claims: Counter[tuple[str, str]] = Counter()
 
     def turn(group: FreeGroup) -> tuple[bool, int]:
         return not group.is_preferred, group.running + claims[group.queue, group.fair_key]
 
     for _ in range(_LOCKS):
-        if not left:
+        if not remaining:
             break
-        first = min(range(len(left)), key=lambda index: turn(left[index]))
-        group = left[first]
+        first = min(range(len(remaining)), key=lambda index: turn(remaining[index]))
+        group = remaining[first]
         job = free_stages.lock_if_unlocked(session, group.job_id)
         if job is not None:
             return group, job
 
         claims[group.queue, group.fair_key] += 1
         following = free_stages.following_job(session, group)
-        left[first : first + 1] = [] if following is None else [following]
+        remaining[first : first + 1] = [] if following is None else [following]
     return None
 
 

@@ -79,7 +79,7 @@ def set_back(service: Service, key: str, **seconds: float) -> None:
             session.execute(changed.values({name: now_seconds() - ago}))
 
 
-# No worker comes away empty-handed
+# No worker gets nothing while stages are free
 
 
 def claim_together(service: Service, workers: int) -> list[Claim | None]:

@@ -53,7 +53,7 @@ CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 
 def scenes(seed: int, templates: Sequence[Template] = TEMPLATES) -> Iterator[Scene]:
-    """An endless stream of scenes that cycles through the templates, reproducible from `seed`."""
+    """An infinite stream of scenes that cycles through the templates, reproducible from `seed`."""
     rng = np.random.default_rng([SEED, seed])
     while True:
         for template in templates:

@@ -184,7 +184,7 @@ def _scores(
 
 
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
-    """Insert the samples and their scores, and leave the summary."""
+    """Insert the samples and their scores, and store the summary."""
     results.add_all(session, outputs.samples)
     results.add_all(session, outputs.scores)
     record_summary(session, claim, outputs.summary)

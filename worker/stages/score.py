@@ -73,7 +73,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
 
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
-    """Insert the scores, and leave the summary."""
+    """Insert the scores, and store the summary."""
     if isinstance(claim.spec, FusionJobSpec):
         results.add_scores(session, outputs.scores)
     else:

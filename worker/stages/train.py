@@ -196,7 +196,7 @@ class _Checkpoints:
         except StorageError as error:
             if not error.retryable:
                 raise
-            _logger.warning("no checkpoint after update %d: %s", self._trainer.updates_done, error)
+            _logger.warning("no checkpoint was stored after update %d: %s", self._trainer.updates_done, error)
         self._saved_at = time.monotonic()
 
     def _replace(self) -> None:

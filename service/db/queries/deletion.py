@@ -92,7 +92,7 @@ def mark(session: Session, job_id: str) -> None:
 
 
 def is_deleted(session: Session, job_id: str) -> bool:
-    """Whether the job is marked as deleted, or does not exist any more."""
+    """Whether the job is marked as deleted, or no longer exists."""
     return not jobs.exists(session, job_id)
 
 
@@ -207,7 +207,7 @@ def _delete_models(session: Session, job_id: str, limit: int) -> int:
 
 
 def is_due(session: Session, job_id: str, after_seconds: float) -> bool:
-    """Whether the job was deleted so long ago that no worker writes objects of it any more."""
+    """Whether the job was deleted long enough ago that no worker can still write objects of it."""
     query = select(Job.id).where(Job.id == job_id, Job.deleted_at <= now_seconds() - after_seconds)
     return session.scalar(query) is not None
 

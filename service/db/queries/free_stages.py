@@ -59,7 +59,7 @@ class FreeGroup:
         rank: The rank of the job of the stage to claim first.
         job_id: That job.
         running: The running stages of the key in this queue.
-        is_preferred: Whether the group comes before all those that are not, whatever the shares of their keys.
+        is_preferred: Whether the group comes before all those that are not, regardless of the shares of their keys.
     """
 
     queue: str

@@ -64,7 +64,7 @@ def _postgresql(element: json_texts, compiler: Any, **options: Any) -> str:
 def is_any_of(
     id_column: ColumnElement[str] | InstrumentedAttribute[str] | InstrumentedAttribute[str | None], ids: Iterable[str]
 ) -> ColumnElement[bool]:
-    """The column has one of these ids. The condition has one bound variable, whatever their number."""
+    """The column has one of these ids. The condition has one bound variable, regardless of their number."""
     texts = json_texts(bindparam(None, json.dumps(sorted(set(ids))), String)).table_valued(column("value", String))
     return id_column.in_(select(texts.c.value))
 

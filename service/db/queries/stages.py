@@ -203,7 +203,7 @@ def count_shards(session: Session, job_id: str, round_number: int, kind: str) ->
 
 
 def set_summary(session: Session, stage_id: str, summary: dict[str, Any]) -> None:
-    """Set the summary that the stage leaves for the stage that joins all shards."""
+    """Set the summary of the stage, for the stage that joins all shards."""
     query = update(Stage).where(Stage.id == stage_id).values(summary=summary)
     session.execute(query, execution_options=UNSYNCED)
 

@@ -79,7 +79,7 @@ def count(session: Session, condition: ColumnElement[bool], most: int) -> int:
 
 
 def sides(session: Session, condition: ColumnElement[bool]) -> list[Side]:
-    """The samples of these pairs, as far as they differ: few rows, however many pairs there are."""
+    """The samples of these pairs, as far as they differ: few rows for any number of pairs."""
     queries = [
         select(
             literal(column is Pair.base_id),

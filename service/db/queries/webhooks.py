@@ -44,7 +44,7 @@ def page(session: Session, limit: int, cursor: str | None) -> Page[Webhook]:
 
 
 def disable(session: Session, webhook_id: str, reason: str) -> None:
-    """Send nothing more to a webhook, and forget its secret. One that was disabled before keeps its reason."""
+    """Disable a webhook and delete its secret. One that is already disabled keeps its reason."""
     query = update(Webhook).where(Webhook.id == webhook_id, Webhook.disabled_at.is_(None))
     session.execute(query.values(disabled_at=now_seconds(), disabled_reason=reason, secret=""))
 
@@ -112,7 +112,7 @@ def record_delivered(session: Session, delivery: WebhookDelivery, status: int) -
 
 
 def record_failed(session: Session, delivery: WebhookDelivery, status: int | None, error: str) -> None:
-    """Record that the delivery failed for good."""
+    """Record that the delivery has failed permanently."""
     _record(session, delivery, status, error, state=DeliveryState.FAILED)
 
 

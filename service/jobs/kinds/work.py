@@ -17,7 +17,7 @@ from service.states import StageKind
 BACKWARD_WORK = 3
 """The work of a forward and backward pass, relative to a forward pass alone."""
 _MIN_EVALUATION_IMAGES = 64
-"""Images that one evaluation stage makes at least, so that its overhead is small."""
+"""Minimum number of images of an evaluation stage, so that its overhead is small."""
 _MIN_SCORED_IMAGES = 512
 """Images of one scoring or verifying stage, at least. Scoring takes a fraction of the time of sampling."""
 _PAIRS_PER_PROMPT = 4
