@@ -1,6 +1,6 @@
 """The console script `dfusion`: the command line of the service, if the service is installed.
 
-A wheel contains the library alone (docs/decisions/019-packaging.md).
+A wheel contains only the library (docs/decisions/019-packaging.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _explanation(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("api", "service"):
         return (
-            "expected the service, got the library alone. The command line and the service run from a checkout of the "
+            "expected the service, got only the library. The command line and the service run from a checkout of the "
             f"repository ({_INSTALL}) or from its Docker images."
         )
     return f"the package {error.name} is missing; install it in the checkout with: {_INSTALL}"

@@ -22,7 +22,7 @@ _MAX_PENDING_HINTS = 10_000
 _CLOSE_SECONDS = 1.0
 _PING_SECONDS = 1.0
 _CHECK_EVERY = 100
-"""Hints that are sent to a queue before its length is checked again; other processes send theirs meanwhile."""
+"""Hints that are sent to a queue before its length is checked again; other processes send theirs at the same time."""
 _logger = logging.getLogger(__name__)
 
 

@@ -5,7 +5,7 @@ ServiceError
   NotFoundError             no row with this id exists
   ConflictError             the request conflicts with the current state
     JobInUseError           other jobs or aliases use the job, which cannot be deleted
-    SourceDeletedError      a job that the request names was deleted meanwhile
+    SourceDeletedError      a job that the request names was deleted concurrently
   PreconditionError         the row has changed since the client read it
   ForbiddenError            the caller's key lacks the required scope
   IdempotencyError          the Idempotency-Key was used with another request
@@ -101,7 +101,7 @@ class JobInUseError(ConflictError):
 
 
 class SourceDeletedError(ConflictError):
-    """A job that the request names was deleted meanwhile."""
+    """A job that the request names was deleted concurrently."""
 
 
 class PreconditionError(ServiceError):

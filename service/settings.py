@@ -145,7 +145,7 @@ class Settings(BaseSettings):
 
     s3_endpoint: str = Field("", description="S3 server, host:port or URL. Empty = artifacts are files in data_dir")
     s3_region: str = Field("us-east-1", description="Region of the S3 bucket, for signatures")
-    s3_bucket: str = Field("dfusion", description="S3 bucket for this installation alone; created if missing")
+    s3_bucket: str = Field("dfusion", description="S3 bucket that only this installation uses; created if missing")
     s3_access_key: SecretStr = Field(SecretStr(""), description="Access key of the S3 server")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the S3 server")
     s3_secure: bool = Field(True, description="Use TLS for S3 endpoints without http:// or https://")

@@ -77,7 +77,7 @@ class Child:
         """Run a free stage of this worker's queues, if there is one.
 
         It need not be the hinted stage: a hint only announces work. A stopping worker forwards the hint. A worker that
-        finds nothing hints again if something has become free meanwhile.
+        finds nothing hints again if a stage has become free since.
 
         Returns:
             Whether this process can run another stage.

@@ -1,4 +1,4 @@
-"""The clock of the database, in seconds since 1970 (UTC). Leases are measured by this clock alone."""
+"""The clock of the database, in seconds since 1970 (UTC). Leases are measured only by this clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unit of work, which alone opens and commits transactions.
+"""The unit of work. Only this module opens and commits transactions.
 
 SQLite: write-ahead log, a full sync at each commit, foreign keys on. A writing transaction begins IMMEDIATE, so that it
 waits for the write lock at its start and never fails in the middle.

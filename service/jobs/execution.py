@@ -42,7 +42,7 @@ _MAX_PROBLEMS = 5
 _GROUPS = 8
 """Groups of free stages that one search returns."""
 _SEARCHES = 100
-"""A search is repeated if other workers claimed the stages meanwhile. Two are nearly always enough."""
+"""A search is repeated if other workers claimed the stages meanwhile. Two searches are nearly always enough."""
 _SEARCH_PAUSE_SECONDS = 0.002
 _MAX_SEARCH_PAUSE_SECONDS = 0.1
 """Upper bounds of the first and the longest pause between two searches. Pauses are random, so that workers spread."""

@@ -78,7 +78,7 @@ def extend(session: Session, job_id: str, rounds: int, extension: Extension) -> 
     """Add the further rounds to the job, which runs again. Does nothing if it has this number of rounds already.
 
     Raises:
-        NotFoundError: The job was deleted meanwhile.
+        NotFoundError: The job was deleted concurrently.
         ConflictError: The job has changed since the rounds were planned.
         InvalidRequestError: The job has more rounds.
     """
@@ -86,7 +86,7 @@ def extend(session: Session, job_id: str, rounds: int, extension: Extension) -> 
     if not _has_fewer_rounds(job, rounds):
         return
     if job.rounds != extension.rounds:
-        raise ConflictError(f"the rounds of {job.id} were raised to {job.rounds} meanwhile: try again")
+        raise ConflictError(f"the rounds of {job.id} were raised to {job.rounds} by another request: try again")
 
     jobs.extend(session, job.id, rounds, extension.spec, extension.work)
     message = f"the job continues until round {rounds}"

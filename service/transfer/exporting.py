@@ -39,7 +39,7 @@ class Exported:
 def export_project(service: Service, path: Path, job_ids: Sequence[str] = ()) -> Exported:
     """Export the installation, or some jobs and their sources, into a new archive.
 
-    The rows are one view of the database; the service can run meanwhile. On failure no file is created.
+    The rows are one view of the database; the service can continue to run. On failure no file is created.
 
     Args:
         service: The installation.

@@ -82,7 +82,7 @@ def test_the_command_line_says_where_the_service_is(wheel: Path, tmp_path: Path)
     clean_environment(tmp_path / "venv", set(), wheel)
     ended = subprocess.run([tmp_path / "venv" / "bin" / "dfusion", "--help"], capture_output=True, text=True)
     assert ended.returncode == 1 and ended.stdout == ""
-    assert ended.stderr.startswith("dfusion: expected the service, got the library alone. The command line and")
+    assert ended.stderr.startswith("dfusion: expected the service, got only the library. The command line and")
 
 
 def test_the_extra_of_the_service_suffices_for_the_api(checkout: Path, tmp_path: Path) -> None:

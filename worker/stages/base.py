@@ -22,7 +22,7 @@ class Stage(Generic[Inputs, Outputs]):
 
     Attributes:
         load: Reads the inputs in one view of the database. Does not open files.
-        compute: Does the work, and loads and stores files. It has no session, so no transaction is open meanwhile.
+        compute: Does the work, and loads and stores files. It has no session, so no transaction stays open.
         record: Writes the outputs in the transaction that ends the stage. That transaction may be rolled back and
             retried, so `record` must not change the outputs. The rows of stored files are written before it is called.
     """

@@ -156,7 +156,7 @@ def lock(session: Session, job_id: str) -> Job:
     """Lock the row of the job until the transaction ends, and read its current state, without its request and result.
 
     The job must be locked before its stages, so that transactions cannot deadlock. Other transactions can insert rows
-    that reference the job meanwhile (key_share).
+    that reference the job while it is locked (key_share).
     """
     query = select(Job).options(*without_texts()).where(Job.id == job_id).with_for_update(key_share=True)
     return session.scalars(query.execution_options(populate_existing=True)).one()
@@ -265,7 +265,7 @@ def owners(session: Session, ids: Collection[str]) -> set[str]:
 
 
 def add_sources(session: Session, job: Job, source_ids: Collection[str]) -> None:
-    """Record the jobs that this job uses. Raises SourceDeletedError if one, or its origin, was deleted meanwhile.
+    """Record the jobs that this job uses. Raises SourceDeletedError if one, or its origin, was deleted concurrently.
 
     The inserted references lock these jobs, so that they cannot be deleted between this check and the commit.
     """
@@ -276,7 +276,7 @@ def add_sources(session: Session, job: Job, source_ids: Collection[str]) -> None
     referenced = {*source_ids, *([job.origin_id] if job.origin_id is not None else [])}
     deleted = sorted(referenced - existing(session, referenced))
     if deleted:
-        raise SourceDeletedError(f"deleted meanwhile: {', '.join(deleted)}")
+        raise SourceDeletedError(f"deleted during the request: {', '.join(deleted)}")
 
 
 def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def _values(row: Table) -> dict[str, Any]:
 
 
 def add_scores(session: Session, rows: Sequence[Score]) -> None:
-    """Insert the scores that are missing. Another worker may have inserted equal ones meanwhile."""
+    """Insert the scores that are missing. Another worker may insert equal ones concurrently."""
     if not rows:
         return
 
