@@ -1,7 +1,7 @@
 """The items of a user's own prompt: marked in brackets, or detected among its words (Eq. 4). Does not import torch.
 
 Detection needs no language model. English noun phrases end at a small closed set of words (articles, prepositions,
-conjunctions, auxiliaries) or at a participle, and the noun is the last word of the phrase. Colours, materials and other
+conjunctions, auxiliaries) or at a participle. The noun is the last word of the phrase. Colours, materials and other
 adjectives precede it, so they are never items. To choose other words, mark them.
 """
 

@@ -222,8 +222,8 @@ def _lock_job(session: Session, search: Search) -> tuple[FreeGroup, Job] | None:
 def _lock_fairly(session: Session, groups: Sequence[FreeGroup]) -> tuple[FreeGroup, Job] | None:
     """Lock a job that no other transaction has locked. None if all are locked.
 
-    A locked job counts as a claim that is about to be committed. Workers that claim at the same time and see the same
-    order of groups therefore divide themselves among the API keys, as if they had claimed one after the other.
+    A locked job counts as a claim that is about to be committed. Workers that claim at the same time see the same order
+    of groups. They are therefore divided among the API keys as if they had claimed one after the other.
     """
     remaining = list(groups)
     claims: Counter[tuple[str, str]] = Counter()
