@@ -40,7 +40,7 @@ _SPECIAL_TOKENS = 2
 class PromptLength:
     """The maximum number of tokens of a prompt, without BOS and EOS, and the tokenizer that counts them."""
 
-    most: int
+    max_tokens: int
     _tokenizer: Tokenizer
 
     def of(self, texts: Sequence[str]) -> list[int]:
@@ -49,11 +49,11 @@ class PromptLength:
         return [len(encoding.ids) for encoding in encodings]
 
     def too_long(self, texts: Sequence[str]) -> dict[int, int]:
-        """The texts with more than `most` tokens: their numbers of tokens, by their places in `texts`."""
+        """The texts with more than `max_tokens` tokens: their numbers of tokens, by their places in `texts`."""
         # an ASCII text has no more tokens than characters, so most of 10,000 prompts need not be split into tokens
-        places = [place for place, text in enumerate(texts) if not (text.isascii() and len(text) <= self.most)]
+        places = [place for place, text in enumerate(texts) if not (text.isascii() and len(text) <= self.max_tokens)]
         lengths = self.of([texts[place] for place in places])
-        return {place: length for place, length in zip(places, lengths, strict=True) if length > self.most}
+        return {place: length for place, length in zip(places, lengths, strict=True) if length > self.max_tokens}
 
 
 @dataclass(frozen=True)

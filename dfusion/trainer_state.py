@@ -55,15 +55,15 @@ class TrainerState:
             if self.about.get(key) != expected:
                 raise CheckpointError(f"trainer state: expected {key} {expected!r}, got {self.about.get(key)!r}")
 
-    def reports(self, most: int) -> list[UpdateReport]:
-        """The reports of its updates. Raises CheckpointError for more than `most`, or for anything else."""
+    def reports(self, max_updates: int) -> list[UpdateReport]:
+        """The reports of its updates. Raises CheckpointError for more than `max_updates`, or for anything else."""
         try:
             reports = [UpdateReport.of(report) for report in self.about["reports"]]  # type: ignore[attr-defined]
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"trainer state: expected the reports of its updates: {error!r}") from error
 
-        if [report.update for report in reports] != list(range(1, len(reports) + 1)) or len(reports) > most:
-            raise CheckpointError(f"trainer state: expected reports of up to {most} updates, got {len(reports)}")
+        if [report.update for report in reports] != list(range(1, len(reports) + 1)) or len(reports) > max_updates:
+            raise CheckpointError(f"trainer state: expected reports of up to {max_updates} updates, got {len(reports)}")
         return reports
 
     def weights(self, kind: str, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -229,12 +229,12 @@ def plan_epoch(rows: Sequence[Row], config: TrainingConfig, generator: torch.Gen
     return updates
 
 
-def split_evenly(numbers: Sequence[int], most: int) -> list[list[int]]:
-    """Split the numbers, in order, into the fewest parts of at most `most`, whose sizes differ by at most one.
+def split_evenly(numbers: Sequence[int], max_size: int) -> list[list[int]]:
+    """Split the numbers, in order, into the fewest parts of at most `max_size`, whose sizes differ by at most one.
 
     With a short last part, one update would take a full step on a fraction of the examples.
     """
-    parts = math.ceil(len(numbers) / most)
+    parts = math.ceil(len(numbers) / max_size)
     bounds = [len(numbers) * part // parts for part in range(parts + 1)]
     return [list(numbers[start:stop]) for start, stop in pairwise(bounds)]
 

@@ -210,5 +210,5 @@ def _joined(parts: Sequence[tuple[_Value, ...] | None]) -> tuple[_Value, ...] | 
 
 def _padded(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """The maps of all parts, (B, T, h_m, w_m, K), padded with zeros to the largest K."""
-    most = max(m.shape[-1] for m in maps)
-    return torch.cat([functional.pad(m, (0, most - m.shape[-1])) for m in maps])
+    num_items = max(m.shape[-1] for m in maps)
+    return torch.cat([functional.pad(m, (0, num_items - m.shape[-1])) for m in maps])

@@ -33,8 +33,8 @@ class WeightedScorer:
         return checked_scores(self.name, totals.tolist(), len(prompts))
 
 
-def _short(text: str, most: int) -> str:
+def _short(text: str, max_length: int) -> str:
     """Shorten a long text to its beginning and a digest, because the columns of names and versions are limited."""
-    if len(text) <= most:
+    if len(text) <= max_length:
         return text
-    return f"{text[: most - 13]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{text[: max_length - 13]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -228,14 +228,14 @@ class Checker:
         job_ids = _ids_of(IdKind.JOB, job_ids)
         limit = self._settings.max_pairs_per_training
         named = training_pairs.selected(pair_ids, job_ids, only_preferred=False)
-        if training_pairs.count(self._session, named, most=limit + 1) > limit:
+        if training_pairs.count(self._session, named, limit=limit + 1) > limit:
             message = f"expected at most {limit} pairs (DFUSION_MAX_PAIRS_PER_TRAINING), got more"
             self.wrong("/pairs" if pair_ids else "/jobs", message, "too_many_pairs")
             return None
 
         # 2. those that the training uses
         condition = training_pairs.selected(pair_ids, job_ids, only_preferred)
-        count = training_pairs.count(self._session, condition, most=limit)
+        count = training_pairs.count(self._session, condition, limit=limit)
         return count, training_pairs.sides(self._session, condition) if count else []
 
     def has_pairs(self, job_id: str) -> bool:
@@ -299,7 +299,7 @@ class Checker:
         if base is None or facts is None or facts.prompt_length is None or prompt_set is None:
             return
 
-        limit = facts.prompt_length.most
+        limit = facts.prompt_length.max_tokens
         texts = [prompt["text"] for prompt in prompt_set.prompts]
         for n, count in facts.prompt_length.too_long(texts).items():
             if pointer == "/prompts":

@@ -127,7 +127,7 @@ def claim(
     Raises:
         DBAPIError: The database is unavailable.
     """
-    search = partial(free_stages.free_groups, most=_GROUPS, queues=queues, prefer_base=prefer_base)
+    search = partial(free_stages.free_groups, limit=_GROUPS, queues=queues, prefer_base=prefer_base)
     for number in range(_SEARCHES):
         # 1. with a single writer, look before the transaction, which would block other writers
         if uow.has_one_writer and not _any_free(uow, queues):
@@ -515,16 +515,16 @@ def rehint(uow: UnitOfWork, settings: Settings) -> int:
         missing = free if waiting is None else free - waiting
         rehint_queue = partial(_rehint, settings=settings, queue_name=queue_name, is_length_known=waiting is not None)
         while missing > 0:
-            most = min(missing, _HINTS_AT_ONCE)
-            marked = uow.run(partial(rehint_queue, most=most), repeatable)
+            limit = min(missing, _HINTS_AT_ONCE)
+            marked = uow.run(partial(rehint_queue, limit=limit), repeatable)
             hinted += marked
-            missing = missing - marked if marked == most else 0
+            missing = missing - marked if marked == limit else 0
     return hinted
 
 
-def _rehint(session: Session, settings: Settings, queue_name: str, most: int, is_length_known: bool) -> int:
+def _rehint(session: Session, settings: Settings, queue_name: str, limit: int, is_length_known: bool) -> int:
     pause = settings.sweep_seconds if is_length_known else settings.rehint_seconds
-    hints = free_stages.mark_hinted(session, pause, queue_name, most, pause_doubles=not is_length_known)
+    hints = free_stages.mark_hinted(session, pause, queue_name, limit, pause_doubles=not is_length_known)
     hint_after_commit(session, hints)
     return len(hints)
 

@@ -91,7 +91,7 @@ def any_free(session: Session, queues: Sequence[str] | None = None) -> bool:
 
 
 def free_groups(
-    session: Session, most: int, queues: Sequence[str] | None = None, prefer_base: str | None = None
+    session: Session, limit: int, queues: Sequence[str] | None = None, prefer_base: str | None = None
 ) -> list[FreeGroup]:
     """The groups to claim the next stage from, best first. Nothing is locked.
 
@@ -101,7 +101,7 @@ def free_groups(
 
     Args:
         session: A view of the database.
-        most: The maximum number of groups.
+        limit: The maximum number of groups.
         queues: The queues to search; None is all.
         prefer_base: The groups on this base model, and those that need none, come before all others.
 
@@ -109,7 +109,7 @@ def free_groups(
     """
     names = tuple(QueueName) if queues is None else tuple(queues)
     query = _free_groups(names, prefer_base is not None)
-    rows = session.execute(query, {"most": most, "prefer_base": prefer_base})
+    rows = session.execute(query, {"limit": limit, "prefer_base": prefer_base})
     return [FreeGroup(*row) for row in rows]
 
 
@@ -142,7 +142,7 @@ def _free_groups(queues: tuple[str, ...], prefers_base: bool) -> Select[Any]:
         is_preferred = head.base.in_(("", bindparam("prefer_base", type_=String)))
     columns = (head.queue, head.fair_key, head.base, head.rank, head.job_id, head.running, is_preferred)
     query = select(*columns).order_by(case((is_preferred, 0), else_=1), *by_key, *in_key)
-    return query.limit(bindparam("most"))
+    return query.limit(bindparam("limit"))
 
 
 def _heads(queues: tuple[str, ...]) -> CTE:
@@ -252,9 +252,9 @@ def _claim_first() -> ReturningUpdate[Any]:
     )
 
 
-def count_free(session: Session, queue: str, most: int) -> int:
-    """The number of stages of the queue that can be claimed, counted up to `most`."""
-    free = select(Stage.id).where(is_free(Stage), Stage.queue == queue).limit(most).subquery()
+def count_free(session: Session, queue: str, limit: int) -> int:
+    """The number of stages of the queue that can be claimed, counted up to `limit`."""
+    free = select(Stage.id).where(is_free(Stage), Stage.queue == queue).limit(limit).subquery()
     return session.scalars(select(func.count()).select_from(free)).one()
 
 
@@ -264,8 +264,8 @@ def mark_free(session: Session, job_id: str) -> list[Hint]:
     return _mark(session, Stage.job_id == job_id, Stage.hinted_at.is_(None), is_free(Stage))
 
 
-def mark_hinted(session: Session, pause_seconds: float, queue: str, most: int, *, pause_doubles: bool) -> list[Hint]:
-    """Hints for at most `most` free stages of a queue whose hint is due. They are marked as hinted.
+def mark_hinted(session: Session, pause_seconds: float, queue: str, limit: int, *, pause_doubles: bool) -> list[Hint]:
+    """Hints for at most `limit` free stages of a queue whose hint is due. They are marked as hinted.
 
     Rows that another transaction has locked are skipped, so that different lock orders cannot deadlock.
 
@@ -273,12 +273,12 @@ def mark_hinted(session: Session, pause_seconds: float, queue: str, most: int, *
         session: The transaction.
         pause_seconds: The pause after the first hint of a stage.
         queue: The queue.
-        most: The maximum number of stages.
+        limit: The maximum number of stages.
         pause_doubles: Whether each pause is as long as all before it.
     """
     candidate = aliased(Stage)
     due = (_is_hint_due(candidate, pause_seconds, pause_doubles), candidate.queue == queue)
-    chosen = select(candidate.id).where(*due).limit(most)
+    chosen = select(candidate.id).where(*due).limit(limit)
     return _mark(session, Stage.id.in_(chosen.with_for_update(skip_locked=True)))
 
 

@@ -313,9 +313,9 @@ def _count_in_job(session: Session, ended: Sequence[_Counted], work: float = 0) 
     session.execute(update(Job).where(Job.id == ended[0].job_id).values(sums), execution_options=UNSYNCED)
 
 
-def uncounted_jobs(session: Session, most: int) -> list[str]:
-    """At most `most` jobs with stages that have ended and that the running sums do not include."""
-    return list(session.scalars(select(Stage.job_id).where(text(IS_UNCOUNTED)).distinct().limit(most)))
+def uncounted_jobs(session: Session, limit: int) -> list[str]:
+    """At most `limit` jobs with stages that have ended and that the running sums do not include."""
+    return list(session.scalars(select(Stage.job_id).where(text(IS_UNCOUNTED)).distinct().limit(limit)))
 
 
 def count_missed(session: Session, job_id: str) -> int:

@@ -72,9 +72,9 @@ def selected(pair_ids: Collection[str], job_ids: Collection[str], only_preferred
     return condition & Pair.verdict.in_(_PREFERRING) if only_preferred else condition
 
 
-def count(session: Session, condition: ColumnElement[bool], most: int) -> int:
-    """The number of pairs for which the condition holds, counted up to `most`."""
-    counted = select(Pair.id).where(condition).limit(most).subquery()
+def count(session: Session, condition: ColumnElement[bool], limit: int) -> int:
+    """The number of pairs for which the condition holds, counted up to `limit`."""
+    counted = select(Pair.id).where(condition).limit(limit).subquery()
     return session.scalar(select(func.count()).select_from(counted)) or 0
 
 

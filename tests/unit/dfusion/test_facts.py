@@ -49,7 +49,7 @@ def test_tokens_of_a_vocabulary_are_counted_as_by_clip_itself(clip_folder: Path,
     loaded = CLIPTokenizer.from_pretrained(clip_folder / "tokenizer")
     [count] = length.of([text])
     assert count == len(SimpleTokenizer().encode(text)) == len(loaded(text, add_special_tokens=False).input_ids)
-    assert length.most == 75
+    assert length.max_tokens == 75
 
 
 def test_the_longest_prompt_is_that_of_the_loaded_model() -> None:
@@ -59,8 +59,8 @@ def test_the_longest_prompt_is_that_of_the_loaded_model() -> None:
 
     assert length is not None
 
-    fits = "red " * length.most
-    too_long = "red " * (length.most + 1)
+    fits = "red " * length.max_tokens
+    too_long = "red " * (length.max_tokens + 1)
 
     assert length.of([fits, too_long]) == [14, 15]  # 16 with BOS and EOS
 
