@@ -5,11 +5,16 @@ The functions are coroutines, although they await nothing, because FastAPI runs 
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from datetime import datetime
+from typing import Annotated, Self, cast
 
 from fastapi import Depends, Header, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from dfusion.errors import FieldsError, PromptItemsError
+from dfusion.prompts.items import parse_marked
+from service.db.queries.pages import Period
+from service.db.queries.results import ScoreFilter
 from service.errors import InvalidRequestError
 from service.keys import Caller
 from service.service import Service
@@ -46,7 +51,7 @@ async def refuse_repeated_parameters(request: Request) -> None:
             raise InvalidRequestError.at(f"/{name}", "expected one value, got several", "invalid_parameter")
 
 
-_LIST_PARAMETERS = frozenset({"state", "kind"})
+_LIST_PARAMETERS = frozenset({"state", "kind", "role", "prompt"})
 """Query parameters that select any of several values when they are repeated."""
 
 
@@ -61,6 +66,79 @@ class PageParameters(Parameters):
 
     limit: int = Field(50, ge=1, le=200)
     cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the previous page")
+
+
+def _read_time(text: object) -> datetime:
+    """Parse a time with a time zone. Raises ValueError."""
+    expected = "expected an ISO 8601 time with a time zone, such as 2026-01-31T12:00:00Z"
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise ValueError(f"{expected}, got {str(text)[:100]!r}; + is %2B in a URL") from None
+    if time.tzinfo is None:
+        raise ValueError(f"{expected}, got one without a time zone")
+    return time
+
+
+Time = Annotated[datetime, BeforeValidator(_read_time)]
+
+
+class TimeParameters(PageParameters):
+    """Filters by time of creation: from `created_after`, inclusive, to `created_before`, exclusive."""
+
+    created_after: Time | None = Field(None, description="The earliest time")
+    created_before: Time | None = Field(None, description="The first time after the period")
+
+    @model_validator(mode="after")
+    def _are_in_order(self) -> Self:
+        if self.created_after and self.created_before and self.created_after > self.created_before:
+            raise FieldsError("expected created_after <= created_before", "created_after")
+        return self
+
+    @property
+    def created(self) -> Period:
+        """The period. Stored times are rounded to microseconds, as in responses."""
+        ends = [time and time.timestamp() - _HALF_A_MICROSECOND for time in (self.created_after, self.created_before)]
+        return Period(*ends)
+
+
+_HALF_A_MICROSECOND = 5e-7
+
+
+def _as_stored(text: str) -> str:
+    """The text of a prompt as it is stored: without the brackets of items, with single spaces. Raises ValueError."""
+    try:
+        return parse_marked(text)[0]
+    except PromptItemsError as error:
+        raise ValueError(str(error)) from error
+
+
+PromptFilter = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_as_stored)]
+Bound = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ResultParameters(TimeParameters):
+    """Filters of samples and pairs. A bound of scores needs a scorer."""
+
+    prompt: list[PromptFilter] = Field([], max_length=20, description="Text of the prompt; can be repeated")
+    scorer: str | None = Field(None, min_length=1, max_length=255, description="Only those with a score by this scorer")
+    score_min: Bound | None = Field(None, description="The lowest score by the scorer; of pairs, of the target")
+    score_max: Bound | None = Field(None, description="The highest score by the scorer; of pairs, of the target")
+
+    @model_validator(mode="after")
+    def _fit_the_scorer(self) -> Self:
+        bounds = {"score_min": self.score_min, "score_max": self.score_max}
+        given = [name for name, value in bounds.items() if value is not None]
+        if given and self.scorer is None:
+            raise FieldsError("expected a scorer, whose scores this bound applies to", *given)
+        if self.score_min is not None and self.score_max is not None and self.score_min > self.score_max:
+            raise FieldsError("expected score_min <= score_max", "score_min")
+        return self
+
+    @property
+    def score(self) -> ScoreFilter | None:
+        """The filter by score."""
+        return None if self.scorer is None else ScoreFilter(self.scorer, self.score_min, self.score_max)
 
 
 PromptSetFilter = Annotated[

@@ -85,6 +85,20 @@ MUTATIONS = (
         ("tests/unit/api/routes/test_webhooks.py::test_a_delivery_whose_sender_died_is_sent_again",),
     ),
     Mutation(
+        "a page reads a limited number of rows",
+        "service/db/queries/pages.py",
+        "        if row is not None:\n",
+        "        if False:\n",
+        ("tests/integration/test_filters.py::test_a_page_reads_a_limited_number_of_rows",),
+    ),
+    Mutation(
+        "a page of several prompts ends where the search for one of them ended",
+        "service/db/queries/pages.py",
+        "if not ends or getattr(row, key.key) <= min(ends)",
+        "if True",
+        ("tests/integration/test_filters.py::test_filters_select_the_rows_of_a_search_through_all",),
+    ),
+    Mutation(
         "workers do not migrate",
         "service/service.py",
         "        if migrates:\n",

@@ -40,7 +40,7 @@ class Results:
             "media_type": "application/octet-stream",
         }
         values |= columns
-        return Artifact(id=new_id(IdKind.ARTIFACT), slot=slot, **self._common(), **values)
+        return Artifact(id=new_id(IdKind.ARTIFACT), slot=slot, **(self._common() | values))
 
     def sample(self, number: int, image: Artifact, **columns: Any) -> Sample:
         values: dict[str, Any] = {
@@ -55,7 +55,7 @@ class Results:
             "image_artifact_id": image.id,
         }
         values |= columns
-        return Sample(id=new_id(IdKind.SAMPLE), **self._common(), **values)
+        return Sample(id=new_id(IdKind.SAMPLE), **(self._common() | values))
 
     def pair(self, number: int, reference_id: str, base_id: str, **columns: Any) -> Pair:
         values: dict[str, Any] = {
@@ -72,7 +72,7 @@ class Results:
             "statistics": {},
         }
         values |= columns
-        return Pair(id=new_id(IdKind.PAIR), **self._common(), **values)
+        return Pair(id=new_id(IdKind.PAIR), **(self._common() | values))
 
     def _common(self) -> dict[str, Any]:
         return {"job_id": self.job_id, "stage_id": self.stage_id, "created_at": now_seconds()}

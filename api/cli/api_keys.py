@@ -9,7 +9,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli.options import Limit, fetch_pages
+from api.cli.options import Limit, fetch_pages, with_zone
 from api.cli.screens import listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.wire.api_keys import ApiKeyCreated
@@ -35,7 +35,7 @@ def create(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        api_key = client.create_api_key(name, scope, expires_at=expires_at and expires_at.astimezone())
+        api_key = client.create_api_key(name, scope, expires_at=with_zone(expires_at))
     session.show(api_key, lambda: _screen(api_key))
 
 

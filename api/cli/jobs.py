@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from api.cli.live import follow_job, position
-from api.cli.options import Follow, Key, Limit, fetch_pages
+from api.cli.options import CreatedAfter, CreatedBefore, Follow, Key, Limit, fetch_pages, with_zone
 from api.cli.screens import figure, listing, local_time, sheet, size, styled_state
 from api.cli.session import INTERRUPTED, Session
 from api.client import Client
@@ -35,15 +35,26 @@ def list_jobs(
     kind: Annotated[list[JobKind] | None, typer.Option(help="Only jobs of this kind; can be repeated")] = None,
     prompt_set: Annotated[str | None, typer.Option(help="Only jobs on this prompt set")] = None,
     origin: Annotated[str | None, typer.Option(metavar="JOB", help="Only retries of this job")] = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
     limit: Limit = 20,
 ) -> None:
     """List jobs, newest first.
 
-    Example: dfusion jobs list --state running --state queued
+    Examples:
+      dfusion jobs list --state running --state queued
+      dfusion jobs list --created-after 2026-01-31
     """
     session: Session = ctx.obj
     with session.client() as client:
-        filters = JobFilters(state=state, kind=kind, prompt_set=prompt_set, origin=origin)
+        filters = JobFilters(
+            state=state,
+            kind=kind,
+            prompt_set=prompt_set,
+            origin=origin,
+            created_after=with_zone(created_after),
+            created_before=with_zone(created_before),
+        )
         page = fetch_pages(lambda size, cursor: client.jobs_page(size, cursor, **filters), limit)
 
     headings = ("job", "kind", "state", "%>", "storage>", "created at", "label")

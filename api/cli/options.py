@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -39,6 +40,14 @@ OfJob = Annotated[str | None, typer.Option("--job", metavar="JOB", help="Only th
 OfPromptSet = Annotated[
     str | None, typer.Option("--prompt-set", metavar="SET", help="Only those on this prompt set (name or id)")
 ]
+CreatedAfter = Annotated[datetime | None, typer.Option(help="Only those created at this local time or later")]
+CreatedBefore = Annotated[datetime | None, typer.Option(help="Only those created before this local time")]
+OfPrompts = Annotated[
+    list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Only those of this prompt; can be repeated")
+]
+OfScorer = Annotated[str | None, typer.Option("--scorer", metavar="SCORER", help="Only those scored by this scorer")]
+ScoreMin = Annotated[float | None, typer.Option(help="Lowest score by --scorer; of pairs, of the target")]
+ScoreMax = Annotated[float | None, typer.Option(help="Highest score by --scorer; of pairs, of the target")]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of entries")]
 
 MAX_PAGE_SIZE = 200
@@ -60,6 +69,11 @@ def fetch_pages(fetch: Callable[[int, str | None], ListOut[T]], limit: int) -> L
         data = [*result.data, *page.data]
         result = type(result)(data=data, has_more=page.has_more, next_cursor=page.next_cursor)
     return result
+
+
+def with_zone(time: datetime | None) -> datetime | None:
+    """Add this machine's time zone to a local time."""
+    return None if time is None else time.astimezone()
 
 
 def prompt_bodies(prompts: list[str] | None) -> list[dict[str, str]] | None:

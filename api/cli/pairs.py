@@ -10,7 +10,21 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from api.cli.jobs import follow_to_end, job_sheet
-from api.cli.options import Follow, Key, Limit, OfJob, OfPromptSet, fetch_pages
+from api.cli.options import (
+    CreatedAfter,
+    CreatedBefore,
+    Follow,
+    Key,
+    Limit,
+    OfJob,
+    OfPrompts,
+    OfPromptSet,
+    OfScorer,
+    ScoreMax,
+    ScoreMin,
+    fetch_pages,
+    with_zone,
+)
 from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import PairFilters
@@ -30,6 +44,12 @@ def list_pairs(
     ] = None,
     judged: Annotated[bool | None, typer.Option("--judged/--unjudged", help="Whether the pair has a verdict")] = None,
     prompt_set: OfPromptSet = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    prompt: OfPrompts = None,
+    scorer: OfScorer = None,
+    score_min: ScoreMin = None,
+    score_max: ScoreMax = None,
     limit: Limit = 20,
 ) -> None:
     """List pairs, oldest first.
@@ -38,7 +58,19 @@ def list_pairs(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        filters = PairFilters(job=job, round=round, adopted=adopted, judged=judged, prompt_set=prompt_set)
+        filters = PairFilters(
+            job=job,
+            round=round,
+            adopted=adopted,
+            judged=judged,
+            prompt_set=prompt_set,
+            created_after=with_zone(created_after),
+            created_before=with_zone(created_before),
+            prompt=prompt,
+            scorer=scorer,
+            score_min=score_min,
+            score_max=score_max,
+        )
         page = fetch_pages(lambda size, cursor: client.pairs_page(size, cursor, **filters), limit)
 
     headings = ("pair", "round>", "base>", "reference>", "target>", "adopted", "verdict", "prompt")

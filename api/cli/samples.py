@@ -10,7 +10,19 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli.options import Limit, OfJob, OfPromptSet, fetch_pages
+from api.cli.options import (
+    CreatedAfter,
+    CreatedBefore,
+    Limit,
+    OfJob,
+    OfPrompts,
+    OfPromptSet,
+    OfScorer,
+    ScoreMax,
+    ScoreMin,
+    fetch_pages,
+    with_zone,
+)
 from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import SampleFilters
@@ -19,7 +31,7 @@ from api.wire.samples import SampleDetail, SampleOut
 from service.states import SampleRole
 
 app = typer.Typer(no_args_is_help=True, help="Samples: list, show, save.")
-Role = Annotated[SampleRole | None, typer.Option(help="Only those with this role")]
+Role = Annotated[list[SampleRole] | None, typer.Option(help="Only those with this role; can be repeated")]
 Round = Annotated[int | None, typer.Option(help="Only those of this round")]
 
 
@@ -30,15 +42,34 @@ def list_samples(
     role: Role = None,
     round: Round = None,
     prompt_set: OfPromptSet = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    prompt: OfPrompts = None,
+    scorer: OfScorer = None,
+    score_min: ScoreMin = None,
+    score_max: ScoreMax = None,
     limit: Limit = 20,
 ) -> None:
     """List samples, oldest first.
 
-    Example: dfusion samples list --job job_… --role target
+    Examples:
+      dfusion samples list --job job_… --role base --role reference
+      dfusion samples list --prompt "a red circle" --scorer shapes-judge --score-min 0.9
     """
     session: Session = ctx.obj
     with session.client() as client:
-        filters = SampleFilters(job=job, role=role, round=round, prompt_set=prompt_set)
+        filters = SampleFilters(
+            job=job,
+            role=role,
+            round=round,
+            prompt_set=prompt_set,
+            created_after=with_zone(created_after),
+            created_before=with_zone(created_before),
+            prompt=prompt,
+            scorer=scorer,
+            score_min=score_min,
+            score_max=score_max,
+        )
         page = fetch_pages(lambda size, cursor: client.samples_page(size, cursor, **filters), limit)
 
     headings = ("sample", "role", "round>", "seed>", "scores", "prompt")

@@ -59,7 +59,23 @@ _EVENT_TIMEOUT_SECONDS = 45.0
 """Read timeout of event streams. The service sends events or keep-alive comments every 15 seconds."""
 
 
-class JobFilters(TypedDict, total=False):
+class TimeFilters(TypedDict, total=False):
+    """The period in which results or jobs were created; `created_before` is the first time after it."""
+
+    created_after: datetime | str | None
+    created_before: datetime | str | None
+
+
+class ScoreFilters(TimeFilters, total=False):
+    """Filters by prompts and scores. The bounds need a scorer; of pairs, they are those of the target's score."""
+
+    prompt: str | Sequence[str] | None
+    scorer: str | None
+    score_min: float | None
+    score_max: float | None
+
+
+class JobFilters(TimeFilters, total=False):
     """Filters of jobs. `origin` is the id of the job that a job retries. Several states or kinds match any of them."""
 
     state: JobState | str | Sequence[JobState | str] | None
@@ -77,17 +93,17 @@ class StageFilters(TypedDict, total=False):
     with_error: bool
 
 
-class SampleFilters(TypedDict, total=False):
-    """Filters of samples."""
+class SampleFilters(ScoreFilters, total=False):
+    """Filters of samples. Several roles or prompts match any of them."""
 
     job: str | None
-    role: SampleRole | str | None
+    role: SampleRole | str | Sequence[SampleRole | str] | None
     round: int | None
     prompt_set: str | None
 
 
-class PairFilters(TypedDict, total=False):
-    """Filters of pairs. `judged` tells whether a pair has a person's verdict."""
+class PairFilters(ScoreFilters, total=False):
+    """Filters of pairs. Several prompts match any of them. `judged` tells whether a pair has a person's verdict."""
 
     job: str | None
     round: int | None

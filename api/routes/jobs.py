@@ -18,7 +18,16 @@ from sqlalchemy.orm import Session
 from api.access import require_scope
 from api.converters.common import convert_page
 from api.converters.jobs import event_out, job_detail, job_out, metric_out, stage_out, training_out
-from api.deps import CallerDep, IdempotencyKey, PageParameters, Parameters, PromptSetFilter, ServiceDep, is_stopping
+from api.deps import (
+    CallerDep,
+    IdempotencyKey,
+    PageParameters,
+    Parameters,
+    PromptSetFilter,
+    ServiceDep,
+    TimeParameters,
+    is_stopping,
+)
 from api.openapi import CREATED_JOB, RETRY_AFTER
 from api.wire.common import ListOut
 from api.wire.jobs import EventOut, JobChange, JobDetail, JobOut, MetricsOut, StageOut
@@ -51,7 +60,7 @@ T = TypeVar("T")
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[require_scope("read")])
 
 
-class JobListParameters(PageParameters):
+class JobListParameters(TimeParameters):
     """Filters of the list of jobs; `origin` selects the retries of a job. `state` and `kind` can be repeated."""
 
     state: list[JobState] = Field([], max_length=len(JobState))
@@ -102,7 +111,11 @@ class EventParameters(PageParameters):
 
 @router.get("")
 def list_jobs(service: ServiceDep, filters: Annotated[JobListParameters, Query()]) -> ListOut[JobOut]:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    A page reads a limited number of rows. If few of them match the filters, it is shorter than `limit`, even empty:
+    follow `next_cursor` until `has_more` is false.
+    """
     with service.uow.reading() as session:
         set_id = None if filters.prompt_set is None else prompt_sets.id_of(session, filters.prompt_set)
         page: Page[Job] = jobs.page(
@@ -113,6 +126,7 @@ def list_jobs(service: ServiceDep, filters: Annotated[JobListParameters, Query()
             kind=filters.kind,
             prompt_set_id=set_id,
             origin_id=filters.origin,
+            created=filters.created,
         )
         running = stages.running_of_jobs(session, [job.id for job in page.rows])
         now = jobs.now(session)

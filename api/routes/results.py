@@ -15,7 +15,7 @@ from api.converters.common import convert_page
 from api.converters.models import ancestor_out, export_out, model_detail, model_out
 from api.converters.pairs import pair_out
 from api.converters.samples import sample_detail, sample_out
-from api.deps import CallerDep, PageParameters, Parameters, PromptSetFilter, ServiceDep
+from api.deps import CallerDep, PageParameters, Parameters, PromptSetFilter, ResultParameters, ServiceDep
 from api.openapi import ETAG, REDIRECT
 from api.wire.common import ListOut
 from api.wire.models import AliasIn, AncestorOut, ExportOut, ModelDetail, ModelOut
@@ -35,17 +35,17 @@ _LINEAGE = 200
 router = APIRouter(dependencies=[require_scope("read")])
 
 
-class SampleListParameters(PageParameters):
-    """Filters of the list of samples."""
+class SampleListParameters(ResultParameters):
+    """Filters of the list of samples. `role` and `prompt` can be repeated."""
 
     job: str | None = None
-    role: SampleRole | None = None
+    role: list[SampleRole] = Field([], max_length=len(SampleRole))
     round: int | None = Field(None, ge=0, le=1_000_000)
     prompt_set: PromptSetFilter = None
 
 
-class PairListParameters(PageParameters):
-    """Filters of the list of pairs."""
+class PairListParameters(ResultParameters):
+    """Filters of the list of pairs. `prompt` can be repeated."""
 
     job: str | None = None
     round: int | None = Field(None, ge=0, le=1_000_000)
@@ -70,11 +70,26 @@ def _set_id(session: Session, text: str | None) -> str | None:
 
 @router.get("/samples", tags=["samples"])
 def list_samples(service: ServiceDep, filters: Annotated[SampleListParameters, Query()]) -> ListOut[SampleOut]:
-    """List samples, oldest first."""
+    """List samples, oldest first.
+
+    A page reads a limited number of rows. If few of them match the filters, it is shorter than `limit`, even empty:
+    follow `next_cursor` until `has_more` is false.
+    """
     with service.uow.reading() as session:
         job_id = _job_id(filters.job)
         set_id = _set_id(session, filters.prompt_set)
-        page = results.sample_page(session, filters.limit, filters.cursor, job_id, filters.role, filters.round, set_id)
+        page = results.sample_page(
+            session,
+            filters.limit,
+            filters.cursor,
+            job_id,
+            filters.role,
+            filters.round,
+            set_id,
+            created=filters.created,
+            prompt=filters.prompt,
+            score=filters.score,
+        )
         scores = results.scores(session, [row.id for row in page.rows])
         return convert_page(ListOut[SampleOut], page, lambda row: sample_out(row, scores[row.id]))
 
@@ -91,7 +106,11 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
 
 @router.get("/pairs", tags=["pairs"])
 def list_pairs(service: ServiceDep, filters: Annotated[PairListParameters, Query()]) -> ListOut[PairOut]:
-    """List pairs, oldest first."""
+    """List pairs, oldest first.
+
+    A page reads a limited number of rows. If few of them match the filters, it is shorter than `limit`, even empty:
+    follow `next_cursor` until `has_more` is false.
+    """
     with service.uow.reading() as session:
         page = results.pair_page(
             session,
@@ -102,6 +121,9 @@ def list_pairs(service: ServiceDep, filters: Annotated[PairListParameters, Query
             filters.adopted,
             judged=filters.judged,
             prompt_set_id=_set_id(session, filters.prompt_set),
+            created=filters.created,
+            prompt=filters.prompt,
+            score=filters.score,
         )
         samples = results.samples(session, results.sides_of(page.rows))
         return convert_page(ListOut[PairOut], page, lambda row: pair_out(row, samples))

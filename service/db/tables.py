@@ -120,6 +120,7 @@ class Job(Table):
 
     __tablename__ = "jobs"
     __table_args__ = (
+        Index(None, "created_at", "id"),
         partial_index("ix_jobs_ended", JOB_HAS_ENDED, "trajectories_kept", "finished_at", "id"),
         partial_index("ix_jobs_deleted", IS_DELETED, "purge_at", "id"),
         partial_index("ix_jobs_retained", HAS_ENDED_AND_IS_KEPT, "state", "finished_at", "id"),
@@ -301,7 +302,7 @@ class Artifact(Table):
 class Sample(Table):
     """An image, and its trajectory (row `trajectory_row` of a stored Trajectory).
 
-    Each combination of filters for lists has an index that ends with the id, the order of the pages.
+    Frequent combinations of filters for lists have an index that ends with the id, the order of the pages.
     """
 
     __tablename__ = "samples"
@@ -314,6 +315,8 @@ class Sample(Table):
         Index(None, "prompt_set_id", "role", "id"),
         Index(None, "role", "id"),
         Index(None, "round", "id"),
+        Index(None, "prompt", "id"),
+        Index(None, "created_at", "id"),
         Index(None, "trajectory_artifact_id"),
     )
 
@@ -363,6 +366,8 @@ class Pair(Table):
         Index(None, "prompt_set_id", "id"),
         Index(None, "round", "id"),
         Index(None, "adopted", "id"),
+        Index(None, "prompt", "id"),
+        Index(None, "created_at", "id"),
         partial_index("ix_pairs_without_verdict", WITHOUT_VERDICT, "job_id", "round"),
     )
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from benchmarks.service_data import fill
 from service.db.migrate import migrate
 from service.db.queries import collection, deletion, free_stages, jobs, results, stages
-from service.db.queries.pages import encode_cursor
+from service.db.queries.pages import Period, encode_cursor
 from service.db.tables import IS_UNFINISHED, Model
 from service.db.unit_of_work import UnitOfWork
 from service.jobs.estimates import estimate_of
@@ -23,16 +23,20 @@ from tests.statements import statements
 Query = Callable[[Session], object]
 JOB, SET = f"job_{3:026d}", f"set_{2:026d}"
 CURSOR = encode_cursor(f"smp_{500:026d}")
+CURSOR_IN_TIME = encode_cursor(f"6.5 smp_{500:026d}")
 SAMPLES: tuple[dict[str, Any], ...] = (
     {},
     {"job_id": JOB},
-    {"job_id": JOB, "role": "target"},
+    {"job_id": JOB, "role": ["target"]},
     {"job_id": JOB, "round_number": 7},
-    {"job_id": JOB, "round_number": 7, "role": "target"},
+    {"job_id": JOB, "round_number": 7, "role": ["target"]},
     {"prompt_set_id": SET},
-    {"prompt_set_id": SET, "role": "target"},
-    {"role": "target"},
+    {"prompt_set_id": SET, "role": ["target"]},
+    {"role": ["target"]},
     {"round_number": 7},
+    {"prompt": ["a cat"]},
+    {"created": Period(5.0, 9.0)},
+    {"created": Period(5.0)},
 )
 PAIRS: tuple[dict[str, Any], ...] = (
     {},
@@ -42,6 +46,8 @@ PAIRS: tuple[dict[str, Any], ...] = (
     {"prompt_set_id": SET},
     {"round_number": 7},
     {"adopted": False},
+    {"prompt": ["a cat"]},
+    {"created": Period(None, 9.0)},
 )
 
 DISABLED = ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
@@ -94,13 +100,10 @@ def plan_of_page(uow: UnitOfWork, query: Query) -> str:
 
 
 def test_pages_of_samples_and_pairs(uow: UnitOfWork) -> None:
-    for cursor in (None, CURSOR):
-        for sample_filters in SAMPLES:
-            assert_one_index(
-                plan_of_page(uow, lambda s, f=sample_filters, c=cursor: results.sample_page(s, 50, c, **f))
-            )  # type: ignore[misc]
-        for pair_filters in PAIRS:
-            assert_one_index(plan_of_page(uow, lambda s, f=pair_filters, c=cursor: results.pair_page(s, 50, c, **f)))  # type: ignore[misc]
+    for page, of_table in ((results.sample_page, SAMPLES), (results.pair_page, PAIRS)):
+        for filters in of_table:
+            for cursor in (None, CURSOR_IN_TIME if "created" in filters else CURSOR):
+                assert_one_index(plan_of_page(uow, lambda s, p=page, f=filters, c=cursor: p(s, 50, c, **f)))  # type: ignore[misc]
 
 
 def test_queued_jobs_are_counted_without_those_that_have_ended(uow: UnitOfWork) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
 from service.db.queries import prompt_sets, stages, webhooks
-from service.db.queries.pages import ColumnValues, Page, fetch_page
+from service.db.queries.pages import ALWAYS, ColumnValues, Page, Period, fetch_page, span_of
 from service.db.queries.rows import get_row, is_any_of, is_kept, select_by_ids, without_texts
 from service.db.queries.stages import RunningStage
 from service.db.tables import Event, IdempotencyKey, Job, JobSource, Model, Pair, Sample
@@ -179,6 +179,7 @@ def page(
     kind: Sequence[str] = (),
     prompt_set_id: str | None = None,
     origin_id: str | None = None,
+    created: Period = ALWAYS,
 ) -> Page[Job]:
     """Jobs without their requests and results, which can be large, newest first. Filters without a value match all."""
     equal: ColumnValues = {
@@ -187,8 +188,12 @@ def page(
         Job.prompt_set_id: prompt_set_id,
         Job.origin_id: origin_id,
     }
-    query = select(Job).options(*without_texts()).where(is_kept(Job))
-    return fetch_page(session, query, Job.id, limit, cursor, newest_first=True, equal=equal)
+    query = select(Job).options(*without_texts())
+    span = span_of(Job.created_at, created)
+    found = fetch_page(session, query, Job.id, limit, cursor, newest_first=True, equal=equal, span=span)
+
+    # deleted jobs are left out afterwards, so that the cost of the page does not depend on their number
+    return Page([job for job in found.rows if job.deleted_at is None], found.next_cursor)
 
 
 def count_queued(session: Session, api_key_id: str | None) -> tuple[int, int]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.errors import InvalidRequestError
 
 T = TypeVar("T")
 ColumnValues = Mapping[InstrumentedAttribute[Any], Any]
+
+MAX_READ = 10_000
+"""The most rows that a page reads to find those that a filter without an index selects."""
+_SELECTIVE = ("job_id", "prompt")
+"""Columns of filters that select few rows, the best first."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,25 @@ class Page(Generic[T]):
     next_cursor: str | None
 
 
+@dataclass(frozen=True)
+class Period:
+    """The times from `start`, inclusive, to `stop`, exclusive, in seconds since 1970. None is no bound."""
+
+    start: float | None = None
+    stop: float | None = None
+
+
+ALWAYS = Period()
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows with a time in a period. There is an index of the column and the key."""
+
+    column: InstrumentedAttribute[float]
+    period: Period
+
+
 def fetch_page(
     session: Session,
     query: Select[T],
@@ -34,89 +59,208 @@ def fetch_page(
     cursor: str | None,
     newest_first: bool = False,
     equal: ColumnValues | None = None,
+    span: Span | None = None,
+    where: Sequence[ColumnElement[bool]] = (),
+    max_read: int = MAX_READ,
 ) -> Page[T]:
-    """Fetch the page after `cursor`, in order of `key`.
+    """Fetch the page after `cursor`, in order of `key`, or in order of time if `span` has the best index.
 
-    Filters by columns of the table's best index become bounds of a range in the order of the index. As equalities they
-    mean the same, but PostgreSQL may then scan all rows in the order of `key`.
+    A page is a range of one index. Filters that this index does not cover are applied to the next `max_read` rows of
+    the range. If these contain fewer than `limit` rows, the page is shorter, and its cursor continues after them.
+
+    Filters by columns of the index become bounds of the range in the order of the index. As equalities they mean the
+    same, but PostgreSQL may then scan all rows in the order of `key`.
 
     Args:
         session: A view of the database.
-        query: Selects the rows.
+        query: Selects the rows. Its own conditions are those of an index.
         key: A unique column: an id, which sorts by age, or the number of an event.
         limit: The maximum number of rows.
         cursor: The cursor of the previous page; None for the first page.
-        newest_first: Descending order of `key`.
+        newest_first: Descending order.
         equal: Filters, as columns and their values. A list matches any of its values; None and [] match all.
+        span: A filter by time.
+        where: Other filters.
+        max_read: The maximum number of rows that are read if not all filters are covered by the index.
 
     Raises:
         InvalidRequestError: The cursor is invalid.
     """
-    # 1. filters without an index
-    values = {}
-    for column, value in (equal or {}).items():
-        if isinstance(value, list) and len(value) > 1:
-            query = query.where(column.in_(value))
-        elif value is not None and value != []:
-            values[column] = value[0] if isinstance(value, list) else value
-    indexed = _indexed_filters(key, values)
-    query = query.where(*(column == value for column, value in values.items() if column not in indexed))
+    # 1. the index and the filters that it does not cover, and the rows after the cursor
+    plan = _plan(key, equal or {}, span, where)
+    after = None if cursor is None else _position(plan.order, cursor)
+    start, stop = _ends(plan, span, after, newest_first)
+    columns = (*plan.prefix, *plan.order)
+    bounds = _bounds(columns, start, stop, newest_first)
+    by_position = [column.desc() if newest_first else column for column in columns]
 
-    # 2. filters with an index, and the rows after the cursor
-    last = None if cursor is None else _last(key, cursor)
-    bounds = _range({column: values[column] for column in indexed}, key, last, newest_first)
-    order = [column.desc() if newest_first else column for column in (*indexed, key)]
+    # 2. where the search ends if it does not find enough rows
+    last_read = None
+    if plan.filters:
+        positions = select(*columns).where(*([] if query.whereclause is None else [query.whereclause]), *bounds)
+        row = session.execute(positions.order_by(*by_position).offset(max_read - 1).limit(1)).one_or_none()
+        if row is not None:
+            last_read = tuple(row)
+            bounds = _bounds(columns, start, _End(last_read, inclusive=True), newest_first)
 
     # 3. one row more than the page, which shows whether there is a next page
-    rows = list(session.scalars(query.where(*bounds).order_by(*order).limit(limit + 1)))
-    if len(rows) <= limit:
-        return Page(rows, None)
-    rows = rows[:limit]
-    return Page(rows, encode_cursor(str(getattr(rows[-1], key.key))))
+    rows = list(session.scalars(query.where(*bounds, *plan.filters).order_by(*by_position).limit(limit + 1)))
+    if len(rows) > limit:
+        rows = rows[:limit]
+        return Page(rows, _cursor(tuple(getattr(rows[-1], column.key) for column in plan.order)))
+    return Page(rows, None if last_read is None else _cursor(last_read[len(plan.prefix) :]))
+
+
+def span_of(column: InstrumentedAttribute[float], period: Period) -> Span | None:
+    """The filter of the rows with a time in the period; None if all have one."""
+    return None if period == ALWAYS else Span(column, period)
 
 
 def first_of(pages: Sequence[Page[T]], key: InstrumentedAttribute[Any], limit: int) -> Page[T]:
     """The first rows of several pages in ascending order of `key`, as one page. No row may be in two of them."""
+    ends = [_position((key,), page.next_cursor)[0] for page in pages if page.next_cursor is not None]
     rows = sorted((row for page in pages for row in page.rows), key=attrgetter(key.key))
-    has_more = len(rows) > limit or any(page.next_cursor is not None for page in pages)
-    rows = rows[:limit]
-    return Page(rows, encode_cursor(str(getattr(rows[-1], key.key))) if has_more else None)
+    rows = [row for row in rows if not ends or getattr(row, key.key) <= min(ends)]
+    if len(rows) > limit:
+        rows = rows[:limit]
+        return Page(rows, _cursor((getattr(rows[-1], key.key),)))
+    return Page(rows, _cursor((min(ends),)) if ends else None)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a page is read: the columns of its index and the filters that the index does not cover.
+
+    prefix   columns with one value in all rows, which are the first of the index
+    values   these values
+    order    the next columns of the index, in the order of the page: the key, or a time and the key
+    filters  the other filters
+    """
+
+    prefix: Sequence[InstrumentedAttribute[Any]]
+    values: tuple[Any, ...]
+    order: Sequence[InstrumentedAttribute[Any]]
+    filters: list[ColumnElement[bool]]
+
+
+def _plan(
+    key: InstrumentedAttribute[Any], equal: ColumnValues, span: Span | None, where: Sequence[ColumnElement[bool]]
+) -> _Plan:
+    values = {}
+    filters = [*where]
+    for column, value in equal.items():
+        if isinstance(value, list) and len(value) > 1:
+            filters.append(unindexed(column).in_(value))
+        elif value is not None and value != []:
+            values[column] = value[0] if isinstance(value, list) else value
+
+    # an index of times is better than those of filters that select many rows
+    prefix = _indexed_filters(key, values)
+    order: Sequence[InstrumentedAttribute[Any]] = (key,)
+    if span is not None and not any(column.key in _SELECTIVE for column in prefix):
+        prefix = []
+        order = (span.column, key)
+    elif span is not None:
+        filters += _within(span)
+
+    filters += [unindexed(column) == value for column, value in values.items() if column not in prefix]
+    return _Plan(prefix, tuple(values[column] for column in prefix), order, filters)
 
 
 def _indexed_filters(key: InstrumentedAttribute[Any], values: ColumnValues) -> list[InstrumentedAttribute[Any]]:
-    """The columns before `key` in the index that covers most of the filters."""
+    """The columns before `key` in the index that covers the most selective filters, then the most filters."""
     by_name = {column.key: column for column in values}
     prefixes = []
     for index in key.class_.__table__.indexes:
-        *prefix, last = (column.name for column in index.columns)
+        *prefix, last = (column.key for column in index.columns)
         if last == key.key and by_name.keys() >= set(prefix):
             prefixes.append(prefix)
-    return [by_name[name] for name in max(sorted(prefixes), key=len, default=[])]
+    return [by_name[name] for name in max(sorted(prefixes), key=_selectivity, default=[])]
 
 
-def _range(
-    equal: ColumnValues, key: InstrumentedAttribute[Any], last: object | None, newest_first: bool
+def _selectivity(names: Sequence[str]) -> tuple[bool | int, ...]:
+    return *(name in names for name in _SELECTIVE), len(names)
+
+
+def unindexed(column: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
+    """The column as an expression that has no index. With the column, PostgreSQL may prefer its index to the range."""
+    return func.coalesce(column, column)
+
+
+def _within(span: Span) -> list[ColumnElement[bool]]:
+    """The filter `span` as conditions."""
+    column = unindexed(span.column)
+    lower = [] if span.period.start is None else [column >= span.period.start]
+    upper = [] if span.period.stop is None else [column < span.period.stop]
+    return lower + upper
+
+
+@dataclass(frozen=True)
+class _End:
+    """An end of a range: values of the first columns of its index."""
+
+    values: tuple[Any, ...]
+    inclusive: bool
+
+
+def _ends(
+    plan: _Plan, span: Span | None, after: tuple[Any, ...] | None, newest_first: bool
+) -> tuple[_End | None, _End | None]:
+    """The first and the last position of a range, in the order of the page."""
+    first = last = _End(plan.values, inclusive=True) if plan.values else None
+    is_by_time = span is not None and len(plan.order) > 1
+    if span is not None and is_by_time:
+        low = None if span.period.start is None else _End((span.period.start,), inclusive=True)
+        high = None if span.period.stop is None else _End((span.period.stop,), inclusive=False)
+        first, last = (high, low) if newest_first else (low, high)
+
+    # a cursor of another list can be before the period, which then starts the page
+    if after is not None:
+        is_before = False
+        if is_by_time and first is not None:
+            is_before = after[0] >= first.values[0] if newest_first else after[0] < first.values[0]
+        if not is_before:
+            first = _End((*plan.values, *after), inclusive=False)
+    return first, last
+
+
+def _bounds(
+    columns: Sequence[InstrumentedAttribute[Any]], first: _End | None, last: _End | None, newest_first: bool
 ) -> list[ColumnElement[bool]]:
-    """Bounds of the rows that have the values of `equal` and follow the key `last`."""
+    """The rows from the position `first` to the position `last`."""
+    lower, upper = (last, first) if newest_first else (first, last)
     bounds: list[ColumnElement[bool]] = []
-    if last is not None:
-        position = tuple_(*equal, key)
-        last_position = tuple_(*equal.values(), last)
-        bounds.append(position < last_position if newest_first else position > last_position)
-
-    if equal:
-        columns = tuple_(*equal)
-        values = tuple_(*equal.values())
-        if last is None or newest_first:
-            bounds.append(columns >= values)
-        if last is None or not newest_first:
-            bounds.append(columns <= values)
+    if lower is not None:
+        position, values = _tuples(columns, lower)
+        bounds.append(position >= values if lower.inclusive else position > values)
+    if upper is not None:
+        position, values = _tuples(columns, upper)
+        bounds.append(position <= values if upper.inclusive else position < values)
     return bounds
 
 
-def _last(key: InstrumentedAttribute[Any], cursor: str) -> Any:
-    """The last key of the previous page."""
-    return number_after(cursor) if key.type.python_type is int else id_after(cursor)
+def _tuples(columns: Sequence[InstrumentedAttribute[Any]], end: _End) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """The columns that `end` has values of, and these values."""
+    return tuple_(*columns[: len(end.values)]), tuple_(*end.values)
+
+
+def _cursor(position: Sequence[Any]) -> str:
+    """The cursor of the page after this position: the key, or the time and the key."""
+    return encode_cursor(" ".join(map(str, position)))
+
+
+def _position(order: Sequence[InstrumentedAttribute[Any]], cursor: str) -> tuple[Any, ...]:
+    """The position in a cursor. Raises InvalidRequestError, also for the cursor of a list in another order."""
+    if order[-1].type.python_type is int:
+        return (number_after(cursor),)
+    *times, last_id = id_after(cursor).split(" ")
+    try:
+        seconds = [float(time) for time in times]
+    except ValueError as error:
+        raise _invalid_cursor() from error
+    if len(seconds) != len(order) - 1 or not all(map(math.isfinite, seconds)):
+        raise _invalid_cursor()
+    return (*seconds, last_id)
 
 
 def id_after(cursor: str) -> str:

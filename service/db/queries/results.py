@@ -10,11 +10,23 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, literal, or_, select, text, update
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from service.db.clock import now_seconds
 from service.db.queries import jobs
-from service.db.queries.pages import ColumnValues, Page, encode_cursor, fetch_page, id_after
+from service.db.queries.pages import (
+    ALWAYS,
+    MAX_READ,
+    ColumnValues,
+    Page,
+    Period,
+    encode_cursor,
+    fetch_page,
+    first_of,
+    id_after,
+    span_of,
+    unindexed,
+)
 from service.db.queries.rows import UNSYNCED, get_row, is_kept, select_by_ids
 from service.db.tables import (
     WITHOUT_VERDICT,
@@ -36,10 +48,26 @@ from service.states import SampleRole, Verdict
 # built once, since requests for jobs run it and building it takes about as long as running it
 _BY_NAME = select(Model).where(Model.name == bindparam("name"))
 R = TypeVar("R", Sample, Pair, Model)
+P = TypeVar("P", Sample, Pair)
 _TABLES = Table.metadata.sorted_tables
 """All tables, those that others reference first."""
 _COUNTERS = {Sample: Job.samples_made, Pair: Job.pairs_made, Model: Job.models_made, Artifact: Job.storage_bytes}
 """The running sums of jobs: numbers of rows, and bytes of artifacts."""
+
+
+@dataclass(frozen=True)
+class ScoreFilter:
+    """Scores by a scorer, from `low` to `high`; None is no bound."""
+
+    scorer: str
+    low: float | None = None
+    high: float | None = None
+
+    def bounds(self, value: InstrumentedAttribute[Any]) -> list[ColumnElement[bool]]:
+        """The bounds as conditions."""
+        lower = [] if self.low is None else [value >= self.low]
+        upper = [] if self.high is None else [value <= self.high]
+        return lower + upper
 
 
 def add_all(session: Session, rows: Iterable[Table]) -> None:
@@ -153,18 +181,62 @@ def sample_page(
     limit: int,
     cursor: str | None,
     job_id: str | None = None,
-    role: str | None = None,
+    role: Sequence[str] = (),
     round_number: int | None = None,
     prompt_set_id: str | None = None,
+    *,
+    created: Period = ALWAYS,
+    prompt: Sequence[str] = (),
+    score: ScoreFilter | None = None,
 ) -> Page[Sample]:
-    """Samples, oldest first. Filters that are None match all samples."""
+    """Samples, oldest first. Filters without a value match all samples, several values any of them."""
     equal: ColumnValues = {
         Sample.job_id: job_id,
         Sample.prompt_set_id: prompt_set_id,
         Sample.round: round_number,
-        Sample.role: role,
+        Sample.role: list(role),
     }
-    return _without_deleted(session, fetch_page(session, select(Sample), Sample.id, limit, cursor, equal=equal))
+    where = [] if score is None else [_has_score(score)]
+    return _page_of(Sample, session, limit, cursor, equal, list(prompt), created, where)
+
+
+def _has_score(score: ScoreFilter) -> ColumnElement[bool]:
+    """The sample has a score by a version of the scorer within the bounds."""
+    found = select(Score.sample_id).where(Score.sample_id == Sample.id, Score.scorer == score.scorer)
+    # a scalar subquery, because PostgreSQL may read all scores of the scorer for EXISTS
+    return found.where(*score.bounds(Score.value)).limit(1).scalar_subquery().is_not(None)
+
+
+def _page_of(
+    table: type[P],
+    session: Session,
+    limit: int,
+    cursor: str | None,
+    equal: ColumnValues,
+    prompts: list[str],
+    created: Period,
+    where: Sequence[ColumnElement[bool]],
+) -> Page[P]:
+    """A page of samples or pairs. Several prompts are a page each, since an index has the rows of each prompt by id."""
+    choices: list[Any] = [prompts]
+    if len(prompts) > 1 and equal[table.job_id] is None:
+        choices = sorted(set(prompts))
+
+    pages = [
+        fetch_page(
+            session,
+            select(table),
+            table.id,
+            limit,
+            cursor,
+            equal={**equal, table.prompt: choice},
+            span=span_of(table.created_at, created),
+            where=where,
+            max_read=MAX_READ // len(choices),
+        )
+        for choice in choices
+    ]
+    return _without_deleted(session, pages[0] if len(pages) == 1 else first_of(pages, table.id, limit))
 
 
 def score_histories(
@@ -222,11 +294,21 @@ def pair_page(
     adopted: bool | None = None,
     judged: bool | None = None,
     prompt_set_id: str | None = None,
+    *,
+    created: Period = ALWAYS,
+    prompt: Sequence[str] = (),
+    score: ScoreFilter | None = None,
 ) -> Page[Pair]:
-    """Pairs, oldest first. Filters that are None match all pairs; `judged` is whether a pair has a verdict."""
-    query = select(Pair)
+    """Pairs, oldest first. Filters without a value match all pairs, several values any of them.
+
+    `judged` is whether a pair has a verdict. `score` is that of its target.
+    """
+    where = []
     if judged is not None:
-        query = query.where(Pair.verdict.is_not(None) if judged else Pair.verdict.is_(None))
+        verdict = unindexed(Pair.verdict)
+        where.append(verdict.is_not(None) if judged else verdict.is_(None))
+    if score is not None:
+        where += [Pair.scorer == score.scorer, *score.bounds(Pair.target_score)]
 
     equal: ColumnValues = {
         Pair.job_id: job_id,
@@ -234,7 +316,7 @@ def pair_page(
         Pair.round: round_number,
         Pair.adopted: adopted,
     }
-    return _without_deleted(session, fetch_page(session, query, Pair.id, limit, cursor, equal=equal))
+    return _page_of(Pair, session, limit, cursor, equal, list(prompt), created, where)
 
 
 def pairs_with(session: Session, sample_id: str) -> list[Pair]:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,29 @@ def test_json_output_equals_the_api_response(live: Live, run: Run) -> None:
         ("pairs list --not-adopted --judged --limit 1", "/pairs", {"adopted": False, "judged": True, "limit": 1}),
         (f"pairs show {pair}", f"/pairs/{pair}", {}),
         (f"samples list --job {job} --role base", "/samples", {"job": job, "role": "base", "limit": 20}),
+        (
+            f"samples list --job {job} --role base --role target --scorer brightness --score-min 0.1 --score-max 0.9",
+            "/samples",
+            {
+                "job": job,
+                "role": ["base", "target"],
+                "scorer": "brightness",
+                "score_min": 0.1,
+                "score_max": 0.9,
+                "limit": 20,
+            },
+        ),
+        (
+            "pairs list --created-after 2020-01-31 --created-before 2100-01-31T12:00:00 --prompt circle --limit 5",
+            "/pairs",
+            {
+                "created_after": datetime(2020, 1, 31).astimezone().isoformat(),
+                "created_before": datetime(2100, 1, 31, 12).astimezone().isoformat(),
+                "prompt": "circle",
+                "limit": 5,
+            },
+        ),
+        ("jobs list --created-before 2020-01-31", "/jobs", {"limit": 20, "created_before": "2020-01-31T00:00:00Z"}),
         (f"samples show {sample}", f"/samples/{sample}", {}),
         ("models list", "/models", {"limit": 20}),
         (f"models show {model}", f"/models/{model}", {}),

@@ -60,6 +60,11 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         rounds = list(client.jobs(kind=JobKind.ROUND, state="succeeded"))
         assert job.id in {listed.id for listed in rounds} and {listed.state for listed in rounds} == {"succeeded"}
         assert len(list(client.samples(job=job.id))) == job.outputs["samples"] == 24
+        since = job.created_at
+        both = list(client.samples(job=job.id, role=["base", "reference"], created_after=since))
+        assert len(both) == sum(len(list(client.samples(job=job.id, role=role))) for role in ("base", "reference")) > 6
+        assert list(client.samples(created_before=since)) == list(client.pairs(created_before=since)) == []
+        assert job.id in {listed.id for listed in client.jobs(created_after=since)}
         pairs = list(client.pairs(job=job.id))
         assert len(pairs) == job.outputs["pairs"] == 6
         assert client.pair(pairs[0].id) == pairs[0]
