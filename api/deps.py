@@ -5,11 +5,12 @@ The functions are coroutines, although they await nothing, because FastAPI runs 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Self, cast
 
 from fastapi import Depends, Header, Request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dfusion.errors import FieldsError, PromptItemsError
 from dfusion.prompts.items import parse_marked
@@ -105,22 +106,15 @@ class TimeParameters(PageParameters):
 _HALF_A_MICROSECOND = 5e-7
 
 
-def _as_stored(text: str) -> str:
-    """The text of a prompt as it is stored: without the brackets of items, with single spaces. Raises ValueError."""
-    try:
-        return parse_marked(text)[0]
-    except PromptItemsError as error:
-        raise ValueError(str(error)) from error
-
-
-PromptFilter = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_as_stored)]
 Bound = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ResultParameters(TimeParameters):
     """Filters of samples and pairs. A bound of scores needs a scorer."""
 
-    prompt: list[PromptFilter] = Field([], max_length=20, description="Text of the prompt; can be repeated")
+    prompt: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
+        [], max_length=20, description="Text of the prompt, with or without brackets around its items; can be repeated"
+    )
     scorer: str | None = Field(None, min_length=1, max_length=255, description="Only those with a score by this scorer")
     score_min: Bound | None = Field(None, description="The lowest score by the scorer; of pairs, of the target")
     score_max: Bound | None = Field(None, description="The highest score by the scorer; of pairs, of the target")
@@ -134,6 +128,15 @@ class ResultParameters(TimeParameters):
         if self.score_min is not None and self.score_max is not None and self.score_min > self.score_max:
             raise FieldsError("expected score_min <= score_max", "score_min")
         return self
+
+    @property
+    def prompts(self) -> list[str]:
+        """The texts as prompts store them: unchanged if items were given, and as `parse_marked` returns it if not."""
+        texts = dict.fromkeys(self.prompt)
+        for text in self.prompt:
+            with suppress(PromptItemsError):
+                texts[parse_marked(text)[0]] = None
+        return list(texts)
 
     @property
     def score(self) -> ScoreFilter | None:

@@ -87,7 +87,7 @@ def list_samples(service: ServiceDep, filters: Annotated[SampleListParameters, Q
             filters.round,
             set_id,
             created=filters.created,
-            prompt=filters.prompt,
+            prompt=filters.prompts,
             score=filters.score,
         )
         scores = results.scores(session, [row.id for row in page.rows])
@@ -122,7 +122,7 @@ def list_pairs(service: ServiceDep, filters: Annotated[PairListParameters, Query
             judged=filters.judged,
             prompt_set_id=_set_id(session, filters.prompt_set),
             created=filters.created,
-            prompt=filters.prompt,
+            prompt=filters.prompts,
             score=filters.score,
         )
         samples = results.samples(session, results.sides_of(page.rows))
