@@ -302,7 +302,7 @@ def test_invalid_arguments_are_rejected_before_the_first_sample() -> None:
         run_round(model, PROMPTS, Brightness(), config, seed=5, watch=Brightness())
 
     lora_parameters(model.unet).popitem()[1].requires_grad_(False)
-    with pytest.raises(InvalidInputError, match="can be trained"):
+    with pytest.raises(InvalidInputError, match="trainable adapter, got a frozen one"):
         run_round(model, PROMPTS, Brightness(), config, seed=5)
     with pytest.raises(ScorerError, match="expected 4 scores"):
         run_round(model, PROMPTS, TooFew(), config, seed=5)

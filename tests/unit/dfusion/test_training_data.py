@@ -169,7 +169,7 @@ def test_examples_must_fit_the_algorithm_and_each_other() -> None:
         check_examples([pair, sample], dpo, 4)
     with pytest.raises(InvalidInputError, match="ddpo learns from TrainingSample"):
         check_examples([pair], ddpo, 4)
-    with pytest.raises(InvalidInputError, match=r"examples\[0\]\.advantage: expected at most 5 .*got 5\.5"):
+    with pytest.raises(InvalidInputError, match=r"examples\[0\]\.advantage: expected a number within .*5 .*got 5\.5"):
         check_examples([sample], ddpo, 4)
     with pytest.raises(ShapeMismatchError, match="latents"):
         check_examples([pair], dpo, 3)
@@ -183,7 +183,7 @@ def test_examples_must_fit_the_algorithm_and_each_other() -> None:
 
 def test_examples_without_rows_are_rejected() -> None:
     side = trajectory(1)
-    with pytest.raises(InvalidInputError, match="equal trajectories"):
+    with pytest.raises(InvalidInputError, match="at least one step to train on, got none"):
         rows([TrainingPair(side, side, "a")])
     other = Schedule.from_scheduler(sd_scheduler(steps_offset=0), STEPS, 1.0)
     with pytest.raises(ScheduleError, match="timesteps"):
