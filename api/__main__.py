@@ -7,11 +7,13 @@ import math
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from api.connections import Connection
 from api.main import create_app
 from service import logs
 from service.errors import StartError
@@ -64,6 +66,8 @@ def main() -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=partial(Connection, request_seconds=settings.request_seconds),  # type: ignore[arg-type]  # a factory
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

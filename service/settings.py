@@ -137,6 +137,7 @@ class Settings(BaseSettings):
     retry_seconds: Seconds = Field(1, description="First pause before such a stage is retried; doubles each time")
 
     max_body_bytes: Count = Field(1 << 20, description="Maximum size of a request body")
+    request_seconds: Seconds = Field(60, description="How long a client may take to send a request, with its body")
     max_prompts_per_job: Count = Field(20_000, description="Maximum number of prompts of a job, all its sets together")
     max_stages_per_job: Count = Field(1_000_000, description="Maximum number of stages of a job, in all its rounds")
     max_images_per_job: Count = Field(10_000_000, description="Maximum number of images of a job, in all its rounds")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,11 +17,11 @@ from api.errors import problem
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[int]:
-    """Serve `app` during the block. Yields its port."""
+def serving(app: ASGIApp, **options: Any) -> Iterator[int]:
+    """Serve `app` during the block, with these options of uvicorn. Yields its port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
