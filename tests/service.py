@@ -11,9 +11,10 @@ from typing import Any
 from unittest.mock import patch
 
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine, func, make_url, select
 
 from service.db.migrate import migrate
+from service.db.tables import Table
 from service.db.unit_of_work import make_engine
 from service.jobs import execution
 from service.jobs.execution import Claim
@@ -86,6 +87,15 @@ def service_of(client: TestClient) -> Service:
     service = client.app.state.service  # type: ignore[attr-defined]
     assert isinstance(service, Service)
     return service
+
+
+def row_counts(service: Service) -> dict[str, int]:
+    """Return the number of rows of each table."""
+    with service.uow.reading() as session:
+        return {
+            name: session.scalars(select(func.count()).select_from(table)).one()
+            for name, table in Table.metadata.tables.items()
+        }
 
 
 def work_until_idle(service: Service, most: int = 100, until: Callable[[Claim], bool] = lambda _claim: False) -> None:

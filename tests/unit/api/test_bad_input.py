@@ -8,13 +8,11 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select
 
 from api.main import create_app
-from service.db.tables import Table
 from service.ids import IdKind
 from service.service import Service
-from tests.service import PROMPTS, round_body, settings_for
+from tests.service import PROMPTS, round_body, row_counts, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +34,6 @@ def _require_pointer(response: httpx.Response) -> None:
 def unknown(kind: IdKind) -> str:
     """Return an unused id of this kind. It is constant, because it is part of test names."""
     return f"{kind}_{'0' * 26}"
-
-
-def row_counts(service: Service) -> dict[str, int]:
-    with service.uow.reading() as session:
-        return {
-            name: session.scalars(select(func.count()).select_from(table)).one()
-            for name, table in Table.metadata.tables.items()
-        }
 
 
 @pytest.mark.parametrize(
