@@ -5,6 +5,7 @@ The functions are coroutines, although they await nothing, because FastAPI runs 
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Self, cast
@@ -46,9 +47,9 @@ IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, patt
 
 async def refuse_repeated_parameters(request: Request) -> None:
     """Raises InvalidRequestError for a repeated query parameter, of which all values but the last would be ignored."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    for name in dict.fromkeys(names):
-        if names.count(name) > 1 and name not in _LIST_PARAMETERS:
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in counts.items():
+        if count > 1 and name not in _LIST_PARAMETERS:
             raise InvalidRequestError.at(f"/{name}", "expected one value, got several", "invalid_parameter")
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from time import process_time
 from typing import Any
 
 import httpx
@@ -254,6 +255,14 @@ def test_an_event_cursor_that_is_no_number_is_rejected(client: TestClient) -> No
     for cursor in ("YQ", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"):  # "a", and a number past 64 bits
         response = client.get(f"/jobs/{job}/events", params={"cursor": cursor})
         assert (response.status_code, response.json()["code"]) == (422, "invalid_cursor")
+
+
+def test_many_parameters_take_time_in_proportion(client: TestClient) -> None:
+    """A request line of 64 KB has room for 20,000. Comparing each with all others took seconds."""
+    query = "&".join(f"{number:x}" for number in range(12_000))
+    started = process_time()
+    assert client.get(f"/healthz?{query}").status_code == 200
+    assert process_time() - started < 1
 
 
 @pytest.mark.parametrize("path", ["/jobs?limit=1&limit=2", "/samples?job=a&job=b", "/workers?state=idle&x=1&x=2"])
