@@ -1,14 +1,15 @@
-"""Validation of request bodies before routing: size, media type, strict JSON (no duplicate names), UTF-8 text."""
+"""Validation of request bodies before routing: size, coding, media type, strict JSON (no name twice), UTF-8 text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.message import Message
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
+from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,6 +21,14 @@ TEXT_TYPES: Mapping[tuple[str, str], frozenset[str]] = MappingProxyType(
     {("POST", "/prompt-sets"): frozenset({"text/plain", "text/csv"})}
 )
 """Media types that a body may have in addition to JSON, by method and path."""
+BYTES_PER_VALUE = 8
+"""JSON may have one value (object, list, text, number …) for each of these bytes of the limit. The largest valid
+requests, thousands of prompts with items and thresholds, have fewer. Each value can be an error, and reporting half a
+million of them keeps the service busy for seconds."""
+_MAX_DEPTH = 100
+_NO_NUL = "expected text without NUL characters"
+_LARGE_BODY = 1 << 16
+"""A larger body is checked in a thread, so that other requests do not wait."""
 
 
 class BodyValidationMiddleware:
@@ -40,11 +49,13 @@ class BodyValidationMiddleware:
         except ClientDisconnect:
             return
 
+        error: Response | None = None
         if body is None:
-            detail = f"expected a body of at most {self._max_bytes} bytes"
-            error: Response | None = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", detail)
-        else:
-            error = _body_error(request, body) if body else None
+            error = _too_large(f"{self._max_bytes} bytes")
+        elif len(body) > _LARGE_BODY:
+            error = await run_in_threadpool(self._body_error, request, body)
+        elif body:
+            error = self._body_error(request, body)
 
         await (error or self._app)(scope, receive if body is None else _replay(body, receive), send)
 
@@ -61,23 +72,31 @@ class BodyValidationMiddleware:
                 return None
         return bytes(body)
 
+    def _body_error(self, request: Request, body: bytes) -> Response | None:
+        """Return the error response for an invalid body, None for a valid one."""
+        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            return _unsupported("a body without Content-Encoding", {"Accept-Encoding": "identity"})
 
-def _body_error(request: Request, body: bytes) -> Response | None:
-    """Return the error response for an invalid body, None for a valid one."""
-    content_type = media_type(request)
-    text_types = TEXT_TYPES.get((request.method, request.url.path), frozenset())
+        content_type = media_type(request)
+        text_types = TEXT_TYPES.get((request.method, request.url.path), frozenset())
 
-    if content_type in text_types:
-        detail = _text_error(request, body)
-        return problem(HTTPStatus.BAD_REQUEST, "malformed_text", detail) if detail else None
+        if content_type in text_types:
+            detail = _text_error(request, body)
+            return problem(HTTPStatus.BAD_REQUEST, "malformed_text", detail) if detail else None
 
-    if content_type != "application/json":
-        expected = " or ".join(("application/json", *sorted(text_types)))
-        detail = f"expected Content-Type: {expected}"
-        return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+        if content_type != "application/json":
+            return _unsupported(f"Content-Type: {' or '.join(('application/json', *sorted(text_types)))}")
 
-    detail = _json_error(body)
-    return problem(HTTPStatus.BAD_REQUEST, "malformed_json", detail) if detail else None
+        return _json_error(body, self._max_bytes // BYTES_PER_VALUE)
+
+
+def _too_large(expected: str) -> Response:
+    detail = f"expected a body of at most {expected}"
+    return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", detail)
+
+
+def _unsupported(expected: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", f"expected {expected}", headers=headers)
 
 
 def media_type(request: Request) -> str:
@@ -92,37 +111,57 @@ def _text_error(request: Request, body: bytes) -> str | None:
     if message.get_content_charset("utf-8") not in ("utf-8", "us-ascii"):
         return "expected charset=utf-8"
     try:
-        return "expected text without NUL characters" if "\0" in body.decode("utf-8") else None
+        return _NO_NUL if "\0" in body.decode("utf-8") else None
     except UnicodeError:
         return "expected text in UTF-8"
 
 
-def _json_error(body: bytes) -> str | None:
-    """Describe why `body` is not JSON in UTF-8. Returns None if it is."""
+def _json_error(body: bytes, max_values: int) -> Response | None:
+    """Return the error response for a body that is not JSON in UTF-8 or has too many values, None for a valid one."""
     try:
-        parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_reject_duplicates)
+        parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_members)
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # fails for lone surrogates, which cannot be stored
-        has_nul = _contains_nul(parsed)
+        values = list(_values(parsed))
     except UnicodeError:
-        return "expected text in UTF-8"
+        return _malformed("expected text in UTF-8")
     except (ValueError, RecursionError) as error:
-        return f"expected JSON: {error}"
-    return "expected text without NUL characters" if has_nul else None
+        return _malformed(f"expected JSON: {error}")
+
+    if len(values) > max_values:
+        return _too_large(f"{max_values} JSON values")
+    if any(isinstance(value, str) and "\0" in value for value in values):
+        return _malformed(_NO_NUL)
+    return None
 
 
-def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _malformed(detail: str) -> Response:
+    return problem(HTTPStatus.BAD_REQUEST, "malformed_json", detail)
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("an object contains a name twice")
+    if any("\0" in name for name in members):
+        raise ValueError(_NO_NUL)
     return members
 
 
-def _contains_nul(value: Any) -> bool:
+def _values(parsed: Any) -> Iterator[Any]:
+    """Yield all values of a document. Raises ValueError if it is nested too deeply."""
+    level = [parsed]
+    for _ in range(_MAX_DEPTH):
+        yield from level
+        level = [inner for value in level for inner in _inner_values(value)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+
+
+def _inner_values(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
-        return any("\0" in name or _contains_nul(inner) for name, inner in value.items())
-    if isinstance(value, list):
-        return any(_contains_nul(inner) for inner in value)
-    return isinstance(value, str) and "\0" in value
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

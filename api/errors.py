@@ -172,8 +172,11 @@ def _location_in(body: Any, location: tuple[Any, ...], is_missing: bool) -> tupl
     return tuple(parts)
 
 
-def _without_consequences(problems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _without_consequences(problems: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Drop "too short" for a list that is too short only because its items are wrong."""
+    if not any(e["type"] == "too_short" for e in problems):  # there may be a hundred thousand problems
+        return problems
+
     parents: set[tuple[Any, ...]] = set()
     for e in problems:
         location = tuple(e["loc"])

@@ -179,6 +179,11 @@ def _body_with_guidance(number: str) -> bytes:
         (b'{"label": "\\u0000"}', 400, "malformed_json"),
         (b"[" * 500 + b"]" * 500, 400, "malformed_json"),
         (b"[" * 900 + b"]" * 900, 400, "malformed_json"),
+        (b"[" * 101 + b"]" * 101, 400, "malformed_json"),
+        (b"[" * 100 + b"]" * 100, 422, "invalid_request"),
+        (b'{"\\u0000": 1}', 400, "malformed_json"),
+        (b"[" + b"1," * (1 << 17) + b"1]", 413, "body_too_large"),  # 131,072 values may be in 1 MiB
+        (b"[" + b"1," * ((1 << 17) - 2) + b"1]", 422, "invalid_request"),
         (_body_with_guidance("1e999"), 422, "invalid_request"),
         (b" " * ((1 << 20) + 1), 413, "body_too_large"),
     ],
@@ -208,6 +213,13 @@ def test_a_streamed_body_above_the_limit_is_rejected(client: TestClient) -> None
 
     response = client.post("/rounds", content=stream(), headers={"Content-Type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
+def test_compressed_bodies_are_rejected(client: TestClient, coding: str) -> None:
+    response = client.post("/rounds", json=round_body(), headers={"Content-Encoding": coding})
+    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+    assert response.headers["accept-encoding"] == "identity"
 
 
 def test_unsupported_content_types_are_rejected(client: TestClient) -> None:
