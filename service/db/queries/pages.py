@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.errors import InvalidRequestError
+from service.ids import kind_of
 
 T = TypeVar("T")
 ColumnValues = Mapping[InstrumentedAttribute[Any], Any]
@@ -265,21 +266,25 @@ def _position(order: Sequence[InstrumentedAttribute[Any]], cursor: str) -> tuple
 
 def id_after(cursor: str) -> str:
     """The id in a cursor. Raises InvalidRequestError."""
-    try:
-        return decode_cursor(cursor)
-    except (ValueError, binascii.Error) as error:
-        raise _invalid_cursor() from error
+    decoded = _decoded(cursor)
+    if kind_of(decoded) is None:
+        raise _invalid_cursor()
+    return decoded
 
 
 def number_after(cursor: str) -> int:
     """The number in a cursor. Raises InvalidRequestError."""
+    decoded = _decoded(cursor)
+    if not decoded.isdecimal() or int(decoded) >= 1 << 62:  # so that the end of a page is a 64-bit number, too
+        raise _invalid_cursor()
+    return int(decoded)
+
+
+def _decoded(cursor: str) -> str:
     try:
-        number = int(decode_cursor(cursor))
+        return decode_cursor(cursor)
     except (ValueError, binascii.Error) as error:
         raise _invalid_cursor() from error
-    if abs(number) >= 1 << 62:  # so that the end of a page is a 64-bit number, too
-        raise _invalid_cursor()
-    return number
 
 
 def _invalid_cursor() -> InvalidRequestError:

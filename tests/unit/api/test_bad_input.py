@@ -251,6 +251,8 @@ def test_unsupported_content_types_are_rejected(client: TestClient) -> None:
         ("/jobs?stat=queued", 422, "invalid_parameter"),
         ("/jobs?cursor=!", 422, "invalid_cursor"),
         ("/jobs?cursor=%FF", 422, "invalid_cursor"),
+        ("/jobs?cursor=eA", 422, "invalid_cursor"),  # "x"
+        ("/samples?cursor=c21wXzA", 422, "invalid_cursor"),  # "smp_0"
         ("/samples?role=hero", 422, "invalid_parameter"),
         ("/samples?round=99999999999999999999", 422, "invalid_parameter"),
         (f"/jobs/{unknown(IdKind.JOB)}?wait=nan", 422, "invalid_parameter"),
@@ -264,7 +266,7 @@ def test_invalid_paths_and_parameters_are_rejected(client: TestClient, path: str
 
 def test_an_event_cursor_that_is_no_number_is_rejected(client: TestClient) -> None:
     job = client.post("/rounds", json=round_body()).json()["id"]
-    for cursor in ("YQ", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"):  # "a", and a number past 64 bits
+    for cursor in ("YQ", "LTE", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"):  # "a", "-1", and a number past 64 bits
         response = client.get(f"/jobs/{job}/events", params={"cursor": cursor})
         assert (response.status_code, response.json()["code"]) == (422, "invalid_cursor")
 
