@@ -53,11 +53,12 @@ test-servers: $(VENV)/.ready
 test-faults: $(VENV)/.ready ## run the fault suite; takes hours, resumes; ROUNDS=1 for one round of each fault
 	$(BIN)/python -m tests.faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(FAULTS)
 
-reliability: $(VENV)/.ready ## write the recorded rounds of the fault suite into docs/reliability.md
+reliability: $(VENV)/.ready ## write the recorded runs of test-faults and test-contract into docs/reliability.md
 	$(BIN)/python -m tests.faults --table docs/reliability.md
+	$(BIN)/python -m tests.contract --table docs/reliability.md
 
-test-contract: $(VENV)/.ready ## run the long test of the API contract
-	DFUSION_CONTRACT_EXAMPLES=12 $(BIN)/pytest tests/acceptance/test_contract.py
+test-contract: $(VENV)/.ready ## run the long test of the API contract on both databases; takes minutes
+	$(BIN)/python -m tests.contract $(MODES)
 
 test-mutations: $(VENV)/.ready ## remove guards one at a time; the tests must fail
 	$(BIN)/python -m tests.mutations

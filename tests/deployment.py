@@ -74,6 +74,8 @@ class Deployment:
     """Whether programs are forks of a process that has imported their modules. The embedded worker never is."""
     workers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Environment variables of Celery workers by name. These workers are never forks."""
+    has_workers: bool = True
+    """Whether deployed mode has a sweeper and workers. In embedded mode, this is the setting `embedded_worker`."""
     accepted: set[str] = field(default_factory=set)
     """Jobs that the service has accepted (2xx)."""
     _service: Service | None = None
@@ -100,7 +102,7 @@ class Deployment:
     def start(self) -> None:
         """Start all programs; returns once the service is ready."""
         self.start_api()
-        if self.mode == DEPLOYED:
+        if self.mode == DEPLOYED and self.has_workers:
             self.run("sweeper", "-m", "worker.sweeper")
             for name in WORKERS:
                 self.start_worker(name)
@@ -252,6 +254,7 @@ def deployment(
     forks: bool = False,
     reroute: Callable[[Servers], dict[str, Any]] = lambda _servers: {},
     workers: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    has_workers: bool = True,
     **changes: Any,
 ) -> Iterator[Deployment]:
     """Start an installation in this mode, ready for requests. Its programs end with the block.
@@ -263,6 +266,7 @@ def deployment(
         forks: Fork the programs from a process that has imported their modules.
         reroute: Returns settings that lead to the servers in another way, such as through proxies.
         workers: Environment variables of Celery workers by name. These workers are not forked.
+        has_workers: Start a sweeper and workers in deployed mode.
         changes: Settings.
     """
     with ExitStack() as stack:
@@ -280,6 +284,7 @@ def deployment(
             servers,
             forks=forks,
             workers=workers,
+            has_workers=has_workers,
         )
         stack.callback(installation.stop)
         installation.start()
