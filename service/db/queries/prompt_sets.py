@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from sqlalchemy import Integer, func, select, tuple_
+from sqlalchemy import Integer, Select, func, select, tuple_
 from sqlalchemy.orm import Session, defer
 
 from dfusion.prompts import Prompt, PromptList
@@ -16,6 +17,8 @@ from service.db.queries.rows import is_any_of, select_by_ids
 from service.db.tables import PromptSet
 from service.errors import NotFoundError
 from service.ids import IdKind, kind_of, new_id
+
+T = TypeVar("T")
 
 
 def by_id(session: Session, set_id: str) -> PromptSet | None:
@@ -30,8 +33,7 @@ def by_ids(session: Session, ids: Iterable[str]) -> dict[str, PromptSet]:
 
 def latest(session: Session, name: str) -> PromptSet | None:
     """The newest version of the prompt set with this name."""
-    query = select(PromptSet).where(PromptSet.name == name).order_by(PromptSet.version.desc()).limit(1)
-    return session.scalar(query)
+    return session.scalar(_newest_first(select(PromptSet), name).limit(1))
 
 
 def id_of(session: Session, name_or_id: str) -> str:
@@ -40,12 +42,17 @@ def id_of(session: Session, name_or_id: str) -> str:
     Raises:
         NotFoundError: It is neither.
     """
-    row = latest(session, name_or_id)
-    if row is not None:
-        return row.id
+    newest_id = session.scalar(_newest_first(select(PromptSet.id), name_or_id).limit(1))
+    if newest_id is not None:
+        return newest_id
     if kind_of(name_or_id) is not IdKind.PROMPT_SET:
         raise NotFoundError(f"expected the name or id ({IdKind.PROMPT_SET}_…) of a prompt set, got {name_or_id!r}")
     return name_or_id
+
+
+def _newest_first(query: Select[T], name: str) -> Select[T]:
+    """The query for the versions of the prompt set with this name, newest first."""
+    return query.where(PromptSet.name == name).order_by(PromptSet.version.desc())
 
 
 def page(session: Session, limit: int, cursor: str | None) -> Page[PromptSet]:

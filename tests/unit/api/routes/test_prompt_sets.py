@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event
 
 from service.service import Service
+from tests.statements import statements
 from tests.unit.api.test_bad_input import row_counts
 
 CAT = {"text": "a cat eating a sandwich", "items": ["cat", "sandwich"], "thresholds": None}
@@ -73,13 +73,20 @@ def test_changed_prompts_create_a_version_and_equal_ones_do_not(client: TestClie
     assert client.get(first.headers["location"]).json() == first.json()
 
 
-def test_the_list_does_not_read_the_prompts(client: TestClient, service: Service) -> None:
+@pytest.mark.parametrize("path", ["/prompt-sets?limit=200", "/jobs?prompt_set=mine", "/pairs?prompt_set=mine"])
+def test_lists_do_not_read_the_prompts(client: TestClient, service: Service, path: str) -> None:
     post(client, LINES * 3, name="mine")
-    statements: list[str] = []
-    event.listen(service.uow.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    with statements(service.uow.engine) as seen:
+        listed = client.get(path)
+    assert listed.status_code == 200
+    assert any("prompt_sets" in statement for statement, _ in seen)
+    assert not [statement for statement, _ in seen if "prompt_sets.prompts," in statement]
+
+
+def test_the_list_shows_the_number_of_prompts(client: TestClient) -> None:
+    post(client, LINES * 3, name="mine")
     listed = client.get("/prompt-sets", params={"limit": 200}).json()["data"]
     assert {row["name"]: row["size"] for row in listed}["mine"] == 3
-    assert not [statement for statement in statements if "prompt_sets.prompts," in statement]
 
 
 def test_names_of_built_in_sets_are_reserved(client: TestClient, service: Service) -> None:
