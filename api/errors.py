@@ -22,8 +22,8 @@ from service.errors import (
     ConflictError,
     ForbiddenError,
     IdempotencyError,
+    InUseError,
     InvalidRequestError,
-    JobInUseError,
     LowDiskError,
     NotFoundError,
     OutcomeUnknownError,
@@ -96,7 +96,7 @@ def _service_error(_request: Request, error: Exception) -> Response:
         raise error
     status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
     fields: list[dict[str, str]] = []
-    if isinstance(error, (InvalidRequestError, JobInUseError)):
+    if isinstance(error, (InvalidRequestError, InUseError)):
         fields = [{"pointer": p.pointer, "message": p.message} for p in error.problems]
     if isinstance(error, InvalidRequestError) and not fields:
         fields = _whole_request(str(error))

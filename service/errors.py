@@ -4,7 +4,9 @@ ServiceError
   InvalidRequestError       the request is well-formed but cannot be fulfilled
   NotFoundError             no row with this id exists
   ConflictError             the request conflicts with the current state
-    JobInUseError           other jobs or aliases use the job, which cannot be deleted
+    InUseError              others use what cannot be deleted therefore
+      JobInUseError         other jobs or aliases use the job
+      PromptSetInUseError   jobs use the prompt set
     SourceDeletedError      a job that the request names was deleted concurrently
   PreconditionError         the row has changed since the client read it
   ForbiddenError            the caller's key lacks the required scope
@@ -90,14 +92,24 @@ class ConflictError(ServiceError):
     code = "conflict"
 
 
-class JobInUseError(ConflictError):
-    """Other jobs or aliases use the job, which cannot be deleted. `problems` lists the first of them."""
-
-    code = "job_in_use"
+class InUseError(ConflictError):
+    """Others use what cannot be deleted therefore. `problems` lists the first of them."""
 
     def __init__(self, message: str, *problems: FieldProblem) -> None:
         super().__init__(message)
         self.problems = problems
+
+
+class JobInUseError(InUseError):
+    """Other jobs or aliases use the job."""
+
+    code = "job_in_use"
+
+
+class PromptSetInUseError(InUseError):
+    """Jobs use the prompt set."""
+
+    code = "prompt_set_in_use"
 
 
 class SourceDeletedError(ConflictError):

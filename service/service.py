@@ -294,6 +294,7 @@ def _insert(session: Session, request: _Request, new: _NewJob) -> Job:
     )
 
     jobs.add_sources(session, job, new.sources)
+    jobs.add_prompt_sets(session, job, checked.prompt_set_ids)
     execution.add_stages(session, job.id, new.stages)
     jobs.add_event(session, job.id, "job.created", "the job is queued")
     return job
@@ -330,6 +331,17 @@ def save_prompt_set(service: Service, name: str, description: str, prompts: Sequ
         return service.uow.run(save, is_saved)
     except IntegrityError:  # a concurrent request created this version
         return service.uow.run(save, is_saved)
+
+
+def delete_prompt_set(service: Service, name_or_id: str) -> None:
+    """Delete a prompt set that no job uses: all versions of a name, or the version with an id.
+
+    Raises:
+        NotFoundError: No such prompt set exists.
+        PromptSetInUseError: Jobs use one of the versions.
+        ConflictError: It is a built-in list.
+    """
+    deletion.delete_prompt_set(service.uow, name_or_id)
 
 
 def cancel_job(service: Service, job_id: str) -> None:

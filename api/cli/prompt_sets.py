@@ -16,7 +16,7 @@ from api.cli.session import Session
 from api.client import Client
 from api.wire.prompt_sets import PromptSetDetail
 
-app = typer.Typer(no_args_is_help=True, help="Prompt sets: list, show, add.")
+app = typer.Typer(no_args_is_help=True, help="Prompt sets: list, show, add, delete.")
 
 
 @app.command("list")
@@ -71,6 +71,17 @@ def add(
     with session.client() as client:
         prompt_set = _add(client, name, file, prompt_bodies(prompt), description)
     session.show(prompt_set, lambda: _screen(prompt_set))
+
+
+@app.command()
+def delete(
+    ctx: typer.Context, prompt_set: Annotated[str, typer.Argument(metavar="SET", help="The set's name or id")]
+) -> None:
+    """Delete a prompt set that no job uses: all versions of a name, or one version by its id."""
+    session: Session = ctx.obj
+    with session.client() as client:
+        client.delete_prompt_set(prompt_set)
+    session.show(None, lambda: Text(f"{prompt_set} is deleted"))
 
 
 def _add(

@@ -558,6 +558,14 @@ class Client:
             headers={"Content-Type": f"{media_type}; charset=utf-8"},
         )
 
+    def delete_prompt_set(self, name_or_id: str) -> None:
+        """Delete all versions of a prompt set by its name, or one version by its id.
+
+        Raises:
+            ConflictError: A job uses it, or it is a built-in list.
+        """
+        self._transport.request("DELETE", f"/prompt-sets/{_segment(name_or_id)}", idempotent=False)
+
     # service
 
     def health(self) -> HealthOut:

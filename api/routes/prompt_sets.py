@@ -22,9 +22,8 @@ from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
 from dfusion.prompts import Prompt
 from service.db.queries import prompt_sets
 from service.errors import NotFoundError
-from service.ids import IdKind, expect
 from service.prompt_files import Description, PromptSetSpec, SetName, from_csv, from_lines
-from service.service import save_prompt_set
+from service.service import delete_prompt_set, save_prompt_set
 
 router = APIRouter(prefix="/prompt-sets", tags=["prompt sets"], dependencies=[require_scope("read")])
 _TEXT_PARSERS = {"text/plain": from_lines, "text/csv": from_csv}
@@ -138,7 +137,23 @@ def get_prompt_set(name_or_id: str, service: ServiceDep) -> PromptSetDetail:
     with service.uow.reading() as session:
         row = prompt_sets.latest(session, name_or_id)
         if row is None:
-            row = prompt_sets.by_id(session, expect(IdKind.PROMPT_SET, name_or_id))
+            row = prompt_sets.by_id(session, name_or_id)
         if row is None:
-            raise NotFoundError(f"there is no prompt set {name_or_id}")
+            raise NotFoundError(f"there is no prompt set {name_or_id!r}; expected the name or id of a prompt set")
         return prompt_set_detail(row)
+
+
+@router.delete(
+    "/{name_or_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_class=Response,
+    dependencies=[require_scope("submit")],
+    operation_id="delete_prompt_set",
+)
+def delete(name_or_id: str, service: ServiceDep) -> None:
+    """Delete all versions of a prompt set by its name, or one version by its id.
+
+    409 if a job uses one of them; the error lists the first of these jobs. Built-in lists cannot be deleted. Prompts
+    that came with the request of a job are deleted with the job.
+    """
+    delete_prompt_set(service, name_or_id)

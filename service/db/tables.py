@@ -61,7 +61,8 @@ class PromptSet(Table):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str | None]
-    """None if the prompts came with the request of a job."""
+    """None if the prompts came with the request of a job, or if the set was deleted. Without a job that uses it, such a
+    set is removed."""
     version: Mapped[int]
     description: Mapped[str] = mapped_column(Text)
     builtin: Mapped[bool]
@@ -183,6 +184,15 @@ class JobSource(Table):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     source_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
+
+
+class JobPromptSet(Table):
+    """A prompt set that a job uses. It cannot be deleted before that job."""
+
+    __tablename__ = "job_prompt_sets"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    prompt_set_id: Mapped[str] = mapped_column(ForeignKey("prompt_sets.id"), primary_key=True, index=True)
 
 
 _IS_FREE = "state = 'queued' AND unmet = 0"

@@ -1,16 +1,19 @@
-"""Deletion of jobs. A deleted job is marked, and hidden at once; collections remove its rows and objects in batches."""
+"""Deletion of jobs and prompt sets.
+
+A deleted job is marked, and hidden at once; collections remove its rows and objects in batches.
+"""
 
 from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from service.db.queries import deletion, stages
+from service.db.queries import deletion, prompt_sets, stages
 from service.db.unit_of_work import UnitOfWork
-from service.errors import ConflictError, FieldProblem, JobInUseError
+from service.errors import ConflictError, FieldProblem, InUseError, JobInUseError, NotFoundError, PromptSetInUseError
 from service.states import JobState
 
 _MAX_USERS = 20
-"""Users of a job that an error lists."""
+"""Users that an error lists."""
 
 
 def delete_job(uow: UnitOfWork, job_id: str, ended_by: float | None = None) -> None:
@@ -38,14 +41,40 @@ def delete_job(uow: UnitOfWork, job_id: str, ended_by: float | None = None) -> N
 
         users = deletion.users(session, job.id, _MAX_USERS + 1)
         if users:
-            raise _in_use(job.id, users)
+            raise _in_use(JobInUseError, "/job_id", job.id, users)
         deletion.mark(session, job.id)
 
     uow.run(mark, lambda session, _: deletion.is_deleted(session, job_id))
 
 
-def _in_use(job_id: str, users: list[str]) -> JobInUseError:
+def delete_prompt_set(uow: UnitOfWork, name_or_id: str) -> None:
+    """Delete a prompt set that no job uses: all versions of a name, or the version with an id.
+
+    Raises:
+        NotFoundError: No such prompt set exists.
+        PromptSetInUseError: Jobs use one of the versions.
+        ConflictError: It is a built-in list.
+    """
+
+    def remove(session: Session) -> None:
+        versions = prompt_sets.lock(session, name_or_id)
+        if not versions:
+            raise NotFoundError(f"there is no prompt set {name_or_id!r}; expected the name or id of a prompt set")
+        if any(version.builtin for version in versions):
+            raise ConflictError(f"{name_or_id} is a built-in prompt list, which cannot be deleted")
+
+        ids = [version.id for version in versions]
+        users = prompt_sets.users(session, ids, _MAX_USERS + 1)
+        if users:
+            raise _in_use(PromptSetInUseError, "/name_or_id", name_or_id, users)
+        prompt_sets.forget_names(session, ids)
+        prompt_sets.remove_unused(session, ids)
+
+    uow.run(remove, lambda session, _: not prompt_sets.lock(session, name_or_id))
+
+
+def _in_use(error: type[InUseError], pointer: str, name: str, users: list[str]) -> InUseError:
     listed = users[:_MAX_USERS]
     more = " and others" if len(users) > len(listed) else ""
-    message = f"{job_id} is used by {', '.join(listed)}{more}: delete these first"
-    return JobInUseError(message, *(FieldProblem("/job_id", f"used by {user}") for user in listed))
+    message = f"{name} is used by {', '.join(listed)}{more}: delete these first"
+    return error(message, *(FieldProblem(pointer, f"used by {user}") for user in listed))

@@ -29,6 +29,7 @@ TABLES: tuple[SqlTable, ...] = (
     MODELS,
     JOBS,
     _T["job_sources"],
+    _T["job_prompt_sets"],
     STAGES,
     _T["stage_dependencies"],
     ARTIFACTS,

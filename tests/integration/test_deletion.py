@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, inspect, select, update
 
+from dfusion.prompts import Prompt
 from service import service as operations
 from service.db.clock import now_seconds
 from service.db.queries import deletion, jobs, results
@@ -18,10 +19,12 @@ from service.db.tables import (
     Event,
     IdempotencyKey,
     Job,
+    JobPromptSet,
     JobSource,
     Metric,
     Model,
     Pair,
+    PromptSet,
     Sample,
     Score,
     Stage,
@@ -33,6 +36,7 @@ from service.errors import (
     InvalidRequestError,
     JobInUseError,
     NotFoundError,
+    PromptSetInUseError,
     StorageError,
     TransferError,
 )
@@ -40,16 +44,26 @@ from service.ids import IdKind, new_id
 from service.jobs import collector, execution
 from service.jobs.collector import Collector, collect
 from service.jobs.execution import StageFailure
-from service.jobs.kinds import EvaluationJobSpec, ExportJobSpec, RoundSpec, SamplingJobSpec
+from service.jobs.kinds import EvaluationJobSpec, ExportJobSpec, JobSpec, RoundSpec, SamplingJobSpec
 from service.maintenance import maintain
-from service.service import Service, cancel_job, continue_job, create_job, delete_job, retry_job, set_alias
+from service.service import (
+    Service,
+    cancel_job,
+    continue_job,
+    create_job,
+    delete_job,
+    delete_prompt_set,
+    retry_job,
+    save_prompt_set,
+    set_alias,
+)
 from service.transfer.exporting import export_project
 from service.transfer.importing import import_project
 from tests.service import PROMPTS, round_body, settings_for
 from tests.stored_pairs import Results
 
 DAY = 86_400.0
-OWNED = (Artifact, Event, JobSource, Metric, Model, Pair, Sample, Stage)
+OWNED = (Artifact, Event, JobPromptSet, JobSource, Metric, Model, Pair, Sample, Stage)
 """The tables of rows that the filled job has."""
 
 
@@ -288,6 +302,96 @@ def test_a_request_whose_source_is_deleted_after_its_check_is_refused(
         create_job(service, spec)
     with service.uow.reading() as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 1
+
+
+def save_set(service: Service, texts: list[str]) -> str:
+    """Save prompts as the newest version of the prompt set `pets`. Returns its id."""
+    return save_prompt_set(service, "pets", "", [Prompt(text=text) for text in texts])[0].id
+
+
+def sets_left(service: Service) -> set[str]:
+    """The ids of all prompt sets but the built-in ones."""
+    with service.uow.reading() as session:
+        return set(session.scalars(select(PromptSet.id).where(~PromptSet.builtin)))
+
+
+def using(pets: str) -> list[tuple[JobSpec, str]]:
+    """A request of each form that uses the prompt set `pets`, given by this name or id."""
+    sampling: dict[str, Any] = {"model": "tiny", "prompt_set": pets}
+    held_out = round_body(held_out_prompt_set=pets, evaluation=None)
+    evaluation = {"models": ["tiny"], "prompt_sets": [pets], "scorers": ["brightness"]}
+    return [
+        (SamplingJobSpec.model_validate(sampling), "/prompt_set"),
+        (RoundSpec.model_validate(held_out), "/held_out_prompt_set"),
+        (EvaluationJobSpec.model_validate(evaluation), "/prompt_sets/0"),
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_prompt_set_is_deleted_when_no_job_uses_it(service: Service, number: int) -> None:
+    """A name stands for all versions. A deleted job uses nothing, also before its rows are removed."""
+    first, second = save_set(service, ["a cat"]), save_set(service, ["a dog"])
+    spec, pointer = using("pets")[number]
+    job_id = create_job(service, spec)
+    for name in ("pets", second):
+        with pytest.raises(PromptSetInUseError, match=f"{name} is used by {job_id}: delete these first"):
+            delete_prompt_set(service, name)
+    delete_prompt_set(service, first)
+    assert first not in sets_left(service)
+
+    cancel_job(service, job_id)
+    delete_job(service, job_id)
+    delete_prompt_set(service, "pets")
+    with pytest.raises(NotFoundError, match="there is no prompt set 'pets'"):
+        delete_prompt_set(service, "pets")
+    with pytest.raises(InvalidRequestError) as error:
+        create_job(service, spec)
+    assert [problem.pointer for problem in error.value.problems] == [pointer]
+
+    collected(service)
+    assert sets_left(service) == set()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_prompts_of_a_job_are_removed_with_the_last_job_that_uses_them(service: Service, number: int) -> None:
+    """Another job can name them by their id."""
+    evaluation = {"models": ["tiny"], "prompts": [{"text": "a red circle"}], "scorers": ["brightness"]}
+    for spec in (RoundSpec.model_validate(round_body()), EvaluationJobSpec.model_validate(evaluation)):
+        own = create_job(service, spec)
+        [set_id] = sets_left(service)
+        other = create_job(service, using(set_id)[number][0])
+        for job_id in (own, other):
+            cancel_job(service, job_id)
+
+        delete_job(service, own)
+        collected(service)
+        assert set_id in sets_left(service)
+        delete_job(service, other)
+        collected(service)
+        assert sets_left(service) == set()
+
+
+def test_built_in_lists_are_not_deleted(service: Service) -> None:
+    with pytest.raises(ConflictError, match="shapes-attribute-train is a built-in prompt list"):
+        delete_prompt_set(service, "shapes-attribute-train")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_request_whose_prompt_set_is_deleted_after_its_check_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    save_set(service, ["a cat"])
+    check = operations._check
+
+    def check_then_delete(*arguments: Any) -> Any:
+        monkeypatch.setattr(operations, "_check", check)
+        checked = check(*arguments)
+        delete_prompt_set(service, "pets")
+        return checked
+
+    monkeypatch.setattr(operations, "_check", check_then_delete)
+    with pytest.raises(InvalidRequestError, match="unknown prompt set"):
+        create_job(service, using("pets")[number][0])
 
 
 def test_a_retry_remains_without_its_origin(service: Service) -> None:

@@ -254,6 +254,27 @@ def test_stored_bytes_and_sources_of_existing_jobs_are_filled(engine: Engine, tm
         assert sizes == [(source, 7), (user, 0), (trained, 0), (other, 0)]
 
 
+def test_existing_jobs_use_the_prompt_sets_of_their_rows_and_of_their_evaluations(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0009_retention")
+        for letter in "abcd":
+            prompts = {"prompts": "[]", "sha256": "", "created_at": 0}
+            insert(connection, "prompt_sets", id=f"set_{letter}", version=1, description="", builtin=False, **prompts)
+        evaluate: list[dict[str, object]] = [
+            {"kind": "evaluate", "params": f'{{"set": "set_{letter}"}}'} for letter in "aca"
+        ]
+        of_round = {"prompt_set_id": "set_a", "held_out_prompt_set_id": "set_b"}
+        insert_job(connection, "job_a", evaluate[:1], **of_round)
+        insert_job(connection, "job_b", [*evaluate, {"kind": "compare"}], kind="evaluation")
+    migrate(engine, tmp_path / "lock")
+
+    with engine.connect() as connection:
+        used = connection.execute(text("SELECT job_id, prompt_set_id FROM job_prompt_sets ORDER BY 1, 2")).all()
+        assert used == [("job_a", "set_a"), ("job_a", "set_b"), ("job_b", "set_a"), ("job_b", "set_c")]
+
+
 @pytest.mark.parametrize("revision", ["0001", "0010"])
 def test_a_database_from_before_the_first_release_is_refused_with_advice(
     engine: Engine, url: str, tmp_path: Path, revision: str

@@ -13,7 +13,7 @@ from sqlalchemy import Table as SqlTable
 from sqlalchemy.orm import Session, aliased
 
 from service.db.clock import now_seconds
-from service.db.queries import jobs
+from service.db.queries import jobs, prompt_sets
 from service.db.queries.collection import Position
 from service.db.queries.rows import UNSYNCED, is_any_of, is_kept
 from service.db.tables import (
@@ -23,6 +23,7 @@ from service.db.tables import (
     Event,
     IdempotencyKey,
     Job,
+    JobPromptSet,
     JobSource,
     Model,
     ModelAlias,
@@ -44,10 +45,12 @@ CONTENTS: tuple[SqlTable, ...] = (
     _T["artifacts"],
     _T["events"],
     _T["idempotency_keys"],
+    _T["job_prompt_sets"],
     _T["job_sources"],
 )
 """The tables whose rows belong to jobs, in the order of their removal: a row is referenced only by rows of earlier
-tables or of the same table. Scores are deleted with their samples. `forget_skeleton` deletes stages and jobs last.
+tables or of the same table. Scores are deleted with their samples, and prompts of the job itself with its references to
+prompt sets. `forget_skeleton` deletes stages and jobs last.
 """
 
 
@@ -175,12 +178,16 @@ def forget_contents(session: Session, job_id: str, limit: int) -> int:
         return len(checkpoints)
 
     # 2. the rows; those in `job_sources` come last, since the rows before them can reference rows of the sources
-    _execute(session, update(Job).where(Job.id == job_id, Job.model_id.is_not(None)).values(model_id=None))
+    references = {"model_id": None, "prompt_set_id": None, "held_out_prompt_set_id": None}
+    has_any = or_(Job.model_id.is_not(None), Job.prompt_set_id.is_not(None), Job.held_out_prompt_set_id.is_not(None))
+    _execute(session, update(Job).where(Job.id == job_id, has_any).values(references))
     for table in CONTENTS:
         if table is _T["samples"]:
             removed = _delete_samples(session, job_id, limit)
         elif table is _T["models"]:
             removed = _delete_models(session, job_id, limit)
+        elif table is _T["job_prompt_sets"]:
+            removed = _delete_prompt_sets(session, job_id, limit)
         else:
             removed = _delete(session, table, table.c.job_id == job_id, limit)
         if removed:
@@ -203,6 +210,16 @@ def _delete_models(session: Session, job_id: str, limit: int) -> int:
     query = select(Model.id).where(Model.job_id == job_id).order_by(Model.round.desc()).limit(limit)
     ids = list(session.scalars(query))
     _execute(session, delete(Model).where(is_any_of(Model.id, ids)))
+    return len(ids)
+
+
+def _delete_prompt_sets(session: Session, job_id: str, limit: int) -> int:
+    """Delete references to prompt sets, and those prompt sets that have no name and that no job refers to any more."""
+    ids = list(session.scalars(select(JobPromptSet.prompt_set_id).where(JobPromptSet.job_id == job_id).limit(limit)))
+    of_job = delete(JobPromptSet).where(JobPromptSet.job_id == job_id, is_any_of(JobPromptSet.prompt_set_id, ids))
+    _execute(session, of_job)
+    if ids:
+        prompt_sets.remove_unused(session, ids)
     return len(ids)
 
 

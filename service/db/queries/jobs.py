@@ -14,7 +14,7 @@ from service.db.queries import prompt_sets, stages, webhooks
 from service.db.queries.pages import ALWAYS, ColumnValues, Page, Period, fetch_page, span_of
 from service.db.queries.rows import get_row, is_any_of, is_kept, select_by_ids, without_texts
 from service.db.queries.stages import RunningStage
-from service.db.tables import Event, IdempotencyKey, Job, JobSource, Model, Pair, Sample
+from service.db.tables import Event, IdempotencyKey, Job, JobPromptSet, JobSource, Model, Pair, Sample, Stage
 from service.errors import NotFoundError, SourceDeletedError
 from service.ids import IdKind, expect, kind_of, new_id
 from service.states import FINAL_JOB_STATES, JobKind, JobState, WebhookEvent
@@ -282,6 +282,13 @@ def add_sources(session: Session, job: Job, source_ids: Collection[str]) -> None
     deleted = sorted(referenced - existing(session, referenced))
     if deleted:
         raise SourceDeletedError(f"deleted during the request: {', '.join(deleted)}")
+
+
+def add_prompt_sets(session: Session, job: Job, set_ids: Collection[str]) -> None:
+    """Record the prompt sets that this job uses. One that was deleted meanwhile is an IntegrityError."""
+    if set_ids:
+        rows = [{"job_id": job.id, "prompt_set_id": set_id} for set_id in sorted(set_ids)]
+        session.execute(insert(JobPromptSet), rows)
 
 
 def set_result(session: Session, job_id: str, result: dict[str, Any]) -> None:

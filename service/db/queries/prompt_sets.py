@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
-from sqlalchemy import Integer, Select, func, select, tuple_
+from sqlalchemy import Integer, Select, delete, exists, func, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
 from dfusion.prompts import Prompt, PromptList
 from service.db.clock import now_seconds
 from service.db.queries.pages import Page, fetch_page
-from service.db.queries.rows import is_any_of, select_by_ids
-from service.db.tables import PromptSet
+from service.db.queries.rows import UNSYNCED, is_any_of, is_kept, select_by_ids
+from service.db.tables import Job, JobPromptSet, PromptSet
 from service.errors import NotFoundError
 from service.ids import IdKind, kind_of, new_id
 
@@ -90,6 +90,40 @@ def add(session: Session, row: PromptSet) -> PromptSet:
     session.add(row)
     session.flush()
     return row
+
+
+def lock(session: Session, name_or_id: str) -> list[PromptSet]:
+    """Lock the versions of the prompt set with this name, or the one with this id, without reading their prompts.
+
+    Until the transaction ends, no job that uses them can be created.
+    """
+    for is_meant in (PromptSet.name == name_or_id, PromptSet.id == name_or_id):
+        query = select(PromptSet).options(defer(PromptSet.prompts)).where(is_meant)
+        versions = list(session.scalars(query.order_by(PromptSet.id).with_for_update()))
+        if versions:
+            return versions
+    return []
+
+
+def users(session: Session, ids: Collection[str], limit: int) -> list[str]:
+    """The first jobs that use these prompt sets, without deleted ones."""
+    used = select(JobPromptSet.job_id).where(is_any_of(JobPromptSet.prompt_set_id, ids))
+    return list(session.scalars(select(Job.id).where(Job.id.in_(used), is_kept(Job)).order_by(Job.id).limit(limit)))
+
+
+def forget_names(session: Session, ids: Collection[str]) -> None:
+    """Remove the names of prompt sets, which are then removed as soon as no job refers to them."""
+    session.execute(update(PromptSet).where(is_any_of(PromptSet.id, ids)).values(name=None), execution_options=UNSYNCED)
+
+
+def remove_unused(session: Session, ids: Collection[str]) -> None:
+    """Remove those of these prompt sets that have no name and that no job refers to, not even a deleted one."""
+    # locked before the check, so that it sees the jobs that use them by now
+    locked = select(PromptSet.id).where(is_any_of(PromptSet.id, ids), PromptSet.name.is_(None))
+    unnamed = list(session.scalars(locked.order_by(PromptSet.id).with_for_update()))
+    is_used = exists().where(JobPromptSet.prompt_set_id == PromptSet.id)
+    query = delete(PromptSet).where(is_any_of(PromptSet.id, unnamed), ~is_used)
+    session.execute(query, execution_options=UNSYNCED)
 
 
 def holds(row: PromptSet, prompts: Sequence[Prompt]) -> bool:

@@ -125,6 +125,12 @@ class Checked(Generic[S]):
     held_out_set: PromptSet | None = None
     new_set: PromptSet | None = None
 
+    @property
+    def prompt_set_ids(self) -> set[str]:
+        """The prompt sets that the job uses."""
+        sets = [row for row in (self.prompt_set, self.held_out_set, self.new_set) if row is not None]
+        return {row.id for row in sets} | {measured.set_id for measured in self.sizes.measured}
+
 
 def _no_rounds(_spec: Any) -> int:
     return 0

@@ -410,6 +410,8 @@ def test_prompt_sets_are_added_from_files_and_options(run: Run) -> None:
     ]
     added = run("prompt-sets", "add", "pets", "--prompt", "a [dog] on a [sofa]", "--json")
     assert json.loads(added.stdout)["version"] == 2
+    assert run("prompt-sets", "delete", "pets", "--json").stdout == "null\n"
+    assert run("prompt-sets", "show", "pets").exit_code == 1
 
 
 def test_api_keys_are_created_listed_and_revoked(live: Live, run: Run) -> None:

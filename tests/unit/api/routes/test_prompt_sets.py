@@ -73,6 +73,21 @@ def test_changed_prompts_create_a_version_and_equal_ones_do_not(client: TestClie
     assert client.get(first.headers["location"]).json() == first.json()
 
 
+def test_a_prompt_set_is_deleted_unless_a_job_uses_it(client: TestClient) -> None:
+    post(client, LINES, name="mine")
+    body = {"model": "tiny", "prompt_set": "mine", "sampling": {"num_steps": 4}, "scorers": ["brightness"]}
+    job_id = client.post("/samplings", json=body).json()["id"]
+    refused = client.delete("/prompt-sets/mine")
+    assert (refused.status_code, refused.json()["code"]) == (409, "prompt_set_in_use")
+    assert refused.json()["errors"] == [{"pointer": "/name_or_id", "message": f"used by {job_id}"}]
+
+    client.post(f"/jobs/{job_id}/cancel")
+    client.delete(f"/jobs/{job_id}")
+    assert [client.delete("/prompt-sets/mine").status_code for _ in range(2)] == [204, 404]
+    assert client.get("/prompt-sets/mine").status_code == 404
+    assert client.delete("/prompt-sets/paper-position-train").json()["code"] == "conflict"
+
+
 @pytest.mark.parametrize("path", ["/prompt-sets?limit=200", "/jobs?prompt_set=mine", "/pairs?prompt_set=mine"])
 def test_lists_do_not_read_the_prompts(client: TestClient, service: Service, path: str) -> None:
     post(client, LINES * 3, name="mine")
