@@ -39,8 +39,6 @@ _SENDERS = 8
 _LEASE_SECONDS = 300.0
 """A delivery without a recorded outcome is sent again after this time. A batch takes less, even if each of its
 receivers is slow: 20 webhooks with 5 deliveries of 10 s, 8 at a time."""
-_KEEP_SECONDS = 30 * 86_400.0
-_FORGET_AT_ONCE = 500
 _logger = logging.getLogger(__name__)
 
 
@@ -98,7 +96,7 @@ class _Outcome:
 
 
 def deliver_due(service: Service) -> int:
-    """Send a batch of due deliveries, and delete deliveries that are older than a month.
+    """Send a batch of due deliveries.
 
     Returns:
         The number of deliveries in the batch.
@@ -110,7 +108,6 @@ def deliver_due(service: Service) -> int:
 
     messages: list[_Message] = []
     with service.uow.writing() as session:
-        webhooks.forget_deliveries(session, _KEEP_SECONDS, _FORGET_AT_ONCE)
         for receiver in receivers:
             due = webhooks.claim_due(session, receiver.id, _PER_WEBHOOK, _LEASE_SECONDS)
             messages += [_Message(delivery, receiver.url, receiver.secret) for delivery in due]

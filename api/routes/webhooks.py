@@ -40,7 +40,7 @@ def create_webhook(body: WebhookIn, service: ServiceDep) -> WebhookCreated:
 
 @router.get("/webhooks")
 def list_webhooks(service: ServiceDep, page: Annotated[PageParameters, Query()]) -> ListOut[WebhookOut]:
-    """List webhooks, newest first, including disabled ones."""
+    """List webhooks, newest first, including those that were disabled in the last 30 days."""
     with service.uow.reading() as session:
         return convert_page(ListOut[WebhookOut], rows.page(session, page.limit, page.cursor), webhook_out)
 

@@ -1,6 +1,7 @@
 """Removes what is no longer needed: leftovers of lost attempts, old checkpoints, expired trajectories, deleted jobs.
 
-It also applies the settings that limit the age of jobs, events and idempotency keys.
+It also applies the settings that limit the age of jobs, events and idempotency keys, and removes old deliveries of
+webhooks.
 
 It works in batches: small transactions, and the objects of a few stages. A run does as many batches as its time allows,
 and the next run continues there. What was collected is marked, so that a collection with nothing to do reads
@@ -25,7 +26,7 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
-from service.db.queries import collection, deletion, jobs
+from service.db.queries import collection, deletion, jobs, webhooks
 from service.db.queries.collection import START, EndedStage, Position, TrajectoryFile
 from service.db.unit_of_work import UnitOfWork
 from service.errors import ConflictError, NotFoundError
@@ -50,6 +51,8 @@ _ROWS = 500
 _JOBS = 20
 """Jobs of one view, of which those that are too old are deleted."""
 _DAY = 86_400.0
+_DELIVERY_DAYS = 30.0
+"""How long deliveries are listed, and webhooks after they were disabled."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Collected:
         expired_jobs: Jobs that were deleted because of their age.
         events: Old events of ended jobs.
         keys: Old idempotency keys.
+        deliveries: Old deliveries, and webhooks that were disabled long ago.
         complete: False if the run ended before everything was looked at.
     """
 
@@ -74,6 +78,7 @@ class Collected:
     expired_jobs: int = 0
     events: int = 0
     keys: int = 0
+    deliveries: int = 0
     complete: bool = True
 
 
@@ -99,6 +104,7 @@ class Collector:
             "objects": _Leftovers(uow, store, settings.collect_after_seconds),
             "events": _Aged(uow, settings.retain_events_days, deletion.forget_old_events),
             "keys": _Aged(uow, settings.retain_idempotency_keys_days, deletion.forget_old_keys),
+            "deliveries": _Aged(uow, _DELIVERY_DAYS, webhooks.forget_old),
         }
         self._unfinished: deque[str] = deque()
 
@@ -137,6 +143,7 @@ class Collector:
             expired_jobs=removed["expired_jobs"],
             events=removed["events"],
             keys=removed["keys"],
+            deliveries=removed["deliveries"],
             complete=not self._unfinished,
         )
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import delete, exists, select, text, update
 from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
 from service.db.queries.pages import Page, fetch_page
-from service.db.queries.rows import UNSYNCED, get_row
+from service.db.queries.rows import UNSYNCED, get_row, is_any_of
 from service.db.tables import Job, Webhook, WebhookDelivery
 from service.ids import IdKind, new_id
 from service.states import DeliveryState
@@ -141,10 +141,21 @@ def replay(session: Session, delivery_id: str) -> None:
     )
 
 
-def forget_deliveries(session: Session, older_than_seconds: float, limit: int) -> None:
-    """Remove at most `limit` of the oldest deliveries of this age."""
+def forget_old(session: Session, before: float, limit: int) -> int | None:
+    """Delete up to `limit` deliveries that were created before this time, then webhooks that were disabled before it.
+
+    Returns:
+        Their number; None if there are none.
+    """
     created_at = WebhookDelivery.created_at
-    oldest = select(WebhookDelivery.id).where(created_at < now_seconds() - older_than_seconds)
-    ids = oldest.order_by(created_at).limit(limit)
-    query = delete(WebhookDelivery).where(WebhookDelivery.id.in_(ids))
-    session.execute(query, execution_options=UNSYNCED)
+    oldest = select(WebhookDelivery.id).where(created_at < before).order_by(created_at).limit(limit)
+    ids = list(session.scalars(oldest))
+    if ids:
+        session.execute(delete(WebhookDelivery).where(is_any_of(WebhookDelivery.id, ids)), execution_options=UNSYNCED)
+        return len(ids)
+
+    has_delivery = exists().where(WebhookDelivery.webhook_id == Webhook.id)
+    disabled = select(Webhook.id).where(Webhook.disabled_at < before, ~has_delivery).limit(limit)
+    hooks = list(session.scalars(disabled))
+    session.execute(delete(Webhook).where(is_any_of(Webhook.id, hooks)), execution_options=UNSYNCED)
+    return len(hooks) or None

@@ -23,7 +23,8 @@ from service import outgoing, webhooks
 from service.db.clock import now_seconds
 from service.db.queries import jobs
 from service.db.queries import webhooks as rows
-from service.db.tables import WebhookDelivery
+from service.db.tables import Webhook, WebhookDelivery
+from service.jobs.collector import collect
 from service.maintenance import maintain
 from service.webhooks import deliver_due
 from tests.deployment import until
@@ -227,16 +228,29 @@ def test_the_number_of_webhooks_has_a_limit(client: TestClient, monkeypatch: pyt
     create(client, "https://example.org/")
 
 
-def test_old_deliveries_are_forgotten(client: TestClient, receiver: Receiver) -> None:
-    create(client, receiver.url)
+def test_old_deliveries_and_webhooks_disabled_long_ago_are_forgotten(client: TestClient, receiver: Receiver) -> None:
+    """Also if no webhook is left that is not disabled."""
+    service = service_of(client)
+    hook = create(client, receiver.url)
     cancelled_job(client)
-    deliver_due(service_of(client))
+    deliver_due(service)
+    client.delete(f"/webhooks/{hook['id']}")
     month = 30 * 86_400
     for age, left in ((month - 100, 1), (month + 100, 0)):
-        with service_of(client).uow.writing() as session:
+        with service.uow.writing() as session:
             session.execute(update(WebhookDelivery).values(created_at=now_seconds() - age))
-        deliver_due(service_of(client))
-        assert len(deliveries(client)) == left
+            session.execute(update(Webhook).values(disabled_at=now_seconds() - age))
+        collect(service.uow, service.store, service.settings)
+        assert (len(deliveries(client)), len(client.get("/webhooks").json()["data"])) == (left, left)
+
+
+def test_a_webhook_in_use_outlives_its_deliveries(client: TestClient) -> None:
+    hook = create(client, "https://example.org/")
+    service = service_of(client)
+    with service.uow.writing() as session:
+        session.execute(update(Webhook).values(created_at=0.0))
+    assert collect(service.uow, service.store, service.settings).deliveries == 0
+    assert [row["id"] for row in client.get("/webhooks").json()["data"]] == [hook["id"]]
 
 
 def test_a_slow_receiver_delays_neither_sweeps_nor_other_receivers(
