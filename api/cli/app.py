@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from api.cli import api_keys, doctor, experiment, jobs, models, pairs, prompt_sets, samples, submissions, workers
+from api.cli import (
+    api_keys,
+    doctor,
+    experiment,
+    jobs,
+    models,
+    pairs,
+    prompt_sets,
+    samples,
+    submissions,
+    webhooks,
+    workers,
+)
 from api.cli.root import RootGroup
 from api.cli.session import Session
 from api.client.client import DEFAULT_URL
@@ -57,5 +69,6 @@ app.add_typer(samples.app, name="samples")
 app.add_typer(models.app, name="models")
 app.add_typer(prompt_sets.app, name="prompt-sets")
 app.add_typer(api_keys.app, name="api-keys")
+app.add_typer(webhooks.app, name="webhooks")
 app.command("workers")(workers.workers)
 app.command("doctor")(doctor.doctor)

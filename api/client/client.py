@@ -620,7 +620,11 @@ class Client:
 
     def webhooks(self) -> Iterator[WebhookOut]:
         """Iterate over all webhooks, newest first, including disabled ones."""
-        return _all(lambda cursor: self._get("/webhooks", ListOut[WebhookOut], limit=_MAX_PAGE_SIZE, cursor=cursor))
+        return _all(lambda cursor: self.webhooks_page(_MAX_PAGE_SIZE, cursor))
+
+    def webhooks_page(self, limit: int = 50, cursor: str | None = None) -> ListOut[WebhookOut]:
+        """Return one page of webhooks."""
+        return self._get("/webhooks", ListOut[WebhookOut], limit=limit, cursor=cursor)
 
     def remove_webhook(self, webhook_id: str) -> None:
         """Disable a webhook permanently. Has no effect if it is already disabled."""
@@ -628,12 +632,14 @@ class Client:
 
     def webhook_deliveries(self, webhook_id: str | None = None) -> Iterator[DeliveryOut]:
         """Iterate over the deliveries of the last 30 days, newest first; optionally of one webhook."""
+        return _all(lambda cursor: self.webhook_deliveries_page(webhook_id, _MAX_PAGE_SIZE, cursor))
 
-        def fetch(cursor: str | None) -> ListOut[DeliveryOut]:
-            filters: dict[str, Any] = {"webhook": webhook_id, "limit": _MAX_PAGE_SIZE, "cursor": cursor}
-            return self._get("/webhook-deliveries", ListOut[DeliveryOut], **filters)
-
-        return _all(fetch)
+    def webhook_deliveries_page(
+        self, webhook_id: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> ListOut[DeliveryOut]:
+        """Return one page of deliveries."""
+        filters: dict[str, Any] = {"webhook": webhook_id, "limit": limit, "cursor": cursor}
+        return self._get("/webhook-deliveries", ListOut[DeliveryOut], **filters)
 
     def replay_webhook_delivery(self, delivery_id: str) -> DeliveryOut:
         """Send a delivery again, with the same id."""

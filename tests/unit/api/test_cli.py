@@ -436,3 +436,33 @@ def test_a_new_api_key_is_shown_in_full(live: Live, run: Run) -> None:
     assert run("api-keys", "create", "eve").exit_code == 2
     assert run("api-keys", "create", "eve", "--scope", "all").exit_code == 2
     assert run("api-keys", "revoke", live.done_job).exit_code == 1
+
+
+def test_webhooks_are_created_listed_replayed_and_removed(live: Live, run: Run) -> None:
+    line = "webhooks create https://example.org/dfusion --event job.cancelled --event job.waiting"
+    created = json.loads(run(*line.split(), "--json").stdout)
+    assert (created["url"], created["events"]) == ("https://example.org/dfusion", ["job.cancelled", "job.waiting"])
+    assert json.loads(run("webhooks", "list", "--limit", "1", "--json").stdout) == of_api(live, "/webhooks", limit=1)
+    assert created["secret"] not in run("webhooks", "list").stdout
+
+    job = queued(live)
+    with live.client() as client:
+        client.cancel(job)
+    listed = json.loads(run("webhooks", "deliveries", "--webhook", created["id"], "--json").stdout)
+    assert listed == of_api(live, "/webhook-deliveries", webhook=created["id"], limit=50)
+    [delivery] = listed["data"]
+    assert (delivery["job"], delivery["event"]) == (job, "job.cancelled")
+    assert delivery["id"] in run("webhooks", "deliveries").stdout
+    assert json.loads(run("webhooks", "replay", delivery["id"], "--json").stdout)["state"] == "pending"
+
+    assert run("webhooks", "remove", created["id"], "--json").stdout == "null\n"
+    assert "removed" in run("webhooks", "list").stdout
+    assert run("webhooks", "replay", delivery["id"]).exit_code == 1
+
+
+def test_the_secret_of_a_new_webhook_is_shown_in_full(run: Run) -> None:
+    shown = run("webhooks", "create", "https://example.org/").stdout
+    secret = next(word for word in shown.split() if word.startswith("whsec_"))
+    assert len(secret) == len("whsec_") + 44  # 32 bytes in base64
+    assert run("webhooks", "remove", next(word for word in shown.split() if word.startswith("whk_"))).exit_code == 0
+    assert run("webhooks", "create", "http://example.org/").exit_code == 1
