@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.wire.common import Links
 from service.jobs.kinds.rounds import Rounds
@@ -25,7 +25,7 @@ class ProgressOut(BaseModel):
     done: int
     total: int
     percent: float
-    eta_seconds: float | None
+    eta_seconds: float | None = Field(description="Estimated time left; null for a job that does not run")
 
 
 class JobErrorOut(BaseModel):

@@ -161,6 +161,10 @@ class Job(Table):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    rest_seconds: Mapped[float] = mapped_column(server_default="0")
+    """How long the job has rested since its start: paused, waiting for verdicts, or ended before it continued."""
+    rest_since: Mapped[float | None]
+    """Since when the job rests; None while it runs."""
     cancel_requested_at: Mapped[float | None]
     pause_requested_at: Mapped[float | None]
     error_code: Mapped[str | None]

@@ -24,7 +24,7 @@ class Progress:
         done: Completed steps of the running stage.
         total: All steps of the running stage.
         percent: The completed share of the work of all stages.
-        eta_seconds: The estimated time left. None for a job that has ended or has just started.
+        eta_seconds: The estimated time left. None for a job that rests, has ended or has just started.
     """
 
     stage: str | None
@@ -61,6 +61,7 @@ def _share(stage: RunningStage) -> float:
 
 
 def _eta(job: Job, share: float, now: float) -> float | None:
-    if job.finished_at is not None or job.started_at is None or share < _MIN_SHARE_FOR_ETA:
+    if job.rest_since is not None or job.started_at is None or share < _MIN_SHARE_FOR_ETA:
         return None
-    return round(max(0.0, (now - job.started_at) * (1 - share) / share), 1)
+    seconds = now - job.started_at - job.rest_seconds
+    return round(max(0.0, seconds * (1 - share) / share), 1)

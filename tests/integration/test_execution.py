@@ -36,6 +36,7 @@ from service.service import (
     resume_job,
     retry_job,
 )
+from service.states import JobState
 from service.storage import StoredObject
 from tests.service import PROMPTS, round_body, settings_for
 
@@ -529,6 +530,58 @@ def test_a_job_that_did_not_fail_or_is_still_stopping_cannot_continue(service: S
     cancelled(service, running)
     continue_job(service, job_id)
     assert job_of(service, job_id).state == "running"
+
+
+def rest(service: Service, job_id: str, seconds: float) -> None:
+    """The job, which rests, has rested for this time."""
+    with service.uow.writing() as session:
+        job = jobs.get(session, job_id)
+        assert job.rest_since is not None
+        job.rest_since -= seconds
+
+
+def wait_and_skip(service: Service, job_id: str) -> None:
+    """The job waits for verdicts for 1000 seconds, then its review is skipped."""
+    with service.uow.writing() as session:
+        assert jobs.become(session, job_id, JobState.WAITING)
+    rest(service, job_id, 1000)
+    with service.uow.writing() as session:
+        assert jobs.become(session, job_id, JobState.RUNNING)
+
+
+def pause_and_resume(service: Service, job_id: str) -> None:
+    pause_job(service, job_id)
+    rest(service, job_id, 1000)
+    resume_job(service, job_id)
+
+
+def pause_cancel_and_continue(service: Service, job_id: str) -> None:
+    """The job is cancelled while it is paused, and rests from the pause on."""
+    pause_job(service, job_id)
+    rest(service, job_id, 400)
+    cancel_job(service, job_id)
+    rest(service, job_id, 600)
+    continue_job(service, job_id)
+
+
+def run_and_extend(service: Service, job_id: str) -> None:
+    run_all(service)
+    rest(service, job_id, 1000)
+    raise_rounds(service, job_id, 2)
+
+
+@pytest.mark.parametrize("end", [wait_and_skip, pause_and_resume, pause_cancel_and_continue, run_and_extend])
+def test_the_time_in_which_a_job_rests_is_counted(service: Service, end: Callable[[Service, str], None]) -> None:
+    """The remaining time is estimated from the rest of the time since the start."""
+    job_id = start(service, evaluation=None)
+    pause_job(service, job_id)  # before its start, which does not count
+    rest(service, job_id, 5000)
+    resume_job(service, job_id)
+    finish(service, take(service))
+    assert job_of(service, job_id).rest_seconds == 0
+    end(service, job_id)
+    job = job_of(service, job_id)
+    assert job.rest_since is None and 1000 <= job.rest_seconds < 1200
 
 
 def run_all(service: Service) -> list[tuple[int, str]]:

@@ -202,10 +202,22 @@ def count_queued(session: Session, api_key_id: str | None) -> tuple[int, int]:
     return total, of_key
 
 
+def _rested() -> dict[str, Any]:
+    """The values of a job that runs again."""
+    seconds = func.coalesce(now_seconds() - Job.rest_since, 0.0)
+    return {"rest_seconds": Job.rest_seconds + seconds, "rest_since": None}
+
+
+def _rests() -> dict[str, Any]:
+    """The values of a job that does not run from now on. It may rest already, for another reason."""
+    return {"rest_since": func.coalesce(Job.rest_since, now_seconds())}
+
+
 def start(session: Session, job_id: str) -> None:
     """Set a queued job to running. Does nothing for other jobs."""
     query = update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED)
-    session.execute(query.values(state=JobState.RUNNING, started_at=now_seconds()))
+    values = {"state": JobState.RUNNING, "started_at": now_seconds(), "rest_seconds": 0.0, "rest_since": None}
+    session.execute(query.values(values))
 
 
 def end(session: Session, job_id: str, state: JobState, code: str | None = None, message: str | None = None) -> bool:
@@ -213,6 +225,7 @@ def end(session: Session, job_id: str, state: JobState, code: str | None = None,
     query = update(Job).where(Job.id == job_id, Job.state.not_in(FINAL_JOB_STATES)).returning(Job.id)
     values = {"state": state, "finished_at": now_seconds(), "error_code": code, "error_message": message}
     values |= {"trajectories_kept": "all", "events_removed_at": None}  # these settings are applied again
+    values |= _rests()
     return session.execute(query.values(values)).first() is not None
 
 
@@ -225,7 +238,8 @@ def request_cancel(session: Session, job_id: str) -> None:
 def become(session: Session, job_id: str, state: JobState) -> bool:
     """Set the state of the job. False if it has this state already, or has ended."""
     query = update(Job).where(Job.id == job_id, Job.state.not_in((*FINAL_JOB_STATES, state))).returning(Job.id)
-    return session.execute(query.values(state=state)).first() is not None
+    rest = _rests() if state in (JobState.PAUSED, JobState.WAITING) else _rested()
+    return session.execute(query.values(state=state, **rest)).first() is not None
 
 
 def request_pause(session: Session, job_id: str) -> None:
@@ -237,7 +251,7 @@ def request_pause(session: Session, job_id: str) -> None:
 def request_resume(session: Session, job_id: str) -> None:
     """Set the job to running, or to queued if it has not started."""
     state = case((Job.started_at.is_(None), JobState.QUEUED), else_=JobState.RUNNING)
-    session.execute(update(Job).where(Job.id == job_id).values(state=state, pause_requested_at=None))
+    session.execute(update(Job).where(Job.id == job_id).values(state=state, pause_requested_at=None, **_rested()))
 
 
 def reopen(session: Session, job_id: str) -> None:
@@ -245,7 +259,7 @@ def reopen(session: Session, job_id: str) -> None:
     state = case((Job.started_at.is_(None), JobState.QUEUED), else_=JobState.RUNNING)
     requests = {"cancel_requested_at": None, "pause_requested_at": None}
     outcome = {"finished_at": None, "error_code": None, "error_message": None}
-    session.execute(update(Job).where(Job.id == job_id).values(state=state, **requests, **outcome))
+    session.execute(update(Job).where(Job.id == job_id).values(state=state, **requests, **outcome, **_rested()))
 
 
 def extend(session: Session, job_id: str, rounds: int, spec: dict[str, Any], work: float) -> None:

@@ -5,14 +5,22 @@ from service.db.tables import Job
 from service.jobs.progress import Progress, progress_of
 
 
-def job(state: str, work_total: float, work_done: float, started_at: float, finished_at: float | None = None) -> Job:
+def job(
+    state: str,
+    work_total: float,
+    work_done: float,
+    started_at: float,
+    rest_since: float | None = None,
+    rest_seconds: float = 0.0,
+) -> Job:
     return Job(
         state=state,
         work_total=work_total,
         work_done=work_done,
         last_round=1,
         started_at=started_at,
-        finished_at=finished_at,
+        rest_since=rest_since,
+        rest_seconds=rest_seconds,
     )
 
 
@@ -38,5 +46,15 @@ def test_a_job_between_two_stages_shows_the_last_round() -> None:
 
 
 def test_an_ended_job_has_no_eta() -> None:
-    progress = progress_of(job("succeeded", 100.0, 60.0, 0.0, finished_at=9.0), [], now=50.0)
+    progress = progress_of(job("succeeded", 100.0, 60.0, 0.0, rest_since=9.0), [], now=50.0)
     assert (progress.percent, progress.eta_seconds, progress.stage) == (100.0, None, None)
+
+
+def test_rests_do_not_count_in_the_eta() -> None:
+    """A third of the work took 20 of 120 seconds: 40 seconds are left."""
+    continued = job("running", 90.0, 30.0, 1000.0, rest_seconds=100.0)
+    assert progress_of(continued, [], now=1120.0).eta_seconds == 40.0
+
+
+def test_a_job_that_rests_has_no_eta() -> None:
+    assert progress_of(job("paused", 90.0, 30.0, 1000.0, rest_since=1020.0), [], now=1120.0).eta_seconds is None
