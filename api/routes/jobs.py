@@ -202,6 +202,7 @@ def change(job_id: str, body: JobChange, service: ServiceDep, response: Response
 @router.delete(
     "/{job_id}",
     status_code=status.HTTP_204_NO_CONTENT,
+    response_class=Response,
     dependencies=[require_scope("submit")],
     operation_id="delete_job",
 )
