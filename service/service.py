@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -79,6 +81,7 @@ class Service:
     @classmethod
     def _open(cls, settings: Settings, queue: Queue | None, migrates: bool, pool: Pool) -> Service:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        _require_health_folder(settings)
         uow = UnitOfWork.connect(settings.database, queue, pool)
         try:
             catalogue = Catalogue.of(settings)
@@ -102,6 +105,13 @@ class Service:
     def close(self) -> None:
         """Close the connections to the database and the broker."""
         self.uow.close()
+
+
+def _require_health_folder(settings: Settings) -> None:
+    """Raise StartError if the health file cannot be written."""
+    folder = Path(settings.health_file).parent
+    if settings.health_file and not os.access(folder, os.W_OK | os.X_OK):
+        raise StartError(f"DFUSION_HEALTH_FILE: expected a file in a folder that can be written, got {folder}")
 
 
 @contextmanager

@@ -9,10 +9,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
@@ -35,6 +37,9 @@ _DEVICE = re.compile(r"auto|cpu|[a-z]+(?::\d{1,3})?")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names that requests and paths can contain."""
 _MAX_PORT = 65535
+_OF_CLIENTS = frozenset({"url", "api_key"})
+"""Variables of clients, which may run in the same environment."""
+_SIMILARITY = 0.8
 _UNION_PART = re.compile(r"str|.*[\[(A-Z-].*")
 """The parts of an error's location that name an alternative of a field, not a field."""
 
@@ -180,9 +185,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls) -> Settings:
-        """The settings of the environment. Raises StartError that names the first invalid variable."""
+        """The settings of the environment. Raises StartError that names the first invalid or misspelled variable."""
         try:
-            return cls()
+            settings = cls()
+            _refuse_misspelled(set(cls.model_fields))
+            return settings
         except ValidationError as error:
             raise StartError(f"{_first_problem(error)}; see .env.example") from error
         except SettingsError as error:
@@ -299,6 +306,21 @@ class Settings(BaseSettings):
     def secrets(self) -> list[str]:
         """All secret values, including those nested in other settings."""
         return list(_secrets(self.model_dump()))
+
+
+def _refuse_misspelled(fields: set[str]) -> None:
+    """Raise StartError for a variable that no setting has, but one with a similar name.
+
+    Other variables may have the prefix, such as those that Kubernetes sets for a service named dfusion.
+    """
+    prefix = "dfusion_"
+    for variable in sorted({*os.environ, *dotenv_values(".env")}):
+        name = variable.lower().removeprefix(prefix)
+        if not variable.lower().startswith(prefix) or name in fields or name in _OF_CLIENTS:
+            continue
+        similar = get_close_matches(name, fields, 1, _SIMILARITY)
+        if similar:
+            raise StartError(f"{variable}: there is no such setting; expected DFUSION_{similar[0].upper()}?")
 
 
 def _first_problem(error: ValidationError) -> str:

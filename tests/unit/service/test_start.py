@@ -53,6 +53,34 @@ def test_every_entry_point_names_an_invalid_setting(
         main()
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DFUSION_LEASE_SECOND", "DFUSION_LEASE_SECONDS"),
+        ("DFUSION_DATABASE", "DFUSION_DATABASE_URL"),
+        ("dfusion_batchsize", "DFUSION_BATCH_SIZE"),
+    ],
+)
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_misspelled_setting_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, meant: str, in_file: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if in_file:
+        (tmp_path / ".env").write_text(f"{name}=60\n")
+    else:
+        monkeypatch.setenv(name, "60")
+    with pytest.raises(StartError, match=f"^{name}: there is no such setting; expected {meant}[?]$"):
+        Settings.read()
+
+
+@pytest.mark.parametrize("name", ["DFUSION_URL", "DFUSION_API_KEY", "DFUSION_SERVICE_HOST", "DFUSION_PORT_80_TCP"])
+def test_variables_of_other_programs_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, "x")
+    Settings.read()
+
+
 def test_the_transfer_names_an_invalid_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DFUSION_PORT", "abc")
     with pytest.raises(SystemExit, match=r"^cannot start: DFUSION_PORT: .*$"):
@@ -67,6 +95,11 @@ def test_no_module_reads_the_settings_without_naming_the_invalid_one() -> None:
             nodes = ast.walk(ast.parse(file.read_text("utf-8")))
             calls += [f"{file}:{n.lineno}" for n in nodes if isinstance(n, ast.Call) and ast.unparse(n) == "Settings()"]
     assert calls == []
+
+
+def test_a_health_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=f"^DFUSION_HEALTH_FILE: .* got {tmp_path}/nowhere$"):
+        Service.open(Settings(data_dir=tmp_path, health_file=str(tmp_path / "nowhere" / "health")))
 
 
 def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
