@@ -283,6 +283,7 @@ RESPONSES: dict[str, Example] = {
                 "std": 0.0214,
             }
         ],
+        "pairings": [{"round": 1, "pairs": 38, "samples": 160, "without_pair": 2}],
         "trainings": [
             {
                 "round": 1,

@@ -378,6 +378,7 @@ class Client:
         while page.next_cursor is not None:
             page = self._get(path, MetricsOut, limit=_MAX_PAGE_SIZE, cursor=page.next_cursor)
             metrics.data.extend(page.data)
+            metrics.pairings.extend(page.pairings)
             metrics.trainings.extend(page.trainings)
         return metrics.model_copy(update={"has_more": False, "next_cursor": None})
 

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from api.converters.common import maybe_utc, utc
-from api.wire.jobs import EventOut, JobDetail, JobErrorOut, JobOut, MetricOut, ProgressOut, StageOut, TrainingOut
+from api.wire.jobs import (
+    EventOut,
+    JobDetail,
+    JobErrorOut,
+    JobOut,
+    MetricOut,
+    PairingOut,
+    ProgressOut,
+    StageOut,
+    TrainingOut,
+)
 from service.db.queries.jobs import JobView
 from service.db.queries.stages import RunningStage
 from service.db.tables import Event, Job, Metric, Model, Stage
@@ -108,6 +118,16 @@ def metric_out(row: Metric, images_per_round: int) -> MetricOut:
         count=row.count,
         mean=row.mean,
         std=row.std,
+    )
+
+
+def pairing_out(row: Event) -> PairingOut:
+    data = row.data
+    return PairingOut(
+        round=data["round"],
+        pairs=data["pairs"],
+        samples=data["samples"],
+        without_pair=data["prompts_without_pair"],
     )
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from api.access import require_scope
 from api.converters.common import convert_page
-from api.converters.jobs import event_out, job_detail, job_out, metric_out, stage_out, training_out
+from api.converters.jobs import event_out, job_detail, job_out, metric_out, pairing_out, stage_out, training_out
 from api.deps import (
     CallerDep,
     IdempotencyKey,
@@ -447,9 +447,9 @@ class MetricsParameters(Parameters):
 
 @router.get("/{job_id}/metrics")
 def get_job_metrics(job_id: str, service: ServiceDep, parameters: Annotated[MetricsParameters, Query()]) -> MetricsOut:
-    """Return mean scores by round, split, scorer and model, and statistics of each training, in pages of rounds.
+    """Return mean scores by round, split, scorer and model, the numbers of pairs and statistics of each training.
 
-    Round 0 is the model that a round job started from.
+    In pages of rounds. Round 0 is the model that a round job started from.
     """
     start = 0 if parameters.cursor is None else number_after(parameters.cursor)
     rounds = range(start, start + parameters.limit)
@@ -458,6 +458,7 @@ def get_job_metrics(job_id: str, service: ServiceDep, parameters: Annotated[Metr
         has_more = results.are_measured_from(session, job_id, rounds.stop)
         return MetricsOut(
             data=[metric_out(row, images) for row in results.metrics(session, job_id, rounds)],
+            pairings=[pairing_out(row) for row in jobs.pairings(session, job_id, rounds)],
             trainings=[training_out(row) for row in results.models_of_job(session, job_id, rounds)],
             has_more=has_more,
             next_cursor=encode_cursor(str(rounds.stop)) if has_more else None,

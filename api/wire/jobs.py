@@ -139,10 +139,23 @@ class TrainingOut(BaseModel):
     grad_norm: float | None
 
 
+class PairingOut(BaseModel):
+    """The pairs of a round. `without_pair` counts the prompts whose best samples score no more than the others.
+
+    The event `round.paired` names the first of these prompts.
+    """
+
+    round: int
+    pairs: int
+    samples: int
+    without_pair: int
+
+
 class MetricsOut(BaseModel):
-    """Metrics of a job, by round, split and scorer, and its trainings by round: a page of rounds."""
+    """Metrics of a job, by round, split and scorer, and its pairings and trainings by round: a page of rounds."""
 
     data: list[MetricOut]
+    pairings: list[PairingOut]
     trainings: list[TrainingOut]
     has_more: bool
     next_cursor: str | None

@@ -27,7 +27,7 @@ from worker.rollouts import Rollout, load_rollout, rollout_metrics, rollout_scor
 from worker.scoring import CompleteScores, ScorerVersion, join_scores, load_scores, load_summaries
 from worker.stages.base import Stage
 
-_MAX_UNPAIRED = 20
+_MAX_UNPAIRED = 100
 """Prompts without a pair that an event names."""
 _Sides = tuple[Sample, Sample]
 """A reference and a base."""
@@ -223,12 +223,13 @@ def record(session: Session, claim: Claim, outputs: Outputs) -> None:
         _warn_of_misleading(session, claim, outputs.misleading)
 
     message = f"{len(outputs.pairs)} pairs from {outputs.samples} samples"
-    data: dict[str, Any] = {"round": claim.round}
+    data: dict[str, Any] = {"round": claim.round, "pairs": len(outputs.pairs), "samples": outputs.samples}
+    data["prompts_without_pair"] = len(outputs.unpaired)
     if outputs.unpaired:
         message += f"; prompts whose best samples score no more than the others have none: {len(outputs.unpaired)}"
         examples = [{"prompt": prompt, "score": score} for prompt, score in outputs.unpaired[:_MAX_UNPAIRED]]
-        data |= {"prompts_without_pair": len(outputs.unpaired), "examples": examples}
-    jobs.add_event(session, claim.job_id, "round.paired", message, claim.stage_id, **data)
+        data["examples"] = examples
+    jobs.add_event(session, claim.job_id, jobs.PAIRED, message, claim.stage_id, **data)
 
 
 def _warn_of_misleading(session: Session, claim: Claim, warning: MisleadingReward) -> None:

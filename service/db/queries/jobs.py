@@ -17,7 +17,7 @@ from service.db.queries.stages import RunningStage
 from service.db.tables import Event, IdempotencyKey, Job, JobPromptSet, JobSource, Model, Pair, Sample, Stage
 from service.errors import NotFoundError, SourceDeletedError
 from service.ids import IdKind, expect, kind_of, new_id
-from service.states import FINAL_JOB_STATES, JobKind, JobState, WebhookEvent
+from service.states import FINAL_JOB_STATES, JobKind, JobState, StageKind, WebhookEvent
 
 # Statements that every request for a job runs. They are built once, since building takes about as long as running.
 _LAST_MODEL = select(Model.id).where(Model.job_id == Job.id).order_by(Model.round.desc()).limit(1)
@@ -30,6 +30,8 @@ _QUEUED = select(func.count(), func.count(case((Job.api_key_id == bindparam("api
     Job.started_at.is_(None),
     Job.state.in_(frozenset(JobState) - FINAL_JOB_STATES),  # uses the index on states, unlike `not_in`
 )
+PAIRED = "round.paired"
+"""The kind of the event that says how many pairs a round has, and which prompts have none."""
 _ANNOUNCED_KINDS = frozenset(str(event) for event in WebhookEvent)
 _ADD_EVENT = insert(cast(Table, Event.__table__)).values(at=now_seconds()).returning(Event.id)
 
@@ -329,6 +331,13 @@ def has_event(session: Session, number: int) -> bool:
 def events(session: Session, job_id: str, limit: int, cursor: str | None) -> Page[Event]:
     """The log of the job, in order."""
     return fetch_page(session, select(Event).where(Event.job_id == job_id), Event.id, limit, cursor)
+
+
+def pairings(session: Session, job_id: str, rounds: range) -> list[Event]:
+    """The events of the job that say how many pairs these rounds have, by round, without those of version 0.1.0."""
+    of_stages = (Stage.job_id == job_id, Stage.kind == StageKind.SELECT, Stage.round.in_(rounds))
+    query = select(Event).join(Stage, Stage.id == Event.stage_id).where(*of_stages, Event.kind == PAIRED)
+    return [event for event in session.scalars(query.order_by(Event.id)) if "pairs" in event.data]
 
 
 def by_key(session: Session, key: str) -> IdempotencyKey | None:

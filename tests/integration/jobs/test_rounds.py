@@ -200,6 +200,8 @@ def test_a_round_without_pairs_says_so_and_trains_nothing(installation: Installa
     first = next(event for event in events if event["kind"] == "round.paired")
     assert first["message"].startswith("0 pairs from 12 samples; prompts whose best samples score no more")
     assert first["data"]["prompts_without_pair"] == 3
+    pairings = installation.get(job["links"]["metrics"])["pairings"]
+    assert pairings == [{"round": number, "pairs": 0, "samples": 12, "without_pair": 3} for number in (1, 2)]
     assert first["data"]["examples"] == [{"prompt": prompt["text"], "score": 0.5} for prompt in PROMPTS]
 
 
