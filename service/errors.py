@@ -4,7 +4,7 @@ ServiceError
   InvalidRequestError       the request is well-formed but cannot be fulfilled
   NotFoundError             no row with this id exists
   ConflictError             the request conflicts with the current state
-    InUseError              others use what cannot be deleted therefore
+    InUseError              it is still used, so it cannot be deleted
       JobInUseError         other jobs or aliases use the job
       PromptSetInUseError   jobs use the prompt set
     SourceDeletedError      a job that the request names was deleted concurrently
@@ -93,7 +93,7 @@ class ConflictError(ServiceError):
 
 
 class InUseError(ConflictError):
-    """Others use what cannot be deleted therefore. `problems` lists the first of them."""
+    """The row is still used, so it cannot be deleted. `problems` lists its first users."""
 
     def __init__(self, message: str, *problems: FieldProblem) -> None:
         super().__init__(message)

@@ -301,7 +301,7 @@ def add_sources(session: Session, job: Job, source_ids: Collection[str]) -> None
 
 
 def add_prompt_sets(session: Session, job: Job, set_ids: Collection[str]) -> None:
-    """Record the prompt sets that this job uses. One that was deleted meanwhile is an IntegrityError."""
+    """Record the prompt sets that this job uses. One that was deleted concurrently is an IntegrityError."""
     if set_ids:
         rows = [{"job_id": job.id, "prompt_set_id": set_id} for set_id in sorted(set_ids)]
         session.execute(insert(JobPromptSet), rows)
