@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0011_used_prompt_sets"
-down_revision = "0009_retention"
+down_revision = "0010_filters"
 branch_labels = None
 depends_on = None
 
