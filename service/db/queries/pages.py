@@ -254,12 +254,12 @@ def _position(order: Sequence[InstrumentedAttribute[Any]], cursor: str) -> tuple
     """The position in a cursor. Raises InvalidRequestError, also for the cursor of a list in another order."""
     if order[-1].type.python_type is int:
         return (number_after(cursor),)
-    *times, last_id = id_after(cursor).split(" ")
+    *times, last_id = _decoded(cursor).split(" ")
     try:
         seconds = [float(time) for time in times]
     except ValueError as error:
         raise _invalid_cursor() from error
-    if len(seconds) != len(order) - 1 or not all(map(math.isfinite, seconds)):
+    if kind_of(last_id) is None or len(seconds) != len(order) - 1 or not all(map(math.isfinite, seconds)):
         raise _invalid_cursor()
     return (*seconds, last_id)
 
