@@ -13,7 +13,7 @@ from sqlalchemy import text, update
 
 from api.main import create_app
 from service.db.queries import results
-from service.db.queries.pages import MAX_READ
+from service.db.queries.pages import MAX_READ, encode_cursor
 from service.db.tables import Job, Score
 from service.service import Service
 from tests.service import service_of, settings_for
@@ -23,6 +23,7 @@ from tests.stored_pairs import Results
 Row = dict[str, Any]
 Matches = Callable[[Row], bool]
 ROWS = 30
+ID = f"smp_{1:026d}"
 START = 1_700_000_000.25
 TEXTS = (
     "a red circle",
@@ -217,13 +218,13 @@ def test_jobs_by_time(client: TestClient, service: Service) -> None:
         ({"prompt": ""}, ["/prompt/0"], "at least 1 character"),
         ({"prompt": ["x"] * 21}, ["/prompt"], "at most 20"),
         ({"scorer": ["clip", "judge"]}, ["/scorer"], "expected one value"),
-        ({"created_after": "2026-01-31T12:00:00Z", "cursor": "c21wXzE"}, ["/cursor"], "next_cursor"),
-        ({"created_after": "2026-01-31T12:00:00Z", "cursor": "bmFuIHNtcF8x"}, ["/cursor"], "next_cursor"),
-        ({"cursor": "MS4wIHNtcF8x"}, ["/cursor"], "next_cursor"),
+        ({"created_after": "2026-01-31T12:00:00Z", "cursor": encode_cursor(ID)}, ["/cursor"], "next_cursor"),
+        ({"created_after": "2026-01-31T12:00:00Z", "cursor": encode_cursor(f"nan {ID}")}, ["/cursor"], "next_cursor"),
+        ({"cursor": encode_cursor(f"1.0 {ID}")}, ["/cursor"], "next_cursor"),
     ],
 )
 def test_invalid_filters(client: TestClient, parameters: dict[str, Any], pointers: list[str], message: str) -> None:
-    """The cursors are of lists in another order: "smp_1", "nan smp_1" and "1.0 smp_1"."""
+    """The cursors are those of lists in another order."""
     for path in ("/samples", "/pairs"):
         answer = client.get(path, params=parameters)
         assert answer.status_code == 422
