@@ -100,8 +100,11 @@ class TimeParameters(PageParameters):
     @property
     def created(self) -> Period:
         """The period. Stored times are rounded to microseconds, as in responses."""
-        ends = [time and time.timestamp() - _HALF_A_MICROSECOND for time in (self.created_after, self.created_before)]
-        return Period(*ends)
+
+        def bound(time: datetime | None) -> float | None:
+            return None if time is None else time.timestamp() - _HALF_A_MICROSECOND
+
+        return Period(bound(self.created_after), bound(self.created_before))
 
 
 _HALF_A_MICROSECOND = 5e-7

@@ -303,7 +303,7 @@ def pair_page(
 
     `judged` is whether a pair has a verdict. `score` is that of its target.
     """
-    where = []
+    where: list[ColumnElement[bool]] = []
     if judged is not None:
         verdict = unindexed(Pair.verdict)
         where.append(verdict.is_not(None) if judged else verdict.is_(None))
