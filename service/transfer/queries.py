@@ -44,7 +44,7 @@ def rows(session: Session, table: SqlTable, where: ColumnElement[bool] | None) -
     if where is not None:
         query = query.where(where)
     for row in session.execute(query, execution_options={"yield_per": _PAGE}).mappings():
-        yield as_moved(table, dict(row))
+        yield as_moved(table, row)
 
 
 def _order(table: SqlTable) -> list[ColumnElement[Any]]:
@@ -150,7 +150,7 @@ def present(session: Session, table: SqlTable, rows: Sequence[Row]) -> dict[tupl
     """The existing rows with the primary keys of `rows`, by primary key."""
     keys = [key_of(table, row) for row in rows]
     query = select(table).where(tuple_(*table.primary_key.columns).in_(keys))
-    existing = (as_moved(table, dict(row)) for row in session.execute(query).mappings())
+    existing = (as_moved(table, row) for row in session.execute(query).mappings())
     return {key_of(table, row): row for row in existing}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column
+from sqlalchemy import Column, RowMapping
 from sqlalchemy import Table as SqlTable
 
 from service.db.tables import Table
@@ -85,9 +85,9 @@ def key_of(table: SqlTable, row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[column.key] for column in table.primary_key.columns)
 
 
-def as_moved(table: SqlTable, row: Mapping[str, Any]) -> Row:
-    """The exported columns of a row. References to tables that are not exported become None."""
-    exported = {column.key: row[column.key] for column in columns(table)}
+def as_moved(table: SqlTable, row: RowMapping) -> Row:
+    """The exported columns of a selected row. References to tables that are not exported become None."""
+    exported = {column.key: row[column] for column in columns(table)}
     for column in columns(table):
         target = target_of(column)
         if target is not None and target.name not in _POSITION:
