@@ -56,10 +56,8 @@ def delete_prompt_set(uow: UnitOfWork, name_or_id: str) -> None:
         ConflictError: It is a built-in list.
     """
 
-    def remove(session: Session) -> None:
+    def remove(session: Session) -> list[str]:
         versions = prompt_sets.lock(session, name_or_id)
-        if not versions:
-            raise NotFoundError(f"there is no prompt set {name_or_id!r}; expected the name or id of a prompt set")
         if any(version.builtin for version in versions):
             raise ConflictError(f"{name_or_id} is a built-in prompt list, which cannot be deleted")
 
@@ -67,10 +65,14 @@ def delete_prompt_set(uow: UnitOfWork, name_or_id: str) -> None:
         users = prompt_sets.users(session, ids, _MAX_USERS + 1)
         if users:
             raise _in_use(PromptSetInUseError, "/name_or_id", name_or_id, users)
+        if not any(version.name for version in versions):  # one without a name is being removed with its last job
+            raise NotFoundError(f"there is no prompt set {name_or_id!r}; expected the name or id of a prompt set")
+
         prompt_sets.forget_names(session, ids)
         prompt_sets.remove_unused(session, ids)
+        return ids
 
-    uow.run(remove, lambda session, _: not prompt_sets.lock(session, name_or_id))
+    uow.run(remove, lambda session, ids: not prompt_sets.any_named(session, ids))
 
 
 def _in_use(error: type[InUseError], pointer: str, name: str, users: list[str]) -> InUseError:

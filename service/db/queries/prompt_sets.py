@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
-from sqlalchemy import Integer, Select, delete, exists, func, select, tuple_, update
+from sqlalchemy import Integer, Select, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
 from dfusion.prompts import Prompt, PromptList
@@ -111,6 +111,12 @@ def users(session: Session, ids: Collection[str], limit: int) -> list[str]:
     return list(session.scalars(select(Job.id).where(Job.id.in_(used), is_kept(Job)).order_by(Job.id).limit(limit)))
 
 
+def any_named(session: Session, ids: Collection[str]) -> bool:
+    """Whether one of these prompt sets has a name."""
+    named = select(PromptSet.id).where(is_any_of(PromptSet.id, ids), PromptSet.name.is_not(None))
+    return session.scalar(named.limit(1)) is not None
+
+
 def forget_names(session: Session, ids: Collection[str]) -> None:
     """Remove the names of prompt sets, which are then removed as soon as no job refers to them."""
     session.execute(update(PromptSet).where(is_any_of(PromptSet.id, ids)).values(name=None), execution_options=UNSYNCED)
@@ -121,7 +127,11 @@ def remove_unused(session: Session, ids: Collection[str]) -> None:
     # locked before the check, so that it sees the jobs that use them by now
     locked = select(PromptSet.id).where(is_any_of(PromptSet.id, ids), PromptSet.name.is_(None))
     unnamed = list(session.scalars(locked.order_by(PromptSet.id).with_for_update()))
-    is_used = exists().where(JobPromptSet.prompt_set_id == PromptSet.id)
+    is_used = or_(
+        exists().where(JobPromptSet.prompt_set_id == PromptSet.id),
+        exists().where(Job.prompt_set_id == PromptSet.id),  # a job that an older process has created
+        exists().where(Job.held_out_prompt_set_id == PromptSet.id),
+    )
     query = delete(PromptSet).where(is_any_of(PromptSet.id, unnamed), ~is_used)
     session.execute(query, execution_options=UNSYNCED)
 

@@ -97,6 +97,7 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
 
         assert client.add_prompt_set("animals", [{"text": "a cat", "items": ["cat"]}], description="one").size == 1
         assert client.add_prompt_text("animals", "a [cat] on a [sofa]\n").version == 2
+        client.delete_prompt_set("animals")
 
         created = [
             client.start_round(round_body()),
