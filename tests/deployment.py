@@ -70,8 +70,8 @@ class Deployment:
     folder: Path
     servers: Servers | None = None
     process: dict[str, subprocess.Popen[bytes] | Forked] = field(default_factory=dict)
-    forks: bool = False
-    """Whether programs are forks of a process that has imported their modules. The embedded worker never is."""
+    forks: bool = True
+    """Whether programs are forks of a process that has imported their modules."""
     workers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Environment variables of Celery workers by name. These workers are never forks."""
     has_workers: bool = True
@@ -226,7 +226,7 @@ class Deployment:
         """Return the process of the embedded worker."""
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process["api"].pid).children():
-                if "worker.local" in " ".join(child.cmdline()):
+                if "worker.local" in (child.name(), *child.cmdline()):
                     return child
         return None
 
@@ -251,7 +251,7 @@ def deployment(
     folder: Path,
     pipeline: Path,
     *,
-    forks: bool = False,
+    forks: bool = True,
     reroute: Callable[[Servers], dict[str, Any]] = lambda _servers: {},
     workers: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     has_workers: bool = True,
@@ -263,7 +263,7 @@ def deployment(
         mode: EMBEDDED or DEPLOYED.
         folder: An empty folder for data and logs.
         pipeline: The folder of the model `tiny`.
-        forks: Fork the programs from a process that has imported their modules.
+        forks: Fork the programs from a process that has imported their modules. Otherwise start them as users do.
         reroute: Returns settings that lead to the servers in another way, such as through proxies.
         workers: Environment variables of Celery workers by name. These workers are not forked.
         has_workers: Start a sweeper and workers in deployed mode.

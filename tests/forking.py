@@ -1,23 +1,33 @@
 """Starts Python programs as forks of a process that has already imported their modules.
 
-A worker imports torch for seconds. A test that kills it again and again forks it instead: the program is the same, and
-starts in a tenth of a second.
+A worker imports torch for seconds. A test that starts many forks them instead: the program is the same, and starts in
+a tenth of a second. A forked service forks its embedded worker, too.
 """
 
 from __future__ import annotations
 
+import ctypes
+import json
 import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.forking_preload"])
+_SET_NAME, _SET_CHILD_SUBREAPER = 15, 36
+"""Options of prctl(2)."""
+_POLL_SECONDS = 0.01
 
 
 class Forked:
@@ -64,6 +74,13 @@ def fork(arguments: Sequence[str], folder: Path, environment: Mapping[str, str],
     return Forked(_run_program, tuple(arguments), str(folder), dict(environment), str(log))
 
 
+def run(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ARGUMENT…` in a fork until it ends. Its whole output counts as standard output."""
+    with tempfile.NamedTemporaryFile() as log:
+        code = fork(arguments, folder, environment, Path(log.name)).wait()
+        return subprocess.CompletedProcess(arguments, code, stdout=log.read().decode())
+
+
 def call(function: Callable[..., None], *arguments: Any) -> None:
     """Call an importable function in a fork and wait for it. Raises RuntimeError if it fails."""
     code = Forked(function, *arguments).wait()
@@ -72,14 +89,145 @@ def call(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def _run_program(arguments: Sequence[str], folder: str, environment: Mapping[str, str], log: str) -> None:
-    flag, module, *rest = arguments
-    assert flag == "-m", arguments
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(output, sys.stdout.fileno())
     os.dup2(output, sys.stderr.fileno())
     os.close(output)
     os.chdir(folder)
+    if tuple(arguments) == ("-m", "api"):
+        _fork_embedded_workers()
+    _run_module(arguments, environment)
+
+
+def _run_module(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    flag, module, *rest = arguments
+    assert flag == "-m", arguments
+    ctypes.CDLL(None).prctl(_SET_NAME, module.encode(), 0, 0, 0)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _fork_embedded_workers() -> None:
+    """Let the service of this process fork its workers instead of starting Python.
+
+    A process with threads must not fork. So a helper does, which is forked before the service starts. It leaves each
+    worker without a parent, and Linux makes the worker a child of the service, which is set up to adopt such processes.
+    """
+    from api import embedded
+
+    requests, helper_side = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        requests.close()
+        _fork_on_request(helper_side)
+    helper_side.close()
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    class ForkedWorker(_ForkedWorker):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(requests, *arguments, **options)
+
+    embedded.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
+    )
+
+
+def _fork_on_request(requests: socket.socket) -> None:
+    """Fork programs until the service ends."""
+    while True:
+        message, descriptors, *_ = socket.recv_fds(requests, 1 << 20, 2)
+        if not message:
+            os._exit(0)
+        pids, pids_side = os.pipe()
+        parent = os.fork()
+        if parent == 0:
+            if worker := os.fork():
+                os.write(pids_side, str(worker).encode())
+                os._exit(0)
+            requests.close()
+            _run_worker(json.loads(message), *descriptors)
+
+        os.waitpid(parent, 0)  # from now on the worker is a child of the service
+        requests.send(os.read(pids, 100))
+        for descriptor in (pids, pids_side, *descriptors):
+            os.close(descriptor)
+
+
+def _run_worker(request: Mapping[str, Any], stdin: int, inherited: int) -> None:
+    """Run a program with these open files, and exit like Python."""
+    code = 1
+    try:
+        os.dup2(stdin, 0)
+        os.dup2(inherited, request["inherited"])
+        sys.stdin = os.fdopen(0, closefd=False)
+        _run_module(request["arguments"], request["environment"])
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class _ForkedWorker:
+    """A forked program, with those methods of `subprocess.Popen` that `api.embedded` uses."""
+
+    def __init__(
+        self,
+        requests: socket.socket,
+        command: Sequence[str],
+        *,
+        stdin: int,
+        env: Mapping[str, str],
+        pass_fds: Sequence[int],
+    ) -> None:
+        assert stdin == subprocess.PIPE
+        (inherited,) = pass_fds
+        end, self._stdin = os.pipe()
+        request = {"arguments": command[1:], "environment": dict(env), "inherited": inherited}
+        socket.send_fds(requests, [json.dumps(request).encode()], [end, inherited])
+        os.close(end)
+        self.pid = int(requests.recv(100))
+        self.returncode: int | None = None
+        self._waiting = threading.Lock()
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while the program runs."""
+        with self._waiting:
+            if self.returncode is None:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+                if ended:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+            return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        """Wait until the program has ended. Returns its exit code. Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a forked worker", timeout)
+            time.sleep(_POLL_SECONDS)
+        return code
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._stdin)
+        self.wait()

@@ -23,8 +23,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterator[Deployment]:
-    """An embedded service, shared by all tests that need no special settings."""
-    with deployment(EMBEDDED, tmp_path_factory.mktemp(EMBEDDED), pipeline) as installation:
+    """An embedded service as users start it, shared by all tests that need no special settings."""
+    with deployment(EMBEDDED, tmp_path_factory.mktemp(EMBEDDED), pipeline, forks=False) as installation:
         yield installation
 
 
@@ -32,7 +32,10 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Iterat
 def installed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pipeline: Path
 ) -> Iterator[Deployment]:
-    """An installation in each mode, started as users start it. Modules can change settings with SETTINGS."""
+    """An installation in each mode. Modules can change settings with SETTINGS.
+
+    The programs of deployed mode are forks: test_compose.py starts them as users do.
+    """
     changes = getattr(request.module, "SETTINGS", {})
     if request.param == EMBEDDED and not changes:
         yield request.getfixturevalue("embedded")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.deployment import EMBEDDED, PATIENCE_SECONDS, ROOT, Deployment, deployment, until
+from tests.forking import Forked, fork
 from tests.service import settings_for
 
 EXPERIMENT: dict[str, Any] = {
@@ -40,15 +41,15 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def start(service: Deployment, file: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(service: Deployment, file: Path, out: Path, *options: str) -> Forked:
     """Start `dfusion experiment run`."""
-    command = [sys.executable, "-c", "from api.cli import app; app()", "experiment", "run", str(file), *options]
+    command = ["-m", "dfusion", "experiment", "run", str(file), *options, "--out", str(out)]
     environment = service.settings.for_child() | {
         "DFUSION_URL": f"http://127.0.0.1:{service.settings.port}",
         "NO_PROXY": "127.0.0.1",
         "PYTHONPATH": str(ROOT),
     }
-    return subprocess.Popen([*command, "--out", str(out)], env=environment)
+    return fork(command, out, environment, out / "runner.log")
 
 
 def records(out: Path) -> dict[str, dict[str, Any]]:
@@ -67,8 +68,8 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(file: Path, tmp_path
     with (
         deployment(EMBEDDED, killed, pipeline) as service,
         deployment(EMBEDDED, undisturbed, pipeline) as other,
-        start(other, file, undisturbed) as runner,  # at the same time
     ):
+        runner = start(other, file, undisturbed)  # at the same time
         run_with_kills(service, file, killed)
         assert runner.wait(PATIENCE_SECONDS) == 0
         require_one_job_a_cell(service)
@@ -107,7 +108,7 @@ def require_one_job_a_cell(service: Deployment) -> None:
     assert len({job["label"] for job in rounds}) == CELLS
 
 
-def kill(runner: subprocess.Popen[bytes]) -> None:
+def kill(runner: subprocess.Popen[bytes] | Forked) -> None:
     assert runner.poll() is None, "it has ended before it could be killed"
     runner.kill()
     assert runner.wait() == -signal.SIGKILL

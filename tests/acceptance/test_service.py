@@ -3,8 +3,6 @@
 import hashlib
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.main import create_app
-from tests import invariants
-from tests.deployment import DEPLOYED, EMBEDDED, PATIENCE_SECONDS, ROOT, WORKERS, Deployment, deployment, until
+from tests import forking, invariants
+from tests.deployment import DEPLOYED, EMBEDDED, PATIENCE_SECONDS, WORKERS, Deployment, deployment, until
 from tests.installation import Installation
 from tests.servers import free_port
 from tests.service import PROMPTS, round_body, settings_for
@@ -296,15 +294,10 @@ def test_only_one_service_has_a_data_folder(installed: Deployment) -> None:
     """In embedded mode. Deployed services share their database."""
     if installed.mode == DEPLOYED:
         pytest.skip("several fronts are meant to be there")
-    second = subprocess.run(
-        [sys.executable, "-m", "api"],
-        cwd=installed.folder,
-        env=installed.settings.model_copy(update={"port": free_port()}).for_child() | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    environment = installed.settings.model_copy(update={"port": free_port()}).for_child()
+    second = forking.run(["-m", "api"], installed.folder, environment)
     assert second.returncode != 0
-    assert "another process holds" in second.stderr
+    assert "another process holds" in second.stdout
 
 
 def test_what_is_left_in_the_end_is_in_order(installed: Deployment) -> None:

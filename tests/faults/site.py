@@ -163,7 +163,7 @@ def site(mode: str, setup: Setup, pipeline: Path, adapters: dict[str, str]) -> I
 
         workers = _wrong_clocks(folder) if setup.wrong_clocks else {}
         installed = stack.enter_context(
-            deployment(mode, folder, pipeline, forks=True, reroute=reroute, workers=workers, **settings)
+            deployment(mode, folder, pipeline, reroute=reroute, workers=workers, **settings)
         )
         is_deployed = mode == DEPLOYED
         yield Site(installed, commits[0] if is_deployed else None, storage if is_deployed else None, adapters)
