@@ -3,6 +3,9 @@ FILES ?= $(filter-out experiments/smoke.yaml,$(wildcard experiments/*.yaml))
 VENV := .venv
 BIN := $(VENV)/bin
 
+# compiled modules are kept, since tests start many programs
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-faults reliability test-contract test-mutations check compile check-docker fix openapi docs bench bench-service clean
 
@@ -73,7 +76,7 @@ check: $(VENV)/.ready ## check format, lint, types, import contracts and known v
 compile: $(VENV)/.ready
 	@# compile bytecode once, before the suites start many processes that would each do it;
 	@# _torchvision_ops first, because open_clip needs it with a CPU-only torch
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.main, celery, open_clip, worker.local"
+	@$(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.main, celery, open_clip, worker.local"
 
 check-docker: $(VENV)/.ready ## install like pip and the Dockerfiles, in clean environments; takes minutes
 	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py tests/acceptance/test_packaging.py
