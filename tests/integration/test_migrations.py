@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from service.errors import StartError, UnknownRevisionError
 from service.jobs.kinds import RoundSpec
 from service.maintenance import sweep_once
 from service.service import Service, create_job
+from tests import forking
 from tests.servers import PostgresServer
 from tests.service import round_body, settings_for
 
@@ -287,7 +287,7 @@ def test_a_database_from_before_the_first_release_is_refused_with_advice(
     for module in ("service.db.migrate", "api"):
         done = run_command(url, tmp_path, module)
         assert done.returncode != 0
-        assert "dfusion models export" in done.stderr and "Traceback" not in done.stderr
+        assert "dfusion models export" in done.stdout and "Traceback" not in done.stdout
 
 
 def test_a_database_of_an_unknown_revision_is_left_alone(engine: Engine, url: str, tmp_path: Path) -> None:
@@ -298,15 +298,12 @@ def test_a_database_of_an_unknown_revision_is_left_alone(engine: Engine, url: st
         migrate(engine, tmp_path / "lock")
     done = run_command(url, tmp_path)
     assert done.returncode == 1
-    assert "from-the-future" in done.stderr and "Traceback" not in done.stderr
+    assert "from-the-future" in done.stdout and "Traceback" not in done.stdout
 
 
 def run_command(url: str, folder: Path, module: str = "service.db.migrate") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"DFUSION_DATABASE_URL": url, "DFUSION_DATA_DIR": str(folder), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    return forking.run(["-m", module], folder, environment)
 
 
 def test_looking_at_the_revision_leaves_the_log_alone(
@@ -323,15 +320,15 @@ def test_looking_at_the_revision_leaves_the_log_alone(
 
 def test_the_command_migrates(engine: Engine, url: str, tmp_path: Path) -> None:
     done = run_command(url, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stdout) == (0, "")
     assert set(inspect(engine).get_table_names()) == {*Table.metadata.tables, "alembic_version"}
 
 
 def test_the_command_says_that_there_is_no_database(tmp_path: Path) -> None:
     done = run_command("postgresql://nobody:secret@127.0.0.1:1/none", tmp_path)
     assert done.returncode == 1
-    assert "cannot migrate the database" in done.stderr
-    assert "Traceback" not in done.stderr and "secret" not in done.stderr
+    assert "cannot migrate the database" in done.stdout
+    assert "Traceback" not in done.stdout and "secret" not in done.stdout
 
 
 def _migrate(url: str, folder: Path, ran: "multiprocessing.Queue[int]") -> None:
@@ -374,8 +371,8 @@ def test_a_process_that_does_not_migrate_refuses_another_schema(engine: Engine, 
 def test_workers_and_sweepers_do_not_migrate(tmp_path: Path, module: str) -> None:
     url = f"sqlite:///{tmp_path / 'dfusion.db'}"
     done = run_command(url, tmp_path, module)
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert "cannot start: the database is at revision none" in done.stderr
+    assert (done.returncode, "Traceback" in done.stdout) == (1, False)
+    assert "cannot start: the database is at revision none" in done.stdout
     engine = make_engine(url)
     assert inspect(engine).get_table_names() == []
     engine.dispose()
@@ -421,7 +418,7 @@ def test_the_services_role_is_told_that_it_may_not_migrate(roles: dict[str, Engi
 
 
 def test_of_four_processes_that_migrate_at_once_one_does_it(url: str, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     ran: multiprocessing.Queue[int] = context.Queue()
     processes = [context.Process(target=_migrate, args=(url, tmp_path, ran)) for _ in range(4)]
     for process in processes:

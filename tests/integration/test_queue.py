@@ -27,6 +27,7 @@ from service.db.tables import Stage
 from service.maintenance import sweep_once
 from service.service import Service
 from service.settings import Settings
+from tests.forking import Forked, fork
 from tests.servers import RedisServer, redis_server
 from tests.service import round_body, service_of, settings_for, work_until_idle
 
@@ -54,27 +55,27 @@ def client(settings: Settings) -> Iterator[TestClient]:
 
 
 @contextmanager
-def celery_worker(settings: Settings) -> Iterator[psutil.Popen]:
+def celery_worker(settings: Settings, forks: bool = True) -> Iterator[subprocess.Popen[bytes] | Forked]:
     """Start a worker process. At the end of the block it is sent a stop signal and must end gracefully."""
-    command = [sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker", "-P", "prefork", "-c", "1"]
+    program = ["-m", "celery", "-A", "worker.celery_app", "worker", "-P", "prefork", "-c", "1"]
+    program += ["-n", "one@test", "--without-mingle", "--loglevel", "INFO"]
+    environment = settings.for_child() | {"PYTHONPATH": str(ROOT)}
     log = settings.data_dir / "worker.log"
-    with log.open("ab") as file:
-        process = psutil.Popen(
-            [*command, "-n", "one@test", "--without-mingle", "--loglevel", "INFO"],
-            cwd=ROOT,
-            env=settings.for_child() | {"PYTHONPATH": str(ROOT)},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    process: subprocess.Popen[bytes] | Forked
+    if forks:
+        process = fork(program, ROOT, environment, log)
+    else:
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, *program], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
     try:
         yield process
-        if process.is_running():
-            process.terminate()
+        process.terminate()
         assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     finally:
-        if process.is_running():
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def test_a_queue_holds_a_limited_number_of_hints(
@@ -156,7 +157,8 @@ def has_torch(process: psutil.Process) -> bool:
 
 def test_a_round_runs_by_hints_alone(client: TestClient, settings: Settings) -> None:
     """Without a sweeper. The parent process stays small; the child keeps its model between stages."""
-    with celery_worker(settings) as parent:
+    with celery_worker(settings, forks=False) as process:
+        parent = psutil.Process(process.pid)
         job = ended(client, post(client))
         assert (job["state"], job["error"], job["outputs"]["models"]) == ("succeeded", None, 1)
         (child,) = parent.children()
