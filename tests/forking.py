@@ -106,6 +106,7 @@ def _run_module(arguments: Sequence[str], environment: Mapping[str, str]) -> Non
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *rest]
+    sys.modules.pop(module, None)  # runpy warns of a module that is imported already
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
