@@ -19,7 +19,7 @@ from tests.deployment import DEPLOYED, EMBEDDED
 from tests.faults.records import machine
 from tests.faults.site import saved_pipeline
 
-EXAMPLES = 130
+EXAMPLES = 160
 """By chance, for each operation and kind of request."""
 CASES = 10_000
 """At least."""

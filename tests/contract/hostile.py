@@ -440,7 +440,8 @@ def parameters(target: Target) -> Iterator[Attack]:
                 yield Attack(f"{operation.id} of {value[:40]}", request, REFUSED)
         for name in operation.query_parameters:
             for value in (*_QUERY_VALUES, f"1&{name}=2"):
-                path = f"{target.harmless(operation)}?{name}={value}"
+                scorer = "scorer=brightness&" if name.startswith("score_") else ""
+                path = f"{target.harmless(operation)}?{scorer}{name}={value}"
                 yield Attack(f"{operation.id}?{name}={value[:40]}", target.request(operation, target=path))
             if name == "cursor":
                 for cursor in _CURSORS:
@@ -489,8 +490,14 @@ _QUERY_VALUES = (
     "9" * 30,
     "9" * 5000,
     "1e400",
+    "-1e308",
+    "5e-324",
     "nan",
     "true",
+    "0001-01-01T00:00:00%2B23:59",
+    "9999-12-31T23:59:59.999999-23:59",
+    "2026-01-31T12:00:00Z",
+    "2026-02-30T12:00:00Z",
     "x" * 20_000,
     f"%0d%0a{_INJECTED.replace(' ', '%20')}",
     "..%2f..%2fetc%2fpasswd",

@@ -54,8 +54,8 @@ class Siege:
     """All attacks on one installation, with what must hold after them.
 
     Args:
-    installation: The installation.
-    every: Send only each n-th attack of a group.
+        installation: The installation.
+        every: Send only each n-th attack of a group.
     """
 
     def __init__(self, installation: Deployment, every: int = 1) -> None:
