@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,7 +107,8 @@ def _run_module(arguments: Sequence[str], environment: Mapping[str, str]) -> Non
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *rest]
-    sys.modules.pop(module, None)  # runpy warns of a module that is imported already
+    # it is imported already, which can confuse other programs
+    warnings.filterwarnings("ignore", "'.*' found in sys.modules after import of package", RuntimeWarning)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
