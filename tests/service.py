@@ -130,19 +130,20 @@ def migrated_template(server: PostgresServer) -> str:
 def tables_by_copy(folder: Path) -> Iterator[None]:
     """During the block, create SQLite databases by copying a migrated one without rows.
 
-    Hundreds of tests start a service, and the migrations take most of that time. They still run on the copy, but have
-    nothing to do. The tests of migrations do not use this.
+    Hundreds of tests start a service, and looking for migrations takes most of that time. The tests of migrations do
+    not use this.
     """
     template = folder / "template.db"
     engine = make_engine(f"sqlite:///{template}")
     migrate(engine, folder / "migrate.lock")
     engine.dispose()
 
-    def copy_and_migrate(engine: Engine, lock: Path) -> None:
+    def copy_or_migrate(engine: Engine, lock: Path) -> None:
         database = engine.url.database
         if engine.dialect.name == "sqlite" and database is not None and not Path(database).exists():
             shutil.copy(template, database)
-        migrate(engine, lock)
+        else:
+            migrate(engine, lock)
 
-    with patch("service.service.migrate", copy_and_migrate):
+    with patch("service.service.migrate", copy_or_migrate):
         yield
