@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -81,6 +83,7 @@ class PromptList(StrictModel):
     prompts: tuple[Prompt, ...] = Field(min_length=1)
 
 
+@cache
 def builtin_lists() -> Mapping[str, PromptList]:
     """The lists that come with dfusion, by name."""
     lists = {}
@@ -88,7 +91,7 @@ def builtin_lists() -> Mapping[str, PromptList]:
         if re.fullmatch(r"[a-z0-9-]+\.json", file.name):
             prompt_list = PromptList.model_validate_json(file.read_text("utf-8"))
             lists[prompt_list.name] = prompt_list
-    return lists
+    return MappingProxyType(lists)
 
 
 def read_prompts(source: str) -> tuple[Prompt, ...]:
