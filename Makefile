@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-faults reliability test-contract test-mutations check compile check-docker fix openapi docs bench bench-service clean
+.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-long test-faults reliability test-contract test-mutations check compile check-docker fix openapi docs bench bench-service clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,7 +53,10 @@ test-units: $(VENV)/.ready
 test-servers: $(VENV)/.ready
 	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
 
-test-faults: $(VENV)/.ready ## run the fault suite; takes hours, resumes; ROUNDS=1 for one round of each fault
+test-long: $(VENV)/.ready ## run the long forms of tests, which make test leaves out; takes minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest --long -m long
+
+test-faults: test-long ## run the long tests and the fault suite; takes hours, resumes; ROUNDS=1 for one round of each fault
 	$(BIN)/python -m tests.faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(FAULTS)
 
 reliability: $(VENV)/.ready ## write the recorded runs of test-faults and test-contract into docs/reliability.md

@@ -1,4 +1,4 @@
-"""Markers by folder, and grouping of tests for pytest-xdist."""
+"""Markers by folder, long tests, and grouping of tests for pytest-xdist."""
 
 from pathlib import Path
 
@@ -7,9 +7,15 @@ import pytest
 TESTS = Path(__file__).parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests that are marked `long`, too")
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests that start servers, and run the tests of a file in one process of pytest-xdist: they share fixtures.
+
+    Long tests are left out without `--long`.
 
     Acceptance tests are grouped by the installation that they share (tests/acceptance/conftest.py).
     """
@@ -21,6 +27,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
         else:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
+
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
     # slow files first, so that none of them runs alone at the end
     if hasattr(config, "workerinput"):

@@ -82,7 +82,7 @@ def second_start(folder: Path, pipeline: Path, *arguments: str) -> Any:
     )
 
 
-def test_a_round_outlives_dead_parts_and_a_killed_stack(folder: Path, pipeline: Path) -> None:
+def test_a_round_outlives_dead_parts_and_nothing_outlives_a_killed_stack(folder: Path, pipeline: Path) -> None:
     with stack(folder, pipeline) as (process, client):
         again = second_start(folder, pipeline)
         assert (again.returncode, f"a stack already runs in {folder}/stack" in again.stderr) == (1, True)
@@ -93,13 +93,25 @@ def test_a_round_outlives_dead_parts_and_a_killed_stack(folder: Path, pipeline: 
         until(lambda: not api.is_running() and is_ready(client, process))  # type: ignore[arg-type]
         job = ended(client, job_id)
         assert (job["state"], job["outputs"]["models"]) == ("succeeded", 1)
-        family = process.children(recursive=True)
-        assert len(family) > 12  # six parts with their guards, and PostgreSQL's own
-        os.kill(process.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(family, PATIENCE_SECONDS)
-        assert alive == []
+        kill(process)
+
+
+def kill(process: psutil.Popen) -> None:
+    """Kill the stack. All its processes must end."""
+    family = process.children(recursive=True)
+    assert len(family) > 12  # six parts with their guards, and PostgreSQL's own
+    os.kill(process.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, PATIENCE_SECONDS)
+    assert alive == []
+
+
+@pytest.mark.long
+def test_a_killed_stack_starts_again_and_ends_with_its_terminal(folder: Path, pipeline: Path) -> None:
     with stack(folder, pipeline) as (process, client):
-        assert client.get(f"/jobs/{job_id}").json()["state"] == "succeeded"
+        job_id = client.post("/rounds", json=round_body()).json()["id"]
+        kill(process)
+    with stack(folder, pipeline) as (process, client):
+        assert ended(client, job_id)["state"] == "succeeded"
         family = process.children(recursive=True)
         process.send_signal(signal.SIGHUP)  # the terminal is closed
         assert process.wait(PATIENCE_SECONDS) == 0

@@ -35,15 +35,16 @@ def test_the_judge_and_clip_recognise_the_worlds_captions() -> None:
     assert set(shares) == set(TEMPLATES) and min(shares.values()) >= 0.9
 
 
-@pytest.fixture(scope="module")
-def attributes(model: DiffusionModel) -> list[Sampled]:
-    """Ten samples of each of six prompts."""
-    return list(sample_prompts(model, Judge.load(), prompt_list("attribute", "train")[:6], 10, seed=0, items=True))
+def attribute_samples(model: DiffusionModel, prompts: int, samples: int) -> list[Sampled]:
+    """Samples of the first prompts on attributes."""
+    chosen = prompt_list("attribute", "train")[:prompts]
+    return list(sample_prompts(model, Judge.load(), chosen, samples, seed=0, items=True))
 
 
-def test_the_base_model_leaves_something_to_learn(model: DiffusionModel, attributes: list[Sampled]) -> None:
+@pytest.mark.long
+def test_the_base_model_leaves_something_to_learn(model: DiffusionModel) -> None:
     """40 to 75 % over 320 samples per template (docs/shapes-world.md); a few prompts may deviate more."""
-    samples = {"attribute": attributes}
+    samples = {"attribute": attribute_samples(model, prompts=6, samples=10)}
     for template in TEMPLATES:
         if template not in samples:
             samples[template] = list(sample_prompts(model, Judge.load(), prompt_list(template, "train")[:2], 4, seed=0))
@@ -51,14 +52,22 @@ def test_the_base_model_leaves_something_to_learn(model: DiffusionModel, attribu
         assert 0.25 <= statistics.fmean(accepted) <= 0.95, template
 
 
+@pytest.mark.parametrize(
+    ("prompts", "samples", "least", "accepted"),
+    [(2, 6, 3, 0.0), pytest.param(6, 10, 12, 0.4, marks=pytest.mark.long, id="long")],
+)
 def test_fusion_transfers_the_prompts_content_and_keeps_the_rest(
-    model: DiffusionModel, attributes: list[Sampled]
+    model: DiffusionModel, prompts: int, samples: int, least: int, accepted: float
 ) -> None:
-    """Attributes: at least 40 % of rejected bases with accepted references, and 3 times closer outside the mask."""
+    """Attributes: at least 40 % of rejected bases with accepted references, and 3 times closer outside the mask.
+
+    The first needs many pairs, so it is part of the long form alone.
+    """
     judge = Judge.load()
-    carried = [pair for samples in attributes for pair in fused_pairs(model, judge, samples, FUSION)]
-    assert len(carried) >= 12
-    assert statistics.fmean(pair.accepted for pair in carried) >= 0.4
+    sampled = attribute_samples(model, prompts, samples)
+    carried = [pair for of_prompt in sampled for pair in fused_pairs(model, judge, of_prompt, FUSION)]
+    assert len(carried) >= least
+    assert statistics.fmean(pair.accepted for pair in carried) >= accepted
     closer = [statistics.fmean(getattr(p, f"{side}_distance") for p in carried) for side in ("reference", "target")]
     assert closer[0] / closer[1] >= 2.5
     assert all(0 < pair.cover < 0.6 for pair in carried)
@@ -77,11 +86,9 @@ def test_the_union_mask_covers_the_masks_of_all_fused_steps() -> None:
 
 
 def test_automatic_thresholds_fit_the_true_masks_as_well_as_hand_set_ones(model: DiffusionModel) -> None:
-    for prompt in prompt_list("attribute", "train")[:2]:
-        agreement = measure(model, prompt, samples=4, count=2, seed=0, config=FUSION)
-        assert all(
-            ours >= by_hand for ours, by_hand in zip(agreement.automatic_iou, agreement.hand_set_iou, strict=True)
-        )
+    prompt = prompt_list("attribute", "train")[0]
+    agreement = measure(model, prompt, samples=4, count=2, seed=0, config=FUSION)
+    assert all(ours >= by_hand for ours, by_hand in zip(agreement.automatic_iou, agreement.hand_set_iou, strict=True))
 
 
 def test_every_attention_control_runs_on_the_shapes_world(model: DiffusionModel) -> None:
