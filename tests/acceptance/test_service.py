@@ -19,7 +19,7 @@ from tests.servers import free_port
 from tests.service import PROMPTS, round_body, settings_for
 
 STEPS = {"num_steps": 4}
-TRAINING = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
+TRAINING = {"examples_per_update": 8, "micro_batch": 16, "inner_epochs": 1, "timestep_fraction": 0.25}
 SAMPLING: dict[str, Any] = {
     "model": "tiny",
     "prompts": [
