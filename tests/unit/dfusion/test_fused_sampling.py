@@ -75,8 +75,8 @@ def check_against_plain(
     size: tuple[int, int],
     guidance: float,
     config: FusionConfig,
-    count: int = 3,
-    steps: int = 20,
+    count: int,
+    steps: int,
 ) -> None:
     sampling = SamplingConfig(num_steps=steps, guidance_scale=guidance)
     base, reference, thresholds = pairs(unet, size, sampling, config.mask_source, count)
@@ -116,8 +116,8 @@ def check_against_plain(
 
 @pytest.mark.slow
 def test_sd_layout_at_64_by_64() -> None:
-    """Three fused steps of four: the sizes of all levels are Stable Diffusion's; twenty steps are compared below."""
-    check_against_plain(sd_unet(64, heads=1), (64, 64), 5.0, FusionConfig(first_step=1), count=1, steps=4)
+    """Two fused steps of three: the sizes of all levels are Stable Diffusion's; twenty steps are compared below."""
+    check_against_plain(sd_unet(64, heads=1), (64, 64), 5.0, FusionConfig(first_step=1), count=1, steps=3)
 
 
 @pytest.mark.slow
@@ -131,22 +131,22 @@ def test_a_batch_of_prompts_in_the_released_codes_way() -> None:
 @pytest.mark.parametrize("mask_source", ["first_up", "resolution"])
 @pytest.mark.slow
 def test_items_thresholds_and_prompts_of_each_pair(merge: str, mask_source: str) -> None:
-    """The paper's way over its twenty steps for three prompts, the others over eight for two."""
+    """The paper's way over its twenty steps for two prompts, the others over five for three."""
     config = FusionConfig(merge=merge, mask_source=mask_source)
-    count, steps = (3, 20) if config == FusionConfig() else (2, 8)
+    count, steps = (2, 20) if config == FusionConfig() else (3, 5)
     check_against_plain(sd_unet(16), (16, 16), 5.0, config, count, steps)
 
 
 @pytest.mark.slow
 def test_without_guidance() -> None:
-    check_against_plain(sd_unet(16), (16, 16), 1.0, FusionConfig(), count=2, steps=8)
+    check_against_plain(sd_unet(16), (16, 16), 1.0, FusionConfig(), count=2, steps=5)
 
 
 def test_images_that_are_not_square() -> None:
-    check_against_plain(sd_unet(16), (16, 32), 5.0, FusionConfig(), count=2, steps=8)
+    check_against_plain(sd_unet(16), (16, 32), 5.0, FusionConfig(), count=2, steps=5)
 
 
-@pytest.mark.parametrize("steps", [8, 25])
+@pytest.mark.parametrize("steps", [5, 25])
 @pytest.mark.slow
 def test_fusion_continues_to_the_last_step_of_any_sampler(steps: int) -> None:
     check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(), count=1, steps=steps)
@@ -154,21 +154,21 @@ def test_fusion_continues_to_the_last_step_of_any_sampler(steps: int) -> None:
 
 @pytest.mark.slow
 def test_plain_steps_before_and_after_the_fused_ones() -> None:
-    check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(first_step=3, last_step=5), count=2, steps=8)
+    check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(first_step=2, last_step=3), count=2, steps=5)
 
 
 @pytest.mark.slow
 def test_several_transformers_in_a_block() -> None:
     check_against_plain(
-        sd_unet(16, transformer_layers=2), (16, 16), 5.0, FusionConfig.released_code(), count=1, steps=8
+        sd_unet(16, transformer_layers=2), (16, 16), 5.0, FusionConfig.released_code(), count=1, steps=5
     )
 
 
 @pytest.mark.parametrize("control", get_args(AttentionControl))
 @pytest.mark.slow
 def test_attention_controls(control: AttentionControl) -> None:
-    config = FusionConfig(control=control, first_step=1, last_step=4)
-    check_against_plain(sd_unet(16), (16, 16), 5.0, config, count=2, steps=6)
+    config = FusionConfig(control=control, first_step=1, last_step=2)
+    check_against_plain(sd_unet(16), (16, 16), 5.0, config, count=2, steps=4)
 
 
 FIVE = SamplingConfig(num_steps=5)

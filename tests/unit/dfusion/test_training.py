@@ -350,7 +350,7 @@ def test_the_divergence_can_be_from_the_base_model(model: DiffusionModel) -> Non
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: str, tmp_path: Path) -> None:
     examples = examples_of(model, algorithm)
-    settings = config(algorithm, inner_epochs=3)  # 2 updates of pairs or 4 of samples in each epoch
+    settings = config(algorithm, micro_batch=4)  # 2 updates of pairs or 4 of samples in each of two epochs
     through = Trainer(model, examples, settings, seed=0)
     states = []
     reports = []
