@@ -33,8 +33,10 @@ from api.routes import (
     webhooks,
     workers,
 )
+from api.shared_text import SharedText
 from service import keys
 from service.broker import open_queue
+from service.db.unit_of_work import API_POOL
 from service.errors import StartError
 from service.file_lock import file_lock
 from service.service import Service
@@ -44,9 +46,9 @@ from service.settings import Settings
 class Application(FastAPI):
     """FastAPI with observability as the outermost middleware and a completed OpenAPI document."""
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, http_metrics: HttpMetrics, **options: Any) -> None:
         super().__init__(**options)
-        self.state.metrics = HttpMetrics()
+        self.state.metrics = http_metrics
         self.state.is_stopping = False
         self._requires_keys = settings.auth
 
@@ -74,11 +76,12 @@ class Application(FastAPI):
         return schema
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, http_metrics: HttpMetrics | None = None) -> FastAPI:
     """Create the application.
 
     Args:
         settings: The settings; read from the environment if not given.
+        http_metrics: Counts the requests; if not given, those of this process.
 
     Returns:
         The application. Its startup may raise StartError.
@@ -89,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings.read()
     access.require_closed_or_local(settings)
     rate_limit = RateLimit(settings) if settings.requests_per_second else None
+    shared_text = SharedText()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -99,14 +103,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             if settings.database.startswith("sqlite"):
                 stack.enter_context(file_lock(settings.data_dir / "service.lock"))
 
-            service = Service.open(settings, open_queue(settings))
+            pool = API_POOL.divided_by(settings.api_processes)
+            service = Service.open(settings, open_queue(settings), pool=pool)
             stack.callback(service.close)
             keys.prepare(service.uow, settings)
             app.state.service = service
 
-            installation_metrics = InstallationMetrics(service)
-            app.state.metrics.registry.register(installation_metrics)
-            stack.callback(app.state.metrics.registry.unregister, installation_metrics)
+            app.state.installation_metrics = InstallationMetrics(service, shared_text)
 
             app.state.supervisor = None
             if settings.embedded_worker and not settings.broker:
@@ -120,6 +123,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = Application(
         settings,
+        http_metrics or HttpMetrics(),
         title="D-Fusion",
         version=_version(),
         description="Online preference training of text-to-image diffusion models on visually consistent pairs.",

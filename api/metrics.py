@@ -1,28 +1,55 @@
-"""Prometheus metrics: requests of this process; jobs and stages from the database at each scrape."""
+"""Prometheus metrics: requests of all processes of this API; jobs and stages from the database."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPMethod
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from api.shared_text import SharedText
 from service.db.queries import statistics, workers
 from service.jobs.limits import free_disk_bytes
 from service.service import Service
 
 _METHODS = frozenset(HTTPMethod)
 _REQUEST_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
+_FRESH_SECONDS = 10.0
+"""How long metrics of the database are returned again, at least."""
+_REST_PER_READ = 10.0
+"""The same in multiples of the time that reading them takes, so that it takes at most a tenth of the time."""
+_OUTAGE_SECONDS = 1.0
+"""How long the outage of the database is reported again."""
 
 
 class HttpMetrics:
-    """Counts and durations of requests, in a separate registry."""
+    """Counts and durations of requests, in a separate registry.
 
-    def __init__(self) -> None:
+    Args:
+        folder: An empty folder, if several processes count. Each has files in it, which every process sums up.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.process = 0
+        """The number of this process. The replacement of a process has its number, and continues its counts."""
         self.registry = CollectorRegistry()
+        self._exposed = self.registry
+        if folder is not None:
+            # prometheus_client names the files after `os.getpid` by default: each replacement would add files
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+            values.ValueClass = values.MultiProcessValue(lambda: self.process)
+            self._exposed = CollectorRegistry()
+            MultiProcessCollector(self._exposed, str(folder))
+
         self._requests = Counter(
             "dfusion_http_requests", "Requests with a response", ("method", "route", "status"), registry=self.registry
         )
@@ -40,24 +67,54 @@ class HttpMetrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
+    def text(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self._exposed)
+
 
 class InstallationMetrics:
-    """Collects metrics from the database. If it is unavailable, reports only dfusion_database_up = 0 and disk space."""
+    """Metrics from the database. If it is unavailable, reports only dfusion_database_up = 0 and disk space.
 
-    def __init__(self, service: Service) -> None:
+    Reading them scans tables. So all processes use one text for a time.
+    """
+
+    def __init__(self, service: Service, shared: SharedText) -> None:
         self._service = service
+        self._shared = shared
 
-    def collect(self) -> Iterator[Metric]:
-        """All metric families, from one view of the database."""
+    def text(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return self._shared.get(self._read)
+
+    def _read(self) -> tuple[bytes, float]:
+        """The metrics from one view of the database, and for how many seconds they are used."""
+        started_at = time.monotonic()
         try:
             with self._service.uow.reading() as session:
                 families = [family for read in FAMILIES for family in read(session)]
         except SQLAlchemyError:
             families = []
-        yield GaugeMetricFamily("dfusion_database_up", "Whether the database is available", float(bool(families)))
+        is_up = bool(families)
+        rest_seconds = _REST_PER_READ * (time.monotonic() - started_at)
+        used_seconds = max(_FRESH_SECONDS, rest_seconds) if is_up else _OUTAGE_SECONDS
+
         free = free_disk_bytes(self._service.settings.data_dir)
-        yield GaugeMetricFamily("dfusion_free_disk_bytes", "Free disk space of the data folder", free)
-        yield from families
+        about = [
+            GaugeMetricFamily("dfusion_database_up", "Whether the database is available", float(is_up)),
+            GaugeMetricFamily("dfusion_free_disk_bytes", "Free disk space of the data folder", free),
+        ]
+        return generate_latest(_Collected([*about, *families])), used_seconds
+
+
+class _Collected(Collector):
+    """Metric families that have been read."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        """The families."""
+        return self._families
 
 
 def _jobs(session: Session) -> Iterator[Metric]:
@@ -116,4 +173,4 @@ def _memory(session: Session) -> Iterator[Metric]:
 
 
 FAMILIES: tuple[Callable[[Session], Iterable[Metric]], ...] = (_jobs, _queue, _workers, _memory, _outputs)
-"""Contents of a scrape."""
+"""What is read from the database."""

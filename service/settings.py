@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     database_url: str = Field("", repr=False, description="SQLAlchemy URL. Empty = SQLite in data_dir")
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
+    api_processes: int = Field(
+        1, ge=1, le=10, description="Processes of the API. More than 1 needs PostgreSQL, and a broker for rate limits"
+    )
     broker_url: SecretStr = Field(
         SecretStr(""), description="URL of the Redis that carries hints to Celery workers. Empty = workers poll"
     )
@@ -135,7 +138,7 @@ class Settings(BaseSettings):
     checkpoint_seconds: Seconds = Field(60, description="How often a training writes a checkpoint")
     shutdown_seconds: Seconds = Field(20, description="How long a stopping service waits for its worker")
     restart_seconds: Seconds = Field(
-        0.5, description="First pause before a dead worker is restarted; doubles each time"
+        0.5, description="First pause before a dead worker or API process is restarted; doubles each time"
     )
     max_crashes: Count = Field(3, description="Lost workers after which a stage fails")
     max_attempts: Count = Field(8, description="Attempts of a stage that fails with a transient error")

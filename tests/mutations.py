@@ -106,6 +106,20 @@ MUTATIONS = (
         ("tests/integration/test_migrations.py::test_workers_and_sweepers_do_not_migrate",),
     ),
     Mutation(
+        "each process of the API counts in its own files",
+        "api/__main__.py",
+        "    app.state.metrics.process = number\n",
+        "    app.state.metrics.process = 0 * number\n",
+        ("tests/integration/test_processes.py::test_each_process_shows_the_requests_of_all",),
+    ),
+    Mutation(
+        "the processes of the API share its connections",
+        "api/main.py",
+        "API_POOL.divided_by(settings.api_processes)",
+        "API_POOL",
+        ("tests/integration/test_pooler.py::test_the_processes_of_the_api_share_its_connections",),
+    ),
+    Mutation(
         "a worker writes only under the epoch of its lease",
         "service/db/queries/stages.py",
         "return Stage.id == stage_id, Stage.lease_epoch == epoch, Stage.state == StageState.RUNNING",

@@ -89,9 +89,13 @@ class Pool:
     kept: int
     most: int
 
+    def divided_by(self, processes: int) -> Pool:
+        """The connections of each of several processes that share these."""
+        return Pool(max(1, self.kept // processes), max(1, self.most // processes))
+
 
 API_POOL = Pool(10, 40)
-"""One connection for each of the 40 threads that serve the API's requests."""
+"""One connection for each of the 40 threads that serve the API's requests. Several processes share them."""
 WORKER_POOL = Pool(1, 2)
 """One for the stage, and another one while a lease is renewed or the worker is reported in the same moment."""
 SWEEPER_POOL = Pool(2, 8)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import event, make_url, text
 
+from api.main import create_app
 from api.stack.program import free_port
 from service.db.locks import AdvisoryLock, try_hold
 from service.db.migrate import migrate
@@ -17,7 +19,7 @@ from service.jobs.kinds import RoundSpec
 from service.maintenance import sweep_once
 from service.service import Service, create_job
 from tests.servers import PostgresServer
-from tests.service import round_body, settings_for, work_until_idle
+from tests.service import round_body, service_of, settings_for, work_until_idle
 from tests.statements import statements
 from worker.presence import Presence
 
@@ -33,6 +35,17 @@ def test_a_hundred_workers_fit_the_connections_of_postgres(postgres_url: str) ->
     # docs/operations.md: one connection for each worker, a second one for 49 of them in the same moment
     assert 100 * WORKER_POOL.kept + 49 + API_POOL.most + SWEEPER_POOL.most + RESERVED == MAX_CONNECTIONS
     assert WORKER_POOL.most <= 2
+
+
+@pytest.mark.parametrize(("processes", "kept", "most"), [(1, 10, 40), (2, 5, 20), (3, 3, 13), (10, 1, 4)])
+def test_the_processes_of_the_api_share_its_connections(
+    tmp_path: Path, postgres_url: str, processes: int, kept: int, most: int
+) -> None:
+    settings = settings_for(tmp_path, tmp_path / "tiny", database_url=postgres_url, api_processes=processes)
+    with TestClient(create_app(settings)) as client:
+        pool = service_of(client).uow.engine.pool
+        assert (pool.size(), pool.size() + pool._max_overflow) == (kept, most)  # type: ignore[attr-defined]
+    assert processes * most <= API_POOL.most
 
 
 def test_a_worker_holds_one_connection_and_two_at_most(tmp_path: Path, pipeline: Path, postgres_url: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from api.processes import CLOSE_SECONDS
 from service.settings import Settings
 from tests import compose
 from tests.compose import REQUIRED, ROOT, SECRETS, MissingVariableError
@@ -185,7 +186,7 @@ def test_time_to_stop_is_longer_than_what_a_stop_takes(monkeypatch: pytest.Monke
     settings = Settings(_env_file=None)  # type: ignore[call-arg]
     for name in WORKERS:
         assert seconds(FILLED[name]["stop_grace_period"]) > settings.worker_stop_seconds
-    assert seconds(FILLED["api"]["stop_grace_period"]) > settings.shutdown_seconds
+    assert seconds(FILLED["api"]["stop_grace_period"]) > settings.shutdown_seconds + CLOSE_SECONDS
 
 
 def test_a_gpu_is_reserved_for_one_worker_alone() -> None:

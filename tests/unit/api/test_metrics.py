@@ -1,4 +1,4 @@
-"""GET /metrics: metrics of this process's requests, and of jobs from the database."""
+"""GET /metrics: metrics of requests, and of jobs from the database."""
 
 import re
 from collections.abc import Iterator
@@ -11,16 +11,25 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
+from api import metrics as api_metrics
 from api.main import create_app
 from service.db.queries import statistics
 from service.db.tables import Stage
 from service.jobs import execution
 from service.jobs.execution import Claim, StageFailure
 from service.service import Service
-from tests.service import round_body, settings_for
+from tests.service import round_body, service_of, settings_for
+from tests.statements import statements
 
 ROOT = Path(__file__).parents[3]
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(autouse=True)
+def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the database at each scrape."""
+    monkeypatch.setattr(api_metrics, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(api_metrics, "_REST_PER_READ", 0.0)
 
 
 @pytest.fixture
@@ -188,3 +197,31 @@ def test_metrics_report_an_unavailable_database(client: TestClient, monkeypatch:
     assert of(metrics, "dfusion_database_up") == 0
     assert of(metrics, "dfusion_http_requests_total", method="GET", route="/jobs", status="200") == 1
     assert not [name for name, _ in metrics if name.startswith("dfusion_jobs")]
+
+
+@pytest.mark.parametrize(("name", "value"), [("_FRESH_SECONDS", 1e6), ("_REST_PER_READ", 1e12)])
+def test_the_database_rests_between_scrapes(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    """For a fixed time, and for a multiple of the time that a scrape takes."""
+    client.post("/rounds", json=round_body())
+    monkeypatch.setattr(api_metrics, name, value)
+    with statements(service_of(client).uow.engine) as sent:
+        assert of(scrape(client), "dfusion_jobs", state="queued") == 1
+        assert len(sent) > 0
+        sent.clear()
+        assert of(scrape(client), "dfusion_jobs", state="queued") == 1
+        assert sent == []
+    assert of(scrape(client), "dfusion_http_requests_total", method="GET", route="/metrics", status="200") == 2
+
+
+def test_an_outage_is_not_reported_for_longer(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> None:
+        raise OperationalError("select", {}, Exception("away"))
+
+    monkeypatch.setattr(api_metrics, "_FRESH_SECONDS", 1e6)
+    monkeypatch.setattr(api_metrics, "_OUTAGE_SECONDS", 0.0)
+    with monkeypatch.context() as outage:
+        outage.setattr(statistics, "leases", away)
+        assert of(scrape(client), "dfusion_database_up") == 0
+    assert of(scrape(client), "dfusion_database_up") == 1

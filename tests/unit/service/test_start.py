@@ -17,6 +17,7 @@ import service.transfer.__main__
 import worker.local
 import worker.sweeper
 from api import local_service
+from api.processes import require_shareable
 from service.catalogue import Catalogue
 from service.db import clock
 from service.errors import StartError
@@ -139,6 +140,34 @@ def test_an_address_that_cannot_be_used_is_named() -> None:
         with pytest.raises(StartError, match=f"^DFUSION_HOST=127.0.0.1, DFUSION_PORT={port}: .*in use"):
             api.__main__.require_address(Settings(port=port))
     api.__main__.require_address(Settings(port=port))
+
+
+POSTGRES = "postgresql://127.0.0.1:1/dfusion"
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({}, "SQLite allows one process; set DFUSION_DATABASE_URL "),
+        ({"DATABASE_URL": POSTGRES}, "with an embedded worker, .*; set DFUSION_BROKER_URL "),
+        (
+            {"DATABASE_URL": POSTGRES, "EMBEDDED_WORKER": "false", "REQUESTS_PER_SECOND": "1"},
+            "the processes count requests together in Redis; set DFUSION_BROKER_URL",
+        ),
+    ],
+)
+def test_what_prevents_several_processes_is_named(
+    variables: dict[str, str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFUSION_DATA_DIR", str(tmp_path))
+    for name, value in ({"API_PROCESSES": "4"} | variables).items():
+        monkeypatch.setenv(f"DFUSION_{name}", value)
+    with pytest.raises(SystemExit, match=f"^cannot start: DFUSION_API_PROCESSES=4: {reason}[^\n]*$"):
+        api.__main__.main()
+
+
+def test_several_processes_need_no_broker_without_rate_limits() -> None:
+    require_shareable(Settings(database_url=POSTGRES, embedded_worker=False, api_processes=4))
 
 
 def test_a_clock_that_differs_from_that_of_the_database_is_named(
