@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,9 +15,9 @@ from api.cli.jobs import follow_to_end, job_sheet
 from api.cli.options import Follow, Key, Limit, OfJob, fetch_pages
 from api.cli.screens import figure, listing, local_time, sheet, size
 from api.cli.session import Session
-from api.wire.models import ModelDetail, ModelOut
+from api.wire.models import ExportOut, ModelDetail, ModelOut
 
-app = typer.Typer(no_args_is_help=True, help="Models: list, show, lineage, export, download, alias.")
+app = typer.Typer(no_args_is_help=True, help="Models: list, show, lineage, export, exports, download, alias.")
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model's id, its name or an alias")]
 Format = Literal["diffusers", "kohya", "merged"]
 FormatOption = Annotated[
@@ -45,7 +46,7 @@ def _row(model: ModelOut) -> tuple[Any, ...]:
 
 @app.command()
 def show(ctx: typer.Context, model: ModelName) -> None:
-    """Show a model: its file, its parent, its training statistics and its exports."""
+    """Show a model: its file, its parent, its training statistics and its newest exports."""
     session: Session = ctx.obj
     with session.client() as client:
         details = client.model(model)
@@ -65,6 +66,20 @@ def lineage(ctx: typer.Context, model: ModelName) -> None:
         for ancestor in lineage.data
     )
     session.show(lineage, lambda: listing(headings, rows))
+
+
+@app.command()
+def exports(ctx: typer.Context, model: ModelName, limit: Limit = 20) -> None:
+    """List the exports of a model, newest first."""
+    session: Session = ctx.obj
+    with session.client() as client:
+        page = fetch_pages(lambda size, cursor: client.exports_page(size, cursor, model=model), limit)
+    session.show(page, lambda: _listing(page.data, page.has_more))
+
+
+def _listing(exports: Sequence[ExportOut], has_more: bool = False) -> RenderableType:
+    rows = ((export.id, export.format, export.artifact, local_time(export.created_at)) for export in exports)
+    return listing(("export", "format", "file", "created at"), rows, has_more)
 
 
 @app.command()
@@ -154,6 +169,5 @@ def _sheet(model: ModelDetail) -> RenderableType:
 
     parts: list[RenderableType] = [sheet(fields | statistics)]
     if model.exports:
-        rows = ((export.id, export.format, export.artifact, local_time(export.created_at)) for export in model.exports)
-        parts += [Text(), listing(("export", "format", "file", "created at"), rows)]
+        parts += [Text(), _listing(model.exports)]
     return Group(*parts)

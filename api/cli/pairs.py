@@ -144,11 +144,11 @@ def download(
     """Download the newest data set that `dfusion pairs export` wrote for a job."""
     session: Session = ctx.obj
     with session.client() as client:
-        exports = client.exports(job).data
-        if not exports:
+        export = next(client.exports(job=job), None)
+        if export is None:
             raise typer.BadParameter(f"{job} has no export yet; run dfusion pairs export {job} --follow")
-        sha256 = client.download(exports[0].artifact, file)
-    session.show(exports[0], lambda: Text(f"{file}, sha256 {sha256}"))
+        sha256 = client.download(export.artifact, file)
+    session.show(export, lambda: Text(f"{file}, sha256 {sha256}"))
 
 
 def _sheet(pair: PairOut) -> RenderableType:

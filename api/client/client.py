@@ -118,6 +118,13 @@ class ModelFilters(TypedDict, total=False):
     job: str | None
 
 
+class ExportFilters(TypedDict, total=False):
+    """Filters of exports: those of a job's pairs, those of a model."""
+
+    job: str | None
+    model: str | None
+
+
 class Client:
     """A client of one service. Use it in a `with` block, or call `close`.
 
@@ -472,9 +479,15 @@ class Client:
         """Remove an alias."""
         self._transport.request("DELETE", f"/aliases/{_segment(name)}", idempotent=False)
 
-    def exports(self, job_id: str) -> ListOut[ExportOut]:
-        """Return the exported data sets of a job's pairs, newest first."""
-        return self._get("/exports", ListOut[ExportOut], job=job_id)
+    def exports(self, **filters: Unpack[ExportFilters]) -> Iterator[ExportOut]:
+        """Iterate over exports of models and of the pairs of jobs, newest first."""
+        return _all(lambda cursor: self.exports_page(_MAX_PAGE_SIZE, cursor, **filters))
+
+    def exports_page(
+        self, limit: int = 50, cursor: str | None = None, **filters: Unpack[ExportFilters]
+    ) -> ListOut[ExportOut]:
+        """Return one page of exports."""
+        return self._get("/exports", ListOut[ExportOut], limit=limit, cursor=cursor, **filters)
 
     # files
 
@@ -647,7 +660,7 @@ class Client:
         response = self._transport.request("POST", f"/webhook-deliveries/{_segment(delivery_id)}/replay")
         return _read(DeliveryOut, response.content)
 
-    def _get(self, path: str, model: type[M], *, wait_seconds: float = 0, **params: Any) -> M:
+    def _get(self, path: str, model: type[M], /, *, wait_seconds: float = 0, **params: Any) -> M:
         if wait_seconds:
             params["wait"] = wait_seconds
         response = self._transport.request("GET", path, params=params, wait_seconds=wait_seconds)

@@ -31,6 +31,8 @@ from service.states import SampleRole
 
 _LINEAGE = 200
 """Models of the lineage that a model shows; `/models/{model}/lineage` has pages of all."""
+_EXPORTS = 200
+"""Exports that a model shows; `/exports?model=…` has pages of all."""
 
 router = APIRouter(dependencies=[require_scope("read")])
 
@@ -199,13 +201,14 @@ def list_models(service: ServiceDep, filters: Annotated[ModelListParameters, Que
 
 @router.get("/models/{model}", tags=["models"])
 def get_model(model: str, service: ServiceDep) -> ModelDetail:
-    """Return a model with its lineage and exports, by id, name or alias."""
+    """Return a model with its lineage and its newest exports, by id, name or alias."""
     with service.uow.reading() as session:
         row = _model(session, model)
         adapter = results.get_artifact(session, row.adapter_artifact_id) if row.adapter_artifact_id else None
         aliases = results.aliases(session, [row.id])[row.id]
         lineage = results.lineage(session, row.id, _LINEAGE).rows
-        return model_detail(row, adapter, aliases, lineage, results.exports(session, row.id))
+        exports = results.export_page(session, _EXPORTS, None, model_id=row.id).rows
+        return model_detail(row, adapter, aliases, lineage, exports)
 
 
 def _model(session: Session, name: str) -> Model:
@@ -251,8 +254,8 @@ def download_model(
         if parameters.format == "diffusers":
             artifact = row.adapter_artifact_id
         else:
-            exports = [export for export in results.exports(session, row.id) if export.format == parameters.format]
-            artifact = exports[0].artifact_id if exports else None
+            export = results.newest_export(session, row.id, parameters.format)
+            artifact = export.artifact_id if export else None
         if artifact is None:
             body = f'{{"model": "{row.id}", "format": "{parameters.format}"}}'
             raise ConflictError(f"{row.id} has no export as {parameters.format} yet: POST /exports {body}")
@@ -280,15 +283,18 @@ def delete_alias(name: Alias, service: ServiceDep) -> None:
             raise NotFoundError(f"there is no alias {name!r}")
 
 
-class ExportListParameters(Parameters):
-    """Filters of the list of exports."""
+class ExportListParameters(PageParameters):
+    """Filters of the list of exports: those of a job's pairs, those of a model."""
 
-    job: str
+    job: str | None = None
+    model: str | None = Field(None, max_length=100, description="Id, name or alias of a model")
 
 
 @router.get("/exports", tags=["models"])
 def list_exports(service: ServiceDep, filters: Annotated[ExportListParameters, Query()]) -> ListOut[ExportOut]:
-    """List the data sets exported from a job's pairs, newest first."""
+    """List exports of models and of the pairs of jobs, newest first."""
     with service.uow.reading() as session:
-        rows = results.exports(session, of_job_id=expect(IdKind.JOB, filters.job))
-        return ListOut[ExportOut](data=[export_out(row) for row in rows], has_more=False, next_cursor=None)
+        job_id = _job_id(filters.job)
+        model_id = None if filters.model is None else _model(session, filters.model).id
+        page = results.export_page(session, filters.limit, filters.cursor, model_id, job_id)
+        return convert_page(ListOut[ExportOut], page, export_out)

@@ -47,7 +47,7 @@ class ExportOut(BaseModel):
 
 
 class ModelDetail(ModelOut):
-    """A model with its lineage (the model, its parent and so on, at most 200 models) and its exports."""
+    """A model with its lineage (the model, its parent and so on) and its newest exports, at most 200 of each."""
 
     lineage: list[str]
     exports: list[ExportOut]

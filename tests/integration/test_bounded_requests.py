@@ -15,7 +15,7 @@ from api.main import create_app
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results, stages
 from service.db.queries.pages import encode_cursor
-from service.db.tables import Metric, Model, Pair, PromptSet, Stage
+from service.db.tables import Export, Metric, Model, Pair, PromptSet, Stage
 from service.ids import IdKind, new_id
 from service.jobs import checking, execution
 from service.jobs.kinds import RoundSpec
@@ -401,6 +401,42 @@ def test_pages_of_stages_by_state_and_of_failed_attempts(client: TestClient, ser
     assert shards("cancelled", with_error=True) == []
 
 
+def pages(client: TestClient, path: str, limit: int, **filters: str) -> list[dict[str, Any]]:
+    """All pages of a list."""
+    found: list[dict[str, Any]] = []
+    while not found or found[-1]["has_more"]:
+        cursor = {"cursor": found[-1]["next_cursor"]} if found else {}
+        found.append(client.get(path, params={"limit": limit, **filters, **cursor}).json())
+    return found
+
+
+def test_pages_of_exports(client: TestClient, service: Service) -> None:
+    """A model with 250 exports, every fifth of which is merged, and a job with 3 exports of its pairs."""
+    rows = Results.of_new_job(service)
+    artifact = rows.artifact("export")
+    common = {"job_id": rows.job_id, "artifact_id": artifact.id, "figures": {}, "created_at": 0}
+    of_model = [
+        Export(id=new_id(IdKind.EXPORT), model_id=rows.model_id, format="kohya" if n % 5 else "merged", **common)
+        for n in range(250)
+    ]
+    of_job = [Export(id=new_id(IdKind.EXPORT), of_job_id=rows.job_id, format="parquet", **common) for _ in range(3)]
+    with service.uow.writing() as session:
+        results.add_all(session, [artifact, *of_model, *of_job])
+
+    def listed(limit: int, **filters: str) -> list[list[str]]:
+        return [[row["id"] for row in page["data"]] for page in pages(client, "/exports", limit, **filters)]
+
+    newest_first = [row.id for row in reversed(of_model)]
+    assert listed(100, model="tiny") == [newest_first[:100], newest_first[100:200], newest_first[200:]]
+    assert listed(2, job=rows.job_id) == [[of_job[2].id, of_job[1].id], [of_job[0].id]]
+    assert listed(200) == [[row.id for row in reversed(of_job)] + newest_first[:197], newest_first[197:]]
+    assert [export["id"] for export in client.get("/models/tiny").json()["exports"]] == newest_first[:200]
+    assert client.get("/exports?model=none").status_code == 404
+    with service.uow.reading() as session:
+        newest = results.newest_export(session, str(rows.model_id), "merged")
+    assert newest is not None and newest.id == of_model[245].id
+
+
 def test_pages_of_metrics_and_lineage(client: TestClient, service: Service) -> None:
     """A job with 260 rounds, each of which has trained the child of the model before."""
     job_id = start_round(service, rounds=260)
@@ -420,14 +456,7 @@ def test_pages_of_metrics_and_lineage(client: TestClient, service: Service) -> N
             [Metric(**measured, round=n, model_id=row.id, mean=n, std=0) for n, row in enumerate([base, *models])],
         )
 
-    def pages(path: str, limit: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while not found or found[-1]["has_more"]:
-            cursor = {"cursor": found[-1]["next_cursor"]} if found else {}
-            found.append(client.get(path, params={"limit": limit, **cursor}).json())
-        return found
-
-    metrics = pages(f"/jobs/{job_id}/metrics", 100)
+    metrics = pages(client, f"/jobs/{job_id}/metrics", 100)
     assert [[row["round"] for row in page["data"]] for page in metrics] == [
         list(range(100)),
         list(range(100, 200)),
@@ -438,7 +467,7 @@ def test_pages_of_metrics_and_lineage(client: TestClient, service: Service) -> N
 
     last = models[-1].id
     newest_first = [row.id for row in reversed([base, *models])]
-    lineage = pages(f"/models/{last}/lineage", 87)
+    lineage = pages(client, f"/models/{last}/lineage", 87)
     assert [len(page["data"]) for page in lineage] == [87, 87, 87]
     assert [row["model"] for page in lineage for row in page["data"]] == newest_first
     assert lineage[0]["data"][0]["seed"] == 7

@@ -47,7 +47,7 @@ from service.states import SampleRole, Verdict
 
 # built once, since requests for jobs run it and building it takes about as long as running it
 _BY_NAME = select(Model).where(Model.name == bindparam("name"))
-R = TypeVar("R", Sample, Pair, Model)
+R = TypeVar("R", Sample, Pair, Model, Export)
 P = TypeVar("P", Sample, Pair)
 _TABLES = Table.metadata.sorted_tables
 """All tables, those that others reference first."""
@@ -447,10 +447,19 @@ def remove_alias(session: Session, name: str) -> bool:
     return row is not None
 
 
-def exports(session: Session, model_id: str | None = None, of_job_id: str | None = None) -> list[Export]:
-    """The exports of a model, or of the pairs of a job, newest first."""
-    query = select(Export).where(Export.model_id == model_id if model_id else Export.of_job_id == of_job_id)
-    return list(session.scalars(query.where(is_kept(Export)).order_by(Export.id.desc())))
+def export_page(
+    session: Session, limit: int, cursor: str | None, model_id: str | None = None, of_job_id: str | None = None
+) -> Page[Export]:
+    """Exports, newest first; those of a model or of the pairs of a job if it is given."""
+    equal: ColumnValues = {Export.model_id: model_id, Export.of_job_id: of_job_id}
+    page = fetch_page(session, select(Export), Export.id, limit, cursor, newest_first=True, equal=equal)
+    return _without_deleted(session, page)
+
+
+def newest_export(session: Session, model_id: str, export_format: str) -> Export | None:
+    """The newest export of a model in this format."""
+    query = select(Export).where(Export.model_id == model_id, Export.format == export_format, is_kept(Export))
+    return session.scalar(query.order_by(Export.id.desc()).limit(1))
 
 
 def ensure_base_models(session: Session, names: Iterable[str]) -> None:

@@ -103,6 +103,7 @@ def test_json_output_equals_the_api_response(live: Live, run: Run) -> None:
         ("models list", "/models", {"limit": 20}),
         (f"models show {model}", f"/models/{model}", {}),
         (f"models lineage {model}", f"/models/{model}/lineage", {}),
+        (f"models exports {model}", "/exports", {"model": model, "limit": 20}),
         ("prompt-sets list", "/prompt-sets", {"limit": 50}),
         ("prompt-sets show paper-position-train", "/prompt-sets/paper-position-train", {}),
     ]

@@ -126,7 +126,7 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             client.delete_job(again.id)
 
-        assert client.exports(job.id).data == []
+        assert [*client.exports(job=job.id), *client.exports(model="tiny")] == []
         client.read(pairs[0].base.image)
         with pytest.raises(ApiError):
             client._transport.request("HEAD", pairs[0].base.image + "x")
