@@ -29,6 +29,8 @@ _CONTEXT.set_forkserver_preload(["tests.forking_preload"])
 _SET_NAME, _SET_CHILD_SUBREAPER = 15, 36
 """Options of prctl(2)."""
 _POLL_SECONDS = 0.01
+_RUN_SECONDS = 120
+"""Of a program that is expected to end."""
 
 
 class Forked:
@@ -76,9 +78,16 @@ def fork(arguments: Sequence[str], folder: Path, environment: Mapping[str, str],
 
 
 def run(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run `python -m MODULE ARGUMENT…` in a fork until it ends. Its whole output counts as standard output."""
+    """Run `python -m MODULE ARGUMENT…` in a fork until it ends. Its whole output counts as standard output.
+
+    Raises subprocess.TimeoutExpired, and kills it, if it does not end.
+    """
     with tempfile.NamedTemporaryFile() as log:
-        code = fork(arguments, folder, environment, Path(log.name)).wait()
+        process = fork(arguments, folder, environment, Path(log.name))
+        try:
+            code = process.wait(_RUN_SECONDS)
+        finally:
+            process.kill()
         return subprocess.CompletedProcess(arguments, code, stdout=log.read().decode())
 
 
