@@ -104,7 +104,7 @@ def _run_program(arguments: Sequence[str], folder: str, environment: Mapping[str
     os.dup2(output, sys.stderr.fileno())
     os.close(output)
     os.chdir(folder)
-    if tuple(arguments) == ("-m", "api"):
+    if tuple(arguments) == ("-m", "api") and not environment.get("DFUSION_BROKER_URL"):
         _fork_embedded_workers()
     _run_module(arguments, environment)
 
