@@ -414,7 +414,7 @@ def test_pages_of_exports(client: TestClient, service: Service) -> None:
     """A model with 250 exports, every fifth of which is merged, and a job with 3 exports of its pairs."""
     rows = Results.of_new_job(service)
     artifact = rows.artifact("export")
-    common = {"job_id": rows.job_id, "artifact_id": artifact.id, "figures": {}, "created_at": 0}
+    common = {"job_id": rows.job_id, "artifact_id": artifact.id, "statistics": {}, "created_at": 0}
     of_model = [
         Export(id=new_id(IdKind.EXPORT), model_id=rows.model_id, format="kohya" if n % 5 else "merged", **common)
         for n in range(250)

@@ -93,7 +93,7 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         assert (key.id, False) in [(listed.id, listed.active) for listed in client.api_keys()]
 
         hook = client.create_webhook("https://example.org/hook", ["job.cancelled"])
-        assert hook.secret.startswith("whsec_") and [listed.id for listed in client.webhooks()] == [hook.id]
+        assert hook.secret.startswith("whsec_") and hook.id in {listed.id for listed in client.webhooks()}
 
         assert client.add_prompt_set("animals", [{"text": "a cat", "items": ["cat"]}], description="one").size == 1
         assert client.add_prompt_text("animals", "a [cat] on a [sofa]\n").version == 2
