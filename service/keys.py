@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from service.db.queries import api_keys, jobs
+from service.db.queries.api_keys import Candidate
 from service.db.tables import ApiKey
 from service.db.unit_of_work import UnitOfWork
 from service.errors import ConflictError, InvalidRequestError, StartError
@@ -97,9 +98,11 @@ def authenticate(uow: UnitOfWork, token: str) -> Caller | None:
     with uow.reading() as session:
         candidates = api_keys.candidates(session, token[:_PREFIX_LENGTH])
     key = next((candidate for candidate in candidates if hmac.compare_digest(candidate.sha256, digest)), None)
-    if key is None:
-        return None
+    return None if key is None else caller_of(uow, key)
 
+
+def caller_of(uow: UnitOfWork, key: Candidate) -> Caller:
+    """The caller with this active key, whose use is recorded if that is due."""
     if key.use_is_due:
         _record_use(uow, key.id)
     granted = (KeyScope(scope).includes for scope in key.scopes)

@@ -109,6 +109,17 @@ class ApiKey(Table):
     revoked_at: Mapped[float | None]
 
 
+class BrowserSession(Table):
+    """A browser that has signed in with an API key. Only the SHA-256 of the session's token is stored."""
+
+    __tablename__ = "browser_sessions"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    created_at: Mapped[float]
+    expires_at: Mapped[float] = mapped_column(index=True)
+
+
 JOB_HAS_ENDED = "finished_at IS NOT NULL"
 IS_DELETED = "deleted_at IS NOT NULL"
 HAS_ENDED_AND_IS_KEPT = "finished_at IS NOT NULL AND deleted_at IS NULL"

@@ -503,7 +503,7 @@ def test_the_removal_of_a_deleted_job_starts_before_the_next_collection_is_due(s
 def test_each_table_of_rows_of_jobs_is_removed_before_those_that_it_references(service: Service) -> None:
     """A new table with a reference to jobs or their rows is added to CONTENTS."""
     kept = {"scores", "stage_dependencies", "stages", "jobs", "prompt_sets", "api_keys", "workers", "model_aliases"}
-    kept |= {"webhooks", "webhook_deliveries"}
+    kept |= {"webhooks", "webhook_deliveries", "browser_sessions"}
     names = [table.name for table in deletion.CONTENTS]
     assert kept.isdisjoint(names) and kept.union(names) == set(Table.metadata.tables)
     inspector = inspect(service.uow.engine)

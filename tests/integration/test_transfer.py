@@ -338,6 +338,7 @@ def test_every_table_that_belongs_to_a_project_is_moved() -> None:
     """A new table is exported, or this test gives the reason why not."""
     stays = {
         "api_keys": "keys are an installation's own",
+        "browser_sessions": "they belong to API keys",
         "idempotency_keys": "a client's request that is sent again is sent to the old installation",
         "workers": "processes",
         "webhooks": "receivers are told about the jobs of one installation",

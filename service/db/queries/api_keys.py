@@ -15,10 +15,10 @@ from service.ids import IdKind, new_id
 
 _USE_INTERVAL_SECONDS = 300.0
 # built once, since every request with a key runs it and building it takes about as long as running it
-_USE_IS_DUE = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now_seconds() - _USE_INTERVAL_SECONDS)
-_IS_ACTIVE = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now_seconds())
-_CANDIDATES = select(ApiKey.id, ApiKey.name, ApiKey.sha256, ApiKey.scopes, _USE_IS_DUE).where(
-    ApiKey.prefix == bindparam("prefix"), _IS_ACTIVE
+USE_IS_DUE = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now_seconds() - _USE_INTERVAL_SECONDS)
+IS_ACTIVE = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now_seconds())
+_CANDIDATES = select(ApiKey.id, ApiKey.name, ApiKey.sha256, ApiKey.scopes, USE_IS_DUE).where(
+    ApiKey.prefix == bindparam("prefix"), IS_ACTIVE
 )
 
 
@@ -68,12 +68,12 @@ def named(session: Session, name: str) -> list[ApiKey]:
 
 def active(session: Session, scope: str) -> list[ApiKey]:
     """Keys with exactly this scope that are neither revoked nor expired."""
-    return [row for row in session.scalars(select(ApiKey).where(_IS_ACTIVE)) if scope in row.scopes]
+    return [row for row in session.scalars(select(ApiKey).where(IS_ACTIVE)) if scope in row.scopes]
 
 
 def is_active(session: Session, key_id: str) -> bool:
     """Whether the key is neither revoked nor expired."""
-    return session.scalar(select(ApiKey.id).where(ApiKey.id == key_id, _IS_ACTIVE)) is not None
+    return session.scalar(select(ApiKey.id).where(ApiKey.id == key_id, IS_ACTIVE)) is not None
 
 
 def candidates(session: Session, prefix: str) -> list[Candidate]:
