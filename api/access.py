@@ -1,7 +1,8 @@
 """Access control: authentication, scopes and rate limits.
 
-The middleware `Guard` authenticates each request, except those to the open paths. A route declares its scope with
-`require_scope`; the service refuses to start if a route declares none. If `auth` is off, only this machine has access.
+The middleware `Guard` authenticates each request, except those to the open paths. Browsers send the cookie of a session
+in place of a key. A route declares its scope with `require_scope`; the service refuses to start if a route has none.
+If `auth` is off, only this machine has access.
 """
 
 from __future__ import annotations
@@ -23,18 +24,26 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import problem
+from api.pages import assets
 from api.rate_limit import RateLimit
 from api.routes import docs
 from api.token_buckets import ExpiringSet, retry_after
-from service import keys
+from service import browser_sessions, keys
 from service.errors import ForbiddenError, StartError
 from service.keys import ANYONE, Caller
 from service.service import Service
 from service.settings import Settings
 from service.states import KeyScope
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"}) | docs.ASSETS
-"""Paths that require no API key: health checks and documentation."""
+SIGN_IN_PATH = "/sign-in"
+SIGN_OUT_PATH = "/sign-out"
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", SIGN_IN_PATH}) | docs.ASSETS | assets.ASSETS
+"""Paths that require no API key: health checks, documentation, and the sign-in page with its files."""
+SESSION_COOKIE = "dfusion_session"
+CSRF_HEADER = "X-CSRF-Token"
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAME_SITE = frozenset({"same-origin", "none"})
+"""Values of Sec-Fetch-Site of requests by a page of this service, or by the user."""
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 _KNOWN_SECONDS = 3600.0
 """How long a valid key counts as known."""
@@ -135,25 +144,33 @@ class Guard:
             detail = f"{reason}; without API keys, only local access is allowed"
             return problem(HTTPStatus.FORBIDDEN, "not_local", detail)
 
-        # 2. open paths
+        # 2. a change that a page of another site requests
+        if _is_cross_site(request):
+            detail = "the request comes from a page of another site"
+            return problem(HTTPStatus.FORBIDDEN, "cross_site", detail)
+
+        # 3. open paths; each attempt to sign in counts
+        address = request.client.host if request.client else ""
         if request.scope["path"] in self._open:
             request.state.caller = ANYONE if not self._settings.auth else Caller(None, frozenset({KeyScope.READ}))
+            if request.method == "POST" and self._rate_limit is not None:
+                if wait := await self._rate_limit.take(f"address {address}"):
+                    return self._too_many_requests(wait)
             return None
 
-        # 3. an address that has sent too many invalid keys: its next unknown key is not looked up
-        address = request.client.host if request.client else ""
+        # 4. an address that has sent too many invalid keys: its next unknown key is not looked up
         token = _token(request)
         if (wait := self._refused.seconds_left(address)) and not self._is_known(token):
             return self._too_many_requests(wait)
 
-        # 4. the caller of the API key
+        # 5. the caller of the API key, or of the browser's session
         try:
             caller = await self._caller(request, token)
         except SQLAlchemyError:
             detail = "cannot check the API key: the database is unavailable"
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, "database", detail, headers={"Retry-After": "5"})
 
-        # 5. rate limit, by key or by address
+        # 6. rate limit, by key or by address
         if self._rate_limit is not None:
             if wait := await self._rate_limit.take((caller.key_id if caller else None) or f"address {address}"):
                 if caller is None:
@@ -163,18 +180,28 @@ class Guard:
         if caller is None:
             return _unauthorized(request)
         request.state.caller = caller
-        return None
+        return _csrf_error(request)
 
     async def _caller(self, request: Request, token: str | None) -> Caller | None:
-        """Authenticate the request. Returns None if it has no valid API key."""
+        """Authenticate the request. Returns None if it has neither a valid API key nor a session."""
         if not self._settings.auth:
             return ANYONE
-        if token is None:
-            return None
         service: Service = request.app.state.service
+        if token is None:
+            return await self._caller_of_session(request, service)
         caller = await run_in_threadpool(keys.authenticate, service.uow, token)
         if caller is not None:
             self._known.add(keys.token_hash(token), _KNOWN_SECONDS)
+        return caller
+
+    async def _caller_of_session(self, request: Request, service: Service) -> Caller | None:
+        """The caller with the session of the cookie. A request with an Authorization header has no session."""
+        session_token = request.cookies.get(SESSION_COOKIE)
+        if session_token is None or "authorization" in request.headers:
+            return None
+        caller = await run_in_threadpool(browser_sessions.authenticate, service.uow, session_token)
+        if caller is not None:
+            request.state.session_token = session_token
         return caller
 
     def _is_known(self, token: str | None) -> bool:
@@ -203,6 +230,27 @@ def _unauthorized(request: Request) -> Response:
         detail = "expected an API key: Authorization: Bearer dfk_…"
     headers = {"WWW-Authenticate": challenge}
     return problem(HTTPStatus.UNAUTHORIZED, "unauthorized", detail, headers=headers)
+
+
+def _is_cross_site(request: Request) -> bool:
+    """Whether a page of another site sent this request for a change. Programs send neither of the two headers."""
+    if request.method in _SAFE_METHODS:
+        return False
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in _SAME_SITE
+    origin = request.headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("host", "")
+
+
+def _csrf_error(request: Request) -> Response | None:
+    """The error response for a change by a session without its token. The form of the sign-out has its own check."""
+    token: str | None = getattr(request.state, "session_token", None)
+    if token is None or request.method in _SAFE_METHODS or request.scope["path"] == SIGN_OUT_PATH:
+        return None
+    if browser_sessions.is_csrf_token(token, request.headers.get(CSRF_HEADER, "")):
+        return None
+    return problem(HTTPStatus.FORBIDDEN, "csrf", f"expected the {CSRF_HEADER} of the page; reload the page")
 
 
 def _not_local(request: Request) -> str | None:

@@ -18,7 +18,11 @@ from starlette.types import Message as AsgiMessage
 from api.errors import problem
 
 TEXT_TYPES: Mapping[tuple[str, str], frozenset[str]] = MappingProxyType(
-    {("POST", "/prompt-sets"): frozenset({"text/plain", "text/csv"})}
+    {
+        ("POST", "/prompt-sets"): frozenset({"text/plain", "text/csv"}),
+        ("POST", "/sign-in"): frozenset({"application/x-www-form-urlencoded"}),
+        ("POST", "/sign-out"): frozenset({"application/x-www-form-urlencoded"}),
+    }
 )
 """Media types that a body may have in addition to JSON, by method and path."""
 BYTES_PER_VALUE = 8

@@ -18,6 +18,8 @@ from api.embedded import WorkerSupervisor
 from api.head import HeadMiddleware
 from api.metrics import HttpMetrics, InstallationMetrics
 from api.observe import ObservabilityMiddleware
+from api.pages.middleware import PagesMiddleware
+from api.pages.routes import ROUTERS, page_paths
 from api.rate_limit import RateLimit
 from api.readiness import Readiness
 from api.routes import (
@@ -64,7 +66,8 @@ class Application(FastAPI):
         await super().__call__(scope, receive, send_reason if scope["type"] == "lifespan" else send)
 
     def build_middleware_stack(self) -> ASGIApp:
-        return ObservabilityMiddleware(super().build_middleware_stack(), self.state.metrics)
+        pages = PagesMiddleware(super().build_middleware_stack(), page_paths(), self._requires_keys)
+        return ObservabilityMiddleware(pages, self.state.metrics)
 
     def openapi(self) -> dict[str, Any]:
         is_new = self.openapi_schema is None
@@ -140,8 +143,8 @@ def create_app(settings: Settings | None = None, http_metrics: HttpMetrics | Non
     app.add_middleware(HeadMiddleware)
     errors.install(app)
     modules = (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, webhooks, health, metrics, docs)
-    for module in modules:
-        app.include_router(module.router)
+    for router in (*ROUTERS, *(module.router for module in modules)):
+        app.include_router(router)
     return app
 
 

@@ -30,11 +30,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_PAGE_POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; object-src 'none'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
-_DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
+"""For data. Pages set their own."""
 _logger = logging.getLogger("api.access")
 
 
@@ -98,5 +95,4 @@ def _add_headers(headers: MutableHeaders, request_id: str) -> None:
     headers[REQUEST_ID] = request_id
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)
-    is_page = headers.get("content-type", "").startswith("text/html")
-    headers.setdefault("Content-Security-Policy", _PAGE_POLICY if is_page else _DATA_POLICY)
+    headers.setdefault("Content-Security-Policy", _POLICY)

@@ -71,6 +71,41 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a session's change repeats the token of its page",
+        "api/access.py",
+        "        return _csrf_error(request)\n",
+        "        return None\n",
+        ("tests/unit/api/pages/test_security.py::test_a_change_needs_the_token_of_the_page",),
+    ),
+    Mutation(
+        "a page of another site changes nothing",
+        "api/access.py",
+        "        if _is_cross_site(request):\n",
+        "        if False:\n",
+        ("tests/unit/api/pages/test_security.py::test_changes_from_other_sites_are_refused",),
+    ),
+    Mutation(
+        "a session ends with its API key",
+        "service/db/queries/browser_sessions.py",
+        "BrowserSession.expires_at > now_seconds(), IS_ACTIVE)",
+        "BrowserSession.expires_at > now_seconds())",
+        ("tests/unit/api/pages/test_security.py::test_a_session_ends_with_its_key",),
+    ),
+    Mutation(
+        "pages escape what users have written",
+        "api/pages/render.py",
+        "    autoescape=True,\n",
+        "    autoescape=False,\n",
+        ("tests/unit/api/pages/test_security.py::test_stored_scripts_stay_text_on_every_page",),
+    ),
+    Mutation(
+        "programs that accept anything get JSON",
+        "api/pages/negotiation.py",
+        "        if match is not Match.FULL or not prefers_html(scope):\n",
+        "        if match is not Match.FULL:\n",
+        ("tests/unit/api/pages/test_negotiation.py::test_browsers_get_a_page_and_programs_the_same_json",),
+    ),
+    Mutation(
         "a webhook connects to public addresses alone",
         "service/outgoing.py",
         "            require_allowed(ip_address(address), self._allow_loopback)\n",

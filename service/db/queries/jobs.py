@@ -106,6 +106,21 @@ def by_ids(session: Session, ids: Iterable[str]) -> dict[str, Job]:
     return {row.id: row for row in select_by_ids(session, Job, Job.id, ids)}
 
 
+def labels(session: Session, ids: Iterable[str]) -> dict[str, str]:
+    """The labels of these jobs by id, or their kinds and the ends of their ids. Their requests are not read."""
+    rows = session.execute(select(Job.id, Job.label, Job.kind).where(is_any_of(Job.id, ids)))
+    return {row.id: row.label or _unlabelled(row.kind, row.id) for row in rows}
+
+
+def label_of(job: Job) -> str:
+    """The label of the job, or its kind and the end of its id."""
+    return job.label or _unlabelled(job.kind, job.id)
+
+
+def _unlabelled(kind: str, job_id: str) -> str:
+    return f"{kind} {job_id[-6:]}"
+
+
 def sampling_settings(session: Session, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The sampling settings in the requests of these jobs, by job. Empty for requests without."""
     query = select(Job.id, Job.spec["sampling"]).where(is_any_of(Job.id, ids))
@@ -117,6 +132,12 @@ def origins(session: Session, ids: Iterable[str]) -> dict[str, Origin]:
     """The origins of models that these jobs trained, by job, without the rest of their requests."""
     query = select(Job.id, Job.spec["seed"], Job.prompt_set_id).where(is_any_of(Job.id, ids))
     return {job_id: Origin(seed, prompt_set_id) for job_id, seed, prompt_set_id in session.execute(query)}
+
+
+def rewards(session: Session, ids: Iterable[str]) -> dict[str, str | None]:
+    """The names of the rewards in the requests of these jobs, by job; None for requests without."""
+    query = select(Job.id, Job.spec["reward"]).where(is_any_of(Job.id, ids))
+    return {job_id: reward if isinstance(reward, str) else None for job_id, reward in session.execute(query)}
 
 
 def images_per_round(session: Session, job_id: str) -> int:
@@ -338,6 +359,20 @@ def pairings(session: Session, job_id: str, rounds: range) -> list[Event]:
     of_stages = (Stage.job_id == job_id, Stage.kind == StageKind.SELECT, Stage.round.in_(rounds))
     query = select(Event).join(Stage, Stage.id == Event.stage_id).where(*of_stages, Event.kind == PAIRED)
     return [event for event in session.scalars(query.order_by(Event.id)) if "pairs" in event.data]
+
+
+def last_events(session: Session, job_id: str, limit: int, kinds: Collection[str] = ()) -> list[Event]:
+    """The newest events of the job, newest first; those of some kinds if `kinds` names any."""
+    query = select(Event).where(Event.job_id == job_id)
+    if kinds:
+        query = query.where(Event.kind.in_(kinds))
+    return list(session.scalars(query.order_by(Event.id.desc()).limit(limit)))
+
+
+def events_of_stages(session: Session, stage_ids: Collection[str], limit: int) -> list[Event]:
+    """The first events of these stages, in order."""
+    query = select(Event).where(is_any_of(Event.stage_id, stage_ids))
+    return list(session.scalars(query.order_by(Event.id).limit(limit)))
 
 
 def by_key(session: Session, key: str) -> IdempotencyKey | None:

@@ -165,6 +165,18 @@ def sizes(session: Session, set_ids: Iterable[str]) -> dict[str, int]:
     return {row.id: row.size for row in rows}
 
 
+def names(session: Session, set_ids: Iterable[str]) -> dict[str, str | None]:
+    """The names of these sets, by id; None for the prompts of one job. The prompts are not read."""
+    rows = session.execute(select(PromptSet.id, PromptSet.name).where(is_any_of(PromptSet.id, set_ids)))
+    return {row.id: row.name for row in rows}
+
+
+def items_of(session: Session, set_id: str, index: int) -> list[str]:
+    """The items of one prompt of the set; none if it has no such prompt. The other prompts are not read."""
+    prompt = session.scalar(select(PromptSet.prompts[index]).where(PromptSet.id == set_id))
+    return [] if prompt is None else list(prompt["items"])
+
+
 def prompts_of(row: PromptSet) -> tuple[Prompt, ...]:
     """The prompts of the set, validated again."""
     return tuple(Prompt.model_validate(prompt) for prompt in row.prompts)

@@ -27,7 +27,7 @@ from service.db.queries.pages import (
     span_of,
     unindexed,
 )
-from service.db.queries.rows import UNSYNCED, get_row, is_kept, select_by_ids
+from service.db.queries.rows import UNSYNCED, get_row, is_any_of, is_kept, select_by_ids
 from service.db.tables import (
     WITHOUT_VERDICT,
     Artifact,
@@ -525,6 +525,37 @@ def metrics(session: Session, job_id: str, rounds: range) -> list[Metric]:
     """The metrics of the job in these rounds, by round, split and scorer."""
     query = select(Metric).where(Metric.job_id == job_id, Metric.round >= rounds.start, Metric.round < rounds.stop)
     return list(session.scalars(query.order_by(Metric.round, Metric.split, Metric.scorer)))
+
+
+def prompt_means(session: Session, job_id: str, scorer: str, rounds: range) -> list[tuple[int, str, int, float]]:
+    """The mean scores of the sampled images of these rounds by prompt, as index, prompt, round and mean.
+
+    It reads the scores of all their images, so the caller bounds the number of rounds.
+    """
+    roles = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
+    query = select(Sample.prompt_index, Sample.prompt, Sample.round, func.avg(Score.value))
+    query = query.join(Score, Score.sample_id == Sample.id).where(
+        Sample.job_id == job_id,
+        Sample.round >= rounds.start,
+        Sample.round < rounds.stop,
+        Sample.role.in_(roles),
+        Score.scorer == scorer,
+    )
+    query = query.group_by(Sample.prompt_index, Sample.prompt, Sample.round)
+    rows = session.execute(query.order_by(Sample.prompt_index, Sample.round))
+    return [(index, prompt, number, float(mean)) for index, prompt, number, mean in rows]
+
+
+def recent_metrics(session: Session, job_ids: Iterable[str], rounds: int) -> dict[str, list[Metric]]:
+    """The metrics of the last `rounds` rounds of these jobs, by job and round."""
+    first_round = func.coalesce(Job.last_round, Job.rounds) - rounds
+    query = select(Metric).join(Job, Metric.job_id == Job.id)
+    query = query.where(is_any_of(Metric.job_id, job_ids), Metric.round > first_round)
+
+    by_job: dict[str, list[Metric]] = {job_id: [] for job_id in job_ids}
+    for row in session.scalars(query.order_by(Metric.job_id, Metric.round)):
+        by_job[row.job_id].append(row)
+    return by_job
 
 
 def are_measured_from(session: Session, job_id: str, round_number: int) -> bool:

@@ -1,0 +1,20 @@
+"""Routes of the pages."""
+
+from __future__ import annotations
+
+from re import Pattern
+
+from fastapi import APIRouter
+
+from api.pages import assets
+from api.pages.negotiation import PageRoute
+from api.pages.routes import charts, images, models, pairs, runs, samples, sign_in
+
+_PAGES = (runs.router, pairs.router, samples.router, models.router)
+ROUTERS: tuple[APIRouter, ...] = (*_PAGES, sign_in.router, images.router, charts.router, assets.router)
+"""All routers. They come before those of the API, whose paths the pages have."""
+
+
+def page_paths() -> list[Pattern[str]]:
+    """The patterns of the paths that have a page."""
+    return [route.path_regex for router in _PAGES for route in router.routes if isinstance(route, PageRoute)]

@@ -1,0 +1,76 @@
+"""Routes of the pages of samples."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import Field
+
+from api.access import require_scope
+from api.deps import ServiceDep
+from api.pages.negotiation import PageRoute
+from api.pages.queries import FormParameters, filters_of, link
+from api.pages.render import render
+from api.pages.reproduction import again_of_job, again_of_pair
+from api.pages.routes.pairs import view_of
+from api.pages.samples import sample_card
+from api.routes.results import SampleListParameters, get_sample, list_samples
+from service.db.queries import jobs, prompt_sets, results
+from service.states import SampleRole
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[require_scope("read")])
+
+
+class SampleGridParameters(FormParameters, SampleListParameters):
+    """Filters of the grid of samples."""
+
+    limit: int = Field(60, ge=1, le=200)
+
+
+@router.get("/samples")
+def show_samples(request: Request, service: ServiceDep, filters: Annotated[SampleGridParameters, Query()]) -> Response:
+    """Show samples as a grid of small images, oldest first."""
+    page = list_samples(service, filters)
+    chosen = filters_of(filters)
+    return render(
+        request,
+        "samples.html",
+        samples=[sample_card(sample) for sample in page.data],
+        filters=filters,
+        chosen=chosen,
+        roles=list(SampleRole),
+        next_url=link("/samples", chosen, cursor=page.next_cursor) if page.has_more else None,
+        first_url=link("/samples", chosen) if filters.cursor else None,
+    )
+
+
+@router.get("/samples/{sample_id}")
+def show_sample(sample_id: str, request: Request, service: ServiceDep) -> Response:
+    """Show a sample with its lineage, and the pair that contains it for review."""
+    sample = get_sample(sample_id, service)
+    with service.uow.reading() as session:
+        row = results.get_sample(session, sample.id)
+        items = [] if row.prompt_set_id is None else prompt_sets.items_of(session, row.prompt_set_id, row.prompt_index)
+        job = jobs.get(session, sample.job)
+        model = results.get_model(session, sample.model)
+        pair = sample.pairs[0] if sample.pairs else None
+        pair_job = job if pair is None or pair.job == job.id else jobs.get(session, pair.job)
+        view = None if pair is None else view_of(session, results.get_pair(session, pair.id))
+    return render(
+        request,
+        "sample.html",
+        card=sample_card(sample),
+        items=items,
+        run_title=jobs.label_of(job),
+        model_name=model.name or f"{model.base}, round {model.round}",
+        others=sample.pairs[1:],
+        view=view,
+        again=None if pair is None else again_of_pair(pair, pair_job.spec),
+        again_job=again_of_job(job.kind, job.spec),
+        queue_url=link("/pairs", {"job": sample.job}),
+        next_url=None,
+        page_url=f"/samples/{sample.id}",
+        is_inspection=True,
+    )

@@ -1,0 +1,181 @@
+// Verdicts on their way to the service. They are kept in localStorage until the service has stored them, so that a lost
+// connection, a closed tab or an ended session loses none. Each is sent with the revision that the reviewer saw: a
+// repeated one changes nothing, and another reviewer's verdict is never overwritten unnoticed.
+
+import { caller, send } from "./http.js";
+
+const KEY = `dfusion.outbox:${caller}`;
+const CONFLICTS = `dfusion.conflicts:${caller}`;
+const MAX_PAUSE = 30_000;
+
+function read(key, fallback) {
+  try {
+    return JSON.parse(localStorage.getItem(key)) ?? fallback;
+  } catch {
+    return fallback;
+  }
+}
+
+function write(key, value) {
+  localStorage.setItem(key, JSON.stringify(value));
+}
+
+class Outbox extends EventTarget {
+  constructor() {
+    super();
+    this.revisions = new Map(); // the newest known revision of each pair
+    this.sending = false;
+    this.pause = 1000;
+    this.problem = "";
+  }
+
+  get waiting() {
+    return read(KEY, []);
+  }
+
+  get conflicts() {
+    return read(CONFLICTS, {});
+  }
+
+  start() {
+    addEventListener("online", () => this.retryNow());
+    addEventListener("storage", (event) => event.key === KEY && this.show());
+    this.show();
+    this.send();
+  }
+
+  // Adds a verdict; `prefer` null removes the reviewer's earlier one.
+  add(pair, prefer, revision, reviewer) {
+    const earlier = this.waiting.findLast((entry) => entry.pair === pair);
+    const expected = earlier ? earlier.revision + 1 : Math.max(revision, this.revisions.get(pair) ?? 0);
+    const entry = { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), pair, prefer, revision: expected, reviewer };
+    write(KEY, [...this.waiting, entry]);
+    this.show();
+    this.send();
+  }
+
+  // The verdict that waits for this pair, or undefined.
+  of(pair) {
+    return this.waiting.findLast((entry) => entry.pair === pair);
+  }
+
+  resolve(pair) {
+    const { [pair]: _, ...others } = this.conflicts;
+    write(CONFLICTS, others);
+    this.show();
+  }
+
+  retryNow() {
+    this.pause = 1000;
+    this.send();
+  }
+
+  async send() {
+    if (this.sending) return;
+    this.sending = true;
+    clearTimeout(this.timer);
+    const slow = setTimeout(() => this.show(true), 1000);
+    try {
+      while (this.waiting.length > 0 && (await this.sendFirst())) this.pause = 1000;
+    } catch {
+      this.problem = "The service cannot be reached"; // fetch failed
+    } finally {
+      this.sending = false;
+      clearTimeout(slow);
+    }
+    if (this.waiting.length > 0) {
+      this.timer = setTimeout(() => this.send(), this.pause);
+      this.pause = Math.min(2 * this.pause, MAX_PAUSE);
+    }
+    this.show();
+  }
+
+  // Sends the oldest verdict. Returns whether it left the outbox.
+  async sendFirst() {
+    const entry = this.waiting[0];
+    const body = { prefer: entry.prefer };
+    if (!caller && entry.reviewer) body.reviewer = entry.reviewer;
+    const response = await send(`/pairs/${entry.pair}/verdict`, {
+      method: "PUT",
+      body: JSON.stringify(body),
+      headers: { "If-Match": `"${entry.revision}"` },
+    });
+
+    if (response.ok) {
+      const pair = await response.json();
+      this.stored(entry, pair);
+      return true;
+    }
+    if (response.status === 412) return this.changedMeanwhile(entry);
+    if (response.status === 404 || response.status === 409 || response.status === 422) {
+      const { detail } = await response.json();
+      this.remove(entry);
+      this.dispatchEvent(new CustomEvent("refused", { detail: { entry, reason: detail } }));
+      return true;
+    }
+    if (response.status === 401) this.problem = "You are signed out";
+    else if (response.status === 403) this.problem = "Your key may not give verdicts";
+    else this.problem = "The service is busy";
+    return false;
+  }
+
+  stored(entry, pair) {
+    this.problem = "";
+    this.revisions.set(entry.pair, pair.revision);
+    this.remove(entry);
+    this.dispatchEvent(new CustomEvent("stored", { detail: { entry, pair } }));
+  }
+
+  // The pair has another revision: either the reply to an earlier attempt was lost, or somebody else judged it.
+  async changedMeanwhile(entry) {
+    const response = await send(`/pairs/${entry.pair}`);
+    if (!response.ok) return false;
+    const pair = await response.json();
+    const stored = pair.verdict?.prefer ?? null;
+    const by = pair.verdict?.reviewer ?? null;
+    const ours = stored === entry.prefer && (stored === null || by === (caller || entry.reviewer || null));
+    if (ours) {
+      this.stored(entry, pair);
+      return true;
+    }
+
+    // later verdicts on the pair must not be stored either, or they would overwrite the other reviewer's
+    const { prefer } = this.of(entry.pair);
+    this.revisions.set(entry.pair, pair.revision);
+    write(CONFLICTS, { ...this.conflicts, [entry.pair]: { prefer, theirs: stored, by } });
+    write(KEY, this.waiting.filter((other) => other.pair !== entry.pair));
+    this.dispatchEvent(new CustomEvent("conflict", { detail: { entry, pair } }));
+    return true;
+  }
+
+  remove(entry) {
+    write(KEY, this.waiting.filter((other) => other.id !== entry.id));
+  }
+
+  // The state in the header: nothing while all is stored.
+  show(isSlow = false) {
+    const element = document.getElementById("outbox");
+    const count = this.waiting.length;
+    const conflicts = Object.keys(this.conflicts);
+    element.hidden = count === 0 && conflicts.length === 0;
+    element.classList.toggle("bad", Boolean(this.problem) && count > 0);
+    if (count > 0) {
+      const verdicts = count === 1 ? "1 verdict is" : `${count} verdicts are`;
+      if (!this.problem && !isSlow) element.hidden = conflicts.length === 0;
+      element.textContent = this.problem ? `${this.problem}: ${verdicts} kept in this browser` : "Saving…";
+      if (this.problem === "You are signed out") {
+        const link = document.createElement("a");
+        link.href = `/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`;
+        link.textContent = "Sign in";
+        element.append(" ", link);
+      }
+    } else if (conflicts.length > 0) {
+      const link = document.createElement("a");
+      link.href = `/pairs/${encodeURIComponent(conflicts[0])}`;
+      link.textContent = conflicts.length === 1 ? "1 verdict differs" : `${conflicts.length} verdicts differ`;
+      element.replaceChildren(link);
+    }
+  }
+}
+
+export const outbox = new Outbox();
