@@ -1,0 +1,298 @@
+"""The pages in Chromium: review by keys, lost connections, two reviewers, live runs, and signing in."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from api.main import create_app
+from service.jobs.kinds import RoundSpec
+from service.service import Service, cancel_job, create_job, give_verdict
+from service.states import Verdict
+from tests.drawn_results import DrawnRun, draw_run
+from tests.live_service import serving
+from tests.service import round_body, settings_for
+from tests.unit.api.pages.conftest import ADMIN
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("Chromium is not installed: apt install chromium", allow_module_level=True)
+
+pytestmark = pytest.mark.slow
+expect = playwright.expect
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Live:
+    """The application on a port."""
+
+    url: str
+    service: Service
+
+    def get(self, path: str, **parameters: str) -> dict[str, Any]:
+        """The JSON of a path, with the key of the administrator."""
+        headers = {"Authorization": f"Bearer {ADMIN}"}
+        return dict(httpx.get(self.url + path, params=parameters, headers=headers, trust_env=False).json())
+
+
+@contextmanager
+def live(folder: Path, **changes: Any) -> Iterator[Live]:
+    app = create_app(settings_for(folder, folder, **changes))
+    with serving(app) as port:
+        yield Live(f"http://127.0.0.1:{port}", app.state.service)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with live(tmp_path_factory.mktemp("browser")) as site:
+        yield site
+
+
+@pytest.fixture
+def run(site: Live) -> DrawnRun:
+    """A run that no other test judges."""
+    return draw_run(site.service, pairs=4, rounds=1)
+
+
+@pytest.fixture
+def page(chromium: Any, site: Live) -> Iterator[Any]:
+    """A page in a browser without history. The test fails if it reports an error."""
+    context = chromium.new_context(base_url=site.url, viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    yield opened
+    context.close()
+    assert [error for error in errors if "ERR_INTERNET_DISCONNECTED" not in error and "412" not in error] == []
+
+
+def verdicts(site: Live, run: DrawnRun) -> list[str | None]:
+    pairs = site.get("/pairs", job=run.job_id)["data"]
+    return [pair["verdict"] and pair["verdict"]["prefer"] for pair in pairs]
+
+
+def stored(page: Any) -> None:
+    """Wait until the outbox is empty."""
+    page.wait_for_function(
+        "() => Object.keys(localStorage).every(k => !k.startsWith('dfusion.outbox') || localStorage[k] === '[]')"
+    )
+
+
+def side_of(page: Any, place: str) -> str:
+    return str(page.locator(f"#pair .side[data-place={place}]").get_attribute("data-role"))
+
+
+def test_pairs_are_judged_by_keys_only(site: Live, run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs?job={run.job_id}&judged=false")
+    page.get_by_role("link", name="Review unjudged pairs").press("Enter")
+    pair = page.locator("#pair")
+    judged: list[str] = []
+    for number, key in enumerate(["ArrowLeft", "ArrowRight", "t", "x"]):
+        expect(pair).to_have_attribute("data-pair", run.pairs[number])
+        expect(pair).to_have_attribute("data-blind", "true")
+        judged.append({"t": "tie", "x": "reject"}.get(key) or side_of(page, key.removeprefix("Arrow").lower()))
+        page.keyboard.press(key)
+    expect(page.locator("#toast")).to_contain_text("last pair of the queue")
+    stored(page)
+    assert verdicts(site, run) == judged
+
+    page.keyboard.press("u")
+    page.keyboard.press("u")
+    expect(pair).to_have_attribute("data-pair", run.pairs[2])
+    stored(page)
+    assert verdicts(site, run) == [*judged[:2], None, None]
+
+
+def test_a_blind_pair_names_no_side_and_shows_no_score(run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs/{run.pairs[0]}")
+    shown = page.locator("#pair").inner_text()
+    assert not re.search(r"target|reference|adopted|0\.42|0\.5", shown.lower())
+    assert {
+        page.locator(f".side[data-place={place}] .picture").get_attribute("alt") for place in ("left", "right")
+    } == {
+        "Image A",
+        "Image B",
+    }
+    page.keyboard.press("b")
+    assert "Target" in page.locator("#pair").inner_text()
+    assert [side_of(page, place) for place in ("left", "right", "extra")] == ["base", "target", "reference"]
+
+
+def test_sides_are_random_but_stay_for_a_reviewer(site: Live, page: Any) -> None:
+    many = draw_run(site.service, pairs=24, rounds=1)
+    first = []
+    for pair_id in many.pairs[:12]:
+        page.goto(f"/pairs/{pair_id}")
+        first.append(side_of(page, "left"))
+    assert set(first) == {"base", "target"}
+    page.goto(f"/pairs/{many.pairs[0]}")
+    assert side_of(page, "left") == first[0]
+
+
+def test_images_are_compared_by_slider_flicker_and_mask(run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs/{run.pairs[0]}")
+    page.keyboard.press("b")
+    page.keyboard.press("m")
+    expect(page.locator(".overlay")).to_be_visible()
+    page.keyboard.press("2")
+    cut = page.get_by_label("Where the two images meet")
+    cut.fill("20")
+    left = page.locator(".side[data-place=left] .frame")
+    assert left.evaluate("element => getComputedStyle(element).clipPath") == "inset(0px 80% 0px 0px)"
+    page.keyboard.press("3")
+    expect(page.locator(".side[data-place=right]")).to_be_hidden()
+    expect(page.locator(".side[data-place=left]")).to_be_hidden()
+    expect(page.locator(".side[data-place=left]")).to_be_visible()
+
+
+def test_the_next_pair_needs_no_request(run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs/{run.pairs[0]}?job={run.job_id}")
+    page.wait_for_load_state("networkidle")
+    page.context.set_offline(True)
+    page.keyboard.press("n")
+    expect(page.locator("#pair")).to_have_attribute("data-pair", run.pairs[1])
+    assert page.evaluate("[...document.querySelectorAll('.picture')].every(image => image.naturalWidth > 0)")
+
+
+def test_a_lost_connection_loses_no_verdict(site: Live, run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs/{run.pairs[0]}?job={run.job_id}")
+    page.wait_for_load_state("networkidle")
+    page.context.set_offline(True)
+    page.keyboard.press("t")
+    page.keyboard.press("x")
+    expect(page.locator("#outbox")).to_have_text("The service cannot be reached: 2 verdicts are kept in this browser")
+    assert verdicts(site, run) == [None] * 4
+
+    page.context.set_offline(False)
+    stored(page)
+    expect(page.locator("#outbox")).to_be_hidden()
+    assert verdicts(site, run) == ["tie", "reject", None, None]
+
+
+def test_verdicts_that_were_kept_are_sent_by_the_next_page(site: Live, run: DrawnRun, page: Any) -> None:
+    page.goto("/")
+    entry = f'[{{"id": "1", "pair": "{run.pairs[0]}", "prefer": "tie", "revision": 0, "reviewer": null}}]'
+    page.evaluate("entry => localStorage.setItem('dfusion.outbox:', entry)", entry)
+    page.goto("/pairs")
+    stored(page)
+    assert verdicts(site, run)[0] == "tie"
+
+
+def test_a_verdict_whose_reply_was_lost_is_not_a_conflict(site: Live, run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs/{run.pairs[0]}")
+    give_verdict(site.service, run.pairs[0], Verdict.TIE, None, 0)
+    page.keyboard.press("t")
+    stored(page)
+    expect(page.locator("#conflict")).to_be_hidden()
+    expect(page.locator("#outbox")).to_be_hidden()
+
+
+def test_another_reviewers_verdict_is_not_overwritten_unnoticed(site: Live, run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs/{run.pairs[3]}?job={run.job_id}")
+    give_verdict(site.service, run.pairs[3], Verdict.BASE, "bob", None)
+    page.keyboard.press("x")
+    conflict = page.locator("#conflict")
+    expect(conflict).to_contain_text(
+        "bob has judged “base” since you opened this pair. Your verdict “reject” is not stored."
+    )
+    assert verdicts(site, run)[3] == "base"
+    conflict.get_by_role("button", name="Store mine").click()
+    stored(page)
+    assert verdicts(site, run)[3] == "reject"
+
+
+def test_a_running_run_is_followed_without_a_reload(site: Live, page: Any) -> None:
+    job_id = create_job(site.service, RoundSpec.model_validate(round_body(label="followed")))
+    page.goto(f"/jobs/{job_id}")
+    expect(page.locator("#live-state")).to_have_text("live")
+    page.evaluate("window.isSamePage = true")
+    cancel_job(site.service, job_id)
+    expect(page.locator("h1 .state")).to_have_text("cancelled")
+    expect(page.get_by_role("button", name="Retry as a new run")).to_be_visible()
+    assert page.evaluate("window.isSamePage")
+
+
+def test_buttons_change_a_run(site: Live, page: Any) -> None:
+    job_id = create_job(site.service, RoundSpec.model_validate(round_body()))
+    page.goto(f"/jobs/{job_id}")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("h1 .state")).to_have_text("paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("h1 .state")).to_have_text("queued")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("h1 .state")).to_have_text("cancelled")
+    assert site.get(f"/jobs/{job_id}")["state"] == "cancelled"
+
+
+def test_charts_have_axes_and_units(run: DrawnRun, page: Any) -> None:
+    page.goto(f"/jobs/{run.job_id}")
+    titles = page.locator(".chart figcaption")
+    expect(titles).to_have_text(
+        [
+            "Score: brightness (the reward)",
+            "Loss",
+            "Log-ratio of both sides",
+            "KL divergence from the policy before",
+            "Largest ratio",
+            "Gradient norm",
+        ]
+    )
+    expect(page.locator(".chart").first.locator("text.axis")).to_have_text(["images used for training", "brightness"])
+
+
+def test_a_browser_signs_in_and_out(chromium: Any, tmp_path: Path) -> None:
+    with live(tmp_path, auth=True, bootstrap_admin_key=SecretStr(ADMIN)) as site:
+        [first, *_] = draw_run(site.service).pairs
+        page = chromium.new_page(base_url=site.url)
+        page.goto(f"/pairs/{first}")
+        page.get_by_label("API key").fill(ADMIN)
+        page.keyboard.press("Enter")
+        expect(page.locator("#pair")).to_have_attribute("data-pair", first)
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.picture')].every(image => image.naturalWidth > 0)"
+        )
+        page.keyboard.press("t")
+        stored(page)
+        assert site.get(f"/pairs/{first}")["verdict"]["reviewer"] == "bootstrap"
+
+        page.get_by_role("button", name="Sign out").click()
+        expect(page).to_have_url(re.compile("/sign-in$"))
+        page.goto("/pairs")
+        expect(page.get_by_label("API key")).to_be_visible()
+        page.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/jobs/{job}", "/pairs", "/pairs/{pair}", "/samples", "/models"])
+def test_pages_fit_on_a_phone(run: DrawnRun, page: Any, path: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(path.format(job=run.job_id, pair=run.pairs[0]))
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
