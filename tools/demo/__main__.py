@@ -116,7 +116,8 @@ def show_files(console: Console, job: JobDetail, results: Results, out: Path, da
         console.print(f"{title:<18}{out / name}", highlight=False, soft_wrap=True)
 
     serve = f"DFUSION_DATA_DIR={data} make serve"
-    console.print(f"\nFor further inspection, run {serve}, and then", highlight=False, soft_wrap=True)
+    page = f"http://127.0.0.1:8000/jobs/{job.id}"
+    console.print(f"\nRun {serve}, and open {page} in a browser, or", highlight=False, soft_wrap=True)
     paths = [f"/jobs/{job.id}", f"/jobs/{job.id}/metrics", f"/samples?job={job.id}&role=evaluation&round=0"]
     paths.append(f"/pairs?job={job.id}")
     paths += [f"/samples/{pair.target_id}" for pair in results.fused[:1]]
