@@ -24,6 +24,7 @@ from tests.faults.families import FAMILIES, Family
 from tests.faults.records import Records, Round, fill, machine, table
 from tests.faults.site import Setup, Site, UnavailableError, saved_pipeline, site
 
+RECORDS = Path(__file__).parent / "records"
 _ROUNDS_PER_SITE = 25
 """The check of the invariants takes longer with each job, so an installation is replaced after these rounds."""
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.modes:
         planned = [each for each in planned if each.mode in options.modes]
     failed = 0
-    for finished in run(planned, options.records / "logs"):
+    for finished in run(planned, options.logs):
         failed += bool(finished.error)
         if is_recorded:
             records.add(finished)
@@ -70,7 +71,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="at most this many rounds of each family in each mode")
     parser.add_argument("--modes", nargs="+", choices=["deployed", "embedded"], help="only these modes")
     parser.add_argument("--seed", type=int, help="run rounds with the seeds SEED, SEED + 1 …; records nothing")
-    parser.add_argument("--records", type=Path, default=Path("build/faults"), help="folder of the records")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records")
+    parser.add_argument("--logs", type=Path, default=Path("build/faults"), help="folder for the logs of failed rounds")
     parser.add_argument("--table", type=Path, metavar="PAGE", help="write the table into this page, and run nothing")
     options = parser.parse_args(arguments)
     unknown = set(options.families) - set(names)
