@@ -1,5 +1,6 @@
 """Claims and results of stages under concurrent transactions, broken connections and database outages."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from api.main import create_app
 from service.db.clock import now_seconds
-from service.db.queries import free_stages, jobs, results, stages
+from service.db.queries import free_stages, jobs, results, stages, training_pairs
 from service.db.tables import Artifact, Sample, Table
 from service.errors import StartError
 from service.ids import IdKind, new_id
@@ -23,6 +24,8 @@ from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, create_job, set_alias
 from tests.servers import CuttingProxy, PostgresServer, S3Server, cutting_proxy, postgres_server
 from tests.service import migrated_template, round_body, settings_for
+from tests.statements import statements
+from tests.stored_pairs import add_pairs
 from worker.local import work
 
 COMMIT = b"COMMIT\0"
@@ -390,3 +393,16 @@ def test_a_new_alias_can_be_given_by_several_at_once(service: Service) -> None:
         for thread in threads:
             thread.join()
         assert failed == []
+
+
+def test_pairs_are_not_compared_with_every_id(service: Service) -> None:
+    pair_ids = add_pairs(service, 3000)
+    with statements(service.uow.engine) as seen, service.uow.reading() as session:
+        assert training_pairs.are_verified(session, pair_ids) == dict.fromkeys(pair_ids, True)
+    [(statement, parameters)] = [each for each in seen if "FROM pairs" in each[0]]
+
+    with service.uow.engine.connect() as connection:
+        explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, COSTS OFF) {statement}", parameters)
+        plan = "\n".join(explained.scalars())
+    compared = [int(count) for count in re.findall(r"Removed by Join Filter: (\d+)", plan)]
+    assert sum(compared) < 3000, plan  # millions if each pair is compared with all ids
