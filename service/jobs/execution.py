@@ -180,11 +180,7 @@ def _complete(uow: UnitOfWork, settings: Settings, lease: Lease) -> Claim | None
     The request, which can be large, is read after the claim, since other claims of the job wait for its lock. The read
     is retried: without it, the stage would wait until its lease expires.
     """
-
-    def read(session: Session) -> tuple[Stage, Job]:
-        return stages.get(session, lease.stage_id), jobs.get(session, lease.job_id)
-
-    stage, job = uow.run(read, repeatable)
+    stage, job = uow.run(partial(stages.get_with_job, stage_id=lease.stage_id), repeatable)
     try:
         spec = spec_of(job.kind, job.spec)
     except ValidationError as error:

@@ -56,6 +56,7 @@ _Counted = Row[str, str, int, int, float, float | None, str]
 _STAGES = cast(Table, Stage.__table__)
 _DEPENDENCIES = cast(Table, StageDependency.__table__)
 _ZERO: ColumnElement[int] = literal_column("0")
+_WITH_JOB = select(Stage, Job).join(Job, Job.id == Stage.job_id).where(Stage.id == bindparam("stage_id"))
 # States as literals, since partial indexes are not used for bound parameters.
 _RUNNING: ColumnElement[str] = literal_column(f"'{StageState.RUNNING}'")
 _LAST_SHARD = (
@@ -403,6 +404,12 @@ def _fenced(session: Session, stage_id: str, epoch: int, values: Mapping[str, An
 def get(session: Session, stage_id: str) -> Stage:
     """The current state of the stage."""
     return session.scalars(select(Stage).where(Stage.id == stage_id).execution_options(populate_existing=True)).one()
+
+
+def get_with_job(session: Session, stage_id: str) -> tuple[Stage, Job]:
+    """The current state of the stage and of its job."""
+    stage, job = session.execute(_WITH_JOB, {"stage_id": stage_id}).one()
+    return stage, job
 
 
 def expired(session: Session) -> list[Stage]:
