@@ -74,6 +74,7 @@ class _Process:
             silence = f"has not responded for {self._monitor.silent_seconds:.0f} s"
             _logger.error("API process %d (pid %d) %s; killing it", self.number, self.pid, silence)
             self.send(signal.SIGKILL)
+            self._monitor.restart()  # it is logged once, although the process may not have ended at the next look
 
     def exit_code(self) -> int | None:
         """Return the exit code if the process has just ended, negative for a signal. Otherwise None."""
