@@ -30,6 +30,7 @@ if CHROMIUM is None:
 
 pytestmark = pytest.mark.slow
 expect = playwright.expect
+expect.set_options(timeout=60_000)  # on a busy machine
 OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
