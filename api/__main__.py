@@ -25,6 +25,9 @@ from service.errors import StartError
 from service.pulse import Pulse
 from service.settings import Settings
 
+_BACKLOG = 2048
+"""Connections that wait until a process accepts them, as uvicorn's default."""
+
 
 class _Server(uvicorn.Server):
     """A server whose long responses, such as event streams, end when it is asked to stop.
@@ -40,6 +43,11 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.state.is_stopping = True
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():  # shared by several processes, which accept one connection at a time
+            listener.listen(_BACKLOG)
 
     async def on_tick(self, counter: int) -> bool:
         if self._pulse is not None:
@@ -80,6 +88,8 @@ def main() -> None:
             port=settings.port,
             http=partial(Connection, request_seconds=settings.request_seconds),  # type: ignore[arg-type]  # a factory
             ws="none",
+            # asyncio accepts up to this many connections in a row: one process would take a whole burst of them
+            backlog=_BACKLOG if folder is None else 1,
             log_config=None,
             access_log=False,
             server_header=False,
