@@ -38,5 +38,15 @@ def link(path: str, filters: dict[str, Any], **more: str | None) -> str:
     return f"{path}?{urlencode(values, doseq=True)}" if values else path
 
 
+def page_links(
+    path: str, filters: dict[str, Any], cursor: str | None, next_cursor: str | None
+) -> dict[str, str | None]:
+    """The links of a page of a list: `next_url`, None on the last page, and `first_url`, None on the first one."""
+    return {
+        "next_url": link(path, filters, cursor=next_cursor) if next_cursor else None,
+        "first_url": link(path, filters) if cursor else None,
+    }
+
+
 def _text(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value

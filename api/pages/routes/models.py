@@ -11,7 +11,7 @@ from pydantic import Field
 from api.access import require_scope
 from api.deps import PageParameters, ServiceDep
 from api.pages.negotiation import PageRoute
-from api.pages.queries import FormParameters, filters_of, link
+from api.pages.queries import FormParameters, filters_of, page_links
 from api.pages.render import render
 from api.routes.results import ModelListParameters, get_lineage, get_model, list_models
 from service.db.queries import jobs, prompt_sets
@@ -43,8 +43,7 @@ def show_models(request: Request, service: ServiceDep, filters: Annotated[ModelT
         models=page.data,
         titles=titles,
         chosen=chosen,
-        next_url=link("/models", chosen, cursor=page.next_cursor) if page.has_more else None,
-        first_url=link("/models", chosen) if filters.cursor else None,
+        **page_links("/models", chosen, filters.cursor, page.next_cursor),
     )
 
 
@@ -67,6 +66,5 @@ def show_model(
         lineage=lineage.data,
         sets=sets,
         statistics=[(name, value) for name, value in detail.statistics.items() if isinstance(value, int | float)],
-        next_url=link(path, {}, cursor=lineage.next_cursor) if lineage.has_more else None,
-        first_url=path if page.cursor else None,
+        **page_links(path, {}, page.cursor, lineage.next_cursor),
     )

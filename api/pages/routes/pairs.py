@@ -14,7 +14,7 @@ from api.converters.pairs import pair_out
 from api.deps import ServiceDep
 from api.pages.negotiation import PageRoute
 from api.pages.pair_views import PairView, pair_view
-from api.pages.queries import FormParameters, filters_of, link
+from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
 from api.pages.reproduction import again_of_pair
 from api.routes.results import PairListParameters, list_pairs
@@ -48,8 +48,7 @@ def show_pairs(request: Request, service: ServiceDep, filters: Annotated[PairQue
         chosen=chosen,
         pair_link=lambda pair_id: link(f"/pairs/{pair_id}", chosen),
         review_url=first_unjudged,
-        next_url=link("/pairs", chosen, cursor=page.next_cursor) if page.has_more else None,
-        first_url=link("/pairs", chosen) if filters.cursor else None,
+        **page_links("/pairs", chosen, filters.cursor, page.next_cursor),
     )
 
 

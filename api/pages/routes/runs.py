@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from api.access import require_scope
 from api.deps import Parameters, ServiceDep
 from api.pages.negotiation import PageRoute
-from api.pages.queries import FormParameters, filters_of, link
+from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
 from api.pages.reproduction import again_of_job
 from api.pages.samples import sample_card
@@ -131,8 +131,7 @@ def list_runs(request: Request, service: ServiceDep, filters: Annotated[RunListP
         chosen_kinds=filters.kind,
         is_filtered=bool(chosen),
         is_live=any(not run.state.is_final for run in runs),
-        next_url=link("/", chosen, cursor=page.next_cursor) if page.has_more else None,
-        first_url=link("/", chosen) if filters.cursor else None,
+        **page_links("/", chosen, filters.cursor, page.next_cursor),
     )
 
 
@@ -268,8 +267,7 @@ def show_stages(
         job=job,
         title=title_of(job),
         timeline=stages,
-        next_url=link(path, chosen, cursor=stages.next_cursor) if stages.next_cursor else None,
-        first_url=link(path, chosen) if filters.cursor else None,
+        **page_links(path, chosen, filters.cursor, stages.next_cursor),
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from api.access import require_scope
 from api.deps import ServiceDep
 from api.pages.negotiation import PageRoute
-from api.pages.queries import FormParameters, filters_of, link
+from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
 from api.pages.reproduction import again_of_job, again_of_pair
 from api.pages.routes.pairs import view_of
@@ -41,8 +41,7 @@ def show_samples(request: Request, service: ServiceDep, filters: Annotated[Sampl
         filters=filters,
         chosen=chosen,
         roles=list(SampleRole),
-        next_url=link("/samples", chosen, cursor=page.next_cursor) if page.has_more else None,
-        first_url=link("/samples", chosen) if filters.cursor else None,
+        **page_links("/samples", chosen, filters.cursor, page.next_cursor),
     )
 
 
