@@ -168,9 +168,15 @@ def _run_round(opened: Site, each: Planned, logs: Path) -> Round:
 
 
 def _version() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    """The commit, with "-dirty" if anything but the records has changed since."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)tests/faults/records")
+    return f"{commit}-dirty" if changes else commit or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.stdout.strip()
 
 
 def _say(text: str) -> None:
