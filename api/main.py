@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import access, errors, openapi
@@ -131,21 +133,30 @@ def create_app(settings: Settings | None = None, http_metrics: HttpMetrics | Non
         version=_version(),
         description="Online preference training of text-to-image diffusion models on visually consistent pairs.",
         lifespan=lifespan,
-        responses=openapi.PROBLEMS,
-        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(refuse_repeated_parameters)],
     )
     app.add_middleware(BodyValidationMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(access.Guard, settings=settings, rate_limit=rate_limit)
     app.add_middleware(HeadMiddleware)
     errors.install(app)
+    app.router.routes.extend(_routes())
+    return app
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    """Return the routes of every application of this process: FastAPI takes long to resolve their dependencies."""
+    root = APIRouter(
+        responses=openapi.PROBLEMS,
+        generate_unique_id_function=lambda route: route.name,
+        dependencies=[Depends(refuse_repeated_parameters)],
+    )
     modules = (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, webhooks, health, metrics, docs)
     for router in (*ROUTERS, *(module.router for module in modules)):
-        app.include_router(router)
-    return app
+        root.include_router(router)
+    return root.routes
 
 
 def _version() -> str:
