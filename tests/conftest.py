@@ -1,10 +1,13 @@
 """Markers by folder, long tests, and grouping of tests for pytest-xdist."""
 
+import gc
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
+
+gc.disable()  # until all tests are imported: the collector would scan torch's and diffusers' objects repeatedly
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,3 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector run again. It ignores what the imports created."""
+    gc.freeze()
+    gc.enable()

@@ -6,10 +6,13 @@ import ast
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from dfusion.prompts import read_prompts
 from tests.pages import ROOT, apply_diff, blocks, replaced
@@ -45,11 +48,18 @@ def changed_library(folder: Path, page: str) -> Path:
     return folder
 
 
-def test_a_reward_is_an_object(tmp_path: Path) -> None:
+def test_a_reward_is_an_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     module, use = blocks(REWARD, "python")
     (tmp_path / "my_rewards.py").write_text(module, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     fewer = {"FusionConfig(first_step=10)": "FusionConfig(first_step=1), sampling=dfusion.SamplingConfig(num_steps=3)"}
-    assert printed(tmp_path, replaced(use, fewer)) == "{True}\n"
+    page = tmp_path / "page.py"
+    page.write_text(replaced(use, fewer), "utf-8")
+
+    runpy.run_path(str(page), run_name="__main__")
+    assert capsys.readouterr().out == "{True}\n"
 
 
 def test_a_reward_is_installed_as_a_package(tmp_path: Path) -> None:
