@@ -30,7 +30,7 @@ class PostgresServer(servers.PostgresServer):
     def create_database(self, template: str = "template1") -> str:
         """Create a database as a copy of `template`, which must have no connections. Returns its URL."""
         name = f"test_{secrets.token_hex(8)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")  # a fifth of the CPU time
         return self.url(name)
 
     def dump(self, url: str, file: Path) -> None:

@@ -48,6 +48,7 @@ def changed_library(folder: Path, page: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_reward_is_an_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_reward_is_an_object(
     assert capsys.readouterr().out == "{True}\n"
 
 
+@pytest.mark.slow
 def test_a_reward_is_installed_as_a_package(tmp_path: Path) -> None:
     """By its entry point, and under a name from the settings."""
     package = tmp_path / "package"
@@ -89,6 +91,7 @@ def test_a_reward_of_the_library(tmp_path: Path) -> None:
     assert printed(library, load + SCORE) == "How red an image is\nredness [1.0]\n"
 
 
+@pytest.mark.slow
 def test_an_attention_control(tmp_path: Path) -> None:
     """It fuses, with another result than D-Fusion's."""
     library = changed_library(tmp_path, CONTROL)

@@ -56,6 +56,7 @@ def queued(live: Live) -> str:
         return client.start_round(round_body()).id
 
 
+@pytest.mark.slow
 def test_json_output_equals_the_api_response(live: Live, run: Run) -> None:
     job = live.done_job
     pair, sample = (of_api(live, path, job=job)["data"][0]["id"] for path in ("/pairs", "/samples"))
@@ -116,6 +117,7 @@ def test_json_output_equals_the_api_response(live: Live, run: Run) -> None:
     assert "stage.succeeded" in followed.stderr
 
 
+@pytest.mark.slow
 def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_path: Path) -> None:
     job = live.done_job
     model = of_api(live, f"/jobs/{job}")["last_model"]
@@ -164,6 +166,7 @@ def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_pat
     assert run("jobs", "show", retried["id"]).exit_code == 1
 
 
+@pytest.mark.slow
 def test_round_start_follows_a_round_to_its_end(live: Live, run: Run, tmp_path: Path) -> None:
     body = round_body(seed=11, prompts=PROMPTS[:1], samples_per_prompt=2, evaluation=None)
     (tmp_path / "round.json").write_text(json.dumps(body))

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_service_imports_neither_torch_nor_the_worker() -> None:
     code = "import sys, api.main; print(sorted({'torch', 'diffusers', 'transformers', 'worker'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -156,6 +156,7 @@ def test_original_names_of_sdxl() -> None:
         original_name("conv_in", 2)
 
 
+@pytest.mark.slow
 def test_merged_pipelines_have_merged_weights_and_no_paths(trained: tuple[Path, Path], tmp_path: Path) -> None:
     folder, adapter = trained
     export._WRITERS["merged"](folder, adapter, tmp_path / "merged")

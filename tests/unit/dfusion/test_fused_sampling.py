@@ -142,6 +142,7 @@ def test_without_guidance() -> None:
     check_against_plain(sd_unet(16), (16, 16), 1.0, FusionConfig(), count=2, steps=5)
 
 
+@pytest.mark.slow
 def test_images_that_are_not_square() -> None:
     check_against_plain(sd_unet(16), (16, 32), 5.0, FusionConfig(), count=2, steps=5)
 

@@ -365,6 +365,7 @@ def test_advantages_are_clipped_to_the_setting(learned: list[Example]) -> None:
     assert max(abs(example.advantage) for example in learned) == 0.5
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_round() -> None:
     first, second = (run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5) for _ in range(2))
     assert (first.updates, first.history) == (second.updates, second.history)

@@ -68,6 +68,7 @@ def trained(model: DiffusionModel, pairs: list[TrainingPair], folder: Path | Non
     return [value.detach().clone() for value in lora_parameters(model.unet).values()]
 
 
+@pytest.mark.slow
 def test_a_training_from_files_is_the_same_and_holds_one_micro_batch(
     model: DiffusionModel, sampled: Trajectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

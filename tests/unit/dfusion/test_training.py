@@ -318,6 +318,7 @@ def test_batches_and_checkpointing_change_nothing(model: DiffusionModel, algorit
         assert (gradient(model) - expected).norm() < 1e-4 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["dpo", "dpok"])
 def test_gradient_norms_are_reported_by_step(model: DiffusionModel, algorithm: str) -> None:
     """Autograd on the rows of each single step; together they are the whole gradient."""
@@ -347,6 +348,7 @@ def test_the_divergence_can_be_from_the_base_model(model: DiffusionModel) -> Non
     assert first.kl > 1e-4 and first.ratio_max == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: str, tmp_path: Path) -> None:
     examples = examples_of(model, algorithm)
@@ -559,6 +561,7 @@ def test_the_papers_defaults_make_two_updates_a_round(model: DiffusionModel) -> 
     assert Trainer(model, samples, TrainingConfig(algorithm="ddpo"), seed=0).updates_total == 4
 
 
+@pytest.mark.slow
 def test_rounds_with_a_carried_optimizer_are_one_loop_with_one_adamw(model: DiffusionModel, tmp_path: Path) -> None:
     """Three rounds, each on samples of the model after the previous one; moments are saved and loaded.
 

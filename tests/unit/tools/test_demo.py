@@ -239,6 +239,7 @@ def score_of(measured: SampleOut, scorer: str) -> float:
     return value
 
 
+@pytest.mark.slow
 def test_results_of_a_job(live: Live) -> None:
     every_target = {"adoption_threshold": 0, "max_mask_cover": 1}  # the tiny model's masks cover the whole image
     with live.client() as client:

@@ -37,6 +37,7 @@ def add(root: Path, text: str) -> None:
         page.write(f"\n{text}\n")
 
 
+@pytest.mark.slow
 def test_the_docs_are_a_site(tmp_path: Path) -> None:
     """Each page of the repository becomes one of the site; a broken link or heading would be an error."""
     site = build(ROOT, tmp_path / "docs")

@@ -42,6 +42,7 @@ def rendered(job: JobDetail, width: int) -> list[str]:
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_screen_shows_summary_running_and_failed_cells(job: JobDetail) -> None:
     lines = rendered(job, 120)
     assert lines[0] == "2 of 5 cells done, 1 running, 2 left, 1 failed, 63 %, 1:02:03 left"

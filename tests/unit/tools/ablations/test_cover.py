@@ -34,6 +34,7 @@ def test_thresholds_are_scaled_together_until_the_mask_covers_the_share(share: f
     assert thresholds == pytest.approx([0.2 * factor, 0.4 * factor], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_mask_by_hand() -> None:
     """Distances are shares of the distance between base and reference."""
     bench = Bench(tiny_model(), Brightness())

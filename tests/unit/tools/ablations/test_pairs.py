@@ -62,6 +62,7 @@ def test_the_best_is_paired_with_the_worst_and_thresholds_use_all_samples() -> N
     assert len(choose_pairs(list(range(16)))) == 8
 
 
+@pytest.mark.slow
 def test_equal_or_broken_rewards_are_errors() -> None:
     bench = Bench(tiny_model(), Constant())
     with pytest.raises(InvalidInputError, match="constant"):
