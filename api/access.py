@@ -40,6 +40,9 @@ SIGN_OUT_PATH = "/sign-out"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", SIGN_IN_PATH}) | docs.ASSETS | assets.ASSETS
 """Paths that require no API key: health checks, documentation, and the sign-in page with its files."""
 SESSION_COOKIE = "dfusion_session"
+NEW_RUN_PATH = "/rounds/new"
+FORM_PATHS = frozenset({SIGN_OUT_PATH, NEW_RUN_PATH})
+"""Paths of forms, which work without scripts: they check the session's token themselves (`api.pages.form_body`)."""
 CSRF_HEADER = "X-CSRF-Token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SAME_SITE = frozenset({"same-origin", "none"})
@@ -244,9 +247,9 @@ def _is_cross_site(request: Request) -> bool:
 
 
 def _csrf_error(request: Request) -> Response | None:
-    """The error response for a change by a session without its token. The form of the sign-out has its own check."""
+    """The error response for a change by a session without its token. Forms have their own check."""
     token: str | None = getattr(request.state, "session_token", None)
-    if token is None or request.method in _SAFE_METHODS or request.scope["path"] == SIGN_OUT_PATH:
+    if token is None or request.method in _SAFE_METHODS or request.scope["path"] in FORM_PATHS:
         return None
     if browser_sessions.is_csrf_token(token, request.headers.get(CSRF_HEADER, "")):
         return None

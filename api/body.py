@@ -22,6 +22,7 @@ TEXT_TYPES: Mapping[tuple[str, str], frozenset[str]] = MappingProxyType(
         ("POST", "/prompt-sets"): frozenset({"text/plain", "text/csv"}),
         ("POST", "/sign-in"): frozenset({"application/x-www-form-urlencoded"}),
         ("POST", "/sign-out"): frozenset({"application/x-www-form-urlencoded"}),
+        ("POST", "/rounds/new"): frozenset({"application/x-www-form-urlencoded"}),
     }
 )
 """Media types that a body may have in addition to JSON, by method and path."""
@@ -91,7 +92,7 @@ class BodyValidationMiddleware:
         if content_type != "application/json":
             return _unsupported(f"Content-Type: {' or '.join(('application/json', *sorted(text_types)))}")
 
-        return _json_error(body, self._max_bytes // BYTES_PER_VALUE)
+        return json_error(body, self._max_bytes // BYTES_PER_VALUE)
 
 
 def _too_large(expected: str) -> Response:
@@ -120,7 +121,7 @@ def _text_error(request: Request, body: bytes) -> str | None:
         return "expected text in UTF-8"
 
 
-def _json_error(body: bytes, max_values: int) -> Response | None:
+def json_error(body: bytes, max_values: int) -> Response | None:
     """Return the error response for a body that is not JSON in UTF-8 or has too many values, None for a valid one."""
     try:
         parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_members)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
+from pydantic import ValidationError
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from service.db.unit_of_work import is_transient
 from service.errors import (
     MAX_PROBLEMS,
     ConflictError,
+    FieldProblem,
     ForbiddenError,
     IdempotencyError,
     InUseError,
@@ -94,7 +96,7 @@ def install(app: FastAPI) -> None:
 def _service_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
-    status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+    status = status_of(error)
     fields: list[dict[str, str]] = []
     if isinstance(error, (InvalidRequestError, InUseError)):
         fields = [{"pointer": p.pointer, "message": p.message} for p in error.problems]
@@ -103,6 +105,11 @@ def _service_error(_request: Request, error: Exception) -> Response:
     elif isinstance(error, IdempotencyError):
         fields = [{"pointer": "/idempotency-key", "message": str(error)}]
     return problem(status, error.code, str(error), fields, _headers(error, status))
+
+
+def status_of(error: ServiceError) -> HTTPStatus:
+    """The HTTP status of an error of the service."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _whole_request(message: str) -> list[dict[str, str]]:
@@ -134,10 +141,7 @@ def _validation_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     problems = _without_consequences(error.errors())[:MAX_PROBLEMS]
-    fields: list[dict[str, str]] = []
-    for e in problems:
-        fields += [{"pointer": pointer, "message": _message(e)} for pointer in _pointers(e, error.body)]
-
+    fields = [{"pointer": p.pointer, "message": p.message} for p in _field_problems(problems, error.body)]
     locations = {str(e["loc"][0]) for e in problems}
     code = "invalid_request" if locations == {"body"} else "invalid_parameter"
     if any(map(_is_empty_prompt_set, problems)):
@@ -145,6 +149,18 @@ def _validation_error(_request: Request, error: Exception) -> Response:
 
     detail = "; ".join(f"{f['pointer'] or '/'}: {f['message']}" for f in fields[:5])
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail, fields)
+
+
+def field_problems(error: ValidationError, body: Any) -> list[FieldProblem]:
+    """The problems of a body that its model refuses, as a response lists them."""
+    located = [{**e, "loc": ("body", *e["loc"])} for e in error.errors()]
+    return list(_field_problems(_without_consequences(located)[:MAX_PROBLEMS], body))
+
+
+def _field_problems(problems: Iterable[Mapping[str, Any]], body: Any) -> Iterator[FieldProblem]:
+    for e in problems:
+        for pointer in _pointers(e, body):
+            yield FieldProblem(pointer, _message(e))
 
 
 def _pointers(error: Mapping[str, Any], body: Any) -> list[str]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Annotated
-from urllib.parse import parse_qs
 
-from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from api.access import SESSION_COOKIE, SIGN_IN_PATH, SIGN_OUT_PATH, require_scope
 from api.deps import Parameters, ServiceDep
+from api.pages.form_body import read_form, require_token
 from api.pages.render import render
 from service import browser_sessions
 
-_MAX_FIELDS = 10
 router = APIRouter(include_in_schema=False)
 
 
@@ -39,7 +38,7 @@ async def get_sign_in(
 @router.post(SIGN_IN_PATH)
 async def sign_in(request: Request, service: ServiceDep) -> Response:
     """Start a session and set its cookie, which scripts cannot read and other sites cannot use."""
-    form = await _form(request)
+    form = await read_form(request)
     target = _local(form.get("next", "/"))
     token = await run_in_threadpool(browser_sessions.sign_in, service.uow, form.get("key", "").strip())
     if token is None:
@@ -62,25 +61,14 @@ async def sign_in(request: Request, service: ServiceDep) -> Response:
 async def sign_out(request: Request, service: ServiceDep) -> Response:
     """End the session."""
     token: str | None = getattr(request.state, "session_token", None)
-    form = await _form(request)
+    form = await read_form(request)
+    require_token(request, form)
     if token is not None:
-        if not browser_sessions.is_csrf_token(token, form.get("csrf", "")):
-            raise HTTPException(HTTPStatus.FORBIDDEN, "expected the form of this service's own page; reload the page")
         await run_in_threadpool(browser_sessions.sign_out, service.uow, token)
 
     response = RedirectResponse(SIGN_IN_PATH, HTTPStatus.SEE_OTHER)
     response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
     return response
-
-
-async def _form(request: Request) -> dict[str, str]:
-    """The fields of a form, each once. Raises HTTPException if it has too many."""
-    body = (await request.body()).decode("utf-8", "replace")
-    try:
-        fields = parse_qs(body, max_num_fields=_MAX_FIELDS)
-    except ValueError as error:
-        raise HTTPException(HTTPStatus.BAD_REQUEST, f"expected at most {_MAX_FIELDS} fields") from error
-    return {name: values[-1] for name, values in fields.items()}
 
 
 def _local(target: str) -> str:

@@ -21,6 +21,7 @@ PAGES = (
     "/pairs?job={job}",
     "/samples?job={job}",
     "/models",
+    "/rounds/new?clone={job}",
 )
 
 

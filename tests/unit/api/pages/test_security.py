@@ -23,6 +23,7 @@ PAGES = (
     "/samples/{sample}",
     "/models",
     "/models/{model}",
+    "/rounds/new?clone={job}",
     "/nowhere/{script}",
 )
 
@@ -150,7 +151,7 @@ def test_a_change_needs_the_token_of_the_page(guarded: Site, reviewer: TestClien
         {"Origin": "null"},
     ],
 )
-@pytest.mark.parametrize("path", ["/sign-in", "/sign-out", "/jobs/x/cancel"])
+@pytest.mark.parametrize("path", ["/sign-in", "/sign-out", "/rounds/new", "/jobs/x/cancel"])
 def test_changes_from_other_sites_are_refused(guarded: Site, path: str, headers: dict[str, str]) -> None:
     response = guarded.client.post(path, headers={"Authorization": f"Bearer {ADMIN}", **headers})
     assert (response.status_code, response.json()["code"]) == (403, "cross_site")
@@ -192,7 +193,7 @@ def test_stored_scripts_stay_text_on_every_page(site: Site) -> None:
     assert shown == len(PAGES) - 2  # all but the model and the error page
 
 
-@pytest.mark.parametrize("path", ["/", "/pairs", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/pairs", "/rounds/new", "/nowhere"])
 def test_pages_allow_no_inline_script_or_style(site: Site, path: str) -> None:
     page = site.browser.get(path)
     policy = page.headers["content-security-policy"]
