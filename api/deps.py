@@ -53,7 +53,7 @@ async def refuse_repeated_parameters(request: Request) -> None:
             raise InvalidRequestError.at(f"/{name}", "expected one value, got several", "invalid_parameter")
 
 
-_LIST_PARAMETERS = frozenset({"state", "kind", "role", "prompt"})
+_LIST_PARAMETERS = frozenset({"state", "kind", "role", "prompt", "run"})
 """Query parameters that select any of several values when they are repeated."""
 
 

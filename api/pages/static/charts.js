@@ -2,7 +2,7 @@
 
 const NS = "http://www.w3.org/2000/svg";
 const HEIGHT = 230;
-const MARGIN = { top: 10, right: 14, bottom: 40, left: 54 };
+const MARGIN = { top: 10, right: 14, bottom: 40, left: 60 };
 const COLOURS = 6;
 const DIVERSITY = "diversity";
 const SPLITS = { train: "training prompts", held_out: "held-out prompts", rollout: "samples of the round" };
@@ -41,7 +41,7 @@ export function format(value) {
   return (size >= 10_000 || size < 0.001 ? value.toExponential(1) : Number(value.toPrecision(4)).toString()).replace("-", "−");
 }
 
-// `series`: [{ name, points: [[x, y]], quiet }]. Points without a number are left out.
+// `series`: [{ name, points: [[x, y]], quiet, colour }]. Points without a number are left out.
 function lineChart({ title, note, xLabel, yLabel, series, integer, baseline }) {
   const figure = html("figure", "chart");
   figure.append(html("figcaption", "", title));
@@ -54,7 +54,8 @@ function lineChart({ title, note, xLabel, yLabel, series, integer, baseline }) {
 
   const loud = shown.filter((line) => !line.quiet);
   const legend = html("ul", "legend");
-  if (loud.length > 1) loud.forEach((line, n) => legend.append(html("li", `series-${(n % COLOURS) + 1}`, line.name)));
+  const colour = (line) => `series-${line.colour ?? (loud.indexOf(line) % COLOURS) + 1}`;
+  if (loud.length > 1 || loud[0]?.colour) loud.forEach((line) => legend.append(html("li", colour(line), line.name)));
   const frame = html("div", "chart-frame");
   const tip = html("div", "chart-tip");
   tip.hidden = true;
@@ -81,7 +82,7 @@ function lineChart({ title, note, xLabel, yLabel, series, integer, baseline }) {
       picture.append(svg("line", { class: "grid-line", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }));
       picture.append(svg("text", { class: "tick", x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }, format(value)));
     }
-    const xTicks = ticks(xRange[0], xRange[1], Math.max(2, Math.floor(inner.width / 80)));
+    const xTicks = ticks(xRange[0], xRange[1], Math.max(3, Math.floor(inner.width / 60)));
     for (const value of integer ? xTicks.filter(Number.isInteger) : xTicks) {
       picture.append(svg("text", { class: "tick", x: x(value), y: HEIGHT - MARGIN.bottom + 18, "text-anchor": "middle" }, format(value)));
     }
@@ -89,8 +90,7 @@ function lineChart({ title, note, xLabel, yLabel, series, integer, baseline }) {
     picture.append(svg("text", { class: "axis", x: -(MARGIN.top + inner.height / 2), y: 12, transform: "rotate(-90)", "text-anchor": "middle" }, yLabel));
 
     for (const line of shown) {
-      const n = loud.indexOf(line);
-      const group = svg("g", { class: line.quiet ? "line quiet" : `line series-${(n % COLOURS) + 1}` });
+      const group = svg("g", { class: line.quiet ? "line quiet" : `line ${colour(line)}` });
       const points = line.points.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`).join(" ");
       group.append(svg("polyline", { points }));
       if (line.points.length <= 30 && !line.quiet) {
@@ -115,9 +115,9 @@ function lineChart({ title, note, xLabel, yLabel, series, integer, baseline }) {
       cursor.setAttribute("visibility", "visible");
       tip.hidden = false;
       tip.replaceChildren(html("b", "", `${xLabel.split(",")[0]} ${format(nearest)}`));
-      loud.forEach((line, n) => {
+      loud.forEach((line) => {
         const found = line.points.find(([value]) => value === nearest);
-        if (found) tip.append(html("span", `series-${(n % COLOURS) + 1}`, `${line.name}: ${format(found[1])}`));
+        if (found) tip.append(html("span", colour(line), `${line.name}: ${format(found[1])}`));
       });
       tip.style.left = `${Math.min(Math.max(0, x(nearest) - 80), Math.max(0, width - 200))}px`;
     }
@@ -150,6 +150,21 @@ function scoreCharts({ scores, scorer }) {
   });
 }
 
+const UPDATES = [
+  { title: "Loss", label: "loss", lines: [["loss", "loss"]] },
+  {
+    title: "Log-ratio of both sides",
+    label: "log p / p_old, mean",
+    lines: [["preferred", "log_ratio_preferred"], ["rejected", "log_ratio_rejected"]],
+    baseline: 0,
+  },
+  { title: "KL divergence from the policy before", label: "KL, per element", lines: [["KL", "kl"]] },
+  { title: "Largest ratio", label: "p / p_old or its inverse", lines: [["ratio", "ratio_max"]] },
+  { title: "Gradient norm", label: "L2 norm before clipping", lines: [["gradient norm", "grad_norm"]] },
+];
+
+const byUpdate = (updates, key) => updates.map((update) => [update.number, update[key] ?? NaN]);
+
 function promptChart({ prompts, scorer }) {
   if (prompts === null) return html("p", "note", "This run has too many images for curves by prompt.");
   const rounds = Math.max(0, ...prompts.map((prompt) => prompt.points.length));
@@ -169,18 +184,38 @@ function promptChart({ prompts, scorer }) {
 }
 
 function updateCharts({ updates }) {
-  const line = (name, key) => ({ name, points: updates.map((update) => [update.number, update[key] ?? NaN]) });
   const first = updates[0]?.round;
   const last = updates.at(-1)?.round;
   const note = updates.length === 0 ? "" : first === last ? `Round ${first}` : `Rounds ${first} to ${last}`;
-  const chart = (title, yLabel, series, more = {}) => lineChart({ title, note, xLabel: "update", yLabel, series, integer: true, ...more });
-  return [
-    chart("Loss", "loss", [line("loss", "loss")]),
-    chart("Log-ratio of both sides", "log p / p_old, mean", [line("preferred", "log_ratio_preferred"), line("rejected", "log_ratio_rejected")], { baseline: 0 }),
-    chart("KL divergence from the policy before", "KL, per element", [line("KL", "kl")]),
-    chart("Largest ratio", "p / p_old or its inverse", [line("ratio", "ratio_max")]),
-    chart("Gradient norm", "L2 norm before clipping", [line("gradient norm", "grad_norm")]),
-  ];
+  return UPDATES.map(({ title, label, lines, baseline }) => {
+    const series = lines.map(([name, key]) => ({ name, points: byUpdate(updates, key) }));
+    return lineChart({ title, note, xLabel: "update", yLabel: label, series, integer: true, baseline });
+  });
+}
+
+// Charts with a line for each run: a chart for each scorer and split, and for each statistic of the updates.
+export function comparedCharts(runs) {
+  const isOf = (scorer, split) => (row) => row.scorer === scorer && row.split === split;
+  const scorers = [...new Set(runs.flatMap((run) => run.scores.map((row) => row.scorer)))].sort();
+  const ofScores = scorers.flatMap((scorer) =>
+    Object.entries(SPLITS).map(([split, label]) =>
+      lineChart({
+        title: scorer === DIVERSITY ? "Diversity" : `Score: ${scorer}`,
+        note: label[0].toUpperCase() + label.slice(1),
+        xLabel: "images used for training",
+        yLabel: scorer,
+        series: runs.map((run, n) => ({ name: run.name, colour: n + 1, points: run.scores.filter(isOf(scorer, split)).map((row) => [row.training_images, row.mean]) })),
+        integer: true,
+      }),
+    ),
+  );
+  const ofUpdates = UPDATES.flatMap(({ title, label, lines, baseline }) =>
+    lines.map(([name, key]) => {
+      const series = runs.map((run, n) => ({ name: run.name, colour: n + 1, points: byUpdate(run.updates, key) }));
+      return lineChart({ title: lines.length > 1 ? `${title}: ${name}` : title, xLabel: "update", yLabel: label, series, integer: true, baseline });
+    }),
+  );
+  return [...ofScores, ...ofUpdates].filter((figure) => figure !== null);
 }
 
 export async function charts() {

@@ -52,8 +52,29 @@ export async function refresh() {
     const replacement = fresh.getElementById(old.id);
     if (replacement === null || old.contains(document.activeElement) || old.isEqualNode(replacement)) continue;
     localTimes(replacement);
+    keepChecked(old, replacement);
     old.replaceWith(replacement);
   }
+}
+
+function keepChecked(old, replacement) {
+  const checked = new Set(Array.from(old.querySelectorAll("input:checked"), (box) => box.value));
+  for (const box of replacement.querySelectorAll("input[type=checkbox]")) box.checked = checked.has(box.value);
+}
+
+// Two runs can be compared; with a script, no third one can be chosen.
+function limitComparison() {
+  const form = document.getElementById("compare");
+  if (form === null) return;
+  const update = () => {
+    const boxes = Array.from(form.elements).filter((element) => element.type === "checkbox");
+    const count = boxes.filter((box) => box.checked).length;
+    for (const box of boxes) box.disabled = count >= 2 && !box.checked;
+    form.querySelector("button").disabled = count !== 2;
+  };
+  document.addEventListener("change", (event) => event.target.form === form && update());
+  window.addEventListener("pageshow", update);
+  update();
 }
 
 function refreshRegularly() {
@@ -69,5 +90,6 @@ localTimes();
 sharpenAll();
 submitOnChange();
 refreshRegularly();
+limitComparison();
 actions();
 outbox.start();

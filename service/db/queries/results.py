@@ -258,6 +258,12 @@ def score_histories(
     return histories
 
 
+def newest_round(session: Session, job_id: str, role: str) -> int | None:
+    """The round of the job's newest sample with this role; None if it has none."""
+    query = select(Sample.round).where(Sample.job_id == job_id, Sample.role == role)
+    return session.scalar(query.order_by(Sample.id.desc()).limit(1))
+
+
 def samples_of_job(session: Session, job_id: str, round_number: int, role: str) -> list[Sample]:
     """The samples of a round with this role, by split, prompt and number."""
     query = select(Sample).where(Sample.job_id == job_id, Sample.round == round_number, Sample.role == role)
