@@ -23,7 +23,7 @@ from service.states import JobKind, JobState, StageKind, StageState
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Jobs: list, show, stages, follow, change, delete, logs, metrics, TensorBoard.",
+    help="Jobs: list, show, stages, follow, change, delete, logs, metrics, report, TensorBoard.",
 )
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id")]
 
@@ -208,6 +208,25 @@ def metrics(ctx: typer.Context, job_id: JobId) -> None:
     headings = ("round", "split", "scorer", "model", "images>", "mean>", "std>")
     rows = ((m.round, m.split, m.scorer, m.model, m.count, figure(m.mean), figure(m.std)) for m in metrics.data)
     session.show(metrics, lambda: listing(headings, rows))
+
+
+@app.command()
+def report(
+    ctx: typer.Context,
+    job_id: JobId,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write")] = Path("report.html"),
+    pairs: Annotated[int, typer.Option(min=0, max=50, help="Number of pairs to show")] = 12,
+    prompts: Annotated[int, typer.Option(min=0, max=50, help="Number of prompts to show before and after")] = 8,
+) -> None:
+    """Write the report of a job to one HTML file: its curves, changes of scores, images and pairs.
+
+    Example: dfusion jobs report job_… --output report.html
+    """
+    session: Session = ctx.obj
+    with session.client() as client:
+        text = client.report(job_id, pairs=pairs, prompts=prompts)
+    output.write_text(text, encoding="utf-8")
+    session.show({"file": str(output)}, lambda: Text(str(output)))
 
 
 @app.command("export-tensorboard")

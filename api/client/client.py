@@ -377,6 +377,18 @@ class Client:
         """Return the log of a job as text, one line per event."""
         return self._transport.request("GET", f"/jobs/{_segment(job_id)}/logs", headers={"Accept": "text/plain"}).text
 
+    def report(self, job_id: str, *, pairs: int = 12, prompts: int = 8) -> str:
+        """Return the report of a job, an HTML page that needs no other file.
+
+        Args:
+            job_id: The job.
+            pairs: The number of pairs to show.
+            prompts: The number of prompts whose images before and after training are shown.
+        """
+        path = f"/jobs/{_segment(job_id)}/report"
+        parameters = {"pairs": pairs, "prompts": prompts}
+        return self._transport.request("GET", path, params=parameters, headers={"Accept": "text/html"}).text
+
     def metrics(self, job_id: str) -> MetricsOut:
         """Return mean scores by round, split, scorer and model, of all rounds."""
         path = f"/jobs/{_segment(job_id)}/metrics"

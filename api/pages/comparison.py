@@ -58,21 +58,21 @@ class Images:
 
 def differences(first: Spec, second: Spec) -> tuple[list[Difference], int]:
     """The settings that differ, and the number of equal ones."""
-    values = [dict(_leaves(spec, "")) for spec in (first, second)]
+    values = [dict(leaves(spec)) for spec in (first, second)]
     names = [name for name in dict.fromkeys([*values[0], *values[1]]) if name not in _NOT_COMPARED]
     differing = [name for name in names if values[0].get(name) != values[1].get(name)]
     rows = [Difference(name, (_shown(values[0].get(name)), _shown(values[1].get(name)))) for name in differing]
     return rows, len(names) - len(differing)
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The settings of a request with their values. A part that is null has no settings."""
     if not isinstance(value, Mapping):
         if value is not None:
             yield name, value
         return
     for key, inner in value.items():
-        yield from _leaves(inner, f"{name}.{key}".lstrip("."))
+        yield from leaves(inner, f"{name}.{key}".lstrip("."))
 
 
 def _shown(value: Any) -> str | None:

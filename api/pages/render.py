@@ -55,5 +55,10 @@ def render(request: Request, template: str, status: int = HTTPStatus.OK, /, **va
         "path": request.url.path,
         "origin": str(request.base_url).rstrip("/"),
     }
-    text = _environment.get_template(template).render(**common, **values)
+    text = render_text(template, **common, **values)
     return HTMLResponse(text, status, {"Content-Security-Policy": POLICY, "Vary": "Cookie"})
+
+
+def render_text(template: str, /, **values: Any) -> str:
+    """Render a template with these variables."""
+    return _environment.get_template(template).render(**values)

@@ -1,8 +1,8 @@
 """`make demo`: an online D-Fusion run that uses only the REST API.
 
 Starts the embedded service on a free port, posts a round, follows it live, and shows the results: a table of scores
-before and after training with confidence intervals, images of the same prompts before and after, fused pairs (PNG and
-HTML), the adapter's file, and curl commands for further inspection.
+before and after training with confidence intervals, images of the same prompts before and after, fused pairs, the run's
+report, the adapter's file, and curl commands for further inspection.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from rich.text import Text
 from api.cli.live import follow_job
 from api.client import ApiError
 from api.local_service import LocalServiceError, local_service
+from api.score_changes import HEADINGS
 from api.wire.jobs import JobDetail
 from dfusion.errors import DFusionError
 from service.states import JobState
-from tools.demo.changes import HEADINGS
-from tools.demo.report import html_report
 from tools.demo.results import Results, as_json, results_of
 from tools.demo.sheets import before_after_sheet, contact_sheet
 
@@ -95,7 +94,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         console.print(results.headline, highlight=False)
         before_after_sheet(results).save(out / "before-after.png")
         contact_sheet(results).save(out / "contact-sheet.png")
-        (out / "report.html").write_text(html_report(results), encoding="utf-8")
+        report = client.report(job.id, prompts=arguments.prompts, pairs=arguments.pairs)
+        (out / "report.html").write_text(report, encoding="utf-8")
         client.download_model(job.last_model, out / "adapter.safetensors")
         numbers = as_json(results, arguments.seed, time.monotonic() - started)
         (out / "results.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
@@ -107,7 +107,7 @@ def show_files(console: Console, job: JobDetail, results: Results, out: Path, da
     files = {
         "before and after": "before-after.png",
         "contact sheet": "contact-sheet.png",
-        "HTML report": "report.html",
+        "report": "report.html",
         "numbers": "results.json",
         "adapter": "adapter.safetensors",
     }

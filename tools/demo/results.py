@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from api.client import Client
+from api.score_changes import SPLITS, Change, changes, first_of_each_prompt, headline
 from api.wire.jobs import JobDetail
 from api.wire.pairs import PairOut
 from api.wire.samples import SampleOut
 from dfusion.errors import InvalidInputError
 from service.states import SampleRole
-from tools.demo.changes import SPLITS, Change, changes, headline
 
 PICTURE = 128
 """Width and height of an image as shown, in pixels."""
@@ -167,16 +166,6 @@ def results_of(client: Client, job: JobDetail, shown: int, fused: int) -> Result
         pairs=job.outputs["pairs"],
         adopted=len(adopted),
     )
-
-
-def first_of_each_prompt(
-    before: Sequence[SampleOut], after: Sequence[SampleOut], split: str, count: int
-) -> list[tuple[SampleOut, SampleOut]]:
-    """The first image of each of the split's first prompts, before and after. The choice does not depend on scores."""
-    later = {(sample.prompt_index, sample.seed): sample for sample in after if sample.split == split}
-    first = [sample for sample in before if sample.split == split and sample.number == 0]
-    first.sort(key=lambda sample: sample.prompt_index)
-    return [(sample, later[sample.prompt_index, sample.seed]) for sample in first[:count]]
 
 
 def gain(pair: PairOut) -> float:

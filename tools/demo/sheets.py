@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from tools.demo.changes import HEADINGS
+from api.score_changes import HEADINGS
 from tools.demo.results import PICTURE, BeforeAfter, Picture, Results
 
 MARGIN = 20

@@ -258,6 +258,11 @@ def score_histories(
     return histories
 
 
+def newest_pair_round(session: Session, job_id: str) -> int | None:
+    """The round of the job's newest pair; None if it has none."""
+    return session.scalar(select(Pair.round).where(Pair.job_id == job_id).order_by(Pair.id.desc()).limit(1))
+
+
 def newest_round(session: Session, job_id: str, role: str) -> int | None:
     """The round of the job's newest sample with this role; None if it has none."""
     query = select(Sample.round).where(Sample.job_id == job_id, Sample.role == role)
@@ -531,6 +536,12 @@ def metrics(session: Session, job_id: str, rounds: range) -> list[Metric]:
     """The metrics of the job in these rounds, by round, split and scorer."""
     query = select(Metric).where(Metric.job_id == job_id, Metric.round >= rounds.start, Metric.round < rounds.stop)
     return list(session.scalars(query.order_by(Metric.round, Metric.split, Metric.scorer)))
+
+
+def last_measured_round(session: Session, job_id: str, splits: Sequence[str]) -> int | None:
+    """The last round with metrics of one of these splits; None without any."""
+    query = select(func.max(Metric.round)).where(Metric.job_id == job_id, Metric.split.in_(splits))
+    return session.scalar(query)
 
 
 def prompt_means(session: Session, job_id: str, scorer: str, rounds: range) -> list[tuple[int, str, int, float]]:

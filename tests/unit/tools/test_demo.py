@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from api.score_changes import HEADINGS, Change, changes, first_of_each_prompt, headline
 from api.wire.samples import SampleOut
 from dfusion.errors import InvalidInputError
 from dfusion.evaluation import Estimate
@@ -17,9 +18,7 @@ from service.states import Split
 from tests.service import round_body, work_until_idle
 from tests.unit.api.conftest import Live
 from tools.demo.__main__ import changes_table, request_of
-from tools.demo.changes import HEADINGS, Change, changes, headline
-from tools.demo.report import html_report
-from tools.demo.results import BeforeAfter, FusedPair, Picture, Results, as_json, first_of_each_prompt, gain, results_of
+from tools.demo.results import BeforeAfter, FusedPair, Picture, Results, as_json, gain, results_of
 from tools.demo.sheets import GAP, MARGIN, before_after_sheet, contact_sheet
 
 GREEN, RED = (30, 140, 60), (200, 50, 40)
@@ -198,25 +197,6 @@ def test_contact_sheet_leads_with_the_result_and_ends_with_fused_pairs() -> None
 def test_a_run_without_adopted_pairs_has_sheets_all_the_same() -> None:
     bare = results(fused=(), shown=(), judge=None)
     assert contact_sheet(bare).width == before_after_sheet(bare).width
-    assert "first 0 held-out prompts" in html_report(bare)
-
-
-def test_report_leads_with_the_result_needs_no_other_file_and_escapes_prompts() -> None:
-    page = html_report(results())
-    order = [
-        "the interval excludes zero, so the score rose.",
-        "95 % interval</tr>",
-        '<td class="n">+0.0100 to +0.0300',
-        "The first 3 held-out prompts of the list, first seed of each. Below each image: judge&#39;s verdict",
-        "a &lt;b&gt;red&lt;/b&gt; star",
-        "The targets of 62 of 80 pairs were adopted; these 2 gained most over their bases.",
-        "a blue star",
-    ]
-    places = [page.index(text) for text in order]
-    assert places == sorted(places)
-    assert page.count("data:image/png;base64,") == 3 * 2 + 2 * 4
-    assert page.count('<figure class="accepted">') == page.count('<figure class="rejected">') == 3
-    assert "http" not in page
 
 
 def test_the_table_is_whole_in_80_columns() -> None:

@@ -22,6 +22,7 @@ PAGES = (
     "/samples?job={job}",
     "/models",
     "/rounds/new?clone={job}",
+    "/jobs/{job}/report",
     "/jobs/compare?run={job}&run={job}",
 )
 

@@ -24,6 +24,7 @@ PAGES = (
     "/models",
     "/models/{model}",
     "/rounds/new?clone={job}",
+    "/jobs/{job}/report",
     "/jobs/compare?run={job}&run={job}",
     "/nowhere/{script}",
 )

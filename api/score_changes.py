@@ -28,6 +28,11 @@ class Change:
     after: float
     difference: Estimate
 
+    @classmethod
+    def of_means(cls, split: Split, scorer: str, before: float, after: float, count: int) -> Change:
+        """The change of a mean over `count` images, without an interval and without the number of prompts."""
+        return cls(split, scorer, 0, before, after, Estimate(after - before, None, count))
+
     @property
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero. False without an interval."""
@@ -106,3 +111,13 @@ def headline(change: Change) -> str:
         return f"{measured}: the interval includes zero, so this run does not show a change."
     verb = "rose" if change.difference.mean > 0 else "fell"
     return f"{measured}: the interval excludes zero, so the score {verb}."
+
+
+def first_of_each_prompt(
+    before: Sequence[SampleOut], after: Sequence[SampleOut], split: str, count: int
+) -> list[tuple[SampleOut, SampleOut]]:
+    """The first image of each of the split's first prompts, before and after. The choice does not depend on scores."""
+    later = {(sample.prompt_index, sample.seed): sample for sample in after if sample.split == split}
+    first = [sample for sample in before if sample.split == split and sample.number == 0]
+    first.sort(key=lambda sample: sample.prompt_index)
+    return [(sample, later[sample.prompt_index, sample.seed]) for sample in first[:count]]
