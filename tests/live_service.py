@@ -17,10 +17,11 @@ from api.errors import problem
 
 
 @contextmanager
-def serving(app: ASGIApp, **options: Any) -> Iterator[int]:
-    """Serve `app` during the block, with these options of uvicorn. Yields its port."""
+def serving(app: ASGIApp, port: int = 0, **options: Any) -> Iterator[int]:
+    """Serve `app` during the block on this port or a free one, with these options of uvicorn. Yields its port."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

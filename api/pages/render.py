@@ -20,6 +20,12 @@ POLICY = (
 )
 """The Content-Security-Policy of the pages: no inline script or style, and nothing from other hosts."""
 
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Vary": "Cookie",
+    "Referrer-Policy": "same-origin",  # with "no-referrer", forms would not name their origin
+}
+
 _environment = Environment(
     loader=PackageLoader("api.pages"),
     autoescape=True,
@@ -56,7 +62,8 @@ def render(request: Request, template: str, status: int = HTTPStatus.OK, /, **va
         "origin": str(request.base_url).rstrip("/"),
     }
     text = render_text(template, **common, **values)
-    return HTMLResponse(text, status, {"Content-Security-Policy": POLICY, "Vary": "Cookie"})
+    text = render_text(template, **common, **values)
+    return HTMLResponse(text, status, _HEADERS)
 
 
 def render_text(template: str, /, **values: Any) -> str:

@@ -112,7 +112,7 @@ def send_form(
     # 1. the run or its estimate
     given_key = form.get("key", "")
     key = given_key if _KEY.fullmatch(given_key) else secrets.token_urlsafe(16)
-    if form.get("action") == "estimate":
+    if form.get("intent") == "estimate":
         answer = replace(_answer(body, lambda spec: _estimated(service, spec)), status=HTTPStatus.OK)
     else:
         answer = _answer(body, lambda spec: _Answer(job_id=create_job(service, spec, key, caller.key_id)))

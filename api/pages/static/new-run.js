@@ -48,7 +48,7 @@ async function estimate() {
   const panel = document.getElementById("estimate");
   try {
     const body = new URLSearchParams(new FormData(form));
-    body.set("action", "estimate");
+    body.set("intent", "estimate");
     const response = await fetch(form.action, { method: "POST", body, headers: { Accept: "text/html" } });
     if (number !== asked) return; // there is a newer answer
     if (response.redirected || !response.ok) throw new Error();

@@ -3,71 +3,28 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from pydantic import SecretStr
 
-from api.main import create_app
 from service.jobs.kinds import RoundSpec
-from service.service import Service, cancel_job, create_job, give_verdict
+from service.service import cancel_job, create_job, give_verdict
 from service.states import Verdict
 from tests.drawn_results import DrawnRun, draw_run
-from tests.live_service import serving
-from tests.service import round_body, settings_for
+from tests.service import round_body
+from tests.unit.api.pages.browser import Live, expect, launched, live, watched_page
 from tests.unit.api.pages.conftest import ADMIN
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("Chromium is not installed: apt install chromium", allow_module_level=True)
-
 pytestmark = pytest.mark.slow
-expect = playwright.expect
-expect.set_options(timeout=60_000)  # on a busy machine
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with launched() as browser:
         yield browser
-        browser.close()
-
-
-@dataclass(frozen=True)
-class Live:
-    """The application on a port."""
-
-    url: str
-    service: Service
-
-    def get(self, path: str, **parameters: str) -> dict[str, Any]:
-        """The JSON of a path, with the key of the administrator."""
-        headers = {"Authorization": f"Bearer {ADMIN}"}
-        return dict(httpx.get(self.url + path, params=parameters, headers=headers, trust_env=False).json())
-
-
-@contextmanager
-def live(folder: Path, **changes: Any) -> Iterator[Live]:
-    app = create_app(settings_for(folder, folder, **changes))
-    with serving(app) as port:
-        yield Live(f"http://127.0.0.1:{port}", app.state.service)
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +42,8 @@ def run(site: Live) -> DrawnRun:
 @pytest.fixture
 def page(chromium: Any, site: Live) -> Iterator[Any]:
     """A page in a browser without history. The test fails if it reports an error."""
-    context = chromium.new_context(base_url=site.url, viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    yield opened
-    context.close()
-    assert [error for error in errors if "ERR_INTERNET_DISCONNECTED" not in error and "412" not in error] == []
+    with watched_page(chromium, site.url, "ERR_INTERNET_DISCONNECTED", "412") as opened:
+        yield opened
 
 
 def verdicts(site: Live, run: DrawnRun) -> list[str | None]:

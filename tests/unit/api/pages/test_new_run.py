@@ -120,8 +120,8 @@ def test_pointers_lead_to_the_fields() -> None:
 def test_the_form_starts_a_run_once(site: Site) -> None:
     page = site.browser.get("/rounds/new").text
     form = form_of(page) | {"label": "from the form", "rounds": "2", "training.algorithm": "ddpo"}
-    first = site.browser.post("/rounds/new", data=form | {"action": "start"})
-    second = site.browser.post("/rounds/new", data=form | {"action": "start"})
+    first = site.browser.post("/rounds/new", data=form | {"intent": "start"})
+    second = site.browser.post("/rounds/new", data=form | {"intent": "start"})
     assert (first.status_code, second.status_code) == (303, 303)
     assert first.headers["location"] == second.headers["location"]
 
@@ -168,7 +168,7 @@ def test_problems_are_at_their_fields_and_nothing_is_lost(site: Site) -> None:
 
 
 def test_the_estimate_is_that_of_a_dry_run(site: Site) -> None:
-    form = form_of(site.browser.get("/rounds/new").text) | {"rounds": "3", "action": "estimate"}
+    form = form_of(site.browser.get("/rounds/new").text) | {"rounds": "3", "intent": "estimate"}
     before = len(site.client.get("/jobs").json()["data"])
     page = site.browser.post("/rounds/new", data=form)
     body = {"prompt_set": "shapes-attribute-train", "held_out_prompt_set": "shapes-attribute-test", "rounds": 3}
@@ -203,11 +203,11 @@ def test_a_clone_has_the_settings_of_the_run_and_marks_what_differs(site: Site) 
     assert form["training.beta"] == "0.5"
     assert json.loads(form["prompts"]) == PROMPTS
 
-    page = site.browser.post("/rounds/new", data=form | {"seed": "8", "action": "estimate"}).text
+    page = site.browser.post("/rounds/new", data=form | {"seed": "8", "intent": "estimate"}).text
     assert re.findall(r'class="field changed[^"]*" data-field="([^"]+)"', page) == ["seed"]
     assert "instead of 7" in page
 
-    started = site.browser.post("/rounds/new", data=form_of(page) | {"action": "start"})
+    started = site.browser.post("/rounds/new", data=form_of(page) | {"intent": "start"})
     spec = spec_of(site, f"/jobs/{own.job_id}")
     assert spec_of(site, started.headers["location"]) == spec | {"seed": 8}
     assert f'href="{address}"' in site.browser.get(f"/jobs/{own.job_id}").text
