@@ -28,7 +28,8 @@ class Site:
     run: DrawnRun
 
 
-def _site(folder: pytest.TempPathFactory, **changes: object) -> Iterator[Site]:
+def site_of(folder: pytest.TempPathFactory, **changes: object) -> Iterator[Site]:
+    """The application with these settings and a drawn run."""
     data = folder.mktemp("pages")
     app = create_app(settings_for(data, data, **changes))
     with TestClient(app, base_url="http://127.0.0.1", follow_redirects=False) as client:
@@ -39,10 +40,10 @@ def _site(folder: pytest.TempPathFactory, **changes: object) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Without API keys."""
-    yield from _site(tmp_path_factory)
+    yield from site_of(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """With API keys."""
-    yield from _site(tmp_path_factory, auth=True, bootstrap_admin_key=SecretStr(ADMIN))
+    yield from site_of(tmp_path_factory, auth=True, bootstrap_admin_key=SecretStr(ADMIN))

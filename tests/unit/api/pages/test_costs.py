@@ -4,14 +4,17 @@ import html
 import json
 import re
 import shlex
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert, select, update
 
-from service.db.tables import Pair
+from service.db.tables import Event, Job, Pair, Stage, Table
 from tests.drawn_results import draw_run
 from tests.statements import statements
-from tests.unit.api.pages.conftest import Site
+from tests.unit.api.pages.conftest import Site, site_of
 
 PAGES = (
     "/",
@@ -39,6 +42,56 @@ def test_pages_run_a_fixed_number_of_statements(site: Site, path: str) -> None:
         counts.append(len(seen))
     assert counts[0] == counts[1]
     assert counts[0] <= 40
+
+
+def copies(site: Site, table: type[Table], row_id: str, count: int, **changes: Callable[[int], Any]) -> None:
+    """Insert copies of a row, each with a new id and these changes by its number."""
+    columns = table.__table__.columns
+    with site.service.uow.writing() as session:
+        [row] = session.execute(select(*columns).where(columns.id == row_id))
+        rows = []
+        for number in range(count):
+            changed = {name: change(number) for name, change in changes.items()}
+            rows.append({**row._mapping, "id": f"{row_id[:-5]}{number:05}", **changed})
+        session.execute(insert(table), rows)
+
+
+def cost(site: Site, url: str) -> tuple[int, int]:
+    """The statements and the bytes of a page."""
+    with statements(site.service.uow.engine) as seen:
+        response = site.browser.get(url)
+    assert response.status_code == 200
+    return len(seen), len(response.content)
+
+
+def test_a_list_of_a_thousand_runs_costs_a_page(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with contextmanager(site_of)(tmp_path_factory) as site:
+        draw_run(site.service)
+        run = draw_run(site.service)
+        [few, small] = cost(site, "/?limit=2")
+        copies(site, Job, run.job_id, 1000, label=lambda number: f"run {number}")
+        [count, size] = cost(site, "/")
+        assert count == few
+        assert site.browser.get("/").text.count("<progress") == 30  # a page of them
+        assert size < 30 * small
+
+
+def test_a_run_with_ten_thousand_stages_costs_a_page(site: Site) -> None:
+    run = draw_run(site.service)
+    stages = site.client.get(f"/jobs/{run.job_id}/stages").json()["data"]
+    urls = (f"/jobs/{run.job_id}?round=1", f"/jobs/{run.job_id}/stages")
+    before = [cost(site, url) for url in urls]
+    later = {"number": lambda number: number + 100, "shard": lambda number: number + 100}
+    copies(site, Stage, stages[0]["id"], 10_000, round=lambda _number: 1, **later)
+    with site.service.uow.writing() as session:
+        ids = [f"{stages[0]['id'][:-5]}{number:05}" for number in range(10_000)]
+        common = {"job_id": run.job_id, "at": 1.0, "kind": "stage.started", "message": "", "data": {"worker": "gpu-1"}}
+        session.execute(insert(Event), [{**common, "stage_id": stage_id} for stage_id in ids])
+
+    after = [cost(site, url) for url in urls]
+    assert [count for count, _ in after] == [count for count, _ in before]
+    assert max(size for _, size in after) < 150_000
+    assert site.browser.get(urls[1]).text.count("<svg viewBox") == 60  # a page of them
 
 
 def test_the_queue_goes_through_all_pairs_that_match(site: Site) -> None:

@@ -1,0 +1,77 @@
+"""axe-core finds no serious violation on any page, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.drawn_results import DrawnRun, draw_run
+from tests.unit.api.pages.browser import Live, launched, live, watched_page
+
+axe = pytest.importorskip("axe_playwright_python", reason="axe-core is missing: pip install axe-playwright-python")
+pytestmark = pytest.mark.slow
+SOURCE = (Path(axe.__file__).parent / "axe.min.js").read_text("utf-8")
+SERIOUS = ("serious", "critical")
+PAGES = (
+    "/",
+    "/jobs?state=failed",
+    "/rounds/new",
+    "/rounds/new?clone={job}",
+    "/jobs/compare?run={job}&run={job}",
+    "/jobs/{job}",
+    "/jobs/{job}/stages",
+    "/jobs/{job}/report",
+    "/pairs",
+    "/pairs/{pair}",
+    "/samples",
+    "/samples/{sample}",
+    "/models",
+    "/models/{model}",
+    "/nowhere",
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with live(tmp_path_factory.mktemp("axe")) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def run(site: Live) -> DrawnRun:
+    return draw_run(site.service)
+
+
+@pytest.fixture(scope="module")
+def page(site: Live) -> Iterator[Any]:
+    with launched() as browser, watched_page(browser, site.url, "404") as opened:
+        yield opened
+
+
+def violations(page: Any) -> list[str]:
+    """The serious violations on the page, with the elements that have them."""
+    page.evaluate(SOURCE)
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    serious = [violation for violation in found if violation["impact"] in SERIOUS]
+    return [f"{v['id']}: {v['help']}: {[node['html'] for node in v['nodes'][:3]]}" for v in serious]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_no_page_has_a_serious_violation(site: Live, run: DrawnRun, page: Any, path: str) -> None:
+    sample = site.get(f"/pairs/{run.pairs[0]}")["target"]["id"]
+    address = path.format(job=run.job_id, pair=run.pairs[0], sample=sample, model=run.model_id)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.goto(address)
+        page.wait_for_load_state("networkidle")
+        for group in page.locator("details").all():
+            group.evaluate("element => { element.open = true; }")
+        assert violations(page) == [], scheme
+
+
+def test_a_serious_violation_is_found(page: Any) -> None:
+    page.set_content("<html lang=en><title>x</title><main><h1>x</h1><input></main></html>")
+    assert [text.partition(":")[0] for text in violations(page)] == ["label"]
