@@ -78,6 +78,23 @@ MUTATIONS = (
         ("tests/unit/api/pages/test_security.py::test_a_change_needs_the_token_of_the_page",),
     ),
     Mutation(
+        "a form repeats the token of its page",
+        "api/pages/form_body.py",
+        "    if token is not None and not",
+        "    if token is None and not",
+        (
+            "tests/unit/api/pages/test_new_run.py::test_the_form_needs_the_scope_and_the_token",
+            "tests/unit/api/pages/test_security.py::test_signing_out_ends_the_session_in_the_service",
+        ),
+    ),
+    Mutation(
+        "a form that is sent twice starts one run",
+        "api/pages/routes/new_run.py",
+        "create_job(service, spec, key, caller.key_id)",
+        "create_job(service, spec, None, caller.key_id)",
+        ("tests/unit/api/pages/test_new_run.py::test_the_form_starts_a_run_once",),
+    ),
+    Mutation(
         "a page of another site changes nothing",
         "api/access.py",
         "        if _is_cross_site(request):\n",

@@ -71,6 +71,7 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         assert client.sample(pairs[0].base.id).pairs == [pairs[0]]
         assert client.set_verdict(pairs[0].id, "tie", reviewer="ann").revision == pairs[0].revision + 1
         assert client.metrics(job.id).data
+        assert job.id in client.report(job.id, pairs=1)
         assert [stage.state for stage in client.stages(job.id, kind="train", round=1)] == ["succeeded"]
         assert client.logs(job.id).count("\n") == len(list(client.events(job.id))) > 10
         assert client.prompt_set("paper-behaviour-train").name in {listed.name for listed in client.prompt_sets()}
