@@ -17,6 +17,7 @@ from service.jobs.kinds.base import (
 )
 from service.jobs.kinds.rounds import EXAMPLE as ROUND
 
+_TEST = "prf_01m8a1q1w5c9k3s8x3c1d5m7wz"
 _STAGE = "stg_01m8a1pxvsjq34jafdn1zyvz2r"
 _SET = "set_01m8a1pxvjkc3qz66zf7y24t1d"
 _TARGET = "smp_01m8a1pyg0twbkkyepg7jax9vn"
@@ -63,6 +64,18 @@ REQUESTS: dict[str, Mapping[str, Example]] = {
     "put_verdict": {
         "target": {"summary": "The target is better", "value": {"prefer": "target", "reviewer": "ann"}},
         "undo": {"summary": "Remove the verdict", "value": {"prefer": None}},
+    },
+    "create_preference_test": {
+        "all": {"summary": "All images of an evaluation", "value": {"evaluation": EXAMPLE_JOB, "name": "figure 6"}},
+        "drawn": {
+            "summary": "Two models and 100 questions",
+            "value": {"evaluation": EXAMPLE_JOB, "models": [EXAMPLE_BASE_MODEL, EXAMPLE_MODEL], "questions": 100},
+        },
+    },
+    "put_preference_answer": {
+        "second": {"summary": "The second image is best", "value": {"choice": 2, "rater": "ann"}},
+        "none": {"summary": "None is better than all others", "value": {"choice": "none", "rater": "ann"}},
+        "undo": {"summary": "Remove the answer", "value": {"choice": None, "rater": "ann"}},
     },
     "put_alias": {"champion": {"summary": "Set the alias to this model", "value": {"model": EXAMPLE_MODEL}}},
     "create_webhook": {
@@ -226,6 +239,19 @@ _WEBHOOK: Example = {
     "disabled_at": None,
     "disabled_reason": None,
 }
+_PREFERENCE_QUESTION: Example = {
+    "test": _TEST,
+    "number": 17,
+    "place": 1,
+    "prompt": _PROMPT,
+    "images": ["/artifacts/art_01m8a1pyg0twbkkyepg7jax9vm", "/artifacts/art_01m8a1py9r4yx4az4f5bkcgypk"],
+    "choice": 2,
+    "answered_at": _FINISHED,
+    "links": {
+        "test": f"/preference-tests/{_TEST}",
+        "answer": f"/preference-tests/{_TEST}/questions/17/answer",
+    },
+}
 _KEY: Example = {
     "id": "key_01m8a14ta47xpq00p0w1mnayb6",
     "name": "ann",
@@ -304,6 +330,63 @@ RESPONSES: dict[str, Example] = {
     "SampleOut": _SAMPLE,
     "SampleDetail": {**_SAMPLE, "pairs": [_PAIR_OUT]},
     "PairOut": _PAIR_OUT,
+    "PreferenceTestOut": {
+        "id": _TEST,
+        "name": "figure 6",
+        "evaluation": EXAMPLE_JOB,
+        "models": [EXAMPLE_BASE_MODEL, EXAMPLE_MODEL],
+        "questions": 100,
+        "answers": 20,
+        "created_at": _CREATED,
+        "links": {"self": f"/preference-tests/{_TEST}", "evaluation": f"/jobs/{EXAMPLE_JOB}"},
+    },
+    "PreferenceQuestionOut": _PREFERENCE_QUESTION,
+    "NextQuestionOut": {"question": _PREFERENCE_QUESTION, "answered": 1, "questions": 100},
+    "PreferenceResultsOut": {
+        "test": _TEST,
+        "questions": 100,
+        "answers": 20,
+        "raters": 2,
+        "confidence": 0.95,
+        "groups": [
+            {
+                "prompt_set": None,
+                "answers": 20,
+                "models": [
+                    {
+                        "model": EXAMPLE_BASE_MODEL,
+                        "name": "shapes",
+                        "count": 5,
+                        "share": 0.25,
+                        "interval": [0.112, 0.469],
+                    },
+                    {
+                        "model": EXAMPLE_MODEL,
+                        "name": "shapes, round 1",
+                        "count": 13,
+                        "share": 0.65,
+                        "interval": [0.433, 0.819],
+                    },
+                ],
+                "none": {"count": 2, "share": 0.1, "interval": [0.028, 0.301]},
+                "pairs": [
+                    {
+                        "model": EXAMPLE_BASE_MODEL,
+                        "other": EXAMPLE_MODEL,
+                        "wins": 5,
+                        "losses": 13,
+                        "share": 0.278,
+                        "interval": [0.125, 0.509],
+                        "chance": 0.096,
+                    }
+                ],
+            }
+        ],
+        "positions": [
+            {"position": 1, "count": 8, "share": 0.444, "interval": [0.246, 0.663]},
+            {"position": 2, "count": 10, "share": 0.556, "interval": [0.337, 0.754]},
+        ],
+    },
     "ModelOut": _MODEL_OUT,
     "ModelDetail": {**_MODEL_OUT, "lineage": [EXAMPLE_MODEL, EXAMPLE_BASE_MODEL], "exports": [_EXPORT]},
     "AncestorOut": {

@@ -31,6 +31,7 @@ from api.routes import (
     health,
     jobs,
     metrics,
+    preference_tests,
     prompt_sets,
     results,
     submissions,
@@ -153,7 +154,20 @@ def _routes() -> list[BaseRoute]:
         generate_unique_id_function=lambda route: route.name,
         dependencies=[Depends(refuse_repeated_parameters)],
     )
-    modules = (submissions, jobs, results, artifacts, prompt_sets, workers, api_keys, webhooks, health, metrics, docs)
+    modules = (
+        submissions,
+        jobs,
+        results,
+        preference_tests,
+        artifacts,
+        prompt_sets,
+        workers,
+        api_keys,
+        webhooks,
+        health,
+        metrics,
+        docs,
+    )
     for router in (*ROUTERS, *(module.router for module in modules)):
         root.include_router(router)
     return root.routes

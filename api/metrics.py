@@ -155,6 +155,8 @@ def _outputs(session: Session) -> Iterator[Metric]:
     for role, count in statistics.images_by_role(session).items():
         images.add_metric((role,), count)
     yield images
+    answers = statistics.preference_answers(session)
+    yield GaugeMetricFamily("dfusion_preference_answers", "Answers of raters in preference tests", answers)
     seconds = HistogramMetricFamily("dfusion_stage_seconds", "Duration of successful stages", labels=("kind",))
     for kind, times in statistics.stage_seconds(session).items():
         buckets = [

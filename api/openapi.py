@@ -60,6 +60,10 @@ CREATED_PROMPT_SET: dict[str, Any] = {
     "headers": {"Location": header("Path of the prompt set")},
     "links": _links("name_or_id", "get_prompt_set"),
 }
+CREATED_PREFERENCE_TEST: dict[str, Any] = {
+    "headers": {"Location": header("Path of the preference test")},
+    "links": _links("test_id", "get_preference_test", "next_preference_question", "get_preference_results"),
+}
 CREATED_KEY: dict[str, Any] = {"links": _links("key_id", "revoke_key")}
 CREATED_WEBHOOK: dict[str, Any] = {"links": _links("webhook_id", "remove_webhook")}
 REDIRECT: dict[str, Any] = {"headers": {"Location": header("Address of the bytes")}}

@@ -5,7 +5,7 @@ ServiceError
   NotFoundError             no row with this id exists
   ConflictError             the request conflicts with the current state
     InUseError              it is still used, so it cannot be deleted
-      JobInUseError         other jobs or aliases use the job
+      JobInUseError         other jobs, aliases or preference tests use the job
       PromptSetInUseError   jobs use the prompt set
     SourceDeletedError      a job that the request names was deleted concurrently
   PreconditionError         the row has changed since the client read it
@@ -101,7 +101,7 @@ class InUseError(ConflictError):
 
 
 class JobInUseError(InUseError):
-    """Other jobs or aliases use the job."""
+    """Other jobs, aliases or preference tests use the job."""
 
     code = "job_in_use"
 

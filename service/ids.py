@@ -25,6 +25,7 @@ class IdKind(StrEnum):
     ARTIFACT = "art"
     PROMPT_SET = "set"
     EXPORT = "exp"
+    PREFERENCE_TEST = "prf"
     API_KEY = "key"
     WEBHOOK = "whk"
     WEBHOOK_DELIVERY = "dlv"

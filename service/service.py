@@ -444,7 +444,7 @@ def delete_job(service: Service, job_id: str) -> None:
 
     Raises:
         NotFoundError: No such job exists.
-        JobInUseError: Other jobs use its samples, pairs or models, or aliases refer to its models.
+        JobInUseError: Other jobs, aliases or preference tests use its results.
         ConflictError: The job has not ended, or its last stages are still stopping.
     """
     deletion.delete_job(service.uow, job_id)

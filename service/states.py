@@ -119,6 +119,12 @@ class Verdict(StrEnum):
     REJECT = "reject"
 
 
+MIN_COMPARED_MODELS = 2
+MAX_COMPARED_MODELS = 8
+"""The most images of a preference test that a rater sees side by side, each with a key of its own."""
+MAX_PREFERENCE_QUESTIONS = 1000
+
+
 class SampleRole(StrEnum):
     """The role of a sample.
 

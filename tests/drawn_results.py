@@ -11,18 +11,20 @@ from typing import Any
 from PIL import Image, ImageDraw
 from sqlalchemy import update
 
+from dfusion.prompts import Prompt
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results, stages
 from service.db.tables import Artifact, Job, Metric, Model, Pair, Sample, Score, Stage
 from service.ids import IdKind, new_id
-from service.jobs.kinds import RoundSpec
-from service.service import Service, create_job
+from service.jobs.kinds import EvaluationJobSpec, RoundSpec
+from service.service import Service, create_job, save_prompt_set
 from service.states import JobState, StageState
 from service.storage.base import file_sha256
 from tests.service import round_body
 from tests.stored_pairs import Results
 
 _COLOURS = ("crimson", "royalblue", "seagreen", "goldenrod", "rebeccapurple", "darkorange")
+_PROMPT_COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "white", "black")
 _SIDE = 96
 _MARGINS = (("reference", 0.2), ("base", 0.0), ("target", 0.12))
 
@@ -94,6 +96,75 @@ def draw_run(service: Service, pairs: int = 3, rounds: int = 2, side: int = _SID
         results.add_scores(session, score_rows)
         _end(session, job_id, stage_id, rounds)
     return DrawnRun(job_id, [pair.id for pair in pair_rows], models[-1].id)
+
+
+@dataclass(frozen=True)
+class DrawnEvaluation:
+    """A succeeded evaluation with drawn images: the ids of the job and its models."""
+
+    job_id: str
+    models: list[str]
+
+
+def draw_evaluation(
+    service: Service, models: int = 3, prompts: int = 2, seeds: int = 2, side: int = _SIDE
+) -> DrawnEvaluation:
+    """Insert a succeeded evaluation of the base model and the models of a run, on two prompt sets.
+
+    Args:
+        service: The installation.
+        models: The number of models.
+        prompts: The number of prompts in each prompt set, at most eight.
+        seeds: The number of samples of each prompt and model.
+        side: The width and height of the images.
+    """
+    # 1. the job
+    run = draw_run(service, pairs=1, rounds=max(1, models - 1))
+    with service.uow.reading() as session:
+        base_model = results.base_model(session, "tiny")
+        trained = results.models_of_job(session, run.job_id, range(1, models))
+    assert base_model is not None
+    model_ids = [base_model.id, *(model.id for model in trained)][:models]
+    sets = []
+    for name, shape in (("drawn-circles", "circle"), ("drawn-stars", "star")):
+        texts = [Prompt(text=f"a {colour} {shape}", items=(shape,)) for colour in _PROMPT_COLOURS[:prompts]]
+        sets.append(save_prompt_set(service, name, "", texts)[0])
+    spec = EvaluationJobSpec(
+        models=tuple(model_ids),
+        prompt_sets=("drawn-circles", "drawn-stars"),
+        samples_per_prompt=seeds,
+        scorers=("brightness",),
+        label="drawn evaluation",
+    )
+    job_id = create_job(service, spec)
+
+    # 2. its images
+    with service.uow.reading() as session:
+        stage_id = stages.of_job(session, job_id)[0].id
+    rows = Results(job_id, stage_id, base_model.id)
+    images = _images(service, rows, side)
+    samples = [
+        rows.sample(
+            seed,
+            images[f"{('base', 'target', 'reference')[position % 3]}-{(index + position) % len(_COLOURS)}"],
+            round=0,
+            role="evaluation",
+            split=row.name,
+            prompt_set_id=row.id,
+            prompt=row.prompts[index]["text"],
+            prompt_index=index,
+            seed=1000 * index + seed,
+            model_id=model_id,
+        )
+        for position, model_id in enumerate(model_ids)
+        for row in sets
+        for index in range(prompts)
+        for seed in range(seeds)
+    ]
+    with service.uow.writing() as session:
+        results.add_all(session, [*images.values(), *samples])
+        _end(session, job_id, stage_id, 0)
+    return DrawnEvaluation(job_id, model_ids)
 
 
 def _images(service: Service, rows: Results, side: int) -> dict[str, Artifact]:

@@ -13,6 +13,7 @@ from api.cli import (
     jobs,
     models,
     pairs,
+    preference,
     prompt_sets,
     samples,
     submissions,
@@ -65,6 +66,7 @@ for name, command in submissions.COMMANDS.items():
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(pairs.app, name="pairs")
+app.add_typer(preference.app, name="preference")
 app.add_typer(samples.app, name="samples")
 app.add_typer(models.app, name="models")
 app.add_typer(prompt_sets.app, name="prompt-sets")

@@ -27,6 +27,12 @@ from api.wire.health import HealthOut, ReadyOut
 from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
 from api.wire.models import AncestorOut, ExportOut, ModelDetail, ModelOut
 from api.wire.pairs import PairOut
+from api.wire.preference_tests import (
+    NextQuestionOut,
+    PreferenceQuestionOut,
+    PreferenceResultsOut,
+    PreferenceTestOut,
+)
 from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
 from api.wire.samples import SampleDetail, SampleOut
 from api.wire.webhooks import DeliveryOut, WebhookCreated, WebhookOut
@@ -258,7 +264,8 @@ class Client:
         """Delete a job that has ended, with its results.
 
         Raises:
-            ConflictError: The job has not ended, or other jobs or aliases use its results; `errors` lists them.
+            ConflictError: The job has not ended, or other jobs, aliases or preference tests use its results; `errors`
+                lists them.
         """
         self._transport.request("DELETE", f"/jobs/{_segment(job_id)}", idempotent=False)
 
@@ -500,6 +507,90 @@ class Client:
     ) -> ListOut[ExportOut]:
         """Return one page of exports."""
         return self._get("/exports", ListOut[ExportOut], limit=limit, cursor=cursor, **filters)
+
+    # preference tests
+
+    def create_preference_test(
+        self,
+        evaluation: str,
+        *,
+        name: str | None = None,
+        models: Sequence[str] | None = None,
+        prompt_sets: Sequence[str] | None = None,
+        questions: int | None = None,
+    ) -> PreferenceTestOut:
+        """Create a human preference test from the images of an evaluation.
+
+        Args:
+            evaluation: The evaluation job, which has succeeded.
+            name: A name for people.
+            models: Ids, names or aliases of 2 to 8 of its models; None for all.
+            prompt_sets: Some of its prompt sets; None for all.
+            questions: The number of questions, drawn at random; None for all prompts and seeds.
+        """
+        given = {"name": name, "models": models, "prompt_sets": prompt_sets, "questions": questions}
+        body = {"evaluation": evaluation} | {field: value for field, value in given.items() if value is not None}
+        response = self._transport.request("POST", "/preference-tests", json=body, idempotent=False)
+        return _read(PreferenceTestOut, response.content)
+
+    def preference_tests(self, evaluation: str | None = None) -> Iterator[PreferenceTestOut]:
+        """Iterate over preference tests, newest first; optionally of one evaluation."""
+        return _all(lambda cursor: self.preference_tests_page(evaluation, _MAX_PAGE_SIZE, cursor))
+
+    def preference_tests_page(
+        self, evaluation: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> ListOut[PreferenceTestOut]:
+        """Return one page of preference tests."""
+        path = "/preference-tests"
+        return self._get(path, ListOut[PreferenceTestOut], evaluation=evaluation, limit=limit, cursor=cursor)
+
+    def preference_test(self, test_id: str) -> PreferenceTestOut:
+        """Return a preference test."""
+        return self._get(f"/preference-tests/{_segment(test_id)}", PreferenceTestOut)
+
+    def delete_preference_test(self, test_id: str) -> None:
+        """Delete a preference test with all its answers."""
+        self._transport.request("DELETE", f"/preference-tests/{_segment(test_id)}", idempotent=False)
+
+    def next_preference_question(self, test_id: str, *, rater: str | None = None) -> NextQuestionOut:
+        """Return the rater's next question without an answer. With API keys, the rater is the name of the key."""
+        return self._get(f"/preference-tests/{_segment(test_id)}/next", NextQuestionOut, rater=rater)
+
+    def preference_question(self, test_id: str, number: int, *, rater: str | None = None) -> PreferenceQuestionOut:
+        """Return a question with the rater's answer."""
+        path = f"/preference-tests/{_segment(test_id)}/questions/{number}"
+        return self._get(path, PreferenceQuestionOut, rater=rater)
+
+    def answer_preference_question(
+        self, test_id: str, number: int, choice: int | Literal["none"] | None, *, rater: str | None = None
+    ) -> PreferenceQuestionOut:
+        """Answer a question, change the answer or remove it.
+
+        Args:
+            test_id: The test.
+            number: The number of the question.
+            choice: The position of the best image, from 1; "none" if none is better than all others; None removes the
+                answer.
+            rater: The name of the rater. With API keys it is the name of the key, and no other is accepted.
+        """
+        path = f"/preference-tests/{_segment(test_id)}/questions/{number}/answer"
+        response = self._transport.request("PUT", path, json={"choice": choice, "rater": rater})
+        return _read(PreferenceQuestionOut, response.content)
+
+    def preference_results(self, test_id: str, *, confidence: float = 0.95) -> PreferenceResultsOut:
+        """Return how often each model was chosen, with Wilson intervals."""
+        return self._get(f"/preference-tests/{_segment(test_id)}/results", PreferenceResultsOut, confidence=confidence)
+
+    def preference_results_csv(self, test_id: str, *, confidence: float = 0.95) -> str:
+        """Return the results of a preference test as CSV."""
+        return self._csv(f"/preference-tests/{_segment(test_id)}/results.csv", confidence=confidence)
+
+    def preference_answers_csv(self, test_id: str) -> str:
+        """Return all answers of a preference test as CSV."""
+        return self._csv(f"/preference-tests/{_segment(test_id)}/answers.csv")
+
+    def _csv(self, path: str, **params: Any) -> str:
+        return self._transport.request("GET", path, params=params, headers={"Accept": "text/csv"}).text
 
     # files
 

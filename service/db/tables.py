@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -427,6 +428,53 @@ class Pair(Table):
     revision: Mapped[int] = mapped_column(default=0)
     """The number of changes of the verdict, so that reviewers cannot overwrite each other unnoticed."""
     created_at: Mapped[float]
+
+
+class PreferenceTest(Table):
+    """A human preference test: raters choose among the images that models made of the same prompts and seeds."""
+
+    __tablename__ = "preference_tests"
+    __table_args__ = (Index(None, "job_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str | None]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    """The evaluation that made the images. It cannot be deleted before the test."""
+    models: Mapped[list[str]] = mapped_column(JSON)
+    questions: Mapped[int]
+    answers: Mapped[int] = mapped_column(server_default="0")
+    """The number of its answers, updated with each of them."""
+    created_at: Mapped[float]
+
+
+class PreferenceQuestion(Table):
+    """A prompt and a seed of a preference test."""
+
+    __tablename__ = "preference_questions"
+
+    test_id: Mapped[str] = mapped_column(ForeignKey("preference_tests.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    split: Mapped[str]
+    samples: Mapped[list[str]] = mapped_column(JSON)
+    """The ids of the samples, in the order of the models of the test."""
+
+
+class PreferenceAnswer(Table):
+    """The answer of a rater to a question of a preference test."""
+
+    __tablename__ = "preference_answers"
+    __table_args__ = (
+        ForeignKeyConstraint(["test_id", "question"], ["preference_questions.test_id", "preference_questions.number"]),
+    )
+
+    test_id: Mapped[str] = mapped_column(primary_key=True)
+    rater: Mapped[str] = mapped_column(primary_key=True)
+    question: Mapped[int] = mapped_column(primary_key=True)
+    sample_id: Mapped[str | None] = mapped_column(ForeignKey("samples.id"), index=True)
+    """The best image; None if none is better than all others."""
+    position: Mapped[int | None]
+    """Where it was shown, from 1."""
+    answered_at: Mapped[float]
 
 
 class Metric(Table):

@@ -26,7 +26,7 @@ def delete_job(uow: UnitOfWork, job_id: str, ended_by: float | None = None) -> N
 
     Raises:
         NotFoundError: No such job exists.
-        JobInUseError: Other jobs use its samples, pairs or models, or aliases refer to its models.
+        JobInUseError: Other jobs, aliases or preference tests use its results.
         ConflictError: The job has not ended, its last stages are still stopping, or it ended after `ended_by`.
     """
 

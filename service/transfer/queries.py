@@ -13,7 +13,7 @@ from sqlalchemy import Table as SqlTable
 from sqlalchemy.orm import Session
 
 from service.db.queries.rows import UNSYNCED, is_any_of
-from service.db.tables import IS_DELETED, Artifact, Job, Model, Pair, PromptSet, Sample
+from service.db.tables import IS_DELETED, Artifact, Job, Model, Pair, PreferenceTest, PromptSet, Sample
 from service.ids import IdKind
 from service.transfer.rows import (
     ARTIFACTS,
@@ -65,6 +65,8 @@ def of_jobs(table: SqlTable, job_ids: Collection[str]) -> ColumnElement[bool] | 
         return table.c.sample_id.in_(select(Sample.id).where(Sample.job_id.in_(job_ids)))
     if table.name == "stage_dependencies":
         return table.c.stage_id.in_(select(STAGES.c.id).where(STAGES.c.job_id.in_(job_ids)))
+    if "test_id" in table.c:
+        return table.c.test_id.in_(select(PreferenceTest.id).where(PreferenceTest.job_id.in_(job_ids)))
     return None
 
 

@@ -39,6 +39,9 @@ TABLES: tuple[SqlTable, ...] = (
     _T["metrics"],
     MODEL_ALIASES,
     _T["exports"],
+    _T["preference_tests"],
+    _T["preference_questions"],
+    _T["preference_answers"],
     EVENTS,
 )
 """The exported tables. A row references only rows of earlier tables, except in `late_columns`."""

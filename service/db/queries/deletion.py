@@ -27,6 +27,7 @@ from service.db.tables import (
     JobSource,
     Model,
     ModelAlias,
+    PreferenceTest,
     Stage,
     StageDependency,
     Table,
@@ -67,23 +68,26 @@ def lock(session: Session, job_id: str) -> Job:
 
 
 def users(session: Session, job_id: str, limit: int) -> list[str]:
-    """The first jobs that use this job, then the first aliases of its models."""
+    """The first jobs that use this job, then the first aliases of its models and preference tests of its images."""
     using = (
         select(Job.id).join(JobSource, JobSource.job_id == Job.id).where(JobSource.source_id == job_id, is_kept(Job))
     )
     names = select(ModelAlias.name).join(Model, Model.id == ModelAlias.model_id).where(Model.job_id == job_id)
+    tests = select(PreferenceTest.id).where(PreferenceTest.job_id == job_id)
     return [
         *session.scalars(using.order_by(Job.id).limit(limit)),
         *(f"the alias {name}" for name in session.scalars(names.order_by(ModelAlias.name).limit(limit))),
+        *(f"the preference test {test}" for test in session.scalars(tests.order_by(PreferenceTest.id).limit(limit))),
     ][:limit]
 
 
 def used(session: Session, job_ids: Collection[str]) -> set[str]:
-    """Those of these jobs that other jobs or aliases use."""
+    """Those of these jobs that other jobs, aliases or preference tests use."""
     user = aliased(Job)
     by_job = exists().where(JobSource.source_id == Job.id, JobSource.job_id == user.id, user.deleted_at.is_(None))
     by_alias = exists().where(Model.job_id == Job.id, ModelAlias.model_id == Model.id)
-    return set(session.scalars(select(Job.id).where(is_any_of(Job.id, job_ids), or_(by_job, by_alias))))
+    by_test = exists().where(PreferenceTest.job_id == Job.id)
+    return set(session.scalars(select(Job.id).where(is_any_of(Job.id, job_ids), or_(by_job, by_alias, by_test))))
 
 
 def mark(session: Session, job_id: str) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from service.db.clock import now_seconds
 from service.db.queries import free_stages, jobs
 from service.db.queries.rows import is_kept
-from service.db.tables import IS_RUNNING, IS_UNFINISHED, Event, Job, Sample, Stage, StageDependency
+from service.db.tables import IS_RUNNING, IS_UNFINISHED, Event, Job, PreferenceTest, Sample, Stage, StageDependency
 from service.states import JobState, SampleRole, StageKind, StageState
 
 STAGE_BUCKETS = (0.5, 2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -106,6 +106,11 @@ def failed_attempts(session: Session) -> dict[str, int]:
 def images_by_role(session: Session) -> dict[str, int]:
     """The number of images, by the role of their sample."""
     return _counts(session, select(Sample.role, func.count()).group_by(Sample.role), SampleRole)
+
+
+def preference_answers(session: Session) -> int:
+    """The number of answers of all preference tests."""
+    return session.scalar(select(func.coalesce(func.sum(PreferenceTest.answers), 0))) or 0
 
 
 def stage_seconds(session: Session) -> dict[str, StageTimes]:

@@ -103,7 +103,7 @@ def _least_scope(method: str, path: str) -> str:
     """Return the scope that a route requires. Routes that are not listed require only read."""
     if path.startswith(("/api-keys", "/webhook")):
         return "admin"
-    if path.endswith("/verdict"):
+    if path.endswith(("/verdict", "/answer")):
         return "review"
     if path == "/sign-out":
         return "read"

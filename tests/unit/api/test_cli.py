@@ -25,6 +25,7 @@ from api.cli.root import hoist_root_options
 from api.cli.screens import clock, listing, size
 from api.wire.health import CheckOut
 from api.wire.jobs import JobDetail, MetricOut
+from tests.drawn_results import draw_evaluation
 from tests.service import PROMPTS, round_body
 from tests.unit.api.conftest import Live
 
@@ -115,6 +116,29 @@ def test_json_output_equals_the_api_response(live: Live, run: Run) -> None:
     followed = run("--json", "jobs", "follow", job)
     assert json.loads(followed.stdout) == of_api(live, f"/jobs/{job}")
     assert "stage.succeeded" in followed.stderr
+
+
+def test_preference_tests(live: Live, run: Run) -> None:
+    drawn = draw_evaluation(live.service)
+    created = run("preference", "create", drawn.job_id, "--name", "figure 6", "--questions", "2", "--json")
+    test = json.loads(created.stdout)
+    path = f"/preference-tests/{test['id']}"
+    assert (test["name"], test["questions"], of_api(live, path)) == ("figure 6", 2, test)
+    with live.client() as client:
+        client.answer_preference_question(test["id"], 0, 1, rater="ann")
+
+    listed = run("preference", "list", "--evaluation", drawn.job_id, "--json")
+    assert json.loads(listed.stdout)["data"] == [of_api(live, path)]
+    assert "figure 6" in run("preference", "list").stdout
+    results = run("preference", "results", test["id"], "--json")
+    assert json.loads(results.stdout) == of_api(live, f"{path}/results")
+    table = run("preference", "results", test["id"]).stdout
+    assert "80% interval" in run("preference", "results", test["id"], "--confidence", "0.8").stdout
+    assert "tiny, round 1" in table and "100.0%" in table and "20.7% to 100.0%" in table  # 1 / (1 + 3.841459)
+    assert run("preference", "results", test["id"], "--csv").stdout.startswith("prompt_set,model,")
+    assert run("preference", "answers", test["id"]).stdout.splitlines()[1].startswith("ann,0,")
+    assert run("preference", "delete", test["id"]).exit_code == 0
+    assert run("preference", "results", test["id"]).exit_code == 1
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from api.client.transport import Backoff
 from api.wire.jobs import EventOut
 from service.jobs.kinds import RoundSpec
 from service.states import JobKind
+from tests.drawn_results import draw_evaluation
 from tests.live_service import serving
 from tests.proxy import proxy
 from tests.service import round_body
@@ -53,6 +54,7 @@ def cut_after(*lengths: int) -> Callable[[bytes], bytes]:
 
 
 def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
+    evaluation = draw_evaluation(live.service).job_id
     live.busy.seen.clear()
     with live.client() as client:
         job = client.job(live.done_job)
@@ -75,6 +77,17 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         assert [stage.state for stage in client.stages(job.id, kind="train", round=1)] == ["succeeded"]
         assert client.logs(job.id).count("\n") == len(list(client.events(job.id))) > 10
         assert client.prompt_set("paper-behaviour-train").name in {listed.name for listed in client.prompt_sets()}
+
+        test = client.create_preference_test(evaluation, name="figure 6", questions=2)
+        assert test.id in {listed.id for listed in client.preference_tests(evaluation)}
+        question = client.next_preference_question(test.id, rater="ann").question
+        assert question is not None
+        assert client.answer_preference_question(test.id, question.number, 2, rater="ann").choice == 2
+        assert client.preference_question(test.id, question.number, rater="ann").choice == 2
+        assert client.preference_test(test.id).answers == client.preference_results(test.id).raters == 1
+        assert client.preference_results_csv(test.id).startswith("prompt_set,")
+        assert client.preference_answers_csv(test.id).splitlines()[1].startswith("ann,")
+        client.delete_preference_test(test.id)
 
         last = job.last_model or ""
         assert last in {model.id for model in client.models(job=job.id)}

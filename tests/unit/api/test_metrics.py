@@ -13,11 +13,14 @@ from sqlalchemy.exc import OperationalError
 
 from api import metrics as api_metrics
 from api.main import create_app
+from service import preference_tests
 from service.db.queries import statistics
 from service.db.tables import Stage
 from service.jobs import execution
 from service.jobs.execution import Claim, StageFailure
+from service.preference_tests import NewTest
 from service.service import Service
+from tests.drawn_results import draw_evaluation
 from tests.service import round_body, service_of, settings_for
 from tests.statements import statements
 
@@ -143,6 +146,14 @@ def test_lost_workers_and_failed_attempts_are_counted(client: TestClient, servic
     assert of(metrics, "dfusion_failed_attempts_total", code="worker_lost") == 1
     assert of(metrics, "dfusion_failed_attempts_total", code="storage") == 2
     assert of(metrics, "dfusion_jobs", state="failed") == 1
+
+
+def test_answers_of_raters_are_counted(client: TestClient, service: Service) -> None:
+    assert of(scrape(client), "dfusion_preference_answers") == 0
+    test = preference_tests.create(service, NewTest(draw_evaluation(service).job_id))
+    for rater in ("ann", "bob", "bob"):
+        preference_tests.answer(service, test.id, 0, rater, 1)
+    assert of(scrape(client), "dfusion_preference_answers") == 2
 
 
 def test_stage_times_are_sorted_into_buckets(client: TestClient, service: Service) -> None:
