@@ -1,6 +1,7 @@
-// Verdicts on their way to the service. They are kept in localStorage until the service has stored them, so that a lost
-// connection, a closed tab or an ended session loses none. Each is sent with the revision that the reviewer saw: a
-// repeated one changes nothing, and another reviewer's verdict is never overwritten unnoticed.
+// Verdicts and answers on their way to the service. They are kept in localStorage until the service has stored them, so
+// that a lost connection, a closed tab or an ended session loses none. A verdict is sent with the revision that the
+// reviewer saw: a repeated one changes nothing, and another reviewer's verdict is never overwritten unnoticed. Answers
+// to preference tests belong to one rater, so the last one counts.
 
 import { caller, send } from "./http.js";
 
@@ -54,6 +55,19 @@ class Outbox extends EventTarget {
     this.send();
   }
 
+  // Adds an answer to a question of a preference test; `choice` null removes it.
+  addAnswer(url, choice, rater) {
+    const id = crypto.getRandomValues(new Uint32Array(2)).join("-");
+    write(KEY, [...this.waiting, { id, url, choice, rater }]);
+    this.show();
+    this.send();
+  }
+
+  // The answer that waits for this question, or undefined.
+  answerTo(url) {
+    return this.waiting.findLast((entry) => entry.url === url);
+  }
+
   // The verdict that waits for this pair, or undefined.
   of(pair) {
     return this.waiting.findLast((entry) => entry.pair === pair);
@@ -90,20 +104,14 @@ class Outbox extends EventTarget {
     this.show();
   }
 
-  // Sends the oldest verdict. Returns whether it left the outbox.
+  // Sends the oldest entry. Returns whether it left the outbox.
   async sendFirst() {
     const entry = this.waiting[0];
-    const body = { prefer: entry.prefer };
-    if (!caller && entry.reviewer) body.reviewer = entry.reviewer;
-    const response = await send(`/pairs/${entry.pair}/verdict`, {
-      method: "PUT",
-      body: JSON.stringify(body),
-      headers: { "If-Match": `"${entry.revision}"` },
-    });
-
+    const response = await (entry.url ? this.putAnswer(entry) : this.putVerdict(entry));
     if (response.ok) {
-      const pair = await response.json();
-      this.stored(entry, pair);
+      const stored = await response.json();
+      if (entry.url) this.answered(entry);
+      else this.stored(entry, stored);
       return true;
     }
     if (response.status === 412) return this.changedMeanwhile(entry);
@@ -114,9 +122,28 @@ class Outbox extends EventTarget {
       return true;
     }
     if (response.status === 401) this.problem = "You are signed out";
-    else if (response.status === 403) this.problem = "Your key may not give verdicts";
+    else if (response.status === 403) this.problem = "Your key may not review";
     else this.problem = "The service is busy";
     return false;
+  }
+
+  putVerdict(entry) {
+    const body = { prefer: entry.prefer };
+    if (!caller && entry.reviewer) body.reviewer = entry.reviewer;
+    const headers = { "If-Match": `"${entry.revision}"` };
+    return send(`/pairs/${entry.pair}/verdict`, { method: "PUT", body: JSON.stringify(body), headers });
+  }
+
+  putAnswer(entry) {
+    const body = { choice: entry.choice };
+    if (!caller) body.rater = entry.rater;
+    return send(entry.url, { method: "PUT", body: JSON.stringify(body) });
+  }
+
+  answered(entry) {
+    this.problem = "";
+    this.remove(entry);
+    this.dispatchEvent(new CustomEvent("answered", { detail: { entry } }));
   }
 
   stored(entry, pair) {
@@ -160,7 +187,8 @@ class Outbox extends EventTarget {
     element.hidden = count === 0 && conflicts.length === 0;
     element.classList.toggle("bad", Boolean(this.problem) && count > 0);
     if (count > 0) {
-      const verdicts = count === 1 ? "1 verdict is" : `${count} verdicts are`;
+      const noun = this.waiting.every((entry) => entry.url) ? "answer" : "verdict";
+      const verdicts = count === 1 ? `1 ${noun} is` : `${count} ${noun}s are`;
       if (!this.problem && !isSlow) element.hidden = conflicts.length === 0;
       element.textContent = this.problem ? `${this.problem}: ${verdicts} kept in this browser` : "Saving…";
       if (this.problem === "You are signed out") {

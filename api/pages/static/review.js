@@ -3,9 +3,9 @@
 import { toast } from "./http.js";
 import { outbox } from "./outbox.js";
 import { localTimes, sharpen } from "./page.js";
+import { Pages } from "./pages.js";
 
 const AHEAD = 3; // pairs that are loaded in advance
-const KEPT = 30; // pairs that are kept for going back
 const FLICKER_MILLISECONDS = 700;
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -20,7 +20,7 @@ const settings = {
 const salt = settings.get("salt") ?? crypto.getRandomValues(new Uint32Array(1))[0].toString();
 settings.set("salt", salt);
 
-const pages = new Map(); // by address: a promise of the article of that page
+const pages = new Pages("pair");
 const given = []; // verdicts of this sitting, for undo
 let article = document.getElementById("pair");
 let flicker;
@@ -31,38 +31,11 @@ const $$ = (selector) => article.querySelectorAll(selector);
 
 // ---- Loading
 
-function load(url) {
-  if (!pages.has(url)) {
-    const page = fetch(url, { headers: { Accept: "text/html" } }).then(async (response) => {
-      if (!response.ok || response.redirected) throw new Error(`${response.status}`);
-      const loaded = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("pair");
-      if (loaded === null) throw new Error("no pair");
-      const adopted = document.adoptNode(loaded);
-      await Promise.allSettled([...adopted.querySelectorAll(".picture")].map((picture) => picture.decode()));
-      return adopted;
-    });
-    pages.set(url, page);
-    page.catch(() => pages.delete(url));
-  }
-  return pages.get(url);
-}
-
-async function loadAhead() {
-  let url = article.dataset.next;
-  for (let n = 0; n < AHEAD && url; n++) {
-    try {
-      url = (await load(url)).dataset.next;
-    } catch {
-      return; // the next attempt is when the pair is shown
-    }
-  }
-}
-
 async function show(url, { isBack = false } = {}) {
   if (isLoading) return;
   isLoading = true;
   try {
-    const loaded = await load(url);
+    const loaded = await pages.load(url);
     article.replaceWith(loaded);
     article = loaded;
   } catch (error) {
@@ -253,8 +226,7 @@ function showConflict() {
 
 function prepare() {
   localTimes(article);
-  pages.set(article.dataset.url, Promise.resolve(article));
-  while (pages.size > KEPT) pages.delete(pages.keys().next().value);
+  pages.keep(article.dataset.url, article);
 
   article.dataset.mode = settings.get("mode", "side");
   setSize(settings.get("size", "400"));
@@ -268,7 +240,7 @@ function prepare() {
   $("#advance-on").checked = settings.get("advance", "on") === "on";
   if ($("#reviewer")) $("#reviewer").value = settings.get("reviewer", "");
   for (const picture of $$(".picture")) picture.addEventListener("load", () => sharpen(picture), { once: true });
-  loadAhead();
+  pages.loadAhead(article.dataset.next, AHEAD);
 }
 
 function press(target) {

@@ -77,3 +77,10 @@ def watched_page(browser: Any, url: str, *expected: str) -> Iterator[Any]:
     yield page
     context.close()
     assert [error for error in errors if not any(part in error for part in expected)] == []
+
+
+def stored(page: Any) -> None:
+    """Wait until the outbox is empty."""
+    page.wait_for_function(
+        "() => Object.keys(localStorage).every(k => !k.startsWith('dfusion.outbox') || localStorage[k] === '[]')"
+    )

@@ -15,7 +15,7 @@ from service.service import cancel_job, create_job, give_verdict
 from service.states import Verdict
 from tests.drawn_results import DrawnRun, draw_run
 from tests.service import round_body
-from tests.unit.api.pages.browser import Live, expect, launched, live, watched_page
+from tests.unit.api.pages.browser import Live, expect, launched, live, stored, watched_page
 from tests.unit.api.pages.conftest import ADMIN
 
 pytestmark = pytest.mark.slow
@@ -49,13 +49,6 @@ def page(chromium: Any, site: Live) -> Iterator[Any]:
 def verdicts(site: Live, run: DrawnRun) -> list[str | None]:
     pairs = site.get("/pairs", job=run.job_id)["data"]
     return [pair["verdict"] and pair["verdict"]["prefer"] for pair in pairs]
-
-
-def stored(page: Any) -> None:
-    """Wait until the outbox is empty."""
-    page.wait_for_function(
-        "() => Object.keys(localStorage).every(k => !k.startsWith('dfusion.outbox') || localStorage[k] === '[]')"
-    )
 
 
 def side_of(page: Any, place: str) -> str:
