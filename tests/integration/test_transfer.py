@@ -41,8 +41,8 @@ def opened(settings: Settings) -> Iterator[Installation]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Settings:
-    """An installation with a round, an evaluation of its model, a sampling, its fusion and an export, a prompt set, an
-    alias, a verdict and an unfinished job."""
+    """An installation with a round, an evaluation of its model, a preference test, a sampling, its fusion and an
+    export, a prompt set, an alias, a verdict and an unfinished job."""
     settings = settings_for(tmp_path_factory.mktemp("source"), pipeline)
     with opened(settings) as installation:
         client = installation.client
@@ -50,7 +50,10 @@ def source(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Settings
         first = installation.run(label="first")
         client.put("/aliases/champion", json={"model": first["last_model"]})
         evaluation = {"models": ["tiny", first["last_model"]], "prompt_sets": ["mine"], "scorers": ["brightness"]}
-        installation.done("/evaluations", evaluation | {"samples_per_prompt": 1, "sampling": STEPS})
+        evaluated = installation.done("/evaluations", evaluation | {"samples_per_prompt": 1, "sampling": STEPS})
+        test = client.post("/preference-tests", json={"evaluation": evaluated["id"], "name": "figure 6"}).json()
+        answer = client.put(f"/preference-tests/{test['id']}/questions/1/answer", json={"choice": 2, "rater": "ann"})
+        assert answer.status_code == 200, answer.text
         sampling = {"model": "tiny", "prompts": PROMPTS, "scorers": ["brightness"], "sampling": STEPS}
         sampled = installation.done("/samplings", sampling)
         fusion = {"sampling": sampled["id"], "fusion": round_body()["fusion"], "reward": "brightness"}
@@ -88,8 +91,12 @@ def rewritten(file: Path, to: Path, changed: dict[str, bytes | None]) -> Path:
 def lists(installation: Installation) -> dict[str, Any]:
     """Return all lists of the API, by path."""
     responses: dict[str, Any] = {
-        path: installation.all(path) for path in ("/jobs", "/samples", "/pairs", "/models", "/prompt-sets")
+        path: installation.all(path)
+        for path in ("/jobs", "/samples", "/pairs", "/models", "/prompt-sets", "/preference-tests")
     }
+    for test in responses["/preference-tests"]:
+        responses[f"{test['id']} results"] = installation.get(test["links"]["results"])
+        responses[f"{test['id']} answers"] = installation.client.get(test["links"]["answers.csv"]).text
     for job in responses["/jobs"]:
         responses[f"/jobs/{job['id']}"] = installation.get(f"/jobs/{job['id']}")
         responses[f"/exports?job={job['id']}"] = installation.get(f"/exports?job={job['id']}")
