@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.drawn_results import DrawnRun, draw_run
+from service import preference_tests
+from service.db.tables import PreferenceTest
+from service.preference_tests import NewTest
+from tests.drawn_results import DrawnRun, draw_evaluation, draw_run
 from tests.unit.api.pages.browser import Live, launched, live, watched_page
 
 axe = pytest.importorskip("axe_playwright_python", reason="axe-core is missing: pip install axe-playwright-python")
@@ -30,6 +33,10 @@ PAGES = (
     "/samples/{sample}",
     "/models",
     "/models/{model}",
+    "/preference-tests",
+    "/preference-tests/{test}",
+    "/preference-tests/{test}/questions/0?rater=ann",
+    "/preference-tests/{test}/results",
     "/nowhere",
 )
 
@@ -43,6 +50,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 @pytest.fixture(scope="module")
 def run(site: Live) -> DrawnRun:
     return draw_run(site.service)
+
+
+@pytest.fixture(scope="module")
+def test(site: Live) -> PreferenceTest:
+    """A preference test with an answer."""
+    created = preference_tests.create(site.service, NewTest(draw_evaluation(site.service).job_id, "figure 6"))
+    preference_tests.answer(site.service, created.id, 0, "ann", 1)
+    return created
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +76,11 @@ def violations(page: Any) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 @pytest.mark.parametrize("path", PAGES)
-def test_no_page_has_a_serious_violation(site: Live, run: DrawnRun, page: Any, path: str, scheme: str) -> None:
+def test_no_page_has_a_serious_violation(
+    site: Live, run: DrawnRun, test: PreferenceTest, page: Any, path: str, scheme: str
+) -> None:
     sample = site.get(f"/pairs/{run.pairs[0]}")["target"]["id"]
-    address = path.format(job=run.job_id, pair=run.pairs[0], sample=sample, model=run.model_id)
+    address = path.format(job=run.job_id, pair=run.pairs[0], sample=sample, model=run.model_id, test=test.id)
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto(address)
     page.wait_for_load_state("networkidle")
