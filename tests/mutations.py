@@ -275,6 +275,27 @@ MUTATIONS = (
         '"/{job_id}/cancel",\n    status_code=status.HTTP_202_ACCEPTED,',
         ("tests/unit/api/test_access.py::test_keys_are_limited_to_their_scopes",),
     ),
+    Mutation(
+        "the images of a preference test are in random order",
+        "service/preference_tests.py",
+        "sorted(question.samples, key=lambda sample: _rank(question.test_id, question.number, rater, sample))",
+        "list(question.samples)",
+        ("tests/unit/api/routes/test_preference_tests.py::test_the_order_is_blind_stable_and_balanced",),
+    ),
+    Mutation(
+        "an evaluation with a preference test is not deleted",
+        "service/db/queries/deletion.py",
+        "select(PreferenceTest.id).where(PreferenceTest.job_id == job_id)",
+        "select(PreferenceTest.id).where(PreferenceTest.job_id == '')",
+        ("tests/integration/test_preference_tests.py::test_an_evaluation_with_a_test_is_neither_deleted_nor_expires",),
+    ),
+    Mutation(
+        "a cell of a CSV file is no formula",
+        "api/csv_text.py",
+        "isinstance(value, str) and value.startswith(_FORMULA)",
+        "False",
+        ("tests/unit/api/routes/test_preference_tests.py::test_no_cell_is_a_formula",),
+    ),
 )
 
 
