@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import exp, lgamma, log
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
 
 _CHUNK = 1 << 20
 """Numbers that a bootstrap holds in memory."""
+_EXACT = 1000
+"""Up to so many decisions, a sign test adds whole numbers; their length makes it slow for more."""
+_NEGLIGIBLE = 1e-17
 
 
 @dataclass(frozen=True)
@@ -230,11 +234,26 @@ class Counts:
         """The p-value of the two-sided sign test. It is 1 if nothing was decided."""
         decided = self.better + self.worse
         fewer = min(self.better, self.worse)
+        if decided > _EXACT:
+            return min(1.0, 2 * _tail(decided, fewer))
         tail = term = 1  # each binomial coefficient from the previous one
         for k in range(fewer):
             term = term * (decided - k) // (k + 1)
             tail += term
         return min(1.0, 2 * tail / (1 << decided))
+
+
+def _tail(decided: int, fewer: int) -> float:
+    """The probability of at most `fewer` of `decided` fair decisions, from the largest term down to negligible ones."""
+    coefficient = lgamma(decided + 1) - lgamma(fewer + 1) - lgamma(decided - fewer + 1)
+    term = exp(coefficient - decided * log(2))
+    tail = 0.0
+    for k in range(fewer, -1, -1):
+        if term <= tail * _NEGLIGIBLE:
+            break
+        tail += term
+        term *= k / (decided - k + 1)
+    return tail
 
 
 @dataclass(frozen=True)

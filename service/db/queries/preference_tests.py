@@ -118,21 +118,23 @@ def answers_after(
 
 def choices(session: Session, test_id: str) -> list[Choices]:
     """The numbers of answers by split, model and position."""
-    split, model_id, position = PreferenceQuestion.split, Sample.model_id, PreferenceAnswer.position
+    # 1. by question, so that the joins read a row for each image and position instead of one for each answer
+    given = (PreferenceAnswer.question, PreferenceAnswer.sample_id, PreferenceAnswer.position)
+    counted = select(*given, func.count().label("answers")).where(PreferenceAnswer.test_id == test_id)
+    by_question = counted.group_by(*given).subquery()
+
+    # 2. by split and model
+    split, model_id, position = PreferenceQuestion.split, Sample.model_id, by_question.c.position
     query = (
-        select(split, model_id, position, func.count())
-        .select_from(PreferenceAnswer)
-        .join(
-            PreferenceQuestion,
-            (PreferenceQuestion.test_id == PreferenceAnswer.test_id)
-            & (PreferenceQuestion.number == PreferenceAnswer.question),
-        )
-        .outerjoin(Sample, Sample.id == PreferenceAnswer.sample_id)
-        .where(PreferenceAnswer.test_id == test_id)
+        select(split, model_id, position, func.sum(by_question.c.answers))
+        .select_from(by_question)
+        .join(PreferenceQuestion, PreferenceQuestion.number == by_question.c.question)
+        .outerjoin(Sample, Sample.id == by_question.c.sample_id)
+        .where(PreferenceQuestion.test_id == test_id)
         .group_by(split, model_id, position)
         .order_by(split, model_id, position)
     )
-    return [Choices(*row) for row in session.execute(query)]
+    return [Choices(row[0], row[1], row[2], int(row[3])) for row in session.execute(query)]
 
 
 def raters(session: Session, test_id: str) -> int:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -121,6 +122,13 @@ def test_the_sign_test_by_hand() -> None:
     assert Counts(10, 0, 0).chance == 2 / 1024
     assert Counts(3, 3, 0).chance == Counts(0, 0, 4).chance == 1.0
     assert 0 < Counts(700, 580, 0).chance < 0.001  # z = 3.35
+
+
+@pytest.mark.parametrize(("better", "worse"), [(500, 501), (700, 580), (1400, 100), (0, 1001), (0, 100_000)])
+def test_the_sign_test_of_many_decisions(better: int, worse: int) -> None:
+    decided = better + worse
+    tail = sum(math.comb(decided, k) for k in range(min(better, worse) + 1))
+    assert Counts(better, worse, 0).chance == pytest.approx(float(min(1, 2 * Fraction(tail, 2**decided))), rel=1e-9)
 
 
 def test_lists_are_summarised_separately() -> None:
