@@ -178,6 +178,7 @@ _PAIR_OUT: Example = {
     "adopted": True,
     "reason": None,
     "verdict": _VERDICT,
+    "verdicts": [_VERDICT],
     "revision": 1,
     "scorer": "shapes-clip",
     "scorer_version": "1",

@@ -21,7 +21,7 @@ from service.catalogue import Catalogue
 from service.db.clock import clock_problem
 from service.db.locks import AdvisoryLock, hold
 from service.db.migrate import migrate, require_newest
-from service.db.queries import jobs, prompt_sets, results, stages
+from service.db.queries import jobs, prompt_sets, results, stages, verdicts
 from service.db.tables import Job, Pair, PromptSet
 from service.db.unit_of_work import API_POOL, Pool, UnitOfWork, first_line, repeatable
 from service.errors import (
@@ -478,16 +478,16 @@ def give_verdict(
         service: The installation.
         pair_id: The pair.
         verdict: The verdict; None removes it.
-        reviewer: The name of the reviewer.
-        revision: The revision that the reviewer saw; None skips this check.
+        reviewer: The name of the reviewer; None if it is not known.
+        revision: The revision of the pair that the reviewer saw; None skips this check.
 
     Returns:
         The pair with its new revision.
 
     Raises:
         NotFoundError: No such pair exists.
-        ConflictError: The target of the pair is not verified yet.
-        PreconditionError: The pair has another revision than `revision`.
+        ConflictError: The target of the pair is not verified yet, or the pair has too many reviewers.
+        PreconditionError: The verdict of this reviewer has changed since `revision`.
     """
     with service.uow.writing() as session:
         pair = results.get_pair(session, pair_id)
@@ -496,13 +496,20 @@ def give_verdict(
 
         if pair.adopted is None:
             raise ConflictError(f"{pair.id} is incomplete: its target is not verified yet")
-        if revision is not None and revision != pair.revision:
-            raise PreconditionError(f"expected revision {pair.revision} of {pair.id}, got {revision}: reload the pair")
+        if revision is not None:
+            _require_unchanged(pair, verdicts.own_revision(session, pair, reviewer), revision)
 
-        results.set_verdict(session, pair, verdict, reviewer)
-        if job.state == JobState.WAITING and not results.any_pair_without_verdict(session, job.id):
+        verdicts.give(session, pair, verdict, reviewer)
+        if job.state == JobState.WAITING and not verdicts.any_missing(session, job.id):
             execution.end_review(session, job, "every pair has a verdict")
         return pair
+
+
+def _require_unchanged(pair: Pair, own: int, revision: int) -> None:
+    """Raises PreconditionError if a reviewer's verdict, of the revision `own` of the pair, has changed since."""
+    if not own <= revision <= pair.revision:
+        expected = f"from {own} to {pair.revision}" if own < pair.revision else str(own)
+        raise PreconditionError(f"expected revision {expected} of {pair.id}, got {revision}: reload the pair")
 
 
 def set_alias(service: Service, name: str, model: str) -> None:

@@ -28,7 +28,7 @@ from api.cli.options import (
 from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import PairFilters
-from api.wire.pairs import PairOut
+from api.wire.pairs import PairOut, VerdictOut
 
 app = typer.Typer(no_args_is_help=True, help="Pairs: list, show, judge, export.")
 PairId = Annotated[str, typer.Argument(metavar="PAIR", help="The pair's id")]
@@ -43,6 +43,11 @@ def list_pairs(
         bool | None, typer.Option("--adopted/--not-adopted", help="Whether Eq. 7 adopted the target")
     ] = None,
     judged: Annotated[bool | None, typer.Option("--judged/--unjudged", help="Whether the pair has a verdict")] = None,
+    judged_by_me: Annotated[
+        bool | None, typer.Option("--judged-by-me/--unjudged-by-me", help="Whether it has your verdict")
+    ] = None,
+    reviewer: Annotated[str | None, typer.Option(help="Your name as a reviewer, if no API keys are required")] = None,
+    reviewers_below: Annotated[int | None, typer.Option(help="Only those that fewer reviewers have judged")] = None,
     prompt_set: OfPromptSet = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
@@ -63,6 +68,9 @@ def list_pairs(
             round=round,
             adopted=adopted,
             judged=judged,
+            judged_by_me=judged_by_me,
+            reviewer=reviewer,
+            reviewers_below=reviewers_below,
             prompt_set=prompt_set,
             created_after=with_zone(created_after),
             created_before=with_zone(created_before),
@@ -105,7 +113,7 @@ def verdict(
         int | None, typer.Option(help="The revision that was reviewed; the command fails if the pair has changed since")
     ] = None,
 ) -> None:
-    """Set or remove the verdict on a pair. A job that waits for review continues after its last verdict.
+    """Set or remove your verdict on a pair. A job that waits for review continues after its last verdict.
 
     Examples:
       dfusion pairs verdict pair_… target --reviewer ann
@@ -158,7 +166,7 @@ def _sheet(pair: PairOut) -> RenderableType:
         "prompt": pair.prompt,
         "scorer": pair.scorer,
         "adopted": yes_or_no(pair.adopted) + (f" ({pair.reason})" if pair.reason else ""),
-        "verdict": _describe_verdict(pair),
+        "verdict": _describe_verdicts(pair),
         "revision": pair.revision,
         "thresholds": None if pair.thresholds is None else ", ".join(map(str, pair.thresholds)),
         "mask": pair.mask,
@@ -171,9 +179,16 @@ def _sheet(pair: PairOut) -> RenderableType:
     return Group(sheet(fields | statistics), Text(), table)
 
 
-def _describe_verdict(pair: PairOut) -> str | None:
+def _describe_verdicts(pair: PairOut) -> str | None:
+    """The combined verdict, and those of several reviewers in parentheses."""
     verdict = pair.verdict
     if verdict is None:
         return None
-    reviewer = f" by {verdict.reviewer}" if verdict.reviewer else ""
-    return f"{verdict.prefer}{reviewer}, {local_time(verdict.created_at)}"
+    if len(pair.verdicts) > 1:
+        given = ", ".join(f"{each.prefer}{_by(each)}" for each in pair.verdicts)
+        return f"{verdict.prefer} ({given}), {local_time(verdict.created_at)}"
+    return f"{verdict.prefer}{_by(verdict)}, {local_time(verdict.created_at)}"
+
+
+def _by(verdict: VerdictOut) -> str:
+    return f" by {verdict.reviewer}" if verdict.reviewer else ""

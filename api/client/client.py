@@ -109,12 +109,19 @@ class SampleFilters(ScoreFilters, total=False):
 
 
 class PairFilters(ScoreFilters, total=False):
-    """Filters of pairs. Several prompts match any of them. `judged` tells whether a pair has a person's verdict."""
+    """Filters of pairs. Several prompts match any of them.
+
+    `judged` tells whether a pair has a verdict, and `judged_by_me` whether it has one of `reviewer`; with API keys, of
+    the name of the key. `reviewers_below` matches pairs that fewer reviewers have judged.
+    """
 
     job: str | None
     round: int | None
     adopted: bool | None
     judged: bool | None
+    judged_by_me: bool | None
+    reviewer: str | None
+    reviewers_below: int | None
     prompt_set: str | None
 
 
@@ -446,16 +453,16 @@ class Client:
         reviewer: str | None = None,
         revision: int | None = None,
     ) -> PairOut:
-        """Set the verdict on a pair: which side is better.
+        """Set the reviewer's verdict on a pair: which side is better. Verdicts of other reviewers do not change.
 
         Args:
             pair_id: The pair.
             prefer: The better side; None removes the verdict.
             reviewer: The name of the reviewer. With API keys it is the name of the key, and no other is accepted.
-            revision: The revision of the pair that the reviewer saw. It prevents overwriting a newer verdict.
+            revision: The revision of the pair that the reviewer saw. It prevents overwriting a newer verdict of theirs.
 
         Raises:
-            PreconditionError: The pair has another revision.
+            PreconditionError: The reviewer's verdict has changed since this revision.
         """
         response = self._transport.request(
             "PUT",

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from api.converters.common import artifact_path, utc
 from api.wire.pairs import PairOut, SideOut, VerdictOut
-from service.db.tables import Pair, Sample
+from service.db.tables import Pair, PairVerdict, Sample
 from service.states import Verdict
 
 
-def verdict_out(row: Pair) -> VerdictOut | None:
+def _combined(row: Pair) -> VerdictOut | None:
     if row.verdict is None or row.verdict_at is None:
         return None
-    return VerdictOut(prefer=Verdict(row.verdict), reviewer=row.verdict_by, created_at=utc(row.verdict_at))
+    return VerdictOut(prefer=Verdict(row.verdict), reviewer=row.verdict_by or None, created_at=utc(row.verdict_at))
 
 
-def pair_out(row: Pair, samples: Mapping[str, Sample]) -> PairOut:
+def _verdicts(rows: Sequence[PairVerdict]) -> list[VerdictOut]:
+    return [
+        VerdictOut(prefer=Verdict(row.prefer), reviewer=row.reviewer or None, created_at=utc(row.created_at))
+        for row in rows
+        if row.prefer is not None
+    ]
+
+
+def pair_out(row: Pair, samples: Mapping[str, Sample], verdicts: Mapping[str, Sequence[PairVerdict]]) -> PairOut:
+    """Convert a pair. `samples` has its sides by id, and `verdicts` the verdicts by pair."""
     return PairOut(
         id=row.id,
         job=row.job_id,
@@ -26,7 +35,8 @@ def pair_out(row: Pair, samples: Mapping[str, Sample]) -> PairOut:
         prompt_index=row.prompt_index,
         adopted=row.adopted,
         reason=row.reason,
-        verdict=verdict_out(row),
+        verdict=_combined(row),
+        verdicts=_verdicts(verdicts[row.id]),
         revision=row.revision,
         scorer=row.scorer,
         scorer_version=row.scorer_version,

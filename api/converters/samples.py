@@ -8,7 +8,7 @@ from typing import Any
 from api.converters.common import utc
 from api.converters.pairs import pair_out
 from api.wire.samples import SampleDetail, SampleOut, ScoreOut, TrajectoryOut
-from service.db.tables import Pair, Sample, Score
+from service.db.tables import Pair, PairVerdict, Sample, Score
 
 
 def score_out(row: Score) -> ScoreOut:
@@ -44,6 +44,11 @@ def _sample_fields(row: Sample, scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def sample_detail(
-    row: Sample, scores: Sequence[Score], pairs: Sequence[Pair], samples: Mapping[str, Sample]
+    row: Sample,
+    scores: Sequence[Score],
+    pairs: Sequence[Pair],
+    samples: Mapping[str, Sample],
+    verdicts: Mapping[str, Sequence[PairVerdict]],
 ) -> SampleDetail:
-    return SampleDetail(**_sample_fields(row, scores), pairs=[pair_out(pair, samples) for pair in pairs])
+    of_sample = [pair_out(pair, samples, verdicts) for pair in pairs]
+    return SampleDetail(**_sample_fields(row, scores), pairs=of_sample)

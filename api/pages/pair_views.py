@@ -62,6 +62,7 @@ class PairView:
         mask_cover: The share of the image that the mask covers.
         statistics: How far the target is from its base and its reference.
         thresholds: The mask threshold of each item.
+        own: The verdict of the reviewer who reads the page.
     """
 
     pair: PairOut
@@ -73,20 +74,16 @@ class PairView:
     mask_cover: float | None
     statistics: tuple[StatisticRow, ...]
     thresholds: tuple[tuple[str, float], ...]
+    own: VerdictOut | None
 
     @property
     def better(self) -> Side:
         """The side that is compared with the base: the target, or the reference of a pair without one."""
         return self.sides[1]
 
-    @property
-    def verdict(self) -> VerdictOut | None:
-        """The verdict of the last reviewer."""
-        return self.pair.verdict
 
-
-def pair_view(pair: PairOut, items: Sequence[str] = ()) -> PairView:
-    """Convert a pair."""
+def pair_view(pair: PairOut, reviewer: str | None, items: Sequence[str] = ()) -> PairView:
+    """Convert a pair for the page of this reviewer, of the prompt with these items."""
     sides = [_side("base", pair.base)]
     if pair.target is not None:
         sides.append(_side("target", pair.target))
@@ -103,6 +100,7 @@ def pair_view(pair: PairOut, items: Sequence[str] = ()) -> PairView:
         mask_cover=pair.statistics.get("mask_cover"),
         statistics=tuple(_statistics(pair.statistics)),
         thresholds=tuple(thresholds),
+        own=next((verdict for verdict in pair.verdicts if verdict.reviewer == reviewer), None),
     )
 
 

@@ -17,7 +17,7 @@ from api.score_changes import SPLITS, Change, changes, first_of_each_prompt
 from api.wire.jobs import JobDetail
 from api.wire.pairs import PairOut
 from api.wire.samples import SampleOut
-from service.db.queries import results
+from service.db.queries import results, verdicts
 from service.db.tables import Artifact, Metric
 from service.errors import StorageError
 from service.service import Service
@@ -198,7 +198,8 @@ def pairs_of(service: Service, session: Session, job: JobDetail, round_number: i
     """Pairs of a round: those with a verdict first, then those whose target or reference gained most over the base."""
     page = results.pair_page(session, _PAIRS_READ, None, job.id, round_number, None)
     samples = results.samples(session, results.sides_of(page.rows))
-    pairs = sorted((pair_out(row, samples) for row in page.rows), key=_rank)[:shown]
+    given = verdicts.of_pairs(session, [row.id for row in page.rows])
+    pairs = sorted((pair_out(row, samples, given) for row in page.rows), key=_rank)[:shown]
 
     paths = [path for pair in pairs for _, path, _ in _sides(pair)]
     artifacts = results.artifacts(session, map(_id_of, paths))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Path, Query, Response, status
 from fastapi.responses import RedirectResponse
 from pydantic import Field
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from api.access import require_scope
@@ -19,10 +20,11 @@ from api.deps import CallerDep, PageParameters, Parameters, PromptSetFilter, Res
 from api.openapi import ETAG, REDIRECT
 from api.wire.common import ListOut
 from api.wire.models import AliasIn, AncestorOut, ExportOut, ModelDetail, ModelOut
-from api.wire.pairs import PairOut, VerdictIn
+from api.wire.pairs import REVIEWER_LENGTH, PairOut, VerdictIn
 from api.wire.samples import SampleDetail, SampleOut
-from service.db.queries import jobs, prompt_sets, results
-from service.db.tables import Model
+from service.db.queries import jobs, prompt_sets, results, verdicts
+from service.db.queries.pages import unindexed
+from service.db.tables import Model, Pair
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.ids import IdKind, expect
 from service.keys import Caller
@@ -53,6 +55,13 @@ class PairListParameters(ResultParameters):
     round: int | None = Field(None, ge=0, le=1_000_000)
     adopted: bool | None = None
     judged: bool | None = Field(None, description="Whether the pair has a verdict")
+    judged_by_me: bool | None = Field(None, description="Whether the pair has a verdict of the reviewer")
+    reviewer: str | None = Field(
+        None, min_length=1, max_length=REVIEWER_LENGTH, description="The reviewer; with API keys, the name of the key"
+    )
+    reviewers_below: int | None = Field(
+        None, ge=1, le=verdicts.MAX_REVIEWERS, description="Only pairs that fewer than this many reviewers have judged"
+    )
     prompt_set: PromptSetFilter = None
 
 
@@ -103,11 +112,14 @@ def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
         row = results.get_sample(session, sample_id)
         pairs = results.pairs_with(session, row.id)
         samples = results.samples(session, results.sides_of(pairs))
-        return sample_detail(row, results.scores(session, [row.id])[row.id], pairs, samples)
+        given = verdicts.of_pairs(session, [pair.id for pair in pairs])
+        return sample_detail(row, results.scores(session, [row.id])[row.id], pairs, samples, given)
 
 
 @router.get("/pairs", tags=["pairs"])
-def list_pairs(service: ServiceDep, filters: Annotated[PairListParameters, Query()]) -> ListOut[PairOut]:
+def list_pairs(
+    service: ServiceDep, caller: CallerDep, filters: Annotated[PairListParameters, Query()]
+) -> ListOut[PairOut]:
     """List pairs, oldest first.
 
     A page reads a limited number of rows. If few of them match the filters, it is shorter than `limit`, even empty:
@@ -126,9 +138,23 @@ def list_pairs(service: ServiceDep, filters: Annotated[PairListParameters, Query
             created=filters.created,
             prompt=filters.prompts,
             score=filters.score,
+            where=_review_filters(filters, caller),
         )
         samples = results.samples(session, results.sides_of(page.rows))
-        return convert_page(ListOut[PairOut], page, lambda row: pair_out(row, samples))
+        given = verdicts.of_pairs(session, [row.id for row in page.rows])
+        return convert_page(ListOut[PairOut], page, lambda row: pair_out(row, samples, given))
+
+
+def _review_filters(filters: PairListParameters, caller: Caller) -> list[ColumnElement[bool]]:
+    """The filters by reviewers as conditions."""
+    reviewer = reviewer_name(filters.reviewer, caller)
+    where: list[ColumnElement[bool]] = []
+    if filters.judged_by_me is not None:
+        own = verdicts.is_judged_by(reviewer)
+        where.append(own if filters.judged_by_me else ~own)
+    if filters.reviewers_below is not None:
+        where.append(unindexed(Pair.reviewers) < filters.reviewers_below)
+    return where
 
 
 @router.get("/pairs/{pair_id}", tags=["pairs"], responses={status.HTTP_200_OK: {"headers": {"ETag": ETAG}}})
@@ -142,7 +168,7 @@ def get_pair(pair_id: str, service: ServiceDep, response: Response) -> PairOut:
 def _read_pair(service: Service, pair_id: str) -> PairOut:
     with service.uow.reading() as session:
         row = results.get_pair(session, pair_id)
-        return pair_out(row, results.samples(session, results.sides_of([row])))
+        return pair_out(row, results.samples(session, results.sides_of([row])), verdicts.of_pairs(session, [row.id]))
 
 
 @router.put(
@@ -159,21 +185,22 @@ def put_verdict(
     response: Response,
     if_match: Annotated[str | None, Header(max_length=30)] = None,
 ) -> PairOut:
-    """Set a verdict: which side of a pair is better, that they tie, or that neither is good.
+    """Set your verdict: which side of a pair is better, that they tie, or that neither is good.
 
-    `If-Match` with the pair's ETag prevents overwriting another reviewer's verdict (412). A job that waits for review
-    continues after its last verdict. Where API keys are required, the reviewer is the name of the key.
+    Verdicts of other reviewers do not change. `If-Match` with the pair's ETag prevents overwriting a later verdict of
+    your own, for example from another browser (412). A job that waits for review continues after its last verdict.
+    Where API keys are required, the reviewer is the name of the key.
     """
     revision = None if if_match is None or if_match.strip() == "*" else _parse_revision(if_match)
-    give_verdict(service, pair_id, verdict.prefer, _reviewer(verdict, caller), revision)
+    give_verdict(service, pair_id, verdict.prefer, reviewer_name(verdict.reviewer, caller), revision)
     return get_pair(pair_id, service, response)
 
 
-def _reviewer(verdict: VerdictIn, caller: Caller) -> str | None:
-    """The reviewer of a verdict: the name of the API key, or without keys the name in the request."""
+def reviewer_name(given: str | None, caller: Caller) -> str | None:
+    """The name of the API key, or without keys the name in the request. Raises InvalidRequestError for another one."""
     if caller.name is None:
-        return verdict.reviewer
-    if verdict.reviewer not in (None, caller.name):
+        return given
+    if given not in (None, caller.name):
         raise InvalidRequestError.at("/reviewer", f"expected no name or {caller.name!r}, the name of the API key")
     return caller.name
 

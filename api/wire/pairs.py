@@ -21,6 +21,10 @@ class SideOut(BaseModel):
     href: str
 
 
+REVIEWER_LENGTH = 100
+"""The longest name of a reviewer."""
+
+
 class VerdictIn(BaseModel):
     """A reviewer's verdict on a pair; `prefer` null removes it."""
 
@@ -28,12 +32,15 @@ class VerdictIn(BaseModel):
 
     prefer: Verdict | None
     reviewer: str | None = Field(
-        None, min_length=1, max_length=100, description="Name of the reviewer; with API keys, the name of the key"
+        None,
+        min_length=1,
+        max_length=REVIEWER_LENGTH,
+        description="Name of the reviewer; with API keys, the name of the key",
     )
 
 
 class VerdictOut(BaseModel):
-    """A reviewer's verdict on a pair."""
+    """A reviewer's verdict on a pair, or the combined verdict of all reviewers."""
 
     prefer: Verdict
     reviewer: str | None
@@ -43,7 +50,11 @@ class VerdictOut(BaseModel):
 class PairOut(BaseModel):
     """A pair of base and reference, with its target.
 
-    `adopted` is null until the target is verified. `revision` counts verdicts and is the pair's ETag.
+    `adopted` is null until the target is verified. `revision` counts changes of verdicts and is the pair's ETag.
+
+    `verdicts` has the verdict of each reviewer, oldest first. `verdict` combines them: what most reviewers prefer, or a
+    tie if several choices were given equally often. Its reviewer is null if there are several; its time is that of the
+    last one.
     """
 
     id: str
@@ -55,6 +66,7 @@ class PairOut(BaseModel):
     adopted: bool | None
     reason: str | None
     verdict: VerdictOut | None
+    verdicts: list[VerdictOut]
     revision: int
     scorer: str
     scorer_version: str

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0015_preference_tests"
-down_revision = "0013_browser_sessions"
+down_revision = "0014_verdicts"
 branch_labels = None
 depends_on = None
 

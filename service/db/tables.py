@@ -378,6 +378,7 @@ class Score(Table):
 
 
 WITHOUT_VERDICT = "verdict IS NULL"
+IS_JUDGED = "reviewers > 0"
 
 
 class Pair(Table):
@@ -395,6 +396,9 @@ class Pair(Table):
         Index(None, "prompt", "id"),
         Index(None, "created_at", "id"),
         partial_index("ix_pairs_without_verdict", WITHOUT_VERDICT, "job_id", "round"),
+        partial_index("ix_pairs_judged", IS_JUDGED, "id"),
+        partial_index("ix_pairs_judged_of_job", IS_JUDGED, "job_id", "id"),
+        partial_index("ix_pairs_judged_of_prompt_set", IS_JUDGED, "prompt_set_id", "id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -423,10 +427,31 @@ class Pair(Table):
     thresholds: Mapped[list[float] | None]
     """Mask thresholds, one per item. None: computed from the item maps when the pair is fused."""
     verdict: Mapped[str | None]
+    """The combined verdict of all reviewers; None if there is none. It is updated with each of theirs."""
     verdict_by: Mapped[str | None]
+    """The reviewer; None if several have given a verdict."""
     verdict_at: Mapped[float | None]
+    """When the last of the verdicts was given."""
+    reviewers: Mapped[int] = mapped_column(server_default="0")
+    """The number of reviewers who have given a verdict."""
+    gold: Mapped[str | None]
+    """The expected verdict of a gold pair, which measures how accurate reviewers are; None for other pairs."""
     revision: Mapped[int] = mapped_column(default=0)
-    """The number of changes of the verdict, so that reviewers cannot overwrite each other unnoticed."""
+    """The number of changes of verdicts."""
+    created_at: Mapped[float]
+
+
+class PairVerdict(Table):
+    """The verdict of a reviewer on a pair. A removed one keeps its row, without `prefer`."""
+
+    __tablename__ = "pair_verdicts"
+
+    pair_id: Mapped[str] = mapped_column(ForeignKey("pairs.id"), primary_key=True)
+    reviewer: Mapped[str] = mapped_column(primary_key=True)
+    """The name of the reviewer; "" if none was given."""
+    prefer: Mapped[str | None]
+    revision: Mapped[int]
+    """The revision of the pair that the last change of this verdict made."""
     created_at: Mapped[float]
 
 

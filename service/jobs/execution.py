@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from service.db.queries import free_stages, jobs, prompt_sets, results, stages
+from service.db.queries import free_stages, jobs, prompt_sets, stages, verdicts
 from service.db.queries.free_stages import FreeGroup
 from service.db.queries.stages import StopRequest
 from service.db.tables import Job, Stage
@@ -594,7 +594,7 @@ def _update_state(session: Session, job: Job) -> None:
         _set_state(session, job, JobState.PAUSED, "the job is paused")
 
     elif stages.waits_for_people(session, job.id):
-        if results.any_pair_without_verdict(session, job.id):
+        if verdicts.any_missing(session, job.id):
             _set_state(session, job, JobState.WAITING, "the job waits for verdicts on its pairs")
         else:  # the last verdict came while the job was paused or another stage was running
             end_review(session, job, "every pair has a verdict")

@@ -63,6 +63,8 @@ def of_jobs(table: SqlTable, job_ids: Collection[str]) -> ColumnElement[bool] | 
         return table.c.job_id.in_(job_ids)
     if table.name == "scores":
         return table.c.sample_id.in_(select(Sample.id).where(Sample.job_id.in_(job_ids)))
+    if table.name == "pair_verdicts":
+        return table.c.pair_id.in_(select(Pair.id).where(Pair.job_id.in_(job_ids)))
     if table.name == "stage_dependencies":
         return table.c.stage_id.in_(select(STAGES.c.id).where(STAGES.c.job_id.in_(job_ids)))
     if "test_id" in table.c:

@@ -36,6 +36,7 @@ TABLES: tuple[SqlTable, ...] = (
     _T["samples"],
     _T["scores"],
     _T["pairs"],
+    _T["pair_verdicts"],
     _T["metrics"],
     MODEL_ALIASES,
     _T["exports"],

@@ -502,7 +502,17 @@ def test_the_removal_of_a_deleted_job_starts_before_the_next_collection_is_due(s
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_each_table_of_rows_of_jobs_is_removed_before_those_that_it_references(service: Service) -> None:
     """A new table with a reference to jobs or their rows is added to CONTENTS."""
-    kept = {"scores", "stage_dependencies", "stages", "jobs", "prompt_sets", "api_keys", "workers", "model_aliases"}
+    kept = {
+        "scores",
+        "pair_verdicts",
+        "stage_dependencies",
+        "stages",
+        "jobs",
+        "prompt_sets",
+        "api_keys",
+        "workers",
+        "model_aliases",
+    }
     kept |= {"webhooks", "webhook_deliveries", "browser_sessions"}
     kept |= {"preference_tests", "preference_questions", "preference_answers"}  # they prevent the deletion of their job
     names = [table.name for table in deletion.CONTENTS]

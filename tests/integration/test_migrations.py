@@ -275,6 +275,29 @@ def test_existing_jobs_use_the_prompt_sets_of_their_rows_and_of_their_evaluation
         assert used == [("job_a", "set_a"), ("job_a", "set_b"), ("job_b", "set_a"), ("job_b", "set_c")]
 
 
+def test_existing_verdicts_belong_to_their_reviewers(engine: Engine, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0013_browser_sessions")
+        insert_job(connection, "job_a", [{}])
+        common: dict[str, object] = {"job_id": "job_a", "stage_id": "job_a_1", "created_at": 3}
+        insert(connection, "artifacts", id="art", slot="", key="", sha256="", size_bytes=1, media_type="", **common)
+        insert(connection, "models", id="mdl", base="tiny", figures="{}", round=1, **common)
+        image = {"role": "plain", "split": "train", "prompt_index": 0, "prompt": "", "number": 0, "seed": 0}
+        insert(connection, "samples", id="smp", round=1, model_id="mdl", image_artifact_id="art", **common, **image)
+        sides = {"reference_id": "smp", "base_id": "smp", "reference_score": 0, "base_score": 0, "figures": "{}"}
+        texts = {"scorer": "", "scorer_version": "", "prompt_index": 0, "prompt": ""}
+        for number, verdict in enumerate(({"verdict_by": "ann"}, {}, {"verdict": None, "verdict_at": None})):
+            columns = {"verdict": "tie", "verdict_at": 7, "revision": 4, **verdict}
+            insert(connection, "pairs", id=f"p{number}", round=1, number=number, **common, **sides, **texts, **columns)
+    migrate(engine, tmp_path / "lock")
+
+    with engine.connect() as connection:
+        verdicts = connection.execute(text("SELECT * FROM pair_verdicts ORDER BY pair_id")).all()
+        assert verdicts == [("p0", "ann", "tie", 4, 7.0), ("p1", "", "tie", 4, 7.0)]
+        pairs = connection.execute(text("SELECT verdict, verdict_by, reviewers FROM pairs ORDER BY id")).all()
+        assert pairs == [("tie", "ann", 1), ("tie", None, 1), (None, None, 0)]
+
+
 @pytest.mark.parametrize("revision", ["0001", "0010"])
 def test_a_database_from_before_the_first_release_is_refused_with_advice(
     engine: Engine, url: str, tmp_path: Path, revision: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -11,19 +13,23 @@ from sqlalchemy.orm import Session
 
 from api.access import require_scope
 from api.converters.pairs import pair_out
-from api.deps import ServiceDep
+from api.deps import CallerDep, ServiceDep
 from api.pages.negotiation import PageRoute
 from api.pages.pair_views import PairView, pair_view
 from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
 from api.pages.reproduction import again_of_pair
 from api.routes.results import PairListParameters, list_pairs
-from service.db.queries import jobs, prompt_sets, results
+from api.wire.common import ListOut
+from api.wire.pairs import REVIEWER_LENGTH, PairOut
+from service.db.queries import jobs, prompt_sets, results, verdicts
 from service.db.queries.pages import encode_cursor
 from service.db.tables import Pair
+from service.keys import Caller
 from service.service import Service
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[require_scope("read")])
+_REVIEWER_COOKIE = "dfusion_reviewer"
 _PAGES_TO_SEARCH = 10
 """Pages that are read for the next pair. A page reads a limited number of rows, of which none may match."""
 
@@ -35,15 +41,20 @@ class PairQueueParameters(FormParameters, PairListParameters):
 
 
 @router.get("/pairs")
-def show_pairs(request: Request, service: ServiceDep, filters: Annotated[PairQueueParameters, Query()]) -> Response:
+def show_pairs(
+    request: Request, service: ServiceDep, caller: CallerDep, filters: Annotated[PairQueueParameters, Query()]
+) -> Response:
     """Show pairs with small images, oldest first."""
-    page = list_pairs(service, filters)
+    reviewer = reviewer_of(request, caller)
+    queue = Queue(service, caller, filters, reviewer)
+    page = queue.page()
+    unjudged = filters.model_copy(update={"judged_by_me": False})
+    first_unjudged = Queue(service, caller, unjudged, reviewer).next_after(None)
     chosen = filters_of(filters)
-    first_unjudged = next_pair(service, filters.model_copy(update={"judged": False}), None)
     return render(
         request,
         "pairs.html",
-        pairs=[pair_view(pair) for pair in page.data],
+        pairs=[pair_view(pair, reviewer) for pair in page.data],
         filters=filters,
         chosen=chosen,
         pair_link=lambda pair_id: link(f"/pairs/{pair_id}", chosen),
@@ -54,12 +65,17 @@ def show_pairs(request: Request, service: ServiceDep, filters: Annotated[PairQue
 
 @router.get("/pairs/{pair_id}")
 def show_pair(
-    pair_id: str, request: Request, service: ServiceDep, filters: Annotated[PairQueueParameters, Query()]
+    pair_id: str,
+    request: Request,
+    service: ServiceDep,
+    caller: CallerDep,
+    filters: Annotated[PairQueueParameters, Query()],
 ) -> Response:
     """Show a pair for review. The filters are those of the queue, whose next pair is linked."""
+    reviewer = reviewer_of(request, caller)
     chosen = filters_of(filters)
     with service.uow.reading() as session:
-        view = view_of(session, results.get_pair(session, pair_id))
+        view = view_of(session, results.get_pair(session, pair_id), reviewer)
         job = jobs.get(session, view.pair.job)
     return render(
         request,
@@ -69,33 +85,57 @@ def show_pair(
         run_title=jobs.label_of(job),
         page_url=link(f"/pairs/{pair_id}", chosen),
         queue_url=link("/pairs", chosen),
-        next_url=next_pair(service, filters, pair_id),
+        next_url=Queue(service, caller, filters, reviewer).next_after(pair_id),
         is_inspection=False,
     )
 
 
-def view_of(session: Session, row: Pair) -> PairView:
-    """The view of a pair, with the items of its prompt."""
-    pair = pair_out(row, results.samples(session, results.sides_of([row])))
+def reviewer_of(request: Request, caller: Caller) -> str | None:
+    """The reviewer who reads a page: the name of the API key, or without keys that of a cookie, which a script sets."""
+    if caller.name is not None:
+        return caller.name
+    return unquote(request.cookies.get(_REVIEWER_COOKIE, ""))[:REVIEWER_LENGTH] or None
+
+
+def view_of(session: Session, row: Pair, reviewer: str | None) -> PairView:
+    """The view of a pair for this reviewer, with the items of its prompt."""
+    samples = results.samples(session, results.sides_of([row]))
+    pair = pair_out(row, samples, verdicts.of_pairs(session, [row.id]))
     items = [] if row.prompt_set_id is None else prompt_sets.items_of(session, row.prompt_set_id, row.prompt_index)
-    return pair_view(pair, items)
+    return pair_view(pair, reviewer, items)
 
 
-def next_pair(service: Service, filters: PairQueueParameters, after: str | None) -> str | None:
-    """The link to the next pair of the queue after this one, or to the first; None at the end."""
-    chosen = filters_of(filters)
-    position: dict[str, Any] = {"limit": 1, "cursor": None}
-    if after is not None:
-        # ids sort by time, so that the pair alone is a position; with a filter by time, a cursor has another form
-        position |= {"cursor": encode_cursor(after), "created_after": None, "created_before": None}
+@dataclass(frozen=True)
+class Queue:
+    """The pairs that match the filters, as a reviewer goes through them."""
 
-    for _ in range(_PAGES_TO_SEARCH):
-        page = list_pairs(service, filters.model_copy(update=position))
-        if page.data:
-            [pair] = page.data
-            is_too_late = filters.created_before is not None and pair.created_at >= filters.created_before
-            return None if is_too_late else link(f"/pairs/{pair.id}", chosen)
-        if not page.has_more:
-            return None
-        position["cursor"] = page.next_cursor
-    return None
+    service: Service
+    caller: Caller
+    filters: PairQueueParameters
+    reviewer: str | None
+
+    def page(self, **position: Any) -> ListOut[PairOut]:
+        """A page of the queue, by default that of the filters. `position` changes filters."""
+        return list_pairs(
+            self.service, self.caller, self.filters.model_copy(update={"reviewer": self.reviewer, **position})
+        )
+
+    def next_after(self, pair_id: str | None) -> str | None:
+        """The link to the next pair after this one, or to the first; None at the end."""
+        chosen = filters_of(self.filters)
+        position: dict[str, Any] = {"limit": 1, "cursor": None}
+        if pair_id is not None:
+            # ids sort by time, so that the pair alone is a position; with a filter by time, a cursor has another form
+            position |= {"cursor": encode_cursor(pair_id), "created_after": None, "created_before": None}
+
+        created_before = self.filters.created_before
+        for _ in range(_PAGES_TO_SEARCH):
+            page = self.page(**position)
+            if page.data:
+                [pair] = page.data
+                is_too_late = created_before is not None and pair.created_at >= created_before
+                return None if is_too_late else link(f"/pairs/{pair.id}", chosen)
+            if not page.has_more:
+                return None
+            position["cursor"] = page.next_cursor
+        return None

@@ -9,12 +9,12 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from api.access import require_scope
-from api.deps import ServiceDep
+from api.deps import CallerDep, ServiceDep
 from api.pages.negotiation import PageRoute
 from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
 from api.pages.reproduction import again_of_job, again_of_pair
-from api.pages.routes.pairs import view_of
+from api.pages.routes.pairs import reviewer_of, view_of
 from api.pages.samples import sample_card
 from api.routes.results import SampleListParameters, get_sample, list_samples
 from service.db.queries import jobs, prompt_sets, results
@@ -46,7 +46,7 @@ def show_samples(request: Request, service: ServiceDep, filters: Annotated[Sampl
 
 
 @router.get("/samples/{sample_id}")
-def show_sample(sample_id: str, request: Request, service: ServiceDep) -> Response:
+def show_sample(sample_id: str, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """Show a sample with its lineage, and the pair that contains it for review."""
     sample = get_sample(sample_id, service)
     with service.uow.reading() as session:
@@ -56,7 +56,8 @@ def show_sample(sample_id: str, request: Request, service: ServiceDep) -> Respon
         model = results.get_model(session, sample.model)
         pair = sample.pairs[0] if sample.pairs else None
         pair_job = job if pair is None or pair.job == job.id else jobs.get(session, pair.job)
-        view = None if pair is None else view_of(session, results.get_pair(session, pair.id))
+        reviewer = reviewer_of(request, caller)
+        view = None if pair is None else view_of(session, results.get_pair(session, pair.id), reviewer)
     return render(
         request,
         "sample.html",

@@ -1,7 +1,7 @@
 // Verdicts and answers on their way to the service. They are kept in localStorage until the service has stored them, so
 // that a lost connection, a closed tab or an ended session loses none. A verdict is sent with the revision that the
-// reviewer saw: a repeated one changes nothing, and another reviewer's verdict is never overwritten unnoticed. Answers
-// to preference tests belong to one rater, so the last one counts.
+// reviewer saw: a repeated one changes nothing, and a later verdict from another page is never overwritten unnoticed.
+// Of several answers to a question of a preference test, the last one counts.
 
 import { caller, send } from "./http.js";
 
@@ -150,26 +150,29 @@ class Outbox extends EventTarget {
     this.problem = "";
     this.revisions.set(entry.pair, pair.revision);
     this.remove(entry);
+    // other reviewers may have changed the revision that later verdicts on this pair were to have
+    const others = this.waiting.map((other) => (other.pair === entry.pair ? { ...other, revision: pair.revision } : other));
+    write(KEY, others);
     this.dispatchEvent(new CustomEvent("stored", { detail: { entry, pair } }));
   }
 
-  // The pair has another revision: either the reply to an earlier attempt was lost, or somebody else judged it.
+  // The reviewer's verdict has changed: the reply to an earlier attempt was lost, or it was changed from another page.
   async changedMeanwhile(entry) {
     const response = await send(`/pairs/${entry.pair}`);
     if (!response.ok) return false;
     const pair = await response.json();
-    const stored = pair.verdict?.prefer ?? null;
-    const by = pair.verdict?.reviewer ?? null;
-    const ours = stored === entry.prefer && (stored === null || by === (caller || entry.reviewer || null));
-    if (ours) {
+    const reviewer = caller || entry.reviewer || null;
+    const own = pair.verdicts.find((verdict) => verdict.reviewer === reviewer);
+    const stored = own?.prefer ?? null;
+    if (stored === entry.prefer) {
       this.stored(entry, pair);
       return true;
     }
 
-    // later verdicts on the pair must not be stored either, or they would overwrite the other reviewer's
+    // later verdicts on the pair must not be stored either, or they would overwrite that from the other page
     const { prefer } = this.of(entry.pair);
     this.revisions.set(entry.pair, pair.revision);
-    write(CONFLICTS, { ...this.conflicts, [entry.pair]: { prefer, theirs: stored, by } });
+    write(CONFLICTS, { ...this.conflicts, [entry.pair]: { prefer, stored } });
     write(KEY, this.waiting.filter((other) => other.pair !== entry.pair));
     this.dispatchEvent(new CustomEvent("conflict", { detail: { entry, pair } }));
     return true;

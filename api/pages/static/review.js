@@ -140,14 +140,20 @@ function reviewer() {
   return settings.get("reviewer", "") || null;
 }
 
-function describe(prefer, by, state) {
+// Without API keys, pages show the verdicts of the name in this cookie.
+function nameReviewer() {
+  const name = encodeURIComponent(settings.get("reviewer", ""));
+  document.cookie = `dfusion_reviewer=${name}; path=/; max-age=31536000; samesite=strict`;
+}
+
+function describe(prefer, state) {
   const note = $("#verdict-note");
   if (!note) return;
   note.replaceChildren();
   if (prefer) {
     const strong = document.createElement("b");
     strong.textContent = prefer;
-    note.append("Verdict: ", strong, by ? ` by ${by}` : "", state ? ` (${state})` : "");
+    note.append("Your verdict: ", strong, state ? ` (${state})` : "");
   } else if (state) note.append(state);
   for (const button of $$(".verdicts button[data-verdict], .verdicts button[data-side]")) {
     const verdict = button.dataset.verdict ?? verdictOf(button.dataset.side);
@@ -161,12 +167,11 @@ function verdictOf(place) {
 
 function judge(prefer) {
   if (article.dataset.judging !== "true" || isLoading) return;
-  const { pair, url, verdict, reviewer: by } = article.dataset;
-  given.push({ pair, url, before: by === "" || by === (reviewer() ?? "") ? verdict || null : null });
+  const { pair, url, verdict } = article.dataset;
+  given.push({ pair, url, before: verdict || null });
   outbox.add(pair, prefer, Number(article.dataset.revision), reviewer());
   article.dataset.verdict = prefer;
-  article.dataset.reviewer = reviewer() ?? "";
-  describe(prefer, "", "");
+  describe(prefer, "");
   if (settings.get("advance", "on") === "on") next("The verdict is noted. ");
   else setBlind(false);
 }
@@ -177,7 +182,7 @@ function undo() {
   outbox.add(last.pair, last.before, 0, reviewer());
   const restore = () => {
     article.dataset.verdict = last.before ?? "";
-    describe(last.before, "", last.before ? "restored" : "The verdict is removed.");
+    describe(last.before, last.before ? "restored" : "The verdict is removed.");
   };
   if (last.pair === article.dataset.pair) return restore();
   show(last.url).then(restore);
@@ -196,9 +201,9 @@ function showConflict() {
   banner.hidden = conflict === undefined;
   if (conflict === undefined) return;
 
-  const theirs = conflict.theirs ? `has judged “${conflict.theirs}”` : "has removed the verdict";
+  const stored = conflict.stored ? `your verdict “${conflict.stored}” was stored` : "your verdict was removed";
   const text = document.createElement("p");
-  text.textContent = `${conflict.by ?? "Another reviewer"} ${theirs} since you opened this pair. Your verdict “${conflict.prefer ?? "none"}” is not stored.`;
+  text.textContent = `Since you opened this pair here, ${stored} from another page. “${conflict.prefer ?? "none"}” is not stored.`;
   const buttons = document.createElement("p");
   buttons.className = "buttons";
   const button = (label, action) => {
@@ -213,10 +218,13 @@ function showConflict() {
     return element;
   };
   buttons.append(
-    button("Keep theirs", () => {}),
-    button("Store mine", () => {
+    button(conflict.stored ? `Keep “${conflict.stored}”` : "Keep none", () => {
+      article.dataset.verdict = conflict.stored ?? "";
+      describe(conflict.stored, "stored");
+    }),
+    button(`Store “${conflict.prefer ?? "none"}”`, () => {
       outbox.add(article.dataset.pair, conflict.prefer, Number(article.dataset.revision), reviewer());
-      describe(conflict.prefer, "", "");
+      describe(conflict.prefer, "");
     }),
   );
   banner.replaceChildren(text, buttons);
@@ -234,7 +242,7 @@ function prepare() {
   if (waiting) article.dataset.verdict = waiting.prefer ?? "";
   const isOpen = article.dataset.inspection === "true" || article.dataset.verdict !== "";
   setBlind(settings.get("blind", "on") === "on" && !isOpen);
-  describe(article.dataset.verdict || null, article.dataset.reviewer, waiting ? "not stored yet" : "");
+  describe(article.dataset.verdict || null, waiting ? "not stored yet" : "");
   showConflict();
   $("#keys-on").checked = settings.get("keys", "on") === "on";
   $("#advance-on").checked = settings.get("advance", "on") === "on";
@@ -298,16 +306,21 @@ document.addEventListener("change", ({ target }) => {
   if (target.id === "compared") arrange();
   else if (target.id === "keys-on") settings.set("keys", target.checked ? "on" : "off");
   else if (target.id === "advance-on") settings.set("advance", target.checked ? "on" : "off");
-  else if (target.id === "reviewer") settings.set("reviewer", target.value.trim());
+  else if (target.id === "reviewer") {
+    settings.set("reviewer", target.value.trim());
+    nameReviewer();
+    location.reload(); // with the verdicts of this reviewer
+  }
 });
 addEventListener("popstate", () => show(location.pathname + location.search, { isBack: true }));
 addEventListener("resize", () => $$(".picture").forEach(sharpen));
 outbox.addEventListener("stored", ({ detail: { entry, pair } }) => {
   if (entry.pair !== article.dataset.pair) return;
   article.dataset.revision = pair.revision;
-  if (outbox.of(entry.pair) === undefined) describe(pair.verdict?.prefer ?? null, pair.verdict?.reviewer, "stored");
+  if (outbox.of(entry.pair) === undefined) describe(entry.prefer, "stored");
 });
 outbox.addEventListener("conflict", showConflict);
+if ($("#reviewer")) nameReviewer();
 outbox.addEventListener("refused", ({ detail }) => toast(`The verdict was refused: ${detail.reason}`, true));
 
 prepare();

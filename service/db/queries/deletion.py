@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, or_, select, text, tuple_, update
+from sqlalchemy import Column, ColumnElement, delete, exists, or_, select, text, tuple_, update
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.orm import Session, aliased
 
@@ -50,8 +50,8 @@ CONTENTS: tuple[SqlTable, ...] = (
     _T["job_sources"],
 )
 """The tables whose rows belong to jobs, in the order of their removal: a row is referenced only by rows of earlier
-tables or of the same table. Scores are deleted with their samples, and prompts of the job itself with its references to
-prompt sets. `forget_skeleton` deletes stages and jobs last.
+tables or of the same table. Verdicts are deleted with their pairs, scores with their samples, and prompts of the job
+itself with its references to prompt sets. `forget_skeleton` deletes stages and jobs last.
 """
 
 
@@ -186,8 +186,10 @@ def forget_contents(session: Session, job_id: str, limit: int) -> int:
     has_any = or_(Job.model_id.is_not(None), Job.prompt_set_id.is_not(None), Job.held_out_prompt_set_id.is_not(None))
     _execute(session, update(Job).where(Job.id == job_id, has_any).values(references))
     for table in CONTENTS:
-        if table is _T["samples"]:
-            removed = _delete_samples(session, job_id, limit)
+        if table is _T["pairs"]:
+            removed = _delete_with(session, table, _T["pair_verdicts"].c.pair_id, job_id, limit)
+        elif table is _T["samples"]:
+            removed = _delete_with(session, table, _T["scores"].c.sample_id, job_id, limit)
         elif table is _T["models"]:
             removed = _delete_models(session, job_id, limit)
         elif table is _T["job_prompt_sets"]:
@@ -199,13 +201,11 @@ def forget_contents(session: Session, job_id: str, limit: int) -> int:
     return 0
 
 
-def _delete_samples(session: Session, job_id: str, limit: int) -> int:
-    """Delete samples with their scores."""
-    samples = _T["samples"]
-    scores = _T["scores"]
-    ids = list(session.scalars(select(samples.c.id).where(samples.c.job_id == job_id).limit(limit)))
-    _execute(session, delete(scores).where(is_any_of(scores.c.sample_id, ids)))
-    _execute(session, delete(samples).where(is_any_of(samples.c.id, ids)))
+def _delete_with(session: Session, table: SqlTable, reference: Column[str], job_id: str, limit: int) -> int:
+    """Delete up to `limit` rows of the job, with the rows whose column `reference` refers to them."""
+    ids = list(session.scalars(select(table.c.id).where(table.c.job_id == job_id).limit(limit)))
+    _execute(session, delete(reference.table).where(is_any_of(reference, ids)))
+    _execute(session, delete(table).where(is_any_of(table.c.id, ids)))
     return len(ids)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, literal, or_, select, text, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, literal, or_, select, update
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
@@ -29,7 +29,6 @@ from service.db.queries.pages import (
 )
 from service.db.queries.rows import UNSYNCED, get_row, is_any_of, is_kept, select_by_ids
 from service.db.tables import (
-    WITHOUT_VERDICT,
     Artifact,
     Export,
     Job,
@@ -43,7 +42,7 @@ from service.db.tables import (
 )
 from service.errors import NotFoundError
 from service.ids import IdKind, kind_of, new_id
-from service.states import SampleRole, Verdict
+from service.states import SampleRole
 
 # built once, since requests for jobs run it and building it takes about as long as running it
 _BY_NAME = select(Model).where(Model.name == bindparam("name"))
@@ -309,12 +308,13 @@ def pair_page(
     created: Period = ALWAYS,
     prompt: Sequence[str] = (),
     score: ScoreFilter | None = None,
+    where: Sequence[ColumnElement[bool]] = (),
 ) -> Page[Pair]:
     """Pairs, oldest first. Filters without a value match all pairs, several values any of them.
 
-    `judged` is whether a pair has a verdict. `score` is that of its target.
+    `judged` is whether a pair has a verdict. `score` is that of its target. `where` has other filters.
     """
-    where: list[ColumnElement[bool]] = []
+    where = [*where]
     if judged is not None:
         verdict = unindexed(Pair.verdict)
         where.append(verdict.is_not(None) if judged else verdict.is_(None))
@@ -387,22 +387,6 @@ def lock_pair(session: Session, pair_id: str) -> Pair:
     """Lock the row of the pair until the transaction ends, and read its current state."""
     query = select(Pair).where(Pair.id == pair_id).with_for_update().execution_options(populate_existing=True)
     return session.scalars(query).one()
-
-
-def set_verdict(session: Session, pair: Pair, verdict: Verdict | None, reviewer: str | None) -> None:
-    """Set the verdict of a pair, or remove it, and increment the revision."""
-    pair.verdict = verdict
-    pair.verdict_by = reviewer if verdict is not None else None
-    pair.verdict_at = jobs.now(session) if verdict is not None else None
-    pair.revision += 1
-    session.flush()
-
-
-def any_pair_without_verdict(session: Session, job_id: str) -> bool:
-    """Whether a pair in the last round of the job has no verdict."""
-    newest = select(func.max(Pair.round)).where(Pair.job_id == job_id).scalar_subquery()
-    query = select(Pair.id).where(Pair.job_id == job_id, Pair.round == newest, text(WITHOUT_VERDICT))
-    return session.scalar(query.limit(1)) is not None
 
 
 def update_pairs(session: Session, values: Mapping[str, Mapping[str, object]]) -> None:

@@ -515,7 +515,7 @@ def test_an_export_by_verdicts_contains_the_sides_that_people_prefer(
 ) -> None:
     pairs = installation.all(f"/pairs?job={fused['id']}")
     for pair, verdict in zip(pairs, ["base", "reject", *["target"] * 4], strict=True):
-        installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict})
+        installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": verdict, "reviewer": "ann"})
     installation.done("/exports", {"job": fused["id"], "format": "parquet", "prefer": "verdicts"})
     newest = installation.get(f"/exports?job={fused['id']}")["data"][0]
     table = pyarrow.parquet.read_table(io.BytesIO(installation.client.get(newest["artifact"]).content))

@@ -243,10 +243,14 @@ def pair_id(guarded: TestClient) -> str:
 def test_the_name_of_a_key_is_the_reviewer_of_its_verdicts(guarded: TestClient, pair_id: str) -> None:
     keys = [make_key(guarded, "review", name=name)["key"] for name in ("ann", "bob")]
     path = f"/pairs/{pair_id}/verdict"
-    given = [guarded.put(path, json={"prefer": "base"}, headers=bearer(key)).json()["verdict"] for key in keys]
-    assert [verdict["reviewer"] for verdict in given] == ["ann", "bob"]
-    own = guarded.put(path, json={"prefer": "tie", "reviewer": "ann"}, headers=bearer(keys[0]))
-    assert own.json()["verdict"]["reviewer"] == "ann"
+    for key in keys:
+        given = guarded.put(path, json={"prefer": "base"}, headers=bearer(key)).json()
+    assert [verdict["reviewer"] for verdict in given["verdicts"]] == ["ann", "bob"]
+    own = guarded.put(path, json={"prefer": "reject", "reviewer": "ann"}, headers=bearer(keys[0]))
+    assert {verdict["reviewer"]: verdict["prefer"] for verdict in own.json()["verdicts"]} == {
+        "ann": "reject",
+        "bob": "base",
+    }
     other = guarded.put(path, json={"prefer": "target", "reviewer": "ann"}, headers=bearer(keys[1]))
     assert (other.status_code, other.json()["errors"][0]["pointer"]) == (422, "/reviewer")
     assert guarded.get(f"/pairs/{pair_id}", headers=bearer(keys[1])).json()["verdict"]["prefer"] == "tie"

@@ -160,18 +160,47 @@ def test_a_verdict_whose_reply_was_lost_is_not_a_conflict(site: Live, run: Drawn
     expect(page.locator("#outbox")).to_be_hidden()
 
 
-def test_another_reviewers_verdict_is_not_overwritten_unnoticed(site: Live, run: DrawnRun, page: Any) -> None:
+def test_a_verdict_from_another_page_is_not_overwritten_unnoticed(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto(f"/pairs/{run.pairs[3]}?job={run.job_id}")
-    give_verdict(site.service, run.pairs[3], Verdict.BASE, "bob", None)
+    give_verdict(site.service, run.pairs[3], Verdict.BASE, None, None)
     page.keyboard.press("x")
     conflict = page.locator("#conflict")
-    expect(conflict).to_contain_text(
-        "bob has judged “base” since you opened this pair. Your verdict “reject” is not stored."
-    )
+    expect(conflict).to_contain_text("your verdict “base” was stored from another page. “reject” is not stored.")
     assert verdicts(site, run)[3] == "base"
-    conflict.get_by_role("button", name="Store mine").click()
+    conflict.get_by_role("button", name="Store “reject”").click()
     stored(page)
     assert verdicts(site, run)[3] == "reject"
+
+
+def test_two_verdicts_that_waited_pass_one_of_another_reviewer(site: Live, run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs/{run.pairs[3]}?job={run.job_id}")
+    page.wait_for_load_state("networkidle")
+    page.context.set_offline(True)
+    page.keyboard.press("t")
+    page.keyboard.press("x")
+    give_verdict(site.service, run.pairs[3], Verdict.BASE, "bob", None)
+    page.context.set_offline(False)
+    stored(page)
+    pair = site.get(f"/pairs/{run.pairs[3]}")
+    assert [(verdict["reviewer"], verdict["prefer"]) for verdict in pair["verdicts"]] == [
+        ("bob", "base"),
+        (None, "reject"),
+    ]
+    expect(page.locator("#conflict")).to_be_hidden()
+
+
+def test_without_keys_a_page_shows_the_verdicts_of_the_entered_name(site: Live, run: DrawnRun, page: Any) -> None:
+    give_verdict(site.service, run.pairs[0], Verdict.BASE, "bo b/é", None)
+    page.goto(f"/pairs/{run.pairs[0]}?job={run.job_id}")
+    expect(page.locator("#pair")).to_have_attribute("data-blind", "true")
+    page.keyboard.press("?")
+    page.get_by_label("Your name, stored with your verdicts").fill("bo b/é")
+    page.keyboard.press("Tab")
+    expect(page.locator("#verdict-note")).to_have_text("Your verdict: base")
+    expect(page.locator("#pair")).to_have_attribute("data-blind", "false")
+    page.goto(f"/pairs?job={run.job_id}")
+    page.get_by_role("link", name="Review unjudged pairs").click()
+    expect(page.locator("#pair")).to_have_attribute("data-pair", run.pairs[1])
 
 
 def test_a_running_run_is_followed_without_a_reload(site: Live, page: Any) -> None:
