@@ -77,6 +77,7 @@ REQUESTS: dict[str, Mapping[str, Example]] = {
         "none": {"summary": "None is better than all others", "value": {"choice": "none", "rater": "ann"}},
         "undo": {"summary": "Remove the answer", "value": {"choice": None, "rater": "ann"}},
     },
+    "put_gold": {"target": {"summary": "The target is better", "value": {"expected": "target"}}},
     "put_alias": {"champion": {"summary": "Set the alias to this model", "value": {"model": EXAMPLE_MODEL}}},
     "create_webhook": {
         "ends": {
@@ -387,6 +388,14 @@ RESPONSES: dict[str, Example] = {
             {"position": 1, "count": 8, "share": 0.444, "interval": [0.246, 0.663]},
             {"position": 2, "count": 10, "share": 0.556, "interval": [0.337, 0.754]},
         ],
+    },
+    "GoldOut": {"pair": EXAMPLE_PAIR, "expected": "target"},
+    "AgreementOut": {
+        "pairs": 96,
+        "compared": 40,
+        "verdicts": 84,
+        "alpha": 0.71,
+        "reviewers": [{"reviewer": "ann", "judged": 96, "gold_judged": 8, "gold_right": 7}],
     },
     "ModelOut": _MODEL_OUT,
     "ModelDetail": {**_MODEL_OUT, "lineage": [EXAMPLE_MODEL, EXAMPLE_BASE_MODEL], "exports": [_EXPORT]},

@@ -35,6 +35,7 @@ from api.routes import (
     prompt_sets,
     results,
     submissions,
+    verdicts,
     webhooks,
     workers,
 )
@@ -159,6 +160,7 @@ def _routes() -> list[BaseRoute]:
         jobs,
         results,
         preference_tests,
+        verdicts,
         artifacts,
         prompt_sets,
         workers,

@@ -505,6 +505,15 @@ def give_verdict(
         return pair
 
 
+def set_gold(service: Service, pair_id: str, expected: Verdict | None) -> None:
+    """Make a pair a gold pair with this expected verdict; None makes it an ordinary one. Raises NotFoundError."""
+
+    def save(session: Session) -> None:
+        results.lock_pair(session, results.get_pair(session, pair_id).id).gold = expected
+
+    service.uow.run(save, repeatable)
+
+
 def _require_unchanged(pair: Pair, own: int, revision: int) -> None:
     """Raises PreconditionError if a reviewer's verdict, of the revision `own` of the pair, has changed since."""
     if not own <= revision <= pair.revision:

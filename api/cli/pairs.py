@@ -28,7 +28,7 @@ from api.cli.options import (
 from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import PairFilters
-from api.wire.pairs import PairOut, VerdictOut
+from api.wire.pairs import AgreementOut, PairOut, VerdictOut
 
 app = typer.Typer(no_args_is_help=True, help="Pairs: list, show, judge, export.")
 PairId = Annotated[str, typer.Argument(metavar="PAIR", help="The pair's id")]
@@ -48,6 +48,7 @@ def list_pairs(
     ] = None,
     reviewer: Annotated[str | None, typer.Option(help="Your name as a reviewer, if no API keys are required")] = None,
     reviewers_below: Annotated[int | None, typer.Option(help="Only those that fewer reviewers have judged")] = None,
+    gold: Annotated[bool | None, typer.Option("--gold/--not-gold", help="Whether it is a gold pair")] = None,
     prompt_set: OfPromptSet = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
@@ -71,6 +72,7 @@ def list_pairs(
             judged_by_me=judged_by_me,
             reviewer=reviewer,
             reviewers_below=reviewers_below,
+            gold=gold,
             prompt_set=prompt_set,
             created_after=with_zone(created_after),
             created_before=with_zone(created_before),
@@ -127,6 +129,37 @@ def verdict(
 
 
 @app.command()
+def agreement(ctx: typer.Context, job: OfJob = None, prompt_set: OfPromptSet = None) -> None:
+    """Show how well reviewers agree: Krippendorff's alpha, the verdicts of each, and their accuracy on gold pairs.
+
+    Example: dfusion pairs agreement --job job_…
+    """
+    session: Session = ctx.obj
+    with session.client() as client:
+        measured = client.agreement(job=job, prompt_set=prompt_set)
+    session.show(measured, lambda: _agreement(measured))
+
+
+@app.command()
+def gold(
+    ctx: typer.Context,
+    pair_id: PairId,
+    expected: Annotated[
+        Literal["target", "base", "tie", "reject", "none"],
+        typer.Argument(help="The verdict that reviewers should give; none: an ordinary pair"),
+    ],
+) -> None:
+    """Make a pair a gold pair, on which the accuracy of reviewers is measured. It stays unmarked in their queues.
+
+    Example: dfusion pairs gold pair_… target
+    """
+    session: Session = ctx.obj
+    with session.client() as client:
+        result = client.set_gold(pair_id, None if expected == "none" else expected)
+    session.show(result, lambda: sheet({"pair": result.pair, "expected": result.expected}))
+
+
+@app.command()
 def export(
     ctx: typer.Context,
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job whose pairs are exported")],
@@ -157,6 +190,23 @@ def download(
             raise typer.BadParameter(f"{job} has no export yet; run dfusion pairs export {job} --follow")
         sha256 = client.download(export.artifact, file)
     session.show(export, lambda: Text(f"{file}, sha256 {sha256}"))
+
+
+def _agreement(measured: AgreementOut) -> RenderableType:
+    facts = {
+        "alpha": figure(measured.alpha),
+        "judged": f"{measured.pairs} pairs, {measured.compared} of them by several reviewers",
+    }
+    rows = [
+        (
+            each.reviewer or "no name",
+            each.judged,
+            "-" if each.gold_judged is None else each.gold_judged,
+            "-" if each.gold_right is None else each.gold_right,
+        )
+        for each in measured.reviewers
+    ]
+    return Group(sheet(facts), Text(), listing(("reviewer", "judged>", "gold judged>", "gold right>"), rows))
 
 
 def _sheet(pair: PairOut) -> RenderableType:

@@ -26,7 +26,7 @@ from api.wire.estimates import EstimateOut
 from api.wire.health import HealthOut, ReadyOut
 from api.wire.jobs import EventOut, JobDetail, JobOut, MetricsOut, StageOut
 from api.wire.models import AncestorOut, ExportOut, ModelDetail, ModelOut
-from api.wire.pairs import PairOut
+from api.wire.pairs import AgreementOut, GoldOut, PairOut
 from api.wire.preference_tests import (
     NextQuestionOut,
     PreferenceQuestionOut,
@@ -112,7 +112,7 @@ class PairFilters(ScoreFilters, total=False):
     """Filters of pairs. Several prompts match any of them.
 
     `judged` tells whether a pair has a verdict, and `judged_by_me` whether it has one of `reviewer`; with API keys, of
-    the name of the key. `reviewers_below` matches pairs that fewer reviewers have judged.
+    the name of the key. `reviewers_below` matches pairs that fewer reviewers have judged. `gold` needs the scope admin.
     """
 
     job: str | None
@@ -122,6 +122,7 @@ class PairFilters(ScoreFilters, total=False):
     judged_by_me: bool | None
     reviewer: str | None
     reviewers_below: int | None
+    gold: bool | None
     prompt_set: str | None
 
 
@@ -472,6 +473,20 @@ class Client:
             idempotent=revision is None,
         )
         return _read(PairOut, response.content)
+
+    def agreement(self, *, job: str | None = None, prompt_set: str | None = None) -> AgreementOut:
+        """Return how well reviewers agree on the pairs of a job, of a prompt set, or on all pairs."""
+        return self._get("/verdicts/agreement", AgreementOut, job=job, prompt_set=prompt_set)
+
+    def gold(self, pair_id: str) -> GoldOut:
+        """Return the expected verdict of a gold pair. Needs the scope `admin`."""
+        return self._get(f"/pairs/{_segment(pair_id)}/gold", GoldOut)
+
+    def set_gold(self, pair_id: str, expected: Verdict | str | None) -> GoldOut:
+        """Make a pair a gold pair with this expected verdict; None makes it an ordinary one."""
+        path = f"/pairs/{_segment(pair_id)}/gold"
+        response = self._transport.request("PUT", path, json={"expected": expected}, idempotent=True)
+        return _read(GoldOut, response.content)
 
     def models(self, **filters: Unpack[ModelFilters]) -> Iterator[ModelOut]:
         """Iterate over models, newest first."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from api.converters.common import artifact_path, utc
-from api.wire.pairs import PairOut, SideOut, VerdictOut
+from api.wire.pairs import AgreementOut, PairOut, ReviewerOut, SideOut, VerdictOut
+from service.db.queries.agreement import Agreement
 from service.db.tables import Pair, PairVerdict, Sample
 from service.states import Verdict
 
@@ -54,3 +55,23 @@ def pair_out(row: Pair, samples: Mapping[str, Sample], verdicts: Mapping[str, Se
 def _side(row: Sample, score: float | None) -> SideOut:
     image = f"/artifacts/{row.image_artifact_id}"
     return SideOut(id=row.id, seed=row.seed, score=score, image=image, href=f"/samples/{row.id}")
+
+
+def agreement_out(measured: Agreement, with_gold: bool) -> AgreementOut:
+    """Convert an agreement, with the accuracy on gold pairs or without it."""
+    reviewers = [
+        ReviewerOut(
+            reviewer=row.reviewer or None,
+            judged=row.judged,
+            gold_judged=row.gold_judged if with_gold else None,
+            gold_right=row.gold_right if with_gold else None,
+        )
+        for row in measured.reviewers
+    ]
+    return AgreementOut(
+        pairs=measured.pairs,
+        compared=measured.compared,
+        verdicts=measured.verdicts,
+        alpha=measured.alpha,
+        reviewers=reviewers,
+    )

@@ -56,6 +56,7 @@ def render(request: Request, template: str, status: int = HTTPStatus.OK, /, **va
         "csrf": "" if token is None else browser_sessions.csrf_token(token),
         "has_session": token is not None,
         "is_known": token is not None or KeyScope.ADMIN in scopes,  # without keys, everyone has all scopes
+        "may_administer": KeyScope.ADMIN in scopes,
         "may_review": KeyScope.REVIEW in scopes,
         "may_submit": KeyScope.SUBMIT in scopes,
         "path": request.url.path,

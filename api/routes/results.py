@@ -25,11 +25,11 @@ from api.wire.samples import SampleDetail, SampleOut
 from service.db.queries import jobs, prompt_sets, results, verdicts
 from service.db.queries.pages import unindexed
 from service.db.tables import Model, Pair
-from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError
 from service.ids import IdKind, expect
 from service.keys import Caller
 from service.service import Service, give_verdict, set_alias
-from service.states import SampleRole
+from service.states import KeyScope, SampleRole
 
 _LINEAGE = 200
 """Models of the lineage that a model shows; `/models/{model}/lineage` has pages of all."""
@@ -62,6 +62,7 @@ class PairListParameters(ResultParameters):
     reviewers_below: int | None = Field(
         None, ge=1, le=verdicts.MAX_REVIEWERS, description="Only pairs that fewer than this many reviewers have judged"
     )
+    gold: bool | None = Field(None, description="Whether the pair is a gold pair; needs the scope admin")
     prompt_set: PromptSetFilter = None
 
 
@@ -146,7 +147,10 @@ def list_pairs(
 
 
 def _review_filters(filters: PairListParameters, caller: Caller) -> list[ColumnElement[bool]]:
-    """The filters by reviewers as conditions."""
+    """The filters by reviewers and of gold pairs as conditions. Raises ForbiddenError if the caller may not use one."""
+    if filters.gold is not None and KeyScope.ADMIN not in caller.scopes:
+        raise ForbiddenError(KeyScope.ADMIN)
+
     reviewer = reviewer_name(filters.reviewer, caller)
     where: list[ColumnElement[bool]] = []
     if filters.judged_by_me is not None:
@@ -154,6 +158,8 @@ def _review_filters(filters: PairListParameters, caller: Caller) -> list[ColumnE
         where.append(own if filters.judged_by_me else ~own)
     if filters.reviewers_below is not None:
         where.append(unindexed(Pair.reviewers) < filters.reviewers_below)
+    if filters.gold is not None:
+        where.append(Pair.gold.is_not(None) if filters.gold else Pair.gold.is_(None))
     return where
 
 

@@ -78,3 +78,46 @@ class PairOut(BaseModel):
     mask: str | None
     created_at: datetime
     links: Links
+
+
+class GoldIn(BaseModel):
+    """The expected verdict of a gold pair; null makes it an ordinary pair."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    expected: Verdict | None
+
+
+class GoldOut(BaseModel):
+    """The expected verdict of a gold pair; null for other pairs."""
+
+    pair: str
+    expected: Verdict | None
+
+
+class ReviewerOut(BaseModel):
+    """The number of a reviewer's verdicts, of those on gold pairs, and of those that are the expected ones.
+
+    The numbers of gold pairs are null for callers without the scope `admin`.
+    """
+
+    reviewer: str | None
+    judged: int
+    gold_judged: int | None
+    gold_right: int | None
+
+
+class AgreementOut(BaseModel):
+    """The agreement of reviewers.
+
+    `pairs` counts the pairs with a verdict, at most the newest 10,000. `compared` counts those that several reviewers
+    have judged, and `verdicts` the verdicts on these. `alpha` is Krippendorff's alpha: 1 for perfect agreement, 0 for
+    that of chance, null if it is undefined because there are no two different verdicts. `reviewers` has at most 100,
+    those with the most verdicts first.
+    """
+
+    pairs: int
+    compared: int
+    verdicts: int
+    alpha: float | None
+    reviewers: list[ReviewerOut]

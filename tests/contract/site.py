@@ -321,6 +321,7 @@ def _bodies(known: Mapping[str, str]) -> dict[str, Any]:
         },
         "change_job": {"rounds": 1},
         "put_verdict": {"prefer": "target", "reviewer": "bootstrap"},
+        "put_gold": {"expected": "target"},
         "put_alias": {"model": known["model"]},
         "create_webhook": {"url": "http://127.0.0.1:9/x", "events": ["job.succeeded"]},
         "make_key": {"name": "ann", "scopes": ["read"], "expires_at": "2099-12-31T23:59:59Z"},

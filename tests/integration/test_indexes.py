@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.service_data import fill
 from service.db.migrate import migrate
-from service.db.queries import collection, deletion, free_stages, jobs, results, stages
+from service.db.queries import agreement, collection, deletion, free_stages, jobs, results, stages, verdicts
 from service.db.queries.pages import Period, encode_cursor
 from service.db.tables import IS_UNFINISHED, Model
 from service.db.unit_of_work import UnitOfWork
@@ -104,6 +104,39 @@ def test_pages_of_samples_and_pairs(uow: UnitOfWork) -> None:
         for filters in of_table:
             for cursor in (None, CURSOR_IN_TIME if "created" in filters else CURSOR):
                 assert_one_index(plan_of_page(uow, lambda s, p=page, f=filters, c=cursor: p(s, 50, c, **f)))  # type: ignore[misc]
+
+
+REVIEW_QUERIES: tuple[tuple[Query, str], ...] = (
+    (lambda session: agreement.measure(session), "ix_pairs_judged"),
+    (lambda session: agreement.measure(session, job_id=JOB), "ix_pairs_judged_of_job"),
+    (lambda session: agreement.measure(session, prompt_set_id=SET), "ix_pairs_judged_of_prompt_set"),
+)
+
+
+def test_the_queue_of_a_reviewer_looks_up_each_of_its_pairs(uow: UnitOfWork, sqlite: UnitOfWork) -> None:
+    def queue(session: Session) -> object:
+        return results.pair_page(session, 1, CURSOR, JOB, where=[~verdicts.is_judged_by("ann")])
+
+    plan = plan_of(uow, queue, statement=1)
+    assert "Seq Scan" not in plan, plan
+    assert re.search(r"using pk_pair_verdicts on pair_verdicts\n\s+Index Cond: .*pair_id.*reviewer", plan), plan
+    for steps in list(sqlite_plans(sqlite, queue))[1:2]:
+        assert any("USING INDEX ix_pairs_job_id_id" in step for step in steps), steps
+        assert any(re.search(r"SEARCH pair_verdicts .*pair_id=\? AND reviewer=\?", step) for step in steps), steps
+
+
+@pytest.mark.parametrize(("query", "index"), REVIEW_QUERIES)
+def test_agreement_reads_only_judged_pairs(uow: UnitOfWork, sqlite: UnitOfWork, query: Query, index: str) -> None:
+    with statements(uow.engine) as seen, Session(uow.engine) as session:
+        query(session)
+    assert len(seen) == 3
+    for statement, parameters in seen:
+        plan = explained(uow, statement, parameters, "COSTS OFF", disabled=("seqscan", "hashjoin", "mergejoin"))
+        assert re.search("using ix_pairs_judged", plan), plan
+        assert "Seq Scan" not in plan, plan
+    for steps in sqlite_plans(sqlite, query):
+        assert any(re.search(f"(SCAN|SEARCH) pairs USING INDEX {index}( |$)", step) for step in steps), steps
+        assert not any(re.match(r"SCAN pair_verdicts", step) for step in steps), steps
 
 
 def test_queued_jobs_are_counted_without_those_that_have_ended(uow: UnitOfWork) -> None:

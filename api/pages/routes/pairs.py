@@ -20,6 +20,7 @@ from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
 from api.pages.reproduction import again_of_pair
 from api.routes.results import PairListParameters, list_pairs
+from api.routes.verdicts import AgreementParameters, get_agreement
 from api.wire.common import ListOut
 from api.wire.pairs import REVIEWER_LENGTH, PairOut
 from service.db.queries import jobs, prompt_sets, results, verdicts
@@ -40,6 +41,10 @@ class PairQueueParameters(FormParameters, PairListParameters):
     limit: int = Field(24, ge=1, le=200)
 
 
+class AgreementFormParameters(FormParameters, AgreementParameters):
+    """The pairs whose verdicts are compared."""
+
+
 @router.get("/pairs")
 def show_pairs(
     request: Request, service: ServiceDep, caller: CallerDep, filters: Annotated[PairQueueParameters, Query()]
@@ -51,9 +56,11 @@ def show_pairs(
     unjudged = filters.model_copy(update={"judged_by_me": False})
     first_unjudged = Queue(service, caller, unjudged, reviewer).next_after(None)
     chosen = filters_of(filters)
+    compared = {"job": filters.job, "prompt_set": filters.prompt_set}
     return render(
         request,
         "pairs.html",
+        agreement_url=link("/verdicts/agreement", {}, **compared) if filters.cursor is None else None,
         pairs=[pair_view(pair, reviewer) for pair in page.data],
         filters=filters,
         chosen=chosen,
@@ -88,6 +95,14 @@ def show_pair(
         next_url=Queue(service, caller, filters, reviewer).next_after(pair_id),
         is_inspection=False,
     )
+
+
+@router.get("/verdicts/agreement")
+def show_agreement(
+    request: Request, service: ServiceDep, caller: CallerDep, filters: Annotated[AgreementFormParameters, Query()]
+) -> Response:
+    """Show how well reviewers agree. The list of pairs loads this page as a panel."""
+    return render(request, "agreement.html", agreement=get_agreement(service, caller, filters), filters=filters)
 
 
 def reviewer_of(request: Request, caller: Caller) -> str | None:

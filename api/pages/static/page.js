@@ -86,10 +86,22 @@ function refreshRegularly() {
   }, 1000 * seconds);
 }
 
+// Replaces every element with `data-load` by that of the page at this address, which takes longer than the page itself.
+async function loadPanels() {
+  for (const element of document.querySelectorAll("[data-load]")) {
+    const response = await fetch(element.dataset.load, { headers: { Accept: "text/html" } });
+    if (!response.ok || response.redirected) continue; // the link remains
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const panel = page.getElementById(element.id);
+    if (panel !== null) element.replaceWith(panel);
+  }
+}
+
 localTimes();
 sharpenAll();
 submitOnChange();
 refreshRegularly();
 limitComparison();
+loadPanels().catch(() => {});
 actions();
 outbox.start();

@@ -1,6 +1,6 @@
 // The review of pairs: comparing the images, verdicts by keys, and the next pair ready before it is needed.
 
-import { toast } from "./http.js";
+import { send, toast } from "./http.js";
 import { outbox } from "./outbox.js";
 import { localTimes, sharpen } from "./page.js";
 import { Pages } from "./pages.js";
@@ -230,6 +230,22 @@ function showConflict() {
   banner.replaceChildren(text, buttons);
 }
 
+// ---- Gold pairs: loaded on demand, so that the page of a pair does not say whether it is one
+
+async function loadGold() {
+  const response = await send(`/pairs/${article.dataset.pair}/gold`);
+  if (!response.ok) return toast("The gold verdict cannot be loaded.", true);
+  $("#gold-verdict").value = (await response.json()).expected ?? "";
+  $("#gold-verdict").disabled = false;
+}
+
+async function storeGold(expected) {
+  const body = JSON.stringify({ expected: expected || null });
+  const response = await send(`/pairs/${article.dataset.pair}/gold`, { method: "PUT", body });
+  if (!response.ok) toast("The gold verdict is not stored.", true);
+  else toast(expected ? `Gold pair: “${expected}” is expected.` : "This is no gold pair.");
+}
+
 // ---- Each pair that is shown
 
 function prepare() {
@@ -304,6 +320,7 @@ document.addEventListener("input", ({ target }) => {
 });
 document.addEventListener("change", ({ target }) => {
   if (target.id === "compared") arrange();
+  else if (target.id === "gold-verdict") storeGold(target.value);
   else if (target.id === "keys-on") settings.set("keys", target.checked ? "on" : "off");
   else if (target.id === "advance-on") settings.set("advance", target.checked ? "on" : "off");
   else if (target.id === "reviewer") {
@@ -312,6 +329,7 @@ document.addEventListener("change", ({ target }) => {
     location.reload(); // with the verdicts of this reviewer
   }
 });
+document.addEventListener("toggle", ({ target }) => target.id === "gold" && target.open && loadGold(), true);
 addEventListener("popstate", () => show(location.pathname + location.search, { isBack: true }));
 addEventListener("resize", () => $$(".picture").forEach(sharpen));
 outbox.addEventListener("stored", ({ detail: { entry, pair } }) => {

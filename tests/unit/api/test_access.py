@@ -101,7 +101,7 @@ def test_paths_that_lead_nowhere_are_closed_too(guarded: TestClient, path: str) 
 
 def _least_scope(method: str, path: str) -> str:
     """Return the scope that a route requires. Routes that are not listed require only read."""
-    if path.startswith(("/api-keys", "/webhook")):
+    if path.startswith(("/api-keys", "/webhook")) or path.endswith("/gold"):
         return "admin"
     if path.endswith(("/verdict", "/answer")):
         return "review"
@@ -254,6 +254,31 @@ def test_the_name_of_a_key_is_the_reviewer_of_its_verdicts(guarded: TestClient, 
     other = guarded.put(path, json={"prefer": "target", "reviewer": "ann"}, headers=bearer(keys[1]))
     assert (other.status_code, other.json()["errors"][0]["pointer"]) == (422, "/reviewer")
     assert guarded.get(f"/pairs/{pair_id}", headers=bearer(keys[1])).json()["verdict"]["prefer"] == "tie"
+
+
+def test_only_administrators_know_gold_pairs(guarded: TestClient, pair_id: str) -> None:
+    reviewer = bearer(make_key(guarded, "review", "submit", name="eve")["key"])
+    plain = guarded.get(f"/pairs/{pair_id}", headers=reviewer).json()
+    page = guarded.get(f"/pairs/{pair_id}", headers=bearer(ADMIN) | {"Accept": "text/html"}).text
+    assert guarded.put(f"/pairs/{pair_id}/gold", json={"expected": "tie"}, headers=bearer(ADMIN)).status_code == 200
+    guarded.put(f"/pairs/{pair_id}/verdict", json={"prefer": "tie"}, headers=reviewer)
+
+    assert guarded.get(f"/pairs/{pair_id}/gold", headers=reviewer).status_code == 403
+    assert guarded.get("/pairs?gold=true", headers=reviewer).status_code == 403
+    assert guarded.get("/pairs?gold=true", headers=reviewer | {"Accept": "text/html"}).status_code == 403
+    shown = guarded.get(f"/pairs/{pair_id}", headers=reviewer).json()
+    assert shown.keys() == plain.keys() and "gold" not in shown
+    assert guarded.get(f"/pairs/{pair_id}", headers=bearer(ADMIN) | {"Accept": "text/html"}).text.count(
+        "gold"
+    ) == page.count("gold")  # the source of the page is that of any pair
+
+    def counts_of_eve(headers: dict[str, str]) -> tuple[int | None, int | None]:
+        rows = guarded.get("/verdicts/agreement", headers=headers).json()["reviewers"]
+        [row] = [row for row in rows if row["reviewer"] == "eve"]
+        return row["gold_judged"], row["gold_right"]
+
+    assert counts_of_eve(reviewer) == (None, None)
+    assert counts_of_eve(bearer(ADMIN)) == (1, 1)
 
 
 def test_the_documentation_loads_nothing_from_other_hosts(guarded: TestClient) -> None:

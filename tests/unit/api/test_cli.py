@@ -153,7 +153,9 @@ def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_pat
         return json.loads(result.stdout)
 
     assert output_of(f"pairs verdict {pair} target --reviewer ann")["verdict"]["prefer"] == "target"
-    assert output_of(f"pairs verdict {pair} none")["verdict"] is None
+    assert output_of(f"pairs verdict {pair} none --reviewer ann")["verdict"] is None
+    assert output_of(f"pairs gold {pair} base") == {"pair": pair, "expected": "base"}
+    assert output_of(f"pairs agreement --job {job}").keys() >= {"alpha", "reviewers"}
     assert output_of(f"models alias best {model}")["aliases"] == ["best"]
     assert output_of("models alias best --remove") is None
     saved = output_of(f"samples save --job {job} --role reference --to images")["data"]

@@ -72,6 +72,8 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
         assert client.pair(pairs[0].id) == pairs[0]
         assert client.sample(pairs[0].base.id).pairs == [pairs[0]]
         assert client.set_verdict(pairs[0].id, "tie", reviewer="ann").revision == pairs[0].revision + 1
+        assert client.set_gold(pairs[0].id, "tie") == client.gold(pairs[0].id)
+        assert [row.gold_right for row in client.agreement(job=job.id).reviewers] == [1]
         assert client.metrics(job.id).data
         assert job.id in client.report(job.id, pairs=1)
         assert [stage.state for stage in client.stages(job.id, kind="train", round=1)] == ["succeeded"]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from service import keys
 from service.jobs.kinds import RoundSpec
 from service.service import cancel_job, create_job, give_verdict
-from service.states import Verdict
+from service.states import KeyScope, Verdict
 from tests.drawn_results import DrawnRun, draw_run
 from tests.service import round_body
 from tests.unit.api.pages.browser import Live, expect, launched, live, stored, watched_page
@@ -187,6 +188,67 @@ def test_two_verdicts_that_waited_pass_one_of_another_reviewer(site: Live, run: 
         (None, "reject"),
     ]
     expect(page.locator("#conflict")).to_be_hidden()
+
+
+def signed_in(chromium: Any, site: Live, key: str) -> Any:
+    """A page of a browser of its own, signed in with this key."""
+    page = chromium.new_context(base_url=site.url).new_page()
+    page.goto("/sign-in")
+    page.get_by_label("API key").fill(key)
+    page.keyboard.press("Enter")
+    page.wait_for_url(site.url + "/")
+    return page
+
+
+def test_two_reviewers_judge_the_same_pairs_at_once(chromium: Any, tmp_path: Path) -> None:
+    """They agree on two pairs of three and differ on one, which both judged before the other's verdict was there.
+
+    Of n = 6 verdicts, 3 are ties and 3 reject, and n D_o = 2: alpha = 1 - 5 * 2 / (36 - 9 - 9) = 0.444.
+    """
+    with live(tmp_path, auth=True, bootstrap_admin_key=SecretStr(ADMIN)) as site:
+        run = draw_run(site.service, pairs=3, rounds=1)
+        with site.service.uow.writing() as session:
+            tokens = [keys.create(session, name, frozenset({KeyScope.REVIEW}), None)[1] for name in ("ann", "bob")]
+        ann, bob = (signed_in(chromium, site, token) for token in tokens)
+        for page in (ann, bob):
+            page.goto(f"/pairs?job={run.job_id}")
+            page.get_by_role("link", name="Review unjudged pairs").click()
+            expect(page.locator("#pair")).to_have_attribute("data-pair", run.pairs[0])
+        for number, (of_ann, of_bob) in enumerate((("t", "x"), ("t", "t"), ("x", "x"))):
+            for page, key in ((ann, of_ann), (bob, of_bob)):
+                expect(page.locator("#pair")).to_have_attribute("data-pair", run.pairs[number])
+                expect(page.locator("#pair")).to_have_attribute("data-blind", "true")
+                page.keyboard.press(key)
+        for page in (ann, bob):
+            expect(page.locator("#toast")).to_contain_text("last pair of the queue")
+            stored(page)
+
+        pairs = site.get("/pairs", job=run.job_id)["data"]
+        given = [{verdict["reviewer"]: verdict["prefer"] for verdict in pair["verdicts"]} for pair in pairs]
+        assert given == [
+            {"ann": "tie", "bob": "reject"},
+            {"ann": "tie", "bob": "tie"},
+            {"ann": "reject", "bob": "reject"},
+        ]
+        bob.goto(f"/pairs?job={run.job_id}&judged_by_me=false")
+        expect(bob.locator(".empty")).to_contain_text("You have judged every pair")
+        expect(bob.locator("#agreement summary")).to_contain_text("= 0.444 on 3 pairs")
+        bob.locator("#agreement summary").click()
+        expect(bob.locator("#agreement tbody th")).to_have_text(["ann", "bob"])
+        for page in (ann, bob):
+            page.context.close()
+
+
+def test_a_gold_pair_is_marked_on_its_page(site: Live, run: DrawnRun, page: Any) -> None:
+    page.goto(f"/pairs/{run.pairs[1]}")
+    page.keyboard.press("b")
+    page.locator("#gold summary").click()
+    page.get_by_label("Expected verdict").select_option("base")
+    expect(page.locator("#toast")).to_have_text("Gold pair: “base” is expected.")
+    assert site.get(f"/pairs/{run.pairs[1]}/gold")["expected"] == "base"
+    page.reload()
+    page.locator("#gold summary").click()
+    expect(page.get_by_label("Expected verdict")).to_have_value("base")
 
 
 def test_without_keys_a_page_shows_the_verdicts_of_the_entered_name(site: Live, run: DrawnRun, page: Any) -> None:

@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from service.db.queries import verdicts
-from service.db.tables import Pair
+from service.db.queries import agreement, verdicts
+from service.db.tables import Pair, PairVerdict
 from service.service import Service
 from tests.stored_pairs import add_pairs
 
@@ -109,3 +109,101 @@ def test_a_verdict_by_a_process_of_the_version_before_is_kept(client: TestClient
     with service.uow.writing() as session:
         session.execute(update(Pair).where(Pair.id == pair.removeprefix("/pairs/")).values(old))
     assert given(judge(client, pair, "base", "bob")) == [("ann", "base"), ("bob", "base")]
+
+
+PUBLISHED = (
+    "1 2 3 3 2 1 4 1 2 . . .",
+    "1 2 3 3 2 2 4 1 2 5 . 3",
+    ". 3 3 3 2 3 4 2 2 5 1 .",
+    "1 2 3 3 2 4 4 1 2 5 1 .",
+)
+"""The data of Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", part C: four observers, twelve units.
+
+By hand. The last unit has one value and is not compared: n = 40 values, of which 9, 13, 10, 5 and 3 are 1 to 5. Unit 2
+(2 2 3 2) and unit 8 (1 1 2 1) have (4^2 - 3^2 - 1^2) / 3 = 2 each, unit 6 (1 2 3 4) has (4^2 - 4) / 3 = 4, the others
+0: D_o = 8 / 40 = 0.2. D_e = (40^2 - 9^2 - 13^2 - 10^2 - 5^2 - 3^2) / (40 * 39) = 1216 / 1560 = 0.7795.
+Then alpha = 1 - 0.2 / 0.7795 = 0.743, as published.
+"""
+
+
+def test_alpha_of_the_published_example(client: TestClient, service: Service) -> None:
+    ids = add_pairs(service, 12)
+    with service.uow.writing() as session:
+        for observer, line in enumerate(PUBLISHED):
+            for pair_id, value in zip(ids, line.split(), strict=True):
+                if value != ".":
+                    row = PairVerdict(
+                        pair_id=pair_id, reviewer=f"r{observer}", prefer=value, revision=1, created_at=1.0
+                    )
+                    session.add(row)
+        for pair_id, values in zip(ids, zip(*map(str.split, PUBLISHED), strict=True), strict=True):
+            number = len(values) - values.count(".")
+            session.execute(update(Pair).where(Pair.id == pair_id).values(reviewers=number))
+
+    measured = client.get("/verdicts/agreement").json()
+    assert round(measured["alpha"], 3) == 0.743
+    assert (measured["pairs"], measured["compared"], measured["verdicts"]) == (12, 11, 40)
+    assert [(row["reviewer"], row["judged"]) for row in measured["reviewers"]] == [
+        ("r1", 11),
+        ("r3", 11),
+        ("r2", 10),
+        ("r0", 9),
+    ]
+
+
+def test_agreement_is_that_of_the_chosen_pairs(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job: ann and bob agree on two pairs and differ on one. n D_o = 2, n_c = (3, 3):
+    alpha = 1 - 5 * 2 / (36 - 18) = 4 / 9. In another job, they have one verdict each."""
+    first = [f"/pairs/{pair_id}" for pair_id in add_pairs(service, 4)]
+    other = f"/pairs/{add_pairs(service, 1)[0]}"
+    for pair, of_ann, of_bob in zip(first, ("target", "base", "base"), ("target", "base", "target"), strict=False):
+        judge(client, pair, of_ann, "ann")
+        judge(client, pair, of_bob, "bob")
+    judge(client, other, "tie", "ann")
+    judge(client, other, "tie", "eve")
+    judge(client, other, None, "eve")
+
+    def measured(**filters: str) -> tuple[Any, ...]:
+        result = client.get("/verdicts/agreement", params=filters).json()
+        alpha = None if result["alpha"] is None else round(result["alpha"], 6)
+        return result["pairs"], result["compared"], result["verdicts"], alpha
+
+    assert measured(job=client.get(first[0]).json()["job"]) == (3, 3, 6, round(4 / 9, 6))
+    assert measured(job=client.get(other).json()["job"]) == (1, 0, 0, None)
+    assert measured() == (4, 3, 6, round(4 / 9, 6))
+    monkeypatch.setattr(agreement, "MAX_PAIRS", 2)
+    assert measured() == (2, 1, 2, 0.0)  # the newest: that of the other job, and the one on which they differ
+    assert client.get("/verdicts/agreement", params={"prompt_set": "unknown"}).status_code == 404
+
+
+def test_perfect_agreement_is_one_and_a_single_choice_undefined(client: TestClient, service: Service) -> None:
+    pairs = [f"/pairs/{pair_id}" for pair_id in add_pairs(service, 2)]
+    for reviewer in ("ann", "bob"):
+        judge(client, pairs[0], "target", reviewer)
+    assert client.get("/verdicts/agreement").json()["alpha"] is None
+    for reviewer in ("ann", "bob"):
+        judge(client, pairs[1], "base", reviewer)
+    assert client.get("/verdicts/agreement").json()["alpha"] == 1.0
+
+
+def test_reviewers_are_measured_on_gold_pairs(client: TestClient, service: Service) -> None:
+    pairs = [f"/pairs/{pair_id}" for pair_id in add_pairs(service, 3)]
+    for pair, expected in zip(pairs, ("target", "base"), strict=False):
+        assert client.put(f"{pair}/gold", json={"expected": expected}).json()["expected"] == expected
+    for pair in pairs:
+        judge(client, pair, "target", "ann")
+    judge(client, pairs[1], "base", "bob")
+
+    def counts() -> list[tuple[Any, ...]]:
+        rows = client.get("/verdicts/agreement").json()["reviewers"]
+        return [(row["reviewer"], row["judged"], row["gold_judged"], row["gold_right"]) for row in rows]
+
+    assert counts() == [("ann", 3, 2, 1), ("bob", 1, 1, 1)]
+    assert [pair["links"]["self"] for pair in client.get("/pairs?gold=true").json()["data"]] == pairs[:2]
+    assert [pair["links"]["self"] for pair in client.get("/pairs?gold=false").json()["data"]] == pairs[2:]
+    client.put(f"{pairs[1]}/gold", json={"expected": None})
+    assert client.get(f"{pairs[1]}/gold").json()["expected"] is None
+    assert counts() == [("ann", 3, 1, 1), ("bob", 1, 0, 0)]
+    assert client.get(pairs[0]).json()["verdict"]["prefer"] == "target"  # the expected verdict is none of its own
