@@ -272,6 +272,7 @@ RESPONSES: dict[str, Example] = {
         "spec": RoundSpec.model_validate(ROUND).model_dump(mode="json"),
         "outputs": {"samples": 192, "pairs": 96, "models": 1},
         "last_model": EXAMPLE_MODEL,
+        "review": None,
         "result": None,
     },
     "StageOut": _STAGE_OUT,

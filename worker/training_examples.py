@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 
 import torch
 from sqlalchemy.orm import Session
@@ -81,6 +82,16 @@ class SampleSource:
 
 
 @dataclass(frozen=True)
+class VerdictSource:
+    """Pairs with a verdict, whose sides are trained on with the verdict as their reward."""
+
+    pairs: Sequence[StoredPair]
+
+
+Source = PairSource | SampleSource | VerdictSource
+
+
+@dataclass(frozen=True)
 class TrainingExamples:
     """Training examples and their counts.
 
@@ -95,16 +106,24 @@ class TrainingExamples:
     adopted: int
 
 
-def load_source(session: Session, claim: Claim) -> PairSource | SampleSource:
+_VERDICT_REWARDS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {Verdict.TARGET: (1.0, -1.0), Verdict.BASE: (-1.0, 1.0), Verdict.TIE: (0.0, 0.0), Verdict.REJECT: (-1.0, -1.0)}
+)
+"""The rewards of a verdict for the target, or the reference of a pair without one, and for the base."""
+
+
+def load_source(session: Session, claim: Claim) -> Source:
     """Load the pairs or samples of the claim's training. Raises ConflictError for jobs without a training."""
     spec = spec_as(claim, RoundSpec, TrainingJobSpec)
-    if isinstance(spec, RoundSpec) and spec.fusion is None and not spec.training.learns_from_pairs:
+    if isinstance(spec, RoundSpec) and _trains_on_samples(spec):
         samples = load_scores(session, load_round_samples(session, claim.job_id, claim.round, SAMPLED_ROLES))
         return SampleSource(samples, results.score_histories(session, [claim.job_id], claim.round))
 
     if isinstance(spec, RoundSpec):
         pairs = load_round_pairs(session, claim)
-        ranked = _rank_pairs(pairs, by_verdicts=spec.review)
+        if spec.update_reward == "verdict":
+            return VerdictSource([pair for pair in pairs if pair.row.verdict is not None])
+        ranked = _rank_pairs(pairs, by_verdicts=spec.is_reviewed)
     else:
         pairs = load_pairs(session, _pairs_to_train_on(session, spec))
         ranked = _rank_pairs(pairs, by_verdicts=spec.prefer == "verdicts")
@@ -113,6 +132,11 @@ def load_source(session: Session, claim: Claim) -> PairSource | SampleSource:
         return PairSource(ranked, {}, _load_histories(session, ranked))
     masks = _load_masks(session, ranked) if spec.training.credit == "mask" else {}
     return PairSource(ranked, masks, {})
+
+
+def _trains_on_samples(spec: RoundSpec) -> bool:
+    """Whether the round trains on all its samples, without pairs."""
+    return spec.fusion is None and not spec.training.learns_from_pairs and spec.update_reward == "score"
 
 
 def _pairs_to_train_on(session: Session, spec: TrainingJobSpec) -> list[Pair]:
@@ -168,9 +192,7 @@ def rank_pair(pair: StoredPair, *, by_verdicts: bool) -> RankedPair | None:
     return RankedPair(pair, reference, base)
 
 
-def training_examples(
-    context: StageContext, source: PairSource | SampleSource, config: TrainingConfig, parent: Model
-) -> TrainingExamples:
+def training_examples(context: StageContext, source: Source, config: TrainingConfig, parent: Model) -> TrainingExamples:
     """Load the training examples.
 
     Args:
@@ -185,6 +207,9 @@ def training_examples(
     """
     if isinstance(source, SampleSource):
         return TrainingExamples(list(_examples_of_samples(context, source, config, parent)), 0, 0)
+    if isinstance(source, VerdictSource):
+        preferred = sum(pair.row.verdict == Verdict.TARGET and pair.target is not None for pair in source.pairs)
+        return TrainingExamples(list(_examples_of_verdicts(context, source, parent)), len(source.pairs), preferred)
 
     sides = chain.from_iterable(ranked.sides for ranked in source.pairs)
     trajectories = context.spool_trajectories([side.sample for side in sides])
@@ -251,6 +276,17 @@ def _examples_of_sides(
         for side, advantage in zip(ranked.sides, advantages, strict=True):
             trajectory = trajectories[side.sample.row.id]
             yield TrainingSample(trajectory, row.prompt, advantage, _is_on_policy(side.sample, parent))
+
+
+def _examples_of_verdicts(context: StageContext, source: VerdictSource, parent: Model) -> Iterator[TrainingSample]:
+    """Both sides of each pair, with the rewards of its verdict as advantages: they compare the sides already."""
+    judged = [(pair, pair.target or pair.reference) for pair in source.pairs]
+    trajectories = context.spool_trajectories([*(side for _, side in judged), *(pair.base for pair, _ in judged)])
+    for pair, side in judged:
+        rewards = _VERDICT_REWARDS[pair.row.verdict or ""]
+        for sample, reward in zip((side, pair.base), rewards, strict=True):
+            trajectory = trajectories[sample.row.id]
+            yield TrainingSample(trajectory, pair.row.prompt, reward, _is_on_policy(sample, parent))
 
 
 def _examples_of_samples(

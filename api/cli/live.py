@@ -111,7 +111,7 @@ def screen(job: JobDetail, metrics: Sequence[MetricOut], retrying: Sequence[Stag
     if metrics:
         parts.append(_scores(changes(metrics)))
     if job.state is JobState.WAITING:
-        parts.append(Text(f"the job waits for verdicts: dfusion pairs list --job {job.id} --unjudged", style="yellow"))
+        parts.append(Text(_waits_for(job), style="yellow"))
     if job.error is not None:
         parts.append(Text(f"{job.error.code}: {job.error.message}", style="red"))
     for stage in retrying:
@@ -119,6 +119,12 @@ def screen(job: JobDetail, metrics: Sequence[MetricOut], retrying: Sequence[Stag
         parts.append(Text(f"retrying {stage.kind}: {message}", style="yellow"))
 
     return Group(*parts)
+
+
+def _waits_for(job: JobDetail) -> str:
+    review = job.review
+    judged = "" if review is None else f" ({review.judged} of {review.pairs} pairs judged)"
+    return f"the job waits for verdicts{judged}: dfusion pairs list --job {job.id} --in-review --unjudged"
 
 
 def position(job: JobDetail) -> list[str]:

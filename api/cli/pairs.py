@@ -48,6 +48,9 @@ def list_pairs(
     ] = None,
     reviewer: Annotated[str | None, typer.Option(help="Your name as a reviewer, if no API keys are required")] = None,
     reviewers_below: Annotated[int | None, typer.Option(help="Only those that fewer reviewers have judged")] = None,
+    in_review: Annotated[
+        bool | None, typer.Option("--in-review/--not-in-review", help="Whether a review of its round waits for it")
+    ] = None,
     gold: Annotated[bool | None, typer.Option("--gold/--not-gold", help="Whether it is a gold pair")] = None,
     prompt_set: OfPromptSet = None,
     created_after: CreatedAfter = None,
@@ -72,6 +75,7 @@ def list_pairs(
             judged_by_me=judged_by_me,
             reviewer=reviewer,
             reviewers_below=reviewers_below,
+            in_review=in_review,
             gold=gold,
             prompt_set=prompt_set,
             created_after=with_zone(created_after),

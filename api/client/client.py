@@ -112,7 +112,8 @@ class PairFilters(ScoreFilters, total=False):
     """Filters of pairs. Several prompts match any of them.
 
     `judged` tells whether a pair has a verdict, and `judged_by_me` whether it has one of `reviewer`; with API keys, of
-    the name of the key. `reviewers_below` matches pairs that fewer reviewers have judged. `gold` needs the scope admin.
+    the name of the key. `reviewers_below` matches pairs that fewer reviewers have judged, and `in_review` those that a
+    review of their round waits for. `gold` needs the scope admin.
     """
 
     job: str | None
@@ -122,6 +123,7 @@ class PairFilters(ScoreFilters, total=False):
     judged_by_me: bool | None
     reviewer: str | None
     reviewers_below: int | None
+    in_review: bool | None
     gold: bool | None
     prompt_set: str | None
 

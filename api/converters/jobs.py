@@ -14,11 +14,13 @@ from api.wire.jobs import (
     MetricOut,
     PairingOut,
     ProgressOut,
+    ReviewOut,
     StageOut,
     TrainingOut,
 )
 from service.db.queries.jobs import JobView
 from service.db.queries.stages import RunningStage
+from service.db.queries.verdicts import ReviewProgress
 from service.db.tables import Event, Job, Metric, Model, Stage
 from service.jobs.progress import progress_of
 
@@ -47,15 +49,22 @@ def job_out(job: Job, running: Sequence[RunningStage], now: float) -> JobOut:
     return JobOut(**_job_fields(job, running, now))
 
 
-def job_detail(view: JobView) -> JobDetail:
+def job_detail(view: JobView, review: ReviewProgress | None = None) -> JobDetail:
+    """Convert a job. `review` is what it waits for."""
     job = view.job
     return JobDetail(
         **_job_fields(job, view.running, view.now),
         spec=job.spec,
         outputs={"samples": job.samples_made, "pairs": job.pairs_made, "models": job.models_made},
         last_model=view.last_model_id,
+        review=None if review is None else _review(job.id, review),
         result=job.result,
     )
+
+
+def _review(job_id: str, progress: ReviewProgress) -> ReviewOut:
+    href = f"/pairs?job={job_id}&round={progress.round}&in_review=true"
+    return ReviewOut(round=progress.round, pairs=progress.pairs, judged=progress.judged, href=href)
 
 
 def _job_fields(job: Job, running: Sequence[RunningStage], now: float) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from api.openapi import CREATED_JOB, RETRY_AFTER
 from api.wire.common import ListOut
 from api.wire.jobs import EventOut, JobChange, JobDetail, JobOut, MetricsOut, StageOut
 from service import keys
-from service.db.queries import jobs, prompt_sets, results, stages
+from service.db.queries import jobs, prompt_sets, results, stages, verdicts
 from service.db.queries.pages import Page, encode_cursor, number_after
 from service.db.tables import Event, Job, Stage
 from service.errors import InvalidRequestError, NotFoundError
@@ -178,7 +178,9 @@ def read_job(service: Service, job_id: str) -> JobDetail:
 
 def view_job(session: Session, job_id: str) -> JobDetail:
     """Read the job in a given session. Raises NotFoundError."""
-    return job_detail(jobs.get_view(session, job_id))
+    view = jobs.get_view(session, job_id)
+    is_waiting = view.job.state == JobState.WAITING
+    return job_detail(view, verdicts.review_progress(session, job_id) if is_waiting else None)
 
 
 @router.patch(

@@ -62,6 +62,9 @@ class PairListParameters(ResultParameters):
     reviewers_below: int | None = Field(
         None, ge=1, le=verdicts.MAX_REVIEWERS, description="Only pairs that fewer than this many reviewers have judged"
     )
+    in_review: bool | None = Field(
+        None, description="Whether a review of its round waits for the pair: all pairs, or those of the sample"
+    )
     gold: bool | None = Field(None, description="Whether the pair is a gold pair; needs the scope admin")
     prompt_set: PromptSetFilter = None
 
@@ -158,6 +161,8 @@ def _review_filters(filters: PairListParameters, caller: Caller) -> list[ColumnE
         where.append(own if filters.judged_by_me else ~own)
     if filters.reviewers_below is not None:
         where.append(unindexed(Pair.reviewers) < filters.reviewers_below)
+    if filters.in_review is not None:
+        where.append(Pair.review_exempt.is_(not filters.in_review))
     if filters.gold is not None:
         where.append(Pair.gold.is_not(None) if filters.gold else Pair.gold.is_(None))
     return where

@@ -78,12 +78,28 @@ class JobOut(BaseModel):
     links: Links
 
 
+class ReviewOut(BaseModel):
+    """What a job in the state `waiting` waits for: verdicts on `pairs` pairs, of which `judged` have one.
+
+    `href` lists these pairs.
+    """
+
+    round: int
+    pairs: int
+    judged: int
+    href: str
+
+
 class JobDetail(JobOut):
-    """A job with its validated request, its outputs so far and, for an evaluation, its result."""
+    """A job with its validated request, its outputs so far and, for an evaluation, its result.
+
+    `review` is what a job in the state `waiting` waits for; null in other states.
+    """
 
     spec: dict[str, Any]
     outputs: dict[str, int]
     last_model: str | None
+    review: ReviewOut | None
     result: dict[str, Any] | None
 
 

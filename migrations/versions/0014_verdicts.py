@@ -1,4 +1,4 @@
-"""A verdict of each reviewer on a pair, and gold pairs, whose verdict is known."""
+"""A verdict of each reviewer on a pair, gold pairs, whose verdict is known, and reviews of some pairs of a round."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["pair_id"], ["pairs.id"], name="fk_pair_verdicts_pair_id"),
     )
     op.add_column("pairs", sa.Column("reviewers", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("pairs", sa.Column("review_exempt", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("pairs", sa.Column("gold", sa.String(255), nullable=True))
 
     op.execute(
@@ -47,5 +48,6 @@ def downgrade() -> None:
     for name in _INDEXES:
         op.drop_index(name, "pairs")
     op.drop_column("pairs", "gold")
+    op.drop_column("pairs", "review_exempt")
     op.drop_column("pairs", "reviewers")
     op.drop_table("pair_verdicts")

@@ -434,6 +434,8 @@ class Pair(Table):
     """When the last of the verdicts was given."""
     reviewers: Mapped[int] = mapped_column(server_default="0")
     """The number of reviewers who have given a verdict."""
+    review_exempt: Mapped[bool] = mapped_column(server_default=false())
+    """Whether the review of its round does not wait for its verdict, because the sample has other pairs."""
     gold: Mapped[str | None]
     """The expected verdict of a gold pair, which measures how accurate reviewers are; None for other pairs."""
     revision: Mapped[int] = mapped_column(default=0)

@@ -281,6 +281,12 @@ class Checker:
             message = "expected samples with the same steps, guidance, eta and size, got different ones"
             self.wrong(pointer, message, "invalid_request")
 
+    def learns_from_rewards(self, pointer: str, training: TrainingConfig) -> None:
+        """The algorithm learns from samples and their rewards."""
+        if training.learns_from_pairs:
+            message = f"expected an algorithm that learns from rewards, got {training.algorithm}"
+            self.wrong(pointer, message, "invalid_request")
+
     def learns_from_verdicts(self, pointer: str, training: TrainingConfig) -> None:
         """The algorithm learns from the preferred side of a pair."""
         if not training.learns_from_pairs:

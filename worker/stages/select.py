@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -141,6 +142,10 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     ]
     if not isinstance(spec, RoundSpec):
         return Outputs(new, pairs, len(samples), unpaired)
+    if spec.review_pairs is not None and spec.review_pairs < len(pairs):
+        generator = random.Random(f"review {spec.seed} {claim.round}")
+        for pair in generator.sample(pairs, len(pairs) - spec.review_pairs):
+            pair.review_exempt = True
 
     # 3. the metrics of the round
     metrics = rollout_metrics(claim, rollout, scores)

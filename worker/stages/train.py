@@ -29,7 +29,7 @@ from service.storage import StoredObject
 from worker.context import SAFETENSORS, StageContext
 from worker.inputs import StoredModel, load_model_before, spec_as
 from worker.stages.base import Stage
-from worker.training_examples import PairSource, SampleSource, TrainingExamples, load_source, training_examples
+from worker.training_examples import Source, TrainingExamples, load_source, training_examples
 
 JSON = "application/json"
 _logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Inputs:
 
     parent: StoredModel
     optimizer: Artifact | None
-    source: PairSource | SampleSource
+    source: Source
 
 
 @dataclass(frozen=True)

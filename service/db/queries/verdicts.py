@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
@@ -81,7 +82,28 @@ def is_judged_by(reviewer: str | None) -> ColumnElement[bool]:
 
 
 def any_missing(session: Session, job_id: str) -> bool:
-    """Whether a pair in the last round of the job has no verdict."""
-    newest = select(func.max(Pair.round)).where(Pair.job_id == job_id).scalar_subquery()
-    query = select(Pair.id).where(Pair.job_id == job_id, Pair.round == newest, text(WITHOUT_VERDICT))
+    """Whether a pair in the last round of the job has no verdict, but its review waits for one."""
+    query = select(Pair.id).where(*_in_review(job_id), text(WITHOUT_VERDICT))
     return session.scalar(query.limit(1)) is not None
+
+
+@dataclass(frozen=True)
+class ReviewProgress:
+    """The pairs of a round that its review waits for: their number, and that of those with a verdict."""
+
+    round: int
+    pairs: int
+    judged: int
+
+
+def review_progress(session: Session, job_id: str) -> ReviewProgress | None:
+    """The progress of the review of the job's last round; None without pairs."""
+    query = select(Pair.round, func.count(), func.count(Pair.verdict)).where(*_in_review(job_id)).group_by(Pair.round)
+    row = session.execute(query).first()
+    return None if row is None else ReviewProgress(*row)
+
+
+def _in_review(job_id: str) -> tuple[ColumnElement[bool], ...]:
+    """The conditions for the pairs in the last round of the job that its review waits for."""
+    newest = select(func.max(Pair.round)).where(Pair.job_id == job_id).scalar_subquery()
+    return Pair.job_id == job_id, Pair.round == newest, ~Pair.review_exempt

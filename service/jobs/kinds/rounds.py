@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dfusion.config import FusionConfig, PairingConfig, StrictModel, TrainingConfig
+from dfusion.errors import FieldsError
 from service.jobs.kinds.base import Checked, Example, Kind, Name, PresetSpec, SamplesSpec, ScorerRef, ScorerRefs, Seed
 from service.jobs.kinds.work import (
     BACKWARD_WORK,
@@ -47,6 +48,17 @@ class EvaluationSpec(StrictModel):
     seed: Seed = 0
 
 
+def _policy_of(value: Any) -> Any:
+    return {False: "none", True: "required"}[value] if isinstance(value, bool) else value
+
+
+_POLICIES: dict[str, Any] = {"type": "string", "enum": ["none", "sample", "required"]}
+ReviewPolicy = Annotated[
+    Literal["none", "sample", "required"],
+    BeforeValidator(_policy_of),
+    WithJsonSchema({"anyOf": [_POLICIES, {"type": "boolean"}]}, mode="validation"),
+]
+"""The pairs of a round that must have a verdict before the training. Requests of version 0.1.0 have a boolean."""
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -64,7 +76,27 @@ class RoundSpec(SamplesSpec, PresetSpec):
         None, description="Held-out scorer of the same samples, never trained on. Default: that of the model"
     )
     evaluation: EvaluationSpec | None = Field(EvaluationSpec(), description="null = no evaluation")
-    review: bool = Field(False, description="Wait for verdicts on all pairs before each training")
+    review: ReviewPolicy = Field(
+        "none",
+        description="Pairs of each round that must have a verdict before the training: none, a sample of"
+        " `review_pairs`, or required = all. false and true mean none and required",
+    )
+    review_pairs: int | None = Field(None, ge=1, le=100_000, description="Pairs of each round, for `sample`")
+    update_reward: Literal["score", "verdict"] = Field(
+        "score",
+        description="What ddpo and dpok learn from: scores, or verdicts of the review (preferred +1, tie 0, other -1)",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_sample(self) -> Self:
+        if (self.review == "sample") != (self.review_pairs is not None):
+            raise FieldsError("expected review_pairs with review = sample, and only with it", "review_pairs")
+        return self
+
+    @property
+    def is_reviewed(self) -> bool:
+        """Whether the training of each round waits for verdicts."""
+        return self.review != "none"
 
 
 def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
@@ -86,8 +118,12 @@ def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
     reward = spec.reward or (base.reward if base else None)
     watch = spec.watch or (base.watch if base else None)
     checker.scorer("/reward", reward or "", "the model has no default reward")
-    if spec.review:
+    if spec.is_reviewed and spec.update_reward == "score":
         checker.learns_from_verdicts("/review", spec.training)
+    if spec.update_reward == "verdict":
+        checker.learns_from_rewards("/update_reward", spec.training)
+        if not spec.is_reviewed:
+            checker.wrong("/update_reward", "expected a review, which gives the verdicts", "invalid_request")
     if watch is not None:
         checker.scorer("/watch", watch)
     evaluation = spec.evaluation
@@ -185,7 +221,7 @@ def _totals(spec: RoundSpec, sizes: Sizes, rounds: int, evaluations: int) -> Tot
     }
     if spec.fusion is not None:
         of_round[StageKind.FUSE] = shards.fuse.totals
-    if spec.review:
+    if spec.is_reviewed:
         of_round[StageKind.REVIEW] = StageTotals(1, 1)
     of_job = {kind: times(rounds, stages) for kind, stages in of_round.items()}
 
@@ -244,7 +280,7 @@ def plan_round(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[Planned
         added(stages, shards.fuse.stages(round_number, select))
         verify = added(stages, shards.verify.stages_after(shards.fuse, select[0] + 1, round_number))
     needs = verify
-    if spec.review:
+    if spec.is_reviewed:
         needs = added(stages, [PlannedStage(StageKind.REVIEW, round_number, 1, needs=verify)])
 
     # 3. the next model and its evaluation
@@ -300,7 +336,7 @@ KIND = Kind(
                 "sampling": {"num_steps": 10},
                 "fusion": {"first_step": 5, "last_step": 9},
                 "training": {"learning_rate": 0.001, "examples_per_update": 2, "inner_epochs": 1},
-                "review": True,
+                "review": "required",
             },
         },
         "naive": {

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import update
 
 from api.main import create_app
+from dfusion.training_data import TrainingSample
 from service.db.tables import Stage
 from service.jobs import execution
 from tests.installation import Installation
@@ -24,6 +25,7 @@ from tests.nets import overflowing_pipeline
 from tests.service import PROMPTS, round_body, service_of, settings_for, work_until_idle
 from worker.runner import run_stage
 from worker.stages import train
+from worker.training_examples import TrainingExamples, training_examples
 from worker.workbench import Workbench
 
 STEPS = {"num_steps": 4}
@@ -260,7 +262,7 @@ def test_a_model_can_have_a_name(installation: Installation, trained: dict[str, 
 
 
 def test_a_round_waits_for_review_if_requested(installation: Installation) -> None:
-    job_id = installation.post(review=True, evaluation=None)
+    job_id = installation.post(review="required", evaluation=None)
     work_until_idle(installation.service)
     assert installation.get(f"/jobs/{job_id}")["state"] == "waiting"
     pairs = installation.all(f"/pairs?job={job_id}")
@@ -270,6 +272,103 @@ def test_a_round_waits_for_review_if_requested(installation: Installation) -> No
     assert installation.get(f"/jobs/{job_id}")["state"] == "running"
     work_until_idle(installation.service)
     assert installation.get(f"/jobs/{job_id}")["state"] == "succeeded"
+
+
+def judge(installation: Installation, pair: dict[str, Any], prefer: str) -> None:
+    assert installation.client.put(f"/pairs/{pair['id']}/verdict", json={"prefer": prefer}).status_code == 200
+
+
+def test_a_sample_of_a_round_is_reviewed(installation: Installation) -> None:
+    """Two of six pairs wait. A rejected one is not trained on, and the others are, as scored."""
+    body = {"review": "sample", "review_pairs": 2, "evaluation": None}
+    job_id, same = installation.post(**body), installation.post(**body)
+    work_until_idle(installation.service)
+    job = installation.get(f"/jobs/{job_id}")
+    path = f"/pairs?job={job_id}&round=1&in_review=true"
+    assert (job["state"], job["review"]) == ("waiting", {"round": 1, "pairs": 2, "judged": 0, "href": path})
+    waiting = installation.all(path)
+    others = installation.all(f"/pairs?job={job_id}&in_review=false")
+    assert (len(waiting), len(others)) == (2, 4)
+    chosen = [pair["number"] for pair in waiting]
+    assert [pair["number"] for pair in installation.all(f"/pairs?job={same}&in_review=true")] == chosen  # by the seed
+
+    judge(installation, others[0], "target")
+    judge(installation, waiting[0], "reject")
+    assert installation.get(f"/jobs/{job_id}")["review"]["judged"] == 1
+    judge(installation, waiting[1], "target")
+    job = installation.get(f"/jobs/{job_id}")
+    assert (job["state"], job["review"]) == ("running", None)
+    work_until_idle(installation.service)
+    job = installation.get(f"/jobs/{job_id}")
+    assert job["state"] == "succeeded"
+    assert installation.get(f"/models/{job['last_model']}")["statistics"]["pairs"] == 5
+
+    assert installation.client.post(f"/jobs/{same}/cancel").json()["state"] == "cancelled"
+    judge(installation, installation.all(f"/pairs?job={same}&in_review=true")[0], "target")
+    assert installation.client.delete(f"/jobs/{same}").status_code == 204
+
+
+def test_a_large_sample_is_all_pairs_and_a_removed_verdict_is_missing(installation: Installation) -> None:
+    job_id = installation.post(review="sample", review_pairs=50, evaluation=None)
+    work_until_idle(installation.service)
+    pairs = installation.all(f"/pairs?job={job_id}")
+    for pair in pairs[:-1]:
+        judge(installation, pair, "tie")
+    installation.client.put(f"/pairs/{pairs[0]['id']}/verdict", json={"prefer": None})
+    judge(installation, pairs[-1], "tie")
+    job = installation.get(f"/jobs/{job_id}")
+    assert (job["state"], job["review"]["judged"], job["review"]["pairs"]) == ("waiting", 5, 6)
+    judge(installation, pairs[0], "tie")
+    assert installation.get(f"/jobs/{job_id}")["state"] == "running"
+    installation.client.post(f"/jobs/{job_id}/cancel")
+
+
+@pytest.mark.parametrize(
+    ("prefer", "of_target", "of_base"), [("target", 1, -1), ("base", -1, 1), ("tie", 0, 0), ("reject", -1, -1)]
+)
+def test_verdicts_are_the_reward_of_an_update(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, prefer: str, of_target: float, of_base: float
+) -> None:
+    advantages: list[tuple[bool, float]] = []
+
+    def noted(*arguments: Any) -> TrainingExamples:
+        learned = training_examples(*arguments)
+        for example in learned.examples:
+            assert isinstance(example, TrainingSample)
+            advantages.append((example.on_policy, example.advantage))  # the model sampled bases, but not targets
+        return learned
+
+    monkeypatch.setattr(train, "training_examples", noted)
+    training = TRAINING | {"algorithm": "ddpo"}
+    job_id = installation.post(review="required", update_reward="verdict", training=training, evaluation=None)
+    work_until_idle(installation.service)
+    for pair in installation.all(f"/pairs?job={job_id}"):
+        judge(installation, pair, prefer)
+    work_until_idle(installation.service)
+
+    job = installation.get(f"/jobs/{job_id}")
+    assert job["state"] == "succeeded"
+    assert advantages == [(False, of_target), (True, of_base)] * 6
+    statistics = installation.get(f"/models/{job['last_model']}")["statistics"]
+    assert (statistics["pairs"], statistics["adopted"]) == (6, 6 if prefer == "target" else 0)
+    assert (statistics["last_grad_norm"] == 0.0) == (prefer == "tie")
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"review": "sample"}, "/review_pairs"),
+        ({"review": "required", "review_pairs": 3}, "/review_pairs"),
+        ({"review": "some"}, "/review"),
+        ({"review": "required", "training": {"algorithm": "ddpo"}}, "/review"),
+        ({"update_reward": "verdict", "training": {"algorithm": "ddpo"}}, "/update_reward"),
+        ({"review": "required", "update_reward": "verdict"}, "/update_reward"),
+    ],
+)
+def test_a_review_fits_the_training(installation: Installation, changes: dict[str, Any], pointer: str) -> None:
+    response = installation.client.post("/rounds", json=round_body(**changes))
+    assert response.status_code == 422
+    assert pointer in [problem["pointer"] for problem in response.json()["errors"]], response.text
 
 
 def judge_all(installation: Installation, job_id: str) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import update
 
 from service import keys
+from service.db.tables import Job, Pair
 from service.jobs.kinds import RoundSpec
 from service.service import cancel_job, create_job, give_verdict
 from service.states import KeyScope, Verdict
@@ -52,6 +54,12 @@ def verdicts(site: Live, run: DrawnRun) -> list[str | None]:
     return [pair["verdict"] and pair["verdict"]["prefer"] for pair in pairs]
 
 
+def expect_pair(page: Any, pair_id: str) -> None:
+    """Wait until the page shows this pair and takes keys: its script has arranged the sides."""
+    expect(page.locator("#pair")).to_have_attribute("data-pair", pair_id)
+    expect(page.locator("#pair .side[data-place=left]")).to_be_visible()
+
+
 def side_of(page: Any, place: str) -> str:
     return str(page.locator(f"#pair .side[data-place={place}]").get_attribute("data-role"))
 
@@ -62,7 +70,7 @@ def test_pairs_are_judged_by_keys_only(site: Live, run: DrawnRun, page: Any) -> 
     pair = page.locator("#pair")
     judged: list[str] = []
     for number, key in enumerate(["ArrowLeft", "ArrowRight", "t", "x"]):
-        expect(pair).to_have_attribute("data-pair", run.pairs[number])
+        expect_pair(page, run.pairs[number])
         expect(pair).to_have_attribute("data-blind", "true")
         judged.append({"t": "tie", "x": "reject"}.get(key) or side_of(page, key.removeprefix("Arrow").lower()))
         page.keyboard.press(key)
@@ -216,7 +224,7 @@ def test_two_reviewers_judge_the_same_pairs_at_once(chromium: Any, tmp_path: Pat
             expect(page.locator("#pair")).to_have_attribute("data-pair", run.pairs[0])
         for number, (of_ann, of_bob) in enumerate((("t", "x"), ("t", "t"), ("x", "x"))):
             for page, key in ((ann, of_ann), (bob, of_bob)):
-                expect(page.locator("#pair")).to_have_attribute("data-pair", run.pairs[number])
+                expect_pair(page, run.pairs[number])
                 expect(page.locator("#pair")).to_have_attribute("data-blind", "true")
                 page.keyboard.press(key)
         for page in (ann, bob):
@@ -274,6 +282,29 @@ def test_a_running_run_is_followed_without_a_reload(site: Live, page: Any) -> No
     expect(page.locator("h1 .state")).to_have_text("cancelled")
     expect(page.get_by_role("button", name="Retry as a new run")).to_be_visible()
     assert page.evaluate("window.isSamePage")
+
+
+def test_a_waiting_run_leads_to_the_pairs_that_it_waits_for(site: Live, page: Any) -> None:
+    """Two of four pairs are in the sample; one of them is judged."""
+    run = draw_run(site.service, pairs=4, rounds=1, review="sample", review_pairs=2)
+    with site.service.uow.writing() as session:
+        session.execute(update(Pair).where(Pair.id.in_(run.pairs[1:3])).values(review_exempt=True))
+        session.execute(update(Job).where(Job.id == run.job_id).values(state="waiting", finished_at=None))
+    give_verdict(site.service, run.pairs[0], Verdict.BASE, "ann", None)
+    with site.service.uow.writing() as session:  # no stage is left, of which the verdict would have ended the review
+        session.execute(update(Job).where(Job.id == run.job_id).values(state="waiting"))
+
+    page.goto(f"/jobs/{run.job_id}")
+    expect(page.locator(".banner.warn")).to_have_text(
+        "This run waits for verdicts on round 1: 1 of 2 pairs judged. It continues after the last one."
+    )
+    page.get_by_role("link", name="Review pairs").click()
+    page.get_by_role("link", name="Review unjudged pairs").click()
+    for pair_id in (run.pairs[0], run.pairs[3]):
+        expect_pair(page, pair_id)
+        page.keyboard.press("t")
+    expect(page.locator("#toast")).to_contain_text("last pair of the queue")
+    stored(page)
 
 
 def test_buttons_change_a_run(site: Live, page: Any) -> None:
