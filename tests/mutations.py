@@ -116,6 +116,27 @@ MUTATIONS = (
         ("tests/unit/api/pages/test_security.py::test_stored_scripts_stay_text_on_every_page",),
     ),
     Mutation(
+        "a reviewer's later verdict is not overwritten by an earlier page",
+        "service/service.py",
+        "    if not own <= revision <= pair.revision:\n",
+        "    if not revision <= pair.revision:\n",
+        ("tests/unit/api/routes/test_verdicts.py::test_only_own_changes_conflict",),
+    ),
+    Mutation(
+        "only administrators filter by gold pairs",
+        "api/routes/results.py",
+        "    if filters.gold is not None and KeyScope.ADMIN not in caller.scopes:\n",
+        "    if False:\n",
+        ("tests/unit/api/test_access.py::test_only_administrators_know_gold_pairs",),
+    ),
+    Mutation(
+        "verdicts and scores are removed with their pairs and samples",
+        "service/db/queries/deletion.py",
+        "    _execute(session, delete(reference.table).where(is_any_of(reference, ids)))\n",
+        "",
+        ("tests/integration/test_deletion.py::test_a_deleted_job_is_removed_with_all_that_it_made",),
+    ),
+    Mutation(
         "programs that accept anything get JSON",
         "api/pages/negotiation.py",
         "        if match is not Match.FULL or not prefers_html(scope):\n",

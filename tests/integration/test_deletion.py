@@ -24,6 +24,7 @@ from service.db.tables import (
     Metric,
     Model,
     Pair,
+    PairVerdict,
     PromptSet,
     Sample,
     Score,
@@ -104,6 +105,7 @@ def fill(service: Service, model: str = "tiny") -> Filled:
     samples = [rows.sample(number, file) for number, file in enumerate(files[:2])]
     scores = [Score(sample_id=sample.id, scorer="brightness", version="1", value=0.5) for sample in samples]
     pair = rows.pair(0, samples[0].id, samples[1].id, target_id=samples[0].id, adopted=True, verdict="target")
+    verdict = PairVerdict(pair_id=pair.id, reviewer="ann", prefer="target", revision=1, created_at=now_seconds())
     models: list[Model] = []
     for number, file in enumerate(files[2:], 1):
         parent = models[-1].id if models else start.id
@@ -131,7 +133,7 @@ def fill(service: Service, model: str = "tiny") -> Filled:
     )
 
     # 2. the end of the job
-    parts: list[list[Table]] = [[*files], [*samples], [*scores, pair], [models[0]], [models[1]], [metric]]
+    parts: list[list[Table]] = [[*files], [*samples], [*scores, pair, verdict], [models[0]], [models[1]], [metric]]
 
     def record(session: Any) -> None:
         for part in parts:
