@@ -29,6 +29,7 @@ EVERYDAY = (
     "samples_per_prompt",
     "reward",
     "review",
+    "review_pairs",
     "seed",
     "label",
 )

@@ -29,7 +29,7 @@ from api.wire.estimates import EstimateOut
 from service.db.queries import jobs, prompt_sets, results
 from service.db.tables import Job
 from service.errors import IdempotencyError, InvalidRequestError, NotFoundError, ServiceError
-from service.jobs.kinds import RoundSpec
+from service.jobs.kinds import RoundSpec, spec_of
 from service.jobs.kinds.rounds import EXAMPLE
 from service.service import Service, create_job, estimate_job
 from service.states import JobKind
@@ -163,7 +163,7 @@ def _start(service: Service, parameters: NewRunParameters) -> _Start:
 
 def _request_of_job(session: Session, job: Job) -> dict[str, Any]:
     """The request of the job, with the ids of prompt sets whose names have a newer version since."""
-    request = dict(job.spec)
+    request = spec_of(job.kind, job.spec).model_dump(mode="json")  # with the defaults of newer settings
     ids = {"prompt_set": job.prompt_set_id, "held_out_prompt_set": job.held_out_prompt_set_id}
     for name, set_id in ids.items():
         if request.get(name) is not None and set_id is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dfusion.config import FusionConfig, PairingConfig, StrictModel, TrainingConfig
 from dfusion.errors import FieldsError
@@ -52,12 +52,7 @@ def _policy_of(value: Any) -> Any:
     return {False: "none", True: "required"}[value] if isinstance(value, bool) else value
 
 
-_POLICIES: dict[str, Any] = {"type": "string", "enum": ["none", "sample", "required"]}
-ReviewPolicy = Annotated[
-    Literal["none", "sample", "required"],
-    BeforeValidator(_policy_of),
-    WithJsonSchema({"anyOf": [_POLICIES, {"type": "boolean"}]}, mode="validation"),
-]
+ReviewPolicy = Annotated[Literal["none", "sample", "required"], BeforeValidator(_policy_of)]
 """The pairs of a round that must have a verdict before the training. Requests of version 0.1.0 have a boolean."""
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 

@@ -11,6 +11,7 @@ import pytest
 
 from api.pages.run_form import fields, groups, problems_of, request_of, texts_of
 from dfusion.prompts import Prompt
+from service.db.queries import jobs
 from service.errors import FieldProblem
 from service.jobs.kinds import KINDS, RoundSpec
 from service.service import save_prompt_set
@@ -223,6 +224,14 @@ def test_a_clone_uses_the_same_version_of_a_prompt_set(site: Site) -> None:
     assert form_of(site.browser.get(f"/rounds/new?clone={job_id}").text)["prompt_set"] == "cloned"
     save("a [dog]")
     assert form_of(site.browser.get(f"/rounds/new?clone={job_id}").text)["prompt_set"] == old_id
+
+
+def test_a_clone_of_a_run_of_an_earlier_version_keeps_its_review(site: Site) -> None:
+    job_id = site.client.post("/rounds", json=round_body(review=True)).json()["id"]
+    with site.service.uow.writing() as session:
+        job = jobs.get(session, job_id)
+        job.spec = {name: value for name, value in job.spec.items() if name != "review_pairs"} | {"review": True}
+    assert form_of(site.browser.get(f"/rounds/new?clone={job_id}").text)["review"] == "required"
 
 
 def test_only_runs_with_rounds_are_cloned(site: Site) -> None:
