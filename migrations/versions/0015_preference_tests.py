@@ -52,6 +52,7 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name="fk_preference_answers_sample_id"),
     )
+    op.create_index("ix_preference_answers_question", "preference_answers", ["test_id", "question"])
     op.create_index("ix_preference_answers_sample_id", "preference_answers", ["sample_id"])
 
 

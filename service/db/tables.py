@@ -492,6 +492,7 @@ class PreferenceAnswer(Table):
     __tablename__ = "preference_answers"
     __table_args__ = (
         ForeignKeyConstraint(["test_id", "question"], ["preference_questions.test_id", "preference_questions.number"]),
+        Index("ix_preference_answers_question", "test_id", "question"),
     )
 
     test_id: Mapped[str] = mapped_column(primary_key=True)
