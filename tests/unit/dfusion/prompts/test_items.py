@@ -60,6 +60,48 @@ def test_unpaired_brackets_are_rejected(text: str, problem: str, position: int) 
         ("A CAT chasing a cat", ["CAT"]),
         ("a seed in a bed", ["seed", "bed"]),
         ("a butterfly", ["butterfly"]),
+        # every preposition ends a phrase
+        ("a lamp underneath a shelf amid the books", ["lamp", "shelf", "books"]),
+        ("a kite above the sand", ["kite", "sand"]),
+        # materials
+        ("a robot built from scrap metal", ["robot", "metal"]),
+        ("a vase made out of glass", ["vase", "glass"]),
+        # medium and style of the image
+        ("portrait of a man, digital painting by Greg Rutkowski, trending on artstation, 8k", ["man"]),
+        ("a photograph of a portrait of a queen", ["queen"]),
+        ("a fox in watercolor style. ink wash.", ["fox"]),
+        ("a house in the style of Van Gogh", ["house"]),
+        ("a wall with a painting of a ship", ["wall", "painting", "ship"]),
+        ("a watercolor painting", ["painting"]),
+        # written text
+        ("a shop with the word 'OPEN' over the door", ["shop", "door"]),
+        ("a mug that says Best Dad", ["mug"]),
+        ("graffiti spelling BE KIND on a train", ["graffiti", "train"]),
+        ("a dog's ball and the dogs' bowl", ["ball", "bowl"]),
+        # what is absent
+        ("a street without any cars or people", ["street"]),
+        ("a man with no hat and a dog", ["man", "dog"]),
+        # places and times, unless there is nothing else
+        ("a dog on a beach at sunset", ["dog"]),
+        ("a beach at sunset", ["beach"]),
+        ("a beach with a dog", ["beach", "dog"]),
+        ("a sunset", ["sunset"]),
+        # positions
+        ("a cake with a cherry on top", ["cake", "cherry"]),
+        ("the top of a bottle", ["bottle"]),
+        ("a bottle top", ["top"]),
+        # verbs
+        ("A bird gives a worm to its chick", ["bird", "worm", "chick"]),
+        ("a man watches the moon", ["man", "moon"]),
+        ("two gold watches", ["watches"]),
+        ("two dogs fight over a bone", ["dogs", "bone"]),
+        ("a fight between dogs", ["fight", "dogs"]),
+        ("a boy with balloons that look like planets", ["boy", "balloons", "planets"]),
+        ("stars seen through a window", ["stars", "window"]),
+        ("yellow leaves", ["leaves"]),
+        ("a truck with a dog in its flatbed", ["truck", "dog", "flatbed"]),
+        # names with digits
+        ("a blue 1977 Ford F-150", ["F-150"]),
     ],
 )
 def test_nouns_are_detected(text: str, items: list[str]) -> None:
@@ -70,3 +112,9 @@ def test_nouns_are_detected(text: str, items: list[str]) -> None:
 def test_prompts_without_a_noun_are_rejected(text: str) -> None:
     with pytest.raises(PromptItemsError, match="names a thing"):
         find_items(text)
+
+
+def test_a_tagger_replaces_the_rules_for_parts_of_speech() -> None:
+    tags = {"the": "DET", "old": "NOUN", "man": "VERB", "boat": "NOUN", "a": "DET"}
+    assert find_items("the old man a boat", lambda words: [tags[word] for word in words]) == ("old", "boat")
+    assert find_items("the old man a boat") == ("man", "boat")
