@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from api.errors import problem
+from dfusion.errors import TextEncodingError
+from dfusion.prompts.text import decode_utf8
 
 TEXT_TYPES: Mapping[tuple[str, str], frozenset[str]] = MappingProxyType(
     {
@@ -116,19 +118,22 @@ def _text_error(request: Request, body: bytes) -> str | None:
     if message.get_content_charset("utf-8") not in ("utf-8", "us-ascii"):
         return "expected charset=utf-8"
     try:
-        return _NO_NUL if "\0" in body.decode("utf-8") else None
-    except UnicodeError:
-        return "expected text in UTF-8"
+        decode_utf8(body)
+    except TextEncodingError as error:
+        return str(error)
+    return None
 
 
 def json_error(body: bytes, max_values: int) -> Response | None:
     """Return the error response for a body that is not JSON in UTF-8 or has too many values, None for a valid one."""
     try:
-        parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_members)
+        parsed = json.loads(decode_utf8(body), object_pairs_hook=_members)
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # fails for lone surrogates, which cannot be stored
         values = list(_values(parsed))
+    except TextEncodingError as error:
+        return _malformed(str(error))
     except UnicodeError:
-        return _malformed("expected text in UTF-8")
+        return _malformed("expected text without lone surrogates")
     except (ValueError, RecursionError) as error:
         return _malformed(f"expected JSON: {error}")
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from dfusion.errors import FieldsError, PromptItemsError
 from dfusion.prompts.items import parse_marked
+from dfusion.prompts.text import clean
 from service.db.queries.pages import Period
 from service.db.queries.results import ScoreFilter
 from service.errors import InvalidRequestError
@@ -135,11 +136,12 @@ class ResultParameters(TimeParameters):
 
     @property
     def prompts(self) -> list[str]:
-        """The texts as prompts store them: unchanged if items were given, and as `parse_marked` returns it if not."""
+        """The texts as prompts store them: with or without brackets, in normal form C."""
         texts = dict.fromkeys(self.prompt)
         for text in self.prompt:
+            texts[clean(text)] = None
             with suppress(PromptItemsError):
-                texts[parse_marked(text)[0]] = None
+                texts[parse_marked(clean(text))[0]] = None
         return list(texts)
 
     @property

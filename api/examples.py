@@ -265,6 +265,10 @@ _KEY: Example = {
     "expires_at": "2099-12-31T23:59:59Z",
     "revoked_at": None,
 }
+_PROMPT_WARNING: Example = {
+    "prompt": "a (red cat:1.2) on a sofa",
+    "message": "weighting syntax is read as plain text: '(red cat:1.2)'",
+}
 RESPONSES: dict[str, Example] = {
     "JobOut": _JOB_OUT,
     "JobDetail": {
@@ -289,6 +293,8 @@ RESPONSES: dict[str, Example] = {
         "seconds": 1312.4,
         "memory_bytes": 9_300_000_000,
         "storage_bytes": 412_000_000,
+        "prompts": [{"text": "a (red cat:1.2) on a sofa", "items": ["cat", "sofa"]}],
+        "warnings": [_PROMPT_WARNING],
     },
     "EventOut": {
         "id": 3,
@@ -418,6 +424,7 @@ RESPONSES: dict[str, Example] = {
         "prompts": [
             {"text": "a cat eating a sandwich", "items": ["cat", "sandwich"], "thresholds": [0.03, 0.005]},
         ],
+        "warnings": [],
     },
     "WorkersOut": {
         "data": [

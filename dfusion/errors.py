@@ -5,6 +5,7 @@ DFusionError
     ShapeMismatchError    a tensor has an unexpected shape or dtype
     ItemNotInPromptError  an item is not a word of its prompt
     PromptItemsError      the items of a prompt cannot be found in its text
+    TextEncodingError     a text is not UTF-8
     ScheduleError         a trained step of the schedule has no noise, or no previous step
     LayerNotFoundError    the U-Net has no layer of the requested kind
   ModelNotFoundError      no model of that name, or its files are missing
@@ -70,6 +71,10 @@ class ItemNotInPromptError(InvalidInputError):
 
 class PromptItemsError(InvalidInputError):
     """The items of a prompt cannot be found in its text: brackets do not pair up, or no word names a thing."""
+
+
+class TextEncodingError(InvalidInputError):
+    """A text is not UTF-8. The message names the line and the byte."""
 
 
 class ScheduleError(InvalidInputError):

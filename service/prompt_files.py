@@ -6,7 +6,6 @@ Errors list all problems at once. This module stores nothing.
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,14 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from dfusion.config import StrictModel
 from dfusion.errors import FieldsError
 from dfusion.prompts import Prompt, Threshold
+from dfusion.prompts.files import MAX_PROMPTS
 from dfusion.prompts.items import names_no_thing
+from dfusion.prompts.text import clean, prompt_lines, split_lines
 from service.errors import FieldProblem, InvalidRequestError, json_pointer
 
-MAX_PROMPTS = 10_000
 SetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Description = Annotated[str, StringConstraints(max_length=2000)]
 _COLUMNS = ("text", "items", "thresholds")
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _FILES_EXPECTED = (
     "the released D-Fusion code's files are expected as "
     '{"name", "prompt_file": ["a cat", …], "item_idx_file": {"a cat": [1], …}, "mask_thr_file": {"a cat": [0.02], …}}'
@@ -111,12 +110,7 @@ def from_lines(text: str) -> tuple[Prompt, ...]:
     Raises:
         InvalidRequestError: The pointer "/lines/17" is line 17.
     """
-    entries = []
-    for number, line in enumerate(_LINE_END.split(text), start=1):
-        prompt = line.strip()
-        if prompt and not prompt.startswith("#"):
-            entries.append(_Entry(f"/lines/{number}", {"text": prompt}))
-    return _validated(entries)
+    return _validated([_Entry(f"/lines/{number}", {"text": prompt}) for number, prompt in prompt_lines(text)])
 
 
 def from_csv(text: str) -> tuple[Prompt, ...]:
@@ -140,11 +134,11 @@ def from_csv(text: str) -> tuple[Prompt, ...]:
 
 def _rows(text: str, problems: list[FieldProblem]) -> Iterator[tuple[int, list[str]]]:
     """The first line and the cells of each row that is not empty. A syntax error ends them and is added to problems."""
-    reader = csv.reader([line + "\n" for line in _LINE_END.split(text)], strict=True)
+    reader = csv.reader([line + "\n" for line in split_lines(text)], strict=True)
     first_line = 1
     try:
         for row in reader:
-            cells = [" ".join(cell.split()) for cell in row]
+            cells = [" ".join(clean(cell).split()) for cell in row]
             if any(cells):
                 yield first_line, cells
             first_line = reader.line_num + 1

@@ -125,11 +125,19 @@ def _named_in_errors(settings: Settings) -> Iterator[None]:
         raise StartError(f"DFUSION_DATABASE_URL: {first_line(error)}") from error
 
 
-def estimate_job(service: Service, spec: JobSpec) -> tuple[WorkCounts, ResourceEstimate]:
-    """The work and resources of a job, which is not created. Raises InvalidRequestError as `create_job` does."""
+def estimate_job(service: Service, spec: JobSpec) -> tuple[WorkCounts, ResourceEstimate, list[dict[str, Any]]]:
+    """The work, the resources and the prompts of a job, which is not created.
+
+    Raises:
+        InvalidRequestError: As `create_job` does.
+    """
     with service.uow.reading() as session:
         checked = check(service.catalogue, service.settings, session, spec)
-        return count(checked.spec, checked.sizes), estimate_of(session, checked)
+        rows = [row for row in (checked.prompt_set, checked.new_set, checked.held_out_set) if row is not None]
+        sets = {row.id: row for row in rows}
+        sets |= prompt_sets.by_ids(session, checked.prompt_set_ids - sets.keys())
+        prompts = [prompt for row in sets.values() for prompt in row.prompts]
+        return count(checked.spec, checked.sizes), estimate_of(session, checked), prompts
 
 
 def create_job(

@@ -10,6 +10,9 @@ from typing import Any
 
 import typer
 
+from dfusion.errors import TextEncodingError
+from dfusion.prompts.text import decode_utf8
+
 
 def build_body(file: Path | None, options: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Merge a request body; options override the file, and `settings` override both.
@@ -67,24 +70,19 @@ def parse_value(text: str) -> Any:
 def read_text(file: Path) -> str:
     """Read a UTF-8 text file; `-` is standard input. Raises typer.BadParameter."""
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{file}: expected text in UTF-8") from error
+        return decode_utf8(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+    except TextEncodingError as error:
+        raise typer.BadParameter(f"{file}: {error}") from error
     except OSError as error:
         raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from error
 
 
-def read_json(file: Path) -> Any:
-    """Read a JSON file. Raises typer.BadParameter."""
-    try:
-        return json.loads(read_text(file))
-    except ValueError as error:
-        raise typer.BadParameter(f"{file}: expected JSON: {error}") from error
-
-
 def read_json_object(file: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object. Raises typer.BadParameter."""
-    content = read_json(file)
+    try:
+        content = json.loads(read_text(file))
+    except ValueError as error:
+        raise typer.BadParameter(f"{file}: expected JSON: {error}") from error
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{file}: expected a JSON object, got {type(content).__name__}")
     return content

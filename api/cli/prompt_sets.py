@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli.bodies import read_json, read_text
+from api.cli.bodies import read_text
 from api.cli.options import Limit, Prompts, fetch_pages, prompt_bodies
-from api.cli.screens import listing, sheet
+from api.cli.screens import listing, sheet, warning_lines
 from api.cli.session import Session
 from api.client import Client
 from api.wire.prompt_sets import PromptSetDetail
+from dfusion.errors import InvalidInputError
+from dfusion.prompts.files import PromptRows, is_row_file, prompt_rows
 
 app = typer.Typer(no_args_is_help=True, help="Prompt sets: list, show, add, delete.")
 
@@ -52,7 +54,9 @@ def add(
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FILE]", help="Text file with one prompt per line, or .csv, or .json; - is standard input (lines)"
+            metavar="[FILE]",
+            help="Text file with one prompt per line, .csv, .json, .jsonl, .parquet or the folder of a Hugging Face "
+            "data set; - is standard input (lines)",
         ),
     ] = None,
     prompt: Prompts = None,
@@ -90,21 +94,22 @@ def _add(
     if file is None:
         return client.add_prompt_set(name, prompts or [], description=description)
 
-    if file.suffix == ".json":
-        content = read_json(file)
-        body = content if isinstance(content, dict) else {"prompts": content}
-        bodies = _prompt_bodies(file, body.get("prompts"))
-        return client.add_prompt_set(name, bodies, description=description or body.get("description"))
+    if is_row_file(file):
+        read = _read_rows(file)
+        bodies = [row.fields for row in read.rows]
+        return client.add_prompt_set(name, bodies, description=description or read.description)
 
     media_type: Literal["text/csv", "text/plain"] = "text/csv" if file.suffix == ".csv" else "text/plain"
     return client.add_prompt_text(name, read_text(file), media_type=media_type, description=description)
 
 
-def _prompt_bodies(file: Path, prompts: Any) -> list[Any]:
-    """Convert the prompts of a JSON file, texts or objects, to the request's form."""
-    if not isinstance(prompts, list) or not all(isinstance(prompt, dict | str) for prompt in prompts):
-        raise typer.BadParameter(f"{file}: expected a list of prompts, or an object with the list in `prompts`")
-    return [{"text": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+def _read_rows(file: Path) -> PromptRows:
+    try:
+        return prompt_rows(file)
+    except InvalidInputError as error:
+        raise typer.BadParameter(f"{file}: {error}") from error
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from error
 
 
 def _screen(prompt_set: PromptSetDetail) -> RenderableType:
@@ -118,4 +123,9 @@ def _screen(prompt_set: PromptSetDetail) -> RenderableType:
     for prompt in prompt_set.prompts:
         thresholds = map(str, prompt["thresholds"] or ["derived from samples"])
         rows.append((prompt["text"], ", ".join(prompt["items"]), ", ".join(thresholds)))
-    return Group(sheet(fields), Text(), listing(("prompt", "items", "thresholds"), rows))
+    return Group(
+        sheet(fields),
+        Text(),
+        listing(("prompt", "items", "thresholds"), rows),
+        *warning_lines(prompt_set.warnings),
+    )

@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from api.wire.prompt_sets import PromptWarning
 from service.ids import kind_of
 
 STYLES = {
@@ -91,6 +93,11 @@ def listing(headings: Sequence[str], rows: Iterable[Sequence[Any]], more: bool =
         table.add_row(*row)
 
     return table
+
+
+def warning_lines(warnings: Iterable[PromptWarning]) -> list[Text]:
+    """Render warnings about prompts, each on its line."""
+    return [Text(f"warning: {warning.prompt}: {warning.message}", style="yellow") for warning in warnings]
 
 
 def sheet(fields: Mapping[str, Any]) -> Table:

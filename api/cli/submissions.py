@@ -7,12 +7,13 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from api.cli.bodies import build_body
 from api.cli.jobs import follow_to_end, job_sheet
 from api.cli.options import DryRun, Follow, Key, Label, Priority, Prompts, Seed, Sets, Spec, prompt_bodies
-from api.cli.screens import clock, sheet, size
+from api.cli.screens import clock, listing, sheet, size, warning_lines
 from api.cli.session import Session
 from api.wire.estimates import EstimateOut
 from dfusion.algorithms import ALGORITHMS
@@ -310,7 +311,7 @@ def _estimate_sheet(estimate: EstimateOut) -> RenderableType:
     else:
         time = f"{clock(estimate.seconds)} on one worker"
 
-    return sheet(
+    costs = sheet(
         {
             "images": f"at most {images.total_at_most}: {images.sampled} sampled, {images.fused_at_most} fused, "
             f"{images.evaluated} evaluated",
@@ -321,3 +322,7 @@ def _estimate_sheet(estimate: EstimateOut) -> RenderableType:
             "storage": "unknown" if estimate.storage_bytes is None else size(estimate.storage_bytes),
         }
     )
+    if not estimate.prompts:
+        return costs
+    rows = [(prompt.text, ", ".join(prompt.items)) for prompt in estimate.prompts]
+    return Group(costs, Text(), listing(("prompt", "items"), rows), *warning_lines(estimate.warnings))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from api.wire.estimates import EstimateOut, ImageCounts, UnetCounts
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from api.converters.prompt_sets import prompt_warnings_out
+from api.wire.estimates import EstimateOut, ImageCounts, PromptItems, UnetCounts
 from service.jobs.estimates import ResourceEstimate
 from service.plan import WorkCounts
 
+_MAX_PROMPTS = 100
 
-def estimate_out(counts: WorkCounts, estimate: ResourceEstimate) -> EstimateOut:
+
+def estimate_out(counts: WorkCounts, estimate: ResourceEstimate, prompts: Sequence[Mapping[str, Any]]) -> EstimateOut:
     return EstimateOut(
         dry_run=True,
         images=ImageCounts(
@@ -26,4 +32,6 @@ def estimate_out(counts: WorkCounts, estimate: ResourceEstimate) -> EstimateOut:
         seconds=estimate.seconds,
         memory_bytes=estimate.memory_bytes,
         storage_bytes=estimate.storage_bytes,
+        prompts=[PromptItems(text=prompt["text"], items=prompt["items"]) for prompt in prompts[:_MAX_PROMPTS]],
+        warnings=prompt_warnings_out(prompts),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from api.wire.prompt_sets import PromptWarning
+
 
 class ImageCounts(BaseModel):
     """Number of images that a job creates."""
@@ -24,11 +26,19 @@ class UnetCounts(BaseModel):
     total_at_most: int
 
 
+class PromptItems(BaseModel):
+    """A prompt and its items: given, marked or detected."""
+
+    text: str
+    items: list[str]
+
+
 class EstimateOut(BaseModel):
-    """The estimated cost of a job that was not created.
+    """The estimated cost of a job that was not created, and the prompts that it would sample.
 
     `seconds` (on one worker), `memory_bytes` (GPU memory, or main memory without a GPU) and `storage_bytes` are derived
-    from earlier jobs of this installation. They are null if there are none.
+    from earlier jobs of this installation. They are null if there are none. `prompts` has the first 100 prompts,
+    `warnings` the first 100 warnings about all prompts.
     """
 
     dry_run: bool
@@ -37,3 +47,5 @@ class EstimateOut(BaseModel):
     seconds: float | None
     memory_bytes: int | None
     storage_bytes: int | None
+    prompts: list[PromptItems]
+    warnings: list[PromptWarning]

@@ -23,7 +23,15 @@ class PromptSetOut(BaseModel):
     links: Links
 
 
+class PromptWarning(BaseModel):
+    """Syntax of other programs in a prompt, such as weights, which is read as plain text."""
+
+    prompt: str
+    message: str
+
+
 class PromptSetDetail(PromptSetOut):
-    """A prompt set with its prompts."""
+    """A prompt set with its prompts, and the first 100 warnings about them."""
 
     prompts: list[dict[str, Any]]
+    warnings: list[PromptWarning]

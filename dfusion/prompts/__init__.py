@@ -7,19 +7,24 @@ A list is a JSON file in this folder: `{"name", "description", "prompts": [{"tex
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from dfusion.config import StrictModel
 from dfusion.errors import InvalidInputError, ItemNotInPromptError, PromptItemsError, shortened
+from dfusion.prompts.files import PromptRow, prompt_rows
 from dfusion.prompts.items import find_items, parse_marked
+from dfusion.prompts.text import adapter_syntax, clean, prompt_warnings
 
+MAX_LENGTH = 500
+"""The characters of a prompt."""
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -31,7 +36,7 @@ class Prompt(StrictModel):
     are computed from samples (`dfusion.thresholds`).
     """
 
-    text: str = Field(min_length=1, max_length=500)
+    text: str = Field(min_length=1, max_length=MAX_LENGTH)
     items: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), min_length=1, max_length=64, description="Words of the text; marked in the text or detected if not given"
     )
@@ -42,21 +47,30 @@ class Prompt(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _items_of_the_text(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("items") is not None or not isinstance(given.get("text"), str):
+        if not isinstance(given, Mapping) or not isinstance(given.get("text"), str):
             return given
 
+        cleaned = {**given, "text": clean(given["text"])}
+        if given.get("items") is not None:
+            if isinstance(given["items"], list | tuple):
+                cleaned["items"] = [clean(item) if isinstance(item, str) else item for item in given["items"]]
+            return cleaned
+
         try:
-            text, items = parse_marked(given["text"])
+            text, items = parse_marked(cleaned["text"])
+            if len(text) > MAX_LENGTH:
+                return {**cleaned, "text": text}  # the field is refused
+            _refuse_adapters(text)
             if text and not items:
                 items = find_items(text)
                 if given.get("thresholds") is not None:
                     raise PromptItemsError("thresholds: expected items, given or marked, for them, got none")
         except PromptItemsError as error:
             raise ValueError(str(error)) from error
-        return {**given, "text": text, "items": items}
+        return {**cleaned, "text": text, "items": items}
 
     @model_validator(mode="after")
-    def _fits(self) -> Prompt:
+    def _fits(self) -> Self:
         if self.thresholds is not None and len(self.thresholds) != len(self.items):
             raise ValueError(f"expected {len(self.items)} thresholds, one per item, got {len(self.thresholds)}")
         for item in self.items:
@@ -67,6 +81,17 @@ class Prompt(StrictModel):
                 f"expected each item once (all its occurrences make one map), got {shortened(list(self.items))}"
             )
         return self
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Syntax of other programs in the text, such as weights, which is read as plain text."""
+        return prompt_warnings(self.text)
+
+
+def _refuse_adapters(text: str) -> None:
+    adapter = adapter_syntax(text)
+    if adapter is not None:
+        raise PromptItemsError(f"expected the text of a prompt, got {adapter!r}, which loads nothing here: remove it")
 
 
 def _occurs(item: str, text: str) -> bool:
@@ -97,15 +122,18 @@ def builtin_lists() -> Mapping[str, PromptList]:
 def read_prompts(source: str) -> tuple[Prompt, ...]:
     """Read the prompts of a built-in list or of a file.
 
+    Prompts with syntax that is read as plain text, such as weights, are warned about.
+
     Args:
-        source: The name of a built-in list, or the path of a file. A .json file holds a `PromptList`. Any other file
-            has one prompt per line, with or without marked items.
+        source: The name of a built-in list, or the path of a file: JSON, JSON lines, parquet or a data set that
+            Hugging Face's `save_to_disk` wrote (`dfusion.prompts.files`). Any other file has one prompt per line, with
+            or without marked items. Lines that begin with # are comments.
 
     Returns:
         The prompts.
 
     Raises:
-        InvalidInputError: The list or file does not exist, or has no prompts.
+        InvalidInputError: The list or file does not exist, is invalid, or has no prompts.
 
     Example:
         >>> from dfusion import read_prompts
@@ -118,14 +146,21 @@ def read_prompts(source: str) -> tuple[Prompt, ...]:
         return known[source].prompts
 
     try:
-        text = Path(source).read_text("utf-8-sig")
-        if source.endswith(".json"):
-            return PromptList.model_validate_json(text).prompts
-        prompts = tuple(Prompt(text=line.strip()) for line in text.splitlines() if line.strip())
-    except (OSError, ValueError) as error:
+        prompts = tuple(_validated(row) for row in prompt_rows(Path(source)).rows)
+    except (OSError, ValueError, InvalidInputError) as error:
         names = ", ".join(known)
         raise InvalidInputError(f"prompts: expected a file, or one of {names}; got {source!r}: {error}") from error
 
     if not prompts:
         raise InvalidInputError(f"prompts: expected at least one in {source}, got none")
+    for prompt in prompts:
+        for warning in prompt.warnings:
+            warnings.warn(f"{source}: {prompt.text!r}: {warning}", stacklevel=2)
     return prompts
+
+
+def _validated(row: PromptRow) -> Prompt:
+    try:
+        return Prompt.model_validate(row.fields)
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {error}") from error

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 
 from dfusion.errors import PromptItemsError
 from dfusion.prompts import lexicon
+from dfusion.prompts.text import is_english, is_latin, without_syntax
 
 Tagger: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
 """Gives the part of speech of each word of a prompt, named as in Universal Dependencies: NOUN, ADJ, VERB …"""
@@ -38,6 +39,8 @@ _NOT_ASKED = tuple(
         rf"(?i)(?<=\w)(?P<kept> (?:{'|'.join(sorted(lexicon.MEDIA))})) by [^.,;]*",
     )
 )
+_WEIGHT = re.compile(r"\s*:\s*\d*\.?\d+$")
+"""The weight of "[cat:0.9]", which is no part of the item."""
 _POSSESSIVE_SIGN = re.compile(r"(?<=s)['\u2019](?= )")
 """It would close the phrase: "the dogs' bowl"."""
 
@@ -59,7 +62,7 @@ def parse_marked(text: str) -> tuple[str, tuple[str, ...]]:
         elif character == "]":
             if start is None:
                 raise _bad_mark(text, position, "an unmatched closing bracket")
-            item = " ".join(plain[start:].split())
+            item = _WEIGHT.sub("", " ".join(plain[start:].split()))
             if not item:
                 raise _bad_mark(text, position, "empty brackets")
             items.setdefault(item.casefold(), item)
@@ -111,11 +114,16 @@ def find_items(text: str, tag: Tagger | None = None) -> tuple[str, ...]:
         tag: A part-of-speech tagger to use in place of the rules for nouns, verbs and adjectives.
 
     Raises:
-        PromptItemsError: There is no noun.
+        PromptItemsError: There is no noun, or the prompt is not English.
     """
+    if not is_english(text):
+        raise PromptItemsError(
+            f"items are found in English prompts only: mark them in brackets, as in 'a [cat]'; got {text!r}"
+        )
+
     items: dict[str, str] = {}
     rest: dict[str, str] = {}
-    for phrase in _phrases(_without_what_is_not_asked(text), tag):
+    for phrase in _phrases(_without_what_is_not_asked(without_syntax(text)), tag):
         kind = _kind(phrase, bool(items))
         if kind == "thing":
             items.setdefault(phrase.head, phrase.nouns[-1])
@@ -247,6 +255,8 @@ def _kind(phrase: _Phrase, has_things: bool) -> Literal["thing", "setting", "non
     of = phrase.closer == "of"
     alone = len(phrase.nouns) == 1
     after_preposition = phrase.opener in lexicon.PREPOSITIONS - {"of", "with"}
+    if not all(map(is_latin, filter(str.isalpha, head))):
+        return "none"
     if phrase.absent or head in lexicon.NEVER_ITEMS or (of and head in lexicon.NOT_BEFORE_OF):
         return "none"
     if head in lexicon.POSITIONS and alone and after_preposition:

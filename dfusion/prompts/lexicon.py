@@ -93,7 +93,7 @@ ADJECTIVES = COLOURS | _words(
     "high low many different similar same other own several alive dead asleep awake lush ornate elaborate "
     "intricate simple complex elegant fancy rich poor strong weak tired hungry thirsty sleepy sweet sour salty spicy "
     "crispy juicy transparent translucent opaque invisible visible famous royal holy sacred rural urban tropical "
-    "arctic wavy curly straight curved upper lower"
+    "arctic wavy curly straight best great good nice perfect curved upper lower"
 )
 NOUN_ADJECTIVES = _words("orange violet lavender light plastic metal silver gold antique miniature giant")
 """Adjectives that are nouns if nothing follows: "an orange on a plate"."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dfusion.prompts import read_prompts
+from dfusion.prompts import Prompt, read_prompts
 from tests.pages import ROOT, apply_diff, blocks, replaced
 
 REWARD = "docs/how-to/add-a-reward.md"
@@ -108,9 +108,25 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     documented = re.findall(r"`([^`\n]+ \('[^`]+\))`", text)
     assert printed(tmp_path, code) == "".join(f"{line}\n" for line in documented) and len(documented) == 2
 
-    [listed] = blocks(PROMPTS, "json")
+    listed, templates = blocks(PROMPTS, "json")
+    (tmp_path / "templates.json").write_text(templates, "utf-8")
+    expanded = read_prompts(str(tmp_path / "templates.json"))
+    assert [prompt.text for prompt in expanded] == ["a cat in a hat", "a cat asleep", "a dog in a hat", "a dog asleep"]
+    assert expanded[0].items == ("cat", "hat")
+
     (tmp_path / "pets.json").write_text(listed, "utf-8")
     [prompt] = read_prompts(str(tmp_path / "pets.json"))
     assert (prompt.items, prompt.thresholds) == (("cat", "sofa"), (0.02, 0.05))
     assert ast.literal_eval(documented[0].removeprefix(f"{prompt.text} ")) == prompt.items
     assert json.loads(listed)["name"] == "pets"
+
+
+def test_prompts_are_warned_about_or_refused_as_documented() -> None:
+    rows = [line.split("|")[1] for line in (ROOT / PROMPTS).read_text("utf-8").splitlines() if line.startswith("| ")]
+    [weighting] = [row for row in rows if "weighting" in row]
+    [refused] = [row for row in rows if "lora" in row]
+    for syntax in re.findall("`([^`]+)`", weighting):
+        assert Prompt(text=f"a dog {syntax}").warnings, syntax
+    for syntax in re.findall("`([^`]+)`", refused):
+        with pytest.raises(ValueError, match="loads nothing here"):
+            Prompt(text=f"a dog {syntax}")

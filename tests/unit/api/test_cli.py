@@ -1,6 +1,7 @@
 """The command line against the real application on a real port."""
 
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow
+import pyarrow.parquet
 import pytest
 from rich.console import Console, RenderableType
 from typer.main import get_command
@@ -201,6 +204,8 @@ def test_round_start_follows_a_round_to_its_end(live: Live, run: Run, tmp_path: 
     line += ("--priority", "-3")
     dry = run(*line, "--dry-run", "--json")
     assert json.loads(dry.stdout)["images"]["sampled"] == 4  # 1 prompt, 2 samples, 2 rounds
+    shown = run(*line, "--dry-run").stdout
+    assert all(word in shown for word in (PROMPTS[0]["text"], ", ".join(PROMPTS[0]["items"]), "prompt", "items"))
     with live.working():
         result = run(*line, "--follow")
     assert result.exit_code == 0, result.output
@@ -428,6 +433,48 @@ def test_command_line_imports_neither_torch_nor_the_worker() -> None:
     code = "import sys, api.cli; print(sorted({'torch', 'diffusers', 'worker'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_prompt_sets_are_added_from_rows(run: Run) -> None:
+    Path("pets.jsonl").write_text('\ufeff{"prompt": "a cat on a mat", "seed": 1}\n"a [brown dog]"\n', "utf-8")
+    Path("pets.json").write_text(json.dumps({"templates": ["a {pet} in a hat"], "lists": {"pet": ["cat", "dog"]}}))
+    pyarrow.parquet.write_table(pyarrow.table({"caption": ["a [cow]"]}), "pets.parquet")
+    expected = {
+        "jsonl": [["cat", "mat"], ["brown dog"]],
+        "json": [["cat", "hat"], ["dog", "hat"]],
+        "parquet": [["cow"]],
+    }
+    for suffix, items in expected.items():
+        added = run("prompt-sets", "add", f"pets-{suffix}", f"pets.{suffix}", "--json")
+        assert [prompt["items"] for prompt in json.loads(added.stdout)["prompts"]] == items
+
+
+def test_items_and_warnings_of_an_added_set_are_printed(run: Run) -> None:
+    Path("pets.txt").write_text("a (blue bird:1.2) in a tree\n")
+    printed = run("prompt-sets", "add", "birds", "pets.txt").stdout
+    assert "bird, tree" in printed
+    warning = "warning: a (blue bird:1.2) in a tree: weighting syntax is read as plain text: '(blue bird:1.2)'"
+    assert warning in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("pets.txt", "a café".encode("cp1252"), "0xe9 at line 1, byte 6"),
+        ("pets.csv", "text\na cat".encode("utf-16"), "UTF-16"),
+        ("pets.json", b'{"templates": ["a {pet}"]}', "expected a list of values 'pet'"),
+        ("pets.jsonl", b'{"text": "a cat"}\n{', "line 2: expected JSON"),
+        ("pets.parquet", b"", "expected a parquet file"),
+        ("nowhere.jsonl", None, "cannot read nowhere.jsonl"),
+        (".", None, "state.json"),
+    ],
+)
+def test_prompt_files_of_another_form_are_refused(run: Run, name: str, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        Path(name).write_bytes(content)
+    refused = run("prompt-sets", "add", "pets", name)
+    assert refused.exit_code == 2
+    assert problem in " ".join(re.sub(r"[│╭╮╰╯─]", " ", refused.stderr).split())
 
 
 def test_prompt_sets_are_added_from_files_and_options(run: Run) -> None:

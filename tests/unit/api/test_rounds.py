@@ -58,6 +58,32 @@ def test_dry_run_counts_equal_hand_computed_ones(client: TestClient, service: Se
     assert row_counts(service) == before
 
 
+def test_dry_run_shows_the_prompts_with_their_items_and_warnings(client: TestClient) -> None:
+    client.post("/prompt-sets", json={"name": "unseen", "text": "a hen BREAK a fox"})
+    prompts = [{"text": "a (blue bird:1.2) in a tree"}, {"text": "a [red hat]"}]
+    body = round_body(prompts=prompts, held_out_prompt_set="unseen")
+    shown = client.post("/rounds?dry_run=true", json=body).json()
+    assert shown["prompts"] == [
+        {"text": "a (blue bird:1.2) in a tree", "items": ["bird", "tree"]},
+        {"text": "a red hat", "items": ["red hat"]},
+        {"text": "a hen BREAK a fox", "items": ["hen", "fox"]},
+    ]
+    assert shown["warnings"] == [
+        {"prompt": prompt, "message": f"weighting syntax is read as plain text: {syntax!r}"}
+        for prompt, syntax in (("a (blue bird:1.2) in a tree", "(blue bird:1.2)"), ("a hen BREAK a fox", "BREAK"))
+    ]
+
+    measured = {"models": ["tiny"], "prompt_sets": ["unseen"], "scorers": ["brightness"]}
+    evaluation = client.post("/evaluations?dry_run=true", json=measured).json()
+    assert [prompt["items"] for prompt in evaluation["prompts"]] == [["hen", "fox"]]
+
+
+def test_dry_run_shows_100_prompts(client: TestClient) -> None:
+    body = round_body(prompts=[{"text": f"a [cat] and {n} dogs"} for n in range(101)])
+    shown = client.post("/rounds?dry_run=true", json=body).json()
+    assert (len(shown["prompts"]), shown["warnings"]) == (100, [])
+
+
 def test_repeating_a_request_with_its_key_returns_the_same_job(client: TestClient, service: Service) -> None:
     key = {"Idempotency-Key": "one"}
     first = client.post("/rounds", json=round_body(), headers=key)

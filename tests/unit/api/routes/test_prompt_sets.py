@@ -58,6 +58,45 @@ def test_json_contains_the_name(client: TestClient, content: dict[str, Any]) -> 
     assert (response.json()["name"], response.json()["description"]) == ("mine", "of mine")
 
 
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [
+        ("text/plain", "# pets\r\ufeffa [cafe\u0301]\r\ufeff# comment\r"),
+        ("text/csv", "\ufefftext,items\r\n\ufeffa cafe\u0301,\ufeffcafe\u0301\r\n"),
+        ("application/json", '\ufeff["\ufeffa cafe\u0301"]'),
+        ("application/json", '[" \u200ba [cafe\u0301]"]'),
+    ],
+)
+def test_prompts_are_stored_in_normal_form_without_marks(client: TestClient, media_type: str, body: str) -> None:
+    created = post(client, body.encode(), media_type, name="mine")
+    assert created.status_code == 201, created.json()
+    assert [(prompt["text"], prompt["items"]) for prompt in created.json()["prompts"]] == [("a café", ["café"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "items", "syntax"),
+    [
+        ("a (blue bird:1.2) in a tree", ["bird", "tree"], ["(blue bird:1.2)"]),
+        ("((a fox)) BREAK a hen", ["fox", "hen"], ["((a fox))", "BREAK"]),
+        ("a [hat:0.8]", ["hat"], ["hat:0.8"]),
+        ("a lamp beneath a shelf made of oak, watercolor, trending on artstation", ["lamp", "shelf", "oak"], []),
+    ],
+)
+def test_items_and_warnings_are_shown(client: TestClient, text: str, items: list[str], syntax: list[str]) -> None:
+    created = client.post("/prompt-sets", json={"name": "mine", "text": text}).json()
+    [prompt] = created["prompts"]
+    assert prompt["items"] == items
+    assert created["warnings"] == [
+        {"prompt": prompt["text"], "message": f"weighting syntax is read as plain text: {part!r}"} for part in syntax
+    ]
+    assert client.get("/prompt-sets/mine").json() == created
+
+
+def test_at_most_100_warnings_are_listed(client: TestClient) -> None:
+    created = client.post("/prompt-sets", json={"name": "mine", "text": "a (cat:1.2)\n" * 101}).json()
+    assert (created["size"], len(created["warnings"])) == (101, 100)
+
+
 def test_changed_prompts_create_a_version_and_equal_ones_do_not(client: TestClient, service: Service) -> None:
     first = post(client, LINES, name="mine")
     before = row_counts(service)
@@ -123,6 +162,8 @@ def test_names_of_built_in_sets_are_reserved(client: TestClient, service: Servic
         ("text/plain", "", {"name": "x"}, 422, "empty_prompt_set", [""]),
         ("text/plain", b"a caf\xe9", {"name": "x"}, 400, "malformed_text", []),
         ("text/plain", "a cat\0", {"name": "x"}, 400, "malformed_text", []),
+        ("text/plain", "a cat\n".encode("utf-16"), {"name": "x"}, 400, "malformed_text", []),
+        ("text/plain", "a cat\n<lora:fox:1> a fox", {"name": "x"}, 422, "invalid_request", ["/lines/2"]),
         ("text/plain; charset=latin-1", LINES, {"name": "x"}, 400, "malformed_text", []),
         ("text/plain", LINES * 50_000, {"name": "x"}, 413, "body_too_large", []),
         ("text/html", LINES, {"name": "x"}, 415, "unsupported_media_type", []),
@@ -170,6 +211,34 @@ def test_invalid_bodies_are_rejected_with_pointers_and_not_stored(
     if pointers is not None:
         assert [error["pointer"] for error in response.json()["errors"]] == pointers
     assert row_counts(service) == before
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body", "code", "place"),
+    [
+        ("text/plain", "a cat\na café".encode("cp1252"), "malformed_text", "0xe9 at line 2, byte 6"),
+        ("text/csv", "text\r\na dog\r\na “cat”".encode("cp1252"), "malformed_text", "0x93 at line 3, byte 3"),
+        (
+            "text/plain",
+            "a cat".encode("utf-16"),
+            "malformed_text",
+            "0xff at line 1, byte 1; the file is probably UTF-16",
+        ),
+        ("application/json", '{\n"name": "ü"}'.encode("cp1252"), "malformed_json", "0xfc at line 2, byte 10"),
+    ],
+)
+def test_another_encoding_is_reported_with_line_and_byte(
+    client: TestClient, media_type: str, body: bytes, code: str, place: str
+) -> None:
+    response = post(client, body, media_type, name="x")
+    assert (response.status_code, response.json()["code"]) == (400, code)
+    assert place in response.json()["detail"]
+
+
+def test_prompts_of_other_languages_are_asked_to_be_marked(client: TestClient) -> None:
+    response = post(client, "a cat\nein Hund auf einem Sofa\n一只猫\n[一只猫]\n", name="x")
+    assert [error["pointer"] for error in response.json()["errors"]] == ["/lines/2", "/lines/3"]
+    assert all("mark them in brackets" in error["message"] for error in response.json()["errors"])
 
 
 def test_a_single_file_of_the_released_code_is_rejected_with_the_expected_fields(client: TestClient) -> None:
