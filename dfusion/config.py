@@ -106,6 +106,16 @@ class SamplingConfig(StrictModel):
         None, description="Image height, a multiple of the VAE's factor; null: the model's own"
     )
     width: Pixels | None = Field(None, description="Image width, as for height")
+    negative_prompt: str = Field(
+        "", max_length=500, description="What guidance leads away from; the paper's is the empty prompt"
+    )
+
+    @model_validator(mode="after")
+    def _guided(self) -> Self:
+        if self.negative_prompt and self.guidance_scale == 1:
+            message = "expected no negative_prompt at guidance_scale 1, which disables guidance"
+            raise FieldsError(message, "negative_prompt")
+        return self
 
 
 class FusionConfig(StrictModel):

@@ -87,6 +87,9 @@ class PipelineFacts:
         """The settings of `sampling` that the pipeline is known to reject, each with the reason."""
         if self.fewest_steps is not None and sampling.num_steps < self.fewest_steps:
             yield "num_steps", f"expected at least {self.fewest_steps} with this scheduler, got {sampling.num_steps}"
+        if sampling.negative_prompt and self.prompt_length is not None:
+            for count in self.prompt_length.too_long([sampling.negative_prompt]).values():
+                yield "negative_prompt", f"expected at most {self.prompt_length.max_tokens} tokens, got {count}"
         for side in ("height", "width"):
             if self.pixels_per_latent is None:
                 return

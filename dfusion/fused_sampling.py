@@ -21,7 +21,7 @@ from dfusion.attention.processors import AttentionContext, processors_installed
 from dfusion.config import FusionConfig
 from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError, shortened
-from dfusion.guidance import check_embeds, placement, predict
+from dfusion.guidance import check_negative, placement, predict
 from dfusion.inversion import invert
 from dfusion.sampling import OnStep, next_noise, noise_generators, take_step
 from dfusion.types import Conditioning, Prompts, Trajectory
@@ -98,7 +98,7 @@ def fuse(
     _check(base, reference, thresholds, config, Conditioning.of(prompt_embeds).texts)
     settings = base.config
     prompt = Conditioning.of(prompt_embeds)
-    negative_embeds = check_embeds(prompt_embeds, negative_prompt_embeds, len(base), settings.guidance_scale)
+    negative_embeds = check_negative(prompt_embeds, negative_prompt_embeds, len(base), settings)
     negative = None if negative_embeds is None else Conditioning.of(negative_embeds)
     schedule = Schedule.from_scheduler(scheduler, settings.num_steps, settings.eta)
     if not torch.equal(schedule.timesteps, base.timesteps):

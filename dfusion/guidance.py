@@ -6,8 +6,26 @@ import torch
 
 from dfusion._diffusers import UNet2DConditionModel
 from dfusion.attention.processors import AttentionContext
-from dfusion.errors import InvalidInputError, ShapeMismatchError
+from dfusion.config import SamplingConfig
+from dfusion.errors import InvalidInputError, ShapeMismatchError, shortened
 from dfusion.types import Conditioning, Prompts
+
+
+def check_negative(
+    prompt_embeds: Prompts, negative_prompt_embeds: Prompts | None, batch: int, config: SamplingConfig
+) -> Prompts | None:
+    """`check_embeds` with the guidance scale of `config`, whose negative prompt must be the one that was encoded.
+
+    Raises:
+        ShapeMismatchError, InvalidInputError: As `check_embeds`, and for embeddings of another negative prompt.
+    """
+    texts = negative_prompt_embeds.texts if isinstance(negative_prompt_embeds, Conditioning) else None
+    if texts is not None and config.guidance_scale != 1 and set(texts) != {config.negative_prompt}:
+        raise InvalidInputError(
+            f"negative_prompt_embeds: expected those of the config's negative_prompt, {config.negative_prompt!r}, got "
+            f"those of {shortened(list(texts))}"
+        )
+    return check_embeds(prompt_embeds, negative_prompt_embeds, batch, config.guidance_scale)
 
 
 def check_embeds(

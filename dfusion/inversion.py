@@ -20,7 +20,7 @@ from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel
 from dfusion.config import SamplingConfig
 from dfusion.ddim import Schedule, mean, recorded_log_prob
 from dfusion.errors import NonFiniteError, ShapeMismatchError
-from dfusion.guidance import check_embeds, placement, predict
+from dfusion.guidance import check_negative, placement, predict
 from dfusion.sampling import OnStep
 from dfusion.types import Prompts, Trajectory
 
@@ -92,7 +92,7 @@ def invert(
     """
     if latents.ndim != 4 or len(latents) != len(seeds):
         raise ShapeMismatchError("latents", f"({len(seeds)}, C, h, w)", tuple(latents.shape))
-    negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(latents), config.guidance_scale)
+    negative = check_negative(prompt_embeds, negative_prompt_embeds, len(latents), config)
     embeds = (prompt_embeds, negative)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
     steps = len(schedule)
@@ -144,7 +144,7 @@ def denoise(
 
     Raises ShapeMismatchError, InvalidInputError and ScheduleError, and NonFiniteError naming the step.
     """
-    negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(x_t), config.guidance_scale)
+    negative = check_negative(prompt_embeds, negative_prompt_embeds, len(x_t), config)
     embeds = (prompt_embeds, negative)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, eta=0.0)
 

@@ -206,7 +206,8 @@ class DiffusionModel:
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str], latent_size: tuple[int, int] | None = None) -> Conditioning:
-        """The conditioning of B texts, padded to the tokenizer's N. Use "" for the negative one of guidance.
+        """The conditioning of B texts, padded to the tokenizer's N. The negative one of guidance is that of
+        `SamplingConfig.negative_prompt`, "" by default.
 
         SD 1.x, 2.x  embeds are the text encoder's last hidden states
         SDXL         embeds are the penultimate hidden states of both encoders, pooled is the second's; time ids are

@@ -416,4 +416,4 @@ def _embeds(
     model: DiffusionModel, prompt: Prompt, rows: int, sampling: SamplingConfig
 ) -> tuple[Conditioning, Conditioning]:
     size = model.latent_size(sampling)
-    return model.encode_prompts([prompt.text] * rows, size), model.encode_prompts([""], size)
+    return model.encode_prompts([prompt.text] * rows, size), model.encode_prompts([sampling.negative_prompt], size)

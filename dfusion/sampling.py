@@ -13,7 +13,7 @@ from dfusion.attention.processors import AttentionContext, processors_installed
 from dfusion.config import SamplingConfig
 from dfusion.ddim import Schedule, mean, recorded_log_prob
 from dfusion.errors import InvalidInputError, NonFiniteError, shortened
-from dfusion.guidance import check_embeds, placement, predict
+from dfusion.guidance import check_negative, placement, predict
 from dfusion.types import Conditioning, Prompts, Trajectory
 
 OnStep = Callable[[int, int], None]
@@ -65,11 +65,12 @@ def sample(
         unet: The denoiser, with or without an adapter.
         scheduler: The model's DDIM scheduler. It is not modified.
         prompt_embeds: (B, N, C), or the Conditioning of B rows.
-        negative_prompt_embeds: The same, or a single row for all samples. Not needed at guidance_scale 1.
+        negative_prompt_embeds: The same of the config's negative_prompt, or a single row for all samples. Not needed at
+            guidance_scale 1.
         seeds: One in [0, 2**64) per sample. A sample depends on its own seed, not on the batch it is in (float32,
             1e-5; on a GPU only with `torch.backends.cudnn.allow_tf32 = False`, see decision 016).
         items: The items of each sample. An item is one token index or several, counted after BOS.
-        config: Number of steps, guidance scale and eta.
+        config: Number of steps, guidance scale, eta and negative prompt.
         on_step: Called as on_step(step_index, num_steps) before each step. It may raise to cancel.
         mask_source: The layers whose cross-attention is recorded: the first up layer, or all of its resolution.
         latent_size: (h, w) of the latents, from `DiffusionModel.latent_size(config)`. None: the U-Net's
@@ -105,7 +106,7 @@ def sample(
     #   log_p          -> log p_theta(x_{t-1} | x_t, c), mean over C*h*w
     #   capture        -> A, the cross-attention maps of the items
     _require_seeds(seeds)
-    negative = check_embeds(prompt_embeds, negative_prompt_embeds, len(seeds), config.guidance_scale)
+    negative = check_negative(prompt_embeds, negative_prompt_embeds, len(seeds), config)
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
     if latent_size is None and (config.height, config.width) != (None, None):
         size = f"height {config.height} and width {config.width}"

@@ -158,7 +158,7 @@ class Trainer:
         height, width = examples[0].sides[0].latents.shape[3:]
         self._prompt_index = {text: index for index, text in enumerate(texts)}
         self._embeds = model.encode_prompts(texts, (height, width))
-        self._negative = model.encode_prompts([""], (height, width))
+        self._negative = model.encode_prompts([self.sampling.negative_prompt], (height, width))
         self._reference: _Reference | None = None
         self.reports: list[UpdateReport] = []
         """One report per completed update, including updates before a state was loaded."""

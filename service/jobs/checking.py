@@ -278,7 +278,9 @@ class Checker:
     def one_sampling(self, pointer: str, samplings: Collection[SamplingConfig]) -> None:
         """Some samples have the same settings."""
         if len(set(samplings)) > 1:
-            message = "expected samples with the same steps, guidance, eta and size, got different ones"
+            message = (
+                "expected samples with the same steps, guidance, eta, size and negative prompt, got different ones"
+            )
             self.wrong(pointer, message, "invalid_request")
 
     def learns_from_rewards(self, pointer: str, training: TrainingConfig) -> None:

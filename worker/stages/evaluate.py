@@ -143,7 +143,7 @@ def _sample(
         model.unet,
         model.scheduler,
         model.encode_prompts([image.prompt for image in part], size),
-        model.encode_prompts([""], size),
+        model.encode_prompts([measurement.sampling.negative_prompt], size),
         [image.seed for image in part],
         config=measurement.sampling,
         on_step=context.on_step,

@@ -176,7 +176,7 @@ def _fuse(
         base,
         Trajectory.cat([trajectory_of(pair.reference, trajectories) for pair in part]),
         model.encode_prompts([pair.row.prompt for pair in part], size),
-        model.encode_prompts([""], size),
+        model.encode_prompts([base.config.negative_prompt], size),
         thresholds=thresholds,
         config=config,
         on_step=context.on_step,

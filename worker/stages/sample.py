@@ -108,7 +108,7 @@ def _sample(
         model.unet,
         model.scheduler,
         model.encode_prompts([image.prompt.text for image in part], size),
-        model.encode_prompts([""], size),
+        model.encode_prompts([spec.sampling.negative_prompt], size),
         [image.seed for image in part],
         items=items,
         config=spec.sampling,

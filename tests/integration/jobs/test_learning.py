@@ -214,24 +214,27 @@ def test_images_of_another_size_go_through_a_whole_job(
     assert {side.latent_size for example in learned[0] for side in example.sides} == {(6, 10)}
 
 
-def test_every_stage_conditions_sdxl_on_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Original and target size of its time ids, uncropped."""
+def test_every_stage_uses_the_size_and_the_negative_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDXL is conditioned on the original and the target size, uncropped."""
     tiny_xl_pipeline().save_pretrained(tmp_path / "xl")
     sizes: set[tuple[float, ...]] = set()
+    texts: set[str] = set()
     encode = DiffusionModel.encode_prompts
 
     def recorded(model: DiffusionModel, *arguments: Any) -> Conditioning:
         conditioning = encode(model, *arguments)
         assert conditioning.time_ids is not None
         sizes.update(tuple(row) for row in conditioning.time_ids.tolist())
+        texts.update(conditioning.texts or ())
         return conditioning
 
     monkeypatch.setattr(DiffusionModel, "encode_prompts", recorded)
     with TestClient(create_app(settings_for(tmp_path / "data", tmp_path / "xl"))) as client:
-        sampling = {"num_steps": 4, "height": 12, "width": 20}
+        sampling = {"num_steps": 4, "height": 12, "width": 20, "negative_prompt": "a blurry dog"}
         job = Installation(client).run(prompts=OPEN[:1], sampling=sampling, pairing=EVERY_TARGET, training=TRAINING)
     assert (job["state"], job["outputs"]["models"]) == ("succeeded", 1)
     assert sizes == {(12, 20, 0, 0, 12, 20)}
+    assert "a blurry dog" in texts and "" not in texts
 
 
 def test_pairs_of_images_of_two_sizes_are_not_trained_on_together(installation: Installation) -> None:

@@ -1,10 +1,15 @@
 import pytest
 import torch
 
+from dfusion.adapter import attach_lora
+from dfusion.config import SamplingConfig, TrainingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
-from dfusion.guidance import check_embeds, predict
+from dfusion.guidance import check_embeds, check_negative, predict
+from dfusion.sampling import sample
+from dfusion.training import Trainer
+from dfusion.training_data import TrainingPair
 from dfusion.types import Conditioning
-from tests.nets import WIDTH, XL_POOLED, XL_WIDTH, embeds, tiny_unet, tiny_xl_unet
+from tests.nets import WIDTH, XL_POOLED, XL_WIDTH, embeds, tiny_model, tiny_unet, tiny_xl_unet
 
 
 def xl_conditioning(rows: int, seed: int) -> Conditioning:
@@ -68,3 +73,44 @@ def test_conditioning_of_another_kind_of_model_is_rejected() -> None:
         predict(tiny_unet(), *arguments, torch.zeros(1, 7, WIDTH + 1), None, 1.0)
     with pytest.raises(ShapeMismatchError, match="negative_prompt_embeds"):
         check_embeds(xl_conditioning(1, 1), Conditioning(xl_conditioning(1, 1).embeds), 1, 5.0)
+
+
+def test_training_uses_the_negative_prompt_of_the_samples() -> None:
+    """The first update replays the samples: its ratio would differ from 1 with another negative prompt."""
+    model = tiny_model()
+    config = SamplingConfig(num_steps=4, negative_prompt="a blue dog")
+    prompts = ["a red circle"] * 2
+    negative = model.encode_prompts([config.negative_prompt])
+    trajectory = sample(model.unet, model.scheduler, model.encode_prompts(prompts), negative, [1, 2], config=config)
+    plain = sample(
+        model.unet,
+        model.scheduler,
+        model.encode_prompts(prompts),
+        model.encode_prompts([""]),
+        [1, 2],
+        config=SamplingConfig(num_steps=4),
+    )
+    assert not torch.allclose(trajectory.final, plain.final, atol=1e-4)
+
+    attach_lora(model.unet, seed=1)
+    pair = TrainingPair(trajectory.select([0]), trajectory.select([1]), prompts[0])
+    report = Trainer(model, [pair], TrainingConfig(ratio_tolerance=1e-5), seed=0).step()
+    assert report.loss == pytest.approx(0.693, abs=1e-3)  # log 2: no change yet
+
+
+def test_embeddings_of_another_negative_prompt_are_rejected() -> None:
+    prompts = Conditioning(embeds(2), texts=("a cat", "a dog"))
+    empty = Conditioning(embeds(1), texts=("",))
+    config = SamplingConfig(negative_prompt="blurry")
+    with pytest.raises(InvalidInputError, match="expected those of the config's negative_prompt, 'blurry'"):
+        check_negative(prompts, empty, 2, config)
+    with pytest.raises(InvalidInputError, match="negative_prompt, '', got those of"):
+        check_negative(prompts, Conditioning(embeds(1), texts=("blurry",)), 2, SamplingConfig())
+    assert check_negative(prompts, Conditioning(embeds(1), texts=("blurry",)), 2, config) is not None
+    assert check_negative(prompts, embeds(1), 2, config) is not None  # a tensor of unknown text
+    assert check_negative(prompts, empty, 2, SamplingConfig(guidance_scale=1)) is None
+
+
+def test_a_negative_prompt_without_guidance_is_rejected() -> None:
+    with pytest.raises(ValueError, match="expected no negative_prompt at guidance_scale 1"):
+        SamplingConfig(negative_prompt="blurry", guidance_scale=1)

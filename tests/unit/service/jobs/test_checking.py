@@ -77,6 +77,7 @@ def test_existing_layers_and_no_fusion_are_accepted(client: TestClient) -> None:
     [
         ({"num_steps": 1}, ["/sampling/num_steps"]),
         ({"num_steps": 4, "height": 13}, ["/sampling/height"]),
+        ({"num_steps": 4, "negative_prompt": "a blurry dog " * 30}, ["/sampling/negative_prompt"]),
         ({"num_steps": 1, "height": 1, "width": 31}, ["/sampling/num_steps", "/sampling/height", "/sampling/width"]),
     ],
 )
