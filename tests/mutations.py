@@ -317,6 +317,34 @@ MUTATIONS = (
         "False",
         ("tests/unit/api/routes/test_preference_tests.py::test_no_cell_is_a_formula",),
     ),
+    Mutation(
+        "a training uses the negative prompt of its samples",
+        "dfusion/training.py",
+        "[self.sampling.negative_prompt]",
+        '[""]',
+        ("tests/unit/dfusion/test_guidance.py::test_training_uses_the_negative_prompt_of_the_samples",),
+    ),
+    Mutation(
+        "embeddings of another negative prompt are refused",
+        "dfusion/guidance.py",
+        "set(texts) != {config.negative_prompt}",
+        "not texts",
+        ("tests/unit/dfusion/test_guidance.py::test_embeddings_of_another_negative_prompt_are_rejected",),
+    ),
+    Mutation(
+        "a prompt that loads an adapter is refused",
+        "dfusion/prompts/__init__.py",
+        "    if adapter is not None:\n",
+        "    if adapter == '':\n",
+        ("tests/unit/dfusion/prompts/test_text.py::test_tags_that_load_files_are_refused",),
+    ),
+    Mutation(
+        "items are not searched in prompts of other languages",
+        "dfusion/prompts/items.py",
+        "    if not is_english(text):\n",
+        "    if is_english(text) is None:\n",
+        ("tests/unit/dfusion/prompts/test_text.py::test_items_of_other_languages_must_be_marked",),
+    ),
 )
 
 

@@ -96,8 +96,17 @@ def _refuse_adapters(text: str) -> None:
 
 def _occurs(item: str, text: str) -> bool:
     """Whether the item's words occur in the text consecutively, as whole words."""
-    phrase = r"\s+".join(re.escape(word) for word in item.split())
-    return bool(phrase) and re.search(rf"(?<!\w){phrase}(?!\w)", text, re.IGNORECASE) is not None
+    # without a regular expression: compiling one for each item would take most of the time of a large file
+    phrase = " ".join(item.lower().split())
+    words = f" {' '.join(text.lower().split())} "
+    start = words.find(phrase) if phrase else -1
+    while start >= 0:
+        before = words[start - 1]
+        after = words[start + len(phrase)]
+        if not (before.isalnum() or before == "_" or after.isalnum() or after == "_"):
+            return True
+        start = words.find(phrase, start + 1)
+    return False
 
 
 class PromptList(StrictModel):

@@ -254,8 +254,8 @@ def _kind(phrase: _Phrase, has_things: bool) -> Literal["thing", "setting", "non
     head = phrase.head
     of = phrase.closer == "of"
     alone = len(phrase.nouns) == 1
-    after_preposition = phrase.opener in lexicon.PREPOSITIONS - {"of", "with"}
-    if not all(map(is_latin, filter(str.isalpha, head))):
+    after_preposition = phrase.opener in lexicon.PREPOSITIONS and phrase.opener not in ("of", "with")
+    if not (head.isascii() or all(map(is_latin, filter(str.isalpha, head)))):
         return "none"
     if phrase.absent or head in lexicon.NEVER_ITEMS or (of and head in lexicon.NOT_BEFORE_OF):
         return "none"
@@ -264,7 +264,7 @@ def _kind(phrase: _Phrase, has_things: bool) -> Literal["thing", "setting", "non
 
     if head in lexicon.MEDIA and _is_medium(phrase, has_things):
         return "setting"
-    if head in lexicon.TIMES | lexicon.WRITING:
+    if head in lexicon.TIMES or head in lexicon.WRITING:
         return "setting"
     if head in lexicon.SCENERY and phrase.opener in lexicon.SURROUNDING:
         return "setting"

@@ -125,7 +125,7 @@ def without_syntax(text: str) -> str:
 
 def is_english(text: str) -> bool:
     """Whether the prompt is probably English: in Latin letters, without many articles and prepositions of others."""
-    letters = [character for character in text if character.isalpha()]
+    letters = [] if text.isascii() else [character for character in text if character.isalpha()]
     latin = sum(is_latin(letter) for letter in letters)
     if 2 * latin < len(letters):
         return False

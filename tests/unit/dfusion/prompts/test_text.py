@@ -152,3 +152,27 @@ def test_a_text_that_is_too_long_is_refused_before_its_items_are_looked_for() ->
     with pytest.raises(ValueError, match="at most 500 characters") as caught:
         Prompt(text="a-" * 200_000)
     assert caught.value.error_count() == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        ("cat", "a Cat"),
+        ("Red  cat", "a red cat"),
+        ("cat", "a wildcat and a cat"),
+        ("cat", "(cat:1.2)"),
+        ("dog", "a dog's bowl"),
+        ("t-shirt", "a t-shirt."),
+    ],
+)
+def test_an_item_is_whole_words_of_the_text(item: str, text: str) -> None:
+    assert Prompt(text=text, items=(item,)).items == (item,)
+
+
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [("cat", "a caterpillar"), ("cat", "a wildcat"), ("cat", "my_cat"), ("red cat", "a red fat cat"), (" ", "a cat")],
+)
+def test_an_item_that_is_no_word_of_the_text_is_refused(item: str, text: str) -> None:
+    with pytest.raises(ValueError, match="is not in the prompt"):
+        Prompt(text=text, items=(item,))
