@@ -133,7 +133,7 @@ def json_error(body: bytes, max_values: int) -> Response | None:
     except TextEncodingError as error:
         return _malformed(str(error))
     except UnicodeError:
-        return _malformed("expected text without lone surrogates")
+        return _malformed("expected text in UTF-8, got a lone surrogate")
     except (ValueError, RecursionError) as error:
         return _malformed(f"expected JSON: {error}")
 
