@@ -35,6 +35,7 @@ _NOT_ASKED = tuple(
         r"(?i)\b(?:in|by|after)? ?(?:the |a |an )?(?:[\w-]+ )?styles? of [^.,;]*",
         r"(?i)\bin (?:the |a |an )?(?:[\w-]+ ){1,3}style\b",
         rf"(?i)\bin (?:an? )?(?:[\w-]+ )?(?:{'|'.join(sorted(lexicon.MEDIA))})(?=\s*(?:[.,;]|$))",
+        rf"(?i)\b(?:{'|'.join(sorted(lexicon.MATERIALS))})s? on (?:canvas|paper|panel|wood)\b",
         r"(?i)[.,;|]\s*(?:(?:art |painting )?by|trending on|featured on|inspired by|shot (?:on|with)) [^.,;]*",
         rf"(?i)(?<=\w)(?P<kept> (?:{'|'.join(sorted(lexicon.MEDIA))})) by [^.,;]*",
     )
@@ -193,8 +194,9 @@ def _role(word: str, following: str, second: str, opener: str, article: str, nou
             return "noun"  # "the painting", "an oil painting of"
         return "end" if nouns else "modifier"  # "a cat eating fish", "a running dog"
     if low in lexicon.ADJECTIVES:
-        is_noun = low in lexicon.NOUN_ADJECTIVES and _ends_before(following, second) and (article or nouns)
-        return "noun" if is_noun else "modifier"  # "an orange on a plate", "scrap metal"
+        begun = article or nouns or opener in ("of", "from")
+        is_noun = low in lexicon.NOUN_ADJECTIVES and _ends_before(following, second) and begun
+        return "noun" if is_noun else "modifier"  # "an orange on a plate", "scrap metal", "made of gold"
 
     adverb = low.endswith("ly") and not low.endswith("fly") and low not in lexicon.LY_NOUNS
     quality = low.endswith(("less", "ous", "esque", "like")) and len(low) > 5

@@ -123,8 +123,8 @@ MEDIA = _words(
     "anime view views shot shots scene closeup close-up still rendition representation selfie polaroid"
 )
 """The image itself: "a photo of a cat", "anime illustration"."""
-_MATERIALS = _words("oil acrylic ink pencil charcoal chalk crayon pastel tempera gouache watercolor watercolour line")
-PAINTED_WITH = _MATERIALS | COLOURS | _words("digital surrealist abstract renaissance impressionist chinese japanese")
+MATERIALS = _words("oil acrylic ink pencil charcoal chalk crayon pastel tempera gouache watercolor watercolour line")
+PAINTED_WITH = MATERIALS | COLOURS | _words("digital surrealist abstract renaissance impressionist chinese japanese")
 NOT_BEFORE_OF = _words(
     "front top bottom back side sides middle center centre edge group pair pairs bunch lot lots couple piece pieces "
     "slice slices kind type set series number part parts end shape form variety collection row rows dozen thousands "

@@ -66,6 +66,7 @@ def test_unpaired_brackets_are_rejected(text: str, problem: str, position: int) 
         # materials
         ("a robot built from scrap metal", ["robot", "metal"]),
         ("a vase made out of glass", ["vase", "glass"]),
+        ("a spoon made of gold on a plate", ["spoon", "gold", "plate"]),
         # medium and style of the image
         ("portrait of a man, digital painting by Greg Rutkowski, trending on artstation, 8k", ["man"]),
         ("a photograph of a portrait of a queen", ["queen"]),
@@ -73,6 +74,7 @@ def test_unpaired_brackets_are_rejected(text: str, problem: str, position: int) 
         ("a house in the style of Van Gogh", ["house"]),
         ("a wall with a painting of a ship", ["wall", "painting", "ship"]),
         ("a watercolor painting", ["painting"]),
+        ("a queen, oil on canvas", ["queen"]),
         # written text
         ("a shop with the word 'OPEN' over the door", ["shop", "door"]),
         ("a mug that says Best Dad", ["mug"]),
