@@ -337,7 +337,19 @@ RESPONSES: dict[str, Example] = {
         "next_cursor": None,
     },
     "SampleOut": _SAMPLE,
-    "SampleDetail": {**_SAMPLE, "pairs": [_PAIR_OUT]},
+    "SampleDetail": {
+        **_SAMPLE,
+        "links": {**_SAMPLE["links"], "previews": "/previews"},
+        "pairs": [_PAIR_OUT],
+        "previews": {
+            "job": EXAMPLE_JOB,
+            "num_steps": 4,
+            "steps": [0, 1, 2, 3, 4],
+            "strip": "/artifacts/art_01m8a1q1tz5w2dn0a5q4r7t6jx",
+            "mask": None,
+            "created_at": _FINISHED,
+        },
+    },
     "PairOut": _PAIR_OUT,
     "PreferenceTestOut": {
         "id": _TEST,

@@ -35,9 +35,10 @@ from service.errors import (
 from service.jobs import deletion, execution, extension, limits
 from service.jobs.checking import check, unknown_model
 from service.jobs.estimates import ResourceEstimate, estimate_of
-from service.jobs.kinds import JobSpec, kind_of, spec_of
+from service.jobs.kinds import JobSpec, PreviewJobSpec, kind_of, spec_of
 from service.jobs.kinds.base import Checked
 from service.jobs.planning import count, plan_start, rounds_of, total_work
+from service.jobs.previews import job_with_previews
 from service.jobs.sources import used_jobs
 from service.plan import PlannedStage, WorkCounts
 from service.queue import Queue
@@ -258,11 +259,16 @@ def _check(service: Service, request: _Request) -> _NewJob | None:
 
 
 def _earlier(session: Session, request: _Request) -> str | None:
-    """The job that an earlier request with the same key has created. Raises IdempotencyError if it was another one."""
+    """The job that an earlier request with the same key has created, or that has made the same previews.
+
+    Raises IdempotencyError if the key was used with another request.
+    """
     earlier = None if request.key is None else jobs.by_key(session, request.key)
     if earlier is not None and earlier.fingerprint != request.fingerprint:
         raise IdempotencyError("this Idempotency-Key was used with another request")
-    return earlier.job_id if earlier else None
+    if earlier is not None:
+        return earlier.job_id
+    return job_with_previews(session, request.spec) if isinstance(request.spec, PreviewJobSpec) else None
 
 
 def _stored_key(key: str | None, api_key_id: str | None) -> str | None:

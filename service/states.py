@@ -74,10 +74,14 @@ class JobKind(StrEnum):
     TRAINING = "training"
     EVALUATION = "evaluation"
     EXPORT = "export"
+    PREVIEW = "preview"
 
 
-TRAJECTORY_READERS = frozenset({JobKind.FUSION, JobKind.TRAINING})
+TRAJECTORY_READERS = frozenset({JobKind.FUSION, JobKind.TRAINING, JobKind.PREVIEW})
 """Kinds whose jobs may read stored trajectories of other jobs."""
+
+CACHE_KINDS = frozenset({JobKind.PREVIEW})
+"""Kinds whose results can be made again at any time. Their jobs are deleted with the jobs that they use."""
 
 
 class StageKind(StrEnum):
@@ -93,6 +97,7 @@ class StageKind(StrEnum):
     EVALUATE = "evaluate"
     COMPARE = "compare"
     EXPORT = "export"
+    PREVIEW = "preview"
 
 
 class QueueName(StrEnum):

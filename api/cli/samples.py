@@ -10,9 +10,12 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from api.cli.jobs import follow_to_end, job_sheet
 from api.cli.options import (
     CreatedAfter,
     CreatedBefore,
+    Follow,
+    Key,
     Limit,
     OfJob,
     OfPrompts,
@@ -27,7 +30,7 @@ from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
 from api.client.client import SampleFilters
 from api.wire.pairs import PairOut
-from api.wire.samples import SampleDetail, SampleOut
+from api.wire.samples import PreviewOut, SampleDetail, SampleOut
 from service.states import SampleRole
 
 app = typer.Typer(no_args_is_help=True, help="Samples: list, show, save.")
@@ -96,6 +99,27 @@ def show(
 
 
 @app.command()
+def preview(
+    ctx: typer.Context,
+    sample_ids: Annotated[list[str], typer.Argument(metavar="SAMPLE...", help="The samples' ids, at most 16")],
+    follow: Follow = False,
+    key: Key = None,
+) -> None:
+    """Make small images of how samples were denoised, and of the masks of references.
+
+    Examples:
+      dfusion samples preview smp_… --follow
+    """
+    session: Session = ctx.obj
+    with session.client() as client:
+        job = client.start_preview({"samples": sample_ids}, idempotency_key=key)
+        if follow:
+            follow_to_end(session, client, job.id)
+        else:
+            session.show(job, lambda: job_sheet(job))
+
+
+@app.command()
 def save(
     ctx: typer.Context,
     sample_ids: Annotated[list[str] | None, typer.Argument(metavar="[SAMPLE]...", help="The samples' ids")] = None,
@@ -141,6 +165,7 @@ def _sheet(sample: SampleDetail) -> RenderableType:
         "model": sample.model,
         "scores": _scores(sample) or None,
         "image": sample.image,
+        "previews": sample.previews and _preview(sample.previews),
         "trajectory": sample.trajectory and f"{sample.trajectory.artifact}, row {sample.trajectory.row}",
         "created at": local_time(sample.created_at),
     }
@@ -150,6 +175,11 @@ def _sheet(sample: SampleDetail) -> RenderableType:
         rows = ((pair.id, _role_in(pair, sample.id), yes_or_no(pair.adopted)) for pair in sample.pairs)
         parts += [Text(), listing(("pair", "role", "adopted"), rows)]
     return Group(*parts)
+
+
+def _preview(preview: PreviewOut) -> str:
+    mask = "" if preview.mask is None else f", masks {preview.mask.image}"
+    return f"{preview.strip}: {len(preview.steps)} of {preview.num_steps + 1} states{mask}"
 
 
 def _role_in(pair: PairOut, sample_id: str) -> str:

@@ -42,6 +42,7 @@ from service.jobs.kinds import (
     EvaluationJobSpec,
     ExportJobSpec,
     FusionJobSpec,
+    PreviewJobSpec,
     RoundSpec,
     SamplingJobSpec,
     TrainingJobSpec,
@@ -224,6 +225,10 @@ class Client:
     def start_export(self, spec: ExportJobSpec | Body, *, idempotency_key: str | None = None) -> JobDetail:
         """Start an export job: convert an adapter, or the pairs of a job, to a format that other programs read."""
         return self.submit(JobKind.EXPORT, spec, idempotency_key=idempotency_key)
+
+    def start_preview(self, spec: PreviewJobSpec | Body, *, idempotency_key: str | None = None) -> JobDetail:
+        """Start a preview job: small images of the denoising of samples. Existing ones are not made again."""
+        return self.submit(JobKind.PREVIEW, spec, idempotency_key=idempotency_key)
 
     def submit(self, kind: JobKind, spec: BaseModel | Body, *, idempotency_key: str | None = None) -> JobDetail:
         """Create a job. A repeated request with the same Idempotency-Key returns the first request's job."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api.converters.common import utc
+from api.converters.common import artifact_path, utc
 from api.converters.pairs import pair_out
-from api.wire.samples import SampleDetail, SampleOut, ScoreOut, TrajectoryOut
-from service.db.tables import Pair, PairVerdict, Sample, Score
+from api.wire.samples import MaskPreviewOut, PreviewOut, SampleDetail, SampleOut, ScoreOut, TrajectoryOut
+from service.db.tables import Pair, PairVerdict, Preview, Sample, Score
 
 
 def score_out(row: Score) -> ScoreOut:
@@ -49,6 +49,23 @@ def sample_detail(
     pairs: Sequence[Pair],
     samples: Mapping[str, Sample],
     verdicts: Mapping[str, Sequence[PairVerdict]],
+    preview: Preview | None,
 ) -> SampleDetail:
+    fields = _sample_fields(row, scores)
+    fields["links"] |= {"previews": "/previews"}
     of_sample = [pair_out(pair, samples, verdicts) for pair in pairs]
-    return SampleDetail(**_sample_fields(row, scores), pairs=of_sample)
+    previews = None if preview is None else preview_out(preview)
+    return SampleDetail(**fields, pairs=of_sample, previews=previews)
+
+
+def preview_out(row: Preview) -> PreviewOut:
+    settings = row.mask_settings
+    image = artifact_path(row.mask_artifact_id)
+    return PreviewOut(
+        job=row.job_id,
+        num_steps=row.num_steps,
+        steps=row.steps,
+        strip=f"/artifacts/{row.strip_artifact_id}",
+        mask=None if settings is None or image is None else MaskPreviewOut(image=image, **settings),
+        created_at=utc(row.created_at),
+    )

@@ -22,7 +22,7 @@ from api.wire.common import ListOut
 from api.wire.models import AliasIn, AncestorOut, ExportOut, ModelDetail, ModelOut
 from api.wire.pairs import REVIEWER_LENGTH, PairOut, VerdictIn
 from api.wire.samples import SampleDetail, SampleOut
-from service.db.queries import jobs, prompt_sets, results, verdicts
+from service.db.queries import jobs, previews, prompt_sets, results, verdicts
 from service.db.queries.pages import unindexed
 from service.db.tables import Model, Pair
 from service.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError
@@ -111,13 +111,14 @@ def list_samples(service: ServiceDep, filters: Annotated[SampleListParameters, Q
 
 @router.get("/samples/{sample_id}", tags=["samples"])
 def get_sample(sample_id: str, service: ServiceDep) -> SampleDetail:
-    """Return a sample and the pairs that contain it."""
+    """Return a sample with its previews and the pairs that contain it. `POST /previews` makes previews."""
     with service.uow.reading() as session:
         row = results.get_sample(session, sample_id)
         pairs = results.pairs_with(session, row.id)
         samples = results.samples(session, results.sides_of(pairs))
         given = verdicts.of_pairs(session, [pair.id for pair in pairs])
-        return sample_detail(row, results.scores(session, [row.id])[row.id], pairs, samples, given)
+        preview = next(iter(previews.of_samples(session, [row.id])[row.id]), None)
+        return sample_detail(row, results.scores(session, [row.id])[row.id], pairs, samples, given, preview)
 
 
 @router.get("/pairs", tags=["pairs"])

@@ -45,7 +45,39 @@ class SampleOut(BaseModel):
     links: Links
 
 
+class MaskPreviewOut(BaseModel):
+    """The masks of a reference by item and step, as one grey image, and the settings that they are of.
+
+    Its rows are the items, then the merged mask. Its columns are the steps of the preview, then the mean over the fused
+    steps.
+    """
+
+    image: str
+    thresholds: list[float]
+    merge: str
+    first_step: int
+    last_step: int | None
+
+
+class PreviewOut(BaseModel):
+    """Small images of a sample's denoising: `strip` has a tile for each of `steps`, from left to right.
+
+    Step 0 is noise, and step `num_steps` the image.
+    """
+
+    job: str
+    num_steps: int
+    steps: list[int]
+    strip: str
+    mask: MaskPreviewOut | None
+    created_at: datetime
+
+
 class SampleDetail(SampleOut):
-    """A sample with the pairs that contain it; a reference may belong to several pairs."""
+    """A sample with the pairs that contain it; a reference may belong to several pairs.
+
+    `previews` is null until a preview job has made them: see the link `previews`.
+    """
 
     pairs: list[PairOut]
+    previews: PreviewOut | None

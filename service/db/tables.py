@@ -548,6 +548,27 @@ class Export(Table):
     created_at: Mapped[float]
 
 
+class Preview(Table):
+    """Small images of a sample, made by a preview job: a strip of its denoising steps, and the masks of a reference.
+
+    They go with the sample. A sample can have several, of which the newest is shown.
+    """
+
+    __tablename__ = "previews"
+
+    sample_id: Mapped[str] = mapped_column(ForeignKey("samples.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
+    """The preview job."""
+    num_steps: Mapped[int]
+    steps: Mapped[list[int]] = mapped_column(JSON)
+    """The states that the tiles of the strip show: 0 is noise, `num_steps` the image."""
+    strip_artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), index=True)
+    mask_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"), index=True)
+    mask_settings: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    """The thresholds and settings of the fusion that the masks are of."""
+    created_at: Mapped[float]
+
+
 class Event(Table):
     """An event in the log of a job. Ids are in order."""
 

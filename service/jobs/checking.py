@@ -262,6 +262,11 @@ class Checker:
         """The base model of a model."""
         return self._catalogue.models.get(model.base) if model else None
 
+    def base_row(self, model_id: str) -> Model | None:
+        """The row of the base model of a model."""
+        self.load_models([model_id])
+        return results.base_model(self._session, self._models[model_id].base)
+
     # conditions; a violation is a problem
 
     def one_base(self, pointer: str, model_ids: Collection[str], model: Model | None = None) -> None:

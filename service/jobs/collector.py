@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -28,8 +29,9 @@ from sqlalchemy.orm import Session
 
 from service.db.queries import collection, deletion, jobs, webhooks
 from service.db.queries.collection import START, EndedStage, Position, TrajectoryFile
-from service.db.unit_of_work import UnitOfWork
+from service.db.unit_of_work import UnitOfWork, repeatable
 from service.errors import ConflictError, NotFoundError
+from service.jobs import execution
 from service.jobs.deletion import delete_job
 from service.jobs.sources import trajectory_sources
 from service.settings import Settings
@@ -100,6 +102,7 @@ class Collector:
             "checkpoints": _Checkpoints(uow, store, settings.collect_after_seconds),
             "trajectories": _Trajectories(uow, store, settings),
             "expired_jobs": _ExpiredJobs(uow, settings),
+            "caches": _Caches(uow),
             "deleted_jobs": _DeletedJobs(uow, store, settings.collect_after_seconds),
             "objects": _Leftovers(uow, store, settings.collect_after_seconds),
             "events": _Aged(uow, settings.retain_events_days, deletion.forget_old_events),
@@ -352,6 +355,32 @@ class _ExpiredJobs:
                     delete_job(self._uow, job_id, ended_by)
                     deleted += 1
         return deleted
+
+
+class _Caches:
+    """Jobs whose results can be made again, and which use a deleted job. They are deleted with it.
+
+    One that has not ended is cancelled, and deleted after its end.
+    """
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        self._uow = uow
+        self._last = START
+
+    def batch(self) -> int | None:
+        with self._uow.reading() as session:
+            source = deletion.next_deleted(session, self._last)
+            job_ids = [] if source is None else deletion.caches_of(session, source[1], _JOBS)
+
+        deleted = 0
+        for job_id in job_ids:
+            with suppress(NotFoundError, ConflictError):  # it changed meanwhile, or its last stage is stopping
+                self._uow.run(partial(execution.cancel, job_id=job_id), repeatable)
+                delete_job(self._uow, job_id)
+                deleted += 1
+        if deleted < _JOBS:  # otherwise there may be more
+            self._last = source or START
+        return None if source is None else deleted
 
 
 class _DeletedJobs:

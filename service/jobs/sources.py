@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.db.queries import collection, jobs
 from service.ids import ids_in
-from service.jobs.kinds import FusionJobSpec, JobSpec, TrainingJobSpec, spec_of
+from service.jobs.kinds import FusionJobSpec, JobSpec, PreviewJobSpec, TrainingJobSpec, spec_of
 from service.jobs.kinds.base import Checked
 from service.states import JobKind
 
@@ -60,6 +60,12 @@ def _sources(session: Session, spec: JobSpec) -> set[str]:
             return collection.jobs_of_samples(
                 session, {side.reference for side in sides} | {side.base for side in sides}
             )
+
+        case PreviewJobSpec(pair=str(pair)):
+            return collection.jobs_of_pairs(session, [pair])
+
+        case PreviewJobSpec(samples=samples):
+            return collection.jobs_of_samples(session, samples or ())
 
         case TrainingJobSpec(pairs=pairs) if pairs is not None:
             return collection.jobs_of_pairs(session, pairs)

@@ -13,8 +13,9 @@ from sqlalchemy import Table as SqlTable
 from sqlalchemy.orm import Session
 
 from service.db.queries.rows import UNSYNCED, is_any_of
-from service.db.tables import IS_DELETED, Artifact, Job, Model, Pair, PreferenceTest, PromptSet, Sample
+from service.db.tables import IS_DELETED, Artifact, Job, JobSource, Model, Pair, PreferenceTest, PromptSet, Sample
 from service.ids import IdKind
+from service.states import CACHE_KINDS
 from service.transfer.rows import (
     ARTIFACTS,
     EVENTS,
@@ -73,8 +74,13 @@ def of_jobs(table: SqlTable, job_ids: Collection[str]) -> ColumnElement[bool] | 
 
 
 def kept(session: Session, table: SqlTable) -> ColumnElement[bool] | None:
-    """The condition for the rows that belong to no deleted job; None if there is no deleted job."""
-    deleted = session.scalars(select(Job.id).where(text(IS_DELETED))).all()
+    """The condition for the rows that belong to no deleted job; None if there is no deleted job.
+
+    Jobs that are deleted with a job that they use count as deleted.
+    """
+    deleted = set(session.scalars(select(Job.id).where(text(IS_DELETED))))
+    caches = select(Job.id).join(JobSource, JobSource.job_id == Job.id).where(Job.kind.in_(CACHE_KINDS))
+    deleted |= set(session.scalars(caches.where(is_any_of(JobSource.source_id, deleted)))) if deleted else set()
     condition = of_jobs(table, deleted) if deleted else None
     # a model of the catalogue belongs to no job
     return None if condition is None else func.coalesce(~condition, true())

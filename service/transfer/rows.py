@@ -43,6 +43,7 @@ TABLES: tuple[SqlTable, ...] = (
     _T["preference_tests"],
     _T["preference_questions"],
     _T["preference_answers"],
+    _T["previews"],
     EVENTS,
 )
 """The exported tables. A row references only rows of earlier tables, except in `late_columns`."""

@@ -314,6 +314,7 @@ def _bodies(known: Mapping[str, str]) -> dict[str, Any]:
             "confidence": 0.9,
         },
         "start_export": {"model": known["model"], "format": "kohya", "label": "a"},
+        "start_preview": {"pair": known["pair_id"], "label": "a"},
         "create_prompt_set": {
             "name": "hostile",
             "description": "a",

@@ -405,9 +405,9 @@ def test_a_collection_continues_where_the_last_run_stopped(
     monkeypatch.setattr(collector, "_STAGES", 1)
     two_leftovers(place)
     runs = place.collector()
-    results = [runs.run(seconds=0) for _ in range(10)]  # a batch each: seven empty tasks, two stages, the end
+    results = [runs.run(seconds=0) for _ in range(11)]  # a batch each: eight empty tasks, two stages, the end
     assert sum(collected.objects for collected in results) == 2
-    assert [collected.complete for collected in results] == [False] * 9 + [True]
+    assert [collected.complete for collected in results] == [False] * 10 + [True]
     stop = threading.Event()
     stop.set()
     assert not runs.run(stop=stop).complete

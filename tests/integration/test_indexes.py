@@ -285,6 +285,8 @@ COLLECTION_QUERIES: tuple[Query, ...] = (
     lambda session: deletion.used(session, (JOB,)),
     lambda session: deletion.next_with_events(session, 9.0),
     lambda session: deletion.forget_old_keys(session, 9.0, 20),
+    lambda session: deletion.next_deleted(session, AFTER),
+    lambda session: deletion.caches_of(session, JOB, 20),
     lambda session: deletion.next_to_purge(session, AFTER),
     lambda session: deletion.forget_contents(session, "job_none", 20),
     lambda session: deletion.forget_skeleton(session, "job_none", 20),

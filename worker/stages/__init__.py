@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from service.states import StageKind
-from worker.stages import compare, evaluate, export, fuse, sample, score, select, train, verify
+from worker.stages import compare, evaluate, export, fuse, preview, sample, score, select, train, verify
 from worker.stages.base import Stage
 
 STAGES: Mapping[StageKind, Stage[Any, Any]] = MappingProxyType(
@@ -21,6 +21,7 @@ STAGES: Mapping[StageKind, Stage[Any, Any]] = MappingProxyType(
         StageKind.EVALUATE: evaluate.STAGE,
         StageKind.COMPARE: compare.STAGE,
         StageKind.EXPORT: export.STAGE,
+        StageKind.PREVIEW: preview.STAGE,
     }
 )
 """The stage of each kind."""

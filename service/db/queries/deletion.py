@@ -34,11 +34,12 @@ from service.db.tables import (
 )
 from service.errors import NotFoundError
 from service.ids import IdKind, expect
-from service.states import FINAL_JOB_STATES, JobState
+from service.states import CACHE_KINDS, FINAL_JOB_STATES, JobState
 
 _T = Table.metadata.tables
 CONTENTS: tuple[SqlTable, ...] = (
     _T["exports"],
+    _T["previews"],
     _T["pairs"],
     _T["samples"],
     _T["metrics"],
@@ -70,7 +71,9 @@ def lock(session: Session, job_id: str) -> Job:
 def users(session: Session, job_id: str, limit: int) -> list[str]:
     """The first jobs that use this job, then the first aliases of its models and preference tests of its images."""
     using = (
-        select(Job.id).join(JobSource, JobSource.job_id == Job.id).where(JobSource.source_id == job_id, is_kept(Job))
+        select(Job.id)
+        .join(JobSource, JobSource.job_id == Job.id)
+        .where(JobSource.source_id == job_id, Job.kind.not_in(CACHE_KINDS), is_kept(Job))
     )
     names = select(ModelAlias.name).join(Model, Model.id == ModelAlias.model_id).where(Model.job_id == job_id)
     tests = select(PreferenceTest.id).where(PreferenceTest.job_id == job_id)
@@ -84,7 +87,8 @@ def users(session: Session, job_id: str, limit: int) -> list[str]:
 def used(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of these jobs that other jobs, aliases or preference tests use."""
     user = aliased(Job)
-    by_job = exists().where(JobSource.source_id == Job.id, JobSource.job_id == user.id, user.deleted_at.is_(None))
+    prevents = (user.kind.not_in(CACHE_KINDS), user.deleted_at.is_(None))
+    by_job = exists().where(JobSource.source_id == Job.id, JobSource.job_id == user.id, *prevents)
     by_alias = exists().where(Model.job_id == Job.id, ModelAlias.model_id == Model.id)
     by_test = exists().where(PreferenceTest.job_id == Job.id)
     return set(session.scalars(select(Job.id).where(is_any_of(Job.id, job_ids), or_(by_job, by_alias, by_test))))
@@ -157,6 +161,24 @@ def forget_old_keys(session: Session, before: float, limit: int) -> int | None:
 
 
 # removal of deleted jobs
+
+
+def next_deleted(session: Session, after: Position) -> Position | None:
+    """The next deleted job, whether or not its removal is due."""
+    query = select(Job.purge_at, Job.id).where(text(IS_DELETED), tuple_(Job.purge_at, Job.id) > tuple_(*after))
+    row = session.execute(query.order_by(Job.purge_at, Job.id).limit(1)).first()
+    return None if row is None else (row.purge_at, row.id)
+
+
+def caches_of(session: Session, source_id: str, limit: int) -> list[str]:
+    """The first jobs of cache kinds that use a job, and that are neither deleted nor being cancelled."""
+    query = (
+        select(Job.id)
+        .join(JobSource, JobSource.job_id == Job.id)
+        .where(JobSource.source_id == source_id, Job.kind.in_(CACHE_KINDS), is_kept(Job))
+        .where(or_(Job.cancel_requested_at.is_(None), Job.finished_at.is_not(None)))
+    )
+    return list(session.scalars(query.limit(limit)))
 
 
 def next_to_purge(session: Session, after: Position) -> Position | None:

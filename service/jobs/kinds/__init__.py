@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from service.jobs.kinds import evaluation, export, fusion, rounds, sampling, training
+from service.jobs.kinds import evaluation, export, fusion, preview, rounds, sampling, training
 from service.jobs.kinds.base import Kind, Name, ScorerRef, ScorerRefs, Seed
 from service.jobs.kinds.evaluation import EvaluationJobSpec
 from service.jobs.kinds.export import ExportJobSpec
 from service.jobs.kinds.fusion import FusionJobSpec
+from service.jobs.kinds.preview import PreviewJobSpec
 from service.jobs.kinds.rounds import EvaluationSpec, RoundSpec
 from service.jobs.kinds.sampling import SamplingJobSpec
 from service.jobs.kinds.training import TrainingJobSpec
@@ -29,6 +30,7 @@ __all__ = [
     "JobSpec",
     "Kind",
     "Name",
+    "PreviewJobSpec",
     "RoundSpec",
     "SamplingJobSpec",
     "ScorerRef",
@@ -39,10 +41,12 @@ __all__ = [
     "spec_of",
 ]
 
-JobSpec = RoundSpec | SamplingJobSpec | FusionJobSpec | TrainingJobSpec | EvaluationJobSpec | ExportJobSpec
+JobSpec = (
+    RoundSpec | SamplingJobSpec | FusionJobSpec | TrainingJobSpec | EvaluationJobSpec | ExportJobSpec | PreviewJobSpec
+)
 
 KINDS: Mapping[JobKind, Kind[Any]] = MappingProxyType(
-    {module.KIND.name: module.KIND for module in (rounds, sampling, fusion, training, evaluation, export)}
+    {module.KIND.name: module.KIND for module in (rounds, sampling, fusion, training, evaluation, export, preview)}
 )
 """Every kind of job by its name."""
 

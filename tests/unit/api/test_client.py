@@ -122,6 +122,7 @@ def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
             client.start_training({"jobs": [job.id]}),
             client.start_evaluation({"models": ["tiny"], "prompt_sets": [job.prompt_set], "scorers": ["constant"]}),
             client.start_export({"job": job.id, "format": "parquet"}),
+            client.start_preview({"pair": pairs[0].id}),
         ]
         assert [detail.kind for detail in created] == list(JobKind)
         assert client.pause(created[0].id).state == "paused"

@@ -6,6 +6,7 @@ from service.jobs.kinds import (
     EvaluationJobSpec,
     ExportJobSpec,
     FusionJobSpec,
+    PreviewJobSpec,
     RoundSpec,
     SamplingJobSpec,
     TrainingJobSpec,
@@ -120,6 +121,7 @@ MEASURED = (PromptsToMeasure("x", "set_1", 70), PromptsToMeasure("y", "set_2", 3
         (TrainingJobSpec(jobs=("job_x",)), Sizes(2, pairs=17)),
         (EvaluationJobSpec(models=("a", "b"), prompt_sets=("x", "y")), Sizes(4, models=("a", "b"), measured=MEASURED)),
         (ExportJobSpec(model="mdl_x", format="kohya"), Sizes(4)),
+        (PreviewJobSpec(pair="pair_x"), Sizes(4)),
     ],
 )
 def test_totals_are_those_of_all_planned_stages(job: Any, size: Sizes) -> None:
