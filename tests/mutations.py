@@ -71,6 +71,27 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "previews do not prevent the deletion of their samples",
+        "service/db/queries/deletion.py",
+        "JobSource.source_id == job_id, Job.kind.not_in(CACHE_KINDS), is_kept(Job)",
+        "JobSource.source_id == job_id, is_kept(Job)",
+        ("tests/integration/jobs/test_previews.py::test_previews_go_with_their_samples",),
+    ),
+    Mutation(
+        "previews are made once",
+        "service/service.py",
+        "    return job_with_previews(session, request.spec) if isinstance(request.spec, PreviewJobSpec) else None\n",
+        "    return None\n",
+        ("tests/integration/jobs/test_previews.py::test_previews_are_made_once",),
+    ),
+    Mutation(
+        "masks are those of the pair",
+        "service/jobs/previews.py",
+        "if masks is None or row.mask_settings == masks",
+        "if True",
+        ("tests/unit/api/pages/test_pair_tools.py::test_masks_of_other_thresholds_are_not_those_of_the_pair",),
+    ),
+    Mutation(
         "a session's change repeats the token of its page",
         "api/access.py",
         "        return _csrf_error(request)\n",

@@ -15,6 +15,7 @@ from api.access import require_scope
 from api.converters.pairs import pair_out
 from api.deps import CallerDep, ServiceDep
 from api.pages.negotiation import PageRoute
+from api.pages.pair_tools import denoising_of
 from api.pages.pair_views import PairView, pair_view
 from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
@@ -82,13 +83,17 @@ def show_pair(
     reviewer = reviewer_of(request, caller)
     chosen = filters_of(filters)
     with service.uow.reading() as session:
-        view = view_of(session, results.get_pair(session, pair_id), reviewer)
+        row = results.get_pair(session, pair_id)
+        view = view_of(session, row, reviewer)
         job = jobs.get(session, view.pair.job)
+        denoising = denoising_of(session, row)
+    again = again_of_pair(view.pair, job.spec)
     return render(
         request,
         "pair.html",
         view=view,
-        again=again_of_pair(view.pair, job.spec),
+        again=again,
+        denoising=denoising,
         run_title=jobs.label_of(job),
         page_url=link(f"/pairs/{pair_id}", chosen),
         queue_url=link("/pairs", chosen),

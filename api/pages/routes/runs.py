@@ -26,7 +26,7 @@ from api.routes.results import SampleListParameters, list_samples
 from api.wire.jobs import JobDetail, JobOut, ProgressOut
 from service.db.queries import jobs, prompt_sets, results
 from service.service import Service
-from service.states import FINAL_JOB_STATES, JobKind, JobState
+from service.states import CACHE_KINDS, FINAL_JOB_STATES, JobKind, JobState
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[require_scope("read")])
 _SPARK_ROUNDS = 40
@@ -113,8 +113,9 @@ class RunRow:
 @router.get("/jobs")
 @router.get("/")
 def list_runs(request: Request, service: ServiceDep, filters: Annotated[RunListParameters, Query()]) -> Response:
-    """Show the runs, newest first."""
-    page = list_jobs(service, filters)
+    """Show the runs, newest first; previews, which are made while people look at pairs, only if they are chosen."""
+    kinds = filters.kind or [kind for kind in JobKind if kind not in CACHE_KINDS]
+    page = list_jobs(service, filters.model_copy(update={"kind": kinds}))
     with service.uow.reading() as session:
         runs = _rows(session, page.data)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from api.access import require_scope
 from api.deps import CallerDep, ServiceDep
 from api.pages.negotiation import PageRoute
+from api.pages.pair_tools import denoising_of
 from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
 from api.pages.reproduction import again_of_job, again_of_pair
@@ -57,7 +58,10 @@ def show_sample(sample_id: str, request: Request, service: ServiceDep, caller: C
         pair = sample.pairs[0] if sample.pairs else None
         pair_job = job if pair is None or pair.job == job.id else jobs.get(session, pair.job)
         reviewer = reviewer_of(request, caller)
-        view = None if pair is None else view_of(session, results.get_pair(session, pair.id), reviewer)
+        pair_row = None if pair is None else results.get_pair(session, pair.id)
+        view = None if pair_row is None else view_of(session, pair_row, reviewer)
+        denoising = None if pair_row is None else denoising_of(session, pair_row)
+    again = None if pair is None else again_of_pair(pair, pair_job.spec)
     return render(
         request,
         "sample.html",
@@ -67,7 +71,8 @@ def show_sample(sample_id: str, request: Request, service: ServiceDep, caller: C
         model_name=model.name or f"{model.base}, round {model.round}",
         others=sample.pairs[1:],
         view=view,
-        again=None if pair is None else again_of_pair(pair, pair_job.spec),
+        again=again,
+        denoising=denoising,
         again_job=again_of_job(job.kind, job.spec),
         queue_url=link("/pairs", {"job": sample.job}),
         next_url=None,

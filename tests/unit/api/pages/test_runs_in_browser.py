@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.jobs.kinds import RoundSpec
-from service.service import Service, cancel_job, create_job
+from service.service import cancel_job, create_job
 from tests.drawn_results import draw_run
-from tests.service import round_body, work_until_idle
-from tests.unit.api.pages.browser import Live, expect, launched, live, watched_page
+from tests.service import round_body
+from tests.unit.api.pages.browser import Live, expect, launched, live, watched_page, working
 
 pytestmark = pytest.mark.slow
 
@@ -36,26 +34,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def page(chromium: Any, site: Live) -> Iterator[Any]:
     with watched_page(chromium, site.url) as opened:
         yield opened
-
-
-@contextmanager
-def working(service: Service) -> Iterator[None]:
-    """Run a worker in a thread for the duration of the block."""
-    from dfusion import _torchvision_ops  # noqa: F401  (before diffusers or peft)
-
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            work_until_idle(service)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(120)
 
 
 def field(page: Any, name: str) -> Any:

@@ -171,6 +171,10 @@ def test_a_key_that_only_reads_sees_no_verdicts_and_no_actions(guarded: Site) ->
     assert (verdict.status_code, verdict.json()["code"]) == (403, "forbidden")
     assert browser.post(f"/jobs/{guarded.run.job_id}/cancel", headers=headers).status_code == 403
 
+    assert "Show denoising steps" not in page
+    preview = browser.post("/previews", json={"pair": guarded.run.pairs[0]}, headers=headers)
+    assert (preview.status_code, preview.json()["code"]) == (403, "forbidden")
+
 
 def test_a_reviewer_sees_verdicts_and_no_actions(guarded: Site, reviewer: TestClient) -> None:
     assert 'data-side="left"' in reviewer.get(f"/pairs/{guarded.run.pairs[0]}").text

@@ -1,0 +1,82 @@
+"""The denoising steps of a pair, and the form and the comparison of its other fusions."""
+
+import html
+import re
+from typing import Any
+
+from sqlalchemy import select
+
+from service.db.clock import now_seconds
+from service.db.queries import results
+from service.db.tables import Pair, Preview
+from tests.drawn_results import DrawnRun, draw_run
+from tests.statements import statements
+from tests.unit.api.pages.conftest import Site
+
+SETTINGS: dict[str, Any] = {"thresholds": [0.02], "merge": "xor", "first_step": 1, "last_step": 3}
+"""The masks of the first pair of a drawn run."""
+
+
+def add_previews(site: Site, run: DrawnRun, settings: dict[str, Any]) -> None:
+    """Insert previews of the first pair of a run, as another job makes them. Its images are those of the samples."""
+    maker = draw_run(site.service, pairs=1, rounds=1)
+    with site.service.uow.writing() as session:
+        pair = session.scalars(select(Pair).where(Pair.id == run.pairs[0])).one()
+        rows = []
+        for sample_id in (pair.base_id, pair.target_id or "", pair.reference_id):
+            image_id = results.get_sample(session, sample_id).image_artifact_id
+            is_reference = sample_id == pair.reference_id
+            row = Preview(
+                sample_id=sample_id,
+                job_id=maker.job_id,
+                num_steps=4,
+                steps=[0, 2, 4],
+                strip_artifact_id=image_id,
+                mask_artifact_id=pair.mask_artifact_id if is_reference else None,
+                mask_settings=settings if is_reference else None,
+                created_at=now_seconds(),
+            )
+            rows.append(row)
+        results.add_all(session, rows)
+
+
+def page_of(site: Site, run: DrawnRun) -> tuple[str, int]:
+    """The page of the first pair, and its number of statements."""
+    with statements(site.service.uow.engine) as seen:
+        text = site.browser.get(f"/pairs/{run.pairs[0]}").text
+    return html.unescape(text), len(seen)
+
+
+def test_a_pair_with_previews_shows_its_steps_in_a_fixed_number_of_statements(site: Site) -> None:
+    run = draw_run(site.service, pairs=1, rounds=1)
+    draw_run(site.service, pairs=1, rounds=1)  # a next pair
+    text, without = page_of(site, run)
+    assert "Show denoising steps" in text and "data-steps" not in text
+
+    add_previews(site, run, SETTINGS)
+    text, once = page_of(site, run)
+    assert "Show denoising steps" not in text
+    assert 'data-steps="0 2 4" data-num-steps="4"' in text
+    assert re.findall(r'figure data-role="(\w+)"', text) == ["base", "target", "reference"]
+    assert re.findall(r'<option value="[^"]*">(none|merged|circle)</option>', text) == ["none", "merged", "circle"]
+
+    for _ in range(3):
+        add_previews(site, run, SETTINGS | {"thresholds": [0.5]})
+    assert page_of(site, run)[1] == once == without
+
+
+def test_masks_of_other_thresholds_are_not_those_of_the_pair(site: Site) -> None:
+    run = draw_run(site.service, pairs=1, rounds=1)
+    for other in ({"thresholds": [0.5]}, {"merge": "or"}, {"first_step": 2}, {"last_step": None}):
+        add_previews(site, run, SETTINGS | other)
+    assert "Show denoising steps" in page_of(site, run)[0]
+
+
+def test_a_sample_shows_its_newest_previews(site: Site) -> None:
+    run = draw_run(site.service, pairs=1, rounds=1)
+    add_previews(site, run, SETTINGS)
+    add_previews(site, run, SETTINGS | {"thresholds": [0.5]})
+    pair = site.client.get(f"/pairs/{run.pairs[0]}").json()
+    sample = site.client.get(pair["reference"]["href"]).json()
+    assert sample["previews"]["mask"] == {**SETTINGS, "thresholds": [0.5], "image": pair["mask"]}
+    assert (sample["previews"]["steps"], sample["links"]["previews"]) == ([0, 2, 4], "/previews")

@@ -1,0 +1,98 @@
+"""Denoising steps, fusing again and trying a prompt in Chromium, with a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from service.jobs.kinds import FusionJobSpec, SamplingJobSpec
+from service.service import create_job
+from tests.service import PROMPTS, work_until_idle
+from tests.unit.api.pages.browser import Live, expect, launched, live, watched_page, working
+
+pytestmark = pytest.mark.slow
+STEPS = {"num_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    from dfusion import _torchvision_ops  # noqa: F401  (before diffusers or peft)
+    from tests.nets import tiny_pipeline
+
+    pipeline = tmp_path_factory.mktemp("pipeline")
+    tiny_pipeline().save_pretrained(pipeline)
+    with live(tmp_path_factory.mktemp("tools"), pipeline=pipeline) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def pair(site: Live) -> str:
+    """A fused pair whose prompt has two items."""
+    body = {
+        "model": "tiny",
+        "prompts": [PROMPTS[1] | {"thresholds": [0.02, 0.9]}],
+        "samples_per_prompt": 2,
+        "sampling": STEPS,
+    }
+    sampling = create_job(site.service, SamplingJobSpec.model_validate(body | {"scorers": ["brightness"]}))
+    work_until_idle(site.service)
+    fusion = {"sampling": sampling, "fusion": {"first_step": 1, "last_step": 2}, "reward": "brightness"}
+    create_job(site.service, FusionJobSpec.model_validate(fusion))
+    work_until_idle(site.service)
+    return str(site.get("/pairs")["data"][0]["id"])
+
+
+@pytest.fixture
+def page(chromium: Any, site: Live) -> Iterator[Any]:
+    with watched_page(chromium, site.url, "422") as opened:
+        yield opened
+
+
+def pixels(page: Any, role: str) -> str:
+    """What the canvas of a side shows."""
+    return str(page.locator(f"denoising-steps figure[data-role={role}] canvas").evaluate("c => c.toDataURL()"))
+
+
+def test_denoising_steps_are_made_on_demand_and_shown_by_keys(site: Live, pair: str, page: Any) -> None:
+    page.goto(f"/pairs/{pair}")
+    expect(page.locator("#denoising")).to_be_hidden()  # the pair is blind
+    page.keyboard.press("b")
+    with working(site.service):
+        page.get_by_role("button", name="Show denoising steps").click()
+        step = page.get_by_label("Step", exact=True)
+        expect(step).to_have_attribute("aria-valuetext", "step 4 of 4")
+    assert page.locator("#pair").get_attribute("data-verdict") == ""
+    expect(page.locator("denoising-steps canvas").first).to_have_attribute("aria-label", "base, step 4 of 4")
+
+    last = {role: pixels(page, role) for role in ("base", "target", "reference")}
+    page.keyboard.press(",")
+    page.keyboard.press(",")
+    page.keyboard.press(".")
+    expect(step).to_have_attribute("aria-valuetext", "step 3 of 4")
+    before = {role: pixels(page, role) for role in last}
+    assert all(before[role] != last[role] for role in last)
+    for _ in range(3):
+        page.keyboard.press(",")
+    assert pixels(page, "base") == pixels(page, "target") != pixels(page, "reference")  # they share their noise
+
+    expect(page.get_by_label("Mask", exact=True).locator("option")).to_have_text(["none", "merged", "circle", "square"])
+    unmasked = pixels(page, "reference")
+    page.get_by_label("at", exact=True).select_option("all fused steps")
+    shown = {}
+    for choice in ("merged", "circle", "square"):
+        page.get_by_label("Mask", exact=True).select_option(choice)
+        shown[choice] = pixels(page, "reference")
+    assert shown["merged"] == shown["circle"] != unmasked
+    assert shown["square"] == unmasked  # no attention is above its threshold
+    label = page.locator("figure[data-role=reference] canvas").get_attribute("aria-label")
+    assert label == "reference, step 0 of 4, mask: square at all fused steps"
+    page.get_by_label("Mask", exact=True).select_option("none")
+    assert pixels(page, "reference") == unmasked
