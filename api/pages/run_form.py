@@ -78,7 +78,7 @@ class Field:
     @property
     def options(self) -> list[tuple[str, str]]:
         """The values of a choice, and how they are shown."""
-        values = [_text(value) for value in self.schema.get("enum", [])]
+        values = [text_of(value) for value in self.schema.get("enum", [])]
         return [(value, _WORDS.get(value, value.replace("_", " "))) for value in values]
 
 
@@ -118,7 +118,7 @@ def _fields(schema: Json, parts: Json, prefix: str) -> Iterator[Field]:
         note = given.get("description", "")
         if "properties" not in part:
             algorithms = readers(name) if prefix == "training." else ()
-            default = _text(given.get("default"))
+            default = text_of(given.get("default"))
             note = note.replace("null", "empty") if is_optional else note
             yield Field(prefix + name, _choice(part), note, _control(part), default, is_optional, algorithms)
             continue
@@ -163,10 +163,11 @@ def groups() -> tuple[Group, ...]:
 
 def texts_of(request: Mapping[str, Any]) -> dict[str, str]:
     """The form of a request, of which all parts have their values. The fields of a part that is off have defaults."""
-    return {field.name: _text_of(field, request) for field in fields().values()}
+    return {field.name: text_in(field, request) for field in fields().values()}
 
 
-def _text_of(field: Field, request: Mapping[str, Any]) -> str:
+def text_in(field: Field, request: Mapping[str, Any]) -> str:
+    """The text of a field for a request; its default if the request lacks the part of the field."""
     *parts, name = field.name.split(".")
     place: Any = request
     for part in parts:
@@ -177,7 +178,7 @@ def _text_of(field: Field, request: Mapping[str, Any]) -> str:
     value = place.get(name)
     if field.control == "switch":
         return _OFF if value is None else _ON
-    return _lines(value) if field.control == "lines" else _text(value)
+    return _lines(value) if field.control == "lines" else text_of(value)
 
 
 def _lines(prompts: Iterable[Mapping[str, Any]] | None) -> str:
@@ -186,13 +187,14 @@ def _lines(prompts: Iterable[Mapping[str, Any]] | None) -> str:
     return "[" + ",\n".join(lines) + "]" if lines else ""
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A setting as a person enters it; "" for none."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list) and not any(isinstance(item, Mapping) for item in value):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(text_of, value))
     if isinstance(value, list | Mapping):
         return json.dumps(value, ensure_ascii=False)
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

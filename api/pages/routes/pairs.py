@@ -15,7 +15,7 @@ from api.access import require_scope
 from api.converters.pairs import pair_out
 from api.deps import CallerDep, ServiceDep
 from api.pages.negotiation import PageRoute
-from api.pages.pair_tools import denoising_of
+from api.pages.pair_tools import denoising_of, differences, fusion_fields, measures
 from api.pages.pair_views import PairView, pair_view
 from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
@@ -94,11 +94,30 @@ def show_pair(
         view=view,
         again=again,
         denoising=denoising,
+        fusion_fields=fusion_fields(again, view.items),
         run_title=jobs.label_of(job),
         page_url=link(f"/pairs/{pair_id}", chosen),
         queue_url=link("/pairs", chosen),
         next_url=Queue(service, caller, filters, reviewer).next_after(pair_id),
         is_inspection=False,
+    )
+
+
+@router.get("/pairs/{pair_id}/beside/{other_id}")
+def show_beside(pair_id: str, other_id: str, request: Request, service: ServiceDep) -> Response:
+    """Show two fusions of the same base and reference beside each other, with the settings that differ."""
+    with service.uow.reading() as session:
+        rows = [results.get_pair(session, row_id) for row_id in (pair_id, other_id)]
+        before, after = (view_of(session, row, None) for row in rows)
+        old_spec, new_spec = (jobs.get(session, row.job_id).spec for row in rows)
+    thresholds = (before.pair.thresholds or [], after.pair.thresholds or [])
+    return render(
+        request,
+        "beside.html",
+        before=before,
+        after=after,
+        differences=list(differences(old_spec, new_spec, thresholds)),
+        measures=list(measures(before, after)),
     )
 
 

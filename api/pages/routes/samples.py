@@ -11,7 +11,7 @@ from pydantic import Field
 from api.access import require_scope
 from api.deps import CallerDep, ServiceDep
 from api.pages.negotiation import PageRoute
-from api.pages.pair_tools import denoising_of
+from api.pages.pair_tools import denoising_of, fusion_fields
 from api.pages.queries import FormParameters, filters_of, link, page_links
 from api.pages.render import render
 from api.pages.reproduction import again_of_job, again_of_pair
@@ -73,6 +73,7 @@ def show_sample(sample_id: str, request: Request, service: ServiceDep, caller: C
         view=view,
         again=again,
         denoising=denoising,
+        fusion_fields=fusion_fields(again, items),
         again_job=again_of_job(job.kind, job.spec),
         queue_url=link("/pairs", {"job": sample.job}),
         next_url=None,

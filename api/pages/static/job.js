@@ -52,6 +52,43 @@ export async function follow(id, say, isWanted) {
   return null;
 }
 
+// Shows each problem at the field with its pointer, in a form of `[data-pointer]` fields. False if none has a field.
+export function showProblems(form, problems) {
+  let first = null;
+  for (const field of form.querySelectorAll("[data-pointer]")) {
+    const { pointer } = field.dataset;
+    const own = problems.filter((problem) => problem.pointer === pointer || problem.pointer.startsWith(`${pointer}/`));
+    const control = field.querySelector("input, select");
+    field.querySelector(".field-error").textContent = own.map((problem) => problem.message).join("; ");
+    if (own.length) control.setAttribute("aria-invalid", "true");
+    else control.removeAttribute("aria-invalid");
+    if (own.length) first ??= control;
+  }
+  first?.focus();
+  return first !== null;
+}
+
+// Starts a job from an element with a form, and calls `show(job)` when it has succeeded.
+export async function run(element, path, body, show) {
+  const form = element.querySelector("form");
+  const button = form.querySelector("button");
+  const state = form.querySelector(".job-state");
+  const say = (text) => (state.textContent = text);
+  button.disabled = true;
+  showProblems(form, []);
+  try {
+    say("Starting…");
+    const { id } = await start(path, body);
+    const job = await follow(id, say, () => element.isConnected);
+    if (job !== null) await show(job);
+    say("");
+  } catch (error) {
+    const isAtField = showProblems(form, error.problems ?? []);
+    say(isAtField ? "" : reason(error));
+  }
+  button.disabled = false;
+}
+
 export function reason(error) {
   return error instanceof TypeError ? "The service cannot be reached." : error.message;
 }

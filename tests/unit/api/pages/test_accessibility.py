@@ -29,6 +29,7 @@ PAGES = (
     "/jobs/{job}/report",
     "/pairs",
     "/pairs/{pair}",
+    "/pairs/{pair}/beside/{pair}",
     "/samples",
     "/samples/{sample}",
     "/models",

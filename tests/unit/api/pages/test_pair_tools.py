@@ -6,6 +6,8 @@ from typing import Any
 
 from sqlalchemy import select
 
+from api.pages.pair_tools import differences, fusion_fields
+from api.pages.reproduction import Reproduction
 from service.db.clock import now_seconds
 from service.db.queries import results
 from service.db.tables import Pair, Preview
@@ -80,3 +82,43 @@ def test_a_sample_shows_its_newest_previews(site: Site) -> None:
     sample = site.client.get(pair["reference"]["href"]).json()
     assert sample["previews"]["mask"] == {**SETTINGS, "thresholds": [0.5], "image": pair["mask"]}
     assert (sample["previews"]["steps"], sample["links"]["previews"]) == ([0, 2, 4], "/previews")
+
+
+def test_the_form_has_the_values_of_the_pair() -> None:
+    body = {"pair": "pair_x", "thresholds": [0.02, 0.125], "fusion": {"layers": [3, 4], "last_step": 7}}
+    fields = fusion_fields(Reproduction("/fusions", body, ""), ["cat", "pizza"])
+    assert {field.pointer: field.value for field in fields} == {
+        "/thresholds/0": "0.02",
+        "/thresholds/1": "0.125",
+        "/fusion/layers": "3, 4",
+        "/fusion/first_step": "2",  # the default
+        "/fusion/last_step": "7",
+        "/fusion/merge": "xor",
+        "/fusion/control": "masked_kv",
+        "/fusion/trajectory": "fused",
+    }
+    assert [field.label for field in fields[:2]] == ["Threshold of cat", "Threshold of pizza"]
+    by_pointer = {field.pointer: field for field in fields}
+    assert [value for value, _ in by_pointer["/fusion/merge"].options] == ["xor", "or"]
+    assert by_pointer["/fusion/last_step"].is_optional and not by_pointer["/fusion/first_step"].is_optional
+    assert fusion_fields(None, []) == []
+
+
+def test_only_settings_that_differ_are_compared() -> None:
+    before = {"fusion": {"first_step": 2, "merge": "or"}}
+    after = {"fusion": {"first_step": 4, "merge": "or", "last_step": 9}}
+    rows = differences(before, after, ([0.1234567], [0.5]))
+    assert [(row.name, row.before, row.after) for row in rows] == [
+        ("first step", "2", "4"),
+        ("last step", "none", "9"),
+        ("thresholds", "0.1235", "0.5"),
+    ]
+    assert list(differences(before, before, ([0.1], [0.1]))) == []
+
+
+def test_two_fusions_are_shown_beside_each_other(site: Site) -> None:
+    run = draw_run(site.service, pairs=2, rounds=1)
+    text = html.unescape(site.browser.get(f"/pairs/{run.pairs[0]}/beside/{run.pairs[1]}").text)
+    assert f'href="/pairs/{run.pairs[1]}">Open the new pair' in text
+    assert re.search(r'Mask covers.*?<td class="number">0.31</td><td class="number">0.31</td>', text, re.DOTALL)
+    assert site.browser.get(f"/pairs/{run.pairs[0]}/beside/pair_{26 * '0'}").status_code == 404

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,3 +97,31 @@ def test_denoising_steps_are_made_on_demand_and_shown_by_keys(site: Live, pair: 
     assert label == "reference, step 0 of 4, mask: square at all fused steps"
     page.get_by_label("Mask", exact=True).select_option("none")
     assert pixels(page, "reference") == unmasked
+
+
+def test_a_pair_is_fused_again_beside_its_old_target(site: Live, pair: str, page: Any) -> None:
+    page.goto(f"/pairs/{pair}")
+    page.keyboard.press("b")
+    form = page.locator("fuse-again")
+    first = form.get_by_label("First step")
+    expect(first).to_have_value("1")
+    expect(form.get_by_label("Threshold of square")).to_have_value("0.9")
+    first.fill("9")
+    button = form.get_by_role("button", name="Fuse again")
+    button.click()
+    expect(form.locator("[data-pointer='/fusion/last_step'] .field-error")).to_contain_text(
+        "last_step must be at least"
+    )
+
+    first.fill("2")
+    form.get_by_label("Threshold of square").fill("0.5")
+    with working(site.service):
+        button.click()
+        expect(form.get_by_text("New target beside the old one")).to_be_visible()
+    rows = form.locator("#comparison tbody").first.locator("tr")
+    expect(rows).to_have_text([re.compile(r"first step\s*1\s*2"), re.compile(r"thresholds\s*0.02, 0.9\s*0.02, 0.5")])
+    expect(form.get_by_role("img", name="New target", exact=True)).to_be_visible()
+    form.get_by_role("link", name="Open the new pair").click()
+    expect(page.locator("#pair")).not_to_have_attribute("data-pair", pair)
+    [old] = [listed for listed in site.get("/pairs")["data"] if listed["id"] == pair]
+    assert old["thresholds"] == [0.02, 0.9]

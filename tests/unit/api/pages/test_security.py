@@ -19,6 +19,7 @@ PAGES = (
     "/jobs/{job}/stages",
     "/pairs",
     "/pairs/{pair}",
+    "/pairs/{pair}/beside/{pair}",
     "/samples",
     "/samples/{sample}",
     "/models",
@@ -171,7 +172,7 @@ def test_a_key_that_only_reads_sees_no_verdicts_and_no_actions(guarded: Site) ->
     assert (verdict.status_code, verdict.json()["code"]) == (403, "forbidden")
     assert browser.post(f"/jobs/{guarded.run.job_id}/cancel", headers=headers).status_code == 403
 
-    assert "Show denoising steps" not in page
+    assert "Show denoising steps" not in page and "Fuse again" not in page
     preview = browser.post("/previews", json={"pair": guarded.run.pairs[0]}, headers=headers)
     assert (preview.status_code, preview.json()["code"]) == (403, "forbidden")
 
