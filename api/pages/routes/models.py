@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -14,7 +15,7 @@ from api.pages.negotiation import PageRoute
 from api.pages.queries import FormParameters, filters_of, page_links
 from api.pages.render import render
 from api.routes.results import ModelListParameters, get_lineage, get_model, list_models
-from service.db.queries import jobs, prompt_sets
+from service.db.queries import jobs, prompt_sets, results
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[require_scope("read")])
 _ANCESTORS = 50
@@ -28,6 +29,14 @@ class LineageParameters(FormParameters, PageParameters):
     """A page of the lineage of a model."""
 
     limit: int = Field(_ANCESTORS, ge=1, le=200)
+
+
+@dataclass(frozen=True)
+class TriedModel:
+    """A model that a prompt is tried with."""
+
+    id: str
+    title: str
 
 
 @router.get("/models")
@@ -57,12 +66,19 @@ def show_model(
     with service.uow.reading() as session:
         set_ids = [ancestor.prompt_set for ancestor in lineage.data if ancestor.prompt_set is not None]
         sets = prompt_sets.names(session, set_ids)
+        base = results.base_model(session, detail.base)
+    installed = service.catalogue.models.get(detail.base)
+    tried = [] if base is None or base.id == detail.id else [TriedModel(base.id, detail.base)]
+    title = detail.name or f"{detail.base}, round {detail.round}"
     path = f"/models/{model}"
     return render(
         request,
         "model.html",
         model=detail,
-        title=detail.name or f"{detail.base}, round {detail.round}",
+        title=title,
+        scorers=sorted(service.catalogue.scorers),
+        has_scorers=installed is not None and bool(installed.scorers or installed.reward),
+        tried=[*tried, TriedModel(detail.id, title)],
         lineage=lineage.data,
         sets=sets,
         statistics=[(name, value) for name, value in detail.statistics.items() if isinstance(value, int | float)],

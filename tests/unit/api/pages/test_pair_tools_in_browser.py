@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.jobs.kinds import FusionJobSpec, SamplingJobSpec
+from service.jobs.kinds import FusionJobSpec, SamplingJobSpec, TrainingJobSpec
 from service.service import create_job
 from tests.service import PROMPTS, work_until_idle
 from tests.unit.api.pages.browser import Live, expect, launched, live, watched_page, working
@@ -125,3 +125,29 @@ def test_a_pair_is_fused_again_beside_its_old_target(site: Live, pair: str, page
     expect(page.locator("#pair")).not_to_have_attribute("data-pair", pair)
     [old] = [listed for listed in site.get("/pairs")["data"] if listed["id"] == pair]
     assert old["thresholds"] == [0.02, 0.9]
+
+
+def test_a_prompt_is_tried_with_a_model_and_its_base(site: Live, pair: str, page: Any) -> None:
+    fusion = site.get(f"/pairs/{pair}")["job"]
+    training = {"jobs": [fusion], "training": {"examples_per_update": 1, "inner_epochs": 1}}
+    create_job(site.service, TrainingJobSpec.model_validate(training))
+    work_until_idle(site.service)
+    [model, *_] = site.get("/models")["data"]
+
+    page.goto(f"/models/{model['id']}")
+    page.get_by_label("Seed").fill("x")
+    page.get_by_label("Images").select_option("2")
+    page.get_by_label("Scorer").select_option("brightness")
+    page.get_by_role("button", name="Sample").click()
+    expect(page.locator("[data-pointer='/seed'] .field-error")).to_contain_text("number")
+    page.get_by_label("Seed").fill("3")
+    page.get_by_label("Prompt", exact=True).fill("a red [circle]")
+    with working(site.service):
+        page.get_by_role("button", name="Sample").click()
+        expect(page.locator(".tried img")).to_have_count(4)
+    names = [image.get_attribute("alt") for image in page.locator(".tried img").all()]
+    title = f"tiny, round {model['round']}"
+    assert names == ["tiny, image 1", f"{title}, image 1", "tiny, image 2", f"{title}, image 2"]
+    [job] = site.get("/jobs", kind="evaluation")["data"]
+    seeds = [sample["seed"] for sample in site.get("/samples", job=job["id"])["data"]]
+    assert len(set(seeds)) == 2  # those of both models

@@ -173,6 +173,7 @@ def test_a_key_that_only_reads_sees_no_verdicts_and_no_actions(guarded: Site) ->
     assert browser.post(f"/jobs/{guarded.run.job_id}/cancel", headers=headers).status_code == 403
 
     assert "Show denoising steps" not in page and "Fuse again" not in page
+    assert "Try a prompt" not in browser.get(f"/models/{guarded.run.model_id}").text
     preview = browser.post("/previews", json={"pair": guarded.run.pairs[0]}, headers=headers)
     assert (preview.status_code, preview.json()["code"]) == (403, "forbidden")
 
