@@ -18,6 +18,7 @@ def test_fusion_counts_the_evaluations_of_both_ways() -> None:
     assert result.difference < 1e-5
 
 
+@pytest.mark.slow
 def test_an_update_is_the_same_by_any_micro_batch() -> None:
     model = random_model("small", "cpu", torch.float32)
     model.unet.register_to_config(sample_size=16)

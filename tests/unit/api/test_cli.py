@@ -429,6 +429,7 @@ def test_every_example_in_the_help_is_a_valid_command() -> None:
     assert count > 15
 
 
+@pytest.mark.slow
 def test_command_line_imports_neither_torch_nor_the_worker() -> None:
     code = "import sys, api.cli; print(sorted({'torch', 'diffusers', 'worker'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -515,6 +516,7 @@ def test_a_new_api_key_is_shown_in_full(live: Live, run: Run) -> None:
     assert run("api-keys", "revoke", live.done_job).exit_code == 1
 
 
+@pytest.mark.slow
 def test_webhooks_are_created_listed_replayed_and_removed(live: Live, run: Run) -> None:
     line = "webhooks create https://example.org/dfusion --event job.cancelled --event job.waiting"
     created = json.loads(run(*line.split(), "--json").stdout)

@@ -53,6 +53,7 @@ def cut_after(*lengths: int) -> Callable[[bytes], bytes]:
     return flaw
 
 
+@pytest.mark.slow
 def test_there_is_a_method_for_every_route(live: Live, tmp_path: Path) -> None:
     evaluation = draw_evaluation(live.service).job_id
     live.busy.seen.clear()

@@ -13,6 +13,7 @@ def test_service_imports_neither_torch_nor_the_worker() -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["api.client", "api.cli", "api.experiments", "api.experiments.runner", "api.local_service"]
 )

@@ -83,6 +83,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_unet, tiny_xl_unet])
 def test_rank_alpha_and_bytes_survive_the_round_trip(tmp_path: Path, make: Callable[[], UNet2DConditionModel]) -> None:
     unet = trained(make())

@@ -86,6 +86,7 @@ def test_a_fresh_process_with_stock_diffusers_gives_the_same_image(tmp_path: Pat
         assert np.abs(np.load(image) - expected[exported.parent.name]).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_kohya_keys_become_the_same_adapter_by_diffusers_own_converter(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_an_export_with_another_image_does_not_stay(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_export_that_lost_a_weak_adapter_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the adapter the image differs by less than 1/255, which still counts as another image."""
     trained = saved(tiny_pipeline(), tmp_path, strength=0.001)
@@ -214,6 +216,7 @@ def test_an_export_that_lost_a_weak_adapter_is_removed(tmp_path: Path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_export_that_cannot_be_loaded_is_removed(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +229,7 @@ def test_an_export_that_cannot_be_loaded_is_removed(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_bad_input_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
     folder, adapter = trained
     with pytest.raises(InvalidInputError, match="'onnx'"):

@@ -196,6 +196,7 @@ def test_an_empty_mask_gives_the_base(control: AttentionControl) -> None:
     torch.testing.assert_close(target.log_probs, base.log_probs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_mask_takes_keys_and_values_whole() -> None:
     """With a full mask, masking keys and values, or the output, equals no mask."""
     unet = sd_unet(16)
@@ -207,6 +208,7 @@ def test_a_full_mask_takes_keys_and_values_whole() -> None:
         assert relative_error(masked.latents, whole.latents) < 1e-5
 
 
+@pytest.mark.slow
 def test_no_two_attention_controls_are_the_same() -> None:
     unet = sd_unet(16)
     base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up", count=1)
@@ -218,6 +220,7 @@ def test_no_two_attention_controls_are_the_same() -> None:
         assert relative_error(a, b) > 1e-4, (first, second)
 
 
+@pytest.mark.slow
 def test_an_inverted_trajectory_ends_with_the_fused_latents() -> None:
     unet = sd_unet(16)
     base, reference, thresholds = pairs(unet, (16, 16), FIVE, "first_up", count=1)

@@ -91,6 +91,7 @@ def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
     assert result.updates[0].loss == pytest.approx(math.log(2), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_model, tiny_xl_model])
 def test_a_round_with_another_image_size(
     make: Callable[[], DiffusionModel], learned: list[Example], monkeypatch: pytest.MonkeyPatch
@@ -124,6 +125,7 @@ def test_a_round_with_another_image_size(
     assert seen_time_ids == ({(10, 14, 0, 0, 10, 14)} if model.text_encoder_2 is not None else set())
 
 
+@pytest.mark.slow
 def test_the_default_size_equals_the_models_own_size() -> None:
     config = round_config(None)
     explicit = SamplingConfig(num_steps=4, height=16, width=16)
@@ -230,6 +232,7 @@ def test_targets_with_an_empty_mask_are_not_adopted() -> None:
         assert np.array_equal(pair.target.image, pair.base.image)
 
 
+@pytest.mark.slow
 def test_samples_have_the_services_seeds_and_do_not_depend_on_other_prompts() -> None:
     alone = run_round(tiny_model(), PROMPTS[:1], Brightness(), round_config(), seed=5)
     together = run_round(tiny_model(), PROMPTS, Brightness(), round_config(), seed=5)
@@ -255,6 +258,7 @@ def test_a_constant_item_map_gives_no_target(monkeypatch: pytest.MonkeyPatch) ->
     assert result.pairs[0].reason == "nothing was fused: item_maps: no threshold for item 0"
 
 
+@pytest.mark.slow
 def test_moments_of_another_adapter_are_rejected_before_the_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `optimizer_start="fresh"` they are not used, so any moments are accepted."""
     small = round_config(lora={"rank": 2, "alpha": 2})
@@ -313,6 +317,7 @@ class TooFew(Brightness):
         return super().score(images, prompts)[1:]
 
 
+@pytest.mark.slow
 def test_every_setting_has_an_effect(learned: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
     """The released code's preset, more samples than one batch, another guidance scale, rank and lambda."""
     sampled: list[dict[str, Any]] = []

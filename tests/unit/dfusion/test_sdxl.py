@@ -55,6 +55,7 @@ def test_targets_use_the_reference_inside_the_mask(model: DiffusionModel) -> Non
     assert relative_error(all_of_it.final, base.final) > 1e-3
 
 
+@pytest.mark.slow
 def test_replay_and_an_update(model: DiffusionModel) -> None:
     attach_lora(model.unet, seed=1)
     base = sampled(model, [1])

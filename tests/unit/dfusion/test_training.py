@@ -169,6 +169,7 @@ def test_first_loss_is_the_mean_advantage_and_good_samples_become_more_likely(
     assert reports[0].margin is None and reports[0].accuracy is None
 
 
+@pytest.mark.slow
 def test_the_divergence_limits_dpok(model: DiffusionModel) -> None:
     before = weights(model)
     last = []
@@ -190,6 +191,7 @@ def test_the_clip_stops_rows_beyond_the_range(model: DiffusionModel) -> None:
     assert all((step.grad_norm == 0) is (step.ratio > 1 + 1e-4) for step in second.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "most", "per_epoch"),
     [("dpo", 1, [4, 4]), ("dpo", 320, [8]), ("ddpo", 3, [8, 8]), ("ddpo", 320, [16])],
@@ -538,6 +540,7 @@ def test_steps_can_be_left_out(model: DiffusionModel) -> None:
     assert [step.step_index for step in report.steps] == [0, 1, 3]
 
 
+@pytest.mark.slow
 def test_sdxl_is_conditioned_as_it_was_sampled() -> None:
     """Two text encoders, pooled embeddings and time ids reach the U-Net: otherwise the ratio would not be 1."""
     model = tiny_xl_model()
@@ -609,6 +612,7 @@ def test_a_fresh_optimizer_forgets(model: DiffusionModel) -> None:
     assert same(results[1][0], weights(model)) and not same(results[0][0], weights(model))
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact_with_carried_moments(model: DiffusionModel) -> None:
     """Also before the first update: the state then has the moments that the training started with."""
     first = trainer_of(model, **ALL_AT_ONCE)
@@ -668,6 +672,7 @@ def test_the_share_below_epsilon_is_counted(model: DiffusionModel) -> None:
     assert share == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_sides_are_reported_separately(model: DiffusionModel) -> None:
     trajectories = trajectories_of(model)
     trainer = trainer_of(model, **ALL_AT_ONCE)
@@ -682,6 +687,7 @@ def test_sides_are_reported_separately(model: DiffusionModel) -> None:
     assert report.log_ratio_rejected == pytest.approx(log_ratios[1::2].mean().item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_credit_uses_the_elements_inside_the_mask(model: DiffusionModel) -> None:
     """Eq. 6 on log-probs that are means over the masked elements: the upper left quarter, and half of the right one.
 

@@ -88,6 +88,7 @@ def test_the_transfer_names_an_invalid_setting(monkeypatch: pytest.MonkeyPatch, 
         service.transfer.__main__.main(["import", str(tmp_path / "archive")])
 
 
+@pytest.mark.slow
 def test_no_module_reads_the_settings_without_naming_the_invalid_one() -> None:
     """`Settings()` raises an error of pydantic; `Settings.read` and `Settings.or_exit` name the variable."""
     calls = []

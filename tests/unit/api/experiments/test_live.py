@@ -52,6 +52,7 @@ def test_screen_shows_summary_running_and_failed_cells(job: JobDetail) -> None:
     assert max(map(len, rendered(job, 60))) <= 60
 
 
+@pytest.mark.slow
 def test_lines_report_only_changes(job: JobDetail) -> None:
     console = Console(width=200, file=StringIO(), force_terminal=False)
     with progress(console) as show:

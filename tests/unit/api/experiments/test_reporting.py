@@ -136,6 +136,7 @@ def test_page_and_json_have_the_same_numbers(reported: Report) -> None:
     assert files == set(content["records"]) == {cell.file_name for cell in cells_by_name(experiment()).values()}
 
 
+@pytest.mark.slow
 def test_equal_records_give_equal_files(reported: Report, tmp_path: Path) -> None:
     first = {file.name: file.read_bytes() for file in report(reported.experiment, tmp_path).files}
     second = {file.name: file.read_bytes() for file in report(reported.experiment, tmp_path).files}
@@ -175,6 +176,7 @@ def test_the_file_chooses_which_arms_are_compared(tmp_path: Path) -> None:
     assert compared(None) == [*with_base, ("fused", "naive", 0.15)]
 
 
+@pytest.mark.slow
 def test_report_without_base_model_has_no_changes(tmp_path: Path) -> None:
     trial = experiment(evaluation={"splits": ["held_out"], "rounds": "last", "include_base": False})
     write_records(trial, tmp_path, {name: MEANS[name] for name in MEANS if "base" not in name})

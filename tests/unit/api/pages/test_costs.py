@@ -76,6 +76,7 @@ def test_a_list_of_a_thousand_runs_costs_a_page(tmp_path_factory: pytest.TempPat
         assert size < 30 * small
 
 
+@pytest.mark.slow
 def test_a_run_with_ten_thousand_stages_costs_a_page(site: Site) -> None:
     run = draw_run(site.service)
     stages = site.client.get(f"/jobs/{run.job_id}/stages").json()["data"]

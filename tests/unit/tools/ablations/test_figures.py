@@ -54,6 +54,7 @@ def cells(line: str) -> list[str]:
     return line.strip("| ").split(" | ")
 
 
+@pytest.mark.slow
 def test_variants_give_a_sheet_and_a_table(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
     variants = {"masked_kv": FusionConfig(first_step=18), "kv": FusionConfig(first_step=18, control="kv")}
     lines = report_variants(bench, groups, tmp_path / "sheet.png", variants)
@@ -80,6 +81,7 @@ def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, groups: list[Pa
     assert {cell for line in lines[2:] for cell in cells(line)[1:]} <= {"adopted", "not"}
 
 
+@pytest.mark.slow
 def test_covers_give_a_sheet_and_a_line_each(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
     lines = report_cover(bench, groups, tmp_path / "sheet.png", first_step=18)
     assert len(lines) == 3 + len(COVERS) and lines[0].startswith("Fused from step 18 on.")
@@ -88,6 +90,7 @@ def test_covers_give_a_sheet_and_a_line_each(bench: Bench, groups: list[Pairs], 
         assert image.width == (2 + len(COVERS)) * (32 + GAP) and image.height > 4 * (32 + GAP)
 
 
+@pytest.mark.slow
 def test_inversion_gives_both_images_and_a_line_per_step(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
     lines = report_inversion_of_targets(bench.model, groups, tmp_path / "sheet.png")
     assert lines[0].startswith("1 targets") and len(lines) == 3 + 20

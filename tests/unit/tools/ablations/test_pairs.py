@@ -51,6 +51,7 @@ def test_pairs_are_those_of_a_round(make: object) -> None:
     assert [pairs.prompt for pairs in find_pairs(bench, PROMPTS, 4, seed=7)] == ["a red circle"]
 
 
+@pytest.mark.slow
 def test_the_best_is_paired_with_the_worst_and_thresholds_use_all_samples() -> None:
     model = tiny_model()
     [pairs] = find_pairs(Bench(model, Brightness()), PROMPTS[:1], 4, seed=7)
