@@ -39,7 +39,7 @@ class Rate:
         """The Wilson interval of the share."""
         if not self.total:
             return None
-        z = NormalDist().inv_cdf((1 + self.confidence) / 2)
+        z = -NormalDist().inv_cdf((1 - self.confidence) / 2)  # (1 + confidence) / 2 may round to 1
         share = self.count / self.total
         weight = z * z / self.total
         middle = (share + weight / 2) / (1 + weight)

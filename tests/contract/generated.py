@@ -90,6 +90,7 @@ def known_ids(installation: Deployment) -> dict[str, list[str]]:
         "path.pair_id": ids(installation, "/pairs"),
         "path.model": ["tiny", *ids(installation, "/models")],
         "path.artifact_id": images,
+        "path.test_id": ids(installation, "/preference-tests"),
         "path.name_or_id": sets,
         "query.prompt_set": ids(installation, "/prompt-sets"),
         "body.model": ["tiny", *ids(installation, "/models")],

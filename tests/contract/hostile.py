@@ -53,7 +53,7 @@ class Operation:
 
 def operations(document: Mapping[str, Any]) -> list[Operation]:
     """Return all operations of an OpenAPI document."""
-    found = []
+    described = []
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             names: dict[str, list[str]] = {"path": [], "query": [], "header": []}
@@ -61,7 +61,7 @@ def operations(document: Mapping[str, Any]) -> list[Operation]:
                 names[parameter["in"]].append(parameter["name"])
             security = operation.get("security", [])
             scopes = frozenset(scope for scheme in security for scope in scheme["apiKey"])
-            found.append(
+            described.append(
                 Operation(
                     operation["operationId"],
                     method.upper(),
@@ -73,7 +73,7 @@ def operations(document: Mapping[str, Any]) -> list[Operation]:
                     scopes,
                 )
             )
-    return found
+    return described
 
 
 @dataclass(frozen=True)

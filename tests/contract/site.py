@@ -32,7 +32,7 @@ SLOW_CONNECTIONS = 30
 
 @contextmanager
 def contract_site(mode: str, folder: Path, pipeline: Path) -> Iterator[Deployment]:
-    """A service with API keys and without a worker, with one finished round and a queued job."""
+    """A service with API keys and without a worker, with a finished round, a preference test and a queued job."""
     settings = {"embedded_worker": False, "auth": True, "max_queued_jobs": MANY, "max_queued_jobs_per_key": MANY}
     settings |= {"request_seconds": REQUEST_SECONDS, "webhooks_allow_loopback": True}
     with deployment(mode, folder, pipeline, has_workers=False, **settings) as started:
@@ -40,9 +40,25 @@ def contract_site(mode: str, folder: Path, pipeline: Path) -> Iterator[Deploymen
         work_until_idle(started.service)
         assert started.get(f"/jobs/{job}")["state"] == "succeeded"
         with started.client() as client:  # protects the round from deletion
-            client.put("/aliases/champion", json={"model": ids(started, "/models")[0]}).raise_for_status()
+            model = ids(started, "/models")[0]
+            client.put("/aliases/champion", json={"model": model}).raise_for_status()
+            evaluation = _evaluated(started, model)
+            client.post("/preference-tests", json={"evaluation": evaluation}).raise_for_status()
         started.post("/samplings", {"model": "tiny", "prompt_set": "shapes-attribute-train", "scorers": ["brightness"]})
         yield started
+
+
+def _evaluated(installation: Deployment, model: str) -> str:
+    """Run an evaluation of the base model and this one. Returns its id."""
+    job = installation.post("/evaluations", _evaluation(model))
+    work_until_idle(installation.service)
+    assert installation.get(f"/jobs/{job}")["state"] == "succeeded"
+    return job
+
+
+def _evaluation(model: str) -> dict[str, Any]:
+    one_image = {"samples_per_prompt": 1, "sampling": {"num_steps": 4}}
+    return {"models": ["tiny", model], "prompts": PROMPTS[:1], "scorers": ["brightness"], **one_image}
 
 
 def ids(installation: Deployment, path: str) -> list[str]:
@@ -169,6 +185,8 @@ class Siege:
         with self._installation.client() as client:
             for alias in client.get(f"/models/{self.target.ids['model']}").json()["aliases"]:
                 client.delete(f"/aliases/{alias}")
+            for test in client.get("/preference-tests?limit=200").json()["data"]:
+                client.delete(f"/preference-tests/{test['id']}")
             page = {"data": [], "next_cursor": None}
             jobs: list[dict[str, Any]] = []
             while page["next_cursor"] or not jobs:
@@ -187,7 +205,7 @@ class Siege:
         self.attacker.send("use after delete", self._uses())
 
     def _uses(self) -> Iterator[Attack]:
-        deleted = {"job_id", "sample_id", "pair_id", "model", "artifact_id", "name"}
+        deleted = {"job_id", "sample_id", "pair_id", "model", "artifact_id", "name", "test_id"}
         named = set(self.target.ids.values())
         for operation in self.target.operations:
             path = operation.target(self.target.ids)
@@ -275,8 +293,11 @@ def _target(installation: Deployment, client: httpx.Client) -> Target:
         "key_id": key_id,
         "webhook_id": webhook["id"],
         "delivery_id": ids(installation, "/webhook-deliveries")[0],
+        "test_id": ids(installation, "/preference-tests")[0],
+        "number": "1",
     }
-    bodies = _bodies(known)
+    evaluation = installation.get("/jobs?kind=evaluation&state=succeeded")["data"][0]["id"]
+    bodies = _bodies({**known, "evaluation": evaluation})
     document = client.get("/openapi.json").json()
     return Target(
         installation.settings.port,
@@ -306,13 +327,7 @@ def _bodies(known: Mapping[str, str]) -> dict[str, Any]:
         "start_sampling": {**_sampling(), "seed": 1, "sampling": {"num_steps": 4, "height": 32, "width": 32}},
         "start_fusion": {"pair": known["pair_id"], "thresholds": [0.03], "reward": "brightness", "label": "a"},
         "start_training": {"pairs": [known["pair_id"]], "seed": 3, "label": "a", "training": {"learning_rate": 1e-4}},
-        "start_evaluation": {
-            "models": ["tiny", known["model"]],
-            "prompts": PROMPTS[:1],
-            "samples_per_prompt": 1,
-            "scorers": ["brightness"],
-            "confidence": 0.9,
-        },
+        "start_evaluation": {**_evaluation(known["model"]), "confidence": 0.9},
         "start_export": {"model": known["model"], "format": "kohya", "label": "a"},
         "start_preview": {"pair": known["pair_id"], "label": "a"},
         "create_prompt_set": {
@@ -323,6 +338,8 @@ def _bodies(known: Mapping[str, str]) -> dict[str, Any]:
         "change_job": {"rounds": 1},
         "put_verdict": {"prefer": "target", "reviewer": "bootstrap"},
         "put_gold": {"expected": "target"},
+        "create_preference_test": {"evaluation": known["evaluation"], "name": "a", "questions": 1},
+        "put_preference_answer": {"choice": 1, "rater": "bootstrap"},
         "put_alias": {"model": known["model"]},
         "create_webhook": {"url": "http://127.0.0.1:9/x", "events": ["job.succeeded"]},
         "make_key": {"name": "ann", "scopes": ["read"], "expires_at": "2099-12-31T23:59:59Z"},

@@ -247,7 +247,7 @@ def test_pairs_of_images_of_two_sizes_are_not_trained_on_together(installation: 
         pairs.append(installation.all(fused["links"]["pairs"])[0]["id"])
     response = installation.client.post("/trainings", json={"pairs": pairs, "training": TRAINING})
     assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/pairs")
-    assert "same steps, guidance, eta and size" in response.json()["detail"]
+    assert "same steps, guidance, eta, size and negative prompt" in response.json()["detail"]
 
 
 def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: list[list[Example]]) -> None:

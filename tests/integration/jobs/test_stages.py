@@ -77,6 +77,7 @@ def test_every_stage_reads_in_one_transaction_and_writes_in_another(
         installation.ask("/fusions", {"pairs": sides, "fusion": FUSION, "reward": "constant"}),
         installation.ask("/trainings", {"jobs": [job_id], "training": DDPO}),
         installation.ask("/exports", {"job": job_id, "format": "parquet"}),
+        installation.ask("/previews", {"pair": fused[0]["id"]}),
         installation.ask("/evaluations", {"models": ["tiny"], "prompts": PROMPTS, "scorers": ["brightness"]}),
     ]
     expected = {str(kind): {("read", "write")} for kind in STAGES}

@@ -24,6 +24,11 @@ def test_the_interval_is_wilsons(count: int, total: int, interval: tuple[float, 
     assert Rate(count, total, 0.95).interval == pytest.approx(interval, abs=2e-6)
 
 
+def test_the_interval_of_the_largest_confidence_is_finite() -> None:
+    interval = Rate(5, 10, 1 - 2**-53).interval
+    assert interval is not None and 0 < interval[0] < 0.2 and 0.8 < interval[1] < 1
+
+
 def test_the_interval_ends_at_nothing_and_all() -> None:
     nothing, everything = Rate(0, 10, 0.95).interval, Rate(10, 10, 0.95).interval
     assert nothing is not None and everything is not None
