@@ -61,6 +61,7 @@ def jobs(service: Deployment, kind: str) -> list[dict[str, Any]]:
     return service.all(f"/jobs?kind={kind}")
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(file: Path, tmp_path: Path, pipeline: Path) -> None:
     """The runner is killed in its first training and again after some records; in between, a worker is killed."""
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"

@@ -23,8 +23,6 @@ from tests.service import PROMPTS, round_body, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat
 from worker.stages import train
 
-on_both_databases = pytest.mark.parametrize("installation", ["sqlite", "postgresql"], indirect=True)
-
 
 @pytest.fixture
 def installation(tmp_path: Path, pipeline: Path, request: pytest.FixtureRequest) -> Iterator[Installation]:
@@ -34,7 +32,7 @@ def installation(tmp_path: Path, pipeline: Path, request: pytest.FixtureRequest)
         yield Installation(client)
 
 
-@on_both_databases
+@pytest.mark.parametrize("installation", ["postgresql", pytest.param("sqlite", marks=pytest.mark.long)], indirect=True)
 def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> None:
     job = installation.run(rounds=2, held_out_prompt_set="shapes-attribute-test")
     assert (job["state"], job["error"], job["progress"]["percent"]) == ("succeeded", None, 100.0)

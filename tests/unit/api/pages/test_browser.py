@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def page(chromium: Any, site: Live) -> Iterator[Any]:
 
 
 def verdicts(site: Live, run: DrawnRun) -> list[str | None]:
-    pairs = site.get("/pairs", job=run.job_id)["data"]
+    pairs = site.get("/pairs", job=run.job_id, limit="200")["data"]
     return [pair["verdict"] and pair["verdict"]["prefer"] for pair in pairs]
 
 
@@ -64,13 +65,14 @@ def side_of(page: Any, place: str) -> str:
     return str(page.locator(f"#pair .side[data-place={place}]").get_attribute("data-role"))
 
 
-def test_pairs_are_judged_by_keys_only(site: Live, run: DrawnRun, page: Any) -> None:
+def test_fifty_pairs_are_judged_by_keys_only(site: Live, page: Any) -> None:
+    run = draw_run(site.service, pairs=50, rounds=1)
     page.goto(f"/pairs?job={run.job_id}&judged=false")
     page.get_by_role("link", name="Review unjudged pairs").press("Enter")
     pair = page.locator("#pair")
     judged: list[str] = []
-    for number, key in enumerate(["ArrowLeft", "ArrowRight", "t", "x"]):
-        expect_pair(page, run.pairs[number])
+    for pair_id, key in zip(run.pairs, cycle(["ArrowLeft", "ArrowRight", "t", "x"]), strict=False):
+        expect_pair(page, pair_id)
         expect(pair).to_have_attribute("data-blind", "true")
         judged.append({"t": "tie", "x": "reject"}.get(key) or side_of(page, key.removeprefix("Arrow").lower()))
         page.keyboard.press(key)
@@ -80,9 +82,9 @@ def test_pairs_are_judged_by_keys_only(site: Live, run: DrawnRun, page: Any) -> 
 
     page.keyboard.press("u")
     page.keyboard.press("u")
-    expect(pair).to_have_attribute("data-pair", run.pairs[2])
+    expect(pair).to_have_attribute("data-pair", run.pairs[48])
     stored(page)
-    assert verdicts(site, run) == [*judged[:2], None, None]
+    assert verdicts(site, run) == [*judged[:48], None, None]
 
 
 def test_a_blind_pair_names_no_side_and_shows_no_score(run: DrawnRun, page: Any) -> None:
@@ -100,6 +102,7 @@ def test_a_blind_pair_names_no_side_and_shows_no_score(run: DrawnRun, page: Any)
     assert [side_of(page, place) for place in ("left", "right", "extra")] == ["base", "target", "reference"]
 
 
+@pytest.mark.long
 def test_sides_are_random_but_stay_for_a_reviewer(site: Live, page: Any) -> None:
     many = draw_run(site.service, pairs=24, rounds=1)
     first = []
@@ -151,6 +154,7 @@ def test_a_lost_connection_loses_no_verdict(site: Live, run: DrawnRun, page: Any
     assert verdicts(site, run) == ["tie", "reject", None, None]
 
 
+@pytest.mark.long
 def test_verdicts_that_were_kept_are_sent_by_the_next_page(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto("/")
     entry = f'[{{"id": "1", "pair": "{run.pairs[0]}", "prefer": "tie", "revision": 0, "reviewer": null}}]'
@@ -160,6 +164,7 @@ def test_verdicts_that_were_kept_are_sent_by_the_next_page(site: Live, run: Draw
     assert verdicts(site, run)[0] == "tie"
 
 
+@pytest.mark.long
 def test_a_verdict_whose_reply_was_lost_is_not_a_conflict(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto(f"/pairs/{run.pairs[0]}")
     give_verdict(site.service, run.pairs[0], Verdict.TIE, None, 0)
@@ -169,6 +174,7 @@ def test_a_verdict_whose_reply_was_lost_is_not_a_conflict(site: Live, run: Drawn
     expect(page.locator("#outbox")).to_be_hidden()
 
 
+@pytest.mark.long
 def test_a_verdict_from_another_page_is_not_overwritten_unnoticed(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto(f"/pairs/{run.pairs[3]}?job={run.job_id}")
     give_verdict(site.service, run.pairs[3], Verdict.BASE, None, None)
@@ -181,6 +187,7 @@ def test_a_verdict_from_another_page_is_not_overwritten_unnoticed(site: Live, ru
     assert verdicts(site, run)[3] == "reject"
 
 
+@pytest.mark.long
 def test_two_verdicts_that_waited_pass_one_of_another_reviewer(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto(f"/pairs/{run.pairs[3]}?job={run.job_id}")
     page.wait_for_load_state("networkidle")
@@ -231,7 +238,7 @@ def test_two_reviewers_judge_the_same_pairs_at_once(chromium: Any, tmp_path: Pat
             expect(page.locator("#toast")).to_contain_text("last pair of the queue")
             stored(page)
 
-        pairs = site.get("/pairs", job=run.job_id)["data"]
+        pairs = site.get("/pairs", job=run.job_id, limit="200")["data"]
         given = [{verdict["reviewer"]: verdict["prefer"] for verdict in pair["verdicts"]} for pair in pairs]
         assert given == [
             {"ann": "tie", "bob": "reject"},
@@ -247,6 +254,7 @@ def test_two_reviewers_judge_the_same_pairs_at_once(chromium: Any, tmp_path: Pat
             page.context.close()
 
 
+@pytest.mark.long
 def test_a_gold_pair_is_marked_on_its_page(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto(f"/pairs/{run.pairs[1]}")
     page.keyboard.press("b")
@@ -259,6 +267,7 @@ def test_a_gold_pair_is_marked_on_its_page(site: Live, run: DrawnRun, page: Any)
     expect(page.get_by_label("Expected verdict")).to_have_value("base")
 
 
+@pytest.mark.long
 def test_without_keys_a_page_shows_the_verdicts_of_the_entered_name(site: Live, run: DrawnRun, page: Any) -> None:
     give_verdict(site.service, run.pairs[0], Verdict.BASE, "bo b/é", None)
     page.goto(f"/pairs/{run.pairs[0]}?job={run.job_id}")
@@ -284,6 +293,7 @@ def test_a_running_run_is_followed_without_a_reload(site: Live, page: Any) -> No
     assert page.evaluate("window.isSamePage")
 
 
+@pytest.mark.long
 def test_a_waiting_run_leads_to_the_pairs_that_it_waits_for(site: Live, page: Any) -> None:
     """Two of four pairs are in the sample; one of them is judged."""
     run = draw_run(site.service, pairs=4, rounds=1, review="sample", review_pairs=2)
@@ -307,6 +317,7 @@ def test_a_waiting_run_leads_to_the_pairs_that_it_waits_for(site: Live, page: An
     stored(page)
 
 
+@pytest.mark.long
 def test_buttons_change_a_run(site: Live, page: Any) -> None:
     job_id = create_job(site.service, RoundSpec.model_validate(round_body()))
     page.goto(f"/jobs/{job_id}")
@@ -320,6 +331,7 @@ def test_buttons_change_a_run(site: Live, page: Any) -> None:
     assert site.get(f"/jobs/{job_id}")["state"] == "cancelled"
 
 
+@pytest.mark.long
 def test_charts_have_axes_and_units(run: DrawnRun, page: Any) -> None:
     page.goto(f"/jobs/{run.job_id}")
     titles = page.locator(".chart figcaption")
@@ -358,6 +370,7 @@ def test_a_browser_signs_in_and_out(chromium: Any, tmp_path: Path) -> None:
         page.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/", "/jobs/{job}", "/pairs", "/pairs/{pair}", "/samples", "/models"])
 def test_pages_fit_on_a_phone(run: DrawnRun, page: Any, path: str) -> None:
     page.set_viewport_size({"width": 390, "height": 800})

@@ -99,6 +99,7 @@ def test_denoising_steps_are_made_on_demand_and_shown_by_keys(site: Live, pair: 
     assert pixels(page, "reference") == unmasked
 
 
+@pytest.mark.long
 def test_a_pair_is_fused_again_beside_its_old_target(site: Live, pair: str, page: Any) -> None:
     page.goto(f"/pairs/{pair}")
     page.keyboard.press("b")
@@ -127,6 +128,7 @@ def test_a_pair_is_fused_again_beside_its_old_target(site: Live, pair: str, page
     assert old["thresholds"] == [0.02, 0.9]
 
 
+@pytest.mark.long
 def test_a_prompt_is_tried_with_a_model_and_its_base(site: Live, pair: str, page: Any) -> None:
     fusion = site.get(f"/pairs/{pair}")["job"]
     training = {"jobs": [fusion], "training": {"examples_per_update": 1, "inner_epochs": 1}}

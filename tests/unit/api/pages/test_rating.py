@@ -68,6 +68,7 @@ def test_ten_questions_are_answered_by_keys_only(site: Live, test: PreferenceTes
     assert answers(site, test) == dict(zip(order, chosen, strict=True))
 
 
+@pytest.mark.long
 def test_answers_can_be_undone_and_questions_skipped(site: Live, test: PreferenceTest, page: Any) -> None:
     order = preference_tests.question_order(test, "ann")
     page.goto(f"/preference-tests/{test.id}/next?rater=ann")
@@ -90,6 +91,7 @@ def test_answers_can_be_undone_and_questions_skipped(site: Live, test: Preferenc
     expect(page.locator("main")).to_contain_text("you have answered all 10 questions")
 
 
+@pytest.mark.long
 def test_a_lost_connection_loses_no_answer(site: Live, test: PreferenceTest, page: Any) -> None:
     page.goto(f"/preference-tests/{test.id}/next?rater=ann")
     page.wait_for_load_state("networkidle")
@@ -105,6 +107,7 @@ def test_a_lost_connection_loses_no_answer(site: Live, test: PreferenceTest, pag
     assert [answers(site, test)[number] for number in order[:3]] == [1, 3, None]
 
 
+@pytest.mark.long
 def test_a_test_is_created_from_its_evaluation_and_deleted(site: Live, page: Any) -> None:
     page.goto(f"/jobs/{draw_evaluation(site.service).job_id}")
     page.get_by_role("link", name="Preference test", exact=True).click()
@@ -121,6 +124,7 @@ def test_a_test_is_created_from_its_evaluation_and_deleted(site: Live, page: Any
     assert "from the form" not in page.content()
 
 
+@pytest.mark.long
 def test_preference_tests_fit_on_a_phone(site: Live, test: PreferenceTest, page: Any) -> None:
     preference_tests.answer(site.service, test.id, 0, "ann", 1)
     page.set_viewport_size({"width": 390, "height": 800})

@@ -85,6 +85,7 @@ def test_the_form_shows_errors_while_it_is_edited(page: Any) -> None:
     expect(page.locator("#estimate")).to_contain_text("1,280 sampled")  # 40 prompts, 16 samples, 2 rounds
 
 
+@pytest.mark.long
 def test_only_the_settings_that_count_are_shown(page: Any) -> None:
     page.goto("/rounds/new")
     expect(field(page, "prompts")).to_be_hidden()
@@ -103,6 +104,7 @@ def test_only_the_settings_that_count_are_shown(page: Any) -> None:
     expect(page.get_by_text("Fusion is off.")).to_be_visible()
 
 
+@pytest.mark.long
 def test_a_clone_marks_what_is_changed(site: Live, page: Any) -> None:
     run = draw_run(site.service)
     page.goto(f"/jobs/{run.job_id}")
@@ -116,6 +118,7 @@ def test_a_clone_marks_what_is_changed(site: Live, page: Any) -> None:
     expect(page.locator(".field.changed")).to_have_count(0)
 
 
+@pytest.mark.long
 def test_the_form_works_without_scripts(chromium: Any, site: Live) -> None:
     context = chromium.new_context(base_url=site.url, java_script_enabled=False)
     page = context.new_page()
@@ -130,6 +133,7 @@ def test_the_form_works_without_scripts(chromium: Any, site: Live) -> None:
     context.close()
 
 
+@pytest.mark.long
 def test_two_runs_are_chosen_in_the_list_and_compared(site: Live, page: Any) -> None:
     first, second, third = (draw_run(site.service, seed=seed) for seed in (1, 2, 3))
     page.goto("/")
@@ -173,6 +177,7 @@ def test_a_page_goes_on_after_the_service_was_restarted(chromium: Any, tmp_path:
         opened.__exit__(None, None, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/rounds/new", "/jobs/compare?run={job}&run={job}", "/jobs/{job}/report"])
 def test_pages_of_runs_fit_on_a_phone(site: Live, page: Any, path: str) -> None:
     run = draw_run(site.service)
