@@ -30,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 1 if a check failed."""
     options = _options(arguments)
     if options.table:
-        options.table.write_text(fill(options.table.read_text("utf-8"), load(options.records)), "utf-8")
+        runs = load(options.records)
+        if runs:
+            options.table.write_text(fill(options.table.read_text("utf-8"), runs), "utf-8")
+        else:
+            _say(f"{options.table} keeps its table: there are no runs in {options.records}")
         return 0
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only slow these small nets down
