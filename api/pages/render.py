@@ -63,7 +63,6 @@ def render(request: Request, template: str, status: int = HTTPStatus.OK, /, **va
         "origin": str(request.base_url).rstrip("/"),
     }
     text = render_text(template, **common, **values)
-    text = render_text(template, **common, **values)
     return HTMLResponse(text, status, _HEADERS)
 
 

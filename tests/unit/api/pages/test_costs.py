@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
+from api.pages import render
 from service.db.tables import Event, Job, Pair, Stage, Table
 from tests.drawn_results import draw_run
 from tests.statements import statements
@@ -42,6 +43,13 @@ def test_pages_run_a_fixed_number_of_statements(site: Site, path: str) -> None:
         counts.append(len(seen))
     assert counts[0] == counts[1]
     assert counts[0] <= 40
+
+
+def test_a_page_is_rendered_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = []
+    monkeypatch.setattr(render, "render_text", lambda template, **_: rendered.append(template) or "")
+    assert site.browser.get("/").status_code == 200
+    assert rendered == ["runs.html"]
 
 
 def copies(site: Site, table: type[Table], row_id: str, count: int, **changes: Callable[[int], Any]) -> None:
