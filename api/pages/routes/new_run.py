@@ -104,6 +104,7 @@ def send_form(
     request: Request, service: ServiceDep, caller: CallerDep, form: Annotated[dict[str, str], Depends(_form)]
 ) -> Response:
     """Start the run, or estimate its cost. The page of a form with problems has everything that was entered."""
+    parameters = _parameters_of(form)
     body = request_of(form)
     malformed = json_error(json.dumps(body).encode(), service.settings.max_body_bytes // BYTES_PER_VALUE)
     if malformed is not None:
@@ -120,10 +121,19 @@ def send_form(
         return RedirectResponse(f"/jobs/{answer.job_id}", HTTPStatus.SEE_OTHER)
 
     # 2. the page again
-    given = {name: form[name] for name in ("clone", "preset") if name in form}
-    start = _start(service, NewRunParameters.model_validate(given))
+    start = _start(service, parameters)
     shown = dict(start.form) | {name: form[name] for name in fields() if name in form}
     return _page(request, service, start, shown, answer, None if answer.key_is_used else key)
+
+
+def _parameters_of(form: Mapping[str, str]) -> NewRunParameters:
+    """What the form started from. Raises InvalidRequestError for values that no page has."""
+    given = {name: form[name] for name in NewRunParameters.model_fields if name in form}
+    try:
+        return NewRunParameters.model_validate(given)
+    except ValidationError as error:
+        problems = field_problems(error, given)
+        raise InvalidRequestError(problems[0].message, *problems) from error
 
 
 def _answer(body: Mapping[str, Any], use: Callable[[RoundSpec], _Answer]) -> _Answer:

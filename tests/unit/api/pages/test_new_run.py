@@ -250,6 +250,15 @@ def test_text_that_cannot_be_stored_is_refused(site: Site) -> None:
     assert site.browser.post("/rounds/new", data={f"x{n}": "" for n in range(300)}).status_code == 400
 
 
+@pytest.mark.parametrize("hidden", [{"preset": "mine"}, {"clone": "x" * 101}])
+@pytest.mark.parametrize("rounds", ["1", "many"])
+def test_hidden_fields_that_no_page_has_are_refused(site: Site, hidden: dict[str, str], rounds: str) -> None:
+    before = site.client.get("/jobs").json()["data"]
+    form = form_of(site.browser.get("/rounds/new").text) | {"rounds": rounds}
+    assert site.browser.post("/rounds/new", data=form | hidden).status_code == 422
+    assert site.client.get("/jobs").json()["data"] == before
+
+
 def test_the_form_needs_the_scope_and_the_token(guarded: Site) -> None:
     reader = signed_in(guarded, make_key(guarded, "read", "review")["key"])
     assert reader.get("/rounds/new").status_code == 403
