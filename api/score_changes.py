@@ -82,10 +82,12 @@ def changes(before: Sequence[SampleOut], after: Sequence[SampleOut], reward: str
 
 
 def _scores(model: str, samples: Iterable[SampleOut], split: Split) -> Iterator[ScoreRow]:
+    """The scores of a split. Prompts are keyed by index and text, because a list can contain a prompt twice."""
     for sample in samples:
         if sample.split == split:
+            prompt = f"{sample.prompt_index}: {sample.prompt}"
             for score in sample.scores:
-                yield ScoreRow(model, sample.prompt, sample.seed, score.scorer, score.value)
+                yield ScoreRow(model, prompt, sample.seed, score.scorer, score.value)
 
 
 def _change(table: ScoreTable, split: Split, scorer: str) -> Change:

@@ -21,6 +21,7 @@ from service.db.tables import Sample, Score
 from service.service import give_verdict
 from service.states import Verdict
 from tests.drawn_results import DrawnRun, draw_run
+from tests.service import PROMPTS
 from tests.unit.api.conftest import Live
 from tests.unit.api.pages.conftest import Site
 
@@ -80,6 +81,12 @@ def test_the_report_shows_the_change_with_its_interval(site: Site) -> None:
         "after: a blue and dotted star",
     ]
     assert len([alt for alt, _ in pictures(report_of(site, run, prompts=1)) if alt.startswith("before")]) == 1
+
+
+def test_a_list_can_contain_a_prompt_twice(site: Site) -> None:
+    run = draw_run(site.service, pairs=3, rounds=2, prompts=[PROMPTS[0], PROMPTS[1], PROMPTS[0]])
+    evaluated(site, run, 2)
+    assert "On 3 training prompts brightness changed from 0.3000 to 0.4200" in report_of(site, run)
 
 
 def test_a_large_evaluation_has_means_without_intervals(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
