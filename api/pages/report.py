@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -20,8 +21,8 @@ from api.wire.samples import SampleOut
 from service.db.queries import results, verdicts
 from service.db.tables import Artifact, Metric
 from service.errors import StorageError
-from service.service import Service
 from service.states import SampleRole, Split
+from service.storage import Store
 
 MOST_SHOWN = 50
 """The most pairs, and the most prompts, of a report."""
@@ -50,7 +51,7 @@ _UPDATE_CHARTS = (
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the report, as a data URI, with its score."""
+    """An image of the report, with its score. `source` is its path, and a data URI when it is embedded."""
 
     head: str
     source: str
@@ -109,19 +110,35 @@ def update_charts(updates: Sequence[Mapping[str, Any]]) -> list[LineChart]:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a report, read from the storage of the service."""
+    """The images of a report, which are read from the storage.
 
-    service: Service
+    Attributes:
+        store: The storage of the service.
+        artifacts: The rows of the images, by id.
+    """
 
-    def embed(self, artifacts: Mapping[str, Artifact], path: str) -> str:
-        """The image with this path as a data URI, scaled down if it is large."""
-        row = artifacts[_id_of(path)]
+    store: Store
+    artifacts: Mapping[str, Artifact]
+
+    @classmethod
+    def of(cls, store: Store, session: Session, rows: Iterable[Row]) -> Images:
+        """The images of these rows."""
+        pictures = chain.from_iterable(row.pictures for row in rows)
+        return cls(store, results.artifacts(session, [_id_of(picture.source) for picture in pictures]))
+
+    def embedded(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows with their images as data URIs."""
+        return [replace(row, pictures=tuple(map(self._embedded, row.pictures))) for row in rows]
+
+    def _embedded(self, picture: Picture) -> Picture:
+        """The picture as a data URI, scaled down if it is large."""
+        row = self.artifacts[_id_of(picture.source)]
         if row.size_bytes <= _SMALL_BYTES:
-            content = b"".join(self.service.store.read(row.key, 0, row.size_bytes))
-            return _data_uri(row.media_type, content)
-        with self.service.store.borrow(row.key, row.sha256) as file:
+            content = b"".join(self.store.read(row.key, 0, row.size_bytes))
+            return replace(picture, source=_data_uri(row.media_type, content))
+        with self.store.borrow(row.key, row.sha256) as file:
             try:
-                return _data_uri("image/webp", thumbnail(file, _SIDE))
+                return replace(picture, source=_data_uri("image/webp", thumbnail(file, _SIDE)))
             except UnreadableImageError as error:
                 raise StorageError(f"{row.id}: {error}") from error
 
@@ -134,12 +151,11 @@ def _data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def evaluation_of(service: Service, session: Session, job: JobDetail, shown: int) -> Evaluation | None:
+def evaluation_of(session: Session, job: JobDetail, shown: int) -> Evaluation | None:
     """The evaluations before training and after the last evaluated round. None if there are not two.
 
     Args:
-        service: The installation.
-        session: A view of its database.
+        session: A view of the database.
         job: The run.
         shown: The number of prompts whose images are shown.
     """
@@ -162,7 +178,7 @@ def evaluation_of(service: Service, session: Session, job: JobDetail, shown: int
 
     # 3. images of the first prompts
     pictured = first_of_each_prompt(samples[0], samples[1], rows[0].split, shown)
-    return Evaluation(last_round, tuple(rows), bool(measured), tuple(_before_after(service, session, pictured, reward)))
+    return Evaluation(last_round, tuple(rows), bool(measured), tuple(_before_after(pictured, reward)))
 
 
 def _changes_of_means(before: Sequence[Metric], after: Sequence[Metric]) -> Iterator[Change]:
@@ -180,35 +196,24 @@ def _evaluated(session: Session, job_id: str, round_number: int, prompts: tuple[
     return [sample_out(row, scores[row.id]) for row in rows]
 
 
-def _before_after(
-    service: Service, session: Session, pictured: Sequence[tuple[SampleOut, SampleOut]], reward: object
-) -> Iterator[Row]:
-    artifacts = results.artifacts(session, [_id_of(sample.image) for two in pictured for sample in two])
-    images = Images(service)
+def _before_after(pictured: Iterable[tuple[SampleOut, SampleOut]], reward: object) -> Iterator[Row]:
     for two in pictured:
         pictures = []
         for head, sample in zip(("before", "after"), two, strict=True):
             scores = {score.scorer: score.value for score in sample.scores}
             score = scores.get(reward) if isinstance(reward, str) else next(iter(scores.values()), None)
-            pictures.append(Picture(head, images.embed(artifacts, sample.image), score))
+            pictures.append(Picture(head, sample.image, score))
         yield Row(two[0].prompt, tuple(pictures))
 
 
-def pairs_of(service: Service, session: Session, job: JobDetail, round_number: int, shown: int) -> list[Row]:
+def pairs_of(session: Session, job: JobDetail, round_number: int, shown: int) -> list[Row]:
     """Pairs of a round: those with a verdict first, then those whose target or reference gained most over the base."""
     page = results.pair_page(session, _PAIRS_READ, None, job.id, round_number, None)
     samples = results.samples(session, results.sides_of(page.rows))
     given = verdicts.of_pairs(session, [row.id for row in page.rows])
     pairs = sorted((pair_out(row, samples, given) for row in page.rows), key=_rank)[:shown]
 
-    paths = [path for pair in pairs for _, path, _ in _sides(pair)]
-    artifacts = results.artifacts(session, map(_id_of, paths))
-    images = Images(service)
-    rows = []
-    for pair in pairs:
-        pictures = [Picture(head, images.embed(artifacts, path), score) for head, path, score in _sides(pair)]
-        rows.append(Row(pair.prompt, tuple(pictures), _label(pair)))
-    return rows
+    return [Row(pair.prompt, tuple(_sides(pair)), _label(pair)) for pair in pairs]
 
 
 def _rank(pair: PairOut) -> tuple[bool, bool, float]:
@@ -217,14 +222,14 @@ def _rank(pair: PairOut) -> tuple[bool, bool, float]:
     return pair.verdict is None, not pair.adopted, -gain
 
 
-def _sides(pair: PairOut) -> Iterator[tuple[str, str, float | None]]:
-    """The images of a pair, with what they are and their scores."""
-    yield "base", pair.base.image, pair.base.score
-    yield "reference", pair.reference.image, pair.reference.score
+def _sides(pair: PairOut) -> Iterator[Picture]:
+    """The images of a pair."""
+    yield Picture("base", pair.base.image, pair.base.score)
+    yield Picture("reference", pair.reference.image, pair.reference.score)
     if pair.target is not None:
-        yield "target", pair.target.image, pair.target.score
+        yield Picture("target", pair.target.image, pair.target.score)
     if pair.mask is not None:
-        yield "mask", pair.mask, None
+        yield Picture("mask", pair.mask)
 
 
 def _label(pair: PairOut) -> str:

@@ -12,7 +12,7 @@ from api.access import require_scope
 from api.deps import Parameters, ServiceDep
 from api.pages.comparison import leaves
 from api.pages.render import render_text
-from api.pages.report import MOST_SHOWN, evaluation_of, pairs_of, score_charts, update_charts
+from api.pages.report import MOST_SHOWN, Images, evaluation_of, pairs_of, score_charts, update_charts
 from api.pages.routes.charts import get_charts
 from api.pages.routes.runs import seconds_of, title_of
 from api.routes.jobs import read_job
@@ -44,11 +44,14 @@ def get_report(job_id: str, service: ServiceDep, parameters: Annotated[ReportPar
         set_ids = [set_id for set_id in (job.prompt_set, job.held_out_prompt_set) if set_id is not None]
         sets = prompt_sets.names(session, set_ids)
         model = None if job.model is None else results.models(session, [job.model]).get(job.model)
-        evaluation = evaluation_of(service, session, job, parameters.prompts)
+        evaluation = evaluation_of(session, job, parameters.prompts)
+        before_after = () if evaluation is None else evaluation.pictures
         pairs_round = results.newest_pair_round(session, job.id) or 0
-        pairs = pairs_of(service, session, job, pairs_round, parameters.pairs)
+        pairs = pairs_of(session, job, pairs_round, parameters.pairs)
+        images = Images.of(service.store, session, [*before_after, *pairs])
         now = jobs.now(session)
 
+    # the images are read after the transaction, which slow storage would keep open
     text = render_text(
         "report.html",
         job=job,
@@ -60,8 +63,9 @@ def get_report(job_id: str, service: ServiceDep, parameters: Annotated[ReportPar
         headline=headline(evaluation.changes[0]) if evaluation is not None and evaluation.has_intervals else "",
         headings=HEADINGS,
         evaluation=evaluation,
+        before_after=images.embedded(before_after),
         charts=[*score_charts(charts["scores"]), *update_charts(charts["updates"])],
-        pairs=pairs,
+        pairs=images.embedded(pairs),
         pairs_round=pairs_round,
         settings=[(name, value) for name, value in leaves(job.spec) if name not in ("label", "prompts")],
     )

@@ -6,11 +6,16 @@ import base64
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 
 import pytest
 from PIL import Image
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from api.cli import app
@@ -18,8 +23,10 @@ from api.pages import report as reports
 from api.pages.line_charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, line_chart, ticks
 from service.db.queries import results
 from service.db.tables import Sample, Score
+from service.db.unit_of_work import UnitOfWork
 from service.service import give_verdict
 from service.states import Verdict
+from service.storage import FileStore
 from tests.drawn_results import DrawnRun, draw_run
 from tests.service import PROMPTS
 from tests.unit.api.conftest import Live
@@ -87,6 +94,31 @@ def test_a_list_can_contain_a_prompt_twice(site: Site) -> None:
     run = draw_run(site.service, pairs=3, rounds=2, prompts=[PROMPTS[0], PROMPTS[1], PROMPTS[0]])
     evaluated(site, run, 2)
     assert "On 3 training prompts brightness changed from 0.3000 to 0.4200" in report_of(site, run)
+
+
+def test_images_are_read_without_a_transaction(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage can be slow, and connections to the database are few."""
+    run = draw_run(site.service, pairs=1, rounds=1)
+    depths: Counter[int] = Counter()
+    during_reads = []
+    begin = UnitOfWork.reading
+    read = FileStore.read
+
+    @contextmanager
+    def counted(uow: UnitOfWork) -> Iterator[Session]:
+        with begin(uow) as session:
+            depths[get_ident()] += 1
+            yield session
+            depths[get_ident()] -= 1
+
+    def watched(store: FileStore, key: str, start: int, size: int) -> Iterator[bytes]:
+        during_reads.append(depths[get_ident()])
+        return read(store, key, start, size)
+
+    monkeypatch.setattr(UnitOfWork, "reading", counted)
+    monkeypatch.setattr(FileStore, "read", watched)
+    report_of(site, run)
+    assert during_reads == [0] * 5  # the statistics of the update, base, reference, target and mask
 
 
 def test_a_large_evaluation_has_means_without_intervals(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
