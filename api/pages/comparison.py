@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 
 from api.converters.samples import sample_out
 from api.pages.samples import SampleCard, sample_card
+from api.wire.jobs import JobDetail
 from service.db.queries import results
 from service.db.tables import Sample
+from service.jobs.kinds import spec_of
 from service.states import SampleRole
 
 _MOST_TWINS = 200
@@ -54,6 +56,19 @@ class Images:
     are_rollouts: bool
     twins: tuple[Twins, ...]
     next_cursor: str | None
+
+
+def settings_of(run: JobDetail) -> dict[str, Any]:
+    """The settings of a run: those that its version did not have yet by their defaults, and names with their ids.
+
+    A name can refer to something else later: an alias to another model, a prompt set to its next version.
+    """
+    settings = spec_of(run.kind, run.spec).model_dump(mode="json")
+    ids = {"model": run.model, "prompt_set": run.prompt_set, "held_out_prompt_set": run.held_out_prompt_set}
+    for name, row_id in ids.items():
+        if settings.get(name) not in (None, row_id) and row_id is not None:
+            settings[name] = f"{settings[name]} ({row_id})"
+    return settings
 
 
 def differences(first: Spec, second: Spec) -> tuple[list[Difference], int]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from api.access import require_scope
 from api.deps import PageParameters, ServiceDep
-from api.pages.comparison import differences, images
+from api.pages.comparison import differences, images, settings_of
 from api.pages.negotiation import PageRoute
 from api.pages.queries import FormParameters, link, page_links
 from api.pages.render import render
@@ -35,7 +35,7 @@ def compare_runs(request: Request, service: ServiceDep, parameters: Annotated[Co
     runs = [read_job(service, job_id) for job_id in parameters.run]
     with service.uow.reading() as session:
         shown = images(session, (runs[0].id, runs[1].id), parameters.round, parameters.limit, parameters.cursor)
-    rows, equal = differences(runs[0].spec, runs[1].spec)
+    rows, equal = differences(settings_of(runs[0]), settings_of(runs[1]))
 
     filters = {"run": [run.id for run in runs]}
     of_round = {} if parameters.round is None else {"round": parameters.round}

@@ -8,8 +8,10 @@ import pytest
 from sqlalchemy import update
 
 from api.pages.comparison import differences
+from service.db.queries import jobs
 from service.db.tables import Sample
 from tests.drawn_results import draw_run
+from tests.service import round_body
 from tests.unit.api.pages.conftest import Site
 
 
@@ -30,6 +32,33 @@ def test_long_values_are_cut() -> None:
     prompts = [{"text": f"a [cat] on mat number {number}"} for number in range(50)]
     [row], _ = differences({"prompts": prompts}, {})
     assert row.values[0] is not None and row.values[0].endswith("… (50 entries)") and len(row.values[0]) < 150
+
+
+def differing(site: Site, *job_ids: str) -> dict[str, list[str]]:
+    """The values of the settings that differ, by name."""
+    page = site.browser.get("/jobs/compare", params={"run": job_ids}).text
+    rows = re.findall(r'<tr class="differs"><th scope="row"><code>([^<]+)</code></th>(.*?)</tr>', page)
+    return {name: re.findall(r'<td class="wrap">([^<]*)</td>', cells) for name, cells in rows}
+
+
+def test_a_run_of_an_earlier_version_has_the_defaults_of_newer_settings(site: Site) -> None:
+    old_id, new_id = (site.client.post("/rounds", json=round_body()).json()["id"] for _ in range(2))
+    with site.service.uow.writing() as session:
+        job = jobs.get(session, old_id)
+        spec = {name: value for name, value in job.spec.items() if name not in ("review_pairs", "update_reward")}
+        sampling = {name: value for name, value in spec["sampling"].items() if name != "negative_prompt"}
+        job.spec = spec | {"review": False, "sampling": sampling}
+    assert differing(site, old_id, new_id) == {}
+
+
+def test_a_name_that_refers_to_something_else_is_a_difference(site: Site) -> None:
+    run = draw_run(site.service, rounds=2)
+    [first, second] = site.client.get("/models", params={"job": run.job_id}).json()["data"]
+    job_ids = []
+    for model in (first, second):
+        site.client.put("/aliases/compared", json={"model": model["id"]})
+        job_ids.append(site.client.post("/rounds", json=round_body(model="compared")).json()["id"])
+    assert differing(site, *job_ids) == {"model": [f"compared ({first['id']})", f"compared ({second['id']})"]}
 
 
 def shown(page: str) -> list[tuple[str, list[str]]]:
