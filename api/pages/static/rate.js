@@ -17,8 +17,9 @@ let isFinishing = false; // the last answers are being sent
 const $ = (selector) => article.querySelector(selector);
 const $$ = (selector) => article.querySelectorAll(selector);
 
+// Shows a page of the queue. Returns whether it is shown.
 async function show(url, { isBack = false } = {}) {
-  if (isLoading) return;
+  if (isLoading) return false;
   isLoading = true;
   try {
     const loaded = await pages.load(url);
@@ -27,13 +28,14 @@ async function show(url, { isBack = false } = {}) {
   } catch (error) {
     if (error instanceof TypeError) toast("The question cannot be loaded: the service cannot be reached.", true);
     else location.assign(url); // its error page, or the sign-in
-    return;
+    return false;
   } finally {
     isLoading = false;
   }
   if (!isBack) history.pushState(null, "", url);
   prepare();
   window.scrollTo({ top: 0 });
+  return true;
 }
 
 function mark(note = "") {
@@ -59,6 +61,7 @@ function store(answer, text, rater) {
 }
 
 function undo() {
+  if (isLoading) return;
   const last = given.pop();
   if (last === undefined) return toast("Nothing to undo on this page.");
   isFinishing = false;
@@ -68,7 +71,7 @@ function undo() {
     mark(last.before ? "" : "The answer is removed.");
   };
   if (last.answer === article.dataset.answer) return restore();
-  show(last.url).then(restore);
+  show(last.url).then((isShown) => isShown && restore());
 }
 
 function next() {

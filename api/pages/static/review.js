@@ -31,8 +31,9 @@ const $$ = (selector) => article.querySelectorAll(selector);
 
 // ---- Loading
 
+// Shows a page of the queue. Returns whether it is shown.
 async function show(url, { isBack = false } = {}) {
-  if (isLoading) return;
+  if (isLoading) return false;
   isLoading = true;
   try {
     const loaded = await pages.load(url);
@@ -41,13 +42,14 @@ async function show(url, { isBack = false } = {}) {
   } catch (error) {
     if (error instanceof TypeError) toast("The next pair cannot be loaded: the service cannot be reached.", true);
     else location.assign(url); // its error page, or the sign-in
-    return;
+    return false;
   } finally {
     isLoading = false;
   }
   if (!isBack) history.pushState(null, "", url);
   prepare();
   window.scrollTo({ top: 0 });
+  return true;
 }
 
 // ---- The images
@@ -177,6 +179,7 @@ function judge(prefer) {
 }
 
 function undo() {
+  if (isLoading) return;
   const last = given.pop();
   if (last === undefined) return toast("Nothing to undo on this page.");
   outbox.add(last.pair, last.before, 0, reviewer());
@@ -185,7 +188,7 @@ function undo() {
     describe(last.before, last.before ? "restored" : "The verdict is removed.");
   };
   if (last.pair === article.dataset.pair) return restore();
-  show(last.url).then(restore);
+  show(last.url).then((isShown) => isShown && restore());
 }
 
 function next(prefix = "") {

@@ -82,6 +82,14 @@ def test_answers_can_be_undone_and_questions_skipped(site: Live, test: Preferenc
     stored(page)
     assert set(answers(site, test).values()) == {None}
 
+    # no undo before the next question is shown: the answer that it removed would be out of sight
+    page.evaluate("for (const key of '2u') document.dispatchEvent(new KeyboardEvent('keydown', { key }))")
+    expect(question).to_have_attribute("data-answer", re.compile(f"/{order[1]}/answer$"))
+    stored(page)
+    assert answers(site, test)[order[0]] == 2
+    page.keyboard.press("u")
+    expect(question).to_have_attribute("data-answer", re.compile(f"/{order[0]}/answer$"))
+
     page.keyboard.press("n")
     for number in order[1:]:
         expect(question).to_have_attribute("data-answer", re.compile(f"/{number}/answer$"))
