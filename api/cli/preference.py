@@ -80,8 +80,8 @@ def results(
         if csv:
             typer.echo(client.preference_results_csv(test, confidence=confidence), nl=False)
         else:
-            found = client.preference_results(test, confidence=confidence)
-            session.show(found, lambda: _results(found))
+            rates = client.preference_results(test, confidence=confidence)
+            session.show(rates, lambda: _results(rates))
 
 
 @app.command()
@@ -111,11 +111,11 @@ def _fields(test: PreferenceTestOut) -> dict[str, object]:
     }
 
 
-def _results(found: PreferenceResultsOut) -> RenderableType:
-    fields = {"test": found.test, "raters": found.raters, "answers": found.answers, "questions": found.questions}
+def _results(rates: PreferenceResultsOut) -> RenderableType:
+    fields = {"test": rates.test, "raters": rates.raters, "answers": rates.answers, "questions": rates.questions}
     parts: list[RenderableType] = [sheet(fields)]
-    for group in found.groups:
-        parts += [Text(), Text(group.prompt_set or "all answers", style="bold"), _rates(group, found.confidence)]
+    for group in rates.groups:
+        parts += [Text(), Text(group.prompt_set or "all answers", style="bold"), _rates(group, rates.confidence)]
     return Group(*parts)
 
 

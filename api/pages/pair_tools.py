@@ -55,11 +55,11 @@ def denoising_of(session: Session, row: Pair) -> Denoising | None:
     existing = previews.of_samples(session, sides.values())
     by_role = {role: newest(existing[sample_id], masks.get(sample_id)) for role, sample_id in sides.items()}
 
-    found = {role: preview for role, preview in by_role.items() if preview is not None}
-    if len(found) < len(sides):
+    complete = {role: preview for role, preview in by_role.items() if preview is not None}
+    if len(complete) < len(sides):
         return None
-    reference = found["reference"]
-    strips = [Strip(role, f"/images/{preview.strip_artifact_id}") for role, preview in found.items()]
+    reference = complete["reference"]
+    strips = [Strip(role, f"/images/{preview.strip_artifact_id}") for role, preview in complete.items()]
     mask_id = reference.mask_artifact_id if masks else None
     mask = None if mask_id is None else f"/images/{mask_id}"
     return Denoising(reference.num_steps, tuple(reference.steps), tuple(strips), mask)

@@ -205,9 +205,9 @@ def get_preference_results_csv(
     test_id: str, service: ServiceDep, parameters: Annotated[PreferenceResultParameters, Query()]
 ) -> Response:
     """Return the preference rates as CSV: a line for each prompt set and model, with an empty prompt set for all."""
-    found = get_preference_results(test_id, service, parameters)
+    rates = get_preference_results(test_id, service, parameters)
     lines: list[tuple[object, ...]] = [_RESULT_COLUMNS]
-    for group in found.groups:
+    for group in rates.groups:
         named = [(rate.model, rate.name, rate) for rate in group.models]
         for model, name, rate in (*named, (None, "none", group.none)):
             low, high = rate.interval or (None, None)

@@ -174,8 +174,8 @@ def show_results(
 ) -> Response:
     """Show the results of a test."""
     test = get_preference_test(test_id, service)
-    found = get_preference_results(test_id, service, parameters)
-    names = {rate.model: rate.name for rate in found.groups[0].models}
+    rates = get_preference_results(test_id, service, parameters)
+    names = {rate.model: rate.name for rate in rates.groups[0].models}
     with service.uow.reading() as session:
         title = test.name or jobs.label_of(jobs.get(session, test.evaluation))
-    return render(request, "preference-results.html", test=test, title=title, results=found, names=names)
+    return render(request, "preference-results.html", test=test, title=title, results=rates, names=names)
