@@ -11,6 +11,7 @@ from api.wire.common import Links
 from service.states import MAX_COMPARED_MODELS, MAX_PREFERENCE_QUESTIONS, MIN_COMPARED_MODELS
 
 Rater = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Named = Annotated[str, Field(min_length=1, max_length=100)]
 
 
@@ -20,7 +21,7 @@ class PreferenceTestIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     evaluation: str = Field(max_length=100, description="Id of an evaluation job that has succeeded")
-    name: str | None = Field(None, min_length=1, max_length=200, description="A name for people")
+    name: Title | None = Field(None, description="A name for people")
     models: list[Named] | None = Field(
         None,
         min_length=MIN_COMPARED_MODELS,

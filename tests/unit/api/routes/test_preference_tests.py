@@ -259,6 +259,7 @@ def test_all_pages_of_answers_are_in_the_csv(
         ({"questions": 9}, "/questions", "invalid_request"),
         ({"questions": 1001}, "/questions", "invalid_request"),
         ({"surprise": 1}, "/surprise", "invalid_request"),
+        ({"name": " "}, "/name", "invalid_request"),
     ],
 )
 def test_invalid_tests_are_refused(
