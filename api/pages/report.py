@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -19,7 +19,7 @@ from api.wire.jobs import JobDetail
 from api.wire.pairs import PairOut
 from api.wire.samples import SampleOut
 from service.db.queries import results, verdicts
-from service.db.tables import Artifact, Metric
+from service.db.tables import Artifact, Metric, Score
 from service.errors import StorageError
 from service.states import SampleRole, Split
 from service.storage import Store
@@ -168,11 +168,12 @@ def evaluation_of(session: Session, job: JobDetail, shown: int) -> Evaluation | 
     if not rows:
         return None
 
-    # 2. the changes, with intervals from the scores of all images
+    # 2. the changes, with intervals from the scores of all images by the same versions of the scorers
     reward = job.spec.get("reward")
     is_small = max(row.difference.count for row in rows) * len(SPLITS) <= _MOST_MEASURED
     prompts = None if is_small else (0, shown)
-    samples = [_evaluated(session, job.id, number, prompts) for number in (0, last_round)]
+    versions = set(map(_version, before)).intersection(map(_version, after))
+    samples = [_evaluated(session, job.id, number, prompts, versions) for number in (0, last_round)]
     measured = changes(samples[0], samples[1], reward if isinstance(reward, str) else "") if is_small else []
     rows = measured or rows
 
@@ -182,18 +183,34 @@ def evaluation_of(session: Session, job: JobDetail, shown: int) -> Evaluation | 
 
 
 def _changes_of_means(before: Sequence[Metric], after: Sequence[Metric]) -> Iterator[Change]:
-    """The changes of the stored means, which have no intervals."""
-    earlier = {(metric.split, metric.scorer): metric for metric in before}
+    """The changes of the stored means, which have no intervals. Different versions of a scorer are not compared."""
+    earlier = {(metric.split, *_version(metric)): metric for metric in before}
     for metric in after:
-        old = earlier.get((metric.split, metric.scorer))
+        old = earlier.get((metric.split, *_version(metric)))
         if metric.split in SPLITS and old is not None:
             yield Change.of_means(Split(metric.split), metric.scorer, old.mean, metric.mean, metric.count)
 
 
-def _evaluated(session: Session, job_id: str, round_number: int, prompts: tuple[int, int] | None) -> list[SampleOut]:
+def _version(row: Metric | Score) -> tuple[str, str]:
+    """The scorer and its version."""
+    return row.scorer, row.version
+
+
+def _evaluated(
+    session: Session,
+    job_id: str,
+    round_number: int,
+    prompts: tuple[int, int] | None,
+    versions: Collection[tuple[str, str]],
+) -> list[SampleOut]:
+    """The evaluation images of a round, with their scores by these versions of scorers."""
     rows = results.round_samples(session, job_id, round_number, [SampleRole.EVALUATION], prompts)
     scores = results.scores(session, [row.id for row in rows])
-    return [sample_out(row, scores[row.id]) for row in rows]
+    samples = []
+    for row in rows:
+        of_versions = [score for score in scores[row.id] if _version(score) in versions]
+        samples.append(sample_out(row, of_versions))
+    return samples
 
 
 def _before_after(pictured: Iterable[tuple[SampleOut, SampleOut]], reward: object) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from threading import get_ident
 
 import pytest
 from PIL import Image
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
@@ -22,7 +22,7 @@ from api.cli import app
 from api.pages import report as reports
 from api.pages.line_charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, line_chart, ticks
 from service.db.queries import results
-from service.db.tables import Sample, Score
+from service.db.tables import Metric, Sample, Score
 from service.db.unit_of_work import UnitOfWork
 from service.service import give_verdict
 from service.states import Verdict
@@ -94,6 +94,25 @@ def test_a_list_can_contain_a_prompt_twice(site: Site) -> None:
     run = draw_run(site.service, pairs=3, rounds=2, prompts=[PROMPTS[0], PROMPTS[1], PROMPTS[0]])
     evaluated(site, run, 2)
     assert "On 3 training prompts brightness changed from 0.3000 to 0.4200" in report_of(site, run)
+
+
+def test_only_the_same_version_of_a_scorer_is_compared(site: Site) -> None:
+    """An image has scores by two versions if a worker was upgraded between the shards of its evaluation."""
+    run = draw_run(site.service, pairs=3, rounds=2)
+    evaluated(site, run, 2)
+    with site.service.uow.writing() as session:
+        last = select(Sample.id).where(Sample.job_id == run.job_id, Sample.role == "evaluation", Sample.round == 2)
+        session.add_all(
+            Score(sample_id=sample_id, scorer="brightness", version="0", value=0.9)
+            for sample_id in session.scalars(last)
+        )
+    assert "changed from 0.3000 to 0.4200" in report_of(site, run)
+
+    with site.service.uow.writing() as session:
+        later = update(Metric).where(Metric.job_id == run.job_id, Metric.round == 2, Metric.split == "train")
+        session.execute(later.values(version="0"))
+    page = report_of(site, run)
+    assert "changed from" not in page and "Scores before training" not in page
 
 
 def test_images_are_read_without_a_transaction(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
