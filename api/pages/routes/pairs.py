@@ -27,6 +27,7 @@ from api.wire.pairs import REVIEWER_LENGTH, PairOut
 from service.db.queries import jobs, prompt_sets, results, verdicts
 from service.db.queries.pages import encode_cursor
 from service.db.tables import Pair
+from service.errors import InvalidRequestError
 from service.keys import Caller
 from service.service import Service
 
@@ -108,6 +109,8 @@ def show_beside(pair_id: str, other_id: str, request: Request, service: ServiceD
     """Show two fusions of the same base and reference beside each other, with the settings that differ."""
     with service.uow.reading() as session:
         rows = [results.get_pair(session, row_id) for row_id in (pair_id, other_id)]
+        if len({(row.base_id, row.reference_id) for row in rows}) > 1:
+            raise InvalidRequestError(f"expected pairs of one base and reference, got {pair_id} and {other_id}")
         before, after = (view_of(session, row, None) for row in rows)
         old_spec, new_spec = (jobs.get(session, row.job_id).spec for row in rows)
     thresholds = (before.pair.thresholds or [], after.pair.thresholds or [])
