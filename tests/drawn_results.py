@@ -58,6 +58,7 @@ def draw_run(service: Service, pairs: int = 3, rounds: int = 2, side: int = _SID
 
     rows = Results(job_id, stage_id, base_model.id)
     images = _images(service, rows, side)
+    trajectory = {"trajectory_artifact_id": images["updates"].id, "trajectory_row": 0}  # never read
     pair_rows: list[Pair] = []
     sample_rows: list[Sample] = []
     score_rows: list[Score] = []
@@ -70,7 +71,7 @@ def draw_run(service: Service, pairs: int = 3, rounds: int = 2, side: int = _SID
             sides: dict[str, Sample] = {}
             for role, margin in _MARGINS:
                 picture = images[f"{role}-{number % len(_COLOURS)}"]
-                sample = rows.sample(3 * number + len(sides), picture, role=role, **common)
+                sample = rows.sample(3 * number + len(sides), picture, role=role, **common, **trajectory)
                 sides[role] = sample
                 score_rows.append(Score(sample_id=sample.id, scorer="brightness", version="1", value=0.3 + margin))
             sample_rows += sides.values()

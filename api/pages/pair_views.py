@@ -63,6 +63,7 @@ class PairView:
         statistics: How far the target is from its base and its reference.
         thresholds: The mask threshold of each item.
         own: The verdict of the reviewer who reads the page.
+        stored: The ids of its samples whose trajectories are stored; empty on a card.
     """
 
     pair: PairOut
@@ -75,6 +76,17 @@ class PairView:
     statistics: tuple[StatisticRow, ...]
     thresholds: tuple[tuple[str, float], ...]
     own: VerdictOut | None
+    stored: frozenset[str] = frozenset()
+
+    @property
+    def can_be_decoded(self) -> bool:
+        """Whether the trajectories of all its samples are stored."""
+        return all(side.id in self.stored for side in self.sides)
+
+    @property
+    def can_be_fused(self) -> bool:
+        """Whether the trajectories of its base and reference are stored."""
+        return {self.pair.base.id, self.pair.reference.id} <= self.stored
 
     @property
     def better(self) -> Side:
@@ -82,8 +94,10 @@ class PairView:
         return self.sides[1]
 
 
-def pair_view(pair: PairOut, reviewer: str | None, items: Sequence[str] = ()) -> PairView:
-    """Convert a pair for the page of this reviewer, of the prompt with these items."""
+def pair_view(
+    pair: PairOut, reviewer: str | None, items: Sequence[str] = (), stored: frozenset[str] = frozenset()
+) -> PairView:
+    """Convert a pair for the page of this reviewer, of the prompt with these items, with the trajectories `stored`."""
     sides = [_side("base", pair.base)]
     if pair.target is not None:
         sides.append(_side("target", pair.target))
@@ -101,6 +115,7 @@ def pair_view(pair: PairOut, reviewer: str | None, items: Sequence[str] = ()) ->
         statistics=tuple(_statistics(pair.statistics)),
         thresholds=tuple(thresholds),
         own=next((verdict for verdict in pair.verdicts if verdict.reviewer == reviewer), None),
+        stored=stored,
     )
 
 

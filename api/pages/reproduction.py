@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from api.wire.pairs import PairOut
+from api.pages.pair_views import PairView
 from service.jobs.kinds import KINDS
 from service.states import JobKind
 
@@ -40,9 +40,13 @@ class Reproduction:
         return f"curl -s {origin}{self.path} -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
 
 
-def again_of_pair(pair: PairOut, spec: dict[str, Any]) -> Reproduction | None:
-    """The request that fuses the pair again with the settings of its job; None for a pair without a target."""
-    if pair.target is None:
+def again_of_pair(view: PairView, spec: dict[str, Any]) -> Reproduction | None:
+    """The request that fuses the pair again with the settings of its job.
+
+    None for a pair without a target, or if the trajectories of its samples are no longer stored.
+    """
+    pair = view.pair
+    if pair.target is None or not view.can_be_fused:
         return None
     settings = {name: spec[name] for name in _OF_A_FUSION if spec.get(name) is not None}
     thresholds = {} if pair.thresholds is None else {"thresholds": pair.thresholds}

@@ -88,7 +88,7 @@ def show_pair(
         view = view_of(session, row, reviewer)
         job = jobs.get(session, view.pair.job)
         denoising = denoising_of(session, row)
-    again = again_of_pair(view.pair, job.spec)
+    again = again_of_pair(view, job.spec)
     return render(
         request,
         "pair.html",
@@ -140,11 +140,12 @@ def reviewer_of(request: Request, caller: Caller) -> str | None:
 
 
 def view_of(session: Session, row: Pair, reviewer: str | None) -> PairView:
-    """The view of a pair for this reviewer, with the items of its prompt."""
+    """The view of a pair for this reviewer, with the items of its prompt and what is stored of its samples."""
     samples = results.samples(session, results.sides_of([row]))
     pair = pair_out(row, samples, verdicts.of_pairs(session, [row.id]))
     items = [] if row.prompt_set_id is None else prompt_sets.items_of(session, row.prompt_set_id, row.prompt_index)
-    return pair_view(pair, reviewer, items)
+    stored = {sample_id for sample_id, sample in samples.items() if sample.trajectory_artifact_id is not None}
+    return pair_view(pair, reviewer, items, frozenset(stored))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from api.pages.pair_tools import differences, fusion_fields
 from api.pages.reproduction import Reproduction
 from service.db.clock import now_seconds
 from service.db.queries import results
-from service.db.tables import Pair, Preview
+from service.db.tables import Pair, Preview, Sample
 from tests.drawn_results import DrawnRun, draw_run
 from tests.statements import statements
 from tests.unit.api.pages.conftest import Site
@@ -82,6 +82,25 @@ def test_a_sample_shows_its_newest_previews(site: Site) -> None:
     sample = site.client.get(pair["reference"]["href"]).json()
     assert sample["previews"]["mask"] == {**SETTINGS, "thresholds": [0.5], "image": pair["mask"]}
     assert (sample["previews"]["steps"], sample["links"]["previews"]) == ([0, 2, 4], "/previews")
+
+
+def test_nothing_is_offered_that_needs_trajectories_which_are_gone(site: Site) -> None:
+    run = draw_run(site.service, pairs=1, rounds=1)
+    offers = {"Show denoising steps": True, "<fuse-again": True, '-d \'{"pair"': True}
+
+    def offered() -> dict[str, bool]:
+        text = page_of(site, run)[0]
+        return {name: name in text for name in offers}
+
+    assert offered() == offers
+    for role, expected in (("target", [False, True, True]), ("base", [False, False, False])):
+        with site.service.uow.writing() as session:
+            gone = update(Sample).where(Sample.job_id == run.job_id, Sample.role == role)
+            session.execute(gone.values(trajectory_artifact_id=None, trajectory_row=None))
+        assert list(offered().values()) == expected
+
+    add_previews(site, run, SETTINGS)
+    assert 'data-steps="0 2 4"' in page_of(site, run)[0]
 
 
 def test_the_form_has_the_values_of_the_pair() -> None:
