@@ -65,19 +65,20 @@ def show_preference_tests(
         service, JobListParameters(kind=[JobKind.EVALUATION], state=[JobState.SUCCEEDED], limit=_EVALUATIONS)
     )
     titles = {job.id: job.label or f"evaluation {job.id[-6:]}" for job in evaluations.data}
+    offered = dict.fromkeys(
+        [*([filters.evaluation] if filters.evaluation else []), *(job.id for job in evaluations.data)]
+    )
     with service.uow.reading() as session:
         titles |= jobs.labels(session, {test.evaluation for test in page.data})
         if filters.evaluation is not None:
             titles |= {filters.evaluation: jobs.label_of(jobs.get(session, filters.evaluation))}
-    offered = dict.fromkeys(
-        [*([filters.evaluation] if filters.evaluation else []), *(job.id for job in evaluations.data)]
-    )
+        comparable = jobs.comparable(session, offered)
     return render(
         request,
         "preference-tests.html",
         tests=page.data,
         titles=titles,
-        evaluations=[(job_id, titles[job_id]) for job_id in offered],
+        evaluations=[(job_id, titles[job_id]) for job_id in offered if job_id in comparable],
         chosen=chosen,
         **page_links("/preference-tests", chosen, filters.cursor, page.next_cursor),
     )

@@ -17,7 +17,15 @@ from service.db.queries.stages import RunningStage
 from service.db.tables import Event, IdempotencyKey, Job, JobPromptSet, JobSource, Model, Pair, Sample, Stage
 from service.errors import NotFoundError, SourceDeletedError
 from service.ids import IdKind, expect, kind_of, new_id
-from service.states import FINAL_JOB_STATES, JobKind, JobState, StageKind, WebhookEvent
+from service.states import (
+    FINAL_JOB_STATES,
+    MAX_COMPARED_MODELS,
+    MIN_COMPARED_MODELS,
+    JobKind,
+    JobState,
+    StageKind,
+    WebhookEvent,
+)
 
 # Statements that every request for a job runs. They are built once, since building takes about as long as running.
 _LAST_MODEL = select(Model.id).where(Model.job_id == Job.id).order_by(Model.round.desc()).limit(1)
@@ -119,6 +127,13 @@ def label_of(job: Job) -> str:
 
 def _unlabelled(kind: str, job_id: str) -> str:
     return f"{kind} {job_id[-6:]}"
+
+
+def comparable(session: Session, ids: Iterable[str]) -> set[str]:
+    """The evaluations among these jobs whose number of models fits a preference test."""
+    models = func.json_array_length(Job.spec["models"])
+    fits = models.between(MIN_COMPARED_MODELS, MAX_COMPARED_MODELS)
+    return set(session.scalars(select(Job.id).where(is_any_of(Job.id, ids), Job.kind == JobKind.EVALUATION, fits)))
 
 
 def sampling_settings(session: Session, ids: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -45,6 +45,15 @@ def test_browsers_get_a_page_and_programs_json(site: Site, test: PreferenceTest,
     assert site.browser.get(f"/preference-tests/{test.id}/results.csv").headers["content-type"].startswith("text/csv")
 
 
+@pytest.mark.parametrize(("models", "is_offered"), [(1, False), (2, True), (8, True), (9, False)])
+def test_only_evaluations_of_two_to_eight_models_are_offered(site: Site, models: int, is_offered: bool) -> None:
+    job_id = draw_evaluation(site.service, models=models, prompts=1, seeds=1).job_id
+    link = f"/preference-tests?evaluation={job_id}"
+    for url in ("/preference-tests", link):
+        assert (f'<option value="{job_id}"' in site.browser.get(url).text) == is_offered
+    assert (f'href="{link}#new"' in site.browser.get(f"/jobs/{job_id}").text) == is_offered
+
+
 def test_next_leads_to_a_question_and_at_the_end_to_the_test(site: Site) -> None:
     test = new_test(site)
     path = f"/preference-tests/{test.id}"
