@@ -16,7 +16,7 @@ from api.converters.preference_tests import name_of, preference_test_out, questi
 from api.csv_text import CSV, CsvResponse, csv_text
 from api.deps import CallerDep, PageParameters, Parameters, ServiceDep
 from api.openapi import CREATED_PREFERENCE_TEST
-from api.wire.common import ListOut
+from api.wire.common import ListOut, PersonName
 from api.wire.preference_tests import (
     AnswerIn,
     NextQuestionOut,
@@ -24,7 +24,6 @@ from api.wire.preference_tests import (
     PreferenceResultsOut,
     PreferenceTestIn,
     PreferenceTestOut,
-    Rater,
 )
 from service import preference_tests
 from service.db.queries import preference_tests as rows
@@ -63,7 +62,7 @@ class PreferenceTestListParameters(PageParameters):
 class RaterParameters(Parameters):
     """The rater; with API keys, the name of the key."""
 
-    rater: Rater | None = None
+    rater: PersonName | None = None
 
 
 class PreferenceResultParameters(Parameters):

@@ -18,9 +18,9 @@ from api.converters.pairs import pair_out
 from api.converters.samples import sample_detail, sample_out
 from api.deps import CallerDep, PageParameters, Parameters, PromptSetFilter, ResultParameters, ServiceDep
 from api.openapi import ETAG, REDIRECT
-from api.wire.common import ListOut
+from api.wire.common import ListOut, PersonName
 from api.wire.models import AliasIn, AncestorOut, ExportOut, ModelDetail, ModelOut
-from api.wire.pairs import REVIEWER_LENGTH, PairOut, VerdictIn
+from api.wire.pairs import PairOut, VerdictIn
 from api.wire.samples import SampleDetail, SampleOut
 from service.db.queries import jobs, previews, prompt_sets, results, verdicts
 from service.db.queries.pages import unindexed
@@ -56,9 +56,7 @@ class PairListParameters(ResultParameters):
     adopted: bool | None = None
     judged: bool | None = Field(None, description="Whether the pair has a verdict")
     judged_by_me: bool | None = Field(None, description="Whether the pair has a verdict of the reviewer")
-    reviewer: str | None = Field(
-        None, min_length=1, max_length=REVIEWER_LENGTH, description="The reviewer; with API keys, the name of the key"
-    )
+    reviewer: PersonName | None = Field(None, description="The reviewer; with API keys, the name of the key")
     reviewers_below: int | None = Field(
         None, ge=1, le=verdicts.MAX_REVIEWERS, description="Only pairs that fewer than this many reviewers have judged"
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, StringConstraints
 
 T = TypeVar("T")
 Links = dict[str, str]
+PERSON_NAME_LENGTH = 100
+PersonName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=PERSON_NAME_LENGTH)]
+"""The name of a reviewer or rater, without spaces around it."""
 
 
 class ListOut(BaseModel, Generic[T]):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.wire.common import Links
+from api.wire.common import Links, PersonName
 from service.states import Verdict
 
 
@@ -21,22 +21,13 @@ class SideOut(BaseModel):
     href: str
 
 
-REVIEWER_LENGTH = 100
-"""The longest name of a reviewer."""
-
-
 class VerdictIn(BaseModel):
     """A reviewer's verdict on a pair; `prefer` null removes it."""
 
     model_config = ConfigDict(extra="forbid")
 
     prefer: Verdict | None
-    reviewer: str | None = Field(
-        None,
-        min_length=1,
-        max_length=REVIEWER_LENGTH,
-        description="Name of the reviewer; with API keys, the name of the key",
-    )
+    reviewer: PersonName | None = Field(None, description="Name of the reviewer; with API keys, the name of the key")
 
 
 class VerdictOut(BaseModel):

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from api.wire.common import Links
+from api.wire.common import Links, PersonName
 from service.states import MAX_COMPARED_MODELS, MAX_PREFERENCE_QUESTIONS, MIN_COMPARED_MODELS
 
-Rater = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Named = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -85,7 +84,7 @@ class AnswerIn(BaseModel):
     choice: Annotated[int, Field(ge=1, le=MAX_COMPARED_MODELS, strict=True)] | Literal["none"] | None = Field(
         description='Position of the best image, from 1; "none" if none is better than all others; null: no answer'
     )
-    rater: Rater | None = Field(None, description="Name of the rater; with API keys, the name of the key")
+    rater: PersonName | None = Field(None, description="Name of the rater; with API keys, the name of the key")
 
 
 class RateOut(BaseModel):

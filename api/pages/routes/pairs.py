@@ -22,8 +22,8 @@ from api.pages.render import render
 from api.pages.reproduction import again_of_pair
 from api.routes.results import PairListParameters, list_pairs
 from api.routes.verdicts import AgreementParameters, get_agreement
-from api.wire.common import ListOut
-from api.wire.pairs import REVIEWER_LENGTH, PairOut
+from api.wire.common import PERSON_NAME_LENGTH, ListOut
+from api.wire.pairs import PairOut
 from service.db.queries import jobs, prompt_sets, results, verdicts
 from service.db.queries.pages import encode_cursor
 from service.db.tables import Pair
@@ -136,7 +136,7 @@ def reviewer_of(request: Request, caller: Caller) -> str | None:
     """The reviewer who reads a page: the name of the API key, or without keys that of a cookie, which a script sets."""
     if caller.name is not None:
         return caller.name
-    return unquote(request.cookies.get(_REVIEWER_COOKIE, ""))[:REVIEWER_LENGTH] or None
+    return unquote(request.cookies.get(_REVIEWER_COOKIE, "")).strip()[:PERSON_NAME_LENGTH] or None
 
 
 def view_of(session: Session, row: Pair, reviewer: str | None) -> PairView:

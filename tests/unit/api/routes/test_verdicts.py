@@ -53,6 +53,16 @@ def test_each_reviewer_has_a_verdict(client: TestClient, pair: str) -> None:
     assert judge(client, pair, None, "ann")["verdict"] is None
 
 
+def test_spaces_around_a_name_make_no_other_reviewer(client: TestClient, pair: str) -> None:
+    judge(client, pair, "target", "ann")
+    assert given(judge(client, pair, "base", " ann ")) == [("ann", "base")]
+    mine = {"judged_by_me": True, "job": client.get(pair).json()["job"]}
+    assert len(client.get("/pairs", params=mine | {"reviewer": "ann "}).json()["data"]) == 1
+
+    refused = client.put(f"{pair}/verdict", json={"prefer": "tie", "reviewer": "  "})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/reviewer")
+
+
 def test_only_own_changes_conflict(client: TestClient, pair: str) -> None:
     """ann judges at revision 1, bob at revision 2; both then change what they saw before."""
     seen = client.get(pair).headers["etag"]
