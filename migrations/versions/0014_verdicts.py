@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -11,6 +13,9 @@ branch_labels = None
 depends_on = None
 
 _JUDGED = sa.text("reviewers > 0")
+_PAGE = 500
+_POLICIES = {False: "none", True: "required"}
+_BOOLEANS = {"none": False, "sample": True, "required": True}
 _INDEXES = {
     "ix_pairs_judged": ["id"],
     "ix_pairs_judged_of_job": ["job_id", "id"],
@@ -41,13 +46,28 @@ def upgrade() -> None:
     op.execute("UPDATE pairs SET reviewers = 1 WHERE verdict IS NOT NULL")
     for name, columns in _INDEXES.items():
         op.create_index(name, "pairs", columns, postgresql_where=_JUDGED, sqlite_where=_JUDGED)
+    _rewrite_reviews(op.get_bind(), _POLICIES)
 
 
 def downgrade() -> None:
     """Each pair keeps the combined verdict of its reviewers."""
+    _rewrite_reviews(op.get_bind(), _BOOLEANS)
     for name in _INDEXES:
         op.drop_index(name, "pairs")
     op.drop_column("pairs", "gold")
     op.drop_column("pairs", "review_exempt")
     op.drop_column("pairs", "reviewers")
     op.drop_table("pair_verdicts")
+
+
+def _rewrite_reviews(connection: sa.Connection, values: Mapping[object, object]) -> None:
+    """Replace `review` in the requests of round jobs, in pages."""
+    jobs = sa.table("jobs", sa.column("id", sa.String), sa.column("kind", sa.String), sa.column("spec", sa.JSON))
+    rounds = sa.select(jobs.c.id, jobs.c.spec).where(jobs.c.kind == "round").order_by(jobs.c.id).limit(_PAGE)
+    last = ""
+    while page := connection.execute(rounds.where(jobs.c.id > last)).all():
+        for job_id, spec in page:
+            if spec.get("review") in values:
+                rewritten = spec | {"review": values[spec["review"]]}
+                connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(spec=rewritten))
+        last = page[-1].id

@@ -298,6 +298,25 @@ def test_existing_verdicts_belong_to_their_reviewers(engine: Engine, tmp_path: P
         assert pairs == [("tie", "ann", 1), ("tie", None, 1), (None, None, 0)]
 
 
+def test_reviews_of_existing_requests_become_policies(engine: Engine, tmp_path: Path) -> None:
+    def specs(connection: Connection) -> list[object]:
+        rows = connection.scalars(text("SELECT spec FROM jobs ORDER BY id"))
+        return [json.loads(spec) if isinstance(spec, str) else spec for spec in rows]
+
+    old: list[dict[str, object]] = [{"review": True, "label": "é"}, {"review": False}, {"seed": 1}]
+    with engine.begin() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0013_browser_sessions")
+        for number in range(501):  # more than a page
+            insert_job(connection, f"job_{number:03}", [], spec=json.dumps(old[number % 3]))
+    migrate(engine, tmp_path / "lock")
+
+    with engine.connect() as connection:
+        assert specs(connection) == [{"review": "required", "label": "é"}, {"review": "none"}, {"seed": 1}] * 167
+    with engine.begin() as connection:
+        alembic.command.downgrade(alembic_config(connection), "0013_browser_sessions")
+        assert specs(connection) == old * 167
+
+
 @pytest.mark.parametrize("revision", ["0001", "0010"])
 def test_a_database_from_before_the_first_release_is_refused_with_advice(
     engine: Engine, url: str, tmp_path: Path, revision: str
