@@ -84,7 +84,8 @@ KIND = Kind(
     path="/previews",
     operation="start_preview",
     description="Make small images of stored samples: their denoising steps, and the masks of references by item and"
-    " step. Samples that have previews are not decoded again: if all have, the job that made them is returned.",
+    " step. Samples that have previews are not decoded again: if all have, the job that made them is returned,"
+    " and the Idempotency-Key is not stored.",
     spec=PreviewJobSpec,
     check=check,
     count=count,
