@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-long test-faults reliability test-contract test-mutations check compile check-docker fix openapi docs bench bench-service clean
+.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-long test-faults reliability test-contract test-mutations check compile check-docker fix openapi screenshots docs bench bench-service clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -90,6 +90,9 @@ fix: $(VENV)/.ready ## format the code and apply the linter's fixes
 
 openapi: $(VENV)/.ready ## update the golden copy of the OpenAPI document
 	$(BIN)/python -m tests.openapi
+
+screenshots: $(VENV)/.ready ## take the pictures of pages in docs/images from the data folder DATA; needs Chromium
+	$(BIN)/python -m tests.screenshots $(DATA)
 
 docs: $(VENV)/.ready ## build the documentation site in build/docs/site; broken links are errors
 	$(BIN)/python -m tools.docs_site
