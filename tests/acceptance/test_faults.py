@@ -24,7 +24,6 @@ SELECTION = {
         "redis-killed",
         "postgres-stopped",
         "lost-commits",
-        "lost-uploads",
         "killed-services",
     ),
 }

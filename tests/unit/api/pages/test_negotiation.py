@@ -1,18 +1,23 @@
 """Which requests get a page, and that all others get what they got before."""
 
+import re
+
 import pytest
 
+from api.pages.routes import page_paths
 from tests.unit.api.pages.conftest import BROWSER, Site
 
 PAGES = (
     "/jobs",
     "/jobs/{job}",
+    "/jobs/{job}/stages",
     "/pairs",
     "/pairs/{pair}",
     "/samples",
     "/samples/{sample}",
     "/models",
     "/models/{model}",
+    "/verdicts/agreement",
 )
 PROGRAMS = ("*/*", "application/json", "application/json, text/html", "application/json, text/plain, */*", "")
 
@@ -20,6 +25,19 @@ PROGRAMS = ("*/*", "application/json", "application/json, text/html", "applicati
 def address(site: Site, path: str) -> str:
     pair = site.client.get(f"/pairs/{site.run.pairs[0]}").json()
     return path.format(job=site.run.job_id, pair=pair["id"], sample=pair["target"]["id"], model=site.run.model_id)
+
+
+def test_every_address_with_a_page_and_json_is_tested(site: Site) -> None:
+    """Those of preference tests are in test_preference_tests.py."""
+    patterns = page_paths()
+    document = site.client.get("/openapi.json").json()
+    both = {
+        re.sub(r"{\w+}", "{}", path)
+        for path, operations in document["paths"].items()
+        if "get" in operations and any(pattern.match(path) for pattern in patterns)
+    }
+    tested = {re.sub(r"{\w+}", "{}", path) for path in PAGES}
+    assert {path for path in both if not path.startswith("/preference-tests")} == tested
 
 
 @pytest.mark.parametrize("path", PAGES)
