@@ -18,13 +18,18 @@ from tests.faults.families import FAMILIES, family
 from tests.faults.site import Setup, Site, site
 
 SELECTION = {
-    EMBEDDED: ("restarts", "cancels"),
+    EMBEDDED: ("restarts", "stopped-workers", "hung-workers", "cancels"),
     DEPLOYED: (
         "killed-workers",
+        "stopped-workers",
+        "restarts",
         "redis-killed",
         "postgres-stopped",
         "lost-commits",
+        "lost-uploads",
+        "storage",
         "killed-services",
+        "cancels",
     ),
 }
 """Each has the setup that most families have, so that all share an installation in each mode."""

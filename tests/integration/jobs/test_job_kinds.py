@@ -229,15 +229,8 @@ def test_pairs_become_a_data_set(installation: Installation, fused: dict[str, An
     assert set(table["scorer"].to_pylist()) == {"brightness@1"}
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "fusion"),
-    [
-        ("ddpo", FUSION),
-        ("dpok", None),
-        pytest.param("ddpo", None, marks=pytest.mark.long),
-        pytest.param("dpok", FUSION, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("fusion", [None, FUSION])
+@pytest.mark.parametrize("algorithm", ["ddpo", "dpok"])
 def test_policy_gradients_learn_from_samples_and_their_whole_history(
     installation: Installation, algorithm: str, fusion: dict[str, int] | None
 ) -> None:

@@ -134,7 +134,7 @@ def test_one_adamw_goes_through_all_rounds(
     The epsilon limits the step of elements near 0, whose sign is due to rounding.
     """
     training = {"learning_rate": 1e-4, "adam_epsilon": 1e-3, "inner_epochs": 2}
-    options = {"prompts": OPEN[:1], "evaluation": None, "pairing": EVERY_TARGET, "training": training}
+    options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET, "training": training}
     first = installation.run(rounds=2, **options)
     second = installation.run(model=first["last_model"], **options)
     assert installation.get(f"/models/{first['last_model']}")["statistics"]["optimizer_updates"] == 4
@@ -195,7 +195,6 @@ def test_a_falling_preferred_side_is_an_event(installation: Installation, monkey
         assert statistics[side] == last[side]
 
 
-@pytest.mark.long
 def test_images_of_another_size_go_through_a_whole_job(
     installation: Installation, learned: list[list[Example]], tmp_path: Path
 ) -> None:
@@ -346,7 +345,6 @@ def test_a_later_round_is_sampled_fused_and_measured_with_the_adapter(
     assert np.abs(stored - model.decode(target.final)[0]).max() <= 1
 
 
-@pytest.mark.long
 def test_a_reward_that_rises_alone_is_reported(installation: Installation) -> None:
     same = {"rounds": 4, "evaluation": None, "fusion": None, "prompts": PROMPTS[:1], "training": TRAINING}
     job = installation.run(**same, reward="rising", watch="falling")
@@ -419,7 +417,6 @@ def test_a_training_that_is_not_of_its_policy_is_refused_with_its_report(install
     assert list(ratios) == ["0", "1", "2", "3"] and all(abs(ratio - 1) < 1e-5 for ratio in ratios.values())
 
 
-@pytest.mark.long
 def test_an_interrupted_training_keeps_the_reports_of_all_updates(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,7 +460,6 @@ def test_a_checkpoint_is_given_up_only_where_it_is_gone(
     assert ("training.resumed" in events, "training.restarted" in events) == (goes_on, not goes_on)
 
 
-@pytest.mark.long
 def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
     tmp_path: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ from tests.service import PROMPTS, round_body, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat
 from worker.stages import train
 
+on_both_databases = pytest.mark.parametrize("installation", ["sqlite", "postgresql"], indirect=True)
+
 
 @pytest.fixture
 def installation(tmp_path: Path, pipeline: Path, request: pytest.FixtureRequest) -> Iterator[Installation]:
@@ -32,7 +34,7 @@ def installation(tmp_path: Path, pipeline: Path, request: pytest.FixtureRequest)
         yield Installation(client)
 
 
-@pytest.mark.parametrize("installation", ["postgresql", pytest.param("sqlite", marks=pytest.mark.long)], indirect=True)
+@on_both_databases
 def test_two_rounds_make_all_that_a_round_makes(installation: Installation) -> None:
     job = installation.run(rounds=2, held_out_prompt_set="shapes-attribute-test")
     assert (job["state"], job["error"], job["progress"]["percent"]) == ("succeeded", None, 100.0)
@@ -144,7 +146,7 @@ def _check_models(installation: Installation, job: dict[str, Any]) -> None:
     assert len(log["updates"]) == second["statistics"]["updates"] > 0
 
 
-@pytest.mark.parametrize("installation", ["postgresql"], indirect=True)  # which returns rows in any order
+@on_both_databases
 def test_the_same_seed_gives_the_same_model(installation: Installation) -> None:
     first, again, other = installation.run(), installation.run(), installation.run(seed=8)
     assert installation.adapter(first) == installation.adapter(again) != installation.adapter(other)

@@ -127,15 +127,8 @@ def test_a_batch_of_prompts_in_the_released_codes_way() -> None:
     check_against_plain(sd_unet(32, heads=1), (32, 32), 5.0, config, count=2, steps=3)
 
 
-@pytest.mark.parametrize(
-    ("mask_source", "merge"),
-    [
-        ("first_up", "xor"),
-        ("resolution", "or"),
-        pytest.param("first_up", "or", marks=pytest.mark.long),
-        pytest.param("resolution", "xor", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("merge", ["xor", "or"])
+@pytest.mark.parametrize("mask_source", ["first_up", "resolution"])
 @pytest.mark.slow
 def test_items_thresholds_and_prompts_of_each_pair(merge: str, mask_source: str) -> None:
     """The paper's way over its twenty steps for two prompts, the others over five for three."""

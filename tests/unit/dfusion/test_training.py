@@ -276,7 +276,7 @@ def test_loss_divergence_and_gradient_are_those_of_the_equations(model: Diffusio
     assert (sides[0] - sides[1]) / (2 * width) == pytest.approx(report.grad_norm, rel=1e-2)
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", pytest.param("ddpo", marks=pytest.mark.long), "dpok"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.slow
 def test_batches_and_checkpointing_change_nothing(model: DiffusionModel, algorithm: str) -> None:
     """All agree with batch 1 and accumulation, and with autograd on the equations for all rows at once.

@@ -102,7 +102,6 @@ def test_a_blind_pair_names_no_side_and_shows_no_score(run: DrawnRun, page: Any)
     assert [side_of(page, place) for place in ("left", "right", "extra")] == ["base", "target", "reference"]
 
 
-@pytest.mark.long
 def test_sides_are_random_but_stay_for_a_reviewer(site: Live, page: Any) -> None:
     many = draw_run(site.service, pairs=24, rounds=1)
     first = []
@@ -154,7 +153,6 @@ def test_a_lost_connection_loses_no_verdict(site: Live, run: DrawnRun, page: Any
     assert verdicts(site, run) == ["tie", "reject", None, None]
 
 
-@pytest.mark.long
 def test_verdicts_that_were_kept_are_sent_by_the_next_page(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto("/")
     entry = f'[{{"id": "1", "pair": "{run.pairs[0]}", "prefer": "tie", "revision": 0, "reviewer": null}}]'
@@ -164,7 +162,6 @@ def test_verdicts_that_were_kept_are_sent_by_the_next_page(site: Live, run: Draw
     assert verdicts(site, run)[0] == "tie"
 
 
-@pytest.mark.long
 def test_a_verdict_whose_reply_was_lost_is_not_a_conflict(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto(f"/pairs/{run.pairs[0]}")
     give_verdict(site.service, run.pairs[0], Verdict.TIE, None, 0)
@@ -174,7 +171,6 @@ def test_a_verdict_whose_reply_was_lost_is_not_a_conflict(site: Live, run: Drawn
     expect(page.locator("#outbox")).to_be_hidden()
 
 
-@pytest.mark.long
 def test_a_verdict_from_another_page_is_not_overwritten_unnoticed(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto(f"/pairs/{run.pairs[3]}?job={run.job_id}")
     give_verdict(site.service, run.pairs[3], Verdict.BASE, None, None)
@@ -254,7 +250,6 @@ def test_two_reviewers_judge_the_same_pairs_at_once(chromium: Any, tmp_path: Pat
             page.context.close()
 
 
-@pytest.mark.long
 def test_a_gold_pair_is_marked_on_its_page(site: Live, run: DrawnRun, page: Any) -> None:
     page.goto(f"/pairs/{run.pairs[1]}")
     page.keyboard.press("b")
@@ -293,7 +288,6 @@ def test_a_running_run_is_followed_without_a_reload(site: Live, page: Any) -> No
     assert page.evaluate("window.isSamePage")
 
 
-@pytest.mark.long
 def test_a_waiting_run_leads_to_the_pairs_that_it_waits_for(site: Live, page: Any) -> None:
     """Two of four pairs are in the sample; one of them is judged."""
     run = draw_run(site.service, pairs=4, rounds=1, review="sample", review_pairs=2)
@@ -317,7 +311,6 @@ def test_a_waiting_run_leads_to_the_pairs_that_it_waits_for(site: Live, page: An
     stored(page)
 
 
-@pytest.mark.long
 def test_buttons_change_a_run(site: Live, page: Any) -> None:
     job_id = create_job(site.service, RoundSpec.model_validate(round_body()))
     page.goto(f"/jobs/{job_id}")
@@ -331,7 +324,6 @@ def test_buttons_change_a_run(site: Live, page: Any) -> None:
     assert site.get(f"/jobs/{job_id}")["state"] == "cancelled"
 
 
-@pytest.mark.long
 def test_charts_have_axes_and_units(run: DrawnRun, page: Any) -> None:
     page.goto(f"/jobs/{run.job_id}")
     titles = page.locator(".chart figcaption")
@@ -370,7 +362,6 @@ def test_a_browser_signs_in_and_out(chromium: Any, tmp_path: Path) -> None:
         page.close()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("path", ["/", "/jobs/{job}", "/pairs", "/pairs/{pair}", "/samples", "/models"])
 def test_pages_fit_on_a_phone(run: DrawnRun, page: Any, path: str) -> None:
     page.set_viewport_size({"width": 390, "height": 800})

@@ -99,7 +99,6 @@ def test_denoising_steps_are_made_on_demand_and_shown_by_keys(site: Live, pair: 
     assert pixels(page, "reference") == unmasked
 
 
-@pytest.mark.long
 def test_a_pair_is_fused_again_beside_its_old_target(site: Live, pair: str, page: Any) -> None:
     page.goto(f"/pairs/{pair}")
     page.keyboard.press("b")

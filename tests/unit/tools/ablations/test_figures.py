@@ -74,7 +74,6 @@ def test_the_judge_has_a_column(bench: Bench, groups: list[Pairs], tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_grid_has_a_row_for_each_set_of_layers(bench: Bench, groups: list[Pairs], tmp_path: Path) -> None:
     lines = report_grid(bench, groups, tmp_path / "sheet.png")
     assert cells(lines[0]) == ["a red circle", "0-19", "2-19", "5-19", "10-19", "2-14", "2-9"]
@@ -130,7 +129,6 @@ def command(folder: Path, what: str) -> list[str]:
     return [line for line in printed.getvalue().splitlines() if line.endswith(f", {folder}/prompts.json, shapes-clip")]
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_makes_every_report_of_any_pipeline_and_prompts(tmp_path: Path) -> None:
     heads = command(tmp_path, "all")

@@ -25,7 +25,7 @@ class Broken(Brightness):
         return [float("nan")] * len(images)
 
 
-@pytest.mark.parametrize("make", [tiny_model, pytest.param(tiny_xl_model, marks=pytest.mark.long)])
+@pytest.mark.parametrize("make", [tiny_model, tiny_xl_model])
 @pytest.mark.slow
 def test_pairs_are_those_of_a_round(make: object) -> None:
     """16 samples of each prompt, seeds 7 to 22 and 1007 to 1022; the first four of the 8 pairs by the reward.
