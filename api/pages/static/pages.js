@@ -1,11 +1,37 @@
 // Pages of a queue that are loaded in advance: the `<article>` of each, with its images decoded.
 
+import { toast } from "./http.js";
+
 const KEPT = 30; // pages that are kept for going back
 
 export class Pages {
-  constructor(id) {
+  // The articles have this id. `onShow` gets each one that is shown.
+  constructor(id, onShow) {
     this.id = id;
+    this.onShow = onShow;
     this.byUrl = new Map(); // promises of articles
+    this.isLoading = false; // keys for the next article must not answer the one that is shown
+  }
+
+  // Shows a page of the queue. Returns whether it is shown.
+  async show(url, { isBack = false } = {}) {
+    if (this.isLoading) return false;
+    this.isLoading = true;
+    let loaded;
+    try {
+      loaded = await this.load(url);
+    } catch (error) {
+      if (error instanceof TypeError) toast(`The ${this.id} cannot be loaded: the service cannot be reached.`, true);
+      else location.assign(url); // its error page, or the sign-in
+      return false;
+    } finally {
+      this.isLoading = false;
+    }
+    document.getElementById(this.id).replaceWith(loaded);
+    if (!isBack) history.pushState(null, "", url);
+    this.onShow(loaded);
+    window.scrollTo({ top: 0 });
+    return true;
   }
 
   load(url) {

@@ -8,35 +8,16 @@ import { Pages } from "./pages.js";
 const AHEAD = 3; // questions that are loaded in advance
 const KEYS_ON = "dfusion.review.keys";
 
-const pages = new Pages("question");
+const pages = new Pages("question", (shown) => {
+  article = shown;
+  prepare();
+});
 const given = []; // answers of this sitting, for undo
 let article = document.getElementById("question");
-let isLoading = false; // keys for the next question must not answer this one
 let isFinishing = false; // the last answers are being sent
 
 const $ = (selector) => article.querySelector(selector);
 const $$ = (selector) => article.querySelectorAll(selector);
-
-// Shows a page of the queue. Returns whether it is shown.
-async function show(url, { isBack = false } = {}) {
-  if (isLoading) return false;
-  isLoading = true;
-  try {
-    const loaded = await pages.load(url);
-    article.replaceWith(loaded);
-    article = loaded;
-  } catch (error) {
-    if (error instanceof TypeError) toast("The question cannot be loaded: the service cannot be reached.", true);
-    else location.assign(url); // its error page, or the sign-in
-    return false;
-  } finally {
-    isLoading = false;
-  }
-  if (!isBack) history.pushState(null, "", url);
-  prepare();
-  window.scrollTo({ top: 0 });
-  return true;
-}
 
 function mark(note = "") {
   const { choice } = article.dataset;
@@ -46,7 +27,7 @@ function mark(note = "") {
 }
 
 function choose(text) {
-  if (article.dataset.rating !== "true" || isLoading || isFinishing) return;
+  if (article.dataset.rating !== "true" || pages.isLoading || isFinishing) return;
   if ($(`button[data-choice="${text}"]`) === null) return; // a number without an image
   const { url, answer, choice, rater } = article.dataset;
   given.push({ url, answer, before: choice, rater });
@@ -61,7 +42,7 @@ function store(answer, text, rater) {
 }
 
 function undo() {
-  if (isLoading) return;
+  if (pages.isLoading) return;
   const last = given.pop();
   if (last === undefined) return toast("Nothing to undo on this page.");
   isFinishing = false;
@@ -71,11 +52,11 @@ function undo() {
     mark(last.before ? "" : "The answer is removed.");
   };
   if (last.answer === article.dataset.answer) return restore();
-  show(last.url).then((isShown) => isShown && restore());
+  pages.show(last.url).then((isShown) => isShown && restore());
 }
 
 function next() {
-  if (article.dataset.next) return void show(article.dataset.next);
+  if (article.dataset.next) return void pages.show(article.dataset.next);
   isFinishing = true;
   finish();
   if (outbox.waiting.length > 0) toast("This was the last question. Your answers are being sent.");
@@ -128,7 +109,7 @@ document.addEventListener("change", ({ target }) => {
   if (target.id === "keys-on") localStorage.setItem(KEYS_ON, target.checked ? "on" : "off");
 });
 addEventListener("pageshow", () => (isFinishing = false)); // back from the page after the last question
-addEventListener("popstate", () => show(location.pathname + location.search, { isBack: true }));
+addEventListener("popstate", () => pages.show(location.pathname + location.search, { isBack: true }));
 addEventListener("resize", () => $$(".picture").forEach(sharpen));
 outbox.addEventListener("answered", finish);
 outbox.addEventListener("refused", ({ detail }) => toast(`The answer was refused: ${detail.reason}`, true));

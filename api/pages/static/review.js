@@ -20,37 +20,16 @@ const settings = {
 const salt = settings.get("salt") ?? crypto.getRandomValues(new Uint32Array(1))[0].toString();
 settings.set("salt", salt);
 
-const pages = new Pages("pair");
+const pages = new Pages("pair", (shown) => {
+  article = shown;
+  prepare();
+});
 const given = []; // verdicts of this sitting, for undo
 let article = document.getElementById("pair");
 let flicker;
-let isLoading = false; // keys for the next pair must not judge this one
 
 const $ = (selector) => article.querySelector(selector);
 const $$ = (selector) => article.querySelectorAll(selector);
-
-// ---- Loading
-
-// Shows a page of the queue. Returns whether it is shown.
-async function show(url, { isBack = false } = {}) {
-  if (isLoading) return false;
-  isLoading = true;
-  try {
-    const loaded = await pages.load(url);
-    article.replaceWith(loaded);
-    article = loaded;
-  } catch (error) {
-    if (error instanceof TypeError) toast("The next pair cannot be loaded: the service cannot be reached.", true);
-    else location.assign(url); // its error page, or the sign-in
-    return false;
-  } finally {
-    isLoading = false;
-  }
-  if (!isBack) history.pushState(null, "", url);
-  prepare();
-  window.scrollTo({ top: 0 });
-  return true;
-}
 
 // ---- The images
 
@@ -168,7 +147,7 @@ function verdictOf(place) {
 }
 
 function judge(prefer) {
-  if (article.dataset.judging !== "true" || isLoading) return;
+  if (article.dataset.judging !== "true" || pages.isLoading) return;
   const { pair, url, verdict } = article.dataset;
   given.push({ pair, url, before: verdict || null });
   outbox.add(pair, prefer, Number(article.dataset.revision), reviewer());
@@ -179,7 +158,7 @@ function judge(prefer) {
 }
 
 function undo() {
-  if (isLoading) return;
+  if (pages.isLoading) return;
   const last = given.pop();
   if (last === undefined) return toast("Nothing to undo on this page.");
   outbox.add(last.pair, last.before, 0, reviewer());
@@ -188,12 +167,12 @@ function undo() {
     describe(last.before, last.before ? "restored" : "The verdict is removed.");
   };
   if (last.pair === article.dataset.pair) return restore();
-  show(last.url).then((isShown) => isShown && restore());
+  pages.show(last.url).then((isShown) => isShown && restore());
 }
 
 function next(prefix = "") {
   const url = article.dataset.next;
-  if (url) return void show(url);
+  if (url) return void pages.show(url);
   setBlind(false);
   toast(`${prefix}This was the last pair of the queue.`);
 }
@@ -333,7 +312,7 @@ document.addEventListener("change", ({ target }) => {
   }
 });
 document.addEventListener("toggle", ({ target }) => target.id === "gold" && target.open && loadGold(), true);
-addEventListener("popstate", () => show(location.pathname + location.search, { isBack: true }));
+addEventListener("popstate", () => pages.show(location.pathname + location.search, { isBack: true }));
 addEventListener("resize", () => $$(".picture").forEach(sharpen));
 outbox.addEventListener("stored", ({ detail: { entry, pair } }) => {
   if (entry.pair !== article.dataset.pair) return;

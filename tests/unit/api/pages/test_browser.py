@@ -347,7 +347,7 @@ def test_a_browser_signs_in_and_out(chromium: Any, tmp_path: Path) -> None:
         page.goto(f"/pairs/{first}")
         page.get_by_label("API key").fill(ADMIN)
         page.keyboard.press("Enter")
-        expect(page.locator("#pair")).to_have_attribute("data-pair", first)
+        expect_pair(page, first)
         page.wait_for_function(
             "() => [...document.querySelectorAll('.picture')].every(image => image.naturalWidth > 0)"
         )
