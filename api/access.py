@@ -1,7 +1,7 @@
 """Access control: authentication, scopes and rate limits.
 
 The middleware `Guard` authenticates each request, except those to the open paths. Browsers send the cookie of a session
-in place of a key. A route declares its scope with `require_scope`; the service refuses to start if a route has none.
+instead of a key. A route declares its scope with `require_scope`; the service refuses to start if a route has none.
 If `auth` is off, only this machine has access.
 """
 

@@ -251,7 +251,7 @@ def ask(session: Session, test: PreferenceTest, number: int, rater: str) -> Aske
 
 
 def answer(service: Service, test_id: str, number: int, rater: str, position: int | None) -> None:
-    """Store the answer of a rater, in place of an earlier one.
+    """Store the answer of a rater. It replaces an earlier one.
 
     Args:
         service: The installation.

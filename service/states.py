@@ -126,7 +126,7 @@ class Verdict(StrEnum):
 
 MIN_COMPARED_MODELS = 2
 MAX_COMPARED_MODELS = 8
-"""The most images of a preference test that a rater sees side by side, each with a key of its own."""
+"""The most images of a preference test that a rater sees side by side; each has a key."""
 MAX_PREFERENCE_QUESTIONS = 1000
 
 

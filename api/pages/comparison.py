@@ -20,7 +20,7 @@ from service.states import SampleRole
 _MOST_TWINS = 200
 _ROLLOUTS = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
 _NOT_COMPARED = frozenset({"label", "preset"})
-"""A preset has no effect of its own, since a stored request has all values."""
+"""A preset has no effect on stored requests, which have all values."""
 _LONGEST = 120
 Spec = Mapping[str, Any]
 

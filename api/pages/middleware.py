@@ -72,7 +72,7 @@ def sign_in_address(request: Request) -> str:
 
 
 class _ProblemPages:
-    """Sends a response, or in place of a problem its page."""
+    """Sends a response; a problem is sent as its page."""
 
     def __init__(self, middleware: PagesMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
         self._middleware = middleware

@@ -46,7 +46,7 @@ class Denoising:
 
 
 def denoising_of(session: Session, row: Pair) -> Denoising | None:
-    """The previews of a pair, with the masks of its own thresholds. None if one of its samples has none."""
+    """The previews of a pair, with masks from the thresholds of the pair. None if one of its samples has none."""
     sides = {"base": row.base_id}
     if row.target_id is not None:
         sides["target"] = row.target_id

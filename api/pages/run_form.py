@@ -1,7 +1,7 @@
 """The form that starts a run. Its fields are generated from the model of the request, so that none is missing.
 
 A form is a map of texts by the name of a setting, such as `training.beta`. An optional part of the request, such as
-`fusion`, has a field of its own with the values "on" and "off".
+`fusion`, has a separate field with the values "on" and "off".
 """
 
 from __future__ import annotations

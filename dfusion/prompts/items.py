@@ -112,7 +112,7 @@ def find_items(text: str, tag: Tagger | None = None) -> tuple[str, ...]:
 
     Args:
         text: The prompt.
-        tag: A part-of-speech tagger to use in place of the rules for nouns, verbs and adjectives.
+        tag: A part-of-speech tagger to use instead of the rules for nouns, verbs and adjectives.
 
     Raises:
         PromptItemsError: There is no noun, or the prompt is not English.
@@ -138,7 +138,7 @@ def find_items(text: str, tag: Tagger | None = None) -> tuple[str, ...]:
 
 
 def _without_what_is_not_asked(text: str) -> str:
-    """The text with commas in place of written text, style and the like."""
+    """The text with commas instead of written text, style and the like."""
     for pattern in _NOT_ASKED:
         text = pattern.sub(lambda match: match.groupdict().get("kept", "") + " , ", text)
     return _POSSESSIVE_SIGN.sub("", text)

@@ -117,7 +117,7 @@ def prompt_warnings(text: str) -> tuple[str, ...]:
 
 
 def without_syntax(text: str) -> str:
-    """The text with commas in place of weights, options and adapters of other programs, to find its items."""
+    """The text with commas instead of weights, options and adapters of other programs, to find its items."""
     text = _ADAPTER.sub(" , ", text)
     text = re.sub(r"(?<!\S)(?:--[a-z]\w*(?: [\w:.]+)?|BREAK(?!\S))", " , ", text)
     return re.sub(r"(?<=[\w)]):[\d.]+|::-?[\d.]*", " , ", text)

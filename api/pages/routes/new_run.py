@@ -39,7 +39,7 @@ _SETS = 200
 _MODELS = 50
 """The prompt sets and the trained models that the form suggests."""
 _MOST_PROMPTS = 200
-"""A clone of a run with more prompts of its own names the stored set."""
+"""A clone of a run with more inline prompts names the stored set."""
 _NO_PROBLEMS = Problems({})
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 

@@ -104,9 +104,9 @@ def show_pair(
     )
 
 
-@router.get("/pairs/{pair_id}/beside/{other_id}")
-def show_beside(pair_id: str, other_id: str, request: Request, service: ServiceDep) -> Response:
-    """Show two fusions of the same base and reference beside each other, with the settings that differ."""
+@router.get("/pairs/{pair_id}/compare/{other_id}")
+def show_comparison(pair_id: str, other_id: str, request: Request, service: ServiceDep) -> Response:
+    """Show two fusions of the same base and reference side by side, with the settings that differ."""
     with service.uow.reading() as session:
         rows = [results.get_pair(session, row_id) for row_id in (pair_id, other_id)]
         if len({(row.base_id, row.reference_id) for row in rows}) > 1:
@@ -116,7 +116,7 @@ def show_beside(pair_id: str, other_id: str, request: Request, service: ServiceD
     thresholds = (before.pair.thresholds or [], after.pair.thresholds or [])
     return render(
         request,
-        "beside.html",
+        "pair_comparison.html",
         before=before,
         after=after,
         differences=list(differences(old_spec, new_spec, thresholds)),

@@ -1,4 +1,4 @@
-// The form that fuses a pair again, and the new target beside the old one.
+// The form that fuses a pair again, and the new target next to the old one.
 
 import { elementOf, get, run } from "./job.js";
 import { sharpen } from "./page.js";
@@ -44,7 +44,7 @@ class FuseAgain extends HTMLElement {
   async showResult(job) {
     const { data } = await get(`/pairs?job=${job}`);
     if (data.length === 0) throw new Error("Nothing was fused.");
-    const comparison = await elementOf(`/pairs/${this.dataset.pair}/beside/${data[0].id}`, "comparison");
+    const comparison = await elementOf(`/pairs/${this.dataset.pair}/compare/${data[0].id}`, "comparison");
     const place = this.querySelector(".fused-again");
     place.replaceChildren(comparison);
     for (const picture of place.querySelectorAll("img")) {

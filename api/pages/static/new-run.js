@@ -12,7 +12,7 @@ function mark(field) {
   field.classList.toggle("changed", control.value.replaceAll("\r", "") !== control.dataset.start.replaceAll("\r", ""));
 }
 
-// Settings of another algorithm or of a part that is off, and prompts beside a set, are hidden and not sent.
+// Settings of another algorithm or of a part that is off, and prompts together with a set, are hidden and not sent.
 function hideUnused() {
   const algorithm = form.elements["training.algorithm"].value;
   for (const field of form.querySelectorAll("[data-field]")) {

@@ -1,4 +1,4 @@
-// Samples a prompt with a model and its base model, with the same seeds, and shows the images beside each other.
+// Samples a prompt with a model and its base model, with the same seeds, and shows the images side by side.
 
 import { get, run } from "./job.js";
 import { sharpen } from "./page.js";

@@ -29,7 +29,7 @@ PAGES = (
     "/jobs/{job}/report",
     "/pairs",
     "/pairs/{pair}",
-    "/pairs/{pair}/beside/{pair}",
+    "/pairs/{pair}/compare/{pair}",
     "/samples",
     "/samples/{sample}",
     "/models",

@@ -202,7 +202,7 @@ def test_two_verdicts_that_waited_pass_one_of_another_reviewer(site: Live, run: 
 
 
 def signed_in(chromium: Any, site: Live, key: str) -> Any:
-    """A page of a browser of its own, signed in with this key."""
+    """A page of a separate browser, signed in with this key."""
     page = chromium.new_context(base_url=site.url).new_page()
     page.goto("/sign-in")
     page.get_by_label("API key").fill(key)

@@ -135,7 +135,7 @@ def test_only_settings_that_differ_are_compared() -> None:
     assert list(differences(before, before, ([0.1], [0.1]))) == []
 
 
-def test_two_fusions_are_shown_beside_each_other(site: Site) -> None:
+def test_two_fusions_are_shown_side_by_side(site: Site) -> None:
     run = draw_run(site.service, pairs=2, rounds=1)
     other = draw_run(site.service, pairs=1, rounds=1)
     with site.service.uow.writing() as session:
@@ -143,8 +143,8 @@ def test_two_fusions_are_shown_beside_each_other(site: Site) -> None:
         sides = {"base_id": old.base_id, "reference_id": old.reference_id}
         session.execute(update(Pair).where(Pair.id == other.pairs[0]).values(sides))
 
-    text = html.unescape(site.browser.get(f"/pairs/{run.pairs[0]}/beside/{other.pairs[0]}").text)
+    text = html.unescape(site.browser.get(f"/pairs/{run.pairs[0]}/compare/{other.pairs[0]}").text)
     assert f'href="/pairs/{other.pairs[0]}">Open the new pair' in text
     assert re.search(r'Mask covers.*?<td class="number">0.31</td><td class="number">0.31</td>', text, re.DOTALL)
-    assert site.browser.get(f"/pairs/{run.pairs[0]}/beside/pair_{26 * '0'}").status_code == 404
-    assert site.browser.get(f"/pairs/{run.pairs[0]}/beside/{run.pairs[1]}").status_code == 422  # of another base
+    assert site.browser.get(f"/pairs/{run.pairs[0]}/compare/pair_{26 * '0'}").status_code == 404
+    assert site.browser.get(f"/pairs/{run.pairs[0]}/compare/{run.pairs[1]}").status_code == 422  # of another base

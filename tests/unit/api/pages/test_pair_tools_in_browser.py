@@ -99,7 +99,7 @@ def test_denoising_steps_are_made_on_demand_and_shown_by_keys(site: Live, pair: 
     assert pixels(page, "reference") == unmasked
 
 
-def test_a_pair_is_fused_again_beside_its_old_target(site: Live, pair: str, page: Any) -> None:
+def test_a_pair_is_fused_again_next_to_its_old_target(site: Live, pair: str, page: Any) -> None:
     page.goto(f"/pairs/{pair}")
     page.keyboard.press("b")
     form = page.locator("fuse-again")
@@ -117,7 +117,7 @@ def test_a_pair_is_fused_again_beside_its_old_target(site: Live, pair: str, page
     form.get_by_label("Threshold of square").fill("0.5")
     with working(site.service):
         button.click()
-        expect(form.get_by_text("New target beside the old one")).to_be_visible()
+        expect(form.get_by_text("New and old target")).to_be_visible()
     rows = form.locator("#comparison tbody").first.locator("tr")
     expect(rows).to_have_text([re.compile(r"first step\s*1\s*2"), re.compile(r"thresholds\s*0.02, 0.9\s*0.02, 0.5")])
     expect(form.get_by_role("img", name="New target", exact=True)).to_be_visible()

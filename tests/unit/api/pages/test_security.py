@@ -19,7 +19,7 @@ PAGES = (
     "/jobs/{job}/stages",
     "/pairs",
     "/pairs/{pair}",
-    "/pairs/{pair}/beside/{pair}",
+    "/pairs/{pair}/compare/{pair}",
     "/samples",
     "/samples/{sample}",
     "/models",

@@ -27,7 +27,7 @@ from tests.unit.api.pages.conftest import ADMIN
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """The application, shared: each test has a preference test of its own."""
+    """The application, shared: each test makes a preference test."""
     folder = tmp_path_factory.mktemp("preference")
     with TestClient(create_app(settings_for(folder, folder))) as client:
         yield client
