@@ -11,6 +11,11 @@ from service.db.queries.jobs import Origin
 from service.db.tables import Artifact, Export, Model
 
 
+def display_name(model: Model | ModelDetail) -> str:
+    """The name of a base model, or the base model and the round of an adapter."""
+    return model.name or f"{model.base}, round {model.round}"
+
+
 def model_out(row: Model, adapter: Artifact | None, aliases: Sequence[str]) -> ModelOut:
     return ModelOut(**_model_fields(row, adapter, aliases))
 

@@ -17,7 +17,7 @@ from api.wire.preference_tests import (
     RateOut,
 )
 from dfusion.preference_test import PairRate, Preferences, Rate
-from service.db.tables import Model, PreferenceTest, Sample
+from service.db.tables import PreferenceTest, Sample
 from service.preference_tests import Asked, PreferenceResults
 
 
@@ -59,11 +59,6 @@ def question_out(asked: Asked, samples: Mapping[str, Sample]) -> PreferenceQuest
         answered_at=None if answer is None else utc(answer.answered_at),
         links={"test": path, "answer": f"{path}/questions/{question.number}/answer"},
     )
-
-
-def name_of(model: Model) -> str:
-    """The name of a base model, or the base model and the round of an adapter."""
-    return model.name or f"{model.base}, round {model.round}"
 
 
 def results_out(

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from api.access import require_scope
 from api.converters.common import convert_page, utc
-from api.converters.preference_tests import name_of, preference_test_out, question_out, results_out
+from api.converters.models import display_name
+from api.converters.preference_tests import preference_test_out, question_out, results_out
 from api.csv_text import CSV, CsvResponse, csv_text
 from api.deps import CallerDep, PageParameters, Parameters, ServiceDep
 from api.openapi import CREATED_PREFERENCE_TEST
@@ -196,7 +197,7 @@ def get_preference_results(
 
 def _names(session: Session, test: PreferenceTest) -> dict[str, str]:
     """The names of the models of a test, by id."""
-    return {model_id: name_of(model) for model_id, model in results.models(session, test.models).items()}
+    return {model_id: display_name(model) for model_id, model in results.models(session, test.models).items()}
 
 
 @router.get("/{test_id}/results.csv", response_class=CsvResponse)

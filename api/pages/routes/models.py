@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from api.access import require_scope
+from api.converters.models import display_name
 from api.deps import PageParameters, ServiceDep
 from api.pages.negotiation import PageRoute
 from api.pages.queries import FormParameters, filters_of, page_links
@@ -69,7 +70,7 @@ def show_model(
         base = results.base_model(session, detail.base)
     installed = service.catalogue.models.get(detail.base)
     tried = [] if base is None or base.id == detail.id else [TriedModel(base.id, detail.base)]
-    title = detail.name or f"{detail.base}, round {detail.round}"
+    title = display_name(detail)
     path = f"/models/{model}"
     return render(
         request,

@@ -10,7 +10,8 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from api.access import require_scope
-from api.converters.preference_tests import name_of, question_out
+from api.converters.models import display_name
+from api.converters.preference_tests import question_out
 from api.deps import CallerDep, ServiceDep
 from api.pages.negotiation import PageRoute
 from api.pages.pair_views import image_path
@@ -105,7 +106,7 @@ def show_preference_test(
         test=test,
         title=test.name or title,
         evaluation_title=title,
-        models=[(model_id, name_of(models[model_id])) for model_id in test.models],
+        models=[(model_id, display_name(models[model_id])) for model_id in test.models],
         rater=rater,
         answered=answered,
         next_url=link(f"/preference-tests/{test.id}/next", _given(caller.name, rater)),

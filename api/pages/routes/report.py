@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import Field
 
 from api.access import require_scope
+from api.converters.models import display_name
 from api.deps import Parameters, ServiceDep
 from api.pages.comparison import leaves
 from api.pages.render import render_text
@@ -58,7 +59,7 @@ def get_report(job_id: str, service: ServiceDep, parameters: Annotated[ReportPar
         title=title_of(job),
         seconds=seconds_of(job),
         now=now,
-        model=None if model is None else model.name or f"{model.base}, round {model.round}",
+        model=None if model is None else display_name(model),
         sets=[sets.get(set_id) or "own prompts" for set_id in set_ids],
         headline=headline(evaluation.changes[0]) if evaluation is not None and evaluation.has_intervals else "",
         headings=HEADINGS,

@@ -13,6 +13,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.access import require_scope
+from api.converters.models import display_name
 from api.deps import Parameters, ServiceDep
 from api.pages.negotiation import PageRoute
 from api.pages.queries import FormParameters, filters_of, link, page_links
@@ -154,7 +155,7 @@ def _rows(session: Session, page: Iterable[JobOut]) -> list[RunRow]:
             kind=job.kind,
             state=job.state,
             rounds=job.rounds,
-            model=None if model is None else model.name or f"{model.base}, round {model.round}",
+            model=None if model is None else display_name(model),
             prompts=None if job.prompt_set is None else sets.get(job.prompt_set) or "own prompts",
             percent=job.progress.percent,
             place="" if job.state.is_final else place_of(job.progress),
@@ -238,7 +239,7 @@ def show_run(
         title=title_of(job),
         place=place_of(job.progress),
         seconds=seconds_of(job),
-        model_name=None if model is None else model.name or f"{model.base}, round {model.round}",
+        model_name=None if model is None else display_name(model),
         sets=sets,
         controls=list(_controls(job)),
         warnings=warnings,

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from api.access import require_scope
+from api.converters.models import display_name
 from api.deps import CallerDep, ServiceDep
 from api.pages.negotiation import PageRoute
 from api.pages.pair_tools import denoising_of, fusion_fields
@@ -68,7 +69,7 @@ def show_sample(sample_id: str, request: Request, service: ServiceDep, caller: C
         card=sample_card(sample),
         items=items,
         run_title=jobs.label_of(job),
-        model_name=model.name or f"{model.base}, round {model.round}",
+        model_name=display_name(model),
         others=sample.pairs[1:],
         view=view,
         again=again,
