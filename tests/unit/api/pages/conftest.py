@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -47,3 +48,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """With API keys."""
     yield from site_of(tmp_path_factory, auth=True, bootstrap_admin_key=SecretStr(ADMIN))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser. Modules that use it import `browser`, which skips them without Chromium."""
+    from tests.unit.api.pages.browser import launched
+
+    with launched() as browser:
+        yield browser

@@ -12,7 +12,7 @@ from service import preference_tests
 from service.db.tables import PreferenceTest
 from service.preference_tests import NewTest
 from tests.drawn_results import DrawnRun, draw_evaluation, draw_run
-from tests.unit.api.pages.browser import Live, launched, live, watched_page
+from tests.unit.api.pages.browser import Live, live, watched_page
 
 axe = pytest.importorskip("axe_playwright_python", reason="axe-core is missing: pip install axe-playwright-python")
 pytestmark = pytest.mark.slow
@@ -64,8 +64,8 @@ def test(site: Live) -> PreferenceTest:
 
 
 @pytest.fixture(scope="module")
-def page(site: Live) -> Iterator[Any]:
-    with launched() as browser, watched_page(browser, site.url, "404") as opened:
+def page(chromium: Any, site: Live) -> Iterator[Any]:
+    with watched_page(chromium, site.url, "404") as opened:
         yield opened
 
 

@@ -19,16 +19,10 @@ from service.service import cancel_job, create_job, give_verdict
 from service.states import KeyScope, Verdict
 from tests.drawn_results import DrawnRun, draw_run
 from tests.service import round_body
-from tests.unit.api.pages.browser import Live, expect, launched, live, stored, watched_page
+from tests.unit.api.pages.browser import Live, expect, live, stored, watched_page
 from tests.unit.api.pages.conftest import ADMIN
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

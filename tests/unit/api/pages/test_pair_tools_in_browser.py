@@ -11,16 +11,10 @@ import pytest
 from service.jobs.kinds import FusionJobSpec, SamplingJobSpec, TrainingJobSpec
 from service.service import create_job
 from tests.service import PROMPTS, work_until_idle
-from tests.unit.api.pages.browser import Live, expect, launched, live, watched_page, working
+from tests.unit.api.pages.browser import Live, expect, live, watched_page, working
 
 pytestmark = pytest.mark.slow
 STEPS = {"num_steps": 4}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from service import preference_tests
 from service.db.tables import PreferenceTest
 from service.preference_tests import NewTest
 from tests.drawn_results import draw_evaluation
-from tests.unit.api.pages.browser import Live, expect, launched, live, stored, watched_page
+from tests.unit.api.pages.browser import Live, expect, live, stored, watched_page
 
 pytestmark = pytest.mark.slow
 
@@ -21,12 +21,6 @@ pytestmark = pytest.mark.slow
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     with live(tmp_path_factory.mktemp("rating")) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture

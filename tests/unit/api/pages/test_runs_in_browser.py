@@ -13,15 +13,9 @@ from service.jobs.kinds import RoundSpec
 from service.service import cancel_job, create_job
 from tests.drawn_results import draw_run
 from tests.service import round_body
-from tests.unit.api.pages.browser import Live, expect, launched, live, watched_page, working
+from tests.unit.api.pages.browser import Live, expect, live, watched_page, working
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
