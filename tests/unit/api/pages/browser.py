@@ -31,6 +31,8 @@ _OPTIONS = [
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
+    "--process-per-site",
+    "--renderer-process-limit=1",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -67,17 +69,37 @@ def live(folder: Path, port: int = 0, pipeline: Path | None = None, **changes: A
         yield Live(f"http://127.0.0.1:{used}", app.state.service)
 
 
+_idle: dict[tuple[Any, str], list[Any]] = {}
+"""Contexts without history, by browser and URL. In a new context, Chromium would start a process for each page."""
+
+
 @contextmanager
 def watched_page(browser: Any, url: str, *expected: str) -> Iterator[Any]:
     """A page in a browser without history. Raises AssertionError if it reports other errors than the expected ones."""
-    context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
+    idle = _idle.setdefault((browser, url), [])
+    context = idle.pop() if idle else _new_context(browser, url)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     yield page
-    context.close()
+    page.close()
+    _forget_history(context)
+    idle.append(context)
     assert [error for error in errors if not any(part in error for part in expected)] == []
+
+
+def _new_context(browser: Any, url: str) -> Any:
+    """A context whose first page is a file of the application. It keeps the process of the pages alive."""
+    context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
+    context.new_page().goto("/static/style.css")
+    return context
+
+
+def _forget_history(context: Any) -> None:
+    context.set_offline(False)
+    context.clear_cookies()
+    context.pages[0].evaluate("localStorage.clear()")
 
 
 def stored(page: Any) -> None:
