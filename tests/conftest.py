@@ -1,11 +1,22 @@
 """Markers by folder, long tests, and grouping of tests for pytest-xdist."""
 
 import gc
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
+
+_MEMORY = Path("/dev/shm")
+_ENOUGH_MEMORY = 6 << 30
+
+# tests sync thousands of small files, and PostgreSQL copies a template of 300 files for each database
+if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ENOUGH_MEMORY:
+    os.environ["TMPDIR"] = str(_MEMORY)
+    tempfile.tempdir = None
 
 gc.disable()  # until all tests are imported: the collector would scan torch's and diffusers' objects repeatedly
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from redis import Redis
+from sqlalchemy import make_url
 
 from api.stack import servers
 from api.stack.program import free_port
@@ -32,6 +33,10 @@ class PostgresServer(servers.PostgresServer):
         name = f"test_{secrets.token_hex(8)}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")  # a fifth of the CPU time
         return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Delete a database. Ends connections to it."""
+        self.execute(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
 
     def dump(self, url: str, file: Path) -> None:
         """Back up a database as docs/deploy.md does."""

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import alembic.command
@@ -49,14 +50,14 @@ def migrate(engine: Engine, lock: Path) -> None:
     if engine.dialect.name == "postgresql" and _is_newest(engine):
         return
     with _exclusive(engine, lock) as connection:
-        _upgrade(_config(), connection)
+        _upgrade(connection)
 
 
 def require_newest(engine: Engine) -> None:
     """Raises StartError if the schema is not that of this version. For processes that do not migrate."""
     with engine.connect() as connection:
         present, newest = revisions(connection)
-    if present - _known(_config()):
+    if present - _known():
         raise UnknownRevisionError(_reason(present))
     if present != newest:
         raise StartError(
@@ -73,7 +74,22 @@ def _is_newest(engine: Engine) -> bool:
 
 def revisions(connection: Connection) -> tuple[frozenset[str], frozenset[str]]:
     """The revision of the database, and the newest revision of this version. A new database has none."""
-    return _current(connection), frozenset(ScriptDirectory.from_config(_config()).get_heads())
+    return _current(connection), _newest()
+
+
+def _newest() -> frozenset[str]:
+    return _revisions_in(_SCRIPTS)[0]
+
+
+def _known() -> frozenset[str]:
+    return _revisions_in(_SCRIPTS)[1]
+
+
+@cache
+def _revisions_in(scripts: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """The newest revision of a folder of migrations, and all of them. Cached: alembic imports every file each time."""
+    folder = ScriptDirectory(str(scripts))
+    return frozenset(folder.get_heads()), frozenset(script.revision for script in folder.walk_revisions())
 
 
 def _current(connection: Connection) -> frozenset[str]:
@@ -89,17 +105,15 @@ def _config() -> Config:
     return config
 
 
-def _known(config: Config) -> set[str]:
-    """All revisions of this version."""
-    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-
-
-def _upgrade(config: Config, connection: Connection) -> None:
+def _upgrade(connection: Connection) -> None:
     current = _current(connection)
     connection.rollback()
-    if current - _known(config):
+    if current - _known():
         raise UnknownRevisionError(_reason(current))
+    if current == _newest():
+        return
 
+    config = _config()
     config.attributes["connection"] = connection
     try:
         alembic.command.upgrade(config, "head")

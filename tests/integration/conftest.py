@@ -50,16 +50,17 @@ def new_postgres_database(postgres: PostgresServer) -> Callable[[], str]:
     return lambda: postgres.create_database(template)
 
 
+@pytest.fixture
+def postgres_url(postgres: PostgresServer, new_postgres_database: Callable[[], str]) -> Iterator[str]:
+    """The URL of a migrated PostgreSQL database without rows."""
+    url = new_postgres_database()
+    yield url
+    postgres.drop_database(url)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
     """The database_url of an empty database, of each kind in turn or of the kind that the test selects."""
     if request.param == "sqlite":
         return ""
-    make: Callable[[], str] = request.getfixturevalue("new_postgres_database")
-    return make()
-
-
-@pytest.fixture
-def postgres_url(new_postgres_database: Callable[[], str]) -> str:
-    """The URL of a migrated PostgreSQL database without rows."""
-    return new_postgres_database()
+    return str(request.getfixturevalue("postgres_url"))
