@@ -1,13 +1,17 @@
-"""All imports from diffusers and peft. No other module of this library imports them.
+"""All imports from diffusers and peft, and of transformers' text encoders and tokenizer.
 
-Both import torchvision, which fails with a CPU-only torch unless `_torchvision_ops` was imported first.
+No other module of this library imports diffusers or peft. All three import torchvision, which fails with a CPU-only
+torch unless `_torchvision_ops` was imported first.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import dfusion._torchvision_ops  # noqa: F401
 
 # isort: split
+import diffusers
 import peft
 from diffusers import (
     AutoencoderKL,
@@ -21,12 +25,16 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 __all__ = [
     "LORA_ADAPTER_METADATA_KEY",
     "Attention",
     "AttnProcessor2_0",
     "AutoencoderKL",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPTokenizer",
     "DDIMScheduler",
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
@@ -36,5 +44,11 @@ __all__ = [
     "convert_unet_state_dict_to_peft",
     "get_peft_model_state_dict",
     "peft",
+    "scheduler_class",
     "set_peft_model_state_dict",
 ]
+
+
+def scheduler_class(name: str) -> Any:
+    """A scheduler's class. Its constructor raises ImportError if a package that it needs is missing."""
+    return getattr(diffusers, name)

@@ -79,7 +79,10 @@ class Schedule:
         variances = (1 - prev_alphas) / (1 - alphas) * (1 - alphas / prev_alphas)
         prediction_type = scheduler.config.prediction_type
         if not torch.isfinite(variances).all() or (prediction_type == "epsilon" and alphas.min() <= 0):
-            raise ScheduleError(f"expected alpha-bar in (0, 1) at every step, got {alphas.min():g} to {alphas.max():g}")
+            raise ScheduleError(
+                f"expected alpha-bar in (0, 1) at every step, got {alphas.min():g} to {alphas.max():g}"
+                " (zero-terminal-SNR betas work with v-prediction and trailing spacing)"
+            )
 
         return cls(
             timesteps=timesteps,

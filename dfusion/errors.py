@@ -9,6 +9,7 @@ DFusionError
     ScheduleError         a trained step of the schedule has no noise, or no previous step
     LayerNotFoundError    the U-Net has no layer of the requested kind
   ModelNotFoundError      no model of that name, or its files are missing
+    UnsupportedModelError   its files are complete, but Eq. 1 cannot run it
   NonFiniteError          a loss, score or latent became NaN or infinite
   PolicyMismatchError     log-probs of an immediate replay differ from the recorded ones
   CheckpointError         a file is damaged, or has another format
@@ -87,6 +88,10 @@ class LayerNotFoundError(InvalidInputError):
 
 class ModelNotFoundError(DFusionError):
     """No model of that name, or its files are missing."""
+
+
+class UnsupportedModelError(ModelNotFoundError):
+    """The files are complete, but Eq. 1 cannot run the model. The message names the part and the cause."""
 
 
 class NonFiniteError(DFusionError):

@@ -1,8 +1,8 @@
 """Properties of a pipeline, read from its files without torch.
 
-They are the U-Net's layers, the maximum prompt length, the image sizes of the VAE and the minimum number of denoising
-steps. A service uses them to reject early what the model would reject later. Files that cannot be interpreted give no
-facts and raise no error: loading the model reports what is wrong with them.
+They are the U-Net's layers, the maximum prompt length, the image sizes of the VAE and the allowed numbers of denoising
+steps. `problem` says why a pipeline cannot be run at all. A service uses them to reject early what the model would
+reject later. Files that cannot be interpreted give no facts and raise no error.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from dfusion.config import MOST_INITIAL_SIGNAL, FusionConfig, SamplingConfig
-from dfusion.errors import InvalidInputError, LayerNotFoundError, shortened
+from dfusion.config import FusionConfig, SamplingConfig
+from dfusion.errors import (
+    InvalidInputError,
+    LayerNotFoundError,
+    ModelNotFoundError,
+    shortened,
+)
+from dfusion.model_files import check_files
+from dfusion.noise_schedules import step_problem
 
 Part = Literal["down", "middle", "up"]
 _HAS_CROSS_ATTENTION = {
@@ -63,13 +69,15 @@ class PipelineFacts:
     layers            positions of the layers that `dfusion.attention.layers.find_layers` finds, in its order
     prompt_length     maximum prompt length
     pixels_per_latent width of a latent pixel in image pixels
-    fewest_steps      minimum number of denoising steps that `dfusion.ddim.Schedule` accepts
+    scheduler         its noise schedule, as `dfusion.model_files.ModelFiles.schedule`
+    problem           why the pipeline cannot be loaded or run; None if nothing is known against it
     """
 
     layers: tuple[Part, ...] | None
     prompt_length: PromptLength | None
     pixels_per_latent: int | None = None
-    fewest_steps: int | None = None
+    scheduler: Mapping[str, Any] | None = None
+    problem: str | None = None
 
     def require_layers(self, config: FusionConfig) -> None:
         """Raise LayerNotFoundError for layers that the U-Net is known not to have."""
@@ -85,8 +93,8 @@ class PipelineFacts:
 
     def sampling_problems(self, sampling: SamplingConfig) -> Iterator[tuple[str, str]]:
         """The settings of `sampling` that the pipeline is known to reject, each with the reason."""
-        if self.fewest_steps is not None and sampling.num_steps < self.fewest_steps:
-            yield "num_steps", f"expected at least {self.fewest_steps} with this scheduler, got {sampling.num_steps}"
+        if self.scheduler is not None and (problem := step_problem(self.scheduler, sampling.num_steps)):
+            yield "num_steps", problem
         if sampling.negative_prompt and self.prompt_length is not None:
             for count in self.prompt_length.too_long([sampling.negative_prompt]).values():
                 yield "negative_prompt", f"expected at most {self.prompt_length.max_tokens} tokens, got {count}"
@@ -109,12 +117,20 @@ def require_size(side: Literal["height", "width"], pixels: int | None, pixels_pe
 
 
 def read_facts(folder: Path) -> PipelineFacts:
-    """The properties of a pipeline in diffusers' layout."""
+    """The properties of a pipeline in diffusers' layout. `folder` may be a file, which has none, and a `problem`."""
+    problem = None
+    scheduler = None
+    try:
+        scheduler = check_files(folder).schedule
+    except ModelNotFoundError as error:
+        problem = str(error)
+
     return PipelineFacts(
         layers=_layers(_json(folder / "unet" / "config.json")),
         prompt_length=_prompt_length(folder / "tokenizer"),
         pixels_per_latent=_pixels_per_latent(_json(folder / "vae" / "config.json")),
-        fewest_steps=_fewest_steps(_json(folder / "scheduler" / "scheduler_config.json")),
+        scheduler=scheduler,
+        problem=problem,
     )
 
 
@@ -155,44 +171,6 @@ def _pixels_per_latent(vae: Mapping[str, Any]) -> int | None:
     """The VAE halves an image between two consecutive levels."""
     widths = vae.get("block_out_channels")
     return 2 ** (len(widths) - 1) if isinstance(widths, list) and widths else None
-
-
-def _fewest_steps(scheduler: Mapping[str, Any]) -> int | None:
-    """The smallest number of steps whose first timestep has enough noise for x_T. The defaults are diffusers'."""
-    # 1. the scheduler's settings
-    total = scheduler.get("num_train_timesteps")
-    offset = scheduler.get("steps_offset", 0)
-    start = scheduler.get("beta_start", 0.0001)
-    end = scheduler.get("beta_end", 0.02)
-    if not isinstance(total, int) or not isinstance(offset, int):
-        return None
-    if not isinstance(start, float) or not isinstance(end, float):
-        return None
-    if scheduler.get("trained_betas") is not None or scheduler.get("rescale_betas_zero_snr"):
-        return None
-
-    # 2. the first timestep with enough noise
-    match scheduler.get("beta_schedule", "linear"):
-        case "linear":
-            betas = np.linspace(start, end, total)
-        case "scaled_linear":
-            betas = np.linspace(start**0.5, end**0.5, total) ** 2
-        case _:
-            return None
-    noisy = np.flatnonzero(np.cumprod(1 - betas) <= MOST_INITIAL_SIGNAL)
-    if len(noisy) == 0:
-        return None
-
-    # 3. the first number of steps that starts there
-    match scheduler.get("timestep_spacing", "leading"):
-        case "leading":
-            firsts = ((steps, (steps - 1) * (total // steps) + offset) for steps in range(1, total + 1))
-            return next((steps for steps, first in firsts if first >= noisy[0]), None)
-        case "linspace":
-            return 1 if noisy[0] == 0 else 2
-        case "trailing":
-            return 1
-    return None
 
 
 def _prompt_length(folder: Path) -> PromptLength | None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from dfusion._diffusers import (
     AutoencoderKL,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    scheduler_class,
 )
 from dfusion.config import Precision, SamplingConfig
 from dfusion.ddim import PredictionType
@@ -31,6 +35,8 @@ from dfusion.errors import (
     shortened,
 )
 from dfusion.facts import require_size
+from dfusion.model_files import SD, SDXL, ModelFiles, check_files
+from dfusion.noise_schedules import DDIM
 from dfusion.sampling import latent_shape
 from dfusion.sources import locate
 from dfusion.types import Conditioning
@@ -38,47 +44,95 @@ from dfusion.types import Conditioning
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NO_IMAGES_IN = {"feature_extractor": None, "image_encoder": None}
-_LOADED_AS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "StableDiffusionPipeline": (
-        StableDiffusionPipeline,
-        {"safety_checker": None, "requires_safety_checker": False, **_NO_IMAGES_IN},
-    ),
-    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False, **_NO_IMAGES_IN}),
+_PIPELINES: dict[str, tuple[Any, dict[str, Any]]] = {
+    SD: (StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False, **_NO_IMAGES_IN}),
+    SDXL: (StableDiffusionXLPipeline, {"add_watermarker": False, **_NO_IMAGES_IN}),
 }
-"""The supported pipelines, by their name in model_index.json, with the arguments that leave out unused parts."""
+"""The supported pipelines, with the arguments that leave out unused parts."""
+_NETWORKS: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+_LOAD_ERRORS = (
+    *(OSError, ValueError, RuntimeError, SafetensorError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, AssertionError, ImportError, StrictDataclassError),
+)
+"""What diffusers and transformers raise for configs and weights that do not fit together."""
+_BATCH_PIXELS = 8 * 512 * 512
+"""Pixels of the images that are decoded at once in half precision."""
 
 
 def load_pipeline(folder: Path, dtype: Precision = "float32", vae_dtype: Precision | None = None) -> Pipeline:
     """Load the stock pipeline of a folder in diffusers' layout, on the CPU, without its safety checker.
 
     Args:
-        folder: A folder with safetensors weights.
+        folder: A folder with safetensors weights. If a part has only a variant such as fp16, that one is loaded.
         dtype: Of U-Net and text encoders.
-        vae_dtype: Of the VAE. None: float32 if its config has `force_upcast` (as SDXL's), otherwise `dtype`.
+        vae_dtype: Of the VAE. None: as diffusers' pipelines do. float32 if the VAE's config says `force_upcast`, as
+            SDXL's does without this setting, otherwise `dtype`.
 
     Raises:
-        ModelNotFoundError: Another kind of pipeline, or missing or damaged parts.
+        ModelNotFoundError: Missing or damaged parts.
+        UnsupportedModelError: A pipeline that Eq. 1 cannot run, see `dfusion.model_files.check_files`.
         InvalidInputError: An unknown dtype.
     """
+    files = check_files(folder)
+    parts = _load_parts(folder, files, dtype, vae_dtype)
+    kind, left_out = _PIPELINES[files.pipeline]
+    settings = {"force_zeros_for_empty_prompt": files.empty_is_zero} if files.pipeline == SDXL else {}
+    try:
+        scheduler = scheduler_class(files.scheduler).from_pretrained(str(folder / "scheduler"))
+        return kind(**parts, scheduler=scheduler, **settings, **left_out)
+    except _LOAD_ERRORS as error:
+        raise ModelNotFoundError(f"no usable pipeline at {folder}: {error}") from error
+
+
+def _load_parts(folder: Path, files: ModelFiles, dtype: Precision, vae_dtype: Precision | None) -> dict[str, Any]:
+    """The networks and tokenizers of checked files, by name."""
     for setting, value in (("dtype", dtype), ("vae_dtype", vae_dtype or dtype)):
         if value not in _DTYPES:
             raise InvalidInputError(f"{setting}: expected one of {list(_DTYPES)}, got {value!r}")
 
-    try:
-        name = json.loads((folder / "model_index.json").read_text("utf-8")).get("_class_name")
-        if name not in _LOADED_AS:
-            raise ModelNotFoundError(f"{folder}: expected one of {list(_LOADED_AS)}, got a {name}")
-        kind, left_out = _LOADED_AS[name]
-        dtypes = {"vae": torch.float32, "default": _DTYPES[dtype]}
-        pipeline = kind.from_pretrained(str(folder), dtype=dtypes, use_safetensors=True, **left_out)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelNotFoundError(f"no usable Stable Diffusion pipeline at {folder}: {error}") from error
+    # 1. the networks, with all of their weights
+    parts: dict[str, Any] = {}
+    for part, variant in files.variants.items():
+        precision = "float32" if part == "vae" else dtype
+        parts[part] = _load_network(folder / part, _NETWORKS[part], _DTYPES[precision], variant)
 
+    # 2. the tokenizers
+    for encoder in [part for part in parts if "encoder" in part]:
+        part = encoder.replace("text_encoder", "tokenizer")
+        try:
+            parts[part] = CLIPTokenizer.from_pretrained(str(folder / part))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ModelNotFoundError(f"{folder / part}: expected CLIP's tokenizer: {error}") from error
+
+    # 3. the VAE's precision; float16 and bfloat16 are rounded from its float32 weights
+    vae = parts["vae"]
     if vae_dtype is None:
-        vae_dtype = "float32" if pipeline.vae.config.force_upcast else dtype
+        by_default = "force_upcast" in vae.config.get("_use_default_values", ())
+        upcast = files.pipeline == SDXL if by_default else vae.config.force_upcast
+        vae_dtype = "float32" if upcast else dtype
     if vae_dtype != "float32":
-        pipeline.vae.to(_DTYPES[vae_dtype])
-    return pipeline
+        vae.to(_DTYPES[vae_dtype])
+    return parts
+
+
+def _load_network(folder: Path, kind: Any, dtype: torch.dtype, variant: str | None) -> Any:
+    """A part of a pipeline. Raises ModelNotFoundError if weights are missing, which would be random otherwise."""
+    try:
+        network, report = kind.from_pretrained(
+            str(folder), dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
+        )
+    except _LOAD_ERRORS as error:
+        raise ModelNotFoundError(f"{folder}: its weights do not fit its config.json: {error}") from error
+    for problem, adjective in (("missing_keys", "missing"), ("mismatched_keys", "of another shape")):
+        if report[problem]:
+            names = shortened(sorted(map(str, report[problem])))
+            raise ModelNotFoundError(f"{folder}: expected all weights of its config.json, got {names} {adjective}")
+    return network
 
 
 def require_device(device: str) -> None:
@@ -95,7 +149,7 @@ class DiffusionModel:
     """The parts of a Stable Diffusion pipeline, all on one device. The scheduler is DDIM (Eq. 1).
 
     SDXL has a second text encoder with its tokenizer. With `empty_is_zero` the empty (negative) prompt is embedded as
-    zeros.
+    zeros. `notes` say what was replaced or left out when the model was loaded, such as its own scheduler.
     """
 
     unet: UNet2DConditionModel
@@ -107,6 +161,7 @@ class DiffusionModel:
     text_encoder_2: Any = None
     tokenizer_2: Any = None
     empty_is_zero: bool = False
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -129,6 +184,7 @@ class DiffusionModel:
 
         Raises:
             ModelNotFoundError: The model does not exist, or parts of it are missing or damaged.
+            UnsupportedModelError: Eq. 1 cannot run the model. The message names the part and the cause.
             InvalidInputError: The scheduler has another prediction type; an unknown dtype; an unavailable device.
 
         Example:
@@ -141,7 +197,10 @@ class DiffusionModel:
         """
         require_device(device)
         source = locate(model)
-        loaded = cls.from_pipeline(load_pipeline(source.folder, dtype, vae_dtype), device)
+        files = check_files(source.folder)
+        parts = _load_parts(source.folder, files, dtype, vae_dtype)
+        loaded = cls._of(parts, files.schedule, files.scheduler, files.empty_is_zero, device)
+        loaded = replace(loaded, notes=files.notes)
 
         configured = loaded.scheduler.config.prediction_type
         for expected in (source.prediction_type, prediction_type):
@@ -158,26 +217,28 @@ class DiffusionModel:
         Raises ModelNotFoundError if a required part is None.
         """
         xl = isinstance(pipeline, StableDiffusionXLPipeline)
-        encoders = ("text_encoder", "text_encoder_2") if xl else ("text_encoder",)
-        for name in ("unet", "vae", *encoders):
-            part = getattr(pipeline, name)
+        names = ["unet", "vae", "text_encoder", "tokenizer", *(("text_encoder_2", "tokenizer_2") if xl else ())]
+        parts = {name: getattr(pipeline, name) for name in names}
+        for name, part in parts.items():
             if part is None:
-                raise ModelNotFoundError(f"{name}: expected a model in the pipeline, got None")
-            part.requires_grad_(False).eval().to(device)
+                raise ModelNotFoundError(f"{name}: expected this part in the pipeline, got None")
+
+        scheduler = pipeline.scheduler
+        empty_is_zero = xl and bool(pipeline.config.force_zeros_for_empty_prompt)
+        return cls._of(parts, scheduler.config, type(scheduler).__name__, empty_is_zero, device)
+
+    @classmethod
+    def _of(
+        cls, parts: Mapping[str, Any], schedule: Mapping[str, Any], own_class: str, empty_is_zero: bool, device: str
+    ) -> DiffusionModel:
+        for name, part in parts.items():
+            if not name.startswith("tokenizer"):
+                part.requires_grad_(False).eval().to(device)
 
         # without these, DDIM's own defaults would clip samples and leave the last step without noise
-        defaults = {"clip_sample": False, "set_alpha_to_one": False}
-        return cls(
-            unet=pipeline.unet,
-            scheduler=DDIMScheduler.from_config({**defaults, **pipeline.scheduler.config}),
-            vae=pipeline.vae,
-            text_encoder=pipeline.text_encoder,
-            tokenizer=pipeline.tokenizer,
-            device=device,
-            text_encoder_2=pipeline.text_encoder_2 if xl else None,
-            tokenizer_2=pipeline.tokenizer_2 if xl else None,
-            empty_is_zero=xl and bool(pipeline.config.force_zeros_for_empty_prompt),
-        )
+        defaults = {} if own_class == DDIM else {"clip_sample": False, "set_alpha_to_one": False}
+        scheduler = DDIMScheduler.from_config({**defaults, **schedule})
+        return cls(scheduler=scheduler, device=device, empty_is_zero=empty_is_zero, **parts)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -279,7 +340,10 @@ class DiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Images (B, H, W, 3) uint8 of clean latents (B, C, h, w), decoded one by one, independent of the batch.
+        """Images (B, H, W, 3) uint8 of clean latents (B, C, h, w).
+
+        A float32 VAE decodes them one by one, so that an image does not depend on its batch. In half precision, which
+        depends on the batch anyway, several are decoded at once.
 
         Raises:
             ShapeMismatchError: Latents of another shape.
@@ -293,15 +357,17 @@ class DiffusionModel:
 
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         scaled = scaled + (getattr(self.vae.config, "shift_factor", None) or 0.0)
-        decoded = torch.cat([self._decode_single(latent) for latent in scaled.to(self.vae.dtype).split(1)])
-        pixels = (decoded / 2 + 0.5).clamp(0, 1)
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pixels_per_image = latents.shape[2] * latents.shape[3] * self.pixels_per_latent**2
+        at_once = 1 if self.vae.dtype == torch.float32 else max(1, _BATCH_PIXELS // pixels_per_image)
+        images = [self._decode_batch(part) for part in scaled.to(self.vae.dtype).split(at_once)]
+        return np.concatenate(images)
 
-    def _decode_single(self, scaled: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W) float32 of the VAE's scaled input (1, C, h, w). Raises NonFiniteError naming the VAE."""
+    def _decode_batch(self, scaled: torch.Tensor) -> np.ndarray:
+        """(b, H, W, 3) uint8 of the VAE's scaled input (b, C, h, w). Raises NonFiniteError naming the VAE."""
         decoded: torch.Tensor = self.vae.decode(scaled).sample.float()
         if bool(decoded.isfinite().all()):
-            return decoded
+            pixels = (decoded / 2 + 0.5).clamp(0, 1)
+            return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
         precision = str(self.vae.dtype).removeprefix("torch.")
         advice = "its weights are damaged, or the latents are far from any image"

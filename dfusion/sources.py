@@ -16,6 +16,7 @@ from typing import Literal
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
 from dfusion.errors import ModelNotFoundError
+from dfusion.model_files import require_pipeline
 
 UNET_WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
@@ -92,9 +93,8 @@ def locate(model: Path | str) -> Located:
     """
     if isinstance(model, str) and model in HUB_MODELS:
         return Located(_fetch(model, HUB_MODELS[model]), HUB_MODELS[model].prediction_type)
-    if isinstance(model, Path) or Path(model).is_dir():
-        if not (Path(model) / "model_index.json").is_file():
-            raise ModelNotFoundError(f"expected a diffusers pipeline at {model}, got no model_index.json")
+    if isinstance(model, Path) or Path(model).exists():
+        require_pipeline(Path(model))
         return Located(Path(model))
 
     repository, _, revision = model.partition("@")
@@ -105,11 +105,14 @@ def locate(model: Path | str) -> Located:
 
 
 def find_local(model: Path | str) -> Path | None:
-    """The folder that `locate` would return, if its files are on this machine; otherwise None. Downloads nothing."""
+    """The folder that `locate` would return, if its files are on this machine; otherwise None. Downloads nothing.
+
+    An existing path is returned even if `locate` refuses it.
+    """
     if isinstance(model, str) and model in HUB_MODELS:
         mirrors = HUB_MODELS[model].mirrors
-    elif isinstance(model, Path) or Path(model).is_dir():
-        return Path(model) if Path(model).is_dir() else None
+    elif isinstance(model, Path) or Path(model).exists():
+        return Path(model) if Path(model).exists() else None
     else:
         repository, _, revision = model.partition("@")
         mirrors = (Mirror(repository, revision),) if repository.count("/") == 1 and revision else ()

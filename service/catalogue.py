@@ -64,13 +64,20 @@ class Catalogue:
         return cls({**builtin, **added}, scorers, settings.scorers)
 
     def facts(self, name: str) -> PipelineFacts | None:
-        """Facts about a base model, read once from its files. None if the files are not on this machine."""
-        if name not in self._facts:
-            folder = find_local(self.models[name].source)
-            if folder is None:
-                return None
-            self._facts[name] = read_facts(folder)
-        return self._facts[name]
+        """Facts about a base model, read from its files. None if the files are not on this machine.
+
+        They are read once if the model can be loaded, otherwise each time, so that files can be repaired.
+        """
+        if name in self._facts:
+            return self._facts[name]
+        folder = find_local(self.models[name].source)
+        if folder is None:
+            return None
+
+        facts = read_facts(folder)
+        if facts.problem is None:
+            self._facts[name] = facts
+        return facts
 
 
 def _require_scorers(model: InstalledModel, scorers: frozenset[str]) -> None:

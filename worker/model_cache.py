@@ -83,6 +83,8 @@ class ModelCache:
             self._adapter = None
             self._loaded_at = time.monotonic()
             _logger.info("the model %s is loaded", name)
+            for note in self._model.notes:
+                _logger.info("the model %s: %s", name, note)
         return self._model
 
     def _attach(self, model: DiffusionModel, adapter: Artifact) -> None:

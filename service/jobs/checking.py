@@ -107,11 +107,19 @@ class Checker:
     # lookups; a field that names nothing is a problem
 
     def model(self, pointer: str, name: str) -> tuple[Model | None, InstalledModel | None]:
-        """The model that the field names, and its base model."""
+        """The model that the field names, and its base model.
+
+        A base model that cannot be loaded is a problem. Not checked if its files are not on this machine.
+        """
         row = results.find_model(self._session, name)
         base = self._catalogue.models.get(row.base) if row else None
         if row is None or base is None:
             self.wrong(pointer, unknown_model(self._catalogue, name), "unknown_model")
+            return row, base
+
+        facts = self._catalogue.facts(base.name)
+        if facts is not None and facts.problem is not None:
+            self.wrong(pointer, f"{base.name} cannot be used: {facts.problem}", "unsupported_model")
         return row, base
 
     def one_model(self, pointer: str, model_ids: Collection[str], advice: str = "") -> Model | None:

@@ -11,11 +11,10 @@ from transformers import CLIPTokenizer
 from dfusion.attention.layers import find_layers
 from dfusion.catalogue import MODELS
 from dfusion.config import FusionConfig, SamplingConfig
-from dfusion.ddim import Schedule
-from dfusion.errors import InvalidInputError, LayerNotFoundError, ScheduleError
+from dfusion.errors import InvalidInputError, LayerNotFoundError
 from dfusion.facts import read_facts
 from dfusion.models import DiffusionModel
-from tests.nets import sd_scheduler, sd_unet, tiny_pipeline, tiny_unet, tiny_xl_pipeline, tiny_xl_unet
+from tests.nets import sd_unet, tiny_pipeline, tiny_unet, tiny_xl_pipeline, tiny_xl_unet
 
 TEXTS = [
     "a black and woolen bus",  # two tokens for "woolen"
@@ -117,53 +116,6 @@ def test_unknown_unets_give_no_facts(tmp_path: Path, config: dict[str, object]) 
     facts = read_facts(unet_files(tmp_path, **config))
     assert facts.layers is None
     facts.require_layers(FusionConfig(layers=(99,)))
-
-
-def scheduler_file(folder: Path, **config: object) -> Path:
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
-@pytest.mark.parametrize("beta_end", [0.012, 0.002, 0.0001])
-def test_the_minimum_number_of_steps_is_accepted_by_a_schedule(
-    tmp_path: Path, spacing: str, beta_schedule: str, beta_end: float
-) -> None:
-    """With little noise, alpha-bar is above 0.5 at every timestep, and any number of steps is accepted."""
-    changes = {"timestep_spacing": spacing, "beta_schedule": beta_schedule, "beta_end": beta_end, "steps_offset": 0}
-    scheduler = sd_scheduler(**{"beta_start": 0.00005} | changes)
-    scheduler.save_config(tmp_path / "scheduler")
-    fewest = read_facts(tmp_path).fewest_steps
-    Schedule.from_scheduler(scheduler, fewest or 1, 1.0)
-    if fewest is not None and fewest > 1:
-        with pytest.raises(ScheduleError, match=f"at least {fewest} "):
-            Schedule.from_scheduler(scheduler, fewest - 1, 1.0)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"num_train_timesteps": 1000, "beta_schedule": "new"},
-        {"num_train_timesteps": 1000, "timestep_spacing": "new"},
-        {"num_train_timesteps": 1000, "rescale_betas_zero_snr": True},
-        {"num_train_timesteps": 1000, "trained_betas": [0.1]},
-        {"num_train_timesteps": "1000"},
-    ],
-)
-def test_unknown_schedules_give_no_facts(tmp_path: Path, config: dict[str, object]) -> None:
-    facts = read_facts(scheduler_file(tmp_path, **config))
-    assert facts.fewest_steps is None
-    assert list(facts.sampling_problems(SamplingConfig(num_steps=1))) == []
-
-
-def test_old_scheduler_files_without_spacing_are_leading(tmp_path: Path) -> None:
-    """As in the files of SD 1.x; diffusers has the same default."""
-    folder = scheduler_file(tmp_path, num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, steps_offset=1)
-    [(setting, problem)] = read_facts(folder).sampling_problems(SamplingConfig(num_steps=1))
-    assert (setting, problem) == ("num_steps", "expected at least 2 with this scheduler, got 1")
 
 
 @pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])

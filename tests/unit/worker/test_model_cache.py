@@ -21,8 +21,9 @@ class Clock:
 
 def test_a_loaded_model_is_preferred_for_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
+    loaded = SimpleNamespace(notes=("sampled by DDIM",))
     monkeypatch.setattr(model_cache, "time", clock)
-    monkeypatch.setattr(model_cache, "DiffusionModel", SimpleNamespace(load=lambda *_arguments, **_options: object()))
+    monkeypatch.setattr(model_cache, "DiffusionModel", SimpleNamespace(load=lambda *_arguments, **_options: loaded))
     entry = SimpleNamespace(source="", dtype=None, vae_dtype=None)
     catalogue: Any = SimpleNamespace(models={"tiny": entry, "other": entry})
     cache = ModelCache(catalogue, store=SimpleNamespace(), device="cpu")  # type: ignore[arg-type]

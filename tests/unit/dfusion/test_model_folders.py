@@ -1,0 +1,60 @@
+"""Whatever is pointed at as a model runs, or is refused by a typed error that names the cause."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfusion.config import SamplingConfig
+from dfusion.errors import DFusionError
+from dfusion.models import DiffusionModel
+from dfusion.sampling import sample
+from tests.model_folders import VARIANTS, Templates, Variant
+
+RUNNING = [variant for variant in VARIANTS if variant.refusal is None]
+REFUSED = [variant for variant in VARIANTS if variant.refusal is not None]
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Templates]:
+    yield Templates(tmp_path_factory.mktemp("templates"))
+
+
+def image_of(path: Path) -> np.ndarray:
+    """Load a model and sample one image of it."""
+    model = DiffusionModel.load(path)
+    prompts = model.encode_prompts(["a red circle"])
+    config = SamplingConfig(num_steps=4)
+    trajectory = sample(model.unet, model.scheduler, prompts, model.encode_prompts([""]), [1], config=config)
+    return model.decode(trajectory.final)[0]
+
+
+def require_outcome(templates: Templates, variant: Variant, folder: Path) -> None:
+    """Any error other than dfusion's propagates."""
+    path = templates.create(variant, folder)
+    if variant.refusal is None:
+        assert image_of(path).std() > 1, variant.name
+        return
+    with pytest.raises(DFusionError) as refused:
+        image_of(path)
+    assert re.search(variant.refusal, str(refused.value), re.DOTALL), f"{variant.name}: {refused.value}"
+
+
+def test_the_sweep_is_wide() -> None:
+    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) >= 300
+    assert len(RUNNING) >= 50 and len(REFUSED) >= 150
+
+
+EVERY_FOURTH = [
+    pytest.param(variant, id=variant.name, marks=() if n % 4 == 0 else pytest.mark.long)
+    for n, variant in enumerate(VARIANTS)
+]
+
+
+@pytest.mark.parametrize("variant", EVERY_FOURTH)
+def test_every_folder_runs_or_is_refused_by_name(templates: Templates, variant: Variant, tmp_path: Path) -> None:
+    require_outcome(templates, variant, tmp_path / "model")
