@@ -23,8 +23,9 @@ from diffusers import (
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 __all__ = [
@@ -36,16 +37,15 @@ __all__ = [
     "CLIPTextModelWithProjection",
     "CLIPTokenizer",
     "DDIMScheduler",
+    "LoraLayer",
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
     "Transformer2DModel",
     "UNet2DConditionModel",
     "convert_state_dict_to_diffusers",
-    "convert_unet_state_dict_to_peft",
     "get_peft_model_state_dict",
     "peft",
     "scheduler_class",
-    "set_peft_model_state_dict",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The LoRA adapter on the U-Net's attention, by peft, in files that stock diffusers loads."""
+"""The LoRA adapter of the U-Net, by peft, in files that stock diffusers loads."""
 
 from __future__ import annotations
 
@@ -15,30 +15,28 @@ from torch import nn
 
 from dfusion._diffusers import (
     LORA_ADAPTER_METADATA_KEY,
+    LoraLayer,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     convert_state_dict_to_diffusers,
-    convert_unet_state_dict_to_peft,
     get_peft_model_state_dict,
     peft,
-    set_peft_model_state_dict,
 )
-from dfusion.config import LoraConfig
+from dfusion.adapter_files import UNET, AdaptedLayer, AdapterLayout, read_layout
+from dfusion.config import GROUPS, LoraConfig
 from dfusion.errors import CheckpointError, InvalidInputError
 from dfusion.files import read_tensors, write_tensors, write_whole
+from dfusion.lora_layers import LayerSettings, Shapes, adapted_layers, groups_of
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The adapted projections of every attention layer."""
 METADATA_KEY = "dfusion"
 ADAPTER = "default"
 """The adapter's name in peft."""
-_PREFIX = "unet."
 _PEFT_INIT: Mapping[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
 """peft's name of each initialisation, as stored in the adapter's metadata."""
 
 
 def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), seed: int = 0) -> None:
-    """Attach a new trainable adapter to all attention layers of `unet`, and freeze everything else.
+    """Attach a new trainable adapter to `unet`, by default to all attention layers, and freeze everything else.
 
     The first matrix, A (down), is initialised from `seed` according to `config.init`. The second, B (up), is 0, so the
     adapter has no effect at first. Both are float32 for any dtype of the U-Net, since half precision would round
@@ -46,19 +44,17 @@ def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), s
 
     Args:
         unet: The U-Net to change in place.
-        config: Rank, alpha and initialisation.
+        config: The adapted layers, their ranks and alphas, and the initialisation. `dropout` applies in trainings.
         seed: Seed of A.
+
+    Raises:
+        LoraSettingError: The U-Net has no layers of these names (it then has no adapter).
     """
     detach(unet)
+    layers = adapted_layers(shapes_of(unet), config)
     unet.requires_grad_(False)
-    settings = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        init_lora_weights=_PEFT_INIT[config.init],
-        target_modules=list(TARGETS),
-    )
     with torch.random.fork_rng(devices=[]):  # peft uses the global generator; its values are overwritten below
-        unet.add_adapter(settings)
+        unet.add_adapter(_peft_config(config, layers))
 
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(lora_parameters(unet).items()):
@@ -69,10 +65,35 @@ def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), s
             parameter.data.copy_(weight)
 
 
+def _peft_config(config: LoraConfig, layers: Mapping[str, LayerSettings]) -> peft.LoraConfig:
+    """peft's settings. Groups are named by the ends of their layers' names, other targets and patterns in full."""
+    only_groups = GROUPS.keys() >= set(config.targets)
+    ends = [end for target in config.targets if only_groups for end in GROUPS[target]]
+    return peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        init_lora_weights=_PEFT_INIT[config.init],
+        target_modules=ends or list(layers),
+        rank_pattern={name: layer.rank for name, layer in layers.items() if layer.rank != config.rank},
+        alpha_pattern={name: layer.alpha for name, layer in layers.items() if layer.alpha != config.alpha},
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+    )
+
+
+def shapes_of(unet: UNet2DConditionModel) -> Shapes:
+    """The shapes of the U-Net's parameters by name, without an adapter."""
+    shapes = {}
+    for name, parameter in unet.named_parameters():
+        if ".lora_" not in name:
+            shapes[name.replace(".base_layer.", ".")] = tuple(parameter.shape)
+    return shapes
+
+
 def _initialise(weight: torch.Tensor, config: LoraConfig, generator: torch.Generator) -> None:
     """Fill A, (rank, in), in place: Gaussian with standard deviation 1/rank, or Kaiming-uniform, bound 1/sqrt(in)."""
     if config.init == "gaussian":
-        weight.normal_(std=1 / config.rank, generator=generator)
+        weight.normal_(std=1 / len(weight), generator=generator)
     else:
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
 
@@ -89,12 +110,27 @@ def has_lora(unet: UNet2DConditionModel) -> bool:
 
 
 def lora_config(unet: UNet2DConditionModel) -> LoraConfig:
-    """Rank, alpha and initialisation of the attached adapter. Raises InvalidInputError without one from dfusion."""
+    """The settings of the attached adapter. Raises InvalidInputError without one from dfusion."""
     adapters = getattr(unet, "peft_config", None) or {}
     if ADAPTER not in adapters:
         raise InvalidInputError(f"unet: expected an adapter by attach_lora or load_adapter, got {sorted(adapters)}")
     settings = adapters[ADAPTER]
-    return LoraConfig(rank=settings.r, alpha=settings.lora_alpha, init=_init_of(settings.init_lora_weights))
+    layers = {name for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+    return LoraConfig(
+        rank=settings.r,
+        alpha=settings.lora_alpha,
+        init=_init_of(settings.init_lora_weights),
+        targets=groups_of(shapes_of(unet), layers) or tuple(sorted(layers)),
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+    )
+
+
+def lora_layers(unet: UNet2DConditionModel) -> dict[str, LayerSettings]:
+    """The layers of the attached adapter by name. Raises InvalidInputError without an adapter from dfusion."""
+    return adapted_layers(shapes_of(unet), lora_config(unet))
 
 
 def _init_of(init_lora_weights: object) -> Literal["gaussian", "kaiming"]:
@@ -126,6 +162,42 @@ def weights_as(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, tor
             parameter.data = own[name]
 
 
+@contextmanager
+def without_effect(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Use the base model within the context, without gradients of the adapter."""
+    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@contextmanager
+def lora_dropout(unet: UNet2DConditionModel, share: float, seed: int) -> Iterator[None]:
+    """Leave out a random share of the inputs of A within the context, from `seed`. 0 changes nothing."""
+    if share == 0:
+        yield
+        return
+
+    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    own = [layer.lora_dropout[ADAPTER] for layer in layers]
+    device = next(unet.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # nn.Dropout has no generator of its own
+        try:
+            for layer in layers:
+                layer.lora_dropout[ADAPTER] = nn.Dropout(share)
+                layer.train()
+            yield
+        finally:
+            for layer, dropout in zip(layers, own, strict=True):
+                layer.lora_dropout[ADAPTER] = dropout
+                layer.train(unet.training)
+
+
 def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping[str, str] | None = None) -> None:
     """Write the adapter as safetensors that `load_lora_weights` of stock pipelines loads. The write is atomic.
 
@@ -149,7 +221,7 @@ def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping
 
     settings = {}
     for key, value in unet.peft_config[ADAPTER].to_dict().items():
-        settings[_PREFIX + key] = sorted(value) if isinstance(value, set) else value
+        settings[UNET + key] = sorted(value) if isinstance(value, set) else value
     about = {
         LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True),
         METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True),
@@ -172,39 +244,47 @@ class AdapterFile:
     """The content of an adapter's file.
 
     weights   by peft's names without a prefix, "down_blocks.0. ... .to_q.lora_A.weight"; (rank, in) and (out, rank)
-    config    rank, alpha, and the initialisation if the file has it (otherwise Kaiming, peft's default)
+    layers    the rank and alpha of each layer
+    config    the settings; the initialisation is Kaiming, peft's default, if the file does not have it
     metadata  the metadata passed to `save_adapter`
     """
 
     weights: Mapping[str, torch.Tensor]
+    layers: Mapping[str, AdaptedLayer]
     config: LoraConfig
     metadata: Mapping[str, str]
 
 
-def read_adapter(file: Path) -> AdapterFile:
-    """Read an adapter that `save_adapter` wrote, or another one in diffusers' format for the U-Net.
+def read_adapter(file: Path, layers_per_block: int = 2) -> AdapterFile:
+    """Read an adapter of the U-Net in the format of diffusers, PEFT or kohya.
 
-    The rank comes from the weights. Alpha comes from the file's metadata; without it, alpha is the rank, as in
-    diffusers. Raises CheckpointError for a file that is damaged or has no adapter of a single rank.
+    The ranks come from the weights. Alphas come from the file or, for PEFT, from adapter_config.json beside it; without
+    any, a layer's alpha is its rank, as in diffusers.
+
+    Args:
+        file: The file, or its folder.
+        layers_per_block: Of the U-Net, on which names of SDXL's layers in kohya's files depend.
+
+    Raises:
+        AdapterError: A file that is damaged, another kind of adapter, or one with other parts than the U-Net.
     """
-    tensors, about = read_tensors(file)
-    weights = {key.removeprefix(_PREFIX): value for key, value in tensors.items() if key.startswith(_PREFIX)}
-    weights = convert_unet_state_dict_to_peft(weights)
-    ranks = {value.shape[0] for key, value in weights.items() if ".lora_A." in key}
-    if len(ranks) != 1:
-        raise CheckpointError(f"{file}: expected an adapter of one rank, got ranks {sorted(ranks)}")
-    (rank,) = ranks
+    return _read(read_layout(file, layers_per_block))
+
+
+def _read(layout: AdapterLayout, shapes: Shapes | None = None) -> AdapterFile:
+    tensors, _ = read_tensors(layout.file)
+    weights = {}
+    for name, layer in layout.layers.items():
+        weights[f"{name}.lora_A.weight"] = tensors[layer.down]
+        weights[f"{name}.lora_B.weight"] = tensors[layer.up]
+        if layer.magnitude is not None:
+            weights[f"{name}.lora_magnitude_vector"] = tensors[layer.magnitude]
 
     try:
-        settings = json.loads(about.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-        config = LoraConfig(
-            rank=rank,
-            alpha=settings.get(f"{_PREFIX}lora_alpha", rank),
-            init=_init_of(settings.get(f"{_PREFIX}init_lora_weights")),
-        )
-        return AdapterFile(weights, config, json.loads(about.get(METADATA_KEY, "{}")))
-    except (AttributeError, ValueError) as error:
-        raise CheckpointError(f"{file}: expected the metadata of an adapter: {error!r}") from error
+        metadata = dict(json.loads(layout.metadata.get(METADATA_KEY, "{}")))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{layout.file}: expected the metadata of an adapter: {error!r}") from error
+    return AdapterFile(weights, layout.layers, layout.config(shapes), metadata)
 
 
 def load_adapter(unet: UNet2DConditionModel, file: Path | str) -> dict[str, str]:
@@ -212,13 +292,15 @@ def load_adapter(unet: UNet2DConditionModel, file: Path | str) -> dict[str, str]
 
     Args:
         unet: The U-Net to change in place.
-        file: A file by `save_adapter`, or another adapter in diffusers' format.
+        file: A file by `save_adapter`, or another adapter of the U-Net in the format of diffusers, PEFT or kohya, or
+            its folder.
 
     Returns:
         The metadata passed to `save_adapter`.
 
     Raises:
-        CheckpointError: The file is damaged, or does not fit the U-Net (which then has no adapter).
+        AdapterError: The file is damaged, is another kind of adapter, has other parts than the U-Net, or does not fit
+            the U-Net (which then has no adapter). The message names the kind or the first key.
 
     Example:
         >>> from dfusion import MODELS, DiffusionModel, attach_lora, load_adapter, save_adapter
@@ -228,12 +310,15 @@ def load_adapter(unet: UNet2DConditionModel, file: Path | str) -> dict[str, str]
         >>> load_adapter(model.unet, "adapter.safetensors")
         {'round': '1'}
     """
-    adapter = read_adapter(Path(file))
+    detach(unet)
+    per_block = unet.config.layers_per_block
+    layout = read_layout(Path(file), per_block if isinstance(per_block, int) else max(per_block))
+    shapes = shapes_of(unet)
+    layout.require_fit(shapes)
+    adapter = _read(layout, shapes)
     attach_lora(unet, adapter.config)
 
-    expected = {name: value.shape for name, value in get_peft_model_state_dict(unet).items()}
-    if expected != {name: value.shape for name, value in adapter.weights.items()}:
-        detach(unet)
-        raise CheckpointError(f"{file}: the adapter does not fit the attention layers of this U-Net")
-    set_peft_model_state_dict(unet, dict(adapter.weights))
+    for name, parameter in lora_parameters(unet).items():
+        weight = adapter.weights[name.replace(f".{ADAPTER}.weight", "" if "magnitude" in name else ".weight")]
+        parameter.data.copy_(weight.reshape(parameter.shape))
     return dict(adapter.metadata)

@@ -203,15 +203,44 @@ class PairingConfig(StrictModel):
         return cls(dealing="rank_order", adoption_threshold=0, max_mask_cover=1)
 
 
-class LoraConfig(StrictModel):
-    """A low-rank adapter on the U-Net's attention projections. It adds alpha / rank * B A to each weight."""
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"attention": ("to_q", "to_k", "to_v", "to_out.0"), "feed_forward": ("ff.net.0.proj", "ff.net.2")}
+)
+"""Groups of layers that an adapter can have, by the ends of their names."""
+Layer = Annotated[str, Field(min_length=1, max_length=200)]
+_MOST_LAYERS = 4096
 
-    rank: int = Field(4, ge=1, le=256)
+
+class LoraConfig(StrictModel):
+    """A low-rank adapter of layers of the U-Net. It adds alpha / rank * B A to each weight.
+
+    A layer is named by the end of its name in diffusers ("attn2.to_k"), by a pattern with * for its whole name
+    ("mid_block.*"), or by a group of `GROUPS`.
+    """
+
+    rank: int = Field(4, ge=1, le=1024)
     alpha: Rate = 4.0
     init: Literal["gaussian", "kaiming"] = Field(
         "gaussian",
         description="Initialisation of A (down): N(0, 1/rank) as in ddpo-pytorch and the released code, or"
         " Kaiming-uniform as in peft. B (up) is 0 (docs/decisions/017-training-recipe.md)",
+    )
+    targets: tuple[Layer, ...] = Field(
+        ("attention",),
+        min_length=1,
+        max_length=_MOST_LAYERS,
+        description="Adapted layers: attention, feed_forward, or names of layers such as attn2.to_k",
+    )
+    rank_pattern: dict[Layer, Annotated[int, Field(ge=1, le=1024, strict=True)]] = Field(
+        {}, max_length=_MOST_LAYERS, description="Ranks of some layers by name; the last name that matches counts"
+    )
+    alpha_pattern: dict[Layer, Annotated[float, Field(gt=0, strict=True)]] = Field(
+        {}, max_length=_MOST_LAYERS, description="Alphas of some layers, as for rank_pattern"
+    )
+    use_rslora: bool = Field(False, description="Rank-stabilised LoRA: alpha / sqrt(rank) instead of alpha / rank")
+    use_dora: bool = Field(False, description="DoRA: the norms of the weights are trained separately")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the inputs of A that an update leaves out; never when images are sampled"
     )
 
 

@@ -8,11 +8,13 @@ DFusionError
     TextEncodingError     a text is not UTF-8
     ScheduleError         a trained step of the schedule has no noise, or no previous step
     LayerNotFoundError    the U-Net has no layer of the requested kind
+    LoraSettingError      a LoRA setting does not fit the U-Net
   ModelNotFoundError      no model of that name, or its files are missing
     UnsupportedModelError   its files are complete, but Eq. 1 cannot run it
   NonFiniteError          a loss, score or latent became NaN or infinite
   PolicyMismatchError     log-probs of an immediate replay differ from the recorded ones
   CheckpointError         a file is damaged, or has another format
+    AdapterError          a file is no adapter that can be loaded, or one for another model
   ExportError             an exported model cannot be reloaded, or renders another image
   ScorerError             a scorer returned no usable scores
     ScorerUnavailableError  a scorer cannot be reached at the moment
@@ -86,6 +88,14 @@ class LayerNotFoundError(InvalidInputError):
     """The U-Net has no layer of the requested kind."""
 
 
+class LoraSettingError(InvalidInputError):
+    """A LoRA setting does not fit the U-Net. `setting` is its name in LoraConfig."""
+
+    def __init__(self, setting: str, message: str) -> None:
+        self.setting = setting
+        super().__init__(f"training.lora.{setting}: {message}")
+
+
 class ModelNotFoundError(DFusionError):
     """No model of that name, or its files are missing."""
 
@@ -117,6 +127,10 @@ class PolicyMismatchError(DFusionError):
 
 class CheckpointError(DFusionError):
     """A file is damaged, or has another format than expected."""
+
+
+class AdapterError(CheckpointError):
+    """A file is not an adapter that can be loaded, or one for another model. The message names its kind or its key."""
 
 
 class ExportError(DFusionError):

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from dfusion.adapter import METADATA_KEY, AdapterFile, detach, load_adapter, read_adapter
+from dfusion.adapter import METADATA_KEY, AdapterFile, detach, load_adapter, read_adapter, save_adapter
+from dfusion.adapter_files import read_layout
 from dfusion.errors import DFusionError, ExportError, InvalidInputError
 from dfusion.files import write_tensors, write_whole
 from dfusion.models import Pipeline, load_pipeline
@@ -141,23 +142,33 @@ def _image(pipeline: Pipeline, check: ImageCheck) -> np.ndarray:
     return output.images[0]  # type: ignore[no-any-return]
 
 
-def _write_diffusers(_folder: Path, adapter: Path, out: Path) -> None:
-    """Copy the file: adapters are stored in this form."""
-    shutil.copyfile(adapter, out)
+def _write_diffusers(folder: Path, adapter: Path, out: Path) -> None:
+    """Copy the file if it has this form already, as stored adapters have."""
+    if read_layout(adapter).form == "diffusers":
+        shutil.copyfile(adapter, out)
+        return
+    unet = load_pipeline(folder).unet
+    load_adapter(unet, adapter)
+    save_adapter(unet, out)
 
 
 def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
-    """Write lora_down (r, in), lora_up (out, r) and alpha () for each module."""
+    """Write lora_down (r, in), lora_up (out, r) and alpha () for each module. Raises ExportError for a DoRA."""
     unet = _config(folder, "unet/config.json")
-    content = read_adapter(adapter)
+    content = read_adapter(adapter, unet["layers_per_block"])
+    if content.config.use_dora:
+        raise ExportError(
+            f"kohya export of {adapter}: expected a LoRA, got a DoRA, which is written as diffusers or merged"
+        )
 
     tensors: dict[str, torch.Tensor] = {}
     for key, value in content.weights.items():
         module, _, matrix = key.rpartition(".lora_")
+        layer = content.layers[module]
         module = original_name(module, unet["layers_per_block"]) if _is_xl(unet) else module
         name = "lora_unet_" + module.replace(".", "_")
         tensors[f"{name}.{_KOHYA_MATRICES[matrix]}"] = value
-        tensors[f"{name}.alpha"] = torch.tensor(content.config.alpha)
+        tensors[f"{name}.alpha"] = torch.tensor(layer.alpha * (layer.rank**0.5 if content.config.use_rslora else 1))
     write_tensors(out, tensors, _kohya_metadata(folder, unet, content))
 
 

@@ -17,7 +17,7 @@ from dfusion.adapter import (
     save_adapter,
 )
 from dfusion.config import LoraConfig
-from dfusion.errors import CheckpointError, InvalidInputError
+from dfusion.errors import AdapterError, CheckpointError, InvalidInputError
 from dfusion.files import read_tensors, write_tensors
 from tests.nets import embeds, sd_unet, tiny_pipeline, tiny_unet, tiny_xl_unet
 
@@ -134,7 +134,7 @@ def test_invalid_files_are_rejected(tmp_path: Path) -> None:
     save_adapter(trained(tiny_unet()), tmp_path / "a.safetensors")
     unet = sd_unet(8)
 
-    with pytest.raises(CheckpointError, match="fit"):
+    with pytest.raises(AdapterError, match="another model"):
         load_adapter(unet, tmp_path / "a.safetensors")
 
     whole = (tmp_path / "a.safetensors").read_bytes()

@@ -1,0 +1,472 @@
+"""Adapter files of diffusers, PEFT and kohya: what is in them, checked without torch.
+
+A file is recognised by its keys:
+
+diffusers  unet.down_blocks.0.….to_q.lora.down.weight; alpha in the file's metadata, otherwise the rank
+PEFT       base_model.model.down_blocks.0.….to_q.lora_A.weight; alpha in adapter_config.json beside the file
+kohya      lora_unet_down_blocks_0_…_to_q.lora_down.weight, for SDXL lora_unet_input_blocks_4_1_…; alpha of each layer
+
+Every key must be understood. Anything else (text encoders, LoHa, full weights, …) is refused by its name, since an
+adapter that is loaded in part is another adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from dfusion.config import GROUPS, LoraConfig
+from dfusion.errors import AdapterError, shortened
+from dfusion.lora_layers import Shapes, groups_of
+
+AdapterForm = Literal["diffusers", "PEFT", "kohya"]
+Kind = Literal["down", "up", "alpha", "magnitude"]
+METADATA = "lora_adapter_metadata"
+"""The key of diffusers' metadata: the settings of peft's LoraConfig as JSON, each with the prefix "unet."."""
+UNET = "unet."
+_PEFT = "base_model.model."
+_KOHYA = "lora_unet_"
+_WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""Names of an adapter's file in a folder: PEFT's, diffusers'."""
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
+"""The first bytes of what torch.save writes, today and in versions before 1.6."""
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_TEXT_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_", "text_encoder.", "text_encoder_2.", f"{_PEFT}text_model.")
+_OTHER_KINDS: Mapping[str, str] = {
+    "LoHa": r"\.hada_",
+    "LoKr": r"\.lokr_",
+    "DoRA of LyCORIS": r"\.dora_scale$",
+    "BOFT": r"\.boft_",
+    "OFT": r"\.oft_",
+    "(IA)3": r"\.ia3_l|\.on_input$",
+    "VeRA": r"\bvera_",
+    "HRA": r"\.hra_u",
+    "GLoRA": r"\.[ab][12]\.weight$",
+    "LoCon with a Tucker decomposition": r"\.lora_mid\.",
+    "full weights (.diff)": r"\.diff(_b)?$",
+    "trained norms": r"\.[wb]_norm$",
+    "a textual inversion": r"^emb_params$|^bundle_emb\.|^string_to_param",
+    "LoRA with biases": r"lora(_B|_up|\.up)\.bias$",
+    "LoRA of embeddings": r"\.lora_embedding_",
+}
+"""Kinds of adapters that cannot be loaded, and patterns by which their keys are known."""
+_PARTS: Mapping[str, Kind] = {
+    r"\.lora_A(?:\.default)?\.weight": "down",
+    r"\.lora_B(?:\.default)?\.weight": "up",
+    r"\.lora(?:_linear_layer)?\.down\.weight": "down",
+    r"\.lora(?:_linear_layer)?\.up\.weight": "up",
+    r"_lora\.down\.weight": "down",
+    r"_lora\.up\.weight": "up",
+    r"\.lora_down\.weight": "down",
+    r"\.lora_up\.weight": "up",
+    r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?": "magnitude",
+    r"\.alpha": "alpha",
+}
+"""The ends of keys, after the name of a layer."""
+_COMPOUNDS = (
+    "down_blocks",
+    "up_blocks",
+    "mid_block",
+    "input_blocks",
+    "output_blocks",
+    "middle_block",
+    "transformer_blocks",
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out",
+    "proj_in",
+    "proj_out",
+    "conv_in",
+    "conv_out",
+    "conv_shortcut",
+    "time_emb_proj",
+    "time_embedding",
+    "add_embedding",
+    "linear_1",
+    "linear_2",
+)
+"""Names of layers that contain "_", which kohya's keys have also in place of the dots."""
+_ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+_MAX_HEADER = 100 << 20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file: its dtype by safetensors' name, its shape, and its bytes in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """A layer's part of an adapter.
+
+    rank       of its matrices
+    alpha      with the rank it gives the scale of B A
+    down, up   the keys of A and B in the file
+    magnitude  the key of DoRA's magnitude vector; None without DoRA
+    """
+
+    rank: int
+    alpha: float
+    down: str
+    up: str
+    magnitude: str | None = None
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """The content of an adapter's file, without its weights.
+
+    file        the safetensors file
+    form        its format
+    tensors     its tensors by key
+    layers      the adapted layers by their names in diffusers' U-Net
+    use_rslora  whether the scale is alpha / sqrt(rank) instead of alpha / rank
+    init        the initialisation; Kaiming, peft's default, if the file does not say
+    settings    the settings of peft's LoraConfig in the file, or beside it
+    metadata    the file's metadata
+    """
+
+    file: Path
+    form: AdapterForm
+    tensors: Mapping[str, StoredTensor]
+    layers: Mapping[str, AdaptedLayer]
+    use_rslora: bool
+    init: Literal["gaussian", "kaiming"]
+    settings: Mapping[str, Any]
+    metadata: Mapping[str, str]
+
+    @property
+    def use_dora(self) -> bool:
+        """Whether it is a DoRA."""
+        return any(layer.magnitude is not None for layer in self.layers.values())
+
+    def config(self, shapes: Shapes | None = None) -> LoraConfig:
+        """The LoRA settings of the adapter.
+
+        With the `shapes` of a U-Net, `targets` names groups of layers if the adapter has all layers of these groups.
+
+        Raises:
+            AdapterError: A rank or alpha is out of range.
+        """
+        ranks = {name: layer.rank for name, layer in self.layers.items()}
+        alphas = {name: layer.alpha for name, layer in self.layers.items()}
+        rank = _most_common(ranks.values())
+        alpha = _most_common(alphas.values())
+        try:
+            return LoraConfig(
+                rank=rank,
+                alpha=alpha,
+                init=self.init,
+                targets=self._targets(shapes),
+                rank_pattern={name: value for name, value in ranks.items() if value != rank},
+                alpha_pattern={name: value for name, value in alphas.items() if value != alpha},
+                use_rslora=self.use_rslora,
+                use_dora=self.use_dora,
+            )
+        except ValidationError as error:
+            raise AdapterError(f"{self.file}: expected the settings of a LoRA: {error}") from error
+
+    def _targets(self, shapes: Shapes | None) -> tuple[str, ...]:
+        if shapes is not None:
+            return groups_of(shapes, self.layers) or tuple(sorted(self.layers))
+        named = self.settings.get("target_modules")
+        for groups in GROUPS.values():
+            if isinstance(named, list) and sorted(map(str, named)) == sorted(groups):
+                return tuple(name for name, layers in GROUPS.items() if layers == groups)
+        return tuple(sorted(self.layers))
+
+    def require_fit(self, shapes: Shapes) -> None:
+        """Raise AdapterError, naming the first layer that does not fit, unless the U-Net has all adapted layers.
+
+        Args:
+            shapes: The shapes of the U-Net's parameters by name.
+        """
+        for name, layer in self.layers.items():
+            weight = shapes.get(f"{name}.weight", ())
+            if len(weight) not in (2, 4):
+                raise AdapterError(f"{self.file}: the adapter is for another model: this U-Net has no layer {name}")
+            out, width, *kernel = weight
+            self._require_shape(layer.down, (layer.rank, width, *kernel))
+            self._require_shape(layer.up, (out, layer.rank))
+            if layer.magnitude is not None:
+                self._require_shape(layer.magnitude, (1, out) if kernel else (out,))
+
+    def _require_shape(self, key: str, expected: tuple[int, ...]) -> None:
+        got = self.tensors[key].shape
+        if _without_ones(got) != _without_ones(expected):
+            what = f"expected {key} of shape {expected}, got {got}"
+            raise AdapterError(f"{self.file}: the adapter is for another model: {what}")
+
+    def require_finite(self) -> None:
+        """Raise AdapterError, naming the tensor, if a value is NaN or infinite. Reads the whole file."""
+        content = np.memmap(self.file, np.uint8, "r")
+        for key, tensor in self.tensors.items():
+            if not _is_finite(content[tensor.start : tensor.stop], tensor.dtype):
+                raise AdapterError(f"{self.file}: expected finite numbers, got NaN or infinity in {key}")
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without trailing ones: a 1 x 1 convolution and a linear layer hold the same matrix."""
+    length = len(shape)
+    while length > 2 and shape[length - 1] == 1:
+        length -= 1
+    return shape[:length]
+
+
+def _is_finite(content: np.ndarray, dtype: str) -> bool:
+    if dtype == "BF16":  # the upper half of a float32; with all bits of the exponent it is not a number
+        return not bool(np.any((content.view("<u2") & 0x7F80) == 0x7F80))
+    return bool(np.isfinite(content.view(f"<f{_ITEM_BYTES[dtype]}")).all())
+
+
+def _most_common(values: Iterable[Any]) -> Any:
+    """The most common value; of several, the smallest."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
+
+
+def read_layout(path: Path, layers_per_block: int = 2) -> AdapterLayout:
+    """Read which layers an adapter's file adapts, and how, and check all its values.
+
+    Args:
+        path: The file, or a folder with `adapter_model.safetensors` or `pytorch_lora_weights.safetensors`.
+        layers_per_block: Of the U-Net; 2 for all Stable Diffusion models. Names of SDXL in kohya's files depend on it.
+
+    Raises:
+        AdapterError: A pickle, a damaged file, another kind of adapter, a text encoder, an unknown key, NaN. The
+            message names it.
+    """
+    file = _file_of(path)
+    tensors, metadata = read_header(file)
+    _refuse_other_kinds(file, tensors)
+    form = _form_of(file, tensors)
+    settings = _settings_of(file, form, metadata)
+
+    # 1. the keys of each layer
+    keys: dict[str, dict[Kind, str]] = {}
+    for key in tensors:
+        name, part = _layer_of(file, key, form, layers_per_block)
+        parts = keys.setdefault(name, {})
+        if part in parts:
+            raise AdapterError(f"{file}: expected one {part} matrix of {name}, got {parts[part]} and {key}")
+        parts[part] = key
+
+    # 2. their ranks and alphas
+    alphas = _alphas(file, tensors, keys)
+    layers = {name: _layer(file, name, parts, tensors, alphas, settings) for name, parts in sorted(keys.items())}
+    with_magnitude = {name for name, layer in layers.items() if layer.magnitude is not None}
+    if with_magnitude and with_magnitude != layers.keys():
+        missing = min(layers.keys() - with_magnitude)
+        raise AdapterError(f"{file}: expected DoRA's magnitude of every layer, got none of {missing}")
+
+    init: Literal["gaussian", "kaiming"] = "gaussian" if settings.get("init_lora_weights") == "gaussian" else "kaiming"
+    use_rslora = settings.get("use_rslora", False) is True
+    layout = AdapterLayout(file, form, tensors, layers, use_rslora, init, settings, metadata)
+    layout.require_finite()
+    return layout
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in _WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+    got = f"a pickle, {pickles[0]}" if pickles else "neither"
+    raise AdapterError(f"{path}: expected {' or '.join(_WEIGHTS)}, got {got}")
+
+
+def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, without the values. Raises AdapterError."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            is_whole = len(start) == 8 and length <= min(_MAX_HEADER, size)
+            header = stream.read(length) if is_whole else b""
+    except OSError as error:
+        raise AdapterError(f"{file}: cannot be read: {error.strerror or error}") from error
+    if not is_whole and (start[:4] == _ZIP or start[:1] == _PICKLE or file.suffix in _PICKLES):
+        raise AdapterError(f"{file}: expected a safetensors file, got a pickle, which can run code when it is loaded")
+
+    try:
+        content = json.loads(header)
+        metadata = dict(content.pop("__metadata__", None) or {})
+        tensors = {key: _stored(entry, 8 + length) for key, entry in content.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"{file}: expected a complete safetensors file: {error!r}") from error
+
+    for key, tensor in tensors.items():
+        expected = math.prod(tensor.shape) * _ITEM_BYTES.get(tensor.dtype, 0)
+        if tensor.dtype not in _ITEM_BYTES:
+            expected_types = ", ".join(_ITEM_BYTES)
+            raise AdapterError(f"{file}: expected tensors of {expected_types}, got {tensor.dtype} in {key}")
+        if tensor.stop - tensor.start != expected or not 0 < tensor.start <= tensor.stop <= size:
+            raise AdapterError(f"{file}: expected a complete safetensors file, got a part of {key}")
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def _stored(entry: Mapping[str, Any], offset: int) -> StoredTensor:
+    start, stop = entry["data_offsets"]
+    return StoredTensor(str(entry["dtype"]), tuple(map(int, entry["shape"])), offset + int(start), offset + int(stop))
+
+
+def _refuse_other_kinds(file: Path, keys: Iterable[str]) -> None:
+    for key in keys:
+        if key.startswith(_TEXT_ENCODERS):
+            raise AdapterError(
+                f"{file}: expected an adapter of the U-Net only, got one of a text encoder too ({key}): images with"
+                " a part of the adapter would be others"
+            )
+        for kind, pattern in _OTHER_KINDS.items():
+            if re.search(pattern, key):
+                raise AdapterError(f"{file}: expected a LoRA, got {kind} ({key})")
+
+
+def _form_of(file: Path, keys: Iterable[str]) -> AdapterForm:
+    prefixes: Mapping[str, AdapterForm] = {_KOHYA: "kohya", _PEFT: "PEFT", UNET: "diffusers"}
+    forms = {prefixes[prefix]: key for key in keys for prefix in prefixes if key.startswith(prefix)}
+    if len(forms) > 1:
+        raise AdapterError(f"{file}: expected the keys of one format, got {', '.join(forms.values())}")
+    if forms:
+        return next(iter(forms))
+    if any(re.search(r"lora[._](?:down|up|A|B)\b", key) for key in keys):
+        return "diffusers"  # also without a prefix
+    raise AdapterError(f"{file}: expected the keys of a LoRA, got {shortened(sorted(keys))}")
+
+
+def _settings_of(file: Path, form: AdapterForm, metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """The settings of peft's LoraConfig, by name; empty if the file has none."""
+    source = f"{file}: expected the metadata of an adapter"
+    try:
+        if form == "PEFT":
+            beside = file.with_name("adapter_config.json")
+            if not beside.is_file():
+                raise AdapterError(f"{file}: expected adapter_config.json beside it, which has alpha, got none")
+            source = f"{beside}: expected the settings of an adapter"
+            stored = json.loads(beside.read_text("utf-8"))
+        else:
+            stored = json.loads(metadata.get(METADATA, "{}"))
+        settings: dict[str, Any] = {key.removeprefix(UNET): value for key, value in stored.items()}
+        for name in ("rank_pattern", "alpha_pattern"):
+            settings[name] = dict(settings.get(name) or {})
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise AdapterError(f"{source}: {error!r}") from error
+
+    kind = settings.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise AdapterError(f"{file}: expected a LoRA, got {kind}")
+    for name in ("modules_to_save", "layer_replication", "fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora"):
+        if settings.get(name):
+            raise AdapterError(f"{file}: expected a LoRA without {name}, got {settings[name]!r}")
+    if settings.get("bias", "none") != "none":
+        raise AdapterError(f"{file}: expected a LoRA without biases, got bias {settings['bias']!r}")
+    return settings
+
+
+def _layer_of(file: Path, key: str, form: AdapterForm, layers_per_block: int) -> tuple[str, Kind]:
+    """The layer and the part of the adapter that a key names."""
+    ends = ((re.search(end + "$", key), part) for end, part in _PARTS.items())
+    match, part = next(((match, part) for match, part in ends if match is not None), (None, None))
+    if match is None or part is None:
+        raise AdapterError(f"{file}: expected the keys of a LoRA, got {key}")
+
+    name = key[: match.start()]
+    if form == "kohya":
+        return _dotted(file, name.removeprefix(_KOHYA), layers_per_block), part
+    name = name.removeprefix(_PEFT if form == "PEFT" else UNET).replace(".processor.", ".")
+    return re.sub(r"\.to_out$", ".to_out.0", name), part
+
+
+def _dotted(file: Path, name: str, layers_per_block: int) -> str:
+    """The name in diffusers' U-Net of a layer in a kohya file, in which "_" separates the parts."""
+    dotted = name.replace("_", ".")
+    for compound in _COMPOUNDS:
+        pattern = r"(?<![^.])" + re.escape(compound.replace("_", ".")) + r"(?![^.])"
+        dotted = re.sub(pattern, compound, dotted)
+    if not dotted.startswith(("input_blocks.", "middle_block.", "output_blocks.")):
+        return dotted
+
+    # SDXL: the original code's names; see `dfusion.export.original_name`
+    if middle := re.fullmatch(r"middle_block\.1\.(.+)", dotted):
+        return f"mid_block.attentions.0.{middle[1]}"
+    side = re.fullmatch(r"(input|output)_blocks\.(\d+)\.1\.((?:transformer_blocks|proj_in|proj_out)\b.*)", dotted)
+    if side is None:
+        raise AdapterError(f"{file}: expected layers of the U-Net's transformers, got LoCon's convolution {name}")
+    number = int(side[2]) - (1 if side[1] == "input" else 0)
+    block, attention = divmod(number, layers_per_block + 1)
+    return f"{'down' if side[1] == 'input' else 'up'}_blocks.{block}.attentions.{attention}.{side[3]}"
+
+
+def _alphas(
+    file: Path, tensors: Mapping[str, StoredTensor], keys: Mapping[str, Mapping[Kind, str]]
+) -> dict[str, float]:
+    """The alpha of each layer that has one in the file."""
+    alphas: dict[str, float] = {}
+    content = np.memmap(file, np.uint8, "r")
+    for name, parts in keys.items():
+        if "alpha" not in parts:
+            continue
+        tensor = tensors[parts["alpha"]]
+        if math.prod(tensor.shape) != 1:
+            raise AdapterError(f"{file}: expected one number in {parts['alpha']}, got shape {tensor.shape}")
+        stored = content[tensor.start : tensor.stop]
+        if tensor.dtype == "BF16":
+            stored = np.concatenate([np.zeros(2, np.uint8), stored])
+        alphas[name] = float(stored.view(f"<f{len(stored)}")[0])
+    return alphas
+
+
+def _layer(
+    file: Path,
+    name: str,
+    parts: Mapping[Kind, str],
+    tensors: Mapping[str, StoredTensor],
+    alphas: Mapping[str, float],
+    settings: Mapping[str, Any],
+) -> AdaptedLayer:
+    for part in ("down", "up"):
+        if part not in parts:
+            raise AdapterError(f"{file}: expected both matrices of {name}, got no {part} matrix")
+        if len(tensors[parts[part]].shape) not in (2, 4):
+            raise AdapterError(f"{file}: expected a matrix, got {parts[part]} of {tensors[parts[part]].shape}")
+
+    rank = tensors[parts["down"]].shape[0]
+    if tensors[parts["up"]].shape[1] != rank:
+        shapes = f"{tensors[parts['down']].shape} and {tensors[parts['up']].shape}"
+        raise AdapterError(f"{file}: expected matrices of one rank of {name}, got shapes {shapes}")
+
+    alpha = _pattern_value(file, name, settings["alpha_pattern"], settings.get("lora_alpha", rank))
+    alpha = (alphas[name] or rank) if name in alphas else alpha  # kohya's trainer reads 0 as the rank
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise AdapterError(f"{file}: expected the metadata of an adapter: alpha of {name} > 0, got {alpha!r}")
+    return AdaptedLayer(rank, float(alpha), parts["down"], parts["up"], parts.get("magnitude"))
+
+
+def _pattern_value(file: Path, name: str, pattern: Mapping[str, Any], default: Any) -> Any:
+    """The value of the first key of a peft pattern, a regular expression of a name's end, that matches."""
+    for key, value in pattern.items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", name):
+                return value
+        except re.error as error:
+            raise AdapterError(f"{file}: expected patterns of layers, got {key!r}: {error}") from error
+    return default

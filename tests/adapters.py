@@ -1,0 +1,156 @@
+"""Adapter files as other programs write them, built key by key, and the weights that they stand for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+XL_BLOCKS = {
+    "down_blocks.1.attentions.0": "input_blocks_4_1",
+    "down_blocks.1.attentions.1": "input_blocks_5_1",
+    "down_blocks.2.attentions.0": "input_blocks_7_1",
+    "down_blocks.2.attentions.1": "input_blocks_8_1",
+    "mid_block.attentions.0": "middle_block_1",
+    "up_blocks.0.attentions.0": "output_blocks_0_1",
+    "up_blocks.0.attentions.1": "output_blocks_1_1",
+    "up_blocks.0.attentions.2": "output_blocks_2_1",
+    "up_blocks.1.attentions.0": "output_blocks_3_1",
+    "up_blocks.1.attentions.1": "output_blocks_4_1",
+    "up_blocks.1.attentions.2": "output_blocks_5_1",
+}
+"""The names of SDXL's transformers in diffusers and in kohya's files, as kohya's trainer writes them."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass
+class Lora:
+    """An adapter: A (rank, in, …) and B (out, rank, …) of each layer, and what gives its scale.
+
+    rank and alpha are those of most layers; `ranks` and `alphas` those of some layers by the ends of their names.
+    """
+
+    rank: int
+    alpha: float
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    down: dict[str, torch.Tensor] = field(default_factory=dict)
+    up: dict[str, torch.Tensor] = field(default_factory=dict)
+    magnitude: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def alpha_of(self, layer: str) -> float:
+        return next((alpha for end, alpha in self.alphas.items() if layer.endswith(end)), self.alpha)
+
+    def scale_of(self, layer: str) -> float:
+        rank = len(self.down[layer])
+        return self.alpha_of(layer) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def random_lora(
+    weights: Mapping[str, torch.Tensor],
+    ends: tuple[str, ...],
+    lora: Lora,
+    dtype: torch.dtype = torch.float32,
+    dora: bool = False,
+) -> Lora:
+    """Fill an adapter of the layers with these ends with random matrices that `dtype` can hold."""
+    generator = torch.Generator().manual_seed(7)
+    for name, weight in weights.items():
+        layer = name.removesuffix(".weight")
+        if layer == name or not layer.endswith(ends) or weight.dim() < 2:
+            continue
+        rank = next((rank for end, rank in lora.ranks.items() if layer.endswith(end)), lora.rank)
+        out, width, *kernel = weight.shape
+        scale = 0.3 / math.sqrt(rank)
+        lora.down[layer] = (scale * torch.randn(rank, width, *kernel, generator=generator)).to(dtype)
+        lora.up[layer] = (scale * torch.randn(out, rank, *([1] * len(kernel)), generator=generator)).to(dtype)
+        if dora:
+            shape = (1, out, 1, 1) if kernel else (out,)
+            lora.magnitude[layer] = (1 + torch.rand(shape, generator=generator)).to(dtype)
+    return lora
+
+
+def merged(weights: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.Tensor]:
+    """W + scale B A of each layer, in float64; with DoRA, its rows at the length of the magnitude."""
+    result = dict(weights)
+    for layer, down in lora.down.items():
+        weight = weights[f"{layer}.weight"].double()
+        product = lora.up[layer].double().flatten(1) @ down.double().flatten(1)
+        changed = weight + lora.scale_of(layer) * product.reshape(weight.shape)
+        if layer in lora.magnitude:
+            lengths = changed.flatten(1).norm(dim=1)
+            factors = lora.magnitude[layer].double().flatten() / lengths
+            changed = changed * factors.reshape(-1, *([1] * (weight.dim() - 1)))
+        result[f"{layer}.weight"] = changed.to(weights[f"{layer}.weight"].dtype)
+    return result
+
+
+def diffusers_file(lora: Lora, folder: Path, with_metadata: bool = True) -> Path:
+    """A file of diffusers' training scripts, with the settings in its metadata in versions since 0.34."""
+    tensors = {}
+    for layer in lora.down:
+        tensors[f"unet.{layer}.lora.down.weight"] = lora.down[layer]
+        tensors[f"unet.{layer}.lora.up.weight"] = lora.up[layer]
+        if layer in lora.magnitude:
+            tensors[f"unet.{layer}.lora_magnitude_vector"] = lora.magnitude[layer]
+    settings = {f"unet.{name}": value for name, value in _settings(lora).items()}
+    about = {"format": "pt"} | ({"lora_adapter_metadata": json.dumps(settings)} if with_metadata else {})
+    return _saved(tensors, folder / "pytorch_lora_weights.safetensors", about)
+
+
+def peft_file(lora: Lora, folder: Path) -> Path:
+    """A folder of PEFT's save_pretrained. Returns its weights."""
+    tensors = {}
+    for layer in lora.down:
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = lora.down[layer]
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = lora.up[layer]
+        if layer in lora.magnitude:
+            tensors[f"base_model.model.{layer}.lora_magnitude_vector"] = lora.magnitude[layer]
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"peft_type": "LORA", "bias": "none", **_settings(lora)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings), "utf-8")
+    return _saved(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _settings(lora: Lora) -> dict[str, object]:
+    return {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "rank_pattern": dict(lora.ranks),
+        "alpha_pattern": dict(lora.alphas),
+        "use_rslora": lora.use_rslora,
+        "use_dora": bool(lora.magnitude),
+        "target_modules": sorted({layer.rpartition(".")[2] for layer in lora.down}),
+    }
+
+
+def kohya_file(lora: Lora, folder: Path, is_xl: bool = False) -> Path:
+    """A file of kohya's trainer: an alpha for each layer. It has no rsLoRA, whose factor goes into alpha."""
+    tensors = {}
+    for layer, down in lora.down.items():
+        name = kohya_name(layer, is_xl)
+        tensors[f"{name}.lora_down.weight"] = down
+        tensors[f"{name}.lora_up.weight"] = lora.up[layer]
+        tensors[f"{name}.alpha"] = torch.tensor(lora.scale_of(layer) * len(down))
+    return _saved(tensors, folder / "kohya.safetensors", {"ss_network_module": "networks.lora"})
+
+
+def kohya_name(layer: str, is_xl: bool = False) -> str:
+    """kohya's name of a layer; SDXL's transformers by `XL_BLOCKS`."""
+    if is_xl:
+        block, attentions, rest = layer.partition(".attentions.")
+        number, _, end = rest.partition(".")
+        layer = f"{XL_BLOCKS[block + attentions + number]}.{end}"
+    return "lora_unet_" + layer.replace(".", "_")
+
+
+def _saved(tensors: Mapping[str, torch.Tensor], file: Path, about: Mapping[str, str]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, dict(about))
+    return file
