@@ -298,6 +298,31 @@ class TrainingConfig(StrictModel):
         "carried",
         description="Whether AdamW continues with the moments of earlier rounds (ddpo-pytorch), or starts at 0",
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit stores AdamW's moments in 8 bits; it needs the extra `bitsandbytes`"
+    )
+    warmup_updates: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Updates in which the learning rate rises to `learning_rate`, counted from the start of AdamW's"
+        " moments: with carried moments only in the first round",
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How the learning rate falls after the warm-up, to 0 after `schedule_updates`"
+    )
+    schedule_updates: Count | None = Field(
+        None,
+        description="linear, cosine: length of the schedule in updates, with the warm-up, counted from the start of"
+        " AdamW's moments; null: the rate falls anew in each training",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="The trained model has an average of the adapter over the updates, with this decay (less in the"
+        " first updates: (1 + n) / (10 + n)), instead of the last weights; null: off",
+    )
     examples_per_update: Count = Field(
         320,
         description="Largest number of examples per update; the updates of an inner epoch have nearly equal sizes"
@@ -336,6 +361,15 @@ class TrainingConfig(StrictModel):
             if unused and getattr(self, name) != field.default:
                 message = f"{name} is a setting of {' and '.join(algorithms)}, not of {self.algorithm}"
                 raise FieldsError(message, name)
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.schedule_updates is not None and self.schedule == "constant":
+            raise FieldsError("expected schedule_updates with schedule linear or cosine only", "schedule_updates")
+        if self.schedule_updates is not None and self.schedule_updates <= self.warmup_updates:
+            message = f"expected more than warmup_updates ({self.warmup_updates}), got {self.schedule_updates}"
+            raise FieldsError(f"schedule_updates: {message}", "schedule_updates")
         return self
 
     @property

@@ -14,14 +14,16 @@ from itertools import chain
 import numpy as np
 import torch
 
-from dfusion.adapter import attach_lora, has_lora, lora_config, lora_parameters
+from dfusion._diffusers import UNet2DConditionModel
+from dfusion.adapter import attach_lora, has_lora, lora_config, lora_layers, lora_parameters, shapes_of
 from dfusion.advantages import RewardHistory
 from dfusion.attention.layers import find_layers, resolve_layers
 from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig, SamplingConfig
 from dfusion.errors import InvalidInputError, shortened
 from dfusion.fused_sampling import fuse
+from dfusion.lora_layers import adapted_layers
 from dfusion.models import DiffusionModel
-from dfusion.optimizer_state import OptimizerState, require_moments_of
+from dfusion.optimizer_state import OptimizerState, require_moments_of, require_optimizer
 from dfusion.pair_metrics import PairStatistics, Side, decide, fusion_mask, pair_statistics
 from dfusion.pairing import choose_pairs
 from dfusion.prompts import Prompt
@@ -134,7 +136,8 @@ def run_round(
 
     Raises:
         InvalidInputError: No prompts; items that cannot be found; an image size without latents; a history of another
-            scorer (with samples); moments of another adapter; a rank or alpha other than the attached adapter's.
+            scorer (with samples); moments of another adapter or optimizer; LoRA settings that do not fit the
+            U-Net or are not the attached adapter's; an optimizer that is not installed.
         LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError: From sampling, scoring and training.
 
     Example:
@@ -154,7 +157,7 @@ def run_round(
     if not has_lora(model.unet):
         attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
     if optimizer is not None and config.training.optimizer_start == "carried":
-        require_moments_of(lora_parameters(model.unet), optimizer)
+        require_moments_of(lora_parameters(model.unet), optimizer, config.training.optimizer)
 
     # 1. sample and score
     groups = list(_groups(model, prompts, scorer, config, seed, round_number))
@@ -252,7 +255,10 @@ def _check(
         raise InvalidInputError(f"watch: expected another name than the reward's and 'diversity', got {names}")
 
     if has_lora(model.unet):
-        _require_same_adapter(lora_config(model.unet), config.training.lora)
+        _require_same_adapter(model.unet, config.training.lora)
+    else:
+        adapted_layers(shapes_of(model.unet), config.training.lora)
+    require_optimizer(config.training)
     model.latent_size(config.sampling)
     if config.fusion is not None:
         resolve_layers(find_layers(model.unet), config.fusion.layers)
@@ -261,14 +267,23 @@ def _check(
             raise InvalidInputError(f"fusion.first_step: expected less than {steps}, got {config.fusion.first_step}")
 
 
-def _require_same_adapter(attached: LoraConfig, requested: LoraConfig) -> None:
-    """Raise InvalidInputError if another rank or alpha is requested. The adapter's initialisation does not matter."""
-    if (requested.rank, requested.alpha) not in (
-        (LoraConfig().rank, LoraConfig().alpha),
-        (attached.rank, attached.alpha),
-    ):
-        expected = f"rank {attached.rank} and alpha {attached.alpha:g}, as the attached adapter has"
-        raise InvalidInputError(f"training.lora: expected {expected}, got {requested.rank} and {requested.alpha:g}")
+def _require_same_adapter(unet: UNet2DConditionModel, requested: LoraConfig) -> None:
+    """Raise InvalidInputError if other layers, ranks or alphas than the attached adapter's are requested.
+
+    Its initialisation and dropout do not matter.
+    """
+    attached = lora_config(unet)
+    if requested.model_copy(update={"init": LoraConfig().init, "dropout": 0.0}) == LoraConfig():
+        return
+    layers = adapted_layers(shapes_of(unet), requested)
+    if (layers, requested.use_dora) == (lora_layers(unet), attached.use_dora):
+        return
+    expected = f"rank {attached.rank} and alpha {attached.alpha:g}, as the attached adapter has"
+    got = f"{requested.rank} and {requested.alpha:g}"
+    if (attached.rank, attached.alpha) == (requested.rank, requested.alpha):
+        expected = "the layers, patterns and kind of the attached adapter"
+        got = "others"
+    raise InvalidInputError(f"training.lora: expected {expected}, got {got}")
 
 
 def _means(

@@ -24,6 +24,11 @@ def training_seed(run_seed: int, round_number: int) -> int:
     return _seed("training", run_seed, round_number)
 
 
+def dropout_seed(seed: int, update: int) -> int:
+    """The seed of the dropout in an update of a training with the seed `seed`."""
+    return _seed("dropout", seed, update)
+
+
 def _seed(*parts: int | str) -> int:
     digest = hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - _BITS)

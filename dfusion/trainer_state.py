@@ -11,10 +11,10 @@ import torch
 
 from dfusion.errors import CheckpointError
 from dfusion.files import read_tensors, write_tensors
-from dfusion.optimizer_state import OptimizerState
+from dfusion.optimizer_state import OptimizerState, is_complete
 from dfusion.training_report import UpdateReport
 
-FORMAT = "dfusion-trainer-4"
+FORMAT = "dfusion-trainer-5"
 STATE_FILE = "trainer.safetensors"
 
 
@@ -22,8 +22,8 @@ STATE_FILE = "trainer.safetensors"
 class TrainerState:
     """Everything that a trainer needs to continue.
 
-    tensors  by name: `adapter.*`, the weights; `start.*`, the weights before the first update; `optimizer.*`, AdamW's
-             moments
+    tensors  by name: `adapter.*`, the weights; `start.*`, the weights before the first update; `average.*`, their
+             average if the training has one; `optimizer.*`, AdamW's moments
     about    plain values (JSON): the reports of all updates so far, and a description of the training, which a trainer
              that loads the state compares with its own
     """
@@ -39,12 +39,15 @@ class TrainerState:
         start: Mapping[str, torch.Tensor],
         optimizer: OptimizerState,
         reports: Sequence[UpdateReport],
+        average: Mapping[str, torch.Tensor] | None = None,
     ) -> TrainerState:
         """The state of a training with the description `training`. Weights are copied to the CPU."""
         tensors = {}
         for name, parameter in adapter.items():
             tensors[f"adapter.{name}"] = parameter.detach().cpu().clone()
             tensors[f"start.{name}"] = start[name].cpu().clone()
+        for name, value in (average or {}).items():
+            tensors[f"average.{name}"] = value.cpu().clone()
         for name, values in optimizer.moments.items():
             tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
         return cls(tensors, {**training, "reports": [asdict(report) for report in reports]})
@@ -67,7 +70,7 @@ class TrainerState:
         return reports
 
     def weights(self, kind: str, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Copies of the weights of `kind`, "adapter" or "start", by the names and with the shapes of `like`.
+        """Copies of the weights of `kind`, "adapter", "start" or "average", by the names and with the shapes of `like`.
 
         Raises CheckpointError if one is missing or has another shape.
         """
@@ -83,8 +86,16 @@ class TrainerState:
 
         moments = {}
         for name, parameter in like.items():
-            shapes = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
-            moments[name] = {key: self._tensor(f"optimizer.{name}.{key}", value) for key, value in shapes.items()}
+            prefix = f"optimizer.{name}."
+            keys = [full.removeprefix(prefix) for full in self.tensors if full.startswith(prefix)]
+            shapes = {key: self.tensors[prefix + key] for key in keys}
+            if "state1" in keys or "state2" in keys:
+                shapes |= {"state1": parameter, "state2": parameter, "step": torch.tensor(0)}
+            else:
+                shapes |= {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            moments[name] = {key: self._tensor(prefix + key, value) for key, value in shapes.items()}
+            if not is_complete(moments[name]):
+                raise CheckpointError(f"trainer state: expected all moments of {name}, got {sorted(keys)}")
         return OptimizerState(moments)
 
     def _tensor(self, name: str, like: torch.Tensor) -> torch.Tensor:

@@ -11,18 +11,20 @@ from pathlib import Path
 
 import torch
 
-from dfusion.adapter import lora_parameters, weights_as
+from dfusion.adapter import lora_dropout, lora_parameters, weights_as, without_effect
 from dfusion.attention.processors import fast_backward
 from dfusion.config import TrainingConfig
 from dfusion.ddim import Schedule, log_prob
 from dfusion.errors import InvalidInputError, NonFiniteError
 from dfusion.gradients import checkpointing, gradient_norm, scale_gradients, share_below
 from dfusion.guidance import placement
+from dfusion.learning_rate import learning_rate
 from dfusion.losses.dpok import gaussian_kl
 from dfusion.losses.objective import RowTerms, row_losses
 from dfusion.models import DiffusionModel
-from dfusion.optimizer_state import OptimizerState, restore, state_of
+from dfusion.optimizer_state import OptimizerState, adamw, restore, state_of
 from dfusion.policy import transition_mean
+from dfusion.seeds import dropout_seed
 from dfusion.spool import RowFile
 from dfusion.trainer_state import FORMAT, TrainerState
 from dfusion.training_data import Example, Row, TrainingPair, check_examples, digest, plan_epoch, rows_of
@@ -114,7 +116,7 @@ class Trainer:
 
         Raises:
             InvalidInputError: No examples; no adapter; examples that do not fit the algorithm or each other; moments of
-                another adapter.
+                another adapter or optimizer; an optimizer that is not installed.
             ScheduleError: A schedule for which Eq. 1 has no density, or other timesteps than the examples'.
         """
         self.sampling = check_examples(examples, config, model.unet.config.in_channels)
@@ -143,15 +145,12 @@ class Trainer:
                 "unet: expected a trainable adapter, got a frozen one; see attach_lora and load_adapter"
             )
         self._start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        )
+        self._average = None if config.ema_decay is None else dict(self._start)
+        self._optimizer = adamw(self._parameters.values(), config)
+        self._updates_before = 0  # in AdamW's moments
         if optimizer is not None and config.optimizer_start == "carried":
             restore(self._optimizer, self._parameters, optimizer)
+            self._updates_before = optimizer.updates
 
         # the prompts' embeddings
         texts = sorted({example.prompt for example in examples})
@@ -220,7 +219,6 @@ class Trainer:
         shape = (len(sides), *sides[0].latents.shape[2:])
         in_memory = torch.empty(self.rows_total if self._spool is None else 0, *shape)
         in_file = None if self._spool is None else RowFile(self._spool, shape)
-        base = {name: torch.zeros_like(value) for name, value in self._start.items()}  # an adapter without effect
 
         for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
             with weights_as(self._parameters, self._start):
@@ -229,7 +227,7 @@ class Trainer:
             plain[numbers] = self._log_probs(numbers, old.x_prev, old.means, credited=False).cpu()
 
             if self.config.kl_reference == "base":
-                with weights_as(self._parameters, base):
+                with without_effect(self.model.unet):
                     old = self._evaluate(numbers)
             if in_file is None:
                 in_memory[numbers] = old.means.cpu()
@@ -270,10 +268,12 @@ class Trainer:
         tally = Tally()
 
         # 1. compute the rows' losses (Eq. 6, 8 or 9) and their mean gradient, in micro-batches
-        self._add_gradients(self._updates[self.updates_done], reference, tally, on_rows)
+        dropout = self.config.lora.dropout
+        with lora_dropout(self.model.unet, dropout, dropout_seed(self.seed, self.updates_done)):
+            self._add_gradients(self._updates[self.updates_done], reference, tally, on_rows)
 
-        # 2. in the first update, verify that p / p_old is 1
-        if self.updates_done == 0:
+        # 2. in the first update, verify that p / p_old is 1, which dropout changes
+        if self.updates_done == 0 and dropout == 0:
             require_ratio_one(tally.ratio_by_step(), self._ratio_tolerance, "log-probs of the first update")
 
         # 3. clip the gradient's norm
@@ -286,11 +286,32 @@ class Trainer:
         parameters = self._parameters.values()
         below_epsilon = share_below(parameters, self.config.adam_epsilon / scale)
         scale_gradients(parameters, scale)
+        self._set_learning_rate()
         self._optimizer.step()
         scale_gradients(parameters, 1 / scale)
 
+        # 5. update the average, which the trained model has after the last update
         self.reports.append(tally.report(self.updates_done + 1, norm, below_epsilon))
+        self._update_average()
         return self.reports[-1]
+
+    def _set_learning_rate(self) -> None:
+        """Set the learning rate of the next update."""
+        before = self._updates_before
+        rate = learning_rate(self.config, before + self.updates_done + 1, before + 1, before + self.updates_total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self._average is None or self.config.ema_decay is None:
+            return
+        decay = min(self.config.ema_decay, (1 + self.updates_done) / (10 + self.updates_done))
+        for name, parameter in self._parameters.items():
+            self._average[name] = decay * self._average[name] + (1 - decay) * parameter
+        if self.updates_done == self.updates_total:
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._average[name])
 
     @property
     def gradient_scale(self) -> float:
@@ -447,12 +468,14 @@ class Trainer:
         return state_of(self._optimizer, self._parameters)
 
     def state(self) -> TrainerState:
-        """Adapter, optimiser, the policy before the first update, and the reports of the completed updates.
+        """Adapter and average, optimiser, the policy before the first update, and the reports of completed updates.
 
         A trainer of the same examples that loads the state continues bit for bit (on a CPU, with the same
         `micro_batch`). Its `prepare` evaluates all rows under the saved policy again.
         """
-        return TrainerState.of(self._about, self._parameters, self._start, self.optimizer_state(), self.reports)
+        return TrainerState.of(
+            self._about, self._parameters, self._start, self.optimizer_state(), self.reports, self._average
+        )
 
     @cached_property
     def _about(self) -> dict[str, object]:
@@ -471,11 +494,15 @@ class Trainer:
         adapter = state.weights("adapter", self._parameters)
         start = state.weights("start", self._parameters)
         moments = state.moments(self._parameters)
+        average = None if self._average is None else state.weights("average", self._parameters)
 
         for name, parameter in self._parameters.items():
             parameter.data.copy_(adapter[name])
             self._start[name] = start[name].to(parameter.device)
+            if self._average is not None and average is not None:
+                self._average[name] = average[name].to(parameter.device)
         restore(self._optimizer, self._parameters, moments)
+        self._updates_before = moments.updates - len(reports)
         self._reference = None
         self.reports = reports
 
