@@ -255,7 +255,7 @@ class AdapterFile:
     metadata: Mapping[str, str]
 
 
-def read_adapter(file: Path, layers_per_block: int = 2) -> AdapterFile:
+def read_adapter(file: Path, per_block: int = 2) -> AdapterFile:
     """Read an adapter of the U-Net in the format of diffusers, PEFT or kohya.
 
     The ranks come from the weights. Alphas come from the file or, for PEFT, from adapter_config.json beside it; without
@@ -263,12 +263,12 @@ def read_adapter(file: Path, layers_per_block: int = 2) -> AdapterFile:
 
     Args:
         file: The file, or its folder.
-        layers_per_block: Of the U-Net, on which names of SDXL's layers in kohya's files depend.
+        per_block: Layers of each block of the U-Net, on which names of SDXL's layers in kohya's files depend.
 
     Raises:
         AdapterError: A file that is damaged, another kind of adapter, or one with other parts than the U-Net.
     """
-    return _read(read_layout(file, layers_per_block))
+    return _read(read_layout(file, per_block))
 
 
 def _read(layout: AdapterLayout, shapes: Shapes | None = None) -> AdapterFile:

@@ -241,12 +241,12 @@ def _most_common(values: Iterable[Any]) -> Any:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
-def read_layout(path: Path, layers_per_block: int = 2) -> AdapterLayout:
+def read_layout(path: Path, per_block: int = 2) -> AdapterLayout:
     """Read which layers an adapter's file adapts, and how, and check all its values.
 
     Args:
         path: The file, or a folder with `adapter_model.safetensors` or `pytorch_lora_weights.safetensors`.
-        layers_per_block: Of the U-Net; 2 for all Stable Diffusion models. Names of SDXL in kohya's files depend on it.
+        per_block: Layers of each block of the U-Net (`layers_per_block`). Names of SDXL in kohya's files depend on it.
 
     Raises:
         AdapterError: A pickle, a damaged file, another kind of adapter, a text encoder, an unknown key, NaN. The
@@ -261,7 +261,7 @@ def read_layout(path: Path, layers_per_block: int = 2) -> AdapterLayout:
     # 1. the keys of each layer
     keys: dict[str, dict[Kind, str]] = {}
     for key in tensors:
-        name, part = _layer_of(file, key, form, layers_per_block)
+        name, part = _layer_of(file, key, form, per_block)
         parts = keys.setdefault(name, {})
         if part in parts:
             raise AdapterError(f"{file}: expected one {part} matrix of {name}, got {parts[part]} and {key}")
@@ -324,6 +324,27 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
+def read_shapes(folder: Path) -> Shapes | None:
+    """The shapes of the U-Net's parameters of a pipeline, from its safetensors files. None if they cannot be read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for file in sorted((folder / "unet").glob("*.safetensors")):
+            tensors, _ = read_header(file)
+            shapes |= {name: tensor.shape for name, tensor in tensors.items()}
+    except AdapterError:
+        return None
+    return shapes or None
+
+
+def layers_per_block(folder: Path) -> int:
+    """The layers of each block of a pipeline's U-Net; 2, as Stable Diffusion's, if its config does not say."""
+    try:
+        number = json.loads((folder / "unet" / "config.json").read_text("utf-8")).get("layers_per_block", 2)
+    except (AttributeError, OSError, ValueError):
+        return 2
+    return number if isinstance(number, int) else 2
+
+
 def _stored(entry: Mapping[str, Any], offset: int) -> StoredTensor:
     start, stop = entry["data_offsets"]
     return StoredTensor(str(entry["dtype"]), tuple(map(int, entry["shape"])), offset + int(start), offset + int(stop))
@@ -382,7 +403,7 @@ def _settings_of(file: Path, form: AdapterForm, metadata: Mapping[str, str]) -> 
     return settings
 
 
-def _layer_of(file: Path, key: str, form: AdapterForm, layers_per_block: int) -> tuple[str, Kind]:
+def _layer_of(file: Path, key: str, form: AdapterForm, per_block: int) -> tuple[str, Kind]:
     """The layer and the part of the adapter that a key names."""
     ends = ((re.search(end + "$", key), part) for end, part in _PARTS.items())
     match, part = next(((match, part) for match, part in ends if match is not None), (None, None))
@@ -391,12 +412,12 @@ def _layer_of(file: Path, key: str, form: AdapterForm, layers_per_block: int) ->
 
     name = key[: match.start()]
     if form == "kohya":
-        return _dotted(file, name.removeprefix(_KOHYA), layers_per_block), part
+        return _dotted(file, name.removeprefix(_KOHYA), per_block), part
     name = name.removeprefix(_PEFT if form == "PEFT" else UNET).replace(".processor.", ".")
     return re.sub(r"\.to_out$", ".to_out.0", name), part
 
 
-def _dotted(file: Path, name: str, layers_per_block: int) -> str:
+def _dotted(file: Path, name: str, per_block: int) -> str:
     """The name in diffusers' U-Net of a layer in a kohya file, in which "_" separates the parts."""
     dotted = name.replace("_", ".")
     for compound in _COMPOUNDS:
@@ -412,7 +433,7 @@ def _dotted(file: Path, name: str, layers_per_block: int) -> str:
     if side is None:
         raise AdapterError(f"{file}: expected layers of the U-Net's transformers, got LoCon's convolution {name}")
     number = int(side[2]) - (1 if side[1] == "input" else 0)
-    block, attention = divmod(number, layers_per_block + 1)
+    block, attention = divmod(number, per_block + 1)
     return f"{'down' if side[1] == 'input' else 'up'}_blocks.{block}.attentions.{attention}.{side[3]}"
 
 

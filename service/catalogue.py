@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from dfusion.adapter_files import layers_per_block, read_layout, read_shapes
 from dfusion.catalogue import MODELS, SCORERS
 from dfusion.config import Precision
+from dfusion.errors import AdapterError
 from dfusion.facts import PipelineFacts, read_facts
+from dfusion.lora_layers import Shapes
 from dfusion.rewards.config import ScorerConfig
 from dfusion.sources import find_local
 from service.errors import StartError
 from service.settings import ModelSetting, Settings
+
+_Version = tuple[tuple[str, int, int], ...]
+"""The names, times and sizes of an adapter's files."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class InstalledModel:
         watch: The default held-out scorer of trainings.
         scorers: The default scorers of its images.
         vae_dtype: The precision of the VAE; None chooses by its config.
+        adapter: The file or folder of the adapter that it starts from; None for none.
     """
 
     name: str
@@ -35,6 +43,7 @@ class InstalledModel:
     watch: str | None
     scorers: tuple[str, ...]
     vae_dtype: Precision | None = None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Catalogue:
     scorers: frozenset[str]
     installed: Mapping[str, str | ScorerConfig]
     _facts: dict[str, PipelineFacts] = field(default_factory=dict)
+    _shapes: dict[str, Shapes | None] = field(default_factory=dict)
+    _adapters: dict[str, tuple[_Version, str | None]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings) -> Catalogue:
@@ -79,6 +90,39 @@ class Catalogue:
             self._facts[name] = facts
         return facts
 
+    def shapes(self, name: str) -> Shapes | None:
+        """The shapes of the U-Net's parameters of a base model, read once. None if its files are not here."""
+        if self._shapes.get(name) is None:
+            folder = find_local(self.models[name].source)
+            self._shapes[name] = None if folder is None else read_shapes(folder)
+        return self._shapes[name]
+
+    def adapter_problem(self, name: str) -> str | None:
+        """Why a model's own adapter cannot be loaded. None if it can, has none, or its file is not on this machine.
+
+        The file is read once, and again after it has changed.
+        """
+        adapter = self.models[name].adapter
+        if adapter is None or not adapter.exists():
+            return None
+
+        files = sorted(adapter.iterdir()) if adapter.is_dir() else [adapter]
+        version = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        if name not in self._adapters or self._adapters[name][0] != version:
+            self._adapters[name] = version, self._problem_of(name, adapter)
+        return self._adapters[name][1]
+
+    def _problem_of(self, name: str, adapter: Path) -> str | None:
+        shapes = self.shapes(name)
+        folder = find_local(self.models[name].source)
+        try:
+            layout = read_layout(adapter, 2 if folder is None else layers_per_block(folder))
+            if shapes is not None:
+                layout.require_fit(shapes)
+        except AdapterError as error:
+            return str(error)
+        return None
+
 
 def _require_scorers(model: InstalledModel, scorers: frozenset[str]) -> None:
     """Raises StartError if a default scorer of the model does not exist."""
@@ -95,5 +139,12 @@ def _added(name: str, setting: str | ModelSetting) -> InstalledModel:
     if isinstance(setting, str):
         setting = ModelSetting(source=setting)
     return InstalledModel(
-        name, setting.source, setting.dtype, setting.reward, setting.watch, setting.scorers, setting.vae_dtype
+        name,
+        setting.source,
+        setting.dtype,
+        setting.reward,
+        setting.watch,
+        setting.scorers,
+        setting.vae_dtype,
+        setting.adapter,
     )

@@ -48,6 +48,9 @@ class ModelSetting(StrictModel):
     """A base model of this installation."""
 
     source: str = Field(description="A diffusers folder, a name of decision 010, or owner/name@revision")
+    adapter: Path | None = Field(
+        None, description="File or folder of a LoRA of diffusers, PEFT or kohya to start from, on all machines"
+    )
     dtype: Precision = "float32"
     vae_dtype: Precision | None = Field(
         None, description="Precision of the VAE. null = float32 if its config sets force_upcast, else dtype"
@@ -116,7 +119,7 @@ class Settings(BaseSettings):
     batch_size: Count = Field(16, description="Images in one batch through the U-Net")
     shard_prompts: Count = Field(4, description="Prompts of one sampling or fusion stage")
     models: dict[str, str | ModelSetting] = Field(
-        {}, description="Further models by name: {name: source}, or {name: {source, dtype, vae_dtype, reward, …}}"
+        {}, description="Further models by name: {name: source}, or {name: {source, adapter, dtype, reward, …}}"
     )
     scorers: dict[str, str | ScorerConfig] = Field(
         {}, description="Further scorers by name: {name: 'module:attribute'}, or {name: {kind, …}} of decision 009"

@@ -154,3 +154,106 @@ def _saved(tensors: Mapping[str, torch.Tensor], file: Path, about: Mapping[str, 
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, dict(about))
     return file
+
+
+def _layer() -> dict[str, torch.Tensor]:
+    """The tensors of a kohya file of one layer."""
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    return {f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2)}
+
+
+_LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+_KOHYA = "lora_unet_" + _LAYER.replace(".", "_")
+_PEFT = f"base_model.model.{_LAYER}"
+ONE = torch.ones(1)
+_NAN = torch.tensor([[1.0, float("nan")]])
+REFUSED: Mapping[str, tuple[Mapping[str, torch.Tensor], str]] = {
+    # keys of the text encoder beside the U-Net's
+    "text encoder, kohya": (_layer() | {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": ONE}, "text encoder"),
+    "first text encoder, kohya": (
+        _layer() | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": ONE},
+        "text encoder",
+    ),
+    "second text encoder, kohya": (_layer() | {"lora_te2_text_projection.alpha": ONE}, "text encoder"),
+    "text encoder, diffusers": (
+        {f"unet.{_LAYER}.lora.up.weight": ONE, "text_encoder.text_model.x.lora_linear_layer.up.weight": ONE},
+        "text encoder",
+    ),
+    "second text encoder, diffusers": ({"text_encoder_2.text_model.x.lora.up.weight": ONE}, "text encoder"),
+    "text encoder, PEFT": ({"base_model.model.text_model.encoder.x.lora_A.weight": ONE}, "text encoder"),
+    # other kinds
+    "LoHa": ({f"{_KOHYA}.hada_w1_a": ONE, f"{_KOHYA}.alpha": ONE}, "LoHa"),
+    "LoHa, PEFT": ({f"{_PEFT}.hada_w1_a": ONE}, "LoHa"),
+    "LoHa, Tucker": ({f"{_KOHYA}.hada_t1": ONE}, "LoHa"),
+    "LoKr": ({f"{_KOHYA}.lokr_w1": ONE, f"{_KOHYA}.lokr_w2_a": ONE}, "LoKr"),
+    "LoKr, PEFT": ({f"{_PEFT}.lokr_w1": ONE}, "LoKr"),
+    "DoRA": (_layer() | {f"{_KOHYA}.dora_scale": ONE}, "DoRA"),
+    "(IA)3": ({f"{_PEFT}.ia3_l": ONE}, r"\(IA\)3"),
+    "(IA)3, LyCORIS": ({f"{_KOHYA}.weight": ONE, f"{_KOHYA}.on_input": ONE}, r"\(IA\)3|keys of a LoRA"),
+    "OFT": ({f"{_KOHYA}.oft_blocks": ONE}, "OFT"),
+    "OFT, PEFT": ({f"{_PEFT}.oft_R.weight": ONE}, "OFT"),
+    "BOFT": ({f"{_PEFT}.boft_R": ONE}, "BOFT"),
+    "VeRA": ({f"{_PEFT}.vera_lambda_b": ONE}, "VeRA"),
+    "HRA": ({f"{_PEFT}.hra_u": ONE}, "HRA"),
+    "GLoRA": ({f"{_KOHYA}.a1.weight": ONE}, "GLoRA"),
+    "full weights": ({f"{_KOHYA}.diff": ONE}, "full weights"),
+    "full biases": (_layer() | {f"{_KOHYA}.diff_b": ONE}, "full weights"),
+    "trained norms": (_layer() | {"lora_unet_mid_block_resnets_0_norm1.w_norm": ONE}, "trained norms"),
+    "LoCon, Tucker": (_layer() | {f"{_KOHYA}.lora_mid.weight": ONE}, "LoCon"),
+    "LoCon of SDXL": ({"lora_unet_input_blocks_1_0_in_layers_2.alpha": ONE}, "LoCon"),
+    "LoRA with biases": ({f"{_PEFT}.lora_B.bias": ONE}, "biases"),
+    "LoRA of embeddings": ({f"{_PEFT}.lora_embedding_A": ONE}, "embeddings"),
+    "textual inversion": ({"emb_params": ONE}, "textual inversion"),
+    # numbers
+    "NaN in the weights": (_layer() | {f"{_KOHYA}.lora_up.weight": _NAN.expand(16, 2)}, "NaN or infinity in .*lora_up"),
+    "NaN, bfloat16": (_layer() | {f"{_KOHYA}.lora_up.weight": _NAN.expand(16, 2).bfloat16()}, "NaN .*lora_up"),
+    "infinity": (
+        _layer() | {f"{_KOHYA}.lora_up.weight": torch.full((16, 2), torch.inf).half()},
+        "infinity in .*lora_up",
+    ),
+    "integers": (_layer() | {f"{_KOHYA}.lora_up.weight": torch.ones(16, 2, dtype=torch.int8)}, "got I8 in .*lora_up"),
+    "negative alpha": (_layer() | {f"{_KOHYA}.alpha": -ONE}, "alpha of .* > 0, got -1"),
+    "infinite alpha": (_layer() | {f"{_KOHYA}.alpha": ONE * torch.inf}, "alpha of .* > 0, got inf"),
+    "several alphas": (_layer() | {f"{_KOHYA}.alpha": torch.ones(2)}, "one number in .*alpha"),
+    # another model, or parts of it
+    "another width": (
+        _layer() | {f"{_KOHYA}.lora_down.weight": torch.ones(2, 320)},
+        r"another model.*\(2, 16\), got \(2, 320\)",
+    ),
+    "another height": (_layer() | {f"{_KOHYA}.lora_up.weight": torch.ones(320, 2)}, r"another model.*got \(320, 2\)"),
+    "no such layer": (
+        {
+            f"{_KOHYA.replace('mid_block', 'down_blocks_7')}.lora_{part}.weight": torch.ones(4, 4)
+            for part in ("down", "up")
+        },
+        "no layer down_blocks.7",
+    ),
+    "Flux": (
+        {f"lora_unet_double_blocks_0_img_attn_proj.lora_{part}.weight": torch.ones(4, 4) for part in ("down", "up")},
+        "no layer double.blocks",
+    ),
+    "a norm": (
+        {f"lora_unet_mid_block_resnets_0_norm1.lora_{part}.weight": torch.ones(4, 4) for part in ("down", "up")},
+        "no layer mid_block.resnets.0.norm1",
+    ),
+    "Stable Diffusion 3": ({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": ONE[None]}, "no up matrix"),
+    "a checkpoint": ({"model.diffusion_model.input_blocks.0.0.weight": ONE}, "keys of a LoRA"),
+    "no tensors": ({}, "keys of a LoRA|complete safetensors file"),
+    "a matrix without its other": ({f"{_KOHYA}.lora_down.weight": torch.ones(2, 16)}, "no up matrix"),
+    "two ranks of a layer": (_layer() | {f"{_KOHYA}.lora_down.weight": torch.ones(3, 16)}, "matrices of one rank"),
+    "a vector": (_layer() | {f"{_KOHYA}.lora_down.weight": torch.ones(16)}, "expected a matrix"),
+    "unknown key": (_layer() | {f"{_KOHYA}.lora_left.weight": ONE}, "keys of a LoRA, got .*lora_left"),
+    "two formats": (_layer() | {f"unet.{_LAYER}.lora.up.weight": ONE}, "keys of one format"),
+    "a matrix twice": (
+        {f"unet.{_LAYER}.lora.up.weight": ONE, f"unet.{_LAYER}.lora_B.weight": ONE},
+        "one up matrix",
+    ),
+}
+"""Files that cannot be loaded into the tiny U-Net: their tensors, and a part of the error's message."""
+
+
+def file_of(tensors: Mapping[str, torch.Tensor], folder: Path) -> Path:
+    """A file with these tensors, and settings of PEFT beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}", "utf-8")
+    return _saved({key: tensor.clone() for key, tensor in tensors.items()}, folder / "adapter.safetensors", {})

@@ -45,13 +45,24 @@ class ModelCache:
         return None if self._model is None else self._name
 
     def with_adapter(self, base: str, adapter: Artifact | None) -> DiffusionModel:
-        """The base model with the adapter (or none) on its U-Net, for sampling. Raises ModelNotFoundError."""
+        """The base model with the adapter on its U-Net, for sampling. Raises ModelNotFoundError, AdapterError.
+
+        Without an adapter it has the one that its setting names, if any.
+        """
         model = self._base(base)
-        sha256 = None if adapter is None else adapter.sha256
-        if sha256 != self._adapter:
+        own = self._entry(base).adapter
+        wanted = str(own) if own is not None else None
+        if adapter is not None:
+            wanted = adapter.sha256
+        if wanted != self._adapter:
             self._detach(model)
+            self._adapter = None if wanted is None else "incomplete"  # until it is attached
             if adapter is not None:
-                self._attach(model, adapter)
+                with self._store.borrow(adapter.key, adapter.sha256) as path:
+                    load_adapter(model.unet, path)
+            elif own is not None:
+                load_adapter(model.unet, own)
+            self._adapter = wanted
         return model
 
     @contextmanager
@@ -86,12 +97,6 @@ class ModelCache:
             for note in self._model.notes:
                 _logger.info("the model %s: %s", name, note)
         return self._model
-
-    def _attach(self, model: DiffusionModel, adapter: Artifact) -> None:
-        self._adapter = "incomplete"  # until it is attached
-        with self._store.borrow(adapter.key, adapter.sha256) as path:
-            load_adapter(model.unet, path)
-        self._adapter = adapter.sha256
 
     def _detach(self, model: DiffusionModel) -> None:
         if self._adapter is not None:

@@ -127,6 +127,18 @@ def _machine_checks() -> Iterator[CheckOut]:
     yield torch_check(sys.executable)
     for name, model in catalogue.models.items():
         yield _model_files(name, model.source)
+        if model.adapter is not None:
+            yield _adapter(name, model.adapter, catalogue.adapter_problem(name))
+
+
+def _adapter(name: str, file: Path, problem: str | None) -> CheckOut:
+    """Check that a worker on this machine can load the model's own adapter."""
+    what = f"here: adapter of {name}"
+    if not file.exists():
+        return _check(what, "failed", f"{file} does not exist: set a file or folder of this machine in DFUSION_MODELS")
+    if problem is not None:
+        return _check(what, "failed", f"{problem}: set another adapter in DFUSION_MODELS")
+    return _check(what, "ok", str(file))
 
 
 def _disk(folder: Path) -> CheckOut:

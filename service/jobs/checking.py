@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from sqlalchemy.orm import Session
 
 from dfusion.config import FusionConfig, LoraConfig, SamplingConfig, TrainingConfig
-from dfusion.errors import LayerNotFoundError
+from dfusion.errors import LayerNotFoundError, LoraSettingError
+from dfusion.lora_layers import adapted_layers
 from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
 from service.catalogue import Catalogue, InstalledModel
@@ -120,6 +121,8 @@ class Checker:
         facts = self._catalogue.facts(base.name)
         if facts is not None and facts.problem is not None:
             self.wrong(pointer, f"{base.name} cannot be used: {facts.problem}", "unsupported_model")
+        elif problem := self._catalogue.adapter_problem(base.name):
+            self.wrong(pointer, f"{base.name}: {problem}", "unsuitable_adapter")
         return row, base
 
     def one_model(self, pointer: str, model_ids: Collection[str], advice: str = "") -> Model | None:
@@ -308,11 +311,34 @@ class Checker:
             message = f"expected an algorithm that learns from pairs, as verdicts require, got {training.algorithm}"
             self.wrong(pointer, message, "invalid_request")
 
-    def adapter_is_kept(self, model: Model | None, training: TrainingConfig) -> None:
-        """A training that continues an adapter sets no LoRA rank or alpha, since those of the adapter are kept."""
-        if model is not None and model.adapter_artifact_id is not None and training.lora != LoraConfig():
-            message = f"{model.id} has an adapter, whose rank and alpha are kept: omit lora"
-            self.wrong("/training/lora", message, "adapter_is_kept")
+    def continues(self, model: Model | None, training: TrainingConfig) -> None:
+        """A training keeps the adapter and the moments of the model that it continues.
+
+        It sets no LoRA layers, ranks or alphas then. Without an adapter to keep, the U-Net has the layers that it sets
+        (not checked if its files are not on this machine).
+        """
+        base = self.base_of(model)
+        if model is None or base is None:
+            return
+        if model.adapter_artifact_id is not None or base.adapter is not None:
+            if training.lora.model_copy(update={"dropout": 0.0}) != LoraConfig():
+                message = (
+                    f"{model.id} has an adapter, whose layers, ranks and alphas are kept: omit lora, except dropout"
+                )
+                self.wrong("/training/lora", message, "adapter_is_kept")
+        elif (shapes := self._catalogue.shapes(base.name)) is not None:
+            try:
+                adapted_layers(shapes, training.lora)
+            except LoraSettingError as error:
+                self.wrong(f"/training/lora/{error.setting}", f"{base.name}: {error}", "unsuitable_lora")
+
+        kept = model.statistics.get("optimizer", "adamw")
+        is_carried = model.optimizer_artifact_id is not None and training.optimizer_start == "carried"
+        if is_carried and training.optimizer != kept:
+            message = (
+                f"expected {kept}, whose moments {model.id} has, or optimizer_start fresh, got {training.optimizer}"
+            )
+            self.wrong("/training/optimizer", message, "optimizer_is_kept")
 
     def fits_prompts(self, pointer: str, base: InstalledModel | None, prompt_set: PromptSet | None) -> None:
         """The prompts fit the model's tokenizer. Not checked if the files of the model are not on this machine."""

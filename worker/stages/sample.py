@@ -10,6 +10,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from dfusion.models import DiffusionModel
+from dfusion.optimizer_state import require_optimizer
 from dfusion.prompts import Prompt
 from dfusion.sampling import sample
 from dfusion.seeds import sample_seed
@@ -64,6 +65,8 @@ def load(session: Session, claim: Claim) -> Inputs:
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
     """Sample the shard's prompts, with item maps where samples may be fused; store trajectories and images."""
     spec = spec_as(context.claim, RoundSpec, SamplingJobSpec)
+    if isinstance(spec, RoundSpec):
+        require_optimizer(spec.training)  # before the round samples for hours
     planned = _plan(context.claim, spec, inputs.prompts)
     model = context.load_model(inputs.model)
     parts = list(batches(planned, context.bench.settings.batch_size))

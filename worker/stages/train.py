@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from dfusion.adapter import attach_lora, save_adapter
+from dfusion.adapter import attach_lora, has_lora, save_adapter
 from dfusion.errors import CheckpointError, PolicyMismatchError
 from dfusion.optimizer_state import save_optimizer
 from dfusion.seeds import training_seed
@@ -89,7 +89,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     # 1. the remaining updates
     seed = training_seed(spec.seed, claim.round)
     with context.bench.models.for_training(parent.row.base, parent.adapter) as model:
-        if parent.adapter is None:
+        if not has_lora(model.unet):
             attach_lora(model.unet, spec.training.lora, seed)
         carried = None if inputs.optimizer is None else context.load_optimizer(inputs.optimizer)
         trainer = Trainer(model, learned.examples, spec.training, seed, carried, context.scratch)
@@ -108,7 +108,8 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
     # 3. the reports
     log_id = _store_log(context, self_test, trainer.reports)
-    statistics = _statistics(learned, trainer.reports, log_id) | {"optimizer_updates": optimizer.updates}
+    statistics = _statistics(learned, trainer.reports, log_id)
+    statistics |= {"optimizer": spec.training.optimizer, "optimizer_updates": optimizer.updates}
     row = Model(
         id=new_id(IdKind.MODEL),
         base=parent.row.base,

@@ -128,7 +128,7 @@ def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
 
     # the number of images, and an adapter to continue
     checker.limit_images(prompt_set, spec.samples_per_prompt)
-    checker.adapter_is_kept(model, spec.training)
+    checker.continues(model, spec.training)
     if prompt_set is None or model is None:
         return None
 

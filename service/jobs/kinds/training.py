@@ -73,7 +73,7 @@ def check(checker: Checker, spec: TrainingJobSpec) -> Checked[TrainingJobSpec] |
 
     # the settings of sampling and training
     samplings = checker.samplings({side.job_id for side in sides if not side.is_target})
-    checker.adapter_is_kept(model, spec.training)
+    checker.continues(model, spec.training)
     checker.one_sampling(source, samplings.values())
     if spec.prefer == "verdicts":
         checker.learns_from_verdicts("/prefer", spec.training)

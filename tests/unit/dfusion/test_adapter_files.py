@@ -14,14 +14,24 @@ from typing import Literal
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
 
 from dfusion.adapter import load_adapter, lora_config, lora_layers, lora_parameters, save_adapter
 from dfusion.adapter_files import read_layout
 from dfusion.config import LoraConfig
 from dfusion.errors import AdapterError
 from dfusion.files import read_tensors
-from tests.adapters import ATTENTION, Lora, diffusers_file, kohya_file, merged, peft_file, random_lora
+from tests.adapters import (
+    ATTENTION,
+    ONE,
+    REFUSED,
+    Lora,
+    diffusers_file,
+    file_of,
+    kohya_file,
+    merged,
+    peft_file,
+    random_lora,
+)
 from tests.nets import WIDTH, XL_POOLED, XL_WIDTH, embeds, tiny_unet, tiny_xl_unet
 
 Form = Literal["diffusers", "bare diffusers", "PEFT", "kohya"]
@@ -197,104 +207,12 @@ def test_peft_file_is_imported_as_file_and_as_folder(tmp_path: Path) -> None:
         load_adapter(unet, tmp_path)
 
 
-def base() -> dict[str, torch.Tensor]:
-    """The tensors of a kohya file of one layer."""
-    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    return {f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2)}
-
-
-LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-KOHYA = "lora_unet_" + LAYER.replace(".", "_")
-PEFT = f"base_model.model.{LAYER}"
-ONE = torch.ones(1)
-NAN = torch.tensor([[1.0, float("nan")]])
-REFUSED: Mapping[str, tuple[Mapping[str, torch.Tensor], str]] = {
-    # keys of the text encoder beside the U-Net's
-    "text encoder, kohya": (base() | {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": ONE}, "text encoder"),
-    "first text encoder, kohya": (base() | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": ONE}, "text encoder"),
-    "second text encoder, kohya": (base() | {"lora_te2_text_projection.alpha": ONE}, "text encoder"),
-    "text encoder, diffusers": (
-        {f"unet.{LAYER}.lora.up.weight": ONE, "text_encoder.text_model.x.lora_linear_layer.up.weight": ONE},
-        "text encoder",
-    ),
-    "second text encoder, diffusers": ({"text_encoder_2.text_model.x.lora.up.weight": ONE}, "text encoder"),
-    "text encoder, PEFT": ({"base_model.model.text_model.encoder.x.lora_A.weight": ONE}, "text encoder"),
-    # other kinds
-    "LoHa": ({f"{KOHYA}.hada_w1_a": ONE, f"{KOHYA}.alpha": ONE}, "LoHa"),
-    "LoHa, PEFT": ({f"{PEFT}.hada_w1_a": ONE}, "LoHa"),
-    "LoHa, Tucker": ({f"{KOHYA}.hada_t1": ONE}, "LoHa"),
-    "LoKr": ({f"{KOHYA}.lokr_w1": ONE, f"{KOHYA}.lokr_w2_a": ONE}, "LoKr"),
-    "LoKr, PEFT": ({f"{PEFT}.lokr_w1": ONE}, "LoKr"),
-    "DoRA": (base() | {f"{KOHYA}.dora_scale": ONE}, "DoRA"),
-    "(IA)3": ({f"{PEFT}.ia3_l": ONE}, r"\(IA\)3"),
-    "(IA)3, LyCORIS": ({f"{KOHYA}.weight": ONE, f"{KOHYA}.on_input": ONE}, r"\(IA\)3|keys of a LoRA"),
-    "OFT": ({f"{KOHYA}.oft_blocks": ONE}, "OFT"),
-    "OFT, PEFT": ({f"{PEFT}.oft_R.weight": ONE}, "OFT"),
-    "BOFT": ({f"{PEFT}.boft_R": ONE}, "BOFT"),
-    "VeRA": ({f"{PEFT}.vera_lambda_b": ONE}, "VeRA"),
-    "HRA": ({f"{PEFT}.hra_u": ONE}, "HRA"),
-    "GLoRA": ({f"{KOHYA}.a1.weight": ONE}, "GLoRA"),
-    "full weights": ({f"{KOHYA}.diff": ONE}, "full weights"),
-    "full biases": (base() | {f"{KOHYA}.diff_b": ONE}, "full weights"),
-    "trained norms": (base() | {"lora_unet_mid_block_resnets_0_norm1.w_norm": ONE}, "trained norms"),
-    "LoCon, Tucker": (base() | {f"{KOHYA}.lora_mid.weight": ONE}, "LoCon"),
-    "LoCon of SDXL": ({"lora_unet_input_blocks_1_0_in_layers_2.alpha": ONE}, "LoCon"),
-    "LoRA with biases": ({f"{PEFT}.lora_B.bias": ONE}, "biases"),
-    "LoRA of embeddings": ({f"{PEFT}.lora_embedding_A": ONE}, "embeddings"),
-    "textual inversion": ({"emb_params": ONE}, "textual inversion"),
-    # numbers
-    "NaN in the weights": (base() | {f"{KOHYA}.lora_up.weight": NAN.expand(16, 2)}, "NaN or infinity in .*lora_up"),
-    "NaN, bfloat16": (base() | {f"{KOHYA}.lora_up.weight": NAN.expand(16, 2).bfloat16()}, "NaN .*lora_up"),
-    "infinity": (base() | {f"{KOHYA}.lora_up.weight": torch.full((16, 2), torch.inf).half()}, "infinity in .*lora_up"),
-    "integers": (base() | {f"{KOHYA}.lora_up.weight": torch.ones(16, 2, dtype=torch.int8)}, "got I8 in .*lora_up"),
-    "negative alpha": (base() | {f"{KOHYA}.alpha": -ONE}, "alpha of .* > 0, got -1"),
-    "infinite alpha": (base() | {f"{KOHYA}.alpha": ONE * torch.inf}, "alpha of .* > 0, got inf"),
-    "several alphas": (base() | {f"{KOHYA}.alpha": torch.ones(2)}, "one number in .*alpha"),
-    # another model, or parts of it
-    "another width": (
-        base() | {f"{KOHYA}.lora_down.weight": torch.ones(2, 320)},
-        r"another model.*\(2, 16\), got \(2, 320\)",
-    ),
-    "another height": (base() | {f"{KOHYA}.lora_up.weight": torch.ones(320, 2)}, r"another model.*got \(320, 2\)"),
-    "no such layer": (
-        {
-            f"{KOHYA.replace('mid_block', 'down_blocks_7')}.lora_{part}.weight": torch.ones(4, 4)
-            for part in ("down", "up")
-        },
-        "no layer down_blocks.7",
-    ),
-    "Flux": (
-        {f"lora_unet_double_blocks_0_img_attn_proj.lora_{part}.weight": torch.ones(4, 4) for part in ("down", "up")},
-        "no layer double.blocks",
-    ),
-    "a norm": (
-        {f"lora_unet_mid_block_resnets_0_norm1.lora_{part}.weight": torch.ones(4, 4) for part in ("down", "up")},
-        "no layer mid_block.resnets.0.norm1",
-    ),
-    "Stable Diffusion 3": ({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": ONE[None]}, "no up matrix"),
-    "a checkpoint": ({"model.diffusion_model.input_blocks.0.0.weight": ONE}, "keys of a LoRA"),
-    "no tensors": ({}, "keys of a LoRA"),
-    "a matrix without its other": ({f"{KOHYA}.lora_down.weight": torch.ones(2, 16)}, "no up matrix"),
-    "two ranks of a layer": (base() | {f"{KOHYA}.lora_down.weight": torch.ones(3, 16)}, "matrices of one rank"),
-    "a vector": (base() | {f"{KOHYA}.lora_down.weight": torch.ones(16)}, "expected a matrix"),
-    "unknown key": (base() | {f"{KOHYA}.lora_left.weight": ONE}, "keys of a LoRA, got .*lora_left"),
-    "two formats": (base() | {f"unet.{LAYER}.lora.up.weight": ONE}, "keys of one format"),
-    "a matrix twice": (
-        {f"unet.{LAYER}.lora.up.weight": ONE, f"unet.{LAYER}.lora_B.weight": ONE},
-        "one up matrix",
-    ),
-}
-
-
 @pytest.mark.parametrize("row", REFUSED)
 def test_other_files_are_refused_by_name(row: str, tmp_path: Path) -> None:
     tensors, expected = REFUSED[row]
-    separate = {key: tensor.clone() for key, tensor in tensors.items()}
-    save_file(separate, tmp_path / "adapter.safetensors")
-    (tmp_path / "adapter_config.json").write_text("{}", "utf-8")
     unet, _, _ = network("sd")
     with pytest.raises(AdapterError, match=expected):
-        load_adapter(unet, tmp_path / "adapter.safetensors")
+        load_adapter(unet, file_of(tensors, tmp_path))
     assert not getattr(unet, "peft_config", None)
 
 
