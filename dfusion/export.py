@@ -2,31 +2,39 @@
 
 diffusers  one file, LoRA as `load_lora_weights` reads it
 kohya      one file, LoRA in the keys of kohya's trainer, as ComfyUI and A1111 (and `load_lora_weights`) read them
+peft       a folder, LoRA as `PeftModel.from_pretrained` reads it for the pipeline's U-Net
 merged     a folder, the whole pipeline with the adapter in the U-Net's weights
+
+Beside each export are a preview and the recipe that reproduces it (`Companions`).
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 
+from dfusion._diffusers import DDIMScheduler, peft
 from dfusion.adapter import METADATA_KEY, AdapterFile, detach, load_adapter, read_adapter, save_adapter
 from dfusion.adapter_files import read_layout
+from dfusion.config import SamplingConfig
 from dfusion.errors import DFusionError, ExportError, InvalidInputError
 from dfusion.files import write_tensors, write_whole
-from dfusion.models import Pipeline, load_pipeline
+from dfusion.models import DiffusionModel, Pipeline, load_pipeline
+from dfusion.recipes import FOLDERS, Companions, ExportFormat, PipelineCall, Recipe, readme_of
+from dfusion.sampling import sample
 from dfusion.sources import locate
 
-ExportFormat = Literal["diffusers", "kohya", "merged"]
 TOLERANCE = 1 / 255
 """The largest difference of two images, in [0, 1], that count as equal."""
 ROUNDING = 1e-5
@@ -34,18 +42,21 @@ ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class ImageCheck:
-    """The image that verifies an export: the pipeline's own scheduler, float32, the U-Net's own size."""
+class PreviewSettings:
+    """The image that verifies an export and is its preview, in float32.
+
+    Two settings are changed, since stock pipelines do not have them: a guidance_scale below 1 becomes 1, and with zero
+    terminal SNR eta is at most 0.999.
+    """
 
     prompt: str = "a red circle"
     seed: int = 0
-    num_steps: int = 4
-    guidance_scale: float = 5.0
+    sampling: SamplingConfig = SamplingConfig()
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The result of an export's verification, as largest differences of images in [0, 1].
+    """The result of an export's verification, as largest differences of images in [0, 1], and the preview's recipe.
 
     difference  between the image with the adapter and the image with the export
     effect      between the image with the adapter and the image without it; at least twice the difference, unless the
@@ -54,6 +65,7 @@ class ExportReport:
 
     difference: float
     effect: float
+    recipe: Recipe
 
 
 def export_adapter(
@@ -63,61 +75,150 @@ def export_adapter(
     form: ExportFormat,
     *,
     device: str = "cpu",
-    check: ImageCheck = ImageCheck(),
+    preview: PreviewSettings = PreviewSettings(),
+    base: str | None = None,
 ) -> ExportReport:
-    """Write an adapter to `path` in the given form, in float32.
+    """Write an adapter to `path` in the given form, in float32, with a preview and its recipe (`Companions`).
 
     The export is reloaded into a new stock pipeline. It must render the same image as the adapter, within TOLERANCE and
-    half the adapter's own effect.
+    half the adapter's own effect. The preview is sampled by `dfusion.sample`; a stock pipeline must reproduce it by the
+    recipe, within TOLERANCE.
 
     Args:
         model: The base model that the adapter was trained on, as for `DiffusionModel.load`.
         adapter: The adapter's file, from `save_adapter`.
-        path: The file or folder to write. It must not exist.
-        form: "diffusers", "kohya" or "merged".
+        path: The file or folder to write. Neither it nor its companions may exist.
+        form: "diffusers", "kohya", "peft" or "merged".
         device: The device of the verification.
-        check: The image to render.
+        preview: The image to render.
+        base: The base model's name in the recipe. None: that of `model`, without the path of a folder.
 
     Returns:
-        The differences that the verification measured.
+        The differences that the verification measured, and the recipe.
 
     Raises:
-        ExportError: The export cannot be reloaded or renders another image. Nothing is left at `path`.
+        ExportError: The export cannot be reloaded or renders another image, or the recipe does. Nothing is left at
+            `path`.
         InvalidInputError: An unknown form, or an existing `path`.
         CheckpointError: `adapter` is not an adapter, or does not fit the model.
         ModelNotFoundError: The model does not exist.
     """
     if form not in _WRITERS:
         raise InvalidInputError(f"form: expected one of {list(_WRITERS)}, got {form!r}")
-    if path.exists():
-        raise InvalidInputError(f"path: expected a path that does not exist, got {path}, which exists")
+    companions = Companions.of(path, form)
+    for written in (path, companions.recipe, companions.preview):
+        if written.exists():
+            raise InvalidInputError(f"path: expected a path that does not exist, got {written}, which exists")
 
     folder = locate(model).folder
-    expected, effect = _expected(folder, adapter, device, check)
+    name = base or (Path(model).name if Path(model).is_dir() else str(model))
+    expected = _expected(folder, adapter, device, preview, name, form)
     difference = 0.0
 
     def write(temporary: Path) -> None:
         nonlocal difference
         try:
             _WRITERS[form](folder, adapter, temporary)
-            image = _image(_reloaded(form, folder, temporary).to(device), check)
+            image = render(_reloaded(form, folder, temporary).to(device), expected.recipe)
         except (DFusionError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise ExportError(f"{form} export of {adapter}: cannot be reloaded: {error!r}") from error
-        difference = float(np.abs(image - expected).max())
-        if not difference <= min(TOLERANCE, max(effect / 2, ROUNDING)):  # also raises for NaN
+        difference = float(np.abs(image - expected.image).max())
+        largest = min(TOLERANCE, max(expected.effect / 2, ROUNDING))
+        if not difference <= largest:  # also raises for NaN
             raise ExportError(f"{form} export of {adapter}: expected the same image, got a difference of {difference}")
+        if form in FOLDERS:
+            _write_companions(Companions.of(temporary, form), expected)
 
     write_whole(path, write)
-    return ExportReport(difference, effect)
+    if form not in FOLDERS:
+        _write_companions(companions, expected)
+    return ExportReport(difference, expected.effect, expected.recipe)
 
 
-def _expected(folder: Path, adapter: Path, device: str, check: ImageCheck) -> tuple[np.ndarray, float]:
-    """The image with the adapter, and the largest difference that the adapter makes."""
+@dataclass(frozen=True)
+class _Expected:
+    """What the export must render.
+
+    image    with the adapter, (H, W, 3) float32 in [0, 1], by a stock pipeline and the recipe
+    effect   the largest difference that the adapter makes
+    preview  the same image by `dfusion.sample`, (H, W, 3) uint8
+    recipe   how a stock pipeline renders it
+    """
+
+    image: np.ndarray
+    effect: float
+    preview: np.ndarray
+    recipe: Recipe
+
+
+def _expected(
+    folder: Path, adapter: Path, device: str, settings: PreviewSettings, base: str, form: ExportFormat
+) -> _Expected:
+    """Render the image with the adapter and without. Raises ExportError if the recipe does not give the preview."""
     pipeline = load_pipeline(folder).to(device)
-    plain = _image(pipeline, check)
+    model = DiffusionModel.from_pipeline(pipeline, device)
+    recipe = _recipe(model, settings, base, form)
+    plain = render(pipeline, recipe)
+
     load_adapter(pipeline.unet, adapter)
-    image = _image(pipeline, check)
-    return image, float(np.abs(image - plain).max())
+    image = render(pipeline, recipe)
+    preview = _preview(model, settings)
+    distance = float(np.abs(image - preview / 255).max())
+    if not distance <= TOLERANCE:  # also raises for NaN
+        raise ExportError(f"recipe for {adapter}: expected the preview's image, got a difference of {distance}")
+    return _Expected(image, float(np.abs(image - plain).max()), preview, recipe)
+
+
+def _recipe(model: DiffusionModel, settings: PreviewSettings, base: str, form: ExportFormat) -> Recipe:
+    sampling = _reproducible(settings.sampling, model.scheduler)
+    height, width = (side * model.pixels_per_latent for side in model.latent_size(sampling))
+    arguments = inspect.signature(DDIMScheduler.__init__).parameters
+    config = dict(model.scheduler.config)
+
+    return Recipe(
+        base=base,
+        format=form,
+        pipeline="StableDiffusionPipeline" if model.text_encoder_2 is None else "StableDiffusionXLPipeline",
+        scheduler={name: config[name] for name in sorted(config) if name in arguments},
+        seed=settings.seed,
+        call=PipelineCall(
+            prompt=settings.prompt,
+            negative_prompt=sampling.negative_prompt or None,
+            num_inference_steps=sampling.num_steps,
+            guidance_scale=sampling.guidance_scale,
+            eta=sampling.eta,
+            height=height,
+            width=width,
+        ),
+    )
+
+
+def _reproducible(sampling: SamplingConfig, scheduler: DDIMScheduler) -> SamplingConfig:
+    """The nearest settings with which a stock pipeline gives the same image."""
+    if sampling.guidance_scale <= 1:  # stock pipelines then do not guide
+        sampling = sampling.model_copy(update={"guidance_scale": 1.0, "negative_prompt": ""})
+    if float(scheduler.alphas_cumprod.min()) == 0:  # with eta 1, diffusers' step gives sqrt(-1e-8), NaN
+        sampling = sampling.model_copy(update={"eta": min(sampling.eta, _LARGEST_ETA_WITH_ZERO_SNR)})
+    return sampling
+
+
+_LARGEST_ETA_WITH_ZERO_SNR = 0.999
+
+
+def _preview(model: DiffusionModel, settings: PreviewSettings) -> np.ndarray:
+    """(H, W, 3) uint8, by `dfusion.sample`."""
+    sampling = _reproducible(settings.sampling, model.scheduler)
+    size = model.latent_size(sampling)
+    trajectory = sample(
+        model.unet,
+        model.scheduler,
+        model.encode_prompts([settings.prompt], size),
+        model.encode_prompts([sampling.negative_prompt], size),
+        [settings.seed],
+        config=sampling,
+        latent_size=size,
+    )
+    return model.decode(trajectory.final)[0]  # type: ignore[no-any-return]
 
 
 def _reloaded(form: ExportFormat, folder: Path, exported: Path) -> Pipeline:
@@ -125,21 +226,37 @@ def _reloaded(form: ExportFormat, folder: Path, exported: Path) -> Pipeline:
     if form == "merged":
         return load_pipeline(exported)
     pipeline = load_pipeline(folder)
-    pipeline.load_lora_weights(str(exported), use_safetensors=True)
+    if form == "peft":
+        peft.PeftModel.from_pretrained(pipeline.unet, str(exported))  # changes the U-Net in place
+    else:
+        pipeline.load_lora_weights(str(exported), use_safetensors=True)
     return pipeline
 
 
-def _image(pipeline: Pipeline, check: ImageCheck) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]."""
+def render(pipeline: Pipeline, recipe: Recipe) -> np.ndarray:
+    """Render a recipe's image by a stock pipeline: (H, W, 3) float32 in [0, 1]. The pipeline keeps its scheduler."""
+    scheduler = pipeline.scheduler
     pipeline.set_progress_bar_config(disable=True)
-    output = pipeline(
-        check.prompt,
-        num_inference_steps=check.num_steps,
-        guidance_scale=check.guidance_scale,
-        generator=torch.Generator().manual_seed(check.seed),
-        output_type="np",
-    )
+    pipeline.scheduler = DDIMScheduler(**recipe.scheduler)
+    try:
+        generator = torch.Generator().manual_seed(recipe.seed)
+        output = pipeline(generator=generator, output_type="np", **recipe.call.model_dump())
+    finally:
+        pipeline.scheduler = scheduler
     return output.images[0]  # type: ignore[no-any-return]
+
+
+def _write_companions(companions: Companions, expected: _Expected) -> None:
+    text = expected.recipe.to_json()
+    write_whole(companions.recipe, lambda temporary: _write_text(temporary, text))
+    write_whole(companions.preview, lambda temporary: Image.fromarray(expected.preview).save(temporary, "png"))
+    if companions.readme is not None:
+        readme = readme_of(expected.recipe)
+        write_whole(companions.readme, lambda temporary: _write_text(temporary, readme))
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text, "utf-8")
 
 
 def _write_diffusers(folder: Path, adapter: Path, out: Path) -> None:
@@ -194,7 +311,11 @@ def original_name(module: str, layers_per_block: int) -> str:
 
 
 def _kohya_metadata(folder: Path, unet: Mapping[str, Any], content: AdapterFile) -> dict[str, str]:
-    """The metadata that kohya's trainer writes. A1111 lists a LoRA only for the model version named there."""
+    """The metadata that kohya's trainer writes, and Stability AI's model specification.
+
+    A1111 and Forge list a LoRA only for the model version named there. Some programs read the prediction type from
+    `modelspec.prediction_type`, others from `ss_v_parameterization`.
+    """
     about = {
         "format": "pt",
         "ss_network_module": "networks.lora",
@@ -203,12 +324,47 @@ def _kohya_metadata(folder: Path, unet: Mapping[str, Any], content: AdapterFile)
         METADATA_KEY: json.dumps(dict(content.metadata), sort_keys=True),
     }
 
-    velocity = _config(folder, "scheduler/scheduler_config.json").get("prediction_type") == "v_prediction"
-    versions = {768: "sd_v1", 1024: "sd_v2_v" if velocity else "sd_v2"}
+    # the prediction type, which a loader cannot see in the weights
+    scheduler = _config(folder, "scheduler/scheduler_config.json")
+    prediction = _PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"))
+    if prediction is not None:
+        about |= {"modelspec.prediction_type": prediction, "ss_v_parameterization": str(prediction == "v")}
+    about["ss_zero_terminal_snr"] = str(bool(scheduler.get("rescale_betas_zero_snr")))
+
+    # the version of the model
+    versions = {768: "sd_v1", 1024: "sd_v2_v" if prediction == "v" else "sd_v2"}
     version = "sdxl_base_v1-0" if _is_xl(unet) else versions.get(unet["cross_attention_dim"])
     if version is not None:
         about |= {"ss_base_model_version": version, "ss_v2": str(version.startswith("sd_v2"))}
+        about |= _model_specification(folder, unet, version)
     return about
+
+
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+"""The names of prediction types in Stability AI's specification, by diffusers' names."""
+_ARCHITECTURES = {
+    "sd_v1": "stable-diffusion-v1",
+    "sd_v2": "stable-diffusion-v2-512",
+    "sd_v2_v": "stable-diffusion-v2-768-v",
+    "sdxl_base_v1-0": "stable-diffusion-xl-v1-base",
+}
+"""The names of model versions in Stability AI's specification, by kohya's names."""
+
+
+def _model_specification(folder: Path, unet: Mapping[str, Any], version: str) -> dict[str, str]:
+    """What https://github.com/Stability-AI/ModelSpec requires of a LoRA file."""
+    factor = 2 ** (len(_config(folder, "vae/config.json")["block_out_channels"]) - 1)
+    size = unet["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    original = "https://github.com/Stability-AI/generative-models"
+
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{_ARCHITECTURES[version]}/lora",
+        "modelspec.implementation": original if _is_xl(unet) else "diffusers",
+        "modelspec.title": "D-Fusion LoRA",
+        "modelspec.resolution": f"{width * factor}x{height * factor}",
+    }
 
 
 def _is_xl(unet: Mapping[str, Any]) -> bool:
@@ -218,6 +374,21 @@ def _is_xl(unet: Mapping[str, Any]) -> bool:
 def _config(folder: Path, name: str) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
     return config
+
+
+def _write_peft(_folder: Path, adapter: Path, out: Path) -> None:
+    """Write the settings and the weights, (r, in) and (out, r), as `PeftModel.save_pretrained` does."""
+    content = read_adapter(adapter)
+    modules = {key.rpartition(".lora_")[0] for key in content.weights}
+    config = peft.LoraConfig(
+        r=content.config.rank, lora_alpha=content.config.alpha, target_modules=sorted(modules), inference_mode=True
+    )
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+
+    out.mkdir()
+    _write_text(out / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    weights = {f"base_model.model.{key}": value for key, value in content.weights.items()}
+    write_tensors(out / "adapter_model.safetensors", weights, {"format": "pt"})
 
 
 def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
@@ -238,5 +409,6 @@ def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
 _WRITERS: Mapping[ExportFormat, Callable[[Path, Path, Path], None]] = {
     "diffusers": _write_diffusers,
     "kohya": _write_kohya,
+    "peft": _write_peft,
     "merged": _write_merged,
 }

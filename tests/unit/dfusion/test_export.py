@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,35 +8,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dfusion import _torchvision_ops, export
-from dfusion.adapter import attach_lora, detach, load_adapter, lora_parameters, read_adapter, save_adapter
-from dfusion.config import LoraConfig
+from dfusion.adapter import attach_lora, detach, lora_parameters, read_adapter, save_adapter
+from dfusion.config import LoraConfig, SamplingConfig
 from dfusion.errors import CheckpointError, ExportError, InvalidInputError
-from dfusion.export import TOLERANCE, ExportFormat, ImageCheck, export_adapter, original_name
+from dfusion.export import TOLERANCE, PreviewSettings, export_adapter, original_name
 from dfusion.files import read_tensors, write_tensors
 from dfusion.models import Pipeline, load_pipeline
-from tests.nets import tiny_pipeline, tiny_xl_pipeline, tiny_xl_unet
+from dfusion.recipes import FOLDERS, Companions, ExportFormat, Recipe
+from tests.nets import sd_scheduler, tiny_pipeline, tiny_xl_pipeline, tiny_xl_unet
+from tests.pages import blocks
 
-CHECK = ImageCheck(num_steps=2)
-FORMS: tuple[ExportFormat, ...] = ("diffusers", "kohya", "merged")
+PREVIEW = PreviewSettings(sampling=SamplingConfig(num_steps=2))
+FORMS: tuple[ExportFormat, ...] = ("diffusers", "kohya", "peft", "merged")
 FRESH = """
-import importlib.util, sys
+import importlib.util, json, os, sys
 found = importlib.util.spec_from_file_location("ops", sys.argv[1])
 ops = importlib.util.module_from_spec(found)
 found.loader.exec_module(ops)
-import numpy, torch
-from diffusers import DiffusionPipeline
-for line in sys.stdin.read().splitlines():
-    form, folder, exported, image = line.split()
-    pipeline = DiffusionPipeline.from_pretrained(exported if form == "merged" else folder)
-    if form != "merged":
-        pipeline.load_lora_weights(exported)
-    made = pipeline("a red circle", num_inference_steps=2, guidance_scale=5.0,
-                    generator=torch.Generator().manual_seed(0), output_type="np")
-    numpy.save(image, made.images[0])
+for folder, code in json.load(sys.stdin):
+    os.chdir(folder)
+    exec(code, {})
 assert not any(name.split(".")[0] == "dfusion" for name in sys.modules)
 """
+PAGE = "docs/how-to/use-an-exported-model.md"
 
 
 def saved(pipeline: Pipeline, folder: Path, strength: float = 0.3) -> tuple[Path, Path]:
@@ -59,31 +57,98 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.slow
 def test_every_form_gives_the_same_image(trained: tuple[Path, Path], tmp_path: Path, form: ExportFormat) -> None:
-    report = export_adapter(*trained, tmp_path / "out", form, check=CHECK)
+    report = export_adapter(*trained, tmp_path / "out", form, preview=PREVIEW)
     assert report.difference <= TOLERANCE < 10 * TOLERANCE < report.effect
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    beside = set() if form in FOLDERS else {"out.recipe.json", "out.preview.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out"} | beside
 
 
 @pytest.mark.slow
-def test_a_fresh_process_with_stock_diffusers_gives_the_same_image(tmp_path: Path) -> None:
-    """Without dfusion, except its patch for torchvision with a CPU-only torch, loaded as a single file."""
-    work = []
-    expected = {}
-    for kind, pipeline in {"sd": tiny_pipeline(), "sdxl": tiny_xl_pipeline()}.items():
-        folder, adapter = saved(pipeline, tmp_path / kind)
-        ours = load_pipeline(folder)
-        load_adapter(ours.unet, adapter)
-        expected[kind] = export._image(ours, CHECK)
-        for form in FORMS:
-            export._WRITERS[form](folder, adapter, tmp_path / kind / form)
-            work.append((form, folder, tmp_path / kind / form, tmp_path / f"{kind}-{form}.npy"))
-    lines = "\n".join(" ".join(map(str, arguments)) for arguments in work)
-    command = [sys.executable, "-c", FRESH, _torchvision_ops.__file__]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=tmp_path)
+def test_the_recipe_alone_gives_the_preview_with_stock_diffusers(tmp_path: Path) -> None:
+    """By the code of the page and of the export's own text, in a process without dfusion, except its patch for
+    torchvision with a CPU-only torch. Our sampler made the preview."""
+    by_page = blocks(PAGE, "python")[-1]
+    sampling = SamplingConfig(num_steps=3, guidance_scale=3.0, eta=0.7, height=24, negative_prompt="a blue star")
+    xl = tiny_xl_pipeline()
+    xl.scheduler = sd_scheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    cases = {
+        "sd": (tiny_pipeline(), PreviewSettings("a green star", 7, sampling), FORMS),
+        "sdxl": (xl, PreviewSettings("a red circle", 1, SamplingConfig(num_steps=2)), FORMS[1:]),
+        "unguided": (
+            tiny_pipeline(),
+            PreviewSettings(sampling=SamplingConfig(num_steps=2, guidance_scale=0.5)),
+            FORMS[1:2],
+        ),
+    }
 
+    work = []
+    previews = []
+    for kind, (pipeline, preview, forms) in cases.items():
+        folder, adapter = saved(pipeline, tmp_path / kind)
+        for form in forms:
+            out = tmp_path / kind / f"out-{form}"
+            out.mkdir()
+            path = out / ("folder" if form in FOLDERS else "flowers.safetensors")
+            report = export_adapter(folder, adapter, path, form, preview=preview)
+            companions = Companions.of(path, form)
+            assert Recipe.model_validate_json(companions.recipe.read_text()) == report.recipe
+
+            code = by_page if companions.readme is None else python_of(companions.readme.read_text())
+            work.append(
+                (str(companions.recipe.parent), code.replace('"base"', f'"{folder}"').replace("BASE", str(folder)))
+            )
+            previews.append((companions.preview, companions.recipe.parent / "again.png"))
+
+    command = [sys.executable, "-c", FRESH, _torchvision_ops.__file__]
+    done = subprocess.run(command, input=json.dumps(work), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for _, _, exported, image in work:
-        assert np.abs(np.load(image) - expected[exported.parent.name]).max() <= TOLERANCE
+
+    for preview, again in previews:
+        ours, theirs = (np.asarray(Image.open(file)).astype(int) for file in (preview, again))
+        assert np.abs(ours - theirs).max() <= 1, again
+
+
+def python_of(text: str) -> str:
+    """The only Python block of a text."""
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return str(code)
+
+
+def test_a_recipe_has_all_settings_but_no_paths(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, adapter = trained
+    sampling = SamplingConfig(num_steps=2, guidance_scale=2.5, eta=0.5, width=24)
+    preview = PreviewSettings("a green star", 3, sampling)
+    report = export_adapter(folder, adapter, tmp_path / "lora.safetensors", "kohya", preview=preview)
+    stored = json.loads((tmp_path / "lora.recipe.json").read_text())
+
+    assert stored["call"] == {
+        "prompt": "a green star",
+        "negative_prompt": None,
+        "num_inference_steps": 2,
+        "guidance_scale": 2.5,
+        "eta": 0.5,
+        "height": 16,
+        "width": 24,
+    }
+    assert (stored["seed"], stored["base"], stored["sampler"], stored["dtype"]) == (3, "base", "DDIM", "float32")
+    assert (stored["scheduler"]["timestep_spacing"], stored["scheduler"]["steps_offset"]) == ("leading", 1)
+    assert str(folder.parent) not in report.recipe.to_json()
+
+    image = np.asarray(Image.open(tmp_path / "lora.preview.png"))
+    assert image.shape == (16, 24, 3)
+
+
+def test_a_recipe_that_gives_another_image_is_no_recipe(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The preview comes from another seed than the recipe says."""
+    sampler = export.sample
+    monkeypatch.setattr(export, "sample", lambda *a, **b: sampler(*a[:4], [a[4][0] + 1], **b))
+    with pytest.raises(ExportError, match="recipe"):
+        export_adapter(*trained, tmp_path / "lora.safetensors", "kohya", preview=PREVIEW)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -195,7 +260,7 @@ def test_an_export_with_another_image_does_not_stay(
     write = export._WRITERS[form]
     monkeypatch.setattr(export, "_WRITERS", {form: without_alpha})
     with pytest.raises(ExportError, match="difference"):
-        export_adapter(folder, adapter, tmp_path / "out", form, check=CHECK)
+        export_adapter(folder, adapter, tmp_path / "out", form, preview=PREVIEW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,7 +268,7 @@ def test_an_export_with_another_image_does_not_stay(
 def test_an_export_that_lost_a_weak_adapter_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the adapter the image differs by less than 1/255, which still counts as another image."""
     trained = saved(tiny_pipeline(), tmp_path, strength=0.001)
-    report = export_adapter(*trained, tmp_path / "good", "merged", check=CHECK)
+    report = export_adapter(*trained, tmp_path / "good", "merged", preview=PREVIEW)
     assert 1e-4 < report.effect < 1 / 255 and report.difference < 1e-5
 
     def zeros(_folder: Path, adapter: Path, out: Path) -> None:
@@ -212,7 +277,7 @@ def test_an_export_that_lost_a_weak_adapter_is_removed(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(export, "_WRITERS", {"diffusers": zeros})
     with pytest.raises(ExportError, match="difference"):
-        export_adapter(*trained, tmp_path / "out", "diffusers", check=CHECK)
+        export_adapter(*trained, tmp_path / "out", "diffusers", preview=PREVIEW)
     assert not (tmp_path / "out").exists()
 
 
@@ -225,7 +290,7 @@ def test_an_export_that_cannot_be_loaded_is_removed(
 
     monkeypatch.setattr(export, "_WRITERS", {"diffusers": half})
     with pytest.raises(ExportError, match="cannot be reloaded"):
-        export_adapter(*trained, tmp_path / "out", "diffusers", check=CHECK)
+        export_adapter(*trained, tmp_path / "out", "diffusers", preview=PREVIEW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,6 +304,10 @@ def test_bad_input_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="taken"):
         export_adapter(folder, adapter, tmp_path / "taken", "kohya")
 
+    (tmp_path / "lora.preview.png").write_text("mine")
+    with pytest.raises(InvalidInputError, match=r"lora\.preview\.png"):
+        export_adapter(folder, adapter, tmp_path / "lora.safetensors", "kohya")
+
     unet = tiny_xl_unet()
     attach_lora(unet, LoraConfig(rank=1))
     save_adapter(unet, tmp_path / "partial")
@@ -247,5 +316,5 @@ def test_bad_input_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
     write_tensors(tmp_path / "partial", tensors, about)
 
     with pytest.raises(CheckpointError, match="both matrices"):
-        export_adapter(folder, tmp_path / "partial", tmp_path / "out", "kohya", check=CHECK)
+        export_adapter(folder, tmp_path / "partial", tmp_path / "out", "kohya", preview=PREVIEW)
     assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "out").exists()
