@@ -24,8 +24,17 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from dfusion._diffusers import DDIMScheduler, peft
-from dfusion.adapter import METADATA_KEY, AdapterFile, detach, load_adapter, read_adapter, save_adapter
+from dfusion._diffusers import DDIMScheduler, UNet2DConditionModel, peft
+from dfusion.adapter import (
+    ADAPTER,
+    METADATA_KEY,
+    AdapterFile,
+    attach_lora,
+    detach,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
 from dfusion.adapter_files import read_layout
 from dfusion.config import SamplingConfig
 from dfusion.errors import DFusionError, ExportError, InvalidInputError
@@ -376,14 +385,14 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _write_peft(_folder: Path, adapter: Path, out: Path) -> None:
+def _write_peft(folder: Path, adapter: Path, out: Path) -> None:
     """Write the settings and the weights, (r, in) and (out, r), as `PeftModel.save_pretrained` does."""
     content = read_adapter(adapter)
-    modules = {key.rpartition(".lora_")[0] for key in content.weights}
-    config = peft.LoraConfig(
-        r=content.config.rank, lora_alpha=content.config.alpha, target_modules=sorted(modules), inference_mode=True
-    )
-    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(_config(folder, "unet/config.json"))
+    attach_lora(unet, content.config)
+    settings = unet.peft_config[ADAPTER].to_dict() | {"inference_mode": True}
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
 
     out.mkdir()
     _write_text(out / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")

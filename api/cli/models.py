@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -16,14 +16,16 @@ from api.cli.options import Follow, Key, Limit, OfJob, fetch_pages
 from api.cli.screens import figure, listing, local_time, sheet, size
 from api.cli.session import Session
 from api.wire.models import ExportOut, ModelDetail, ModelOut
+from dfusion.recipes import ExportFormat
 
 app = typer.Typer(no_args_is_help=True, help="Models: list, show, lineage, export, exports, download, alias.")
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model's id, its name or an alias")]
-Format = Literal["diffusers", "kohya", "merged"]
 FormatOption = Annotated[
-    Format,
+    ExportFormat,
     typer.Option(
-        "--format", help="diffusers: for load_lora_weights; kohya: for ComfyUI and A1111; merged: a complete pipeline"
+        "--format",
+        help="diffusers: for load_lora_weights; kohya: for ComfyUI and A1111; peft: for PeftModel; "
+        "merged: a complete pipeline",
     ),
 ]
 
@@ -84,11 +86,17 @@ def _listing(exports: Sequence[ExportOut], has_more: bool = False) -> Renderable
 
 @app.command()
 def export(
-    ctx: typer.Context, model: ModelName, format: FormatOption = "kohya", follow: Follow = False, key: Key = None
+    ctx: typer.Context,
+    model: ModelName,
+    format: FormatOption = "kohya",
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the preview. Default: one of the training")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the preview")] = None,
+    follow: Follow = False,
+    key: Key = None,
 ) -> None:
     """Export a model for other programs, then fetch it with `download`.
 
-    A job writes the file and verifies it by reloading it and re-rendering an image.
+    A job writes the file and verifies it by reloading it and re-rendering its preview.
 
     Example:
       dfusion models export champion --format kohya --follow
@@ -96,7 +104,9 @@ def export(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        job = client.start_export({"model": model, "format": format}, idempotency_key=key)
+        options = {"prompt": prompt, "seed": seed}
+        given = {name: value for name, value in options.items() if value is not None}
+        job = client.start_export({"model": model, "format": format, **given}, idempotency_key=key)
         if follow:
             follow_to_end(session, client, job.id)
         else:
@@ -112,15 +122,21 @@ def download(
 ) -> None:
     """Download a model's file and verify its SHA-256. Formats other than diffusers must be exported first.
 
+    Beside a file, the preview of its export and the recipe of the preview are written: adapter.preview.png and
+    adapter.recipe.json. The ZIP files of peft and merged contain them.
+
     Example: dfusion models download mdl_… adapter.safetensors
     """
     session: Session = ctx.obj
     with session.client() as client:
         file.parent.mkdir(parents=True, exist_ok=True)
         sha256 = client.download_model(model, file, format=format)
+        beside = client.download_preview(model, file, format=format)
 
-    result = {"model": model, "format": format, "file": str(file), "sha256": sha256}
-    session.show(result, lambda: sheet({"file": file, "size": size(file.stat().st_size), "sha256": sha256}))
+    paths = {} if beside is None else {"preview": str(beside.preview), "recipe": str(beside.recipe)}
+    result = {"model": model, "format": format, "file": str(file), "sha256": sha256, **paths}
+    fields = {"file": file, "size": size(file.stat().st_size), "sha256": sha256, **paths}
+    session.show(result, lambda: sheet(fields))
 
 
 @app.command()

@@ -37,6 +37,7 @@ from api.wire.prompt_sets import PromptSetDetail, PromptSetOut
 from api.wire.samples import SampleDetail, SampleOut
 from api.wire.webhooks import DeliveryOut, WebhookCreated, WebhookOut
 from api.wire.workers import WorkersOut
+from dfusion.recipes import FOLDERS, Companions, ExportFormat
 from service.jobs.kinds import (
     KINDS,
     EvaluationJobSpec,
@@ -52,7 +53,6 @@ from service.states import JobKind, JobState, KeyScope, SampleRole, StageKind, S
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 Body = Mapping[str, Any]
-AdapterFormat = Literal["diffusers", "kohya", "merged"]
 
 PATHS: Mapping[JobKind, str] = MappingProxyType({name: kind.path for name, kind in KINDS.items()})
 """The path to which each kind of job is submitted."""
@@ -645,8 +645,8 @@ class Client:
         fetch(self._transport, _artifact_path(artifact), buffer, self._retries)
         return buffer.getvalue()
 
-    def download_model(self, model: str, file: str | Path, *, format: AdapterFormat = "diffusers") -> str:
-        """Download a model's adapter to a file. Returns its SHA-256.
+    def download_model(self, model: str, file: str | Path, *, format: ExportFormat = "diffusers") -> str:
+        """Download a model's adapter to a file. Returns its SHA-256. Folders come as ZIP files.
 
         Raises:
             ConflictError: The model has not been exported in that format.
@@ -656,6 +656,24 @@ class Client:
         if "location" not in response.headers:
             raise NotFoundError(f"{path}: expected a redirect to the file, got none")
         return self.download(httpx.URL(response.headers["location"]).path, file)
+
+    def download_preview(
+        self, model: str, file: str | Path, *, format: ExportFormat = "diffusers"
+    ) -> Companions | None:
+        """Download the preview of a model's newest export in this format, and its recipe, to beside `file`.
+
+        Returns:
+            The files. None if there is nothing to download: no such export, or a folder, whose ZIP file has them.
+        """
+        of_model = self.exports(model=model) if format not in FOLDERS else iter(())
+        export = next((export for export in of_model if export.format == format), None)
+        if export is None or export.recipe is None or export.preview is None:
+            return None
+
+        companions = Companions.of(Path(file), format)
+        companions.recipe.write_text(export.recipe.to_json(), "utf-8")
+        self.download(export.preview, companions.preview)
+        return companions
 
     # prompt sets
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from api.converters.common import utc
 from api.wire.models import AdapterOut, AncestorOut, ExportOut, ModelDetail, ModelOut
+from dfusion.recipes import Recipe
 from service.db.queries.jobs import Origin
 from service.db.tables import Artifact, Export, Model
 
@@ -27,6 +28,8 @@ def export_out(row: Export) -> ExportOut:
         job=row.of_job_id,
         format=row.format,
         artifact=f"/artifacts/{row.artifact_id}",
+        preview=None if row.preview_artifact_id is None else f"/artifacts/{row.preview_artifact_id}",
+        recipe=None if row.recipe is None else Recipe.model_validate(row.recipe),
         statistics=row.statistics,
         created_at=utc(row.created_at),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response, status
 from fastapi.responses import RedirectResponse
@@ -22,6 +22,7 @@ from api.wire.common import ListOut, PersonName
 from api.wire.models import AliasIn, AncestorOut, ExportOut, ModelDetail, ModelOut
 from api.wire.pairs import PairOut, VerdictIn
 from api.wire.samples import SampleDetail, SampleOut
+from dfusion.recipes import ExportFormat
 from service.db.queries import jobs, previews, prompt_sets, results, verdicts
 from service.db.queries.pages import unindexed
 from service.db.tables import Model, Pair
@@ -268,7 +269,7 @@ def get_lineage(model: str, service: ServiceDep, page: Annotated[PageParameters,
 class DownloadParameters(Parameters):
     """The format of a download."""
 
-    format: Literal["diffusers", "kohya", "merged"] = "diffusers"
+    format: ExportFormat = "diffusers"
 
 
 @router.get(

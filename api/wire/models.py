@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.wire.common import Links
+from dfusion.recipes import Recipe
 
 
 class AdapterOut(BaseModel):
@@ -42,6 +43,8 @@ class ExportOut(BaseModel):
     job: str | None
     format: str
     artifact: str
+    preview: str | None = Field(description="An image by the model; null for pairs and older exports")
+    recipe: Recipe | None = Field(description="How stock diffusers renders the preview again")
     statistics: dict[str, Any]
     created_at: datetime
 

@@ -544,6 +544,10 @@ class Export(Table):
     of_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     format: Mapped[str]
     artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), index=True)
+    preview_artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"), index=True)
+    """The preview of an adapter."""
+    recipe: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    """The `dfusion.recipes.Recipe` of the preview."""
     statistics: Mapped[Json] = mapped_column("figures", key="statistics")
     created_at: Mapped[float]
 

@@ -356,6 +356,17 @@ class Checker:
                 message = f"expected at most {limit} tokens for {base.name}, got {count} in prompt {n} of the set"
                 self.wrong(pointer, message, "prompt_too_long")
 
+    def fits_prompt(self, pointer: str, base: InstalledModel | None, text: str) -> None:
+        """A single prompt fits the model's tokenizer. Not checked if the files of the model are not on this machine."""
+        facts = self._catalogue.facts(base.name) if base else None
+        if base is None or facts is None or facts.prompt_length is None:
+            return
+
+        for count in facts.prompt_length.too_long([text]).values():
+            limit = facts.prompt_length.max_tokens
+            message = f"expected at most {limit} tokens for {base.name}, got {count}"
+            self.wrong(pointer, message, "prompt_too_long")
+
     def fits_steps(self, fusion: FusionConfig, sampling: SamplingConfig) -> None:
         """At least one step is fused."""
         if not fusion.steps(sampling.num_steps):

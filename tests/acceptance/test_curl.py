@@ -1,9 +1,11 @@
-"""The commands of docs/curl.md, run in a shell against the service that `make serve` starts."""
+"""The commands of docs/curl.md, and of the page on exports, run in a shell against the service of `make serve`."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +19,12 @@ from service.jobs.kinds import RoundSpec
 from service.service import Service, cancel_job, create_job
 from tests.deployment import Deployment
 from tests.live_service import serving
-from tests.pages import blocks
+from tests.pages import ROOT, blocks
 from tests.service import round_body, settings_for
 
 BLOCKS = blocks("docs/curl.md", "bash")
+EXPORT = blocks("docs/how-to/use-an-exported-model.md", "bash")
+COMMAND = f'export DFUSION_URL=http://127.0.0.1:8000\ndfusion() {{ {sys.executable} -m dfusion "$@"; }}'
 
 
 def fail(service: Service, _job_id: str) -> None:
@@ -36,7 +40,7 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="there is n
 def run(script: str, folder: Path, port: int) -> subprocess.CompletedProcess[str]:
     """Run lines of the page against the service on this port."""
     script = "set -euo pipefail\n" + script.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{port}")
-    environment = {**os.environ, "no_proxy": "*"}
+    environment = {**os.environ, "no_proxy": "*", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )
@@ -63,12 +67,15 @@ def test_the_page_stops_at_a_job_that_fails(
 
 
 def test_every_line_of_the_page_works(tmp_path: Path, embedded: Deployment) -> None:
-    done = run("\n".join(BLOCKS), tmp_path, embedded.settings.port)
+    done = run("\n".join([*BLOCKS, COMMAND, *EXPORT]), tmp_path, embedded.settings.port)
     embedded.accept_all()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert all(f'"kind":"{kind}"' in done.stdout for kind in ("job.created", "stage.started", "job.succeeded"))
     assert "event: end\n" in done.stdout
     assert re.search(r"^-?\d+\.\d+(e-\d+)?$", done.stdout, re.MULTILINE), done.stdout
-    assert (tmp_path / "target.png").read_bytes().startswith(b"\x89PNG")
+    for image in ("target.png", "preview.png", "flowers.preview.png"):
+        assert (tmp_path / image).read_bytes().startswith(b"\x89PNG")
     assert load_file(tmp_path / "adapter.safetensors")
-    assert all(name.startswith("lora_unet_") for name in load_file(tmp_path / "lora-for-comfyui.safetensors"))
+    for lora in ("lora-for-comfyui.safetensors", "flowers.safetensors"):
+        assert all(name.startswith("lora_unet_") for name in load_file(tmp_path / lora))
+    assert json.loads((tmp_path / "flowers.recipe.json").read_text())["base"] == "shapes"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from dfusion.config import SamplingConfig
 from dfusion.errors import FieldsError
-from service.jobs.kinds.base import EXAMPLE_JOB, EXAMPLE_MODEL, Checked, Kind, Labelled, Name, require_one
+from dfusion.prompts import MAX_LENGTH
+from dfusion.recipes import ExportFormat
+from service.jobs.kinds.base import EXAMPLE_JOB, EXAMPLE_MODEL, Checked, Kind, Labelled, Name, Seed, require_one
 from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
 
@@ -15,14 +18,27 @@ if TYPE_CHECKING:
     from service.jobs.checking import Checker
 
 
+_FORMATS = ", ".join(get_args(ExportFormat))
+
+
 class ExportJobSpec(Labelled):
     """The adapter of a model in a format of other programs, or the pairs of a job as a dataset."""
 
-    model: Name | None = Field(None, description="A trained model by id or alias, for diffusers, kohya and merged")
+    model: Name | None = Field(None, description=f"A trained model by id or alias, for {_FORMATS}")
     job: Name | None = Field(None, description="A job with pairs, for parquet")
-    format: Literal["diffusers", "kohya", "merged", "parquet"]
+    format: ExportFormat | Literal["parquet"]
     prefer: Literal["adoption", "verdicts"] = Field(
         "adoption", description="parquet: what decides the preferred side of a pair, as for a training"
+    )
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_LENGTH,
+        description="Prompt of the preview. null = one of the model's training",
+    )
+    seed: Seed = Field(0, description="Seed of the preview")
+    sampling: SamplingConfig | None = Field(
+        None, description="Sampling of the preview. null = that of the model's training, if a round job trained it"
     )
 
     @model_validator(mode="after")
@@ -31,6 +47,10 @@ class ExportJobSpec(Labelled):
         if (self.format == "parquet") != (self.job is not None):
             message = "expected `job` with format parquet, and `model` with all other formats"
             raise FieldsError(message, "format")
+
+        for name in ("prompt", "sampling"):
+            if self.job is not None and getattr(self, name) is not None:
+                raise FieldsError(f"expected no {name} with format parquet, which has no preview", name)
         return self
 
 
@@ -43,9 +63,13 @@ def check(checker: Checker, spec: ExportJobSpec) -> Checked[ExportJobSpec] | Non
             checker.wrong("/job", f"expected a job with pairs, got {job.id} without", "no_pairs")
         return Checked(spec, sizes)
 
-    model, _ = checker.model("/model", spec.model or "")
+    model, base = checker.model("/model", spec.model or "")
     if model is not None and model.adapter_artifact_id is None:
         checker.wrong("/model", f"expected a model with an adapter, got the base model {spec.model}", "no_adapter")
+    if spec.prompt is not None:
+        checker.fits_prompt("/prompt", base, spec.prompt)
+    if spec.sampling is not None:
+        checker.fits_sampling(base, spec.sampling)
     return Checked(spec, sizes, model)
 
 
@@ -68,8 +92,8 @@ KIND = Kind(
     name=JobKind.EXPORT,
     path="/exports",
     operation="start_export",
-    description="Export the adapter of a model for diffusers, ComfyUI and A1111, or merged into its base; or the pairs"
-    " of a job as a parquet dataset.",
+    description="Export the adapter of a model for diffusers, for ComfyUI and A1111, for peft, or merged into its base,"
+    " with a preview and its recipe; or the pairs of a job as a parquet dataset.",
     spec=ExportJobSpec,
     check=check,
     count=count,

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 from diffusers import StableDiffusionPipeline
 from fastapi.testclient import TestClient
+from PIL import Image
 from sqlalchemy import update
 
 from api.main import create_app
@@ -200,7 +201,7 @@ def test_an_adapter_is_exported_in_every_form(
     model = trained["last_model"]
     early = installation.client.get(f"/models/{model}/download?format=kohya", follow_redirects=False)
     assert (early.status_code, early.json()["code"]) == (409, "conflict")
-    for form in ("diffusers", "kohya", "merged"):
+    for form in ("diffusers", "kohya", "peft", "merged"):
         job = installation.done("/exports", {"model": model, "format": form})
         assert (job["state"], job["error"]) == ("succeeded", None)
         response = installation.client.get(f"/models/{model}/download?format={form}")
@@ -208,13 +209,39 @@ def test_an_adapter_is_exported_in_every_form(
         (tmp_path / f"{form}.bin").write_bytes(response.content)
     exports = installation.get(f"/models/{model}")["exports"]
     assert all(export["statistics"]["difference"] <= 1 / 255 for export in exports)
-    assert {export["format"] for export in exports} == {"diffusers", "kohya", "merged"}
+    assert {export["format"] for export in exports} == {"diffusers", "kohya", "peft", "merged"}
     stock = StableDiffusionPipeline.from_pretrained(str(pipeline), safety_checker=None)
     (tmp_path / "kohya.safetensors").write_bytes((tmp_path / "kohya.bin").read_bytes())
     stock.load_lora_weights(str(tmp_path), weight_name="kohya.safetensors")
     assert stock.get_active_adapters()
-    with zipfile.ZipFile(tmp_path / "merged.bin") as packed:
-        assert "model_index.json" in packed.namelist()
+    for form, part in (("merged", "model_index.json"), ("peft", "adapter_config.json")):
+        with zipfile.ZipFile(tmp_path / f"{form}.bin") as packed:
+            assert {part, "recipe.json", "preview.png", "README.md"} <= set(packed.namelist())
+
+
+def test_a_preview_has_the_settings_of_the_training_or_of_the_request(installation: Installation) -> None:
+    sampling = {"num_steps": 3, "guidance_scale": 2.0, "eta": 0.5, "negative_prompt": "blurry"}
+    job = installation.run(rounds=1, evaluation=None, sampling=sampling)
+    export = {"model": job["last_model"], "format": "kohya", "seed": 3}
+    installation.done("/exports", export)
+    installation.done("/exports", export | {"prompt": "a green star", "sampling": {"num_steps": 2, "width": 24}})
+
+    for wrong, pointer in (({"prompt": "a " * 99}, "/prompt"), ({"sampling": {"width": 61}}, "/sampling/width")):
+        refused = installation.client.post("/exports", json=export | wrong)
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, pointer)
+
+    asked, default = installation.get(f"/exports?model={job['last_model']}")["data"]
+    recipe = default["recipe"]
+    assert (recipe["base"], recipe["seed"], recipe["format"]) == ("tiny", 3, "kohya")
+    size = {"height": 16, "width": 16}
+    of_training = sampling | size | {"prompt": PROMPTS[0]["text"]}
+    of_training["num_inference_steps"] = of_training.pop("num_steps")
+    assert recipe["call"] == of_training
+
+    assert (asked["recipe"]["call"]["prompt"], asked["recipe"]["call"]["width"]) == ("a green star", 24)
+    for row in (asked, default):
+        image = Image.open(io.BytesIO(installation.client.get(row["preview"]).content))
+        assert image.size == (row["recipe"]["call"]["width"], 16)
 
 
 def test_pairs_become_a_data_set(installation: Installation, fused: dict[str, Any]) -> None:
@@ -471,6 +498,7 @@ def test_an_estimate_knows_what_past_jobs_took(installation: Installation) -> No
         ("/exports", {"model": "shapes", "format": "parquet"}, "invalid_request", ""),
         ("/exports", {"model": "shapes", "format": "kohya"}, "no_adapter", "/model"),
         ("/exports", {"job": "job_x", "format": "parquet"}, "unknown_job", "/job"),
+        ("/exports", {"job": "job_x", "format": "parquet", "prompt": "a"}, "invalid_request", "/prompt"),
         ("/samplings", {"prompts": PROMPTS, "scorers": ["nobody"]}, "unknown_scorer", "/scorers/0"),
         (
             "/samplings",

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -10,6 +11,10 @@ from fastapi.testclient import TestClient
 from api.client import Client
 from api.client.transport import Backoff
 from api.main import create_app
+from api.wire.models import ModelDetail
+from service.db.queries import results
+from service.db.tables import Export
+from service.ids import IdKind, new_id
 from service.service import Service
 from tests.live_service import Busy, serving
 from tests.service import round_body, service_of, settings_for, tables_by_copy, work_until_idle
@@ -89,3 +94,21 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             work_until_idle(service)
             assert client.job(job.id).state == "succeeded"
         yield Live(port, service, busy, job.id)
+
+
+def add_export(live: Live, model: ModelDetail, image: str, recipe: dict[str, Any]) -> None:
+    """Add an export of a model in the recipe's format: its file is the model's own, its preview this image."""
+    assert model.adapter is not None
+    with live.service.uow.writing() as session:
+        row = Export(
+            id=new_id(IdKind.EXPORT),
+            job_id=live.done_job,
+            model_id=model.id,
+            format=recipe["format"],
+            artifact_id=model.adapter.artifact.rpartition("/")[2],
+            preview_artifact_id=image.rpartition("/")[2],
+            recipe=recipe,
+            statistics={},
+            created_at=0,
+        )
+        results.add_all(session, [row])

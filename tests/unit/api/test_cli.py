@@ -26,11 +26,12 @@ from api.cli.doctor import torch_check
 from api.cli.live import changes, screen
 from api.cli.root import hoist_root_options
 from api.cli.screens import clock, listing, size
+from api.examples import RESPONSES
 from api.wire.health import CheckOut
 from api.wire.jobs import JobDetail, MetricOut
 from tests.drawn_results import draw_evaluation
 from tests.service import PROMPTS, round_body
-from tests.unit.api.conftest import Live
+from tests.unit.api.conftest import Live, add_export
 
 Run = Callable[..., Result]
 ROOT = Path(__file__).parents[3]
@@ -165,16 +166,22 @@ def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_pat
     assert {Path(entry["file"]).read_bytes()[:4] for entry in saved} == {b"\x89PNG"}
     file = output_of(f"models download {model} out/adapter.safetensors")
     assert (tmp_path / "out" / "adapter.safetensors").stat().st_size > 0 and len(file["sha256"]) == 64
+    with live.client() as client:
+        add_export(live, client.model(model), next(client.samples(job=job)).image, RESPONSES["ExportOut"]["recipe"])
+    paths = output_of(f"models download {model} out/flowers.safetensors --format kohya")
+    assert (paths["preview"], paths["recipe"]) == ("out/flowers.preview.png", "out/flowers.recipe.json")
+    assert all((tmp_path / paths[name]).is_file() for name in ("file", "preview", "recipe"))
     assert output_of(f"round extend {job} --rounds 1")["state"] == "succeeded"
     jobs = [
         output_of("sample --model tiny --prompt 'a red [circle]' --samples-per-prompt 2 --steps 3"),
         output_of(f"fuse --pair {pair} --first-step 2 --set reward=brightness"),
         output_of(f"train --job {job} --learning-rate 1e-3 --set training.lora.rank=2"),
         output_of(f"evaluate tiny {model} --prompt 'a red circle' --scorer constant"),
-        output_of(f"models export {model}"),
+        output_of(f"models export {model} --prompt 'a green star' --seed 3"),
         output_of(f"pairs export {job}"),
     ]
     assert [created["kind"] for created in jobs] == ["sampling", "fusion", "training", "evaluation", "export", "export"]
+    assert (jobs[4]["spec"]["prompt"], jobs[4]["spec"]["seed"]) == ("a green star", 3)
     sampling, fusion, training = (created["spec"] for created in jobs[:3])
     assert sampling["sampling"]["num_steps"] == 3
     assert fusion["fusion"]["first_step"] == 2

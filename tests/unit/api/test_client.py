@@ -29,6 +29,7 @@ from api.client import (
     UnreachableError,
 )
 from api.client.transport import Backoff
+from api.examples import RESPONSES
 from api.wire.jobs import EventOut
 from service.jobs.kinds import RoundSpec
 from service.states import JobKind
@@ -36,7 +37,7 @@ from tests.drawn_results import draw_evaluation
 from tests.live_service import serving
 from tests.proxy import proxy
 from tests.service import round_body
-from tests.unit.api.conftest import Live
+from tests.unit.api.conftest import Live, add_export
 
 
 def cut_after(*lengths: int) -> Callable[[bytes], bytes]:
@@ -439,3 +440,28 @@ def test_an_unexpected_response_is_an_error(live: Live) -> None:
         pytest.raises(ApiError, match="HealthOut"),
     ):
         client.health()
+
+
+def test_the_preview_of_an_export_is_downloaded_with_its_recipe(live: Live, tmp_path: Path) -> None:
+    """Those of the newest export in the format."""
+    with live.client() as client:
+        model = client.model(client.job(live.done_job).last_model or "")
+        image = next(client.samples(job=live.done_job)).image
+        file = tmp_path / "flowers.safetensors"
+        assert client.download_preview(model.id, file, format="kohya") is None
+
+        recipe = RESPONSES["ExportOut"]["recipe"]
+        for form, seed in (("kohya", 1), ("kohya", 2), ("diffusers", 3)):
+            add_export(live, model, image, recipe | {"seed": seed, "format": form})
+
+        companions = client.download_preview(model.id, file, format="kohya")
+        assert companions is not None
+        assert (companions.recipe, companions.preview) == (
+            tmp_path / "flowers.recipe.json",
+            tmp_path / "flowers.preview.png",
+        )
+        assert json.loads(companions.recipe.read_text()) == recipe | {"seed": 2}
+        assert companions.preview.read_bytes() == client.read(image)
+
+        add_export(live, model, image, recipe | {"format": "merged"})
+        assert client.download_preview(model.id, file, format="merged") is None  # its ZIP file has them

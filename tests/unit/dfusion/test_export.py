@@ -110,6 +110,16 @@ def test_the_recipe_alone_gives_the_preview_with_stock_diffusers(tmp_path: Path)
         assert np.abs(ours - theirs).max() <= 1, again
 
 
+def test_the_page_exports_by_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tiny_pipeline(), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(PAGE, "python")[0], {})
+
+    names = {"flowers.safetensors", "flowers.recipe.json", "flowers.preview.png"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    assert json.loads(Path("flowers.recipe.json").read_text())["call"]["num_inference_steps"] == 20
+
+
 def python_of(text: str) -> str:
     """The only Python block of a text."""
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
