@@ -37,6 +37,7 @@ from service.jobs.checking import check, unknown_model
 from service.jobs.estimates import ResourceEstimate, estimate_of
 from service.jobs.kinds import JobSpec, PreviewJobSpec, kind_of, spec_of
 from service.jobs.kinds.base import Checked
+from service.jobs.kinds.rounds import StopWhen
 from service.jobs.planning import count, plan_start, rounds_of, total_work
 from service.jobs.previews import job_with_previews
 from service.jobs.sources import used_jobs
@@ -425,7 +426,7 @@ def continue_job(service: Service, job_id: str) -> None:
         execution.reopen(session, job.id)
 
 
-def raise_rounds(service: Service, job_id: str, rounds: int) -> None:
+def raise_rounds(service: Service, job_id: str, rounds: int, stop_when: StopWhen | None = None) -> None:
     """Raise the number of rounds of a round job that has succeeded. It continues with the round after its last one.
 
     Its outputs are those of a job with this number of rounds from the start. Does nothing if it has this number.
@@ -434,6 +435,7 @@ def raise_rounds(service: Service, job_id: str, rounds: int) -> None:
         service: The installation.
         job_id: The job.
         rounds: The number of all its rounds.
+        stop_when: The warning signs that end it before them; None is as before.
 
     Raises:
         NotFoundError: No such job exists.
@@ -442,7 +444,7 @@ def raise_rounds(service: Service, job_id: str, rounds: int) -> None:
         OverloadError: Too many jobs are queued, or the disk is almost full.
     """
     with service.uow.reading() as session:
-        further = extension.plan_extension(session, service.settings, service.catalogue, job_id, rounds)
+        further = extension.plan_extension(session, service.settings, service.catalogue, job_id, rounds, stop_when)
     if further is None:
         return
 

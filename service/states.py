@@ -65,6 +65,10 @@ DIVERSITY = "diversity"
 """Name of the metric that measures how different the samples of a prompt are. Scorers cannot have this name."""
 
 
+BEST = "best"
+"""The alias of the model of the best round of the newest run, unless somebody has set it."""
+
+
 class JobKind(StrEnum):
     """The kind of a job."""
 

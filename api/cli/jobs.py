@@ -18,7 +18,7 @@ from api.cli.session import INTERRUPTED, Session
 from api.client import Client
 from api.client.client import JobFilters, StageFilters
 from api.experiments.tensorboard import export_tensorboard
-from api.wire.jobs import JobDetail, JobOut, StageOut
+from api.wire.jobs import BestRoundOut, JobDetail, JobOut, StageOut, StoppedOut
 from service.states import JobKind, JobState, StageKind, StageState
 
 app = typer.Typer(
@@ -288,6 +288,8 @@ def job_sheet(job: JobDetail) -> RenderableType:
         "outputs": outputs or None,
         "storage": size(job.storage_bytes),
         "last model": job.last_model,
+        "best round": None if job.best is None else _best_round(job.best),
+        "stopped": None if job.stopped is None else _stopped(job.stopped),
         "error": None if job.error is None else f"{job.error.code}: {job.error.message}",
         "created": local_time(job.created_at),
         "ended": None if job.finished_at is None else local_time(job.finished_at),
@@ -297,6 +299,14 @@ def job_sheet(job: JobDetail) -> RenderableType:
     if job.result is not None and job.kind is JobKind.EVALUATION:
         parts += [Text(), _evaluation(job.result)]
     return Group(*parts)
+
+
+def _best_round(best: BestRoundOut) -> str:
+    return f"{best.round}: {best.model}, {best.scorer} {figure(best.mean)} on {best.split.replace('_', ' ')} prompts"
+
+
+def _stopped(stopped: StoppedOut) -> str:
+    return f"after round {stopped.round} of {stopped.rounds}: {stopped.reason}"
 
 
 def _evaluation(result: dict[str, Any]) -> RenderableType:

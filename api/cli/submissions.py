@@ -17,6 +17,7 @@ from api.cli.screens import clock, listing, sheet, size, warning_lines
 from api.cli.session import Session
 from api.wire.estimates import EstimateOut
 from dfusion.algorithms import ALGORITHMS
+from dfusion.rewards.signs import SignName
 from service.states import JobKind
 
 rounds = typer.Typer(no_args_is_help=True, help="Online training: sample, pair, fuse, verify, train, evaluate.")
@@ -48,6 +49,10 @@ def start(
     ] = None,
     naive: Annotated[bool, typer.Option("--naive", help="Train without fused targets")] = False,
     reward: Annotated[str | None, typer.Option(help="Scorer used as the reward")] = None,
+    stop_when: Annotated[
+        list[SignName] | None,
+        typer.Option(help="Warning sign after which the job ends before its last round; can be repeated"),
+    ] = None,
     review: Annotated[
         Literal["none", "sample", "required"] | None,
         typer.Option(help="Pairs of each round that must have a verdict before the training"),
@@ -84,6 +89,7 @@ def start(
         "training.learning_rate": learning_rate,
         "preset": preset,
         "reward": reward,
+        "stop_when": stop_when or None,
         "review": review,
         "review_pairs": review_pairs,
         "seed": seed,
@@ -102,15 +108,20 @@ def extend(
     ctx: typer.Context,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="A round job that has succeeded")],
     rounds: Annotated[int, typer.Option(help="Number of all rounds, those of the job included")],
+    to_the_end: Annotated[
+        bool, typer.Option("--to-the-end", help="Do not stop early, whatever the job's stop_when says")
+    ] = False,
     follow: Follow = False,
 ) -> None:
     """Raise the number of rounds of a job. It continues with the round after its last one.
 
-    Example: dfusion round extend job_… --rounds 20 --follow
+    Examples:
+      dfusion round extend job_… --rounds 20 --follow
+      dfusion round extend job_… --rounds 20 --to-the-end
     """
     session: Session = ctx.obj
     with session.client() as client:
-        job = client.raise_rounds(job_id, rounds)
+        job = client.raise_rounds(job_id, rounds, () if to_the_end else None)
         if follow:
             follow_to_end(session, client, job.id)
         else:

@@ -38,6 +38,7 @@ from api.wire.samples import SampleDetail, SampleOut
 from api.wire.webhooks import DeliveryOut, WebhookCreated, WebhookOut
 from api.wire.workers import WorkersOut
 from dfusion.recipes import FOLDERS, Companions, ExportFormat
+from dfusion.rewards.signs import SignName
 from service.jobs.kinds import (
     KINDS,
     EvaluationJobSpec,
@@ -309,13 +310,19 @@ class Client:
         response = self._transport.request("POST", path, params={"from": "failed"}, idempotent=False)
         return _read(JobDetail, response.content)
 
-    def raise_rounds(self, job_id: str, rounds: int) -> JobDetail:
+    def raise_rounds(self, job_id: str, rounds: int, stop_when: Sequence[SignName] | None = None) -> JobDetail:
         """Raise the number of all rounds of a round job, which continues with the round after its last one.
 
         Has no effect if the job has this number of rounds. Raises ConflictError if it has not succeeded, and
         InvalidError for a smaller number.
+
+        Args:
+            job_id: The job.
+            rounds: The number of all its rounds.
+            stop_when: The warning signs that end it before them: none if empty, as before if None.
         """
-        response = self._transport.request("PATCH", f"/jobs/{_segment(job_id)}", json={"rounds": rounds})
+        body = {"rounds": rounds} | ({} if stop_when is None else {"stop_when": list(stop_when)})
+        response = self._transport.request("PATCH", f"/jobs/{_segment(job_id)}", json=body)
         return _read(JobDetail, response.content)
 
     def _act(self, job_id: str, action: str, *, idempotent: bool) -> JobDetail:

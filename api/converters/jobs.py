@@ -7,6 +7,7 @@ from typing import Any
 
 from api.converters.common import maybe_utc, utc
 from api.wire.jobs import (
+    BestRoundOut,
     EventOut,
     JobDetail,
     JobErrorOut,
@@ -16,6 +17,7 @@ from api.wire.jobs import (
     ProgressOut,
     ReviewOut,
     StageOut,
+    StoppedOut,
     TrainingOut,
 )
 from service.db.queries.jobs import JobView
@@ -57,6 +59,7 @@ def job_detail(view: JobView, review: ReviewProgress | None = None) -> JobDetail
         spec=job.spec,
         outputs={"samples": job.samples_made, "pairs": job.pairs_made, "models": job.models_made},
         last_model=view.last_model_id,
+        best=None if job.best is None else BestRoundOut(**job.best),
         review=None if review is None else _review(job.id, review),
         result=job.result,
     )
@@ -85,6 +88,7 @@ def _job_fields(job: Job, running: Sequence[RunningStage], now: float) -> dict[s
         "attempts": max([job.attempts, *(stage.attempt for stage in running)]),
         "storage_bytes": job.storage_bytes,
         "error": _error(job.error_code, job.error_message),
+        "stopped": None if job.stopped is None else StoppedOut(**job.stopped),
         "created_at": utc(job.created_at),
         "started_at": maybe_utc(job.started_at),
         "finished_at": maybe_utc(job.finished_at),

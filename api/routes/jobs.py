@@ -194,8 +194,11 @@ def change(job_id: str, body: JobChange, service: ServiceDep, response: Response
 
     The models, samples and pairs are those of a job with this number of rounds from the start. The limits of the
     settings apply to all rounds together. Has no effect if the job has this number of rounds.
+
+    A job that stopped early has the rounds before the stop. It stops again after its next round if the warning sign is
+    still there; `stop_when: []` prevents this.
     """
-    raise_rounds(service, job_id, body.rounds)
+    raise_rounds(service, job_id, body.rounds, body.stop_when)
     response.headers["Location"] = f"/jobs/{job_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return read_job(service, job_id)

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.wire.common import Links
-from service.jobs.kinds.rounds import Rounds
+from dfusion.rewards.signs import SignName
+from service.jobs.kinds.rounds import Rounds, StopWhen
 from service.states import JobKind, JobState
 
 
@@ -33,6 +34,28 @@ class JobErrorOut(BaseModel):
 
     code: str
     message: str
+
+
+class BestRoundOut(BaseModel):
+    """The best round of a run so far: 0 is the model before the first round.
+
+    `mean` is the highest mean of `scorer` on the prompts of `split`, by which it was chosen.
+    """
+
+    round: int
+    model: str
+    split: str
+    scorer: str
+    mean: float
+
+
+class StoppedOut(BaseModel):
+    """Why a run ended before its last round: after `round` of the `rounds` of the request, `sign` of `stop_when`."""
+
+    round: int
+    rounds: int
+    sign: SignName
+    reason: str
 
 
 class StageOut(BaseModel):
@@ -72,6 +95,7 @@ class JobOut(BaseModel):
     attempts: int
     storage_bytes: int
     error: JobErrorOut | None
+    stopped: StoppedOut | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -99,16 +123,18 @@ class JobDetail(JobOut):
     spec: dict[str, Any]
     outputs: dict[str, int]
     last_model: str | None
+    best: BestRoundOut | None
     review: ReviewOut | None
     result: dict[str, Any] | None
 
 
 class JobChange(BaseModel):
-    """A change of a round job: the number of all its rounds, which can be raised after it has succeeded."""
+    """A change of a round job that has succeeded: a higher number of all its rounds, and when it stops before them."""
 
     model_config = ConfigDict(extra="forbid")
 
     rounds: Rounds
+    stop_when: StopWhen | None = Field(None, description="null = as before; [] = the job does not stop early")
 
 
 class EventOut(BaseModel):

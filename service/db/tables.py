@@ -124,6 +124,7 @@ class BrowserSession(Table):
 JOB_HAS_ENDED = "finished_at IS NOT NULL"
 IS_DELETED = "deleted_at IS NOT NULL"
 HAS_ENDED_AND_IS_KEPT = "finished_at IS NOT NULL AND deleted_at IS NULL"
+HAS_BEST_AND_IS_KEPT = "best IS NOT NULL AND deleted_at IS NULL"
 HAS_OLD_EVENTS = f"{HAS_ENDED_AND_IS_KEPT} AND events_removed_at IS NULL"
 """The condition for ended jobs whose events are removed when they are old enough."""
 
@@ -138,6 +139,7 @@ class Job(Table):
         partial_index("ix_jobs_deleted", IS_DELETED, "purge_at", "id"),
         partial_index("ix_jobs_retained", HAS_ENDED_AND_IS_KEPT, "state", "finished_at", "id"),
         partial_index("ix_jobs_with_events", HAS_OLD_EVENTS, "finished_at", "id"),
+        partial_index("ix_jobs_with_best", HAS_BEST_AND_IS_KEPT, "id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -156,6 +158,11 @@ class Job(Table):
     result: Mapped[Json | None]
     """The result of an evaluation: its comparison."""
     rounds: Mapped[int]
+    """The number of rounds; of a run that stopped early, those before the stop."""
+    best: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    """The best round so far (`service.jobs.watching`): its model, and the mean that it was chosen by."""
+    stopped: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    """The warning sign after which a run stopped before its last round; None if it did not."""
     work_total: Mapped[float]
     """Expected work of all stages of all rounds, in U-Net evaluations."""
     samples_made: Mapped[int] = mapped_column(server_default="0")

@@ -26,9 +26,10 @@ from service.db.queries.stages import StopRequest
 from service.db.tables import Job, Stage
 from service.db.unit_of_work import UnitOfWork, hint_after_commit, repeatable
 from service.errors import ConflictError, StageCancelledError
-from service.jobs.kinds import JobSpec, spec_of
-from service.jobs.kinds.rounds import measured_splits
-from service.jobs.planning import plan_round, rounds_of
+from service.jobs import watching
+from service.jobs.kinds import JobSpec, RoundSpec, spec_of
+from service.jobs.kinds.rounds import last_stage_kind, measured_splits, planning_stage_kind
+from service.jobs.planning import plan_round
 from service.plan import PlannedStage, Sizes
 from service.queue import MAX_WAITING_HINTS
 from service.settings import Settings
@@ -338,9 +339,8 @@ def finish(
         jobs.add_event(session, job.id, "stage.succeeded", message, stage.id, **_event_data(stage))
 
         # 2. the next round
-        if held.kind is StageKind.TRAIN and held.round < rounds_of(held.spec):
-            sizes = round_sizes(session, settings, job)
-            plan = plan_round(held.spec, held.round + 1, sizes)
+        plan = _after_round(session, settings, job, held)
+        if plan:
             last_number = stages.last_number(session, job.id)
             add_stages(session, job.id, plan, last_number, on_hold=job.pause_requested_at is not None)
 
@@ -352,6 +352,24 @@ def finish(
         return stages.has_succeeded(session, held.stage_id, held.epoch)
 
     uow.run(end, is_ended, settings.lease_seconds)
+
+
+def _after_round(session: Session, settings: Settings, job: Job, held: Claim) -> Sequence[PlannedStage]:
+    """Watch the metrics if this stage ends its round. Returns the stages to add: of the next round, or of a stop."""
+    spec = held.spec
+    if not isinstance(spec, RoundSpec):
+        return []
+
+    sign = None
+    if held.kind is last_stage_kind(spec, held.round):
+        sign = watching.watch(session, job.id, spec, held.round, held.stage_id)
+    if held.kind is not planning_stage_kind(spec, held.round) or not 0 < held.round < spec.rounds:
+        return []
+
+    sizes = round_sizes(session, settings, job)
+    if sign is not None and sign.name in spec.stop_when:
+        return watching.stop(session, job, spec, sizes, held.round, sign)
+    return plan_round(spec, held.round + 1, sizes)
 
 
 def _release(uow: UnitOfWork, settings: Settings, held: Lease, release: Callable[[Session, Job], None]) -> None:

@@ -16,7 +16,7 @@ from service.jobs.checking import Checker, raise_problems
 from service.jobs.execution import add_stages, round_sizes
 from service.jobs.kinds import RoundSpec, spec_of
 from service.jobs.kinds.base import Checked
-from service.jobs.kinds.rounds import plan_round, totals_after
+from service.jobs.kinds.rounds import StopWhen, plan_round, totals_after
 from service.plan import PlannedStage
 from service.settings import Settings
 from service.states import JobKind, JobState
@@ -40,7 +40,12 @@ class Extension:
 
 
 def plan_extension(
-    session: Session, settings: Settings, catalogue: Catalogue, job_id: str, rounds: int
+    session: Session,
+    settings: Settings,
+    catalogue: Catalogue,
+    job_id: str,
+    rounds: int,
+    stop_when: StopWhen | None = None,
 ) -> Extension | None:
     """Check that the job can have this number of rounds in total, and plan the further ones.
 
@@ -61,6 +66,8 @@ def plan_extension(
 
     # 2. the limits, which apply to all rounds together
     new_spec = job.spec | {"rounds": rounds}
+    if stop_when is not None:
+        new_spec["stop_when"] = list(stop_when)
     spec = spec_of(job.kind, new_spec)
     if not isinstance(spec, RoundSpec):
         raise TypeError(f"expected the request of a round job, got {type(spec).__name__}")

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 
 from dfusion.config import PairingConfig
 from dfusion.pairing import choose_pairs
-from dfusion.rewards.watch import falling_figures
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Metric, Pair, Sample, Score
@@ -20,12 +19,12 @@ from service.errors import ConflictError
 from service.ids import IdKind, new_id
 from service.jobs.execution import Claim
 from service.jobs.kinds import FusionJobSpec, RoundSpec
-from service.states import Split, StageKind
+from service.states import StageKind
 from worker.context import StageContext
 from worker.inputs import StoredSample, load_prompts, spec_as
 from worker.pairs import load_samples_to_fuse, load_sides_to_fuse
 from worker.rollouts import Rollout, load_rollout, rollout_metrics, rollout_scorers
-from worker.scoring import CompleteScores, ScorerVersion, join_scores, load_scores, load_summaries
+from worker.scoring import CompleteScores, join_scores, load_scores, load_summaries
 from worker.stages.base import Stage
 
 _MAX_UNPAIRED = 100
@@ -44,26 +43,11 @@ class Inputs:
         rollout: The samples of the round or the fusion with their scores, by prompt and number.
         named: The (reference, base) samples that the request names; empty if they are chosen by score.
         thresholds: Mask thresholds by prompt set and index; None if they are computed from its maps.
-        metrics: The metrics of the job's earlier rounds.
     """
 
     rollout: Rollout
     named: Sequence[_Sides]
     thresholds: _Thresholds
-    metrics: Sequence[Metric] = ()
-
-
-@dataclass(frozen=True)
-class MisleadingReward:
-    """A reward that rises while other metrics fall.
-
-    Attributes:
-        reward: The name of its scorer.
-        falling: The names of the falling metrics.
-    """
-
-    reward: str
-    falling: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +60,6 @@ class Outputs:
         samples: The number of samples they were chosen from.
         unpaired: The prompts without a pair, since no reference scores more than its base, and their highest score.
         metrics: The round's mean by each scorer, and its diversity; empty for a fusion.
-        misleading: A warning if the reward rises while other metrics fall; None otherwise.
     """
 
     scores: Sequence[Score]
@@ -84,7 +67,6 @@ class Outputs:
     samples: int
     unpaired: Sequence[tuple[str, float]]
     metrics: Sequence[Metric] = ()
-    misleading: MisleadingReward | None = None
 
 
 def load(session: Session, claim: Claim) -> Inputs:
@@ -93,8 +75,7 @@ def load(session: Session, claim: Claim) -> Inputs:
         case RoundSpec():
             rollout = load_rollout(session, claim)
             thresholds = _load_thresholds(session, rollout.samples.samples)
-            earlier = results.metrics(session, claim.job_id, range(claim.round))
-            return Inputs(rollout, [], thresholds, earlier)
+            return Inputs(rollout, [], thresholds)
 
         case FusionJobSpec() as spec:
             samples = load_samples_to_fuse(session, claim, spec)
@@ -148,9 +129,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
             pair.review_exempt = True
 
     # 3. the metrics of the round
-    metrics = rollout_metrics(claim, rollout, scores)
-    misleading = _misleading(reward.scorer, [*inputs.metrics, *sorted(metrics, key=lambda metric: metric.scorer)])
-    return Outputs(new, pairs, len(samples), unpaired, metrics, misleading)
+    return Outputs(new, pairs, len(samples), unpaired, rollout_metrics(claim, rollout, scores))
 
 
 def _choose(
@@ -198,34 +177,11 @@ def _pair(
     )
 
 
-def _misleading(reward: ScorerVersion, metrics: Sequence[Metric]) -> MisleadingReward | None:
-    """Test whether the reward rises over the last rounds while other metrics fall.
-
-    Args:
-        reward: The reward's scorer.
-        metrics: The metrics of all rounds up to this one, round by round.
-
-    Returns:
-        The reward and the falling metrics; None if it does not rise, or none falls.
-    """
-    series: dict[tuple[str, str], list[float]] = {}
-    for metric in metrics:
-        if metric.split == Split.ROLLOUT:
-            series.setdefault((metric.scorer, metric.version), []).append(metric.mean)
-
-    rewards = series.pop((reward.name, reward.version), [])
-    others = {name: values for (name, _), values in series.items() if len(values) == len(rewards)}
-    falling = falling_figures(rewards, others)
-    return MisleadingReward(reward.name, falling) if falling else None
-
-
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:
-    """Insert scores, metrics and pairs, and set the roles of the paired samples. Warn of a misleading reward."""
+    """Insert scores, metrics and pairs, and set the roles of the paired samples."""
     results.add_scores(session, outputs.scores)
     results.add_all(session, [*outputs.metrics, *outputs.pairs])
     results.mark_paired(session, claim.job_id, claim.round)
-    if outputs.misleading is not None:
-        _warn_of_misleading(session, claim, outputs.misleading)
 
     message = f"{len(outputs.pairs)} pairs from {outputs.samples} samples"
     data: dict[str, Any] = {"round": claim.round, "pairs": len(outputs.pairs), "samples": outputs.samples}
@@ -235,12 +191,6 @@ def record(session: Session, claim: Claim, outputs: Outputs) -> None:
         examples = [{"prompt": prompt, "score": score} for prompt, score in outputs.unpaired[:_MAX_UNPAIRED]]
         data["examples"] = examples
     jobs.add_event(session, claim.job_id, jobs.PAIRED, message, claim.stage_id, **data)
-
-
-def _warn_of_misleading(session: Session, claim: Claim, warning: MisleadingReward) -> None:
-    falling = list(warning.falling)
-    message = f"the reward {warning.reward} rises while {' and '.join(falling)} fall: possible reward hacking"
-    jobs.add_event(session, claim.job_id, "round.reward_misleads", message, claim.stage_id, falling=falling)
 
 
 STAGE = Stage(load, compute, record)

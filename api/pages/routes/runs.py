@@ -26,13 +26,14 @@ from api.routes.jobs import JobListParameters, StageListParameters, list_jobs, l
 from api.routes.results import SampleListParameters, list_samples
 from api.wire.jobs import JobDetail, JobOut, ProgressOut
 from service.db.queries import jobs, prompt_sets, results
+from service.jobs.watching import EVENT_KINDS
 from service.service import Service
 from service.states import CACHE_KINDS, FINAL_JOB_STATES, JobKind, JobState
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[require_scope("read")])
 _SPARK_ROUNDS = 40
 _WARNINGS = (
-    "round.reward_misleads",
+    *EVENT_KINDS.values(),
     "round.without_pairs",
     "training.preferred_falls",
     "stage.failed",

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Table, bindparam, case, func, insert, select, update
+from sqlalchemy import Table, bindparam, case, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from service.db.clock import now_seconds
@@ -14,7 +14,18 @@ from service.db.queries import prompt_sets, stages, webhooks
 from service.db.queries.pages import ALWAYS, ColumnValues, Page, Period, fetch_page, span_of
 from service.db.queries.rows import get_row, is_any_of, is_kept, select_by_ids, without_texts
 from service.db.queries.stages import RunningStage
-from service.db.tables import Event, IdempotencyKey, Job, JobPromptSet, JobSource, Model, Pair, Sample, Stage
+from service.db.tables import (
+    HAS_BEST_AND_IS_KEPT,
+    Event,
+    IdempotencyKey,
+    Job,
+    JobPromptSet,
+    JobSource,
+    Model,
+    Pair,
+    Sample,
+    Stage,
+)
 from service.errors import NotFoundError, SourceDeletedError
 from service.ids import IdKind, expect, kind_of, new_id
 from service.states import (
@@ -304,7 +315,26 @@ def extend(session: Session, job_id: str, rounds: int, spec: dict[str, Any], wor
     """Reopen a round job with a higher number of rounds, its changed request, and this further work."""
     reopen(session, job_id)
     query = update(Job).where(Job.id == job_id)
-    session.execute(query.values(rounds=rounds, spec=spec, work_total=Job.work_total + work))
+    session.execute(query.values(rounds=rounds, spec=spec, work_total=Job.work_total + work, stopped=None))
+
+
+def shorten(
+    session: Session, job_id: str, rounds: int, spec: dict[str, Any], work: float, stopped: dict[str, Any]
+) -> None:
+    """Let a round job end after fewer rounds, with its changed request, without this work, and with the reason."""
+    query = update(Job).where(Job.id == job_id)
+    session.execute(query.values(rounds=rounds, spec=spec, work_total=Job.work_total - work, stopped=stopped))
+
+
+def set_best(session: Session, job_id: str, best: dict[str, Any]) -> None:
+    """Set the best round of a job."""
+    session.execute(update(Job).where(Job.id == job_id).values(best=best))
+
+
+def best_model_id(session: Session) -> str | None:
+    """The model of the best round of the newest run that has one."""
+    best = session.scalar(select(Job.best).where(text(HAS_BEST_AND_IS_KEPT)).order_by(Job.id.desc()).limit(1))
+    return None if best is None else str(best["model"])
 
 
 def owners(session: Session, ids: Collection[str]) -> set[str]:

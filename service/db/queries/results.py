@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, literal, or_, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, func, insert, inspect, literal, or_, select, update
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
@@ -42,7 +42,7 @@ from service.db.tables import (
 )
 from service.errors import NotFoundError
 from service.ids import IdKind, kind_of, new_id
-from service.states import SampleRole
+from service.states import BEST, SampleRole
 
 # built once, since requests for jobs run it and building it takes about as long as running it
 _BY_NAME = select(Model).where(Model.name == bindparam("name"))
@@ -412,19 +412,32 @@ def base_model(session: Session, name: str) -> Model | None:
 
 
 def find_model(session: Session, name: str) -> Model | None:
-    """The model with this id, base model name or alias."""
+    """The model with this id, base model name or alias.
+
+    The alias `best` is the model of the best round of the newest run, unless somebody has set it.
+    """
     if kind_of(name) is IdKind.MODEL:
         return session.scalar(select(Model).where(Model.id == name, is_kept(Model)))
     aliased = select(Model).join(ModelAlias, ModelAlias.model_id == Model.id).where(ModelAlias.name == name)
-    return base_model(session, name) or session.scalar(aliased)
+    model = base_model(session, name) or session.scalar(aliased)
+    if model is not None or name != BEST:
+        return model
+    best = jobs.best_model_id(session)
+    return None if best is None else session.get(Model, best)
 
 
 def aliases(session: Session, model_ids: Iterable[str]) -> dict[str, list[str]]:
     """The aliases of these models, by model."""
     by_model: dict[str, list[str]] = {model_id: [] for model_id in model_ids}
-    query = select(ModelAlias).where(ModelAlias.model_id.in_(list(by_model))).order_by(ModelAlias.name)
-    for row in session.scalars(query):
-        by_model[row.model_id].append(row.name)
+    is_of_these = ModelAlias.model_id.in_(list(by_model))
+    query = select(ModelAlias).where(or_(is_of_these, ModelAlias.name == BEST)).order_by(ModelAlias.name)
+    named: dict[str, str | None] = {row.name: row.model_id for row in session.scalars(query)}
+    if BEST not in named:
+        named[BEST] = jobs.best_model_id(session)
+
+    for name, model_id in sorted(named.items()):
+        if model_id in by_model:
+            by_model[model_id].append(name)
     return by_model
 
 
@@ -520,6 +533,12 @@ def metrics(session: Session, job_id: str, rounds: range) -> list[Metric]:
     """The metrics of the job in these rounds, by round, split and scorer."""
     query = select(Metric).where(Metric.job_id == job_id, Metric.round >= rounds.start, Metric.round < rounds.stop)
     return list(session.scalars(query.order_by(Metric.round, Metric.split, Metric.scorer)))
+
+
+def means(session: Session, job_id: str) -> Sequence[Row[int, str, str, str, float, str]]:
+    """The means of all rounds of a job, without their other columns: 1000 rounds have 10,000 of them."""
+    query = select(Metric.round, Metric.split, Metric.scorer, Metric.version, Metric.mean, Metric.model_id)
+    return session.execute(query.where(Metric.job_id == job_id).order_by(Metric.round)).all()
 
 
 def last_measured_round(session: Session, job_id: str, splits: Sequence[str]) -> int | None:

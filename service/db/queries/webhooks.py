@@ -55,9 +55,9 @@ def announce(session: Session, job_id: str, event: str) -> None:
     if not wanting:
         return
 
-    columns = (Job.kind, Job.state, Job.label, Job.error_code, now_seconds())
-    kind, state, label, error_code, now = session.execute(select(*columns).where(Job.id == job_id)).one()
-    data = {"job": job_id, "kind": kind, "state": state, "label": label, "error": error_code}
+    columns = (Job.kind, Job.state, Job.label, Job.error_code, Job.stopped, now_seconds())
+    kind, state, label, error_code, stopped, now = session.execute(select(*columns).where(Job.id == job_id)).one()
+    data = {"job": job_id, "kind": kind, "state": state, "label": label, "error": error_code, "stopped": stopped}
     body = {"type": event, "timestamp": datetime.fromtimestamp(now, UTC).isoformat(), "data": data}
     session.add_all(
         WebhookDelivery(

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dfusion.config import FusionConfig, PairingConfig, StrictModel, TrainingConfig
 from dfusion.errors import FieldsError
+from dfusion.rewards.signs import SIGNS, SignName
 from service.jobs.kinds.base import Checked, Example, Kind, Name, PresetSpec, SamplesSpec, ScorerRef, ScorerRefs, Seed
 from service.jobs.kinds.work import (
     BACKWARD_WORK,
@@ -55,6 +56,8 @@ def _policy_of(value: Any) -> Any:
 ReviewPolicy = Annotated[Literal["none", "sample", "required"], BeforeValidator(_policy_of)]
 """The pairs of a round that must have a verdict before the training. Requests of version 0.1.0 have a boolean."""
 Rounds = Annotated[int, Field(ge=1, le=1000)]
+StopWhen = Annotated[tuple[SignName, ...], Field(max_length=len(SIGNS))]
+"""The warning signs that end a run."""
 
 
 class RoundSpec(SamplesSpec, PresetSpec):
@@ -71,6 +74,11 @@ class RoundSpec(SamplesSpec, PresetSpec):
         None, description="Held-out scorer of the same samples, never trained on. Default: that of the model"
     )
     evaluation: EvaluationSpec | None = Field(EvaluationSpec(), description="null = no evaluation")
+    stop_when: StopWhen = Field(
+        (),
+        description="Warning signs after which the job ends before its last round: misleading_reward, saturation, "
+        "collapse. Each round then starts after the evaluation of the previous one",
+    )
     review: ReviewPolicy = Field(
         "none",
         description="Pairs of each round that must have a verdict before the training: none, a sample of"
@@ -181,6 +189,16 @@ def evaluated_rounds(spec: RoundSpec) -> tuple[int, ...]:
     return tuple(range(spec.rounds + 1)) if spec.evaluation.every_round else (0, spec.rounds)
 
 
+def last_stage_kind(spec: RoundSpec, round_number: int) -> StageKind:
+    """The kind of the stage that ends a round: the comparison of its evaluation, or else its training."""
+    return StageKind.COMPARE if round_number in evaluated_rounds(spec) else StageKind.TRAIN
+
+
+def planning_stage_kind(spec: RoundSpec, round_number: int) -> StageKind:
+    """The kind of the stage whose end starts the next round: the training, unless the evaluation can end the job."""
+    return last_stage_kind(spec, round_number) if spec.stop_when else StageKind.TRAIN
+
+
 def _training_rows(spec: RoundSpec, prompts: int, update_work: int = 1) -> int:
     """U-Net evaluations of the training of one round, at most.
 
@@ -284,6 +302,12 @@ def plan_round(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[Planned
     if round_number in evaluated_rounds(spec):
         stages = joined(stages, _evaluation(spec, round_number, sizes), train)
     return stages
+
+
+def plan_last_evaluation(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[PlannedStage]:
+    """The evaluation of a job that ends after a round, which its plan may have left out."""
+    is_missing = spec.evaluation is not None and round_number not in evaluated_rounds(spec)
+    return _evaluation(spec, round_number, sizes) if is_missing else []
 
 
 def _evaluation(spec: RoundSpec, round_number: int, sizes: Sizes) -> list[PlannedStage]:

@@ -353,10 +353,11 @@ def test_a_reward_that_rises_alone_is_reported(installation: Installation) -> No
     assert len(falling) == 4 and falling == sorted(falling, reverse=True)
     # diversity has no trend, otherwise the message would name it as well
     warnings = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "round.reward_misleads"]
-    assert [event["message"] for event in warnings] == [
-        "the reward rising rises while falling fall: possible reward hacking"
-    ]
-    assert warnings[0]["data"] == {"falling": ["falling"]}
+    [message] = [event["message"] for event in warnings]
+    start = "the reward rising rises while falling falls: possible reward hacking; best so far: the model before"
+    assert message.startswith(start) and message.endswith(" on the samples of the rounds)")
+    assert warnings[0]["data"] == {"round": 4, "falling": ["falling"], "best_round": 0}
+    assert job["best"] is None  # no evaluation
     together = installation.run(**same, reward="rising", watch="rising")
     assert "round.reward_misleads" not in installation.events(together)
 

@@ -75,7 +75,7 @@ def test_a_signed_message_says_that_a_job_has_ended(client: TestClient, receiver
     [(headers, body)] = receiver.requests
     message = standardwebhooks.Webhook(hook["secret"]).verify(body, headers)
     assert message["type"] == "job.cancelled"
-    data = {"job": job, "kind": "round", "state": "cancelled", "label": "for ann", "error": None}
+    data = {"job": job, "kind": "round", "state": "cancelled", "label": "for ann", "error": None, "stopped": None}
     assert message["data"] == data
     assert headers["content-type"] == "application/json"
     with pytest.raises(standardwebhooks.WebhookVerificationError):

@@ -1,0 +1,119 @@
+"""What the metrics of a run say after each round: its best round, and warning signs, which can end it.
+
+`dfusion.rewards.signs` has the definitions. Both are recorded in the transaction that ends a round, so that a repeated
+attempt of a stage neither repeats a warning nor stops twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from dfusion.rewards.signs import Measured, Sign, best_round, warning_sign
+from service.db.queries import jobs, results, stages
+from service.db.tables import Job
+from service.jobs.kinds import RoundSpec, ScorerRef
+from service.jobs.kinds.rounds import plan_last_evaluation, totals_after
+from service.plan import PlannedStage, Sizes
+from service.states import Split, StageKind
+
+EVENT_KINDS = {
+    "misleading_reward": "round.reward_misleads",
+    "saturation": "round.saturated",
+    "collapse": "round.collapsed",
+}
+"""The kind of event of each warning sign."""
+_PLACES = {
+    Split.HELD_OUT: "on held-out prompts",
+    Split.TRAIN: "on the training prompts",
+    Split.ROLLOUT: "on the samples of the rounds",
+}
+
+
+def watch(session: Session, job_id: str, spec: RoundSpec, round_number: int, stage_id: str) -> Sign | None:
+    """Update the best round of a job, and warn if there is a sign in the metrics until this round.
+
+    Without an evaluation there is no best round, since no two models are measured on the same seeds.
+
+    Args:
+        session: The transaction that ends the round.
+        job_id: The job, whose row is locked.
+        spec: Its request.
+        round_number: The round; 0 is the evaluation before the first one.
+        stage_id: The stage that ends it.
+
+    Returns:
+        The sign.
+    """
+    # 1. the metrics
+    rows = results.means(session, job_id)
+    reward, held_out_scorer = _scorer_names(session, job_id, spec, round_number)
+    means = [Measured(row.round, row.split, row.scorer, row.mean, row.version) for row in rows]
+
+    # 2. the best round
+    best = best_round(means, reward, held_out_scorer)
+    if best is not None and best.split != Split.ROLLOUT:
+        model_id = next(row.model_id for row in rows if (row.round, row.split) == (best.round, best.split))
+        value = {"round": best.round, "model": model_id, "split": best.split, "scorer": best.scorer, "mean": best.mean}
+        jobs.set_best(session, job_id, value)
+
+    # 3. the warning
+    sign = warning_sign([mean for mean in means if mean.round <= round_number], reward)
+    if sign is not None:
+        kind = EVENT_KINDS[sign.name]
+        data = {"round": round_number, "falling": list(sign.falling), "best_round": best and best.trained_rounds}
+        jobs.add_event(session, job_id, kind, _message(sign, best), stage_id, **data)
+    return sign
+
+
+def _scorer_names(session: Session, job_id: str, spec: RoundSpec, round_number: int) -> tuple[str, str | None]:
+    """The names of the reward and of the held-out scorer in the metrics. That of a sum is read from the scoring."""
+    summaries = stages.summaries(session, job_id, max(1, round_number), StageKind.SCORE)
+    recorded: Sequence[dict[str, str]] = next((summary["scorers"] for summary in summaries if summary), [])
+
+    def name_of(position: int, scorer: ScorerRef | None) -> str | None:
+        if scorer is None or isinstance(scorer, str):
+            return scorer
+        return recorded[position]["name"] if position < len(recorded) else None
+
+    return name_of(0, spec.reward) or "", name_of(1, spec.watch)
+
+
+def _message(sign: Sign, best: Measured | None) -> str:
+    hacking = ": possible reward hacking" if sign.name == "misleading_reward" else ""
+    if best is None:
+        return f"{sign}{hacking}"
+    number = best.trained_rounds
+    name = f"round {number}" if number else "the model before the first round"
+    return f"{sign}{hacking}; best so far: {name} ({best.scorer} {best.mean:.3g} {_PLACES[Split(best.split)]})"
+
+
+def stop(
+    session: Session, job: Job, spec: RoundSpec, sizes: Sizes, round_number: int, sign: Sign
+) -> list[PlannedStage]:
+    """Let a job end after a round that is not its last one. Its number of rounds becomes that of this round.
+
+    Args:
+        session: The transaction that ends the round.
+        job: The job, whose row is locked.
+        spec: Its request.
+        sizes: The sizes of what the request names.
+        round_number: The round.
+        sign: The reason.
+
+    Returns:
+        The evaluation of the last model, if the plan had it after a later round.
+    """
+    # 1. the stages that are no longer planned
+    last = plan_last_evaluation(spec, round_number, sizes)
+    left_out = sum(further.work for further in totals_after(spec, round_number, sizes).values())
+    work = left_out - sum(stage.work for stage in last)
+
+    # 2. the job
+    message = f"the job stops after round {round_number} of {spec.rounds}: {sign}"
+    stopped: dict[str, Any] = {"round": round_number, "rounds": spec.rounds, "sign": sign.name, "reason": str(sign)}
+    jobs.shorten(session, job.id, round_number, job.spec | {"rounds": round_number}, work, stopped)
+    jobs.add_event(session, job.id, "job.stopped", message, **stopped)
+    return last
