@@ -15,6 +15,7 @@ from torch.nn import functional
 from dfusion.config import SamplingConfig, TrainingConfig
 from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError
+from dfusion.labelled_pairs import LabelledPair, why_untrainable
 from dfusion.policy import step_weights
 from dfusion.spool import SpooledTrajectory
 from dfusion.types import Trajectory
@@ -152,9 +153,8 @@ def check_examples(examples: Sequence[Example], config: TrainingConfig, channels
     kind = TrainingPair if config.learns_from_pairs else TrainingSample
     for n, example in enumerate(examples):
         if not isinstance(example, kind):
-            raise InvalidInputError(
-                f"examples[{n}]: {config.algorithm} learns from {kind.__name__}, got {type(example).__name__}"
-            )
+            got = why_untrainable(example) if isinstance(example, LabelledPair) else f"got {type(example).__name__}"
+            raise InvalidInputError(f"examples[{n}]: {config.algorithm} learns from {kind.__name__}, {got}")
         if abs(example.advantage) > config.advantage_clip:
             raise InvalidInputError(
                 f"examples[{n}].advantage: expected a number within +-{config.advantage_clip:g} (advantage_clip), "

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from api.cli.jobs import follow_to_end, job_sheet
+from api.cli.local import reward_agreement
 from api.cli.options import (
     CreatedAfter,
     CreatedBefore,
@@ -30,7 +31,7 @@ from api.cli.session import Session
 from api.client.client import PairFilters
 from api.wire.pairs import AgreementOut, PairOut, VerdictOut
 
-app = typer.Typer(no_args_is_help=True, help="Pairs: list, show, judge, export.")
+app = typer.Typer(no_args_is_help=True, help="Pairs: list, show, judge, export; check a reward.")
 PairId = Annotated[str, typer.Argument(metavar="PAIR", help="The pair's id")]
 
 
@@ -194,6 +195,42 @@ def download(
             raise typer.BadParameter(f"{job} has no export yet; run dfusion pairs export {job} --follow")
         sha256 = client.download(export.artifact, file)
     session.show(export, lambda: Text(f"{file}, sha256 {sha256}"))
+
+
+@app.command()
+def check(
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet of Pick-a-Pic's layout, or D3PO's votes")],
+    scorer: Annotated[str, typer.Option(help="The reward to check, by the name of a scorer")],
+    samples: Annotated[Path | None, typer.Option(help="Folder with the images that D3PO's votes are about")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only so many pairs")] = None,
+    device: Annotated[str, typer.Option(help="Device of the scorer's model")] = "cpu",
+) -> None:
+    """Check how often a reward prefers the same image of a pair as people do.
+
+    It needs no service: the scorer runs on this machine, with the scorers of DFUSION_SCORERS.
+
+    Examples:
+      dfusion pairs check pairs.parquet --scorer shapes-clip
+      dfusion pairs check votes.json --samples data --scorer shapes-clip --limit 1000
+    """
+    session: Session = ctx.obj
+    options = {"--scorer": scorer, "--samples": samples, "--limit": limit, "--device": device}
+    found = reward_agreement(source, {name: str(value) for name, value in options.items() if value is not None})
+    session.show(found, lambda: _reward_agreement(found))
+
+
+def _reward_agreement(found: dict[str, Any]) -> RenderableType:
+    interval = " to ".join(map(figure, found["interval"] or [None]))
+    facts = {
+        "scorer": f"{found['scorer']}, version {found['version']}",
+        "agrees": f"{found['agrees']} of {found['pairs']} pairs with a preferred image",
+        "rate": None if found["rate"] is None else f"{figure(found['rate'])} ({interval})",
+        "equal scores": found["equal"],
+        "ties": found["ties"],
+        "unlabelled": found["unlabelled"],
+    }
+    return sheet(facts)
 
 
 def _agreement(measured: AgreementOut) -> RenderableType:

@@ -17,7 +17,7 @@ from api.cli.screens import clock, listing, sheet, size, warning_lines
 from api.cli.session import Session
 from api.wire.estimates import EstimateOut
 from dfusion.algorithms import ALGORITHMS
-from dfusion.rewards.signs import SignName
+from dfusion.rewards.signs import SIGNS
 from service.states import JobKind
 
 rounds = typer.Typer(no_args_is_help=True, help="Online training: sample, pair, fuse, verify, train, evaluate.")
@@ -50,8 +50,11 @@ def start(
     naive: Annotated[bool, typer.Option("--naive", help="Train without fused targets")] = False,
     reward: Annotated[str | None, typer.Option(help="Scorer used as the reward")] = None,
     stop_when: Annotated[
-        list[SignName] | None,
-        typer.Option(help="Warning sign after which the job ends before its last round; can be repeated"),
+        list[str] | None,
+        typer.Option(
+            help="Warning sign after which the job ends before its last round; can be repeated",
+            metavar=f"<{'|'.join(SIGNS)}>",
+        ),
     ] = None,
     review: Annotated[
         Literal["none", "sample", "required"] | None,

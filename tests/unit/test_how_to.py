@@ -12,7 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
+from PIL import Image, ImageDraw
+from pyarrow import parquet
 
 from dfusion.prompts import Prompt, read_prompts
 from tests.pages import ROOT, apply_diff, blocks, replaced
@@ -20,6 +23,8 @@ from tests.pages import ROOT, apply_diff, blocks, replaced
 REWARD = "docs/how-to/add-a-reward.md"
 CONTROL = "docs/how-to/add-an-attention-control.md"
 PROMPTS = "docs/how-to/use-your-own-prompts.md"
+WATCH = "docs/how-to/watch-a-run.md"
+PREFERENCES = "docs/how-to/use-preference-data.md"
 SCORE = """
 import numpy as np
 red = np.zeros((1, 4, 4, 3), np.uint8)
@@ -130,3 +135,46 @@ def test_prompts_are_warned_about_or_refused_as_documented() -> None:
     for syntax in re.findall("`([^`]+)`", refused):
         with pytest.raises(ValueError, match="loads nothing here"):
             Prompt(text=f"a dog {syntax}")
+
+
+@pytest.mark.slow
+def test_a_run_is_watched_in_the_library(tmp_path: Path) -> None:
+    """Two rounds on a prompt, with fewer steps."""
+    [code] = blocks(WATCH, "python")
+    small = "samples_per_prompt=2, sampling=dfusion.SamplingConfig(num_steps=3), fusion=None"
+    fewer = {
+        'dfusion.read_prompts("shapes-attribute-train")': 'dfusion.read_prompts("shapes-attribute-train")[:1]',
+        "dfusion.RoundConfig()": f"dfusion.RoundConfig({small})",
+        "range(1, 41)": "range(1, 3)",
+    }
+    output = printed(tmp_path, replaced(code, fewer))
+    assert re.fullmatch(r"best: the model after round [01], shapes-judge [01]\.\d\d\n", output)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "round-1.safetensors",
+        "round-2.safetensors",
+    ]
+
+
+def picks(folder: Path) -> None:
+    """A file of Pick-a-Pic's layout: a red circle is preferred to a blue one, and a tie."""
+    sides = {}
+    for name, colour in {"jpg_0": "red", "jpg_1": "blue"}.items():
+        image = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(image).ellipse((12, 12, 52, 52), fill=colour)
+        image.save(folder / "side.png")
+        sides[name] = (folder / "side.png").read_bytes()
+    rows = [sides | {"caption": "a red circle", "label_0": label, "label_1": 1 - label} for label in (1.0, 0.5)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "pairs.parquet")
+
+
+@pytest.mark.slow
+def test_a_reward_is_checked_with_labelled_pairs(tmp_path: Path) -> None:
+    """By the command and by the code of the page, which agree."""
+    picks(tmp_path)
+    [command] = [line for block in blocks(PREFERENCES, "bash") for line in block.splitlines() if "pairs check" in line]
+    [code] = blocks(PREFERENCES, "python")
+    assert printed(tmp_path, code) == "agrees on 1 of 1 pairs, 1 ties\n"
+
+    run = f"import sys\nsys.argv = {[*command.split(), '--json']}\nfrom dfusion.__main__ import main\nmain()\n"
+    found = json.loads(printed(tmp_path, run))
+    assert (found["scorer"], found["agrees"], found["pairs"], found["ties"]) == ("shapes-clip", 1, 1, 1)

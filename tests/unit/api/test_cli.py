@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import httpx
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 from rich.console import Console, RenderableType
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -30,6 +31,7 @@ from api.examples import RESPONSES
 from api.wire.health import CheckOut
 from api.wire.jobs import JobDetail, MetricOut
 from tests.drawn_results import draw_evaluation
+from tests.pages import blocks
 from tests.service import PROMPTS, round_body
 from tests.unit.api.conftest import Live, add_export
 
@@ -171,7 +173,10 @@ def test_json_output_of_commands_that_change_state(live: Live, run: Run, tmp_pat
     paths = output_of(f"models download {model} out/flowers.safetensors --format kohya")
     assert (paths["preview"], paths["recipe"]) == ("out/flowers.preview.png", "out/flowers.recipe.json")
     assert all((tmp_path / paths[name]).is_file() for name in ("file", "preview", "recipe"))
-    assert output_of(f"round extend {job} --rounds 1")["state"] == "succeeded"
+    assert output_of(f"round extend {job} --rounds 1 --to-the-end")["state"] == "succeeded"
+    signs = "--stop-when saturation --stop-when collapse"
+    watched = output_of(f"round start --model tiny --prompt 'a red [circle]' --reward brightness {signs}")
+    assert watched["spec"]["stop_when"] == ["saturation", "collapse"]
     jobs = [
         output_of("sample --model tiny --prompt 'a red [circle]' --samples-per-prompt 2 --steps 3"),
         output_of(f"fuse --pair {pair} --first-step 2 --set reward=brightness"),
@@ -243,6 +248,25 @@ def test_exit_codes(live: Live, run: Run) -> None:
         "models alias x",
     ):
         assert run(*line.split()).exit_code == 2, line
+
+
+@pytest.mark.slow
+def test_pairs_check_scores_a_file_on_this_machine(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the scorers of the settings, and without the service."""
+    image = BytesIO()
+    Image.new("RGB", (4, 4), "white").save(image, "PNG")
+    black = BytesIO()
+    Image.new("RGB", (6, 4)).save(black, "JPEG")
+    sides = {"jpg_0": image.getvalue(), "jpg_1": black.getvalue(), "caption": "a"}
+    rows = [{**sides, "label_0": label, "label_1": 1 - label} for label in (1.0, 1.0, 0.0, 0.5)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+
+    monkeypatch.setenv("DFUSION_SCORERS", json.dumps({"bright": "tests.scorers:Brightness"}))
+    monkeypatch.setenv("DFUSION_URL", "http://127.0.0.1:1")
+    found = json.loads(run("pairs", "check", "pairs.parquet", "--scorer", "bright", "--json").stdout)
+    assert (found["scorer"], found["agrees"], found["pairs"], found["ties"]) == ("bright", 2, 3, 1)
+    refused = run("pairs", "check", "votes.json", "--scorer", "bright")
+    assert refused.exit_code == 2 and "D3PO's JSON has votes only" in " ".join(refused.stderr.split())
 
 
 def test_rejected_request_names_each_field(run: Run) -> None:
@@ -422,6 +446,21 @@ def test_every_documented_line_is_a_valid_command() -> None:
     assert {check_line(line) for line in lines} == COMMANDS.keys()
     for line in shown:
         check_line(line)
+
+
+@pytest.mark.slow
+def test_the_commands_about_a_watched_run(run: Run, live: Live) -> None:
+    """Those of docs/how-to/watch-a-run.md on a finished run, whose best round is that of the installation."""
+    [*commands] = "".join(blocks("docs/how-to/watch-a-run.md", "bash")).replace("\\\n", " ").splitlines()
+    assert len(commands) == 6
+    for command in commands:
+        words = command.replace("JOB", live.done_job).replace("--rounds 40 --to-the-end", "--rounds 1 --to-the-end")
+        if "round start" not in words and "evaluate" not in words:
+            words += " --json"
+        shown = run(*shlex.split(words)[1:])
+        assert (shown.exit_code, shown.stderr) == (0, ""), command
+    best = of_api(live, f"/jobs/{live.done_job}")["best"]
+    assert best["round"] in (0, 1) and of_api(live, "/models/best")["id"]
 
 
 def test_every_example_in_the_help_is_a_valid_command() -> None:
