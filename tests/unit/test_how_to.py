@@ -16,7 +16,9 @@ import pyarrow
 import pytest
 from PIL import Image, ImageDraw
 from pyarrow import parquet
+from typer.testing import CliRunner
 
+from api.cli import app
 from dfusion.prompts import Prompt, read_prompts
 from tests.pages import ROOT, apply_diff, blocks, replaced
 
@@ -138,16 +140,22 @@ def test_prompts_are_warned_about_or_refused_as_documented() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_watched_in_the_library(tmp_path: Path) -> None:
+def test_a_run_is_watched_in_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two rounds on a prompt, with fewer steps."""
     [code] = blocks(WATCH, "python")
-    small = "samples_per_prompt=2, sampling=dfusion.SamplingConfig(num_steps=3), fusion=None"
+    small = "samples_per_prompt=2, sampling=dfusion.SamplingConfig(num_steps=2), fusion=None"
+    small += ", training=dfusion.TrainingConfig(inner_epochs=1)"
     fewer = {
         'dfusion.read_prompts("shapes-attribute-train")': 'dfusion.read_prompts("shapes-attribute-train")[:1]',
         "dfusion.RoundConfig()": f"dfusion.RoundConfig({small})",
         "range(1, 41)": "range(1, 3)",
     }
-    output = printed(tmp_path, replaced(code, fewer))
+    monkeypatch.chdir(tmp_path)
+    Path("page.py").write_text(replaced(code, fewer), "utf-8")
+    runpy.run_path("page.py", run_name="__main__")
+    output = capsys.readouterr().out
     assert re.fullmatch(r"best: the model after round [01], shapes-judge [01]\.\d\d\n", output)
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
         "round-1.safetensors",
@@ -168,13 +176,17 @@ def picks(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_reward_is_checked_with_labelled_pairs(tmp_path: Path) -> None:
+def test_a_reward_is_checked_with_labelled_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By the command and by the code of the page, which agree."""
     picks(tmp_path)
     [command] = [line for block in blocks(PREFERENCES, "bash") for line in block.splitlines() if "pairs check" in line]
     [code] = blocks(PREFERENCES, "python")
-    assert printed(tmp_path, code) == "agrees on 1 of 1 pairs, 1 ties\n"
+    monkeypatch.chdir(tmp_path)
+    Path("page.py").write_text(code, "utf-8")
+    runpy.run_path("page.py", run_name="__main__")
+    assert capsys.readouterr().out == "agrees on 1 of 1 pairs, 1 ties\n"
 
-    run = f"import sys\nsys.argv = {[*command.split(), '--json']}\nfrom dfusion.__main__ import main\nmain()\n"
-    found = json.loads(printed(tmp_path, run))
+    found = json.loads(CliRunner().invoke(app, [*command.split()[1:], "--json"]).stdout)
     assert (found["scorer"], found["agrees"], found["pairs"], found["ties"]) == ("shapes-clip", 1, 1, 1)
