@@ -66,6 +66,9 @@ SCORERS: Mapping[str, ScorerEntry] = MappingProxyType(
     {
         "shapes-clip": ScorerEntry("shapes-clip", "Cosine similarity of the shapes world's own CLIP model"),
         "shapes-judge": ScorerEntry("shapes-judge", "1 if the image shows every part of the prompt, otherwise 0"),
+        "shapes-ocr": ScorerEntry("shapes-ocr", "How well the number in the image matches the prompt's (extra ocr)"),
+        "shapes-ocr-exact": ScorerEntry("shapes-ocr-exact", "1 if the image shows the prompt's number, otherwise 0"),
+        "ocr": ScorerEntry("ocr", "How well the text in the image matches the text in the prompt's quotes (extra ocr)"),
         "clip-vit-h-14": ScorerEntry(
             "clip-vit-h-14", "The paper's reward: cosine similarity of open_clip's ViT-H-14, laion2b_s32b_b79k (4 GB)"
         ),

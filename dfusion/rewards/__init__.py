@@ -13,6 +13,7 @@ from dfusion.errors import InvalidInputError, ModelNotFoundError
 from dfusion.rewards.config import (
     EntryPointConfig,
     HttpScorerConfig,
+    OcrConfig,
     OpenClipConfig,
     ScorerConfig,
     VerdictScorerConfig,
@@ -103,6 +104,8 @@ class _Loader:
         match config:
             case OpenClipConfig():
                 return _open_clip(config, name, self._device)
+            case OcrConfig():
+                return _ocr(config, name or "ocr")
             case HttpScorerConfig():
                 from dfusion.rewards.http import HttpScorer
 
@@ -133,6 +136,12 @@ def _open_clip(config: OpenClipConfig, name: str | None, device: str) -> Scorer:
     return ClipScorer.from_pretrained(config.architecture, config.weights, name=name, device=device)
 
 
+def _ocr(config: OcrConfig, name: str) -> Scorer:
+    from dfusion.rewards.ocr import OcrScorer
+
+    return OcrScorer(name=name, exact=config.exact, whole_image=config.whole_image)
+
+
 def _shapes_judge(_: str, __: str) -> Scorer:
     from dfusion.shapes.judge import JudgeScorer
 
@@ -143,6 +152,9 @@ _BUILT_IN: Mapping[str, Callable[[str, str], Scorer]] = MappingProxyType(
     {
         "shapes-clip": lambda name, device: _open_clip(OpenClipConfig(folder=SHAPES_CLIP_FOLDER), name, device),
         "shapes-judge": _shapes_judge,
+        "shapes-ocr": lambda name, _: _ocr(OcrConfig(whole_image=True), name),
+        "shapes-ocr-exact": lambda name, _: _ocr(OcrConfig(whole_image=True, exact=True), name),
+        "ocr": lambda name, _: _ocr(OcrConfig(), name),
         "clip-vit-h-14": lambda name, device: _open_clip(OpenClipConfig(), name, device),
         "clip-vit-l-14": lambda name, device: _open_clip(
             OpenClipConfig(architecture="ViT-L-14", weights="datacomp_xl_s13b_b90k"), name, device

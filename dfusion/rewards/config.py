@@ -40,6 +40,14 @@ class HttpScorerConfig(Frozen):
     bearer_token: SecretStr | None = Field(None, description="Sent as Authorization: Bearer")
 
 
+class OcrConfig(Frozen):
+    """How well the text in an image matches the text that its prompt quotes; needs the extra `ocr`."""
+
+    kind: Literal["ocr"] = "ocr"
+    exact: bool = Field(False, description="1 if the texts are equal, otherwise 0")
+    whole_image: bool = Field(False, description="Read the image as one line of text; for small images of text only")
+
+
 class EntryPointConfig(Frozen):
     """A scorer of an installed Python package, by the name of its entry point in the group `dfusion.scorers`."""
 
@@ -81,7 +89,7 @@ class WeightedScorerConfig(Frozen):
 
 
 ScorerConfig = Annotated[
-    OpenClipConfig | HttpScorerConfig | EntryPointConfig | VerdictScorerConfig | WeightedScorerConfig,
+    OpenClipConfig | OcrConfig | HttpScorerConfig | EntryPointConfig | VerdictScorerConfig | WeightedScorerConfig,
     Field(discriminator="kind"),
 ]
 """Any scorer of an installation's settings."""

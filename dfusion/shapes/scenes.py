@@ -185,7 +185,8 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     return [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
 
 
-def _backdrop_pixels(backdrop: Backdrop) -> np.ndarray:
+def backdrop_pixels(backdrop: Backdrop) -> np.ndarray:
+    """The background's pixels (64, 64, 3) float32, in [0, 255] before rounding."""
     first = np.array(backdrop.first, np.float32)
     second = np.array(backdrop.second, np.float32)
 
@@ -260,7 +261,7 @@ def _draw_prop(canvas: Image.Image, scene: Scene, colour: Ink, wheels: Ink) -> N
 
 def render(scene: Scene) -> np.ndarray:
     """Render `scene` as (64, 64, 3) uint8 RGB. The same scene always gives the same pixels."""
-    pixels = _backdrop_pixels(scene.backdrop).clip(0, 255).astype(np.uint8)
+    pixels = backdrop_pixels(scene.backdrop).clip(0, 255).astype(np.uint8)
     size = IMAGE_SIZE * SUPERSAMPLING
     canvas = Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
     for thing in scene.things:

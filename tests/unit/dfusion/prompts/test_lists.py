@@ -92,8 +92,9 @@ def test_table_6_has_four_predicates() -> None:
             assert match is not None and prompt.items == (match[1], match[3])
 
 
-@pytest.mark.parametrize("name", sorted(LISTS))
+@pytest.mark.parametrize("name", [name for name in sorted(LISTS) if "numbers" not in name])
 def test_detected_items_equal_those_of_the_lists(name: str) -> None:
+    """Except for numbers: the item of `the number "47"` is 47, and not a noun."""
     assert [find_items(prompt.text) for prompt in LISTS[name].prompts] == [p.items for p in LISTS[name].prompts]
 
 
