@@ -59,6 +59,13 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             description="The same in bfloat16: faster on CPUs with AVX512-BF16 or AMX, slower on others",
             dtype="bfloat16",
         ),
+        "shapes-numbers": ModelEntry(
+            name="shapes-numbers",
+            folder=_SHAPES / "numbers" / "pipeline",
+            reward="shapes-ocr",
+            scorers=("shapes-ocr", "shapes-ocr-exact"),
+            description="Numbers of two digits, 64x64 pixels, for the OCR reward (extra ocr); runs on a CPU",
+        ),
     }
 )
 
@@ -69,6 +76,8 @@ SCORERS: Mapping[str, ScorerEntry] = MappingProxyType(
         "shapes-ocr": ScorerEntry("shapes-ocr", "How well the number in the image matches the prompt's (extra ocr)"),
         "shapes-ocr-exact": ScorerEntry("shapes-ocr-exact", "1 if the image shows the prompt's number, otherwise 0"),
         "ocr": ScorerEntry("ocr", "How well the text in the image matches the text in the prompt's quotes (extra ocr)"),
+        "jpeg-compressible": ScorerEntry("jpeg-compressible", "The negative size of the image as JPEG in kB"),
+        "jpeg-incompressible": ScorerEntry("jpeg-incompressible", "The size of the image as JPEG in kB"),
         "clip-vit-h-14": ScorerEntry(
             "clip-vit-h-14", "The paper's reward: cosine similarity of open_clip's ViT-H-14, laion2b_s32b_b79k (4 GB)"
         ),

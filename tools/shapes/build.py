@@ -407,11 +407,7 @@ def ship(out: Path, _: int, models: Path = MODELS) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(torch.float16).save_pretrained(models / "pipeline")
-    for file in (models / "pipeline").glob("*/config.json"):
-        settings = json.loads(file.read_text())
-        settings.pop("_name_or_path", None)  # the build folder
-        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    save_pipeline(pipeline, models / "pipeline")
 
     shutil.copytree(out / "clip", models / "clip", dirs_exist_ok=True)
     for source, target in ((out / "judge.safetensors", models), (out / "clip" / CLIP_WEIGHTS, models / "clip")):
@@ -419,6 +415,15 @@ def ship(out: Path, _: int, models: Path = MODELS) -> None:
         save_file(halves, target / source.name)
     for name in ("vae", "unet", "judge", "clip"):
         shutil.copy(out / f"{name}.log.jsonl", models / f"{name}.log.jsonl")
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> None:
+    """Save a pipeline in half precision, without the build folder's path in its settings."""
+    pipeline.to(torch.float16).save_pretrained(folder)
+    for file in folder.glob("*/config.json"):
+        settings = json.loads(file.read_text())
+        settings.pop("_name_or_path", None)  # the build folder
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def build_all(out: Path, _: int) -> None:
