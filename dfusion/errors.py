@@ -18,6 +18,8 @@ DFusionError
   ExportError             an exported model cannot be reloaded, or renders another image
   ScorerError             a scorer returned no usable scores
     ScorerUnavailableError  a scorer cannot be reached at the moment
+    InvalidScoreError       a scorer returned no number for an image
+      NonFiniteScoreError   a scorer returned NaN or infinity for an image (also a NonFiniteError)
 """
 
 from __future__ import annotations
@@ -145,3 +147,19 @@ class ScorerUnavailableError(ScorerError):
     """A scorer cannot be reached at the moment. The same request may succeed later."""
 
     retryable = True
+
+
+class InvalidScoreError(ScorerError):
+    """A scorer returned no number for an image.
+
+    Attributes:
+        row: The index of the image among those that were scored together.
+    """
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+class NonFiniteScoreError(InvalidScoreError, NonFiniteError):
+    """A scorer returned NaN or infinity for an image."""

@@ -299,7 +299,7 @@ def _means(
     means = {scorer.name: statistics.fmean(rollout.score for rollout in samples)}
     if watch is not None:
         images = np.stack([rollout.image for rollout in samples])
-        means[watch.name] = statistics.fmean(checked_scores(watch.name, watch.score(images, texts), len(texts)))
+        means[watch.name] = statistics.fmean(checked_scores(watch.name, watch.score(images, texts), texts))
     latents = np.stack([rollout.trajectory.final[0].numpy() for rollout in samples])
     return means | {"diversity": diversity(latents, texts, "rms").mean}
 
@@ -423,7 +423,8 @@ def _examples(
 def _scored(model: DiffusionModel, prompt: Prompt, trajectory: Trajectory, scorer: Scorer) -> list[Rollout]:
     """The samples of a trajectory with their images and scores."""
     images = model.decode(trajectory.final)
-    scores = checked_scores(scorer.name, scorer.score(images, [prompt.text] * len(images)), len(images))
+    texts = [prompt.text] * len(images)
+    scores = checked_scores(scorer.name, scorer.score(images, texts), texts)
     return [Rollout(trajectory.select([i]), image, scores[i]) for i, image in enumerate(images)]
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 from sqlalchemy.orm import Session
 
+from dfusion.errors import InvalidScoreError
 from dfusion.rewards import Scorer
 from dfusion.rewards.checks import checked_scores
 from dfusion.rewards.watch import diversity
 from service.db.queries import results, stages
-from service.db.tables import Artifact, Score
+from service.db.tables import Sample, Score
 from service.jobs.execution import Claim
 from service.jobs.kinds import ScorerRef
 from service.states import StageKind
@@ -102,32 +103,30 @@ def record_summary(session: Session, claim: Claim, summary: ScoringSummary) -> N
     stages.set_summary(session, claim.stage_id, asdict(summary))
 
 
-def score_images(
-    context: StageContext, scorers: Sequence[Scorer], images: Sequence[Artifact], prompts: Sequence[str]
-) -> ImageScores:
-    """Score stored images. Each image is read once and counts as one step.
+def score_images(context: StageContext, scorers: Sequence[Scorer], samples: Sequence[StoredSample]) -> ImageScores:
+    """Score stored samples. Each image is read once and counts as one step.
 
     Args:
         context: The stage. This function plans its steps.
         scorers: S scorers.
-        images: N stored images.
-        prompts: The prompt of each image.
+        samples: N stored samples.
 
     Returns:
-        The scores and features, in the order of the images.
+        The scores and features, in the order of the samples.
 
     Raises:
         ScorerError, NonFiniteError, StorageError: An image cannot be scored or read.
     """
-    context.heartbeat.plan(len(images))
+    context.heartbeat.plan(len(samples))
     values: list[list[float]] = [[] for _ in scorers]
     features = []
     with_features = next((scorer for scorer in scorers if hasattr(scorer, "features")), None)
 
-    for batch in batches(list(zip(images, prompts, strict=True)), context.bench.settings.batch_size):
-        pixels = np.stack([context.load_image(artifact) for artifact, _ in batch])
+    for batch in batches(samples, context.bench.settings.batch_size):
+        pixels = np.stack([context.load_image(sample.image) for sample in batch])
+        rows = [sample.row for sample in batch]
         for scorer_values, scorer in zip(values, scorers, strict=True):
-            scorer_values += score_pixels(scorer, pixels, [prompt for _, prompt in batch])
+            scorer_values += score_pixels(scorer, pixels, rows)
         features.append(_thumbnails(pixels) if with_features is None else with_features.features(pixels))
         context.heartbeat.step(len(batch))
 
@@ -199,9 +198,7 @@ def score_missing(context: StageContext, scorer: Scorer, known: ScoredSamples) -
     if not missing:
         return stored
 
-    scored = score_images(
-        context, [scorer], [sample.image for sample in missing], [sample.row.prompt for sample in missing]
-    )
+    scored = score_images(context, [scorer], missing)
     new = score_rows([scorer], [sample.row.id for sample in missing], scored.values)
     values = {score.sample_id: score.value for score in new}
     return CompleteScores(stored.scorer, {**stored.by_sample, **values}, new)
@@ -225,9 +222,18 @@ def score_rows(scorers: Sequence[Scorer], sample_ids: Sequence[str], values: Seq
     return rows
 
 
-def score_pixels(scorer: Scorer, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
-    """The scores of images (B, H, W, 3) uint8. Raises ScorerError, NonFiniteError."""
-    return checked_scores(scorer.name, scorer.score(images, prompts), len(prompts))
+def score_pixels(scorer: Scorer, images: np.ndarray, samples: Sequence[Sample]) -> list[float]:
+    """The scores of images (B, H, W, 3) uint8 of these samples.
+
+    Raises ScorerError, NonFiniteError. If one image has no valid score, the message names its sample.
+    """
+    prompts = [sample.prompt for sample in samples]
+    try:
+        return checked_scores(scorer.name, scorer.score(images, prompts), prompts)
+    except InvalidScoreError as error:
+        sample = samples[error.row]
+        message = f"{error}: sample {sample.id}, prompt {sample.prompt_index}, seed {sample.seed}"
+        raise type(error)(message, error.row) from error
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:

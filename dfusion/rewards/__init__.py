@@ -11,12 +11,17 @@ import numpy as np
 from dfusion.catalogue import SCORERS, SHAPES_CLIP_FOLDER
 from dfusion.errors import InvalidInputError, ModelNotFoundError
 from dfusion.rewards.config import (
+    AestheticConfig,
     EntryPointConfig,
     HttpScorerConfig,
+    ImageRewardConfig,
+    JpegConfig,
     OcrConfig,
     OpenClipConfig,
+    PickScoreConfig,
     ScorerConfig,
     VerdictScorerConfig,
+    VqaConfig,
     WeightedScorerConfig,
 )
 
@@ -104,6 +109,10 @@ class _Loader:
         match config:
             case OpenClipConfig():
                 return _open_clip(config, name, self._device)
+            case PickScoreConfig() | ImageRewardConfig() | AestheticConfig() | VqaConfig():
+                return _local_model(config, name or config.kind, self._device)
+            case JpegConfig():
+                return _jpeg(config, name or "jpeg")
             case OcrConfig():
                 return _ocr(config, name or "ocr")
             case HttpScorerConfig():
@@ -133,7 +142,38 @@ def _open_clip(config: OpenClipConfig, name: str | None, device: str) -> Scorer:
 
     if config.folder is not None:
         return ClipScorer.from_folder(config.folder, name=name or f"clip-{config.folder.name}", device=device)
+    if config.file is not None:
+        name = name or f"clip-{config.file.stem}"
+        return ClipScorer.from_file(config.file, config.architecture, name=name, device=device)
     return ClipScorer.from_pretrained(config.architecture, config.weights, name=name, device=device)
+
+
+def _local_model(
+    config: PickScoreConfig | ImageRewardConfig | AestheticConfig | VqaConfig, name: str, device: str
+) -> Scorer:
+    match config:
+        case PickScoreConfig():
+            from dfusion.rewards.pickscore import PickScorer
+
+            return PickScorer(config.source, processor=config.processor, name=name, device=device)
+        case ImageRewardConfig():
+            from dfusion.rewards.image_reward import ImageRewardScorer
+
+            return ImageRewardScorer(config.source, name=name, device=device)
+        case AestheticConfig():
+            from dfusion.rewards.aesthetic import AestheticScorer
+
+            return AestheticScorer(config.source, config.head, name=name, device=device)
+        case VqaConfig():
+            from dfusion.rewards.vqa import VqaScorer
+
+            return VqaScorer(config.source, question=config.question, name=name, device=device)
+
+
+def _jpeg(config: JpegConfig, name: str) -> Scorer:
+    from dfusion.rewards.jpeg import JpegScorer
+
+    return JpegScorer(name=name, prefer=config.prefer, quality=config.quality)
 
 
 def _ocr(config: OcrConfig, name: str) -> Scorer:
@@ -155,6 +195,8 @@ _BUILT_IN: Mapping[str, Callable[[str, str], Scorer]] = MappingProxyType(
         "shapes-ocr": lambda name, _: _ocr(OcrConfig(whole_image=True), name),
         "shapes-ocr-exact": lambda name, _: _ocr(OcrConfig(whole_image=True, exact=True), name),
         "ocr": lambda name, _: _ocr(OcrConfig(), name),
+        "jpeg-compressible": lambda name, _: _jpeg(JpegConfig(), name),
+        "jpeg-incompressible": lambda name, _: _jpeg(JpegConfig(prefer="incompressible"), name),
         "clip-vit-h-14": lambda name, device: _open_clip(OpenClipConfig(), name, device),
         "clip-vit-l-14": lambda name, device: _open_clip(
             OpenClipConfig(architecture="ViT-L-14", weights="datacomp_xl_s13b_b90k"), name, device

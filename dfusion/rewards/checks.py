@@ -1,13 +1,23 @@
-"""Checks of a scorer's input images and of its scores."""
+"""Checks of a scorer's input images and of its scores, and the batches of a model call."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from dfusion.errors import NonFiniteError, ScorerError, ShapeMismatchError, shortened
+from dfusion.errors import (
+    InvalidScoreError,
+    NonFiniteScoreError,
+    ScorerError,
+    ShapeMismatchError,
+    shortened,
+)
+
+BATCH = 64
+"""Images in one model call."""
 
 
 def check_images(images: np.ndarray, prompts: Sequence[str]) -> None:
@@ -17,17 +27,43 @@ def check_images(images: np.ndarray, prompts: Sequence[str]) -> None:
         raise ShapeMismatchError("images", f"({len(prompts)}, H, W, 3) uint8", got)
 
 
-def checked_scores(name: str, scores: object, count: int) -> list[float]:
-    """Convert `scores`, a list or an array, to `count` finite floats. Raises ScorerError, NonFiniteError."""
+def checked_scores(name: str, scores: object, prompts: Sequence[str], *, first: int = 0) -> list[float]:
+    """Convert `scores`, a list or an array, to one finite float per prompt.
+
+    Args:
+        name: The scorer's name.
+        scores: What the scorer returned.
+        prompts: The prompts of the images.
+        first: The index of the first image, if the scorer received only a part of the images.
+
+    Raises:
+        ScorerError: Not a list, or not one score per image.
+        InvalidScoreError: A score is not a number, for example None. The message names the image.
+        NonFiniteScoreError: A score is NaN or infinite. The message names the image.
+    """
     if isinstance(scores, np.ndarray):
         scores = scores.tolist()
-    if not isinstance(scores, list) or len(scores) != count:
+    if not isinstance(scores, list) or len(scores) != len(prompts):
         got = f"{len(scores)}" if isinstance(scores, list) else type(scores).__name__
-        raise ScorerError(f"{name}: expected {count} scores, one per image, got {got}")
+        raise ScorerError(f"{name}: expected {len(prompts)} scores, one per image, got {got}")
 
-    for score in scores:
+    for row, (score, prompt) in enumerate(zip(scores, prompts, strict=True), start=first):
+        image = f"{name}: image {row} ({shortened(prompt)})"
         if isinstance(score, (bool, np.bool_)) or not isinstance(score, (int, float, np.integer, np.floating)):
-            raise ScorerError(f"{name}: expected scores that are numbers, got {shortened(score)}")
-        if not math.isfinite(score):
-            raise NonFiniteError(f"{name}: expected finite scores, got NaN or infinity")
+            raise InvalidScoreError(f"{image}: expected a score that is a number, got {shortened(score)}", row)
+        if not _is_finite(score):
+            raise NonFiniteScoreError(f"{image}: expected a finite score, got {shortened(score)}", row)
     return [float(score) for score in scores]
+
+
+def _is_finite(score: int | float | np.number[Any]) -> bool:
+    try:
+        return math.isfinite(float(score))
+    except OverflowError:  # an integer above the largest float
+        return False
+
+
+def batches(count: int) -> Iterator[slice]:
+    """The slices of `count` images, in calls of at most `BATCH`."""
+    for start in range(0, count, BATCH):
+        yield slice(start, start + BATCH)

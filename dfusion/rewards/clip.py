@@ -6,8 +6,7 @@ clips negative values, which is not done here.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfusion import _torchvision_ops  # noqa: F401  (open_clip imports torchvision)
 from dfusion.errors import ModelNotFoundError
-from dfusion.rewards.checks import check_images, checked_scores
-
-BATCH = 64
-"""Images in one model call."""
+from dfusion.rewards.checks import batches, check_images, checked_scores
+from dfusion.rewards.weights import digest, weights_file
 
 
 class ClipScorer:
@@ -54,7 +50,20 @@ class ClipScorer:
         weights = sorted(folder.glob("*.safetensors"))
         if not (folder / "open_clip_config.json").is_file() or not weights:
             raise ModelNotFoundError(f"expected an open_clip folder with safetensors at {folder}, got none")
-        return cls._load(f"local-dir:{folder.absolute()}", None, name, _digest(weights), device)
+        return cls._load(f"local-dir:{folder.absolute()}", None, name, digest(weights), device)
+
+    @classmethod
+    def from_file(cls, file: Path, architecture: str = "ViT-H-14", *, name: str, device: str = "cpu") -> ClipScorer:
+        """Load other weights of an open_clip architecture, for example HPSv2's, from safetensors.
+
+        The version is a digest of the weights. Raises ModelNotFoundError.
+        """
+        import open_clip
+
+        weights_file(file)
+        if architecture not in open_clip.list_models():
+            raise ModelNotFoundError(f"open_clip has no architecture {architecture!r}")
+        return cls._load(architecture, str(file), name, digest([file]), device)
 
     @classmethod
     def from_pretrained(
@@ -91,11 +100,11 @@ class ClipScorer:
         """Cosine of each image (B, H, W, 3) uint8 with its prompt. Raises ShapeMismatchError, NonFiniteError."""
         check_images(images, prompts)
         scores: list[float] = []
-        for part in _parts(len(images)):
+        for part in batches(len(images)):
             tokens = self._tokenize(list(prompts[part]))
             text_embeds = self._model.encode_text(tokens.to(self._device)).float()
             scores += torch.cosine_similarity(self._embeds(images[part]), text_embeds).tolist()
-        return checked_scores(self.name, scores, len(images))
+        return checked_scores(self.name, scores, prompts)
 
     @torch.no_grad()
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -104,25 +113,10 @@ class ClipScorer:
         Raises ShapeMismatchError.
         """
         check_images(images, [""] * len(images))
-        embeds = [self._embeds(images[part]).cpu().numpy() for part in _parts(len(images))]
+        embeds = [self._embeds(images[part]).cpu().numpy() for part in batches(len(images))]
         return np.concatenate(embeds) if embeds else np.zeros((0, 0), np.float32)
 
     def _embeds(self, images: np.ndarray) -> torch.Tensor:
         pixels = torch.stack([self._preprocess(Image.fromarray(image)) for image in images])
         embeds: torch.Tensor = self._model.encode_image(pixels.to(self._device)).float()
         return embeds
-
-
-def _parts(count: int) -> Iterator[slice]:
-    for start in range(0, count, BATCH):
-        yield slice(start, start + BATCH)
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """The first 12 hex digits of the SHA-256 of the concatenated files."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            while chunk := opened.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()[:12]

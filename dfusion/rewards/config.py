@@ -16,6 +16,7 @@ from dfusion.config import Count, Frozen, StrictModel
 from dfusion.errors import FieldsError
 
 ScorerName = Annotated[str, Field(min_length=1, max_length=100)]
+WeightsSource = Annotated[str, Field(min_length=1, description='A folder, or "owner/name@commit" with 40 hex digits')]
 
 
 class OpenClipConfig(Frozen):
@@ -25,6 +26,51 @@ class OpenClipConfig(Frozen):
     architecture: str = Field("ViT-H-14", description="open_clip's name of the model (section 4.1)")
     weights: str = Field("laion2b_s32b_b79k", description="open_clip's tag of its weights; downloaded if not cached")
     folder: Path | None = Field(None, description="An open_clip folder, instead of architecture and weights")
+    file: Path | None = Field(None, description="Safetensors of that architecture, instead of weights, such as HPSv2's")
+
+
+class PickScoreConfig(Frozen):
+    """PickScore: a CLIP model of transformers, with its learned scale."""
+
+    kind: Literal["pickscore"] = "pickscore"
+    source: WeightsSource
+    processor: WeightsSource | None = Field(None, description="Of its image transform and tokenizer, if others")
+
+
+class ImageRewardConfig(Frozen):
+    """ImageReward, converted to safetensors."""
+
+    kind: Literal["image_reward"] = "image_reward"
+    source: WeightsSource
+
+
+class AestheticConfig(Frozen):
+    """LAION's aesthetic predictor: a CLIP model of transformers and a head. The prompt does not count."""
+
+    kind: Literal["aesthetic"] = "aesthetic"
+    source: WeightsSource
+    head: Path = Field(description="The head's linear layers as safetensors")
+
+
+class VqaConfig(Frozen):
+    """The probability that a model answers "yes" when it is asked whether the image shows the prompt."""
+
+    kind: Literal["vqa"] = "vqa"
+    source: WeightsSource
+    question: str = Field(
+        'Does this figure show "{}"? Please answer yes or no.',
+        pattern=r"\{\}",
+        max_length=1000,
+        description="The question of VQAScore; {} is the prompt",
+    )
+
+
+class JpegConfig(Frozen):
+    """The size of the image as JPEG in kB, negative if small files are preferred. Needs no model."""
+
+    kind: Literal["jpeg"] = "jpeg"
+    prefer: Literal["compressible", "incompressible"] = "compressible"
+    quality: int = Field(95, ge=1, le=95)
 
 
 class HttpScorerConfig(Frozen):
@@ -34,6 +80,8 @@ class HttpScorerConfig(Frozen):
     url: HttpUrl
     version: str = Field("1", min_length=1, max_length=100, description="Recorded with every score")
     timeout_seconds: float = Field(30, gt=0, le=600, description="Timeout to connect, and between bytes of a response")
+    deadline_seconds: float = Field(300, gt=0, le=3600, description="Timeout of one whole response")
+    max_response_bytes: int = Field(1 << 20, ge=1, le=1 << 26, description="A longer response is an error")
     retries: int = Field(3, ge=0, le=10, description="Further attempts if the server is unavailable or overloaded")
     backoff_seconds: float = Field(1, ge=0, le=60, description="Pause before the first retry; it doubles, up to 60")
     batch_size: Count = Field(16, description="Images per request")
@@ -89,7 +137,17 @@ class WeightedScorerConfig(Frozen):
 
 
 ScorerConfig = Annotated[
-    OpenClipConfig | OcrConfig | HttpScorerConfig | EntryPointConfig | VerdictScorerConfig | WeightedScorerConfig,
+    OpenClipConfig
+    | PickScoreConfig
+    | ImageRewardConfig
+    | AestheticConfig
+    | VqaConfig
+    | JpegConfig
+    | OcrConfig
+    | HttpScorerConfig
+    | EntryPointConfig
+    | VerdictScorerConfig
+    | WeightedScorerConfig,
     Field(discriminator="kind"),
 ]
 """Any scorer of an installation's settings."""

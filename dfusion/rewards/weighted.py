@@ -29,8 +29,8 @@ class WeightedScorer:
         check_images(images, prompts)
         totals = np.zeros(len(prompts))
         for weight, scorer in self._parts:
-            totals += weight * np.array(checked_scores(scorer.name, scorer.score(images, prompts), len(prompts)))
-        return checked_scores(self.name, totals.tolist(), len(prompts))
+            totals += weight * np.array(checked_scores(scorer.name, scorer.score(images, prompts), prompts))
+        return checked_scores(self.name, totals.tolist(), prompts)
 
 
 def _short(text: str, max_length: int) -> str:

@@ -35,8 +35,8 @@ class Bench:
 
     def scores(self, pictures: np.ndarray, prompt: str) -> list[float]:
         """The reward of each picture."""
-        scores = self.scorer.score(pictures, [prompt] * len(pictures))
-        return checked_scores(self.scorer.name, scores, len(pictures))
+        prompts = [prompt] * len(pictures)
+        return checked_scores(self.scorer.name, self.scorer.score(pictures, prompts), prompts)
 
     def accepts(self, pictures: np.ndarray, prompt: str) -> list[bool | None]:
         """Whether the judge accepts each image. None without a judge."""

@@ -178,7 +178,7 @@ def _scores(
     for scorer in scorers:
         for part in batches(range(len(samples)), context.bench.settings.batch_size):
             context.heartbeat.check()
-            values = score_pixels(scorer, images[list(part)], [samples[i].prompt for i in part])
+            values = score_pixels(scorer, images[list(part)], [samples[i] for i in part])
             scores += score_rows([scorer], [samples[i].id for i in part], [values])
     return scores
 

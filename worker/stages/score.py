@@ -63,8 +63,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
     scorers = [context.load_scorer(scorer_ref) for scorer_ref in rollout_scorers(spec)]
     samples = inputs.samples.samples
-    prompts = [sample.row.prompt for sample in samples]
-    scored = score_images(context, scorers, [sample.image for sample in samples], prompts)
+    scored = score_images(context, scorers, samples)
 
     scores = score_rows(scorers, [sample.row.id for sample in samples], scored.values)
     diversity = scored.diversity([sample.row.prompt_index for sample in samples])

@@ -80,8 +80,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     targets = [pair.target for pair in fused if pair.target is not None]
     again = _sides_to_score_again(fused, scorer)
     scored_samples = [*targets, *again]
-    images = [sample.image for sample in scored_samples]
-    scored = score_images(context, [scorer], images, [sample.row.prompt for sample in scored_samples])
+    scored = score_images(context, [scorer], scored_samples)
     scores = score_rows([scorer], [sample.row.id for sample in scored_samples], scored.values)
     score_by_sample = {score.sample_id: score.value for score in scores}
     _require_order(fused, scorer, score_by_sample)

@@ -43,7 +43,7 @@ def test_long_objects_in_a_long_sequence_are_cut() -> None:
         lambda: RewardHistory().extended({"a cat": [math.nan] * 1000}),
         lambda: choose_pairs([math.inf] * 1000),
         lambda: resolve_layers([], range(1000)),
-        lambda: checked_scores("mine", [[1.0] * 1000], 1),
+        lambda: checked_scores("mine", [[1.0] * 1000], ["a"]),
     ],
 )
 def test_messages_of_invalid_sequences_are_bounded(call: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfusion.errors import NonFiniteError, ScorerError, ScorerUnavailableError, ShapeMismatchError
+from dfusion.errors import InvalidScoreError, NonFiniteError, ScorerError, ScorerUnavailableError, ShapeMismatchError
 from dfusion.rewards.config import HttpScorerConfig
 from dfusion.rewards.http import HttpScorer
 
@@ -29,6 +29,7 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.silent = threading.Event()
+        self.drip = False
         self.released = threading.Event()
         outer = self
 
@@ -39,6 +40,12 @@ class Server:
                 outer.headers.append(dict(self.headers))
                 if outer.silent.is_set():
                     outer.released.wait(5)
+                    return
+                if outer.drip:
+                    self.send_response(200)
+                    self.end_headers()
+                    while not outer.released.wait(0.02):
+                        self.wfile.write(b" ")
                     return
                 status, content, headers = outer.responses.pop(0) if outer.responses else (200, outer.scores(body), {})
                 self.send_response(status)
@@ -135,8 +142,18 @@ def test_a_missing_server_is_unavailable(server: Server) -> None:
         (200, b"[1, 2, 3]", {}, ScorerError, "JSON object"),
         (200, b"{}", {}, ScorerError, "expected 3 scores"),
         (200, b'{"scores": [1, 2]}', {}, ScorerError, "expected 3 scores, one per image, got 2"),
-        (200, b'{"scores": [1, 2, "3"]}', {}, ScorerError, "numbers"),
-        (200, b'{"scores": [1, 2, NaN]}', {}, NonFiniteError, "NaN"),
+        (200, b'{"scores": null}', {}, ScorerError, "expected 3 scores, one per image, got NoneType"),
+        (200, b'{"scores": {"0": 1}}', {}, ScorerError, "got dict"),
+        (200, b'{"scores": [1, 2, 3, 4]}', {}, ScorerError, "expected 3 scores, one per image, got 4"),
+        (200, b'{"scores": [1, 2, "3"]}', {}, InvalidScoreError, r"image 2 \('ein Käfer'\).* a number, got '3'"),
+        (200, b'{"scores": [1, null, 3]}', {}, InvalidScoreError, r"image 1 \('a dog'\).* a number, got None"),
+        (200, b'{"scores": [true, 2, 3]}', {}, InvalidScoreError, r"image 0 \('a cat'\).* a number, got True"),
+        (200, b'{"scores": [1, [2], 3]}', {}, InvalidScoreError, r"image 1 .* got \[2\]"),
+        (200, b'{"scores": [1, 2, NaN]}', {}, NonFiniteError, r"image 2 .* finite score, got nan"),
+        (200, b'{"scores": [1, -Infinity, 3]}', {}, InvalidScoreError, r"image 1 .* finite score, got -inf"),
+        (200, b'{"scores": [1e400, 2, 3]}', {}, NonFiniteError, r"image 0 .* finite score, got inf"),
+        (200, b'{"scores": [1, 2, 1' + b"0" * 400 + b"]}", {}, NonFiniteError, "image 2 .* finite score"),
+        (200, b"[" * 200_000, {}, ScorerError, "expected JSON"),
         (200, b'{"scores": [1, 2, 3], "version": "8"}', {}, ScorerError, "expected version '9', got '8'"),
     ],
 )
@@ -147,6 +164,31 @@ def test_invalid_responses_are_errors(
     with pytest.raises(error, match=message):
         scorer(server).score(IMAGES, PROMPTS)
     assert len(server.requests) == 1
+
+
+def test_the_image_is_counted_over_all_requests(server: Server) -> None:
+    server.responses = [(200, b'{"scores": [1, 2]}', {}), (200, b'{"scores": [null]}', {})]
+    with pytest.raises(InvalidScoreError, match="image 2") as raised:
+        scorer(server, batch_size=2).score(IMAGES, PROMPTS)
+    assert raised.value.row == 2
+
+
+def test_a_response_above_the_limit_is_an_error(server: Server) -> None:
+    content = b'{"scores": [1, 2, 3]}'
+    server.responses = [(200, content, {}), (200, content + b" ", {}), (503, b"x" * 30, {})]
+    limited = scorer(server, max_response_bytes=len(content))
+    assert limited.score(IMAGES, PROMPTS) == [1.0, 2.0, 3.0]
+    for _ in range(2):
+        with pytest.raises(ScorerError, match=f"at most {len(content)} bytes"):
+            limited.score(IMAGES, PROMPTS)
+    assert len(server.requests) == 3
+
+
+def test_a_response_that_never_ends_is_unavailable(server: Server) -> None:
+    """Each piece comes in time; together they take longer than the deadline."""
+    server.drip = True
+    with pytest.raises(ScorerUnavailableError, match=r"no complete response in 0\.2 seconds"):
+        scorer(server, deadline_seconds=0.2, retries=0).score(IMAGES, PROMPTS)
 
 
 def test_a_response_may_contain_the_version(server: Server) -> None:
