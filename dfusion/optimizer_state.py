@@ -74,7 +74,7 @@ def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.o
     if config.optimizer == "adamw_8bit":
         import bitsandbytes
 
-        optimizer_class = bitsandbytes.optim.AdamW8bit  # type: ignore[attr-defined]
+        optimizer_class = bitsandbytes.optim.AdamW8bit
     return optimizer_class(
         list(parameters),
         lr=config.learning_rate,

@@ -93,7 +93,7 @@ def _scores(scorer: Scorer, pair: LabelledPair, known: dict[tuple[str, bytes], f
         scores: list[float] = []
         for batch in batches:
             prompts = [pair.caption] * len(batch)
-            scores += checked_scores(scorer.name, scorer.score(batch, prompts), len(batch))
+            scores += checked_scores(scorer.name, scorer.score(batch, prompts), prompts)
         known |= zip(keys, scores, strict=True)
     return known[keys[0]], known[keys[1]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0017_best_rounds"
-down_revision = "0016_previews"
+revision = "0018_best_rounds"
+down_revision = "0017_recipes"
 branch_labels = None
 depends_on = None
 
