@@ -108,7 +108,7 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
 
 
-def tiny_pipeline(**scheduler_changes: object) -> StableDiffusionPipeline:
+def tiny_pipeline(has_middle: bool = True, **scheduler_changes: object) -> StableDiffusionPipeline:
     """A random pipeline of 8x8 latents and 16x16 pixels, with the shapes world's tokenizer."""
     tokenizer = new_tokenizer()
     torch.manual_seed(3)
@@ -117,7 +117,7 @@ def tiny_pipeline(**scheduler_changes: object) -> StableDiffusionPipeline:
         vae=_vae(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=tiny_unet(has_middle=False),  # a tenth of the tests' time
+        unet=tiny_unet(has_middle=has_middle),
         scheduler=sd_scheduler(**scheduler_changes),
         safety_checker=None,
         feature_extractor=None,

@@ -18,6 +18,7 @@ from PIL import Image
 from api.main import create_app
 from dfusion.adapter_files import read_layout
 from tests.adapters import ATTENTION, REFUSED, Lora, diffusers_file, file_of, kohya_file, merged, peft_file, random_lora
+from tests.extras import NEEDS_BITSANDBYTES
 from tests.installation import Installation
 from tests.service import PROMPTS, settings_for
 
@@ -56,6 +57,12 @@ def loras(weights: dict[str, Any]) -> dict[str, Lora]:
             strict=True,
         )
     }
+
+
+@pytest.fixture(scope="module")
+def pipeline(whole_pipeline: Path) -> Path:
+    """With the middle block: files name its layers."""
+    return whole_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +187,7 @@ def sampling_of_round(model: str, training: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@NEEDS_BITSANDBYTES
 def test_moments_are_continued_by_their_optimizer_only(installation: Installation) -> None:
     """6 pairs are three updates in each of two rounds."""
     training = TRAINING | {

@@ -47,6 +47,12 @@ OPEN = [{"text": prompt["text"], "items": prompt["items"]} for prompt in PROMPTS
 """Two prompts without thresholds."""
 
 
+@pytest.fixture(scope="module")
+def pipeline(whole_pipeline: Path) -> Path:
+    """With the middle block: its updates show in pixels."""
+    return whole_pipeline
+
+
 @pytest.fixture
 def installation(tmp_path: Path, pipeline: Path) -> Iterator[Installation]:
     with TestClient(create_app(settings_for(tmp_path / "data", pipeline))) as client:

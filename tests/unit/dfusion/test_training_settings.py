@@ -23,6 +23,7 @@ from dfusion.sampling import sample
 from dfusion.trainer_state import TrainerState
 from dfusion.training import Trainer
 from dfusion.training_data import Example, TrainingPair
+from tests.extras import NEEDS_BITSANDBYTES
 from tests.nets import embeds, tiny_model, tiny_pipeline, tiny_unet
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
@@ -240,20 +241,20 @@ def test_dropout_is_seeded_and_only_in_updates(untrained: DiffusionModel) -> Non
     assert lora_config(model.unet).dropout == 0
 
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "average and cosine": {"ema_decay": 0.9, "schedule": "cosine", "warmup_updates": 2},
-    "dropout and linear": {"lora": {"dropout": 0.3}, "schedule": "linear"},
-    "8 bits": {"optimizer": "adamw_8bit", "ema_decay": 0.5},
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_a_training_resumes_exactly(settings: str, untrained: DiffusionModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"ema_decay": 0.9, "schedule": "cosine", "warmup_updates": 2}, id="average and cosine"),
+        pytest.param({"lora": {"dropout": 0.3}, "schedule": "linear"}, id="dropout and linear"),
+        pytest.param({"optimizer": "adamw_8bit", "ema_decay": 0.5}, id="8 bits", marks=NEEDS_BITSANDBYTES),
+    ],
+)
+def test_a_training_resumes_exactly(settings: dict[str, Any], untrained: DiffusionModel, tmp_path: Path) -> None:
     """From every update, and after an earlier round whose moments are carried over."""
     model = model_with(untrained, LoraConfig(rank=64))  # large parameters have states of 8 bits
     examples = examples_of(model)
-    chosen = config(**SETTINGS[settings])
+    chosen = config(**settings)
     earlier = Trainer(model, examples, chosen, seed=0)
     earlier.step()
     moments = earlier.optimizer_state()
@@ -279,6 +280,7 @@ def test_a_training_resumes_exactly(settings: str, untrained: DiffusionModel, tm
         assert resumed.optimizer_state().updates == 5
 
 
+@NEEDS_BITSANDBYTES
 def test_adamw_in_8_bits_moves_like_adamw(untrained: DiffusionModel, tmp_path: Path) -> None:
     model = model_with(untrained, LoraConfig(rank=256))
     examples = examples_of(model)

@@ -115,7 +115,7 @@ def test_odd_sizes_round_up_as_strided_convolutions_do() -> None:
 
 
 def test_missing_layers_are_named() -> None:
-    layers = find_layers(tiny_unet())
+    layers = find_layers(tiny_unet(has_middle=True))
     with pytest.raises(LayerNotFoundError, match="0 to 2"):
         resolve_layers(layers, (1, 3))
     with pytest.raises(LayerNotFoundError):
