@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dfusion.export import export_adapter as export_adapter
     from dfusion.fused_sampling import fuse as fuse
     from dfusion.inversion import invert as invert
+    from dfusion.model_report import check_model as check_model
     from dfusion.models import DiffusionModel as DiffusionModel
     from dfusion.pairing import choose_pairs as choose_pairs
     from dfusion.prompts import Prompt as Prompt
@@ -69,6 +70,7 @@ _HOME: Mapping[str, str] = MappingProxyType(
         "TrainingSample": "dfusion.training_data",
         "Trajectory": "dfusion.types",
         "attach_lora": "dfusion.adapter",
+        "check_model": "dfusion.model_report",
         "choose_pairs": "dfusion.pairing",
         "compare": "dfusion.evaluation",
         "export_adapter": "dfusion.export",

@@ -10,14 +10,18 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
 
+from api.cli.model_check import check_model, summary
 from api.cli.screens import listing, size, styled_state
 from api.cli.session import ERROR, Session
 from api.client import ApiError, Client, UnauthorizedError, UnreachableError
 from api.wire.health import CheckOut, CheckState
+from dfusion.errors import ModelNotFoundError
+from dfusion.model_files import check_files
 from service.catalogue import Catalogue
 from service.errors import StartError
 from service.settings import Settings
@@ -35,15 +39,23 @@ print(json.dumps(facts))
 """
 
 
-def doctor(ctx: typer.Context) -> None:
+def doctor(
+    ctx: typer.Context,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="MODEL", help="Also load this model and sample an image; repeatable"),
+    ] = None,
+) -> None:
     """Check the service (reachable, ready, files) and this machine (disk, torch, GPU, model files).
 
     Each check is ok, a warning or failed, with a suggested fix. Exit code 1 if a check has failed.
 
-    Example: dfusion doctor --url http://gpu-box:8000
+    Examples:
+      dfusion doctor --url http://gpu-box:8000
+      dfusion doctor --model shapes
     """
     session: Session = ctx.obj
-    checks = [*_service_checks(session), *_machine_checks()]
+    checks = [*_service_checks(session), *_machine_checks(), *map(_sampled_model, model or [])]
     session.show({"data": [check.model_dump() for check in checks]}, lambda: _screen(checks))
     if any(check.state == "failed" for check in checks):
         raise typer.Exit(ERROR)
@@ -171,15 +183,29 @@ def torch_check(python: str) -> CheckOut:
     return _check(name, "ok", f"{facts['version']}, {', '.join(facts['gpus'])}")
 
 
+def _sampled_model(name: str) -> CheckOut:
+    """Load a model and sample an image, which is not kept."""
+    what = f"here: image of {name}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = check_model(name, Path(folder) / "image.png", {})
+        except ApiError as error:
+            return _check(what, "failed", error.detail)
+    return _check(what, "ok", summary(report))
+
+
 def _model_files(name: str, source: str) -> CheckOut:
-    """Check that a worker on this machine can find the model's files."""
-    from dfusion.sources import HUB_MODELS  # imported here because the hub's client is slow to import
+    """Check that a worker on this machine can find the model's files, and can run the model."""
+    from dfusion.sources import HUB_MODELS, find_local  # imported here because the hub's client is slow to import
 
     what = f"here: model {name}"
-    if Path(source).is_dir():
-        if (Path(source) / "model_index.json").is_file():
-            return _check(what, "ok", source)
-        return _check(what, "failed", f"{source} has no model_index.json: set a diffusers folder in DFUSION_MODELS")
+    folder = find_local(source)
+    if folder is not None:
+        try:
+            files = check_files(folder)
+        except ModelNotFoundError as error:
+            return _check(what, "failed", f"{error}; set a model that can be run in DFUSION_MODELS")
+        return _check(what, "ok", "; ".join([f"{source}: {files.layout}", *files.notes]))
 
     if source in HUB_MODELS or ("@" in source and source.count("/") == 1):
         return _check(what, "ok", f"{source}, downloaded from the model hub at first use")

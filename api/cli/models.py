@@ -12,13 +12,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from api.cli.jobs import follow_to_end, job_sheet
+from api.cli.model_check import check_model, report_sheet
 from api.cli.options import Follow, Key, Limit, OfJob, fetch_pages
 from api.cli.screens import figure, listing, local_time, sheet, size
 from api.cli.session import Session
 from api.wire.models import ExportOut, ModelDetail, ModelOut
+from dfusion.config import Precision
 from dfusion.recipes import ExportFormat
 
-app = typer.Typer(no_args_is_help=True, help="Models: list, show, lineage, export, exports, download, alias.")
+app = typer.Typer(no_args_is_help=True, help="Models: list, show, check, lineage, export, exports, download, alias.")
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model's id, its name or an alias")]
 FormatOption = Annotated[
     ExportFormat,
@@ -53,6 +55,34 @@ def show(ctx: typer.Context, model: ModelName) -> None:
     with session.client() as client:
         details = client.model(model)
     session.show(details, lambda: _sheet(details))
+
+
+@app.command()
+def check(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a model of DFUSION_MODELS, or a hub name")],
+    image: Annotated[Path, typer.Option(help="PNG file of the sampled image; replaced")] = Path("model-check.png"),
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the image")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default 20")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels. Default: the model's own")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … Default: a GPU if there is one")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="Precision of the U-Net and text encoders")] = None,
+    vae_dtype: Annotated[Precision | None, typer.Option(help="Precision of the VAE")] = None,
+) -> None:
+    """Load a base model on this machine, describe it, and sample one image. Needs no service.
+
+    A model that cannot be run is refused with the cause, and the exit code is 1.
+
+    Example: dfusion models check ./my-model --dtype float16 --image sample.png
+    """
+    session: Session = ctx.obj
+    values = {"num_steps": steps, "height": height, "width": width}
+    sampling = {name: value for name, value in values.items() if value is not None}
+    options = {"prompt": prompt, "seed": seed, "device": device, "dtype": dtype, "vae_dtype": vae_dtype}
+    report = check_model(model, image, {**options, "sampling": sampling})
+    session.show(report, lambda: report_sheet(report))
 
 
 @app.command()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,14 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from api.cli import app
+from api.wire.health import CheckOut
 from dfusion.prompts import Prompt, read_prompts
+from tests.model_check import run_in_this_process
 from tests.pages import ROOT, apply_diff, blocks, replaced
 
 REWARD = "docs/how-to/add-a-reward.md"
 CONTROL = "docs/how-to/add-an-attention-control.md"
+MODEL = "docs/how-to/use-your-own-model.md"
 PROMPTS = "docs/how-to/use-your-own-prompts.md"
 WATCH = "docs/how-to/watch-a-run.md"
 PREFERENCES = "docs/how-to/use-preference-data.md"
@@ -107,6 +111,41 @@ def test_an_attention_control(tmp_path: Path) -> None:
     lines = re.findall(r"^(\w+): (\d\.\d{3}) from the base$", output, re.MULTILINE)
     assert [name for name, _ in lines] == ["masked_kv", "masked_v"]
     assert len({distance for _, distance in lines} - {"0.000"}) == 2
+
+
+@pytest.mark.slow
+def test_a_model_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the library, in the terminal, and in the settings. tests/unit/api/test_cli.py runs the command with a size."""
+    from tests.model_folders import as_variant, both, scheduler
+    from tests.nets import tiny_pipeline
+
+    tiny_pipeline().save_pretrained(tmp_path / "my-model")
+    both(as_variant("unet", "fp16"), scheduler("PNDMScheduler"))(tmp_path / "my-model")
+    check, settings, _ = blocks(MODEL, "bash")
+    [code] = blocks(MODEL, "python")
+    monkeypatch.chdir(tmp_path)
+    Path("page.py").write_text(code, "utf-8")
+    runpy.run_path("page.py")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("epsilon leading") and (tmp_path / "sample.png").is_file()
+    assert "DDIM (Eq. 1)" in lines[1] and "only fp16 weights of unet" in lines[2]
+
+    (tmp_path / "sample.png").unlink()
+    with run_in_this_process():
+        checked = CliRunner().invoke(app, [*shlex.split(check)[1:], "--json"])
+    assert checked.exit_code == 0 and json.loads(checked.stdout)["scheduler"] == "PNDMScheduler"
+    assert (tmp_path / "sample.png").is_file()
+
+    value = re.findall(r"^export DFUSION_MODELS='(.*)'$", settings, re.MULTILINE)[0]
+    monkeypatch.setenv("DFUSION_MODELS", value)
+    monkeypatch.setattr("api.cli.doctor.torch_check", lambda _python: CheckOut(name="torch", state="ok", detail=""))
+    report = CliRunner().invoke(
+        app, [*shlex.split(settings.splitlines()[-1])[1:], "--url", "http://127.0.0.1:9", "--json"]
+    )
+    checks = {check["name"]: check for check in json.loads(report.stdout)["data"]}
+    assert checks["here: model mine"]["state"] == "ok" and "DDIM" in checks["here: model mine"]["detail"]
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:

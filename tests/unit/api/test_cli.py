@@ -11,6 +11,7 @@ from datetime import datetime
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pyarrow
@@ -31,6 +32,7 @@ from api.examples import RESPONSES
 from api.wire.health import CheckOut
 from api.wire.jobs import JobDetail, MetricOut
 from tests.drawn_results import draw_evaluation
+from tests.model_check import run_in_this_process
 from tests.pages import blocks
 from tests.service import PROMPTS, round_body
 from tests.unit.api.conftest import Live, add_export
@@ -319,6 +321,56 @@ def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def quick_torch_check(_python: str) -> CheckOut:
     """Stand-in for the check that imports torch for seconds; one doctor test runs the real check."""
     return CheckOut(name="here: torch", state="ok", detail="")
+
+
+@pytest.mark.slow
+def test_models_are_checked(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, and models of the settings; refused ones with the cause and exit code 1."""
+    from dfusion import _torchvision_ops  # noqa: F401  (before diffusers or peft)
+    from tests.model_folders import scheduler
+    from tests.nets import tiny_pipeline
+
+    for name in ("good", "lcm"):
+        tiny_pipeline().save_pretrained(tmp_path / name)
+    scheduler("LCMScheduler")(tmp_path / "lcm")
+    half = {"source": str(tmp_path / "good"), "dtype": "bfloat16", "vae_dtype": "float32"}
+    monkeypatch.setenv("DFUSION_MODELS", json.dumps({"half": half, "lcm": str(tmp_path / "lcm")}))
+    monkeypatch.setattr("api.cli.doctor.torch_check", quick_torch_check)
+
+    with run_in_this_process():
+        size = ("--steps", "4", "--height", "12", "--width", "20")
+        shown = run("models", "check", "half", *size, "--image", "new/image.png")
+        assert shown.exit_code == 0 and "bfloat16, VAE float32" in shown.stdout
+        assert "1 mid_block, 2 up_blocks.1" in shown.stdout and "12 x 20 pixels, 4 steps" in shown.stdout
+        assert Path("new/image.png").is_file()
+        same = json.loads(run("models", "check", str(tmp_path / "good"), "--json").stdout)
+        assert (same["dtype"], same["num_steps"], same["image"]) == ("float32", 20, "model-check.png")
+
+        refused = run("models", "check", "lcm", "--json")
+        assert refused.exit_code == 1 and "LCMScheduler" in json.loads(refused.stderr)["detail"]
+
+        report = run("doctor", "--model", "half", "--model", "lcm", "--json")
+        checks = {check["name"]: check for check in json.loads(report.stdout)["data"]}
+        assert checks["here: image of half"]["state"] == "ok"
+        assert "s an image on cpu" in checks["here: image of half"]["detail"]
+        assert {checks[f"here: {what} lcm"]["state"] for what in ("image of", "model")} == {"failed"}
+        assert "LCMScheduler" in checks["here: model lcm"]["detail"]
+
+
+def test_a_size_is_a_setting_of_a_sampling(run: Run) -> None:
+    """The command of docs/how-to/use-your-own-model.md, with the model of this service."""
+    [command] = [block for block in blocks("docs/how-to/use-your-own-model.md", "bash") if "sampling.height" in block]
+    shown = run(*shlex.split(command.replace("--model mine", "--model tiny"))[1:], "--scorer", "brightness")
+    assert shown.exit_code == 0, shown.stderr
+
+
+def test_a_model_check_that_ends_without_a_report_is_an_error(run: Run) -> None:
+    def broken(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, -9, "", "Killed")
+
+    with patch("api.cli.model_check.subprocess.run", broken):
+        shown = run("models", "check", "shapes")
+    assert shown.exit_code == 1 and "ended with code -9: Killed" in shown.stderr
 
 
 def test_torch_check_reports_missing_and_broken_installations(tmp_path: Path) -> None:

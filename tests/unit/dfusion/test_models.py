@@ -1,12 +1,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
+from dfusion import models
 from dfusion.config import SamplingConfig
 from dfusion.errors import (
     InvalidInputError,
@@ -18,6 +20,7 @@ from dfusion.errors import (
 from dfusion.models import DiffusionModel, Pipeline
 from dfusion.policy import log_probs
 from dfusion.sampling import sample
+from tests.model_folders import edit
 from tests.nets import overflowing_pipeline, relative_error, tiny_model, tiny_pipeline, tiny_xl_model, tiny_xl_pipeline
 
 PROMPTS = ["a red circle", "a blue square above a star"]
@@ -123,6 +126,39 @@ def test_a_vae_without_force_upcast_uses_half_precision(tmp_path: Path) -> None:
     assert loaded.decode(torch.zeros(1, 4, 8, 8)).dtype == np.uint8
     with pytest.raises(InvalidInputError, match="float8"):
         DiffusionModel.load(tmp_path, dtype="float8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("make", "expected"), [(tiny_pipeline, torch.float16), (tiny_xl_pipeline, torch.float32)])
+def test_a_vae_config_without_force_upcast_is_read_as_by_stock_pipelines(
+    tmp_path: Path, make: Any, expected: torch.dtype
+) -> None:
+    """SD's own configs lack the setting, and stock pipelines decode them in half precision."""
+    make().save_pretrained(tmp_path)
+    edit("vae/config.json", force_upcast=...)(tmp_path)
+    assert DiffusionModel.load(tmp_path, dtype="float16").vae.dtype == expected
+
+
+@pytest.mark.parametrize(("dtype", "batches"), [("float32", [1] * 10), ("float16", [8, 2])])
+def test_a_vae_decodes_several_images_at_once_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any, batches: list[int]
+) -> None:
+    """Eight images of this size have the largest number of pixels at once."""
+    tiny_pipeline().save_pretrained(tmp_path)
+    model = DiffusionModel.load(tmp_path, vae_dtype=dtype)
+    decode = model.vae.decode
+    sizes = []
+
+    def counted(latents: torch.Tensor) -> Any:
+        sizes.append(len(latents))
+        return decode(latents)
+
+    monkeypatch.setattr(models, "_BATCH_PIXELS", 8 * 16 * 16)
+    monkeypatch.setattr(model.vae, "decode", counted)
+    latents = torch.randn(10, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = model.decode(latents)
+    assert sizes == batches and images.shape == (10, 16, 16, 3)
+    alone = model.decode(latents[9:])
+    assert np.abs(images[9:].astype(int) - alone.astype(int)).max() <= (0 if dtype == "float32" else 2)
 
 
 def test_a_v_prediction_model_loaded_as_epsilon_is_rejected(tmp_path: Path) -> None:

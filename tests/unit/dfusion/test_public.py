@@ -34,6 +34,7 @@ NAMES = [
     "TrainingSample",
     "Trajectory",
     "attach_lora",
+    "check_model",
     "choose_pairs",
     "compare",
     "export_adapter",
