@@ -71,6 +71,34 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "weights that a file lacks are not random",
+        "dfusion/models.py",
+        "        if report[problem]:",
+        "        if False:",
+        ("tests/unit/dfusion/test_model_folders.py::test_weights_that_a_file_lacks_are_not_random",),
+    ),
+    Mutation(
+        "a model that cannot run is refused at submission",
+        "service/jobs/checking.py",
+        "if facts is not None and facts.problem is not None:",
+        "if False:",
+        ("tests/integration/jobs/test_model_cases.py::test_refused_at_submission",),
+    ),
+    Mutation(
+        "a distilled or flow-matching scheduler is not read as DDIM",
+        "dfusion/noise_schedules.py",
+        "        _require_known_class(name)",
+        "        pass",
+        ("tests/unit/dfusion/test_model_folders.py::test_a_scheduler_of_another_kind_is_refused",),
+    ),
+    Mutation(
+        "zero-terminal-SNR betas with epsilon prediction are refused",
+        "dfusion/noise_schedules.py",
+        '    if zero_snr and prediction_type == "epsilon":',
+        "    if False:",
+        ("tests/unit/dfusion/test_model_folders.py::test_zero_snr_with_epsilon_is_refused",),
+    ),
+    Mutation(
         "previews do not prevent the deletion of their samples",
         "service/db/queries/deletion.py",
         "JobSource.source_id == job_id, Job.kind.not_in(CACHE_KINDS), is_kept(Job)",

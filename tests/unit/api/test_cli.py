@@ -360,7 +360,7 @@ def test_models_are_checked(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_size_is_a_setting_of_a_sampling(run: Run) -> None:
     """The command of docs/how-to/use-your-own-model.md, with the model of this service."""
     [command] = [block for block in blocks("docs/how-to/use-your-own-model.md", "bash") if "sampling.height" in block]
-    shown = run(*shlex.split(command.replace("--model mine", "--model tiny"))[1:], "--scorer", "brightness")
+    shown = run(*shlex.split(command.replace("--model mine", "--model tiny"))[1:], "--set", 'scorers=["brightness"]')
     assert shown.exit_code == 0, shown.stderr
 
 

@@ -49,6 +49,24 @@ def test_the_sweep_is_wide() -> None:
     assert len(RUNNING) >= 50 and len(REFUSED) >= 150
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_a_file_lacks_are_not_random(templates: Templates, part: str, tmp_path: Path) -> None:
+    [variant] = [variant for variant in VARIANTS if variant.name == f"{part} without a tensor"]
+    require_outcome(templates, variant, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
+def test_a_scheduler_of_another_kind_is_refused(templates: Templates, name: str, tmp_path: Path) -> None:
+    [variant] = [variant for variant in VARIANTS if variant.name == name]
+    require_outcome(templates, variant, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_zero_snr_with_epsilon_is_refused(templates: Templates, name: str, tmp_path: Path) -> None:
+    [variant] = [variant for variant in VARIANTS if variant.name == f"{name} zero-SNR"]
+    require_outcome(templates, variant, tmp_path / "model")
+
+
 EVERY_FOURTH = [
     pytest.param(variant, id=variant.name, marks=() if n % 4 == 0 else pytest.mark.long)
     for n, variant in enumerate(VARIANTS)
