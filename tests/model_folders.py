@@ -264,6 +264,32 @@ def _extend(content: dict[str, torch.Tensor]) -> None:
     content["unused"] = torch.zeros(2)
 
 
+def _as_before_transformers_5(content: dict[str, torch.Tensor]) -> None:
+    for name in list(content):
+        if not name.startswith("text_projection"):
+            content[f"text_model.{name.removeprefix('text_model.')}"] = content.pop(name)
+    content["text_model.embeddings.position_ids"] = torch.arange(16)[None]
+
+
+def _as_in_sd_1(content: dict[str, torch.Tensor]) -> None:
+    """The names of the VAE's attention in SD 1.x, as 2D weights."""
+    for name in list(content):
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            if f".attentions.0.{new}." in name:
+                content[name.replace(new, old)] = content.pop(name)
+
+
+def _as_vocabulary_and_merges(folder: Path) -> None:
+    """The tokenizer's files in SD 1.x, 2.x and SDXL."""
+    for files in folder.glob("tokenizer*"):
+        model = json.loads((files / "tokenizer.json").read_text("utf-8"))
+        vocabulary = model["model"]["vocab"] | {token["content"]: token["id"] for token in model["added_tokens"]}
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["model"]["merges"]]
+        (files / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+        (files / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+        (files / "tokenizer.json").unlink()
+
+
 def _schedulers() -> Iterator[Variant]:
     for name in SAME_ALPHAS:
         for kind in ("epsilon", "v_prediction"):
@@ -504,6 +530,12 @@ def _other_paths() -> Iterator[Variant]:
 def _plain() -> Iterator[Variant]:
     yield Variant("SD", nothing)
     yield Variant("SDXL", nothing, xl=True)
+    yield Variant("text encoder of an old transformers", tensors("text_encoder", _as_before_transformers_5))
+    old = both(*(tensors(part, _as_before_transformers_5) for part in ("text_encoder", "text_encoder_2")))
+    yield Variant("SDXL text encoders of an old transformers", old, xl=True)
+    yield Variant("VAE of SD 1.x", tensors("vae", _as_in_sd_1))
+    yield Variant("vocabulary and merges", _as_vocabulary_and_merges)
+    yield Variant("SDXL vocabulary and merges", _as_vocabulary_and_merges, xl=True)
 
 
 VARIANTS: tuple[Variant, ...] = tuple(

@@ -67,6 +67,24 @@ def test_zero_snr_with_epsilon_is_refused(templates: Templates, name: str, tmp_p
     require_outcome(templates, variant, tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text encoder of an old transformers",
+        "SDXL text encoders of an old transformers",
+        "VAE of SD 1.x",
+        "vocabulary and merges",
+        "SDXL vocabulary and merges",
+    ],
+)
+def test_files_as_the_hub_has_them_give_the_same_image(templates: Templates, name: str, tmp_path: Path) -> None:
+    """Names of tensors and files of Stability AI's repositories, which are older than those that are saved today."""
+    [variant] = [variant for variant in VARIANTS if variant.name == name]
+    [plain] = [other for other in VARIANTS if other.name == ("SDXL" if variant.xl else "SD")]
+    path = templates.create(variant, tmp_path / "model")
+    assert np.array_equal(image_of(path), image_of(templates.create(plain, tmp_path / "plain")))
+
+
 EVERY_FOURTH = [
     pytest.param(variant, id=variant.name, marks=() if n % 4 == 0 else pytest.mark.long)
     for n, variant in enumerate(VARIANTS)
