@@ -240,7 +240,8 @@ def _value(schema: Json, text: str) -> Any:
     if types & {"integer", "number"}:
         return _number(text)
     if types & {"array", "object"} and text[0] in "[{":
-        return _json_of(text) or text
+        parsed = _json_of(text)
+        return text if parsed is None else parsed
     if "array" in types:
         items = next(alternative["items"] for alternative in alternatives if alternative.get("type") == "array")
         return [_value(items, item.strip()) for item in text.split(",") if item.strip()]

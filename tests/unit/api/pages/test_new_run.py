@@ -48,7 +48,7 @@ def spec_of(site: Site, job_path: str) -> dict[str, Any]:
 
 
 def leaves(value: Any, prefix: str = "") -> set[str]:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value:
         return {prefix}
     return {name for key, inner in value.items() for name in leaves(inner, f"{prefix}.{key}".lstrip("."))}
 
