@@ -1,4 +1,5 @@
-"""The commands of docs/how-to, run in a shell: a service on a custom S3 server accepts custom prompts."""
+"""The commands of docs/how-to, run in a shell: a service on a custom S3 server accepts custom prompts, adapters
+and LoRA settings."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from dfusion.catalogue import MODELS
+from dfusion.models import DiffusionModel
+from tests.adapters import ATTENTION, Lora, kohya_file, random_lora
 from tests.pages import ROOT, blocks, replaced
 from tests.servers import free_port, s3_server
 
@@ -18,9 +22,14 @@ from tests.servers import free_port, s3_server
 def test_commands_of_the_pages_work(tmp_path: Path) -> None:
     settings, start = blocks("docs/how-to/use-your-own-s3.md", "bash")
     prompts = blocks("docs/how-to/use-your-own-prompts.md", "bash")
+    models, adapter = blocks("docs/how-to/start-from-an-adapter.md", "bash")
+    lora = blocks("docs/how-to/choose-lora-settings.md", "bash")
     objects, work = tmp_path / "objects", tmp_path / "work"
     objects.mkdir()
     work.mkdir()
+    models = replaced(models, {"/models/sd": str(MODELS["shapes"].folder), "/models/my-style": f"{work}/my-style"})
+    unet = DiffusionModel.load(MODELS["shapes"].folder).unet
+    kohya_file(random_lora(unet.state_dict(), ATTENTION, Lora(8, 4)), work).rename(work / "my-style.safetensors")
     command = tmp_path / "bin" / "dfusion"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m dfusion "$@"\n', "utf-8")
@@ -40,7 +49,7 @@ def test_commands_of_the_pages_work(tmp_path: Path) -> None:
             "DFUSION_EMBEDDED_WORKER": "false",
             "no_proxy": "*",
         }
-        script = "\n".join(["set -euo pipefail", settings, start, *prompts])
+        script = "\n".join(["set -euo pipefail", settings, models, start, *prompts, adapter, *lora])
         ran = subprocess.run(
             ["bash", "-c", script], cwd=work, env=environment, capture_output=True, text=True, timeout=300
         )

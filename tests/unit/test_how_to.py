@@ -21,7 +21,11 @@ from typer.testing import CliRunner
 
 from api.cli import app
 from api.wire.health import CheckOut
+from dfusion.catalogue import MODELS
+from dfusion.config import TrainingConfig
+from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt, read_prompts
+from tests.adapters import ATTENTION, Lora, kohya_file, random_lora
 from tests.model_check import run_in_this_process
 from tests.pages import ROOT, apply_diff, blocks, replaced
 
@@ -31,6 +35,8 @@ MODEL = "docs/how-to/use-your-own-model.md"
 PROMPTS = "docs/how-to/use-your-own-prompts.md"
 WATCH = "docs/how-to/watch-a-run.md"
 PREFERENCES = "docs/how-to/use-preference-data.md"
+ADAPTER = "docs/how-to/start-from-an-adapter.md"
+LORA = "docs/how-to/choose-lora-settings.md"
 SCORE = """
 import numpy as np
 red = np.zeros((1, 4, 4, 3), np.uint8)
@@ -229,3 +235,34 @@ def test_a_reward_is_checked_with_labelled_pairs(
 
     found = json.loads(CliRunner().invoke(app, [*command.split()[1:], "--json"]).stdout)
     assert (found["scorer"], found["agrees"], found["pairs"], found["ties"]) == ("shapes-clip", 1, 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "pattern"), [(ADAPTER, r"prints `([^`]+)`"), (LORA, r"`(\w+\S* \d+ \d\.\d)`")])
+def test_adapters_have_the_printed_settings(
+    page: str, pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet = DiffusionModel.load(MODELS["shapes"].folder).unet
+    lora = random_lora(unet.state_dict(), ATTENTION, Lora(8, 4))
+    kohya_file(lora, tmp_path).rename(tmp_path / "my-style.safetensors")
+    (tmp_path / "page.py").write_text(blocks(page, "python")[0], "utf-8")
+
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("page.py", run_name="__main__")
+    documented = re.findall(pattern, (ROOT / page).read_text("utf-8"))
+    assert documented and capsys.readouterr().out.splitlines() == documented
+
+
+def test_the_settings_of_the_page_have_the_documented_defaults() -> None:
+    """All settings of LoRA are on the page."""
+    defaults = TrainingConfig().model_dump(mode="json")
+    rows = [row.split("|") for row in (ROOT / LORA).read_text("utf-8").splitlines() if row.startswith("| `")]
+    documented = {}
+    for _, names, values, *_ in rows:
+        cells = [cell.strip().strip("`") for cell in values.split(", ")]
+        settings = re.findall("`([^`]+)`", names)
+        documented |= dict(zip(settings, cells * (len(settings) // len(cells)), strict=True))
+    assert documented.keys() >= defaults["lora"].keys()
+    for name, value in documented.items():
+        expected = defaults["lora"].get(name, defaults.get(name))
+        assert value in (json.dumps(expected), str(expected), f"{expected:g}" if isinstance(expected, float) else "")
