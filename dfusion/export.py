@@ -14,6 +14,7 @@ import inspect
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,22 +280,31 @@ def _write_diffusers(folder: Path, adapter: Path, out: Path) -> None:
 
 
 def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
-    """Write lora_down (r, in), lora_up (out, r) and alpha () for each module. Raises ExportError for a DoRA."""
+    """Write lora_down (r, in), lora_up (out, r) and alpha () for each module. Raises ExportError for a DoRA.
+
+    Diffusers ignores alphas that differ between modules. So all modules get the most frequent one, and lora_up of the
+    others is scaled instead.
+    """
     unet = _config(folder, "unet/config.json")
     content = read_adapter(adapter, unet["layers_per_block"])
     if content.config.use_dora:
         raise ExportError(
-            f"kohya export of {adapter}: expected a LoRA, got a DoRA, which is written as diffusers or merged"
+            f"kohya export of {adapter}: expected a LoRA, got a DoRA, which is written as diffusers, peft or merged"
         )
+
+    alphas = {}
+    for module, layer in content.layers.items():
+        alphas[module] = layer.alpha * (layer.rank**0.5 if content.config.use_rslora else 1)
+    [(alpha, _)] = Counter(alphas.values()).most_common(1)
 
     tensors: dict[str, torch.Tensor] = {}
     for key, value in content.weights.items():
         module, _, matrix = key.rpartition(".lora_")
-        layer = content.layers[module]
+        scale = alphas[module] / alpha if matrix == "B.weight" else 1.0
         module = original_name(module, unet["layers_per_block"]) if _is_xl(unet) else module
         name = "lora_unet_" + module.replace(".", "_")
-        tensors[f"{name}.{_KOHYA_MATRICES[matrix]}"] = value
-        tensors[f"{name}.alpha"] = torch.tensor(layer.alpha * (layer.rank**0.5 if content.config.use_rslora else 1))
+        tensors[f"{name}.{_KOHYA_MATRICES[matrix]}"] = value * scale
+        tensors[f"{name}.alpha"] = torch.tensor(alpha)
     write_tensors(out, tensors, _kohya_metadata(folder, unet, content))
 
 
@@ -387,9 +397,10 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
 
 def _write_peft(folder: Path, adapter: Path, out: Path) -> None:
     """Write the settings and the weights, (r, in) and (out, r), as `PeftModel.save_pretrained` does."""
-    content = read_adapter(adapter)
+    config = _config(folder, "unet/config.json")
+    content = read_adapter(adapter, config["layers_per_block"])
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_config(folder, "unet/config.json"))
+        unet = UNet2DConditionModel.from_config(config)
     attach_lora(unet, content.config)
     settings = unet.peft_config[ADAPTER].to_dict() | {"inference_mode": True}
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}

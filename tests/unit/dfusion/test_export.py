@@ -36,10 +36,12 @@ assert not any(name.split(".")[0] == "dfusion" for name in sys.modules)
 PAGE = "docs/how-to/use-an-exported-model.md"
 
 
-def saved(pipeline: Pipeline, folder: Path, strength: float = 0.3) -> tuple[Path, Path]:
-    """The pipeline's folder, and the file of an adapter for it (rank 3, alpha 6) that changes its images."""
+def saved(
+    pipeline: Pipeline, folder: Path, strength: float = 0.3, lora: LoraConfig = LoraConfig(rank=3, alpha=6.0)
+) -> tuple[Path, Path]:
+    """The pipeline's folder, and the file of an adapter for it that changes its images."""
     pipeline.save_pretrained(folder / "base")
-    attach_lora(pipeline.unet, LoraConfig(rank=3, alpha=6.0), seed=1)
+    attach_lora(pipeline.unet, lora, seed=1)
     generator = torch.Generator().manual_seed(5)
     for parameter in lora_parameters(pipeline.unet).values():
         parameter.data += strength * torch.randn(parameter.shape, generator=generator)
@@ -61,6 +63,51 @@ def test_every_form_gives_the_same_image(trained: tuple[Path, Path], tmp_path: P
     assert report.difference <= TOLERANCE < 10 * TOLERANCE < report.effect
     beside = set() if form in FOLDERS else {"out.recipe.json", "out.preview.png"}
     assert {path.name for path in tmp_path.iterdir()} == {"out"} | beside
+
+
+@pytest.mark.slow
+def test_layers_with_their_own_rank_and_alpha_keep_them_in_every_form(tmp_path: Path) -> None:
+    """With rsLoRA, the scale is alpha / sqrt(rank): 6 / sqrt(2) for attn1.to_q, 5 / sqrt(3) in the middle block."""
+    lora = LoraConfig(
+        rank=3,
+        alpha=6.0,
+        targets=("attention", "feed_forward"),
+        rank_pattern={"attn1.to_q": 2},
+        alpha_pattern={"mid_block.*": 5.0},
+        use_rslora=True,
+    )
+    trained = saved(tiny_xl_pipeline(), tmp_path, lora=lora)
+    for form in FORMS:
+        export_adapter(*trained, tmp_path / form, form, preview=PREVIEW)
+
+    stored, _ = read_tensors(trained[1])
+    tensors, _ = read_tensors(tmp_path / "kohya")
+    [alpha] = {float(value) for name, value in tensors.items() if name.endswith(".alpha")}
+    assert alpha == pytest.approx(6 * 3**0.5)  # the most frequent one; diffusers ignores others
+
+    block = "transformer_blocks.0"
+    scales = {
+        f"down_blocks.1.attentions.0.{block}.attn1.to_q": 6 / 2**0.5,
+        f"mid_block.attentions.0.{block}.attn1.to_k": 5 / 3**0.5,
+        f"up_blocks.0.attentions.0.{block}.ff.net.0.proj": 6 / 3**0.5,
+    }
+    originals = ("input_blocks_4_1", "middle_block_1", "output_blocks_0_1")
+    for (module, scale), original in zip(scales.items(), originals, strict=True):
+        down, up = (stored[f"unet.{module}.lora.{side}.weight"] for side in ("down", "up"))
+        name = f"lora_unet_{original}_transformer_blocks_0{module.partition(block)[2].replace('.', '_')}"
+        lower, upper, alpha = (tensors[f"{name}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        torch.testing.assert_close(alpha / len(lower) * upper @ lower, scale * up @ down)
+
+
+@pytest.mark.slow
+def test_a_dora_is_exported_where_readers_know_it(tmp_path: Path) -> None:
+    trained = saved(tiny_pipeline(), tmp_path, lora=LoraConfig(rank=2, use_dora=True))
+    for form in FORMS:
+        if form == "kohya":
+            with pytest.raises(ExportError, match="DoRA"):
+                export_adapter(*trained, tmp_path / form, form, preview=PREVIEW)
+        else:
+            export_adapter(*trained, tmp_path / form, form, preview=PREVIEW)
 
 
 @pytest.mark.slow

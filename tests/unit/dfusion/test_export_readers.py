@@ -19,7 +19,7 @@ import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from dfusion import export
-from dfusion._diffusers import UNet2DConditionModel, peft, set_peft_model_state_dict
+from dfusion._diffusers import UNet2DConditionModel, peft
 from dfusion.adapter import attach_lora, has_lora, save_adapter
 from dfusion.config import LoraConfig, SamplingConfig
 from dfusion.export import ExportFormat, PreviewSettings, render
@@ -227,7 +227,7 @@ def load_by_peft(_form: ExportFormat, base: Path, exported: Path) -> Pipeline | 
 
     tensors, _ = read_tensors(exported)
     adapted = peft.get_peft_model(pipeline.unet, peft.LoraConfig(r=3, target_modules=["to_q", "to_k"]))
-    incompatible = set_peft_model_state_dict(adapted, dict(tensors))
+    incompatible = peft.set_peft_model_state_dict(adapted, dict(tensors))
     assert incompatible.unexpected_keys
     return None
 
