@@ -19,9 +19,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from dfusion.config import Precision, StrictModel
-from dfusion.rewards.config import ScorerConfig
+from dfusion.rewards.config import ScorerConfig, WeightedScorerConfig
 from service.errors import StartError
-from service.states import DIVERSITY, QueueName
+from service.states import DIVERSITY, SHARE, QueueName
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -278,9 +278,14 @@ class Settings(BaseSettings):
 
     @field_validator("scorers")
     @classmethod
-    def _reserve_diversity(cls, scorers: dict[str, str | ScorerConfig]) -> dict[str, str | ScorerConfig]:
+    def _reserve_names_of_metrics(cls, scorers: dict[str, str | ScorerConfig]) -> dict[str, str | ScorerConfig]:
         if DIVERSITY in scorers:
             raise ValueError(f"expected another name than {DIVERSITY!r}, the name of a metric")
+        for name, scorer in scorers.items():
+            if name.startswith(SHARE):
+                raise ValueError(f"expected names that do not start with {SHARE!r}, as metrics do, got {name!r}")
+            if isinstance(scorer, WeightedScorerConfig) and scorer.normalise:
+                raise ValueError(f"{name}: expected a sum of raw scores: only a round's request can normalise one")
         return scorers
 
     @property

@@ -63,6 +63,9 @@ FINAL_STAGE_STATES = frozenset({StageState.SUCCEEDED, StageState.FAILED, StageSt
 
 DIVERSITY = "diversity"
 """Name of the metric that measures how different the samples of a prompt are. Scorers cannot have this name."""
+SHARE = "share:"
+"""Start of the names of metrics: the share of a part in the variance of a reward that is a sum. Scorers' names cannot
+start so."""
 
 
 BEST = "best"

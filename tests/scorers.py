@@ -42,6 +42,17 @@ class Constant:
         return [0.5] * len(images)
 
 
+class Partial:
+    """Brightness, but None for each image of the prompt about a star."""
+
+    name = "partial"
+    version = "1"
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float | None]:
+        scores = Brightness().score(images, prompts)
+        return [None if "star" in prompt else score for score, prompt in zip(scores, prompts, strict=True)]
+
+
 class Hanging:
     """Brightness. The fourth batch never ends, once until the file `hung` in the data folder is removed."""
 

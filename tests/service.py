@@ -31,6 +31,7 @@ SCORERS = {
     "brightness": "tests.scorers:Brightness",
     "constant": "tests.scorers:Constant",
     "lost-device": "tests.scorers:LostDevice",
+    "partial": "tests.scorers:Partial",
     "hanging": "tests.scorers:Hanging",
     "aborting": "tests.scorers:Aborting",
     "rising": "tests.scorers:Rising",

@@ -14,6 +14,7 @@ from dfusion.errors import InvalidScoreError
 from dfusion.rewards import Scorer
 from dfusion.rewards.checks import checked_scores
 from dfusion.rewards.watch import diversity
+from dfusion.rewards.weighted import PartScale, RunningScale, WeightedScorer
 from service.db.queries import results, stages
 from service.db.tables import Sample, Score
 from service.jobs.execution import Claim
@@ -125,13 +126,36 @@ def score_images(context: StageContext, scorers: Sequence[Scorer], samples: Sequ
     for batch in batches(samples, context.bench.settings.batch_size):
         pixels = np.stack([context.load_image(sample.image) for sample in batch])
         rows = [sample.row for sample in batch]
-        for scorer_values, scorer in zip(values, scorers, strict=True):
-            scorer_values += score_pixels(scorer, pixels, rows)
+        for scorer_values, batch_values in zip(values, _score_batch(scorers, pixels, rows), strict=True):
+            scorer_values += batch_values
         features.append(_thumbnails(pixels) if with_features is None else with_features.features(pixels))
         context.heartbeat.step(len(batch))
 
     name = _PIXELS if with_features is None else f"{with_features.name}@{with_features.version}"
     return ImageScores(values, np.concatenate(features) if features else np.empty((0, 1), np.float32), name)
+
+
+def _score_batch(scorers: Sequence[Scorer], pixels: np.ndarray, samples: Sequence[Sample]) -> list[list[float]]:
+    """The scores by each scorer. A sum whose parts are among the scorers is computed from their scores."""
+    by_scorer = {}
+    for scorer in scorers:
+        if not _parts_among(scorer, scorers):
+            by_scorer[id(scorer)] = score_pixels(scorer, pixels, samples)
+
+    values = []
+    for scorer in scorers:
+        if isinstance(scorer, WeightedScorer) and id(scorer) not in by_scorer:
+            part_scores = [by_scorer[id(part)] for _, part in scorer.parts]
+            prompts = [sample.prompt for sample in samples]
+            values.append(checked_scores(scorer.name, scorer.combined(part_scores), prompts))
+        else:
+            values.append(by_scorer[id(scorer)])
+    return values
+
+
+def _parts_among(scorer: Scorer, scorers: Sequence[Scorer]) -> bool:
+    known = {id(other) for other in scorers if not isinstance(other, WeightedScorer)}
+    return isinstance(scorer, WeightedScorer) and all(id(part) in known for _, part in scorer.parts)
 
 
 @dataclass(frozen=True)
@@ -182,13 +206,41 @@ def join_scores(
     """
     joined = []
     for position, scorer_ref in enumerate(scorer_refs):
-        versions = {summary.scorers[position] for summary in summaries}
+        # a shard that an earlier version scored has no parts of a sum
+        versions = {summary.scorers[position] for summary in summaries if position < len(summary.scorers)}
         stored = _stored_scores(known, versions.pop()) if len(versions) == 1 else None
         if stored is None or len(stored.by_sample) < len(known.samples):
             joined.append(score_missing(context, context.load_scorer(scorer_ref), known))
         else:
             joined.append(stored)
     return joined
+
+
+ScalesByVersion = Mapping[ScorerVersion, PartScale]
+"""The scale of the run's stored scores, for each version of the parts of a normalised sum."""
+
+
+def load_scales(session: Session, claim: Claim, names: Sequence[str]) -> ScalesByVersion:
+    """The scales of the scores of the job's samples up to the claim's round, by these scorers. Targets do not count.
+
+    The stored scores are the state of the scale, so a retried stage and a continued job have the same.
+    """
+    rows = results.score_scales(session, claim.job_id, claim.round, names)
+    return {ScorerVersion(name, version): PartScale(count, mean, std) for name, version, count, mean, std in rows}
+
+
+def scaled_sum(reward: WeightedScorer, scales: ScalesByVersion, new: Sequence[CompleteScores] = ()) -> WeightedScorer:
+    """The normalised sum with the run's scale.
+
+    Args:
+        reward: The sum.
+        scales: The scales of the stored scores.
+        new: Scores of the parts, of which some are not stored yet.
+    """
+    parts = [ScorerVersion.of(scorer) for _, scorer in reward.parts]
+    scale = RunningScale({part.name: scales[part] for part in parts if part in scales})
+    unstored = {scores.scorer.name: [score.value for score in scores.new] for scores in new if scores.scorer in parts}
+    return reward.scaled(scale.extended(unstored))
 
 
 def score_missing(context: StageContext, scorer: Scorer, known: ScoredSamples) -> CompleteScores:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dfusion.rewards import Scorer, load_scorer
+from dfusion.rewards.weighted import WeightedScorer
 from service.catalogue import Catalogue
 from service.db.unit_of_work import UnitOfWork
 from service.errors import StartError
@@ -94,5 +95,12 @@ class Workbench:
         """The scorer of this name, or this weighted sum. Raises ModelNotFoundError."""
         key = scorer if isinstance(scorer, str) else scorer.model_dump_json()
         if key not in self._scorers:
-            self._scorers[key] = load_scorer(scorer, self.device, installed=self.catalogue.installed)
+            self._scorers[key] = self._load(scorer)
         return self._scorers[key]
+
+    def _load(self, scorer: ScorerRef) -> Scorer:
+        if isinstance(scorer, str):
+            return load_scorer(scorer, self.device, installed=self.catalogue.installed)
+        # the parts of a sum are shared with the jobs that name them
+        parts = [(part.weight, self.scorer(part.scorer)) for part in scorer.parts]
+        return WeightedScorer(parts, normalise=scorer.normalise)

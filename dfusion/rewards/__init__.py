@@ -134,7 +134,7 @@ class _Loader:
                 from dfusion.rewards.weighted import WeightedScorer
 
                 parts = [(part.weight, self.load(part.scorer, within)) for part in config.parts]
-                return WeightedScorer(parts, name=name)
+                return WeightedScorer(parts, name=name, normalise=config.normalise)
 
 
 def _open_clip(config: OpenClipConfig, name: str | None, device: str) -> Scorer:

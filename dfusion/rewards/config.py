@@ -7,6 +7,8 @@ an address or import code of the client's choice.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -122,11 +124,30 @@ class WeightedPart(StrictModel):
         return self
 
 
+def sum_name(parts: Sequence[tuple[float, str]], normalise: bool, max_length: int) -> str:
+    """A name of the sum of (weight, name). A long one is its beginning and a digest: columns of names are limited."""
+    term = "{!r}*z({})" if normalise else "{!r}*{}"
+    text = "+".join(term.format(weight, name) for weight, name in parts)
+    if len(text) <= max_length:
+        return text
+    return f"{text[: max_length - 13]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 class WeightedScorerConfig(Frozen):
-    """The weighted sum of other scorers' raw scores. Their scales differ: a cosine is near 0.3, a verdict in [0, 1]."""
+    """The weighted sum of other scorers. Their scales differ: a cosine is near 0.3, a verdict in [0, 1]."""
 
     kind: Literal["weighted"] = "weighted"
     parts: tuple[WeightedPart, ...] = Field(min_length=1, max_length=16)
+    normalise: bool = Field(
+        False,
+        description="Normalise each part by the mean and standard deviation of the run's scores so far, instead of "
+        "adding raw scores. Only for the reward of a round",
+    )
+
+    @property
+    def name(self) -> str:
+        """The name of the scorer, with which its scores are stored."""
+        return sum_name([(part.weight, part.scorer) for part in self.parts], self.normalise, 100)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

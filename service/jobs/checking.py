@@ -400,7 +400,11 @@ class Checker:
         if given is not None:
             self.scorer_list(pointer, given)
             return tuple(given)
-        return (base.scorers if base else ()) or ((reward,) if reward else None)
+        if base and base.scorers:
+            return base.scorers
+        if isinstance(reward, WeightedScorerConfig) and reward.normalise:
+            return tuple(part.scorer for part in reward.parts)
+        return (reward,) if reward else None
 
     def scorer_list(self, pointer: str, scorers: Sequence[ScorerRef]) -> None:
         """All scorers exist, and each is named once."""
@@ -409,15 +413,19 @@ class Checker:
         for n, scorer in enumerate(scorers):
             self.scorer(f"{pointer}/{n}", scorer)
 
-    def scorer(self, pointer: str, scorer: ScorerRef, without: str = "") -> None:
+    def scorer(self, pointer: str, scorer: ScorerRef, without: str = "", *, of_round: bool = False) -> None:
         """The scorer, or each part of a weighted sum, exists.
 
         Args:
             pointer: The JSON pointer of the field.
             scorer: The scorer; "" if the request and the model name none.
             without: The start of the message in this case.
+            of_round: Whether it is the reward of a round, which alone has a run to normalise a sum by.
         """
         if isinstance(scorer, WeightedScorerConfig):
+            if scorer.normalise and not of_round:
+                message = "expected a sum of raw scores: only the reward of a round can be normalised"
+                self.wrong(f"{pointer}/normalise", message, "invalid_request")
             for n, part in enumerate(scorer.parts):
                 self.scorer(f"{pointer}/parts/{n}/scorer", part.scorer)
         elif scorer not in self._catalogue.scorers:

@@ -6,18 +6,18 @@ attempt of a stage neither repeats a warning nor stops twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from dfusion.rewards.config import WeightedScorerConfig
 from dfusion.rewards.signs import Measured, Sign, best_round, warning_sign
-from service.db.queries import jobs, results, stages
+from service.db.queries import jobs, results
 from service.db.tables import Job
 from service.jobs.kinds import RoundSpec, ScorerRef
 from service.jobs.kinds.rounds import plan_last_evaluation, totals_after
 from service.plan import PlannedStage, Sizes
-from service.states import Split, StageKind
+from service.states import SHARE, Split
 
 EVENT_KINDS = {
     "misleading_reward": "round.reward_misleads",
@@ -49,8 +49,13 @@ def watch(session: Session, job_id: str, spec: RoundSpec, round_number: int, sta
     """
     # 1. the metrics
     rows = results.means(session, job_id)
-    reward, held_out_scorer = _scorer_names(session, job_id, spec, round_number)
-    means = [Measured(row.round, row.split, row.scorer, row.mean, row.version) for row in rows]
+    reward = _name_of(spec.reward) or ""
+    held_out_scorer = _name_of(spec.watch)
+    own = _parts_of_reward(spec)
+    means = []
+    for row in rows:
+        if row.split != Split.ROLLOUT or not (row.scorer in own or row.scorer.startswith(SHARE)):
+            means.append(Measured(row.round, row.split, row.scorer, row.mean, row.version))
 
     # 2. the best round
     best = best_round(means, reward, held_out_scorer)
@@ -68,17 +73,15 @@ def watch(session: Session, job_id: str, spec: RoundSpec, round_number: int, sta
     return sign
 
 
-def _scorer_names(session: Session, job_id: str, spec: RoundSpec, round_number: int) -> tuple[str, str | None]:
-    """The names of the reward and of the held-out scorer in the metrics. That of a sum is read from the scoring."""
-    summaries = stages.summaries(session, job_id, max(1, round_number), StageKind.SCORE)
-    recorded: Sequence[dict[str, str]] = next((summary["scorers"] for summary in summaries if summary), [])
+def _name_of(scorer: ScorerRef | None) -> str | None:
+    return scorer.name if isinstance(scorer, WeightedScorerConfig) else scorer
 
-    def name_of(position: int, scorer: ScorerRef | None) -> str | None:
-        if scorer is None or isinstance(scorer, str):
-            return scorer
-        return recorded[position]["name"] if position < len(recorded) else None
 
-    return name_of(0, spec.reward) or "", name_of(1, spec.watch)
+def _parts_of_reward(spec: RoundSpec) -> set[str | None]:
+    """The scorers that the reward is a sum of: one of them may fall for the sum to rise, so none is a warning sign."""
+    if not isinstance(spec.reward, WeightedScorerConfig):
+        return set()
+    return {part.scorer for part in spec.reward.parts} - {spec.watch if isinstance(spec.watch, str) else None}
 
 
 def _message(sign: Sign, best: Measured | None) -> str:

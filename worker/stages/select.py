@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy.orm import Session
 
 from dfusion.config import PairingConfig
 from dfusion.pairing import choose_pairs
+from dfusion.rewards.config import WeightedScorerConfig
+from dfusion.rewards.weighted import WeightedScorer
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Metric, Pair, Sample, Score
@@ -23,8 +25,18 @@ from service.states import StageKind
 from worker.context import StageContext
 from worker.inputs import StoredSample, load_prompts, spec_as
 from worker.pairs import load_samples_to_fuse, load_sides_to_fuse
-from worker.rollouts import Rollout, load_rollout, rollout_metrics, rollout_scorers
-from worker.scoring import CompleteScores, join_scores, load_scores, load_summaries
+from worker.rollouts import Rollout, is_normalised, load_rollout, part_names, rollout_metrics, rollout_scorers
+from worker.scoring import (
+    CompleteScores,
+    ScalesByVersion,
+    ScorerVersion,
+    join_scores,
+    load_scales,
+    load_scores,
+    load_summaries,
+    scaled_sum,
+    score_rows,
+)
 from worker.stages.base import Stage
 
 _MAX_UNPAIRED = 100
@@ -43,11 +55,13 @@ class Inputs:
         rollout: The samples of the round or the fusion with their scores, by prompt and number.
         named: The (reference, base) samples that the request names; empty if they are chosen by score.
         thresholds: Mask thresholds by prompt set and index; None if they are computed from its maps.
+        scales: The scales of a normalised reward's parts.
     """
 
     rollout: Rollout
     named: Sequence[_Sides]
     thresholds: _Thresholds
+    scales: ScalesByVersion = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,10 +86,11 @@ class Outputs:
 def load(session: Session, claim: Claim) -> Inputs:
     """Load the samples with their scores, and the thresholds of their prompts. Raises ConflictError."""
     match claim.spec:
-        case RoundSpec():
+        case RoundSpec() as spec:
             rollout = load_rollout(session, claim)
             thresholds = _load_thresholds(session, rollout.samples.samples)
-            return Inputs(rollout, [], thresholds)
+            scales = load_scales(session, claim, part_names(spec)) if is_normalised(spec.reward) else {}
+            return Inputs(rollout, [], thresholds, scales)
 
         case FusionJobSpec() as spec:
             samples = load_samples_to_fuse(session, claim, spec)
@@ -108,6 +123,9 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     # 1. the scores of all shards
     scorer_refs = rollout_scorers(spec) if isinstance(spec, RoundSpec) else [spec.reward or ""]
     scores = join_scores(context, scorer_refs, rollout.samples, rollout.summaries)
+    shares: Mapping[str, float] = {}
+    if isinstance(spec, RoundSpec) and isinstance(spec.reward, WeightedScorerConfig):
+        scores, shares = _sum_parts(context, spec, inputs, scores)
     new = list(chain.from_iterable(complete.new for complete in scores))
     reward = scores[0]
 
@@ -129,7 +147,30 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
             pair.review_exempt = True
 
     # 3. the metrics of the round
-    return Outputs(new, pairs, len(samples), unpaired, rollout_metrics(claim, rollout, scores))
+    return Outputs(new, pairs, len(samples), unpaired, rollout_metrics(claim, rollout, scores, shares))
+
+
+def _sum_parts(
+    context: StageContext, spec: RoundSpec, inputs: Inputs, scores: Sequence[CompleteScores]
+) -> tuple[list[CompleteScores], dict[str, float]]:
+    """The scores with those of the sum first, and each part's share of the sum's variance by name."""
+    total = cast(WeightedScorer, context.load_scorer(spec.reward or ""))
+    if total.normalise:
+        total = scaled_sum(total, inputs.scales, scores)
+    by_name = {complete.scorer.name: complete for complete in scores}
+    samples = [sample.row.id for sample in inputs.rollout.samples.samples]
+    parts = []
+    for _, scorer in total.parts:
+        part = by_name[scorer.name]
+        parts.append([part.by_sample[sample] for sample in samples])
+
+    shares = dict(zip(part_names(spec), total.shares(parts), strict=True)) if samples else {}
+    if not total.normalise:
+        return list(scores), shares
+    values = total.combined(parts)
+    rows = score_rows([total], samples, [values])
+    complete = CompleteScores(ScorerVersion.of(total), dict(zip(samples, values, strict=True)), rows)
+    return [complete, *scores], shares
 
 
 def _choose(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, groupby
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from dfusion.errors import ScorerError
 from dfusion.pair_metrics import Side, covers_too_much, decide, fusion_mask, mask_image, pair_statistics
 from dfusion.rewards import Scorer
+from dfusion.rewards.weighted import WeightedScorer
 from dfusion.types import Trajectory
 from service.db.queries import jobs, results
 from service.db.tables import Score
@@ -21,15 +22,22 @@ from service.jobs.kinds import FusionJobSpec, RoundSpec
 from worker.context import StageContext
 from worker.inputs import StoredSample, spec_as, trajectory_of
 from worker.pairs import StoredPair, fusion_of, load_round_pairs
-from worker.scoring import score_images, score_rows
+from worker.rollouts import is_normalised, part_names
+from worker.scoring import ScalesByVersion, load_scales, scaled_sum, score_images, score_rows
 from worker.stages.base import Stage
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a verify stage: the pairs of the shard by number, with the targets of the fused ones."""
+    """Inputs of a verify stage.
+
+    Attributes:
+        pairs: The pairs of the shard by number, with the targets of the fused ones.
+        scales: The scales of a normalised reward's parts.
+    """
 
     pairs: Sequence[StoredPair]
+    scales: ScalesByVersion = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,12 @@ class Outputs:
 
 
 def load(session: Session, claim: Claim) -> Inputs:
-    """Load the pairs of the shard."""
-    return Inputs(load_round_pairs(session, claim))
+    """Load the pairs of the shard, and the scales of a normalised reward."""
+    spec = claim.spec
+    scales: ScalesByVersion = {}
+    if isinstance(spec, RoundSpec) and is_normalised(spec.reward):
+        scales = load_scales(session, claim, part_names(spec))
+    return Inputs(load_round_pairs(session, claim), scales)
 
 
 def compute(context: StageContext, inputs: Inputs) -> Outputs:
@@ -77,6 +89,8 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
 
     # 1. the scores of the targets; after an upgrade of the scorer, also those of the other sides
     scorer = context.load_scorer(spec.reward or "")
+    if isinstance(scorer, WeightedScorer) and scorer.normalise:
+        scorer = scaled_sum(scorer, inputs.scales)
     targets = [pair.target for pair in fused if pair.target is not None]
     again = _sides_to_score_again(fused, scorer)
     scored_samples = [*targets, *again]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -288,6 +289,30 @@ def scores(session: Session, sample_ids: Iterable[str]) -> dict[str, list[Score]
     for row in select_by_ids(session, Score, Score.sample_id, by_sample, Score.scorer, Score.version):
         by_sample[row.sample_id].append(row)
     return by_sample
+
+
+def score_scales(
+    session: Session, job_id: str, newest_round: int, scorers: Sequence[str]
+) -> list[tuple[str, str, int, float, float]]:
+    """Name, version, count, mean and standard deviation of the scores of a job's sampled images, by these scorers.
+
+    It covers the rounds up to `newest_round`. Targets are not sampled and do not count.
+    """
+    sampled = (SampleRole.PLAIN, SampleRole.REFERENCE, SampleRole.BASE)
+
+    def grouped(*columns: Any) -> Any:
+        query = select(Score.scorer, Score.version, *columns).join(Sample, Sample.id == Score.sample_id)
+        query = query.where(Sample.job_id == job_id, Sample.round <= newest_round, Sample.role.in_(sampled))
+        return query.where(Score.scorer.in_(scorers)).group_by(Score.scorer, Score.version)
+
+    # the squares are those of the differences to the mean: sums of squares of scores would lose digits
+    means = grouped(func.count().label("count"), func.avg(Score.value).label("mean")).subquery()
+    square = (Score.value - means.c.mean) * (Score.value - means.c.mean)
+    query = grouped(means.c.count, means.c.mean, func.avg(square)).join(
+        means, (means.c.scorer == Score.scorer) & (means.c.version == Score.version)
+    )
+    rows = session.execute(query.group_by(means.c.count, means.c.mean))
+    return [(name, version, count, mean, math.sqrt(variance)) for name, version, count, mean, variance in rows]
 
 
 def get_pair(session: Session, pair_id: str) -> Pair:

@@ -120,7 +120,7 @@ def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
     # the scorers
     reward = spec.reward or (base.reward if base else None)
     watch = spec.watch or (base.watch if base else None)
-    checker.scorer("/reward", reward or "", "the model has no default reward")
+    checker.scorer("/reward", reward or "", "the model has no default reward", of_round=True)
     if spec.is_reviewed and spec.update_reward == "score":
         checker.learns_from_verdicts("/review", spec.training)
     if spec.update_reward == "verdict":

@@ -415,6 +415,60 @@ def test_a_rounds_reward_may_be_a_sum(installation: Installation) -> None:
     )
 
 
+def test_a_sum_is_normalised_by_the_scores_of_the_run_so_far(installation: Installation) -> None:
+    weighted = {
+        "kind": "weighted",
+        "normalise": True,
+        "parts": [{"scorer": "brightness", "weight": -2}, {"scorer": "constant", "weight": 1}],
+    }
+    job = installation.run(reward=weighted, watch="brightness", evaluation=None, rounds=2, pairing=EVERY_TARGET)
+    assert job["state"] == "succeeded", job["error"]
+    pairs = installation.all(job["links"]["pairs"])
+    samples = [sample for sample in installation.all(f"/samples?job={job['id']}") if sample["role"] != "target"]
+
+    # 1. scores of sampled images and of targets, by the images of their rounds and the rounds before
+    for round_number in (1, 2):
+        so_far = [sample["image"] for sample in samples if sample["round"] <= round_number]
+        scale = [Brightness().score(picture(installation, image)[None], [""])[0] for image in so_far]
+        mean = statistics.fmean(scale)
+        deviation = statistics.pstdev(scale)
+        sides = [pair[side] for pair in pairs if pair["round"] == round_number for side in ("base", "target")]
+        assert any(side is not None for side in sides)
+        for side in filter(None, sides):
+            bright = Brightness().score(picture(installation, side["image"])[None], [""])[0]
+            # a constant part is 0.5 - 0.5, whatever its weight
+            assert side["score"] == pytest.approx(-2 * (bright - mean) / deviation, abs=1e-6)
+
+    # 2. each part's curve, and its share of the variance
+    name = "-2.0*z(brightness)+1.0*z(constant)"
+    assert {pair["scorer"] for pair in pairs} == {name}
+    curves: dict[str, list[float]] = {}
+    for entry in installation.get(job["links"]["metrics"])["data"]:
+        curves.setdefault(entry["scorer"], []).append(entry["mean"])
+    assert curves["constant"] == [0.5, 0.5]
+    assert curves["share:brightness"] == pytest.approx([1, 1]) and curves["share:constant"] == [0, 0]
+    assert curves[name][0] == pytest.approx(0, abs=1e-9)
+    assert len(curves["brightness"]) == 2
+
+
+def test_a_score_that_is_no_number_fails_the_stage_and_names_the_sample(installation: Installation) -> None:
+    job = installation.run(reward="partial", evaluation=None)
+    assert job["state"] == "failed"
+    star = next(s for s in installation.all(f"/samples?job={job['id']}") if "star" in s["prompt"])
+    message = job["error"]["message"]
+    assert "partial: image" in message and "expected a score that is a number, got None" in message
+    assert f"sample {star['id']}, prompt {star['prompt_index']}, seed {star['seed']}" in message
+    assert all(sample["scores"] == [] for sample in installation.all(f"/samples?job={job['id']}&prompt=star"))
+
+
+def test_only_the_reward_of_a_round_may_be_normalised(installation: Installation) -> None:
+    weighted = {"kind": "weighted", "normalise": True, "parts": [{"scorer": "brightness", "weight": 1}]}
+    body = {"model": "tiny", "prompts": PROMPTS[:1], "scorers": [weighted]}
+    response = installation.client.post("/samplings", json=body)
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.json()["errors"]] == ["/scorers/0/normalise"]
+
+
 def test_a_training_that_is_not_of_its_policy_is_refused_with_its_report(installation: Installation) -> None:
     job = installation.run(evaluation=None, fusion=None, training=TRAINING | {"ratio_tolerance": 1e-12})
     assert (job["state"], job["error"]["code"]) == ("failed", "policy_mismatch")
