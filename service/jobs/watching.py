@@ -77,11 +77,11 @@ def _name_of(scorer: ScorerRef | None) -> str | None:
     return scorer.name if isinstance(scorer, WeightedScorerConfig) else scorer
 
 
-def _parts_of_reward(spec: RoundSpec) -> set[str | None]:
+def _parts_of_reward(spec: RoundSpec) -> set[str]:
     """The scorers that the reward is a sum of: one of them may fall for the sum to rise, so none is a warning sign."""
     if not isinstance(spec.reward, WeightedScorerConfig):
         return set()
-    return {part.scorer for part in spec.reward.parts} - {spec.watch if isinstance(spec.watch, str) else None}
+    return {part.scorer for part in spec.reward.parts if part.scorer != spec.watch}
 
 
 def _message(sign: Sign, best: Measured | None) -> str:
