@@ -86,7 +86,7 @@ class RoundResult:
     updates    one report per optimiser update
     history    the scores of all rounds so far, including this one
     means      means over the round's samples: of the reward, of the held-out scorer, and "diversity" (mean distance of
-               the clean latents of one prompt's samples); see `dfusion.rewards.watch.falling_figures`
+               the clean latents of one prompt's samples); see `dfusion.rewards.signs`
     self_test  the training's self-test; None if there was nothing to learn from
     optimizer  AdamW's moments after the round
     """

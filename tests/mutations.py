@@ -249,6 +249,27 @@ MUTATIONS = (
         ("tests/integration/test_execution.py::test_nothing_is_written_under_an_old_epoch",),
     ),
     Mutation(
+        "a round that can end the run is evaluated before the next one",
+        "service/jobs/kinds/rounds.py",
+        "return last_stage_kind(spec, round_number) if spec.stop_when else StageKind.TRAIN",
+        "return StageKind.TRAIN",
+        ("tests/integration/test_watching.py::test_a_round_that_can_end_the_run_is_evaluated_before_the_next_one",),
+    ),
+    Mutation(
+        "of equal rounds the earliest is the best",
+        "dfusion/rewards/signs.py",
+        "key=lambda row: (row.mean, -row.round)",
+        "key=lambda row: (row.mean, row.round)",
+        ("tests/unit/dfusion/rewards/test_signs.py::test_of_equal_rounds_the_earliest_is_the_best",),
+    ),
+    Mutation(
+        "a label that prefers both images is refused",
+        "dfusion/labelled_pairs.py",
+        "if labels not in ((1, 0), (0, 1), (TIE, TIE)):",
+        "if labels[0] not in (0, 1, TIE):",
+        ("tests/unit/dfusion/test_labelled_pairs.py::test_a_bad_row_is_named",),
+    ),
+    Mutation(
         "a stage has one output in a slot",
         "migrations/versions/0001_tables.py",
         '    sa.UniqueConstraint("stage_id", "slot"),\n',

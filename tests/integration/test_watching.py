@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dfusion.rewards.signs import Sign
 from service.db.clock import now_seconds
-from service.db.queries import jobs, results
-from service.db.tables import Event, Job, Metric, Model
+from service.db.queries import jobs, results, webhooks
+from service.db.tables import Event, Job, Metric, Model, WebhookDelivery
 from service.errors import LeaseLostError
 from service.ids import IdKind, new_id
 from service.jobs import execution, watching
@@ -129,6 +131,8 @@ def trained(done: Sequence[Claim]) -> list[int]:
 def test_a_run_stops_at_a_sign_as_if_it_had_only_the_rounds_before(
     service: Service, evaluation: dict[str, Any] | None, compared: list[int]
 ) -> None:
+    with service.uow.writing() as session:
+        webhooks.add(session, "https://example.org", ["job.succeeded"], "secret")
     job_id = start(service, rounds=8, evaluation=evaluation, stop_when=["saturation"])
     done = run(service, SATURATED)
     assert trained(done) == [1, 2, 3, 4, 5]  # a fall of five rounds has a chance of 1 in 120
@@ -140,6 +144,9 @@ def test_a_run_stops_at_a_sign_as_if_it_had_only_the_rounds_before(
     assert job.stopped == {"round": 5, "rounds": 8, "sign": "saturation", "reason": message}
     kinds = kinds_of(service, job_id)
     assert kinds[-1] == "job.succeeded" and kinds.count("job.stopped") == 1 and "round.saturated" in kinds
+    with service.uow.reading() as session:
+        [delivery] = session.scalars(select(WebhookDelivery))
+    assert json.loads(delivery.body)["data"]["stopped"] == job.stopped
 
     short_id = start(service, rounds=5, evaluation=evaluation, stop_when=["saturation"])
     run(service, SATURATED)

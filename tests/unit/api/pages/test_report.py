@@ -22,7 +22,7 @@ from api.cli import app
 from api.pages import report as reports
 from api.pages.line_charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, line_chart, ticks
 from service.db.queries import results
-from service.db.tables import Metric, Sample, Score
+from service.db.tables import Job, Metric, Sample, Score
 from service.db.unit_of_work import UnitOfWork
 from service.service import give_verdict
 from service.states import Verdict
@@ -242,3 +242,30 @@ def test_the_client_and_the_command_line_save_the_report(live: Live, tmp_path: P
     mean = sum(score.value for of_sample in scores.values() for score in of_sample) / 3
     assert f'<td class="n">{mean:.4f}</td>' in page
     assert isinstance(scores[changed[0].id][0], Score)
+
+
+def test_the_best_round_and_the_stop_are_shown(site: Site) -> None:
+    """On the page of the run and in its report; without them there is no such line."""
+    run = draw_run(site.service)
+    job = site.client.get(f"/jobs/{run.job_id}").json()
+    best = {"round": 1, "model": job["model"], "split": "held_out", "scorer": "shapes-judge", "mean": 0.75}
+    stopped = {"round": 2, "rounds": 9, "sign": "saturation", "reason": "the reward is at its ceiling while x falls"}
+    lines = (
+        "Best round 1, shapes-judge 0.75",
+        "Stopped after round 2 of 9: the reward is at its ceiling while x falls.",
+    )
+
+    def texts() -> list[str]:
+        pages = [site.browser.get(f"/jobs/{run.job_id}{path}").text for path in ("", "/report")]
+        return [" ".join(re.sub(r"</?[a-z][^>]*>", " ", page).split()).replace(" ,", ",") for page in pages]
+
+    def record(**values: object) -> None:
+        with site.service.uow.writing() as session:
+            session.execute(update(Job).where(Job.id == run.job_id).values(values))
+
+    assert not any(line in text for line in lines for text in texts())
+    record(best=best, stopped=stopped)
+    try:
+        assert all(line in text for line in lines for text in texts())
+    finally:
+        record(best=None, stopped=None)  # the site is shared
