@@ -32,7 +32,7 @@ class Site:
 def site_of(folder: pytest.TempPathFactory, **changes: object) -> Iterator[Site]:
     """The application with these settings and a drawn run."""
     data = folder.mktemp("pages")
-    app = create_app(settings_for(data, data, **changes))
+    app = create_app(settings_for(data, data / "tiny", **changes))
     with TestClient(app, base_url="http://127.0.0.1", follow_redirects=False) as client:
         browser = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False, headers={"Accept": BROWSER})
         yield Site(client, browser, service_of(client), draw_run(service_of(client)))
