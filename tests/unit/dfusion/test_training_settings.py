@@ -252,8 +252,6 @@ def test_dropout_is_seeded_and_only_in_updates(untrained: DiffusionModel) -> Non
 )
 def test_a_training_resumes_exactly(settings: dict[str, Any], untrained: DiffusionModel, tmp_path: Path) -> None:
     """From every update, and after an earlier round whose moments are carried over."""
-    if "optimizer" in SETTINGS[settings]:
-        pytest.importorskip("bitsandbytes")
     model = model_with(untrained, LoraConfig(rank=64))  # large parameters have states of 8 bits
     examples = examples_of(model)
     chosen = config(**settings)
@@ -284,7 +282,6 @@ def test_a_training_resumes_exactly(settings: dict[str, Any], untrained: Diffusi
 
 @NEEDS_BITSANDBYTES
 def test_adamw_in_8_bits_moves_like_adamw(untrained: DiffusionModel, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     model = model_with(untrained, LoraConfig(rank=256))
     examples = examples_of(model)
     start = weights(model)
