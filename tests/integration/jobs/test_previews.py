@@ -142,7 +142,7 @@ def test_previews_of_a_deleted_job_are_not_exported(
 
     for archive, previews in ((tmp_path / "without.tar", 0), (exported, 3)):
         folder = tmp_path / archive.stem
-        with TestClient(create_app(settings_for(folder, folder))) as client:
+        with TestClient(create_app(settings_for(folder, folder / "tiny"))) as client:
             import_project(service_of(client), archive)
             assert row_counts(service_of(client))["previews"] == previews
 

@@ -20,7 +20,7 @@ from tests.service import PROMPTS, round_body, row_counts, settings_for
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """The application, shared by all tests: rejected requests change nothing. It checks every 422 of theirs."""
     folder = tmp_path_factory.mktemp("refusing")
-    with TestClient(create_app(settings_for(folder, folder)), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(settings_for(folder, folder / "tiny")), raise_server_exceptions=False) as opened:
         opened.event_hooks = {"response": [_require_pointer]}
         yield opened
 

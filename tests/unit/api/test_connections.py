@@ -22,7 +22,7 @@ KEY = f"Authorization: Bearer {ADMIN}\r\n".encode()
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder: Path = tmp_path_factory.mktemp("connections")
-    app = create_app(settings_for(folder, folder, auth=True, bootstrap_admin_key=SecretStr(ADMIN)))
+    app = create_app(settings_for(folder, folder / "tiny", auth=True, bootstrap_admin_key=SecretStr(ADMIN)))
     with serving(app, http=partial(Connection, request_seconds=0.3)) as opened:
         yield opened
 

@@ -29,7 +29,7 @@ from tests.unit.api.pages.conftest import ADMIN
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """The application, shared: each test makes a preference test."""
     folder = tmp_path_factory.mktemp("preference")
-    with TestClient(create_app(settings_for(folder, folder))) as client:
+    with TestClient(create_app(settings_for(folder, folder / "tiny"))) as client:
         yield client
 
 
@@ -325,7 +325,7 @@ def test_an_evaluation_cannot_be_deleted_before_its_tests(client: TestClient) ->
 
 
 def test_scopes_decide_who_creates_answers_and_reads(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, tmp_path, auth=True, bootstrap_admin_key=SecretStr(ADMIN))
+    settings = settings_for(tmp_path, tmp_path / "tiny", auth=True, bootstrap_admin_key=SecretStr(ADMIN))
     with TestClient(create_app(settings)) as client:
         drawn = draw_evaluation(service_of(client))
         keys = {}
