@@ -66,7 +66,7 @@ def test_every_form_gives_the_same_image(trained: tuple[Path, Path], tmp_path: P
 
 
 @pytest.mark.slow
-def test_layers_with_their_own_rank_and_alpha_keep_them_in_every_form(tmp_path: Path) -> None:
+def test_layers_with_their_own_rank_and_alpha_keep_them(tmp_path: Path) -> None:
     """With rsLoRA, the scale is alpha / sqrt(rank): 6 / sqrt(2) for attn1.to_q, 5 / sqrt(3) in the middle block."""
     lora = LoraConfig(
         rank=3,
@@ -77,10 +77,10 @@ def test_layers_with_their_own_rank_and_alpha_keep_them_in_every_form(tmp_path: 
         use_rslora=True,
     )
     trained = saved(tiny_xl_pipeline(), tmp_path, lora=lora)
-    for form in FORMS:
+    for form in FORMS[1:3]:
         export_adapter(*trained, tmp_path / form, form, preview=PREVIEW)
 
-    stored, _ = read_tensors(trained[1])
+    stored = read_adapter(trained[1]).weights
     tensors, _ = read_tensors(tmp_path / "kohya")
     [alpha] = {float(value) for name, value in tensors.items() if name.endswith(".alpha")}
     assert alpha == pytest.approx(6 * 3**0.5)  # the most frequent one; diffusers ignores others
@@ -93,7 +93,7 @@ def test_layers_with_their_own_rank_and_alpha_keep_them_in_every_form(tmp_path: 
     }
     originals = ("input_blocks_4_1", "middle_block_1", "output_blocks_0_1")
     for (module, scale), original in zip(scales.items(), originals, strict=True):
-        down, up = (stored[f"unet.{module}.lora.{side}.weight"] for side in ("down", "up"))
+        down, up = (stored[f"{module}.lora_{matrix}.weight"] for matrix in "AB")
         name = f"lora_unet_{original}_transformer_blocks_0{module.partition(block)[2].replace('.', '_')}"
         lower, upper, alpha = (tensors[f"{name}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
         torch.testing.assert_close(alpha / len(lower) * upper @ lower, scale * up @ down)
@@ -303,10 +303,10 @@ def test_merged_pipelines_have_merged_weights_and_no_paths(trained: tuple[Path, 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.slow
 def test_an_export_with_another_image_does_not_stay(
-    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
 ) -> None:
     """An export that lost its alpha: diffusers then uses the rank instead, and the adapter is half as strong."""
-    folder, adapter = trained
+    folder, adapter = saved(tiny_pipeline(), tmp_path_factory.mktemp("trained"))
 
     def without_alpha(folder: Path, adapter: Path, out: Path) -> None:
         tensors, _ = read_tensors(adapter)

@@ -140,21 +140,20 @@ def true_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout], tu
     return make
 
 
-def lora_of(form: ExportFormat, layout: Layout, model: tuple[Path, Path], folder: Path) -> tuple[Tensors, Updates]:
-    """An adapter's exported tensors, and what they should add."""
-    path = folder / f"{form}-{layout.name}"
-    export._WRITERS[form](*model, path)
-    tensors, _ = read_tensors(path / "adapter_model.safetensors" if path.is_dir() else path)
+def tensors_of(exported: Path) -> Tensors:
+    """The tensors of an exported LoRA."""
+    return read_tensors(exported / "adapter_model.safetensors" if exported.is_dir() else exported)[0]
 
-    stored, _ = read_tensors(model[1])
-    sides = {name: value for name, value in stored.items() if ".lora.down." in name}
-    expected = {
-        name.removeprefix("unet.").removesuffix(".lora.down.weight"): Update(
-            down, stored[name.replace(".down.", ".up.")], ALPHA / RANK
-        )
-        for name, down in sides.items()
-    }
-    return tensors, expected
+
+def updates_of(adapter: Path) -> Updates:
+    """What an adapter of rank RANK and alpha ALPHA adds."""
+    stored, _ = read_tensors(adapter)
+    updates = {}
+    for name, down in stored.items():
+        if ".lora.down." in name:
+            module = name.removeprefix("unet.").removesuffix(".lora.down.weight")
+            updates[module] = Update(down, stored[name.replace(".down.", ".up.")], ALPHA / RANK)
+    return updates
 
 
 def same(first: Updates, second: Updates) -> bool:
@@ -167,24 +166,29 @@ def same(first: Updates, second: Updates) -> bool:
     )
 
 
-def readers_by_names(form: ExportFormat, layout: Layout, model: tuple[Path, Path], folder: Path) -> set[str]:
-    """The programs that read the whole export by its names. One that reads another adapter, or a part, fails."""
-    unet = layout.unet()
+def readers_by_names(
+    form: ExportFormat, layout: Layout, small_export: Path, true_size: Callable[[Layout], tuple[Path, Path]]
+) -> set[str]:
+    """The programs that read an export by its names. One that reads another adapter, or a part, fails."""
     if form == "merged":  # its names are those of the base model, see test_export.py
-        assert unet.state_dict().keys() == weights(layout).keys()
+        assert layout.unet().state_dict().keys() == weights(layout).keys()
         return set(NAMES)
 
-    tensors, expected = lora_of(form, layout, model, folder)
+    readers = {program for program, reader in NAMES.items() if reader(tensors_of(small_export), layout)}
+    if not readers:
+        return readers
+
+    base, adapter = true_size(layout)
+    exported = base / form
+    export._WRITERS[form](base, adapter, exported)
+    expected = updates_of(adapter)
     assert sorted(expected) == sorted(attention_projections(layout))
+
+    unet = layout.unet()
     for name, update in expected.items():
         assert (len(update.up), update.down.shape[1]) == unet.get_submodule(name).weight.shape
-
-    readers = set()
-    for program, reader in NAMES.items():
-        updates = reader(tensors, layout)
-        if updates:
-            assert same(updates, expected)
-            readers.add(program)
+    for program in readers:
+        assert same(NAMES[program](tensors_of(exported), layout), expected), program
     return readers
 
 
@@ -263,7 +267,7 @@ def test_the_documented_table(tmp_path: Path, true_size: Callable[[Layout], tupl
         for form in FORMS:
             export._WRITERS[form](base, adapter, folder / form)
             by_images = readers_by_images(form, base, folder / form, expected)
-            for program in by_images | readers_by_names(form, layout, true_size(layout), tmp_path):
+            for program in by_images | readers_by_names(form, layout, folder / form, true_size):
                 read[form, program].append(layout.name)
 
     programs = [*IMAGES, *NAMES]
