@@ -448,7 +448,7 @@ def test_the_preview_of_an_export_is_downloaded_with_its_recipe(live: Live, tmp_
         model = client.model(client.job(live.done_job).last_model or "")
         image = next(client.samples(job=live.done_job)).image
         file = tmp_path / "flowers.safetensors"
-        assert client.download_preview(model.id, file, format="kohya") is None
+        assert client.download_preview(model.id, file, format="diffusers") is None
 
         recipe = RESPONSES["ExportOut"]["recipe"]
         for form, seed in (("kohya", 1), ("kohya", 2), ("diffusers", 3)):
