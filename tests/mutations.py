@@ -415,6 +415,44 @@ MUTATIONS = (
         "    if is_english(text) is None:\n",
         ("tests/unit/dfusion/prompts/test_text.py::test_items_of_other_languages_must_be_marked",),
     ),
+    Mutation(
+        "an adapter of a text encoder is refused",
+        "dfusion/adapter_files.py",
+        "if key.startswith(_TEXT_ENCODERS):",
+        'if key == "":',
+        ("tests/unit/dfusion/test_adapter_files.py::test_other_files_are_refused_by_name",),
+    ),
+    Mutation(
+        "an adapter with NaN is refused",
+        "dfusion/adapter_files.py",
+        "            if not _is_finite(content[tensor.start : tensor.stop], tensor.dtype):\n",
+        "            if key == '':\n",
+        ("tests/unit/dfusion/test_adapter_files.py::test_other_files_are_refused_by_name",),
+    ),
+    Mutation(
+        "an adapter that cannot be loaded is refused at submission",
+        "service/jobs/checking.py",
+        "elif problem := self._catalogue.adapter_problem(base.name):",
+        "elif problem := None:",
+        (
+            "tests/integration/jobs/test_adapters.py"
+            "::test_models_whose_adapter_cannot_be_loaded_are_refused_at_submission",
+        ),
+    ),
+    Mutation(
+        "a resumed training has the average of its updates",
+        "dfusion/training.py",
+        "                self._average[name] = average[name].to(parameter.device)\n",
+        "                pass\n",
+        ("tests/unit/dfusion/test_training_settings.py::test_a_training_resumes_exactly",),
+    ),
+    Mutation(
+        "carried moments have their own learning rates",
+        "dfusion/training.py",
+        "            self._updates_before = optimizer.updates\n",
+        "            pass\n",
+        ("tests/unit/dfusion/test_training_settings.py::test_a_training_resumes_exactly",),
+    ),
 )
 
 

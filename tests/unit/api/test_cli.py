@@ -31,6 +31,7 @@ from api.cli.screens import clock, listing, size
 from api.examples import RESPONSES
 from api.wire.health import CheckOut
 from api.wire.jobs import JobDetail, MetricOut
+from dfusion.catalogue import MODELS
 from tests.drawn_results import draw_evaluation
 from tests.model_check import run_in_this_process
 from tests.pages import blocks
@@ -298,7 +299,10 @@ def test_unreachable_service_is_reported(run: Run, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DFUSION_MODELS", json.dumps({"gone": str(tmp_path / "gone"), "hub": "sd-1.5"}))
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    styled = {"source": str(MODELS["shapes"].folder), "adapter": str(tmp_path / "a.safetensors")}
+    models = {"gone": str(tmp_path / "gone"), "hub": "sd-1.5", "styled": styled}
+    monkeypatch.setenv("DFUSION_MODELS", json.dumps(models))
     report = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(report.stdout)["data"]}
     states = {name: check["state"] for name, check in checks.items()}
@@ -308,6 +312,8 @@ def test_doctor(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (states["here: model gone"], states["here: model hub"]) == ("failed", "ok")
     assert states["service: worker"] == "warning"
     assert "DFUSION_MODELS" in checks["here: model gone"]["detail"]
+    assert states["here: adapter of styled"] == "failed"
+    assert "complete safetensors file" in checks["here: adapter of styled"]["detail"]
     assert {"here: disk", "here: torch"} <= states.keys()
     assert report.exit_code == 1
 
