@@ -205,7 +205,7 @@ def shorten(name: str, keep: float) -> Change:
     return change
 
 
-def file_of(name: str, keys: tuple[str, ...] = ()) -> Change:
+def file_of(name: str, keys: tuple[str, ...] = ()) -> Callable[[Path], Path]:
     """Another path: a file with these tensors, or with other bytes."""
 
     def change(folder: Path) -> Path:
@@ -496,15 +496,15 @@ def _weights() -> Iterator[Variant]:
     yield Variant("SDXL sharded", sharded("unet"), xl=True)
 
 
-_SD_KEYS = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x", "cond_stage_model.transformer.x")
-_XL_KEYS = ("model.diffusion_model.input_blocks.0.0.weight", "conditioner.embedders.1.model.x")
+SD_KEYS = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x", "cond_stage_model.transformer.x")
+XL_KEYS = ("model.diffusion_model.input_blocks.0.0.weight", "conditioner.embedders.1.model.x")
 
 
 def _other_paths() -> Iterator[Variant]:
     files: Mapping[str, tuple[tuple[str, ...], str]] = {
-        "sd.safetensors": (_SD_KEYS, "single-file checkpoint.*StableDiffusionPipeline as P"),
-        "xl.safetensors": (_XL_KEYS, "single-file checkpoint.*StableDiffusionXLPipeline as P"),
-        "unet.safetensors": (_SD_KEYS[:1], "U-Net without its text encoder"),
+        "sd.safetensors": (SD_KEYS, "single-file checkpoint.*StableDiffusionPipeline as P"),
+        "xl.safetensors": (XL_KEYS, "single-file checkpoint.*StableDiffusionXLPipeline as P"),
+        "unet.safetensors": (SD_KEYS[:1], "U-Net without its text encoder"),
         "flux.safetensors": (("model.diffusion_model.double_blocks.0.x",), "Flux transformer"),
         "flux2.safetensors": (("double_blocks.0.img_attn.qkv.weight",), "Flux transformer"),
         "sd3.safetensors": (("model.diffusion_model.joint_blocks.0.x",), "Stable Diffusion 3"),

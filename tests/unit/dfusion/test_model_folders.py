@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
 from dfusion.config import SamplingConfig
-from dfusion.errors import DFusionError
+from dfusion.errors import DFusionError, UnsupportedModelError
 from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
-from tests.model_folders import VARIANTS, Templates, Variant
+from tests.model_folders import SD_KEYS, VARIANTS, XL_KEYS, Templates, Variant, file_of, nothing
+from tests.nets import tiny_pipeline
 
 RUNNING = [variant for variant in VARIANTS if variant.refusal is None]
 REFUSED = [variant for variant in VARIANTS if variant.refusal is not None]
@@ -83,6 +89,38 @@ def test_files_as_the_hub_has_them_give_the_same_image(templates: Templates, nam
     [plain] = [other for other in VARIANTS if other.name == ("SDXL" if variant.xl else "SD")]
     path = templates.create(variant, tmp_path / "model")
     assert np.array_equal(image_of(path), image_of(templates.create(plain, tmp_path / "plain")))
+
+
+def test_the_command_of_the_error_converts_pickles(tmp_path: Path) -> None:
+    """A folder with .bin weights, as they were saved before safetensors."""
+    folder = tmp_path / "model"
+    tiny_pipeline().save_pretrained(folder)
+    for file in list(folder.glob("*/*.safetensors")):
+        name = "pytorch_model.bin" if file.stem == "model" else "diffusion_pytorch_model.bin"
+        torch.save(load_file(file), file.with_name(name))
+        file.unlink()
+
+    with pytest.raises(UnsupportedModelError, match="a pickle") as refused:
+        DiffusionModel.load(folder)
+    command = str(refused.value).partition("convert it: ")[2]
+    program, option, code = shlex.split(command)
+    assert (program, option) == ("python", "-c")
+    exec(code, {})
+    plain = Templates(tmp_path / "templates").create(Variant("", nothing), tmp_path / "plain")
+    assert np.array_equal(image_of(tmp_path / "model-safetensors"), image_of(plain))
+
+
+def test_the_command_of_the_error_names_what_diffusers_has(tmp_path: Path) -> None:
+    """The conversion itself needs the model hub, for the configs."""
+    for keys, kind in ((SD_KEYS, StableDiffusionPipeline), (XL_KEYS, StableDiffusionXLPipeline)):
+        file = file_of("my model.safetensors", keys)(tmp_path / "x")
+        with pytest.raises(UnsupportedModelError, match="single-file") as refused:
+            DiffusionModel.load(str(file))
+        *_, code = shlex.split(str(refused.value).partition("Convert it: ")[2])
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        arguments = [ast.literal_eval(argument) for call in calls for argument in call.args]
+        assert sorted(arguments) == sorted([str(file), str(file.with_suffix(""))])
+        assert hasattr(kind, "from_single_file") and f"import {kind.__name__} as P" in code
 
 
 EVERY_FOURTH = [
