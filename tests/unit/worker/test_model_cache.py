@@ -24,7 +24,7 @@ def test_a_loaded_model_is_preferred_for_half_a_minute(monkeypatch: pytest.Monke
     loaded = SimpleNamespace(notes=("sampled by DDIM",))
     monkeypatch.setattr(model_cache, "time", clock)
     monkeypatch.setattr(model_cache, "DiffusionModel", SimpleNamespace(load=lambda *_arguments, **_options: loaded))
-    entry = SimpleNamespace(source="", dtype=None, vae_dtype=None)
+    entry = SimpleNamespace(source="", dtype=None, vae_dtype=None, adapter=None)
     catalogue: Any = SimpleNamespace(models={"tiny": entry, "other": entry})
     cache = ModelCache(catalogue, store=SimpleNamespace(), device="cpu")  # type: ignore[arg-type]
     assert cache.preferred is None
