@@ -15,21 +15,27 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from pyarrow import parquet
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from api.cli import app
 from api.wire.health import CheckOut
-from dfusion.catalogue import MODELS
+from dfusion.catalogue import MODELS, SCORERS
 from dfusion.config import TrainingConfig
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt, read_prompts
+from dfusion.rewards.config import WeightedScorerConfig
+from dfusion.rewards.http import ScoreRequest, ScoreResponse
+from service.settings import Settings
 from tests.adapters import ATTENTION, Lora, kohya_file, random_lora
 from tests.model_check import run_in_this_process
 from tests.pages import ROOT, apply_diff, blocks, replaced
 
 REWARD = "docs/how-to/add-a-reward.md"
+CHOOSE = "docs/how-to/choose-a-reward.md"
 CONTROL = "docs/how-to/add-an-attention-control.md"
 MODEL = "docs/how-to/use-your-own-model.md"
 PROMPTS = "docs/how-to/use-your-own-prompts.md"
@@ -117,6 +123,41 @@ def test_an_attention_control(tmp_path: Path) -> None:
     lines = re.findall(r"^(\w+): (\d\.\d{3}) from the base$", output, re.MULTILINE)
     assert [name for name, _ in lines] == ["masked_kv", "masked_v"]
     assert len({distance for _, distance in lines} - {"0.000"}) == 2
+
+
+def test_a_reward_that_needs_no_weights(tmp_path: Path) -> None:
+    [code] = blocks(CHOOSE, "python")
+    documented = re.findall(r"^prints `(.+)`: ", (ROOT / CHOOSE).read_text("utf-8"), re.MULTILINE)
+    assert printed(tmp_path, code) == f"{documented[0]}\n"
+
+
+def test_the_settings_of_rewards_are_accepted_and_name_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    shells = blocks(CHOOSE, "bash")
+    setting = re.search(r"^export DFUSION_SCORERS='(.*)'$", shells[1], re.MULTILINE | re.DOTALL)
+    assert setting is not None
+    monkeypatch.setenv("DFUSION_SCORERS", setting[1])
+    scorers = Settings.read().scorers
+    kinds = {config.kind for config in scorers.values() if not isinstance(config, str)}
+    assert kinds == {"pickscore", "open_clip", "image_reward", "aesthetic", "vqa", "http"}
+
+    # built-in names, and kinds of settings
+    text = (ROOT / CHOOSE).read_text("utf-8")
+    listed = set(re.findall(r"`([^`]+)`", text.partition("| you want")[2].partition("\n\n")[0])) - {"file"}
+    assert {name for name in listed if "-" in name} < set(SCORERS) and "ocr" in SCORERS
+    assert kinds | {"weighted", "ocr"} == {name for name in listed if "-" not in name}
+
+    request, response, total = (json.loads(block) for block in blocks(CHOOSE, "json"))
+    assert set(request) == set(ScoreRequest.__annotations__) and set(response) == set(ScoreResponse.__annotations__)
+    assert {part.scorer for part in WeightedScorerConfig.model_validate(total).parts} < set(SCORERS)
+
+
+def test_a_pickle_is_converted_by_the_documented_command(tmp_path: Path) -> None:
+    command = shlex.split(blocks(CHOOSE, "bash")[0])
+    assert command[0] == "python"
+    torch.save({"mlp.layers.0.weight": torch.ones(1, 2)}, tmp_path / command[3])
+    (tmp_path / command[4]).parent.mkdir()
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert load_file(tmp_path / command[4])["mlp.layers.0.weight"].tolist() == [[1, 1]]
 
 
 @pytest.mark.slow

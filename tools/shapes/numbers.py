@@ -2,7 +2,7 @@
 
 The U-Net and the text encoder continue from the shapes world's; the VAE is the same. It is resumable, as the parts of
 `tools.shapes.build`. As there, the last captions have mistakes, so the model draws clean digits that do not always
-match the prompt. At the end, everything is copied into the package's `models` folder in half precision.
+match the prompt. The shipped model is the folder `pipeline` of BUILD, trained with `--threads 1`.
 """
 
 from __future__ import annotations

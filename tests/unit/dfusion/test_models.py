@@ -1,9 +1,11 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
@@ -20,6 +22,7 @@ from dfusion.errors import (
 from dfusion.models import DiffusionModel, Pipeline
 from dfusion.policy import log_probs
 from dfusion.sampling import sample
+from tests.clip_tokenizer import clip_tokenizer
 from tests.model_folders import edit
 from tests.nets import overflowing_pipeline, relative_error, tiny_model, tiny_pipeline, tiny_xl_model, tiny_xl_pipeline
 
@@ -216,6 +219,38 @@ def test_all_occurrences_count_and_parts_of_words_do_not(model: DiffusionModel) 
         model.item_tokens("xyred circle", ["red"])
     with pytest.raises(ItemNotInPromptError, match="'star'"):
         model.item_tokens("a red circle", ["star"])
+
+
+@pytest.mark.parametrize(
+    ("text", "items", "indices"),
+    [
+        ("a photo of an axolotl riding a skateboard", ["axolotl", "skateboard"], ((4, 5, 6, 7), (10,))),
+        ("A red-haired cat, a Hat and another cat", ["cat", "hat", "red-haired cat"], ((4, 10), (7,), (1, 2, 3, 4))),
+        ("a cat's hat", ["cat", "hat"], ((1,), (3,))),
+        ("a catfish and a cat", ["cat"], ((4,),)),
+        ("a naïve café", ["naïve", "café"], ((1, 2, 3), (4,))),
+        ('the number "47"', ["47"], ((3, 4),)),
+    ],
+)
+def test_items_by_clips_own_tokens(
+    model: DiffusionModel, text: str, items: list[str], indices: tuple[tuple[int, ...], ...]
+) -> None:
+    """Words of several tokens, hyphens, punctuation, accents and digits; the tokens were counted by hand."""
+    real = replace(model, tokenizer=clip_tokenizer())
+    assert real.item_tokens(text, items) == indices
+
+
+def test_clips_tokenizer_has_the_ids_of_open_clips_and_takes_75_tokens(model: DiffusionModel) -> None:
+    real = replace(model, tokenizer=clip_tokenizer())
+    text = 'A red-and-striped circle, "Ab9" 你好 naïve it\'s'
+    for prompt in (text, "x " * 100, ""):
+        ids = clip_tokenizer()(prompt, truncation=True).input_ids
+        assert open_clip.tokenize([prompt])[0, : len(ids)].tolist() == ids
+    assert len(clip_tokenizer()("x " * 100, truncation=True).input_ids) == 77
+
+    assert real.item_tokens("x " * 74 + "cat", ["cat"]) == ((74,),)
+    with pytest.raises(InvalidInputError, match="at most 75 tokens, got 76"):
+        real.item_tokens("x " * 75 + "cat", ["cat"])
 
 
 def test_embeddings_are_the_text_encoders_and_long_prompts_are_rejected(model: DiffusionModel) -> None:
