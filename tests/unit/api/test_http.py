@@ -24,7 +24,7 @@ from tests.service import round_body, service_of, settings_for
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(settings_for(tmp_path, tmp_path))) as opened:
+    with TestClient(create_app(settings_for(tmp_path, tmp_path / "tiny"))) as opened:
         yield opened
 
 
@@ -63,7 +63,7 @@ def test_the_log_is_read_in_pages(client: TestClient, service: Service, monkeypa
 
 
 def test_head_of_an_endless_stream_ends(tmp_path: Path) -> None:
-    app = create_app(settings_for(tmp_path, tmp_path))
+    app = create_app(settings_for(tmp_path, tmp_path / "tiny"))
     with serving(app) as port:
         job_id = start(app.state.service)
         headers = {"Accept": "text/event-stream"}
@@ -125,7 +125,7 @@ def stream(url: str, after: str | None = None) -> httpx.Response:
 
 def test_a_plain_event_source_reads_all_events_and_does_not_reconnect_for_ever(tmp_path: Path) -> None:
     """A browser calls `onmessage` for events without a name, reconnects after the last id, and stops at 204."""
-    app = create_app(settings_for(tmp_path, tmp_path))
+    app = create_app(settings_for(tmp_path, tmp_path / "tiny"))
     with serving(app) as port:
         job_id = start(app.state.service)
         cancel_job(app.state.service, job_id)
@@ -145,7 +145,9 @@ def _fields(block: str) -> dict[str, str]:
 def test_a_stream_ends_when_its_key_is_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_KEY_CHECK_SECONDS", 0.1)
     admin = {"Authorization": "Bearer dfk_" + "a1" * 20}
-    app = create_app(settings_for(tmp_path, tmp_path, auth=True, bootstrap_admin_key=SecretStr("dfk_" + "a1" * 20)))
+    app = create_app(
+        settings_for(tmp_path, tmp_path / "tiny", auth=True, bootstrap_admin_key=SecretStr("dfk_" + "a1" * 20))
+    )
     with serving(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         job_id = start(app.state.service)
         key = client.post("/api-keys", json={"name": "ann", "scopes": ["read"]}, headers=admin).json()
@@ -158,7 +160,7 @@ def test_a_stream_ends_when_its_key_is_revoked(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_follower_does_not_delay_a_stop(tmp_path: Path) -> None:
-    app = create_app(settings_for(tmp_path, tmp_path))
+    app = create_app(settings_for(tmp_path, tmp_path / "tiny"))
     with serving(app) as port:
         job_id = start(app.state.service)
         url = f"http://127.0.0.1:{port}/jobs/{job_id}/events"

@@ -64,7 +64,7 @@ class Live:
 @contextmanager
 def live(folder: Path, port: int = 0, pipeline: Path | None = None, **changes: Any) -> Iterator[Live]:
     """The application with its data in the folder, on this port or a free one. Without a pipeline, no stage can run."""
-    app = create_app(settings_for(folder, pipeline or folder, **changes))
+    app = create_app(settings_for(folder, pipeline or folder / "tiny", **changes))
     with serving(app, port=port) as used:
         yield Live(f"http://127.0.0.1:{used}", app.state.service)
 
