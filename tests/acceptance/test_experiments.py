@@ -27,12 +27,12 @@ EXPERIMENT: dict[str, Any] = {
         "reward": "brightness",
     },
     "prompt_lists": {"own": {"train": ["a red [circle]", "a blue [star]"], "held_out": ["a green [heart]"]}},
-    "seeds": [1, 2],
+    "seeds": [1],
     "arms": {"naive": {"fusion": None}, "fused": {"fusion": {"first_step": 1}}},
     "evaluation": {"samples_per_prompt": 2, "scorers": ["brightness"]},
 }
-CELLS = 4
-RECORDS = {"own--base.json", *(f"own--{arm}--seed{seed}.json" for arm in ("naive", "fused") for seed in (1, 2))}
+CELLS = 2
+RECORDS = {"own--base.json", "own--naive--seed1.json", "own--fused--seed1.json"}
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def run_with_kills(service: Deployment, file: Path, killed: Path) -> None:
     worker = service.embedded_worker()
     assert worker is not None
     worker.kill()
-    until(lambda: len(records(killed)) >= 3)
+    until(lambda: len(records(killed)) >= 2)
     kill(runner)
     assert len(records(killed)) < len(RECORDS)
 
@@ -125,7 +125,7 @@ def findings(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_service_of_a_killed_runner_ends_and_the_next_continues(file: Path, tmp_path: Path, pipeline: Path) -> None:
     """`make experiments` starts its own service. After SIGKILL of the runner, neither service nor worker remains."""
-    content = EXPERIMENT | {"seeds": [1], "arms": {"naive": {"fusion": None}}}
+    content = EXPERIMENT | {"arms": {"naive": {"fusion": None}}}
     file.write_text(json.dumps(content))
     out = tmp_path / "records"
     command = [sys.executable, "-m", "api.experiments", str(file), "--data", str(tmp_path / "data"), "--out", str(out)]

@@ -129,7 +129,7 @@ def command(folder: Path, what: str) -> list[str]:
     return [line for line in printed.getvalue().splitlines() if line.endswith(f", {folder}/prompts.json, shapes-clip")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_makes_every_report_of_any_pipeline_and_prompts(tmp_path: Path) -> None:
     heads = command(tmp_path, "all")
     assert [line.partition(",")[0] for line in heads] == list(REPORTS)
