@@ -1,4 +1,8 @@
-"""The LoRA adapter of the U-Net, by peft, in files that stock diffusers loads."""
+"""The LoRA adapter of the U-Net, by peft, in files that stock diffusers loads.
+
+A file may also adapt text encoders. These parts are merged into the encoders' weights, are not trained, and are saved
+with the U-Net's.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,22 @@ from dfusion._diffusers import (
 )
 from dfusion.adapter_files import UNET, AdaptedLayer, AdapterLayout, read_layout
 from dfusion.config import GROUPS, LoraConfig
-from dfusion.errors import CheckpointError, InvalidInputError
+from dfusion.errors import AdapterError, CheckpointError, InvalidInputError
 from dfusion.files import read_tensors, write_tensors, write_whole
 from dfusion.lora_layers import LayerSettings, Shapes, adapted_layers, groups_of
+from dfusion.text_encoder_lora import (
+    MergedTextLayers,
+    TextLayers,
+    diffusers_settings,
+    diffusers_tensors,
+    read_text_layers,
+)
 
 METADATA_KEY = "dfusion"
 ADAPTER = "default"
 """The adapter's name in peft."""
+_MERGED = "dfusion_text_encoders"
+"""The U-Net's attribute with the parts of text encoders that belong to its adapter."""
 _PEFT_INIT: Mapping[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
 """peft's name of each initialisation, as stored in the adapter's metadata."""
 
@@ -81,10 +94,10 @@ def _peft_config(config: LoraConfig, layers: Mapping[str, LayerSettings]) -> pef
     )
 
 
-def shapes_of(unet: UNet2DConditionModel) -> Shapes:
-    """The shapes of the U-Net's parameters by name, without an adapter."""
+def shapes_of(network: nn.Module) -> Shapes:
+    """The shapes of the parameters of a U-Net or text encoder by name, without an adapter."""
     shapes = {}
-    for name, parameter in unet.named_parameters():
+    for name, parameter in network.named_parameters():
         if ".lora_" not in name:
             shapes[name.replace(".base_layer.", ".")] = tuple(parameter.shape)
     return shapes
@@ -99,9 +112,12 @@ def _initialise(weight: torch.Tensor, config: LoraConfig, generator: torch.Gener
 
 
 def detach(unet: UNet2DConditionModel) -> None:
-    """Detach the adapter, which restores the base model. Does nothing without an adapter."""
+    """Detach the adapter, which restores the base model with its text encoders. Does nothing without an adapter."""
     if has_lora(unet):
         unet.unload_lora()
+    merged = unet.__dict__.pop(_MERGED, None)
+    if merged is not None:
+        merged.undo()
 
 
 def has_lora(unet: UNet2DConditionModel) -> bool:
@@ -201,7 +217,8 @@ def lora_dropout(unet: UNet2DConditionModel, share: float, seed: int) -> Iterato
 def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping[str, str] | None = None) -> None:
     """Write the adapter as safetensors that `load_lora_weights` of stock pipelines loads. The write is atomic.
 
-    Equal adapters and metadata give equal bytes.
+    The file includes the parts of text encoders that `load_adapter` loaded. Equal adapters and metadata give equal
+    bytes.
 
     Args:
         unet: The U-Net with the adapter.
@@ -222,6 +239,9 @@ def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping
     settings = {}
     for key, value in unet.peft_config[ADAPTER].to_dict().items():
         settings[UNET + key] = sorted(value) if isinstance(value, set) else value
+    merged: MergedTextLayers | None = getattr(unet, _MERGED, None)
+    text_layers = {} if merged is None else merged.layers
+    settings |= diffusers_settings(text_layers)
     about = {
         LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True),
         METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True),
@@ -233,7 +253,9 @@ def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping
             temporary.parent,
             unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
             weight_name=temporary.name,
-            save_function=lambda weights, path: write_tensors(Path(path), weights, about),
+            save_function=lambda weights, path: write_tensors(
+                Path(path), {**weights, **diffusers_tensors(text_layers)}, about
+            ),
         )
 
     write_whole(Path(file), write)
@@ -243,20 +265,23 @@ def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping
 class AdapterFile:
     """The content of an adapter's file.
 
-    weights   by peft's names without a prefix, "down_blocks.0. ... .to_q.lora_A.weight"; (rank, in) and (out, rank)
-    layers    the rank and alpha of each layer
-    config    the settings; the initialisation is Kaiming, peft's default, if the file does not have it
-    metadata  the metadata passed to `save_adapter`
+    weights       of the U-Net, by peft's names without a prefix, "down_blocks.0. ... .to_q.lora_A.weight"; (rank, in)
+                  and (out, rank)
+    layers        the rank and alpha of each layer of the U-Net
+    config        the settings; the initialisation is Kaiming, peft's default, if the file does not have it
+    metadata      the metadata passed to `save_adapter`
+    text_encoders the parts of text encoders
     """
 
     weights: Mapping[str, torch.Tensor]
     layers: Mapping[str, AdaptedLayer]
     config: LoraConfig
     metadata: Mapping[str, str]
+    text_encoders: TextLayers
 
 
 def read_adapter(file: Path, per_block: int = 2) -> AdapterFile:
-    """Read an adapter of the U-Net in the format of diffusers, PEFT or kohya.
+    """Read an adapter of the U-Net, and of text encoders, in the format of diffusers, PEFT or kohya.
 
     The ranks come from the weights. Alphas come from the file or, for PEFT, from adapter_config.json beside it; without
     any, a layer's alpha is its rank, as in diffusers.
@@ -266,7 +291,7 @@ def read_adapter(file: Path, per_block: int = 2) -> AdapterFile:
         per_block: Layers of each block of the U-Net, on which names of SDXL's layers in kohya's files depend.
 
     Raises:
-        AdapterError: A file that is damaged, another kind of adapter, or one with other parts than the U-Net.
+        AdapterError: A file that is damaged, another kind of adapter, or one without layers of the U-Net.
     """
     return _read(read_layout(file, per_block))
 
@@ -284,23 +309,32 @@ def _read(layout: AdapterLayout, shapes: Shapes | None = None) -> AdapterFile:
         metadata = dict(json.loads(layout.metadata.get(METADATA_KEY, "{}")))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{layout.file}: expected the metadata of an adapter: {error!r}") from error
-    return AdapterFile(weights, layout.layers, layout.config(shapes), metadata)
+    text_layers = read_text_layers(layout, tensors)
+    return AdapterFile(weights, layout.layers, layout.config(shapes), metadata, text_layers)
 
 
-def load_adapter(unet: UNet2DConditionModel, file: Path | str) -> dict[str, str]:
+def load_adapter(
+    unet: UNet2DConditionModel, file: Path | str, text_encoders: Mapping[str, nn.Module] | None = None
+) -> dict[str, str]:
     """Attach the adapter of a file, ready for training. It replaces an attached adapter.
+
+    Parts of text encoders are merged into the encoders' weights until `detach`. They are not trained, and
+    `save_adapter` writes them again.
 
     Args:
         unet: The U-Net to change in place.
         file: A file by `save_adapter`, or another adapter of the U-Net in the format of diffusers, PEFT or kohya, or
             its folder.
+        text_encoders: The pipeline's text encoders, as `DiffusionModel.text_encoders`, to change in place. None
+            refuses files with parts for them.
 
     Returns:
         The metadata passed to `save_adapter`.
 
     Raises:
-        AdapterError: The file is damaged, is another kind of adapter, has other parts than the U-Net, or does not fit
-            the U-Net (which then has no adapter). The message names the kind or the first key.
+        AdapterError: The file is damaged, is another kind of adapter, has no layers of the U-Net, has parts of text
+            encoders that are not given, or does not fit the networks (the U-Net then has no adapter). The message
+            names the kind or the first key.
 
     Example:
         >>> from dfusion import MODELS, DiffusionModel, attach_lora, load_adapter, save_adapter
@@ -315,10 +349,23 @@ def load_adapter(unet: UNet2DConditionModel, file: Path | str) -> dict[str, str]
     layout = read_layout(Path(file), per_block if isinstance(per_block, int) else max(per_block))
     shapes = shapes_of(unet)
     layout.require_fit(shapes)
+    _require_text_encoders(layout, text_encoders)
     adapter = _read(layout, shapes)
     attach_lora(unet, adapter.config)
 
     for name, parameter in lora_parameters(unet).items():
         weight = adapter.weights[name.replace(f".{ADAPTER}.weight", "" if "magnitude" in name else ".weight")]
         parameter.data.copy_(weight.reshape(parameter.shape))
+    if text_encoders and adapter.text_encoders:
+        setattr(unet, _MERGED, MergedTextLayers(adapter.text_encoders, text_encoders))
     return dict(adapter.metadata)
+
+
+def _require_text_encoders(layout: AdapterLayout, text_encoders: Mapping[str, nn.Module] | None) -> None:
+    """Raise AdapterError unless the file's parts of text encoders can be loaded into these."""
+    if text_encoders is None:
+        for layers in layout.text_encoders.values():
+            key = next(iter(layers.values())).down
+            raise AdapterError(f"{layout.file}: expected text_encoders for parts of a text encoder ({key}), got none")
+        return
+    layout.require_text_encoders({name: shapes_of(encoder) for name, encoder in text_encoders.items()})

@@ -6,8 +6,11 @@ diffusers  unet.down_blocks.0.….to_q.lora.down.weight; alpha in the file's met
 PEFT       base_model.model.down_blocks.0.….to_q.lora_A.weight; alpha in adapter_config.json beside the file
 kohya      lora_unet_down_blocks_0_…_to_q.lora_down.weight, for SDXL lora_unet_input_blocks_4_1_…; alpha of each layer
 
-Every key must be understood. Anything else (text encoders, LoHa, full weights, …) is refused by its name, since an
-adapter that is loaded in part is another adapter.
+Files of diffusers and kohya may also adapt text encoders: text_encoder.…, text_encoder_2.…; lora_te_… or lora_te1_…,
+lora_te2_….
+
+Every key must be understood. Anything else (LoHa, full weights, …) is refused by its name, since an adapter that is
+loaded in part is another adapter.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +44,19 @@ _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 """The first bytes of what torch.save writes, today and in versions before 1.6."""
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_TEXT_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_", "text_encoder.", "text_encoder_2.", f"{_PEFT}text_model.")
+_TEXT_ENCODERS: Mapping[str, tuple[AdapterForm, str]] = {
+    "text_encoder.": ("diffusers", "text_encoder"),
+    "text_encoder_2.": ("diffusers", "text_encoder_2"),
+    "lora_te_": ("kohya", "text_encoder"),
+    "lora_te1_": ("kohya", "text_encoder"),
+    "lora_te2_": ("kohya", "text_encoder_2"),
+}
+"""Prefixes of the keys of text encoders: their formats, and the encoders' names in a pipeline."""
+_PEFT_TEXT_ENCODER = f"{_PEFT}text_model."
+TEXT_MODEL = "text_model."
+"""The prefix of a text encoder's layers in adapters. Networks of some versions of transformers do not have it."""
+_TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""The ends of the layers of a text encoder that diffusers adapts."""
 _OTHER_KINDS: Mapping[str, str] = {
     "LoHa": r"\.hada_",
     "LoKr": r"\.lokr_",
@@ -97,6 +112,8 @@ _COMPOUNDS = (
     "linear_2",
 )
 """Names of layers that contain "_", which kohya's keys have also in place of the dots."""
+_TEXT_COMPOUNDS = ("text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "text_projection")
+"""The same for text encoders."""
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 _MAX_HEADER = 100 << 20
 
@@ -132,20 +149,23 @@ class AdaptedLayer:
 class AdapterLayout:
     """The content of an adapter's file, without its weights.
 
-    file        the safetensors file
-    form        its format
-    tensors     its tensors by key
-    layers      the adapted layers by their names in diffusers' U-Net
-    use_rslora  whether the scale is alpha / sqrt(rank) instead of alpha / rank
-    init        the initialisation; Kaiming, peft's default, if the file does not say
-    settings    the settings of peft's LoraConfig in the file, or beside it
-    metadata    the file's metadata
+    file           the safetensors file
+    form           its format
+    tensors        its tensors by key
+    layers         the adapted layers by their names in diffusers' U-Net
+    text_encoders  the adapted layers of text encoders, by the encoders' names in a pipeline and by their names with
+                   "text_model."; their scale is always alpha / rank
+    use_rslora     whether the U-Net's scale is alpha / sqrt(rank) instead of alpha / rank
+    init           the initialisation; Kaiming, peft's default, if the file does not say
+    settings       the settings of peft's LoraConfig for the U-Net in the file, or beside it
+    metadata       the file's metadata
     """
 
     file: Path
     form: AdapterForm
     tensors: Mapping[str, StoredTensor]
     layers: Mapping[str, AdaptedLayer]
+    text_encoders: Mapping[str, Mapping[str, AdaptedLayer]]
     use_rslora: bool
     init: Literal["gaussian", "kaiming"]
     settings: Mapping[str, Any]
@@ -207,6 +227,26 @@ class AdapterLayout:
             if layer.magnitude is not None:
                 self._require_shape(layer.magnitude, (1, out) if kernel else (out,))
 
+    def require_text_encoders(self, encoders: Mapping[str, Shapes | None]) -> None:
+        """Raise AdapterError, naming the first layer that does not fit, unless the encoders have all adapted layers.
+
+        Args:
+            encoders: The shapes of the text encoders' parameters by name; None for one that is not checked.
+        """
+        for encoder, layers in self.text_encoders.items():
+            if encoder not in encoders:
+                key = next(iter(layers.values())).down
+                raise AdapterError(f"{self.file}: the adapter is for another model: got {key}, but it has no {encoder}")
+            shapes = encoders[encoder]
+            if shapes is None:
+                continue
+            for name, layer in layers.items():
+                weight = shapes.get(f"{name}.weight", shapes.get(f"{name.removeprefix(TEXT_MODEL)}.weight", ()))
+                if len(weight) != 2:
+                    raise AdapterError(f"{self.file}: the adapter is for another model: {encoder} has no layer {name}")
+                self._require_shape(layer.down, (layer.rank, weight[1]))
+                self._require_shape(layer.up, (weight[0], layer.rank))
+
     def _require_shape(self, key: str, expected: tuple[int, ...]) -> None:
         got = self.tensors[key].shape
         if _without_ones(got) != _without_ones(expected):
@@ -249,37 +289,71 @@ def read_layout(path: Path, per_block: int = 2) -> AdapterLayout:
         per_block: Layers of each block of the U-Net (`layers_per_block`). Names of SDXL in kohya's files depend on it.
 
     Raises:
-        AdapterError: A pickle, a damaged file, another kind of adapter, a text encoder, an unknown key, NaN. The
-            message names it.
+        AdapterError: A pickle, a damaged file, another kind of adapter, an unknown key, NaN, no layers of the U-Net.
+            The message names it.
     """
     file = _file_of(path)
     tensors, metadata = read_header(file)
     _refuse_other_kinds(file, tensors)
     form = _form_of(file, tensors)
-    settings = _settings_of(file, form, metadata)
 
-    # 1. the keys of each layer
-    keys: dict[str, dict[Kind, str]] = {}
+    # 1. the keys of each layer of each network
+    keys: dict[str | None, dict[str, dict[Kind, str]]] = {None: {}}
     for key in tensors:
-        name, part = _layer_of(file, key, form, per_block)
-        parts = keys.setdefault(name, {})
+        encoder, name, part = _layer_of(file, key, form, per_block)
+        parts = keys.setdefault(encoder, {}).setdefault(name, {})
         if part in parts:
             raise AdapterError(f"{file}: expected one {part} matrix of {name}, got {parts[part]} and {key}")
         parts[part] = key
 
-    # 2. their ranks and alphas
-    alphas = _alphas(file, tensors, keys)
-    layers = {name: _layer(file, name, parts, tensors, alphas, settings) for name, parts in sorted(keys.items())}
+    # 2. the U-Net's ranks and alphas
+    settings = _settings_of(file, form, metadata, UNET)
+    layers = _layers(file, tensors, keys.pop(None), settings)
+    if not layers:
+        raise AdapterError(f"{file}: expected layers of the U-Net, got only those of a text encoder ({min(tensors)})")
     with_magnitude = {name for name, layer in layers.items() if layer.magnitude is not None}
     if with_magnitude and with_magnitude != layers.keys():
         missing = min(layers.keys() - with_magnitude)
         raise AdapterError(f"{file}: expected DoRA's magnitude of every layer, got none of {missing}")
 
+    # 3. those of the text encoders
+    text_encoders = {}
+    for encoder in sorted(filter(None, keys)):
+        of_encoder = _settings_of(file, form, metadata, f"{encoder}.")
+        text_encoders[encoder] = _text_layers(file, _layers(file, tensors, keys[encoder], of_encoder), of_encoder)
+
     init: Literal["gaussian", "kaiming"] = "gaussian" if settings.get("init_lora_weights") == "gaussian" else "kaiming"
     use_rslora = settings.get("use_rslora", False) is True
-    layout = AdapterLayout(file, form, tensors, layers, use_rslora, init, settings, metadata)
+    layout = AdapterLayout(file, form, tensors, layers, text_encoders, use_rslora, init, settings, metadata)
     layout.require_finite()
     return layout
+
+
+def _layers(
+    file: Path,
+    tensors: Mapping[str, StoredTensor],
+    keys: Mapping[str, Mapping[Kind, str]],
+    settings: Mapping[str, Any],
+) -> dict[str, AdaptedLayer]:
+    """The adapted layers of a network."""
+    alphas = _alphas(file, tensors, keys)
+    return {name: _layer(file, name, parts, tensors, alphas, settings) for name, parts in sorted(keys.items())}
+
+
+def _text_layers(
+    file: Path, layers: Mapping[str, AdaptedLayer], settings: Mapping[str, Any]
+) -> dict[str, AdaptedLayer]:
+    """The layers of a text encoder, with rsLoRA's alpha / sqrt(rank) as alpha / rank."""
+    result = {}
+    for name, layer in layers.items():
+        if layer.magnitude is not None:
+            raise AdapterError(f"{file}: expected a LoRA of the text encoder, got a DoRA ({layer.magnitude})")
+        if not name.endswith(_TEXT_LAYERS):
+            expected = f"layers of the text encoder's attention and MLP ({', '.join(_TEXT_LAYERS)})"
+            raise AdapterError(f"{file}: expected {expected}, got {layer.down}")
+        factor = math.sqrt(layer.rank) if settings.get("use_rslora") is True else 1.0
+        result[name] = replace(layer, alpha=layer.alpha * factor)
+    return result
 
 
 def _file_of(path: Path) -> Path:
@@ -324,11 +398,11 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
-def read_shapes(folder: Path) -> Shapes | None:
-    """The shapes of the U-Net's parameters of a pipeline, from its safetensors files. None if they cannot be read."""
+def read_shapes(folder: Path, part: str = "unet") -> Shapes | None:
+    """The shapes of the parameters of a pipeline's network, from its safetensors files. None if they cannot be read."""
     shapes: dict[str, tuple[int, ...]] = {}
     try:
-        for file in sorted((folder / "unet").glob("*.safetensors")):
+        for file in sorted((folder / part).glob("*.safetensors")):
             tensors, _ = read_header(file)
             shapes |= {name: tensor.shape for name, tensor in tensors.items()}
     except AdapterError:
@@ -352,18 +426,16 @@ def _stored(entry: Mapping[str, Any], offset: int) -> StoredTensor:
 
 def _refuse_other_kinds(file: Path, keys: Iterable[str]) -> None:
     for key in keys:
-        if key.startswith(_TEXT_ENCODERS):
-            raise AdapterError(
-                f"{file}: expected an adapter of the U-Net only, got one of a text encoder too ({key}): images with"
-                " a part of the adapter would be others"
-            )
+        if key.startswith(_PEFT_TEXT_ENCODER):
+            raise AdapterError(f"{file}: expected PEFT's file of the U-Net, got one of a text encoder ({key})")
         for kind, pattern in _OTHER_KINDS.items():
             if re.search(pattern, key):
                 raise AdapterError(f"{file}: expected a LoRA, got {kind} ({key})")
 
 
 def _form_of(file: Path, keys: Iterable[str]) -> AdapterForm:
-    prefixes: Mapping[str, AdapterForm] = {_KOHYA: "kohya", _PEFT: "PEFT", UNET: "diffusers"}
+    prefixes: dict[str, AdapterForm] = {_KOHYA: "kohya", _PEFT: "PEFT", UNET: "diffusers"}
+    prefixes |= {prefix: form for prefix, (form, _) in _TEXT_ENCODERS.items()}
     forms = {prefixes[prefix]: key for key in keys for prefix in prefixes if key.startswith(prefix)}
     if len(forms) > 1:
         raise AdapterError(f"{file}: expected the keys of one format, got {', '.join(forms.values())}")
@@ -374,8 +446,8 @@ def _form_of(file: Path, keys: Iterable[str]) -> AdapterForm:
     raise AdapterError(f"{file}: expected the keys of a LoRA, got {shortened(sorted(keys))}")
 
 
-def _settings_of(file: Path, form: AdapterForm, metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    """The settings of peft's LoraConfig, by name; empty if the file has none."""
+def _settings_of(file: Path, form: AdapterForm, metadata: Mapping[str, str], prefix: str) -> Mapping[str, Any]:
+    """The settings of peft's LoraConfig for the network with this prefix; empty if the file has none."""
     source = f"{file}: expected the metadata of an adapter"
     try:
         if form == "PEFT":
@@ -386,7 +458,10 @@ def _settings_of(file: Path, form: AdapterForm, metadata: Mapping[str, str]) -> 
             stored = json.loads(beside.read_text("utf-8"))
         else:
             stored = json.loads(metadata.get(METADATA, "{}"))
-        settings: dict[str, Any] = {key.removeprefix(UNET): value for key, value in stored.items()}
+        settings: dict[str, Any] = {}
+        for key, value in stored.items():
+            if prefix == UNET or key.startswith(prefix):  # settings of the U-Net may have no prefix
+                settings[key.removeprefix(prefix)] = value
         for name in ("rank_pattern", "alpha_pattern"):
             settings[name] = dict(settings.get(name) or {})
     except (AttributeError, OSError, TypeError, ValueError) as error:
@@ -403,26 +478,39 @@ def _settings_of(file: Path, form: AdapterForm, metadata: Mapping[str, str]) -> 
     return settings
 
 
-def _layer_of(file: Path, key: str, form: AdapterForm, per_block: int) -> tuple[str, Kind]:
-    """The layer and the part of the adapter that a key names."""
+def _layer_of(file: Path, key: str, form: AdapterForm, per_block: int) -> tuple[str | None, str, Kind]:
+    """The text encoder (None: the U-Net), the layer and the part of the adapter that a key names."""
     ends = ((re.search(end + "$", key), part) for end, part in _PARTS.items())
     match, part = next(((match, part) for match, part in ends if match is not None), (None, None))
     if match is None or part is None:
         raise AdapterError(f"{file}: expected the keys of a LoRA, got {key}")
 
     name = key[: match.start()]
+    for prefix, (_, encoder) in _TEXT_ENCODERS.items():
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            name = _dotted(name, _TEXT_COMPOUNDS) if form == "kohya" else name
+            name = re.sub(r"\.to_(q|k|v|out)$", r".\1_proj", name)  # of old versions of diffusers
+            return encoder, TEXT_MODEL + name.removeprefix(TEXT_MODEL), part
+
     if form == "kohya":
-        return _dotted(file, name.removeprefix(_KOHYA), per_block), part
+        return None, _unet_name(file, name.removeprefix(_KOHYA), per_block), part
     name = name.removeprefix(_PEFT if form == "PEFT" else UNET).replace(".processor.", ".")
-    return re.sub(r"\.to_out$", ".to_out.0", name), part
+    return None, re.sub(r"\.to_out$", ".to_out.0", name), part
 
 
-def _dotted(file: Path, name: str, per_block: int) -> str:
-    """The name in diffusers' U-Net of a layer in a kohya file, in which "_" separates the parts."""
+def _dotted(name: str, compounds: Iterable[str]) -> str:
+    """The name of a layer in a kohya file, in which "_" separates the parts, with dots."""
     dotted = name.replace("_", ".")
-    for compound in _COMPOUNDS:
+    for compound in compounds:
         pattern = r"(?<![^.])" + re.escape(compound.replace("_", ".")) + r"(?![^.])"
         dotted = re.sub(pattern, compound, dotted)
+    return dotted
+
+
+def _unet_name(file: Path, name: str, per_block: int) -> str:
+    """The name in diffusers' U-Net of a layer in a kohya file."""
+    dotted = _dotted(name, _COMPOUNDS)
     if not dotted.startswith(("input_blocks.", "middle_block.", "output_blocks.")):
         return dotted
 

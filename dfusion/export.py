@@ -3,7 +3,9 @@
 diffusers  one file, LoRA as `load_lora_weights` reads it
 kohya      one file, LoRA in the keys of kohya's trainer, as ComfyUI and A1111 (and `load_lora_weights`) read them
 peft       a folder, LoRA as `PeftModel.from_pretrained` reads it for the pipeline's U-Net
-merged     a folder, the whole pipeline with the adapter in the U-Net's weights
+merged     a folder, the whole pipeline with the adapter in its weights
+
+Parts of text encoders are exported with the U-Net's, except by peft, whose folder is for one network.
 
 Beside each export are a preview and the recipe that reproduces it (`Companions`).
 """
@@ -31,7 +33,6 @@ from dfusion.adapter import (
     METADATA_KEY,
     AdapterFile,
     attach_lora,
-    detach,
     load_adapter,
     read_adapter,
     save_adapter,
@@ -44,6 +45,7 @@ from dfusion.models import DiffusionModel, Pipeline, load_pipeline
 from dfusion.recipes import FOLDERS, Companions, ExportFormat, PipelineCall, Recipe, readme_of
 from dfusion.sampling import sample
 from dfusion.sources import locate
+from dfusion.text_encoder_lora import TextLayer
 
 TOLERANCE = 1 / 255
 """The largest difference of two images, in [0, 1], that count as equal."""
@@ -109,8 +111,8 @@ def export_adapter(
         The differences that the verification measured, and the recipe.
 
     Raises:
-        ExportError: The export cannot be reloaded or renders another image, or the recipe does. Nothing is left at
-            `path`.
+        ExportError: The export cannot be reloaded or renders another image, or the recipe does; the form has no place
+            for a part of the adapter. Nothing is left at `path`.
         InvalidInputError: An unknown form, or an existing `path`.
         CheckpointError: `adapter` is not an adapter, or does not fit the model.
         ModelNotFoundError: The model does not exist.
@@ -175,7 +177,7 @@ def _expected(
     verification = _recipe(model, short, base, form)
     plain = render(pipeline, verification)
 
-    load_adapter(pipeline.unet, adapter)
+    load_adapter(pipeline.unet, adapter, model.text_encoders)
     image = render(pipeline, verification)
     distance = float(np.abs(image - _preview(model, short) / 255).max())
     if not distance <= TOLERANCE:  # also raises for NaN
@@ -283,9 +285,14 @@ def _write_diffusers(folder: Path, adapter: Path, out: Path) -> None:
     if read_layout(adapter).form == "diffusers":
         shutil.copyfile(adapter, out)
         return
-    unet = load_pipeline(folder).unet
-    load_adapter(unet, adapter)
-    save_adapter(unet, out)
+    pipeline = _load_with_adapter(folder, adapter)
+    save_adapter(pipeline.unet, out)
+
+
+def _load_with_adapter(folder: Path, adapter: Path) -> Pipeline:
+    pipeline = load_pipeline(folder)
+    load_adapter(pipeline.unet, adapter, DiffusionModel.from_pipeline(pipeline).text_encoders)
+    return pipeline
 
 
 def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
@@ -301,11 +308,15 @@ def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
             f"kohya export of {adapter}: expected a LoRA, got a DoRA, which is written as diffusers, peft or merged"
         )
 
+    # 1. the alphas
     alphas = {}
     for module, layer in content.layers.items():
         alphas[module] = layer.alpha * (layer.rank**0.5 if content.config.use_rslora else 1)
-    [(alpha, _)] = Counter(alphas.values()).most_common(1)
+    text_layers = _kohya_text_layers(content, _is_xl(unet))
+    of_text = [layer.alpha for layer in text_layers.values()]
+    [(alpha, _)] = Counter([*alphas.values(), *of_text]).most_common(1)
 
+    # 2. the U-Net
     tensors: dict[str, torch.Tensor] = {}
     for key, value in content.weights.items():
         module, _, matrix = key.rpartition(".lora_")
@@ -314,7 +325,23 @@ def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
         name = "lora_unet_" + module.replace(".", "_")
         tensors[f"{name}.{_KOHYA_MATRICES[matrix]}"] = value * scale
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
+
+    # 3. the text encoders
+    for name, part in text_layers.items():
+        tensors[f"{name}.lora_down.weight"] = part.down
+        tensors[f"{name}.lora_up.weight"] = part.up * (part.alpha / alpha)
+        tensors[f"{name}.alpha"] = torch.tensor(alpha)
     write_tensors(out, tensors, _kohya_metadata(folder, unet, content))
+
+
+def _kohya_text_layers(content: AdapterFile, is_xl: bool) -> dict[str, TextLayer]:
+    """The parts of text encoders by kohya's names of their layers."""
+    prefixes = {"text_encoder": "lora_te1" if is_xl else "lora_te", "text_encoder_2": "lora_te2"}
+    result = {}
+    for encoder, layers in content.text_encoders.items():
+        for name, layer in layers.items():
+            result[f"{prefixes[encoder]}_{name.replace('.', '_')}"] = layer
+    return result
 
 
 _KOHYA_MATRICES = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}
@@ -405,9 +432,17 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _write_peft(folder: Path, adapter: Path, out: Path) -> None:
-    """Write the settings and the weights, (r, in) and (out, r), as `PeftModel.save_pretrained` does."""
+    """Write the settings and the weights, (r, in) and (out, r), as `PeftModel.save_pretrained` does.
+
+    Raises ExportError for an adapter with parts of a text encoder: PEFT's folder is for one network.
+    """
     config = _config(folder, "unet/config.json")
     content = read_adapter(adapter, config["layers_per_block"])
+    if content.text_encoders:
+        raise ExportError(
+            f"peft export of {adapter}: expected an adapter of the U-Net only, got one of"
+            f" {' and '.join(content.text_encoders)} too, which is written as diffusers, kohya or merged"
+        )
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     attach_lora(unet, content.config)
@@ -422,10 +457,9 @@ def _write_peft(folder: Path, adapter: Path, out: Path) -> None:
 
 def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
     """Write the pipeline in float32, with W + alpha / rank * B A in place of W."""
-    pipeline = load_pipeline(folder)
-    load_adapter(pipeline.unet, adapter)
+    pipeline = _load_with_adapter(folder, adapter)
     pipeline.unet.fuse_lora(safe_fusing=True)
-    detach(pipeline.unet)
+    pipeline.unet.unload_lora()  # not `detach`, which restores the text encoders
     pipeline.save_pretrained(str(out))
 
     # diffusers writes local paths into the configs

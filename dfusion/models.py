@@ -241,6 +241,12 @@ class DiffusionModel:
         return cls(scheduler=scheduler, device=device, empty_is_zero=empty_is_zero, **parts)
 
     @property
+    def text_encoders(self) -> dict[str, Any]:
+        """The text encoders by their names in a pipeline: `text_encoder`, and `text_encoder_2` of SDXL."""
+        encoders = {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
+        return {name: encoder for name, encoder in encoders.items() if encoder is not None}
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the latents at the U-Net's default size."""
         return latent_shape(self.unet)

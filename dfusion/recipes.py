@@ -77,7 +77,7 @@ def readme_of(recipe: Recipe) -> str:
     """The text in the folder of an export: what it is, and how to render its preview again."""
     call = recipe.call
     if recipe.format == "merged":
-        about = f"A complete {recipe.pipeline} for diffusers, in float32. The U-Net's weights contain the adapter."
+        about = f"A complete {recipe.pipeline} for diffusers, in float32. Its weights contain the adapter."
         imports = ""
         load = 'pipeline = DiffusionPipeline.from_pretrained(".")'
     else:

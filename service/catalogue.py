@@ -119,6 +119,9 @@ class Catalogue:
             layout = read_layout(adapter, 2 if folder is None else layers_per_block(folder))
             if shapes is not None:
                 layout.require_fit(shapes)
+            if folder is not None:
+                present = [part for part in layout.text_encoders if (folder / part).is_dir()]
+                layout.require_text_encoders({part: read_shapes(folder, part) for part in present})
         except AdapterError as error:
             return str(error)
         return None

@@ -26,6 +26,7 @@ XL_BLOCKS = {
 }
 """The names of SDXL's transformers in diffusers and in kohya's files, as kohya's trainer writes them."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass
@@ -91,7 +92,11 @@ def merged(weights: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.T
     return result
 
 
-def diffusers_file(lora: Lora, folder: Path, with_metadata: bool = True) -> Path:
+Text = Mapping[str, Lora]
+"""Adapters of text encoders, by the names of the encoders in a pipeline."""
+
+
+def diffusers_file(lora: Lora, folder: Path, with_metadata: bool = True, text: Text | None = None) -> Path:
     """A file of diffusers' training scripts, with the settings in its metadata in versions since 0.34."""
     tensors = {}
     for layer in lora.down:
@@ -100,6 +105,11 @@ def diffusers_file(lora: Lora, folder: Path, with_metadata: bool = True) -> Path
         if layer in lora.magnitude:
             tensors[f"unet.{layer}.lora_magnitude_vector"] = lora.magnitude[layer]
     settings = {f"unet.{name}": value for name, value in _settings(lora).items()}
+    for encoder, part in (text or {}).items():
+        settings |= {f"{encoder}.{name}": value for name, value in _settings(part).items()}
+        for layer in part.down:
+            name = f"{encoder}.text_model.{layer.removeprefix('text_model.')}.lora_linear_layer"
+            tensors |= {f"{name}.down.weight": part.down[layer], f"{name}.up.weight": part.up[layer]}
     about = {"format": "pt"} | ({"lora_adapter_metadata": json.dumps(settings)} if with_metadata else {})
     return _saved(tensors, folder / "pytorch_lora_weights.safetensors", about)
 
@@ -126,18 +136,24 @@ def _settings(lora: Lora) -> dict[str, object]:
         "alpha_pattern": dict(lora.alphas),
         "use_rslora": lora.use_rslora,
         "use_dora": bool(lora.magnitude),
-        "target_modules": sorted({layer.rpartition(".")[2] for layer in lora.down}),
+        "target_modules": sorted(lora.down),
     }
 
 
-def kohya_file(lora: Lora, folder: Path, is_xl: bool = False) -> Path:
+def kohya_file(lora: Lora, folder: Path, is_xl: bool = False, text: Text | None = None) -> Path:
     """A file of kohya's trainer: an alpha for each layer. It has no rsLoRA, whose factor goes into alpha."""
     tensors = {}
-    for layer, down in lora.down.items():
-        name = kohya_name(layer, is_xl)
+    names = [(kohya_name(layer, is_xl), layer, lora) for layer in lora.down]
+    prefixes = {"text_encoder": "lora_te1_" if is_xl else "lora_te_", "text_encoder_2": "lora_te2_"}
+    for encoder, part in (text or {}).items():
+        for layer in part.down:
+            name = f"text_model_{layer.removeprefix('text_model.').replace('.', '_')}"
+            names.append((prefixes[encoder] + name, layer, part))
+    for name, layer, of_network in names:
+        down = of_network.down[layer]
         tensors[f"{name}.lora_down.weight"] = down
-        tensors[f"{name}.lora_up.weight"] = lora.up[layer]
-        tensors[f"{name}.alpha"] = torch.tensor(lora.scale_of(layer) * len(down))
+        tensors[f"{name}.lora_up.weight"] = of_network.up[layer]
+        tensors[f"{name}.alpha"] = torch.tensor(of_network.scale_of(layer) * len(down))
     return _saved(tensors, folder / "kohya.safetensors", {"ss_network_module": "networks.lora"})
 
 
@@ -162,25 +178,63 @@ def _layer() -> dict[str, torch.Tensor]:
     return {f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2)}
 
 
+def _pair(name: str, width: int, out: int) -> dict[str, torch.Tensor]:
+    """Both matrices of a layer in a kohya file."""
+    return {f"{name}.lora_down.weight": torch.ones(2, width), f"{name}.lora_up.weight": torch.ones(out, 2)}
+
+
+_TEXT = "lora_te_text_model_encoder_layers_0"
 _LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 _KOHYA = "lora_unet_" + _LAYER.replace(".", "_")
 _PEFT = f"base_model.model.{_LAYER}"
 ONE = torch.ones(1)
 _NAN = torch.tensor([[1.0, float("nan")]])
 REFUSED: Mapping[str, tuple[Mapping[str, torch.Tensor], str]] = {
-    # keys of the text encoder beside the U-Net's
-    "text encoder, kohya": (_layer() | {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": ONE}, "text encoder"),
-    "first text encoder, kohya": (
-        _layer() | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": ONE},
-        "text encoder",
+    # text encoders, beside the U-Net's layers
+    "text encoder alone, kohya": (_pair(f"{_TEXT}_mlp_fc1", 16, 32), "layers of the U-Net, got only .*text encoder"),
+    "text encoder alone, diffusers": (
+        {
+            "text_encoder_2.text_model.x.fc1.lora.up.weight": ONE[None],
+            "text_encoder_2.x.fc1.lora.down.weight": ONE[None],
+        },
+        "layers of the U-Net, got only .*text encoder",
     ),
-    "second text encoder, kohya": (_layer() | {"lora_te2_text_projection.alpha": ONE}, "text encoder"),
-    "text encoder, diffusers": (
-        {f"unet.{_LAYER}.lora.up.weight": ONE, "text_encoder.text_model.x.lora_linear_layer.up.weight": ONE},
-        "text encoder",
-    ),
-    "second text encoder, diffusers": ({"text_encoder_2.text_model.x.lora.up.weight": ONE}, "text encoder"),
     "text encoder, PEFT": ({"base_model.model.text_model.encoder.x.lora_A.weight": ONE}, "text encoder"),
+    "text encoder, another width": (
+        _layer() | _pair(f"{_TEXT}_self_attn_q_proj", 768, 768),
+        r"another model.*lora_te_.*q_proj.* of shape \(2, 16\), got \(2, 768\)",
+    ),
+    "text encoder, another height": (
+        _layer() | _pair(f"{_TEXT}_mlp_fc1", 16, 8),
+        r"another model.*lora_te_.*fc1.* of shape \(32, 2\), got \(8, 2\)",
+    ),
+    "text encoder, no such layer": (
+        _layer() | _pair("lora_te_text_model_encoder_layers_11_mlp_fc1", 16, 32),
+        "text_encoder has no layer text_model.encoder.layers.11.mlp.fc1",
+    ),
+    "text encoder, one matrix": (_layer() | {f"{_TEXT}_mlp_fc1.alpha": ONE}, "no down matrix"),
+    "text encoder, embeddings": (
+        _layer() | _pair("lora_te_text_model_embeddings_token_embedding", 16, 600),
+        "attention and MLP .*got lora_te_text_model_embeddings",
+    ),
+    "text encoder, LoHa": (_layer() | {f"{_TEXT}_mlp_fc1.hada_w1_a": ONE}, r"LoHa \(lora_te_"),
+    "text encoder, DoRA": (
+        {f"unet.{_LAYER}.lora.{part}.weight": torch.ones(size) for part, size in (("down", (2, 16)), ("up", (16, 2)))}
+        | {
+            "text_encoder.encoder.layers.0.mlp.fc1.lora_A.weight": torch.ones(2, 16),
+            "text_encoder.encoder.layers.0.mlp.fc1.lora_B.weight": torch.ones(32, 2),
+            "text_encoder.encoder.layers.0.mlp.fc1.lora_magnitude_vector": torch.ones(32),
+        },
+        "LoRA of the text encoder, got a DoRA .*magnitude",
+    ),
+    "text encoder twice": (
+        _layer() | _pair(f"{_TEXT}_mlp_fc1", 16, 32) | _pair(f"{_TEXT.replace('te', 'te1', 1)}_mlp_fc1", 16, 32),
+        "one down matrix",
+    ),
+    "a second text encoder": (
+        _layer() | _pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", 16, 32),
+        "another model.*lora_te2_.* no text_encoder_2",
+    ),
     # other kinds
     "LoHa": ({f"{_KOHYA}.hada_w1_a": ONE, f"{_KOHYA}.alpha": ONE}, "LoHa"),
     "LoHa, PEFT": ({f"{_PEFT}.hada_w1_a": ONE}, "LoHa"),

@@ -416,11 +416,35 @@ MUTATIONS = (
         ("tests/unit/dfusion/prompts/test_text.py::test_items_of_other_languages_must_be_marked",),
     ),
     Mutation(
-        "an adapter of a text encoder is refused",
+        "an adapter of a text encoder alone is refused",
         "dfusion/adapter_files.py",
-        "if key.startswith(_TEXT_ENCODERS):",
-        'if key == "":',
+        "    if not layers:\n",
+        "    if layers is None:\n",
         ("tests/unit/dfusion/test_adapter_files.py::test_other_files_are_refused_by_name",),
+    ),
+    Mutation(
+        "an adapter of another text encoder is refused",
+        "dfusion/adapter_files.py",
+        "            if encoder not in encoders:\n",
+        '            if encoder == "":\n',
+        ("tests/unit/dfusion/test_adapter_files.py::test_other_files_are_refused_by_name",),
+    ),
+    Mutation(
+        "the text encoder of a detached adapter is restored",
+        "dfusion/text_encoder_lora.py",
+        "            weight.data.copy_(original)\n",
+        "            pass\n",
+        (
+            "tests/unit/dfusion/test_text_encoder_lora.py"
+            "::test_prompts_are_encoded_with_the_merged_weights_until_the_adapter_is_detached",
+        ),
+    ),
+    Mutation(
+        "a file with a text encoder is refused without one",
+        "dfusion/adapter.py",
+        "    if text_encoders is None:\n",
+        "    if text_encoders is None and not layout.text_encoders:\n",
+        ("tests/unit/dfusion/test_text_encoder_lora.py::test_text_encoders_must_be_given",),
     ),
     Mutation(
         "an adapter with NaN is refused",

@@ -45,7 +45,7 @@ class ModelCache:
         return None if self._model is None else self._name
 
     def with_adapter(self, base: str, adapter: Artifact | None) -> DiffusionModel:
-        """The base model with the adapter on its U-Net, for sampling. Raises ModelNotFoundError, AdapterError.
+        """The base model with the adapter on its U-Net and text encoders. Raises ModelNotFoundError, AdapterError.
 
         Without an adapter it has the one that its setting names, if any.
         """
@@ -59,9 +59,9 @@ class ModelCache:
             self._adapter = None if wanted is None else "incomplete"  # until it is attached
             if adapter is not None:
                 with self._store.borrow(adapter.key, adapter.sha256) as path:
-                    load_adapter(model.unet, path)
+                    load_adapter(model.unet, path, model.text_encoders)
             elif own is not None:
-                load_adapter(model.unet, own)
+                load_adapter(model.unet, own, model.text_encoders)
             self._adapter = wanted
         return model
 

@@ -11,22 +11,38 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from api.main import create_app
 from dfusion.adapter_files import read_layout
-from tests.adapters import ATTENTION, REFUSED, Lora, diffusers_file, file_of, kohya_file, merged, peft_file, random_lora
+from tests.adapters import (
+    ATTENTION,
+    REFUSED,
+    TEXT_LAYERS,
+    Lora,
+    diffusers_file,
+    file_of,
+    kohya_file,
+    merged,
+    peft_file,
+    random_lora,
+)
 from tests.installation import Installation
 from tests.service import PROMPTS, settings_for
 
 TRAINING = {"examples_per_update": 2, "micro_batch": 4, "inner_epochs": 1}
 LOADED = ("rsLoRA: alpha 16, rank 4", "alpha_pattern and rank_pattern", "kohya file, alpha per module", "PEFT file")
+WITH_TEXT_ENCODER = "kohya file with a text encoder"
 KINDS = (
-    "text encoder, kohya",
-    "text encoder, diffusers",
+    "text encoder alone, kohya",
     "text encoder, PEFT",
+    "text encoder, no such layer",
+    "text encoder, another width",
+    "text encoder, LoHa",
+    "a second text encoder",
     "LoHa",
     "LoKr",
     "DoRA",
@@ -58,6 +74,11 @@ def loras(weights: dict[str, Any]) -> dict[str, Lora]:
     }
 
 
+def text_lora(encoder: Any) -> Lora:
+    """An adapter of the text encoder whose alpha is not its rank."""
+    return random_lora(encoder.state_dict(), TEXT_LAYERS, Lora(2, 5))
+
+
 @pytest.fixture(scope="module")
 def pipeline(whole_pipeline: Path) -> Path:
     """With the middle block: files name its layers."""
@@ -78,6 +99,16 @@ def installation(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> It
         merged_pipeline.unet.load_state_dict(merged(weights, lora))
         merged_pipeline.save_pretrained(folder / f"merged-{name_of(row)}")
         models[f"merged-{name_of(row)}"] = str(folder / f"merged-{name_of(row)}")
+    row = WITH_TEXT_ENCODER
+    unet = loras(weights)["kohya file, alpha per module"]
+    encoder = merged_pipeline.text_encoder
+    text = text_lora(encoder)
+    file = kohya_file(unet, folder / name_of(row), text={"text_encoder": text})
+    models[name_of(row)] = {"source": str(pipeline), "adapter": str(file)}
+    merged_pipeline.unet.load_state_dict(merged(weights, unet))
+    encoder.load_state_dict(merged(encoder.state_dict(), text))
+    merged_pipeline.save_pretrained(folder / f"merged-{name_of(row)}")
+    models[f"merged-{name_of(row)}"] = str(folder / f"merged-{name_of(row)}")
     for row in KINDS:
         file = file_of(REFUSED[row][0], folder / name_of(row))
         models[name_of(row)] = {"source": str(pipeline), "adapter": str(file)}
@@ -107,7 +138,7 @@ def image_of(installation: Installation, model: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)), dtype=np.float32)
 
 
-@pytest.mark.parametrize("row", LOADED)
+@pytest.mark.parametrize("row", [*LOADED, WITH_TEXT_ENCODER])
 def test_models_with_an_adapter_sample_as_their_merged_weights(installation: Installation, row: str) -> None:
     image = image_of(installation, name_of(row))
     assert np.abs(image - image_of(installation, f"merged-{name_of(row)}")).max() <= 1
@@ -144,6 +175,34 @@ def test_a_round_continues_the_adapter_with_its_ranks_and_alphas(installation: I
 
     again = installation.run(model=job["last_model"], evaluation=None, training=TRAINING)
     assert again["state"] == "succeeded"
+
+
+def test_a_text_encoder_is_used_in_sampling_and_exported_unchanged(
+    installation: Installation, pipeline: Path, tmp_path: Path
+) -> None:
+    """Images differ from those of the U-Net's part alone. Exports of the trained model have the text encoder's part."""
+    with_text = image_of(installation, name_of(WITH_TEXT_ENCODER))
+    assert np.abs(with_text - image_of(installation, name_of("kohya file, alpha per module"))).max() > 3
+
+    job = installation.run(model=name_of(WITH_TEXT_ENCODER), evaluation=None, training=TRAINING)
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    model = job["last_model"]
+    export = installation.done("/exports", {"model": model, "format": "kohya", "sampling": {"num_steps": 2}})
+    assert (export["state"], export["error"]) == ("succeeded", None)
+
+    stock = StableDiffusionPipeline.from_pretrained(pipeline)
+    expected = merged(stock.text_encoder.state_dict(), text_lora(stock.text_encoder))
+    for form in ("diffusers", "kohya"):
+        content = installation.client.get(f"/models/{model}/download", params={"format": form}).content
+        (tmp_path / f"{form}.safetensors").write_bytes(content)
+        stock = StableDiffusionPipeline.from_pretrained(pipeline)
+        stock.load_lora_weights(tmp_path, weight_name=f"{form}.safetensors")
+        stock.fuse_lora()
+        stock.unload_lora_weights()
+        torch.testing.assert_close(dict(stock.text_encoder.state_dict()), expected, atol=1e-5, rtol=1e-4)
+
+    failed = installation.done("/exports", {"model": model, "format": "peft", "sampling": {"num_steps": 2}})
+    assert failed["state"] == "failed" and "U-Net only, got one of text_encoder too" in failed["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Literal
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from dfusion.adapter import load_adapter, lora_config, lora_layers, lora_parameters, save_adapter
 from dfusion.adapter_files import read_layout
@@ -32,7 +33,7 @@ from tests.adapters import (
     peft_file,
     random_lora,
 )
-from tests.nets import WIDTH, XL_POOLED, XL_WIDTH, embeds, tiny_unet, tiny_xl_unet
+from tests.nets import WIDTH, XL_POOLED, XL_WIDTH, embeds, tiny_pipeline, tiny_unet, tiny_xl_unet
 
 Form = Literal["diffusers", "bare diffusers", "PEFT", "kohya"]
 Net = Literal["sd", "xl"]
@@ -111,6 +112,11 @@ def network(net: Net) -> tuple[UNet2DConditionModel, UNet2DConditionModel, dict[
     """A U-Net for adapters, another one for merged weights, and their weights."""
     unet, other = (tiny_unet(), tiny_unet()) if net == "sd" else (tiny_xl_unet(), tiny_xl_unet())
     return unet, other, {name: value.clone() for name, value in unet.state_dict().items()}
+
+
+@cache
+def text_encoders() -> dict[str, nn.Module]:
+    return {"text_encoder": tiny_pipeline().text_encoder}
 
 
 def output(unet: UNet2DConditionModel, net: Net) -> torch.Tensor:
@@ -212,7 +218,7 @@ def test_other_files_are_refused_by_name(row: str, tmp_path: Path) -> None:
     tensors, expected = REFUSED[row]
     unet, _, _ = network("sd")
     with pytest.raises(AdapterError, match=expected):
-        load_adapter(unet, file_of(tensors, tmp_path))
+        load_adapter(unet, file_of(tensors, tmp_path), text_encoders())
     assert not getattr(unet, "peft_config", None)
 
 
