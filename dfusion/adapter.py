@@ -202,7 +202,7 @@ def lora_dropout(unet: UNet2DConditionModel, share: float, seed: int) -> Iterato
     own = [layer.lora_dropout[ADAPTER] for layer in layers]
     device = next(unet.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # nn.Dropout has no generator of its own
+        torch.manual_seed(seed)  # nn.Dropout takes no generator
         try:
             for layer in layers:
                 layer.lora_dropout[ADAPTER] = nn.Dropout(share)
@@ -283,7 +283,7 @@ class AdapterFile:
 def read_adapter(file: Path, per_block: int = 2) -> AdapterFile:
     """Read an adapter of the U-Net, and of text encoders, in the format of diffusers, PEFT or kohya.
 
-    The ranks come from the weights. Alphas come from the file or, for PEFT, from adapter_config.json beside it; without
+    The ranks come from the weights. Alphas come from the file or, for PEFT, from adapter_config.json next to it; without
     any, a layer's alpha is its rank, as in diffusers.
 
     Args:

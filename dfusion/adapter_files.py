@@ -3,7 +3,7 @@
 A file is recognised by its keys:
 
 diffusers  unet.down_blocks.0.….to_q.lora.down.weight; alpha in the file's metadata, otherwise the rank
-PEFT       base_model.model.down_blocks.0.….to_q.lora_A.weight; alpha in adapter_config.json beside the file
+PEFT       base_model.model.down_blocks.0.….to_q.lora_A.weight; alpha in adapter_config.json next to the file
 kohya      lora_unet_down_blocks_0_…_to_q.lora_down.weight, for SDXL lora_unet_input_blocks_4_1_…; alpha of each layer
 
 Files of diffusers and kohya may also adapt text encoders: text_encoder.…, text_encoder_2.…; lora_te_… or lora_te1_…,
@@ -111,7 +111,7 @@ _COMPOUNDS = (
     "linear_1",
     "linear_2",
 )
-"""Names of layers that contain "_", which kohya's keys have also in place of the dots."""
+"""Names of layers that contain "_", which kohya's keys also have instead of the dots."""
 _TEXT_COMPOUNDS = ("text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "text_projection")
 """The same for text encoders."""
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
@@ -157,7 +157,7 @@ class AdapterLayout:
                    "text_model."; their scale is always alpha / rank
     use_rslora     whether the U-Net's scale is alpha / sqrt(rank) instead of alpha / rank
     init           the initialisation; Kaiming, peft's default, if the file does not say
-    settings       the settings of peft's LoraConfig for the U-Net in the file, or beside it
+    settings       the settings of peft's LoraConfig for the U-Net in the file, or next to it
     metadata       the file's metadata
     """
 
@@ -451,11 +451,11 @@ def _settings_of(file: Path, form: AdapterForm, metadata: Mapping[str, str], pre
     source = f"{file}: expected the metadata of an adapter"
     try:
         if form == "PEFT":
-            beside = file.with_name("adapter_config.json")
-            if not beside.is_file():
-                raise AdapterError(f"{file}: expected adapter_config.json beside it, which has alpha, got none")
-            source = f"{beside}: expected the settings of an adapter"
-            stored = json.loads(beside.read_text("utf-8"))
+            config_file = file.with_name("adapter_config.json")
+            if not config_file.is_file():
+                raise AdapterError(f"{file}: expected adapter_config.json next to it, which has alpha, got none")
+            source = f"{config_file}: expected the settings of an adapter"
+            stored = json.loads(config_file.read_text("utf-8"))
         else:
             stored = json.loads(metadata.get(METADATA, "{}"))
         settings: dict[str, Any] = {}

@@ -314,7 +314,7 @@ class TrainingConfig(StrictModel):
     schedule_updates: Count | None = Field(
         None,
         description="linear, cosine: length of the schedule in updates, with the warm-up, counted from the start of"
-        " AdamW's moments; null: the rate falls anew in each training",
+        " AdamW's moments; null: each training has its own schedule",
     )
     ema_decay: float | None = Field(
         None,

@@ -42,7 +42,7 @@ class LabelledPair:
     place    where the pair comes from, as in "pairs.parquet: row 3"
     caption  the prompt
     images   two encoded images of any format and size
-    label    1 if the first image is preferred, 0 if the second is, 0.5 for a tie; None if nobody has labelled the pair
+    label    1 if the first image is preferred, 0 if the second is, 0.5 for a tie; None if the pair has no label
     """
 
     place: str

@@ -63,7 +63,7 @@ class ModelFiles:
 
     layout      "SD 1.x", "SD 2.x", "SDXL", or "other" with the text encoder's width
     pipeline    its class
-    scheduler   the class of its own scheduler; DDIM takes its place
+    scheduler   the class of the folder's scheduler; DDIM is used instead
     schedule    the content of scheduler_config.json, with the changes that the stock pipeline makes
     empty_is_zero  whether the empty prompt is embedded as zeros
     variants    the variant of each part's weights, such as "fp16"; None for full precision

@@ -56,7 +56,7 @@ class Companions:
     """The files that belong to an export.
 
     recipe   JSON of a `Recipe`
-    preview  PNG. A1111 and Forge show such a file beside a LoRA
+    preview  PNG. A1111 and Forge show such a file with a LoRA
     readme   a text on how to use the export; None for a single file
     """
 
@@ -66,7 +66,7 @@ class Companions:
 
     @classmethod
     def of(cls, path: Path, form: ExportFormat) -> Companions:
-        """Those of the export at `path`: inside a folder, or beside a file with its name."""
+        """Those of the export at `path`: inside a folder, or next to a file, with its name."""
         if form in FOLDERS:
             return cls(path / "recipe.json", path / "preview.png", path / "README.md")
         name = path.name.removesuffix(".safetensors")

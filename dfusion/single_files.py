@@ -23,7 +23,7 @@ _OTHERS = {
 
 
 def conversion_command(file: Path, pipeline: str) -> str:
-    """The command that converts a single-file checkpoint to a folder beside it. It needs the model hub, for configs."""
+    """The command that converts a single-file checkpoint to a folder next to it. It needs the model hub, for configs."""
     folder = str(file.with_suffix(""))
     code = f"from dfusion.models import {pipeline} as P; P.from_single_file({str(file)!r}).save_pretrained({folder!r})"
     return f"python -c {shlex.quote(code)}"
@@ -40,7 +40,7 @@ def pickle_conversion(folder: Path, pipeline: str) -> str:
 
 
 def refuse_file(file: Path) -> ModelNotFoundError:
-    """The error for a file in place of a folder: it names what the file contains."""
+    """The error for a file instead of a folder: it names what the file contains."""
     expected = f"{file}: expected a folder in diffusers' layout"
     if file.suffix.lower() in _PICKLES:
         return UnsupportedModelError(
@@ -93,8 +93,8 @@ def refuse_folder(folder: Path) -> ModelNotFoundError:
             return ModelNotFoundError(f"{expected}; there is one in {child}")
     for child in children:
         if child.suffix.lower() in (".safetensors", *_PICKLES):
-            found = refuse_file(child)
-            return type(found)(f"{expected}; {found}")
+            refusal = refuse_file(child)
+            return type(refusal)(f"{expected}; {refusal}")
     return ModelNotFoundError(expected)
 
 

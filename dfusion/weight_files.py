@@ -94,8 +94,8 @@ def _choose(folder: Path, stem: str, names: list[str], pickle_advice: str) -> st
             f" loaded. {pickle_advice}"
         )
     others = [name for name in names if name.endswith(".safetensors")]
-    found = f"only {', '.join(others)}" if others else "no weights"
-    raise ModelNotFoundError(f"{folder}: expected {stem}.safetensors, got {found}")
+    present = f"only {', '.join(others)}" if others else "no weights"
+    raise ModelNotFoundError(f"{folder}: expected {stem}.safetensors, got {present}")
 
 
 def _files(folder: Path, stem: str, variant: str | None) -> Iterator[Path]:

@@ -34,5 +34,5 @@ def reward_agreement(source: Path, options: Mapping[str, str]) -> dict[str, Any]
     if ran.returncode != 0:
         lines = ran.stderr.strip().splitlines()
         raise typer.BadParameter(lines[-1] if lines else f"exit code {ran.returncode}")
-    found: dict[str, Any] = json.loads(ran.stdout)
-    return found
+    output: dict[str, Any] = json.loads(ran.stdout)
+    return output

@@ -1,4 +1,4 @@
-"""The check of a model on this machine, in a process of its own, so that the command line starts without torch."""
+"""The check of a model on this machine, in another process, so that the command line starts without torch."""
 
 from __future__ import annotations
 

@@ -161,9 +161,9 @@ def download(
     with session.client() as client:
         file.parent.mkdir(parents=True, exist_ok=True)
         sha256 = client.download_model(model, file, format=format)
-        beside = client.download_preview(model, file, format=format)
+        companions = client.download_preview(model, file, format=format)
 
-    paths = {} if beside is None else {"preview": str(beside.preview), "recipe": str(beside.recipe)}
+    paths = {} if companions is None else {"preview": str(companions.preview), "recipe": str(companions.recipe)}
     result = {"model": model, "format": format, "file": str(file), "sha256": sha256, **paths}
     fields = {"file": file, "size": size(file.stat().st_size), "sha256": sha256, **paths}
     session.show(result, lambda: sheet(fields))

@@ -216,19 +216,19 @@ def check(
     """
     session: Session = ctx.obj
     options = {"--scorer": scorer, "--samples": samples, "--limit": limit, "--device": device}
-    found = reward_agreement(source, {name: str(value) for name, value in options.items() if value is not None})
-    session.show(found, lambda: _reward_agreement(found))
+    result = reward_agreement(source, {name: str(value) for name, value in options.items() if value is not None})
+    session.show(result, lambda: _reward_agreement(result))
 
 
-def _reward_agreement(found: dict[str, Any]) -> RenderableType:
-    interval = " to ".join(map(figure, found["interval"] or [None]))
+def _reward_agreement(result: dict[str, Any]) -> RenderableType:
+    interval = " to ".join(map(figure, result["interval"] or [None]))
     facts = {
-        "scorer": f"{found['scorer']}, version {found['version']}",
-        "agrees": f"{found['agrees']} of {found['pairs']} pairs with a preferred image",
-        "rate": None if found["rate"] is None else f"{figure(found['rate'])} ({interval})",
-        "equal scores": found["equal"],
-        "ties": found["ties"],
-        "unlabelled": found["unlabelled"],
+        "scorer": f"{result['scorer']}, version {result['version']}",
+        "agrees": f"{result['agrees']} of {result['pairs']} pairs with a preferred image",
+        "rate": None if result["rate"] is None else f"{figure(result['rate'])} ({interval})",
+        "equal scores": result["equal"],
+        "ties": result["ties"],
+        "unlabelled": result["unlabelled"],
     }
     return sheet(facts)
 

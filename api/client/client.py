@@ -667,7 +667,7 @@ class Client:
     def download_preview(
         self, model: str, file: str | Path, *, format: ExportFormat = "diffusers"
     ) -> Companions | None:
-        """Download the preview of a model's newest export in this format, and its recipe, to beside `file`.
+        """Download the preview of a model's newest export in this format, and its recipe, next to `file`.
 
         Returns:
             The files. None if there is nothing to download: no such export, or a folder, whose ZIP file has them.

@@ -110,26 +110,26 @@ def main(arguments: Sequence[str], installed: Mapping[str, str | ScorerConfig] =
 
     try:
         scorer = load_scorer(given.scorer, given.device, installed=installed)
-        found = agreement(scorer, islice(read_labelled_pairs(given.source, given.samples), given.limit))
+        result = agreement(scorer, islice(read_labelled_pairs(given.source, given.samples), given.limit))
     except DFusionError as error:
         raise SystemExit(str(error)) from error
-    sys.stdout.write(json.dumps(as_json(found)) + "\n")
+    sys.stdout.write(json.dumps(as_json(result)) + "\n")
 
 
-def as_json(found: Agreement) -> dict[str, Any]:
+def as_json(result: Agreement) -> dict[str, Any]:
     """The agreement as a JSON object."""
-    agrees = found.agrees
+    agrees = result.agrees
     interval = agrees.interval
     return {
-        "scorer": found.scorer,
-        "version": found.version,
+        "scorer": result.scorer,
+        "version": result.version,
         "pairs": agrees.total,
         "agrees": agrees.count,
-        "equal": found.equal,
+        "equal": result.equal,
         "rate": agrees.rate,
         "interval": None if interval is None else list(interval),
-        "ties": found.ties,
-        "unlabelled": found.unlabelled,
+        "ties": result.ties,
+        "unlabelled": result.unlabelled,
     }
 
 

@@ -153,7 +153,7 @@ def warning_sign(means: Iterable[Measured], reward: str) -> Sign | None:
         return None
     falling = tuple(name for name, values in others.items() if _falls(values))
 
-    # 3. the reward beside them
+    # 3. the reward over the same rounds
     if not falling:
         return None
     middle = (rewards[min(rewards)] + max(rewards.values())) / 2
