@@ -23,7 +23,7 @@ _OTHERS = {
 
 
 def conversion_command(file: Path, pipeline: str) -> str:
-    """The command that converts a single-file checkpoint to a folder next to it. It needs the model hub, for configs."""
+    """The command that converts a single-file checkpoint to a folder next to it. It gets configs from the model hub."""
     folder = str(file.with_suffix(""))
     code = f"from dfusion.models import {pipeline} as P; P.from_single_file({str(file)!r}).save_pretrained({folder!r})"
     return f"python -c {shlex.quote(code)}"
