@@ -283,8 +283,8 @@ class AdapterFile:
 def read_adapter(file: Path, per_block: int = 2) -> AdapterFile:
     """Read an adapter of the U-Net, and of text encoders, in the format of diffusers, PEFT or kohya.
 
-    The ranks come from the weights. Alphas come from the file or, for PEFT, from adapter_config.json next to it. A layer
-    without an alpha has its rank, as in diffusers.
+    The ranks come from the weights. Alphas come from the file or, for PEFT, from adapter_config.json next to it. The
+    alpha of a layer without one is its rank, as in diffusers.
 
     Args:
         file: The file, or its folder.

@@ -14,8 +14,8 @@ from tests.deployment import EMBEDDED, Deployment
 EXAMPLES = 1
 CASES = 1000
 """At least. Almost all of them do not depend on chance."""
-EVERY = 23
-"""Of the hostile requests, each 23rd is sent. A prime, so that each kind of attack is sent to some operations."""
+EVERY = 47
+"""Of the hostile requests, each 47th is sent. A prime, so that each kind of attack is sent to some operations."""
 
 
 @dataclass(frozen=True)
