@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -69,6 +69,7 @@ def is_any_of(
     return id_column.in_(select(texts.c.value))
 
 
+@cache  # building it takes longer than reading a row
 def is_kept(table: type[Table]) -> ColumnElement[bool]:
     """The row is not a deleted job, and belongs to none."""
     if table is Job:
