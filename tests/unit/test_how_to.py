@@ -19,7 +19,6 @@ import torch
 from PIL import Image, ImageDraw
 from pyarrow import parquet
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from api.cli import app
 from api.wire.health import CheckOut
@@ -31,6 +30,7 @@ from dfusion.rewards.config import WeightedScorerConfig
 from dfusion.rewards.http import ScoreRequest, ScoreResponse
 from service.settings import Settings
 from tests.adapters import ATTENTION, Lora, kohya_file, random_lora
+from tests.cli import CliRunner
 from tests.model_check import run_in_this_process
 from tests.pages import ROOT, apply_diff, blocks, replaced
 

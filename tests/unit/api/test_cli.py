@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 from rich.console import Console, RenderableType
 from typer.main import get_command
-from typer.testing import CliRunner, Result
 
 from api.cli import app
 from api.cli.bodies import build_body, parse_value
@@ -32,6 +31,7 @@ from api.examples import RESPONSES
 from api.wire.health import CheckOut
 from api.wire.jobs import JobDetail, MetricOut
 from dfusion.catalogue import MODELS
+from tests.cli import CliRunner, Result
 from tests.drawn_results import draw_evaluation
 from tests.model_check import run_in_this_process
 from tests.pages import blocks

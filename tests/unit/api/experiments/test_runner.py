@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
-from typer.testing import CliRunner
 
 from api.cli import app
 from api.client import NotFoundError, UnreachableError
@@ -21,6 +20,7 @@ from api.experiments.records import folder_of
 from api.experiments.status import status
 from api.experiments.tensorboard import export_tensorboard
 from service.states import JobKind, JobState
+from tests.cli import CliRunner
 from tests.unit.api.conftest import Live
 from tests.unit.api.experiments.examples import cells_by_name
 

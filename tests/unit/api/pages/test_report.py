@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
-from typer.testing import CliRunner
 
 from api.cli import app
 from api.pages import report as reports
@@ -27,6 +26,7 @@ from service.db.unit_of_work import UnitOfWork
 from service.service import give_verdict
 from service.states import Verdict
 from service.storage import FileStore
+from tests.cli import CliRunner
 from tests.drawn_results import DrawnRun, draw_run
 from tests.service import PROMPTS
 from tests.unit.api.conftest import Live
