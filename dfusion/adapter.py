@@ -251,7 +251,7 @@ def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping
     def write(temporary: Path) -> None:
         StableDiffusionPipeline.save_lora_weights(
             temporary.parent,
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
+            unet_lora_layers=_stored_weights(unet),
             weight_name=temporary.name,
             save_function=lambda weights, path: write_tensors(
                 Path(path), {**weights, **diffusers_tensors(text_layers)}, about
@@ -259,6 +259,17 @@ def save_adapter(unet: UNet2DConditionModel, file: Path | str, metadata: Mapping
         )
 
     write_whole(Path(file), write)
+
+
+def _stored_weights(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """The adapter's weights by the keys of a file: diffusers' if these exist for all layers, otherwise peft's.
+
+    Diffusers has own keys for attention only. It takes the format of a file from its first key, so a file with both
+    would be loaded in part.
+    """
+    by_peft: dict[str, torch.Tensor] = get_peft_model_state_dict(unet)
+    converted: dict[str, torch.Tensor] = convert_state_dict_to_diffusers(by_peft)
+    return by_peft if any(".lora_A." in key for key in converted) else converted
 
 
 @dataclass(frozen=True)

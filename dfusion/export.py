@@ -37,7 +37,7 @@ from dfusion.adapter import (
     read_adapter,
     save_adapter,
 )
-from dfusion.adapter_files import read_layout
+from dfusion.adapter_files import layers_per_block, read_layout
 from dfusion.config import SamplingConfig
 from dfusion.errors import DFusionError, ExportError, InvalidInputError
 from dfusion.files import write_tensors, write_whole
@@ -134,6 +134,8 @@ def export_adapter(
         try:
             _WRITERS[form](folder, adapter, temporary)
             image = render(_reloaded(form, folder, temporary).to(device), expected.verification)
+        except ExportError:
+            raise
         except (DFusionError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise ExportError(f"{form} export of {adapter}: cannot be reloaded: {error!r}") from error
         difference = float(np.abs(image - expected.image).max())
@@ -281,37 +283,49 @@ def _write_text(file: Path, text: str) -> None:
 
 
 def _write_diffusers(folder: Path, adapter: Path, out: Path) -> None:
-    """Copy the file if it has this form already, as stored adapters have."""
-    if read_layout(adapter).form == "diffusers":
+    """Copy the file if it has this form already, as stored adapters have.
+
+    Diffusers' training scripts write files with two kinds of keys, which diffusers loads in part. They are rewritten.
+    """
+    layout = read_layout(adapter)
+    of_unet = [key for key in layout.tensors if not key.startswith("text_encoder")]
+    has_both = any(".lora_A." in key for key in of_unet) and any(".lora.down." in key for key in of_unet)
+    if layout.form == "diffusers" and not has_both:
         shutil.copyfile(adapter, out)
         return
-    pipeline = _load_with_adapter(folder, adapter)
-    save_adapter(pipeline.unet, out)
+    pipeline, metadata = _load_with_adapter(folder, adapter)
+    save_adapter(pipeline.unet, out, metadata)
 
 
-def _load_with_adapter(folder: Path, adapter: Path) -> Pipeline:
+def _load_with_adapter(folder: Path, adapter: Path) -> tuple[Pipeline, dict[str, str]]:
+    """A stock pipeline with the adapter, and the adapter's metadata."""
     pipeline = load_pipeline(folder)
-    load_adapter(pipeline.unet, adapter, DiffusionModel.from_pipeline(pipeline).text_encoders)
-    return pipeline
+    metadata = load_adapter(pipeline.unet, adapter, DiffusionModel.from_pipeline(pipeline).text_encoders)
+    return pipeline, metadata
 
 
 def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
-    """Write lora_down (r, in), lora_up (out, r) and alpha () for each module. Raises ExportError for a DoRA.
+    """Write lora_down (r, in), lora_up (out, r) and alpha () for each module.
 
     Diffusers ignores alphas that differ between modules. So all modules get the most frequent one, and lora_up of the
     others is scaled instead.
+
+    Raises ExportError for a DoRA, and for layers of SDXL outside its transformers.
     """
     unet = _config(folder, "unet/config.json")
-    content = read_adapter(adapter, unet["layers_per_block"])
+    per_block = layers_per_block(folder)
+    content = read_adapter(adapter, per_block)
     if content.config.use_dora:
         raise ExportError(
             f"kohya export of {adapter}: expected a LoRA, got a DoRA, which is written as diffusers, peft or merged"
         )
 
-    # 1. the alphas
+    # 1. alphas and names
     alphas = {}
+    names = {}
     for module, layer in content.layers.items():
         alphas[module] = layer.alpha * (layer.rank**0.5 if content.config.use_rslora else 1)
+        names[module] = _kohya_name(module, adapter, per_block) if _is_xl(unet) else module
     text_layers = _kohya_text_layers(content, _is_xl(unet))
     of_text = [layer.alpha for layer in text_layers.values()]
     [(alpha, _)] = Counter([*alphas.values(), *of_text]).most_common(1)
@@ -321,8 +335,7 @@ def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
     for key, value in content.weights.items():
         module, _, matrix = key.rpartition(".lora_")
         scale = alphas[module] / alpha if matrix == "B.weight" else 1.0
-        module = original_name(module, unet["layers_per_block"]) if _is_xl(unet) else module
-        name = "lora_unet_" + module.replace(".", "_")
+        name = "lora_unet_" + names[module].replace(".", "_")
         tensors[f"{name}.{_KOHYA_MATRICES[matrix]}"] = value * scale
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
 
@@ -331,7 +344,15 @@ def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
         tensors[f"{name}.lora_down.weight"] = part.down
         tensors[f"{name}.lora_up.weight"] = part.up * (part.alpha / alpha)
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
-    write_tensors(out, tensors, _kohya_metadata(folder, unet, content))
+    write_tensors(out, tensors, _kohya_metadata(folder, unet, content, alpha))
+
+
+def _kohya_name(module: str, adapter: Path, per_block: int) -> str:
+    """The original name of a module of SDXL. Raises ExportError for other modules than transformers'."""
+    try:
+        return original_name(module, per_block)
+    except InvalidInputError as error:
+        raise ExportError(f"kohya export of {adapter}: {error}; export it as diffusers, peft or merged") from error
 
 
 def _kohya_text_layers(content: AdapterFile, is_xl: bool) -> dict[str, TextLayer]:
@@ -365,8 +386,8 @@ def original_name(module: str, layers_per_block: int) -> str:
     return f"input_blocks.{number + 1}.1.{side[4]}" if side[1] == "down" else f"output_blocks.{number}.1.{side[4]}"
 
 
-def _kohya_metadata(folder: Path, unet: Mapping[str, Any], content: AdapterFile) -> dict[str, str]:
-    """The metadata that kohya's trainer writes, and Stability AI's model specification.
+def _kohya_metadata(folder: Path, unet: Mapping[str, Any], content: AdapterFile, alpha: float) -> dict[str, str]:
+    """The metadata that kohya's trainer writes, and Stability AI's model specification. `alpha` is the modules' own.
 
     A1111 and Forge list a LoRA only for the model version named there. Some programs read the prediction type from
     `modelspec.prediction_type`, others from `ss_v_parameterization`.
@@ -375,7 +396,7 @@ def _kohya_metadata(folder: Path, unet: Mapping[str, Any], content: AdapterFile)
         "format": "pt",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(content.config.rank),
-        "ss_network_alpha": str(content.config.alpha),
+        "ss_network_alpha": str(alpha),
         METADATA_KEY: json.dumps(dict(content.metadata), sort_keys=True),
     }
 
@@ -388,7 +409,10 @@ def _kohya_metadata(folder: Path, unet: Mapping[str, Any], content: AdapterFile)
 
     # the version of the model
     versions = {768: "sd_v1", 1024: "sd_v2_v" if prediction == "v" else "sd_v2"}
-    version = "sdxl_base_v1-0" if _is_xl(unet) else versions.get(unet["cross_attention_dim"])
+    width = unet.get("cross_attention_dim")
+    version = versions.get(width) if isinstance(width, int) else None  # a list has the widths of the blocks
+    if _is_xl(unet):
+        version = "sdxl_base_v1-0"
     if version is not None:
         about |= {"ss_base_model_version": version, "ss_v2": str(version.startswith("sd_v2"))}
         about |= _model_specification(folder, unet, version)
@@ -437,7 +461,7 @@ def _write_peft(folder: Path, adapter: Path, out: Path) -> None:
     Raises ExportError for an adapter with parts of a text encoder: PEFT's folder is for one network.
     """
     config = _config(folder, "unet/config.json")
-    content = read_adapter(adapter, config["layers_per_block"])
+    content = read_adapter(adapter, layers_per_block(folder))
     if content.text_encoders:
         raise ExportError(
             f"peft export of {adapter}: expected an adapter of the U-Net only, got one of"
@@ -457,7 +481,7 @@ def _write_peft(folder: Path, adapter: Path, out: Path) -> None:
 
 def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
     """Write the pipeline in float32, with W + alpha / rank * B A in place of W."""
-    pipeline = _load_with_adapter(folder, adapter)
+    pipeline, _ = _load_with_adapter(folder, adapter)
     pipeline.unet.fuse_lora(safe_fusing=True)
     pipeline.unet.unload_lora()  # not `detach`, which restores the text encoders
     pipeline.save_pretrained(str(out))

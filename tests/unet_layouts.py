@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ LAYERS_PER_BLOCK = 2
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """A U-Net's layout.
 
@@ -145,7 +146,8 @@ def transformer_layers(depth: int) -> dict[str, bool]:
     return layers
 
 
-def weights(layout: Layout) -> dict[str, str]:
+@cache
+def weights(layout: Layout) -> Mapping[str, str]:
     """The original name of every weight and bias, by diffusers' name."""
     layers: dict[tuple[str, str], bool] = {}
     single = _SINGLE | (_ADDED if "addition_embed_type" in layout.config else {})

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,9 +57,26 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return saved(make(), tmp_path_factory.mktemp("trained"))
 
 
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return saved(tiny_pipeline(), tmp_path_factory.mktemp("sd"))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.slow
-def test_every_form_gives_the_same_image(trained: tuple[Path, Path], tmp_path: Path, form: ExportFormat) -> None:
+def test_every_form_gives_the_same_image(sd: tuple[Path, Path], tmp_path: Path, form: ExportFormat) -> None:
+    require_same_image(sd, tmp_path, form)
+
+
+@pytest.mark.parametrize("form", ["kohya", *(pytest.param(form, marks=pytest.mark.long) for form in FORMS[::2])])
+@pytest.mark.slow
+def test_forms_of_sdxl_give_the_same_image(tmp_path_factory: pytest.TempPathFactory, form: ExportFormat) -> None:
+    """In all forms, images of SDXL are compared in tests/unit/dfusion/test_export_readers.py, too."""
+    trained = saved(tiny_xl_pipeline(), tmp_path_factory.mktemp("trained"))
+    require_same_image(trained, tmp_path_factory.mktemp("out"), form)
+
+
+def require_same_image(trained: tuple[Path, Path], tmp_path: Path, form: ExportFormat) -> None:
     report = export_adapter(*trained, tmp_path / "out", form, preview=PREVIEW)
     assert report.difference <= TOLERANCE < 10 * TOLERANCE < report.effect
     beside = set() if form in FOLDERS else {"out.recipe.json", "out.preview.png"}
@@ -68,6 +86,7 @@ def test_every_form_gives_the_same_image(trained: tuple[Path, Path], tmp_path: P
 @pytest.mark.slow
 def test_layers_with_their_own_rank_and_alpha_keep_them(tmp_path: Path) -> None:
     """With rsLoRA, the scale is alpha / sqrt(rank): 6 / sqrt(2) for attn1.to_q, 5 / sqrt(3) in the middle block."""
+    # 1. by images
     lora = LoraConfig(
         rank=3,
         alpha=6.0,
@@ -77,13 +96,15 @@ def test_layers_with_their_own_rank_and_alpha_keep_them(tmp_path: Path) -> None:
         use_rslora=True,
     )
     trained = saved(tiny_xl_pipeline(), tmp_path, lora=lora)
-    for form in FORMS[1:3]:
-        export_adapter(*trained, tmp_path / form, form, preview=PREVIEW)
+    export_adapter(*trained, tmp_path / "kohya", "kohya", preview=PREVIEW)
+    export_adapter(*saved(tiny_pipeline(), tmp_path / "sd", lora=lora), tmp_path / "peft", "peft", preview=PREVIEW)
 
+    # 2. by hand
     stored = read_adapter(trained[1]).weights
-    tensors, _ = read_tensors(tmp_path / "kohya")
+    tensors, about = read_tensors(tmp_path / "kohya")
     [alpha] = {float(value) for name, value in tensors.items() if name.endswith(".alpha")}
     assert alpha == pytest.approx(6 * 3**0.5)  # the most frequent one; diffusers ignores others
+    assert float(about["ss_network_alpha"]) == pytest.approx(alpha)
 
     block = "transformer_blocks.0"
     scales = {
@@ -100,14 +121,38 @@ def test_layers_with_their_own_rank_and_alpha_keep_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_layers_outside_attention_are_exported_for_stock_diffusers(tmp_path: Path) -> None:
+    """Files of diffusers' scripts have peft's keys for these layers, and diffusers' for attention. Diffusers takes the
+    format from the first key, and ignores the layers whose keys have the other one."""
+    lora = LoraConfig(rank=2, targets=("mid_block.*.to_q", "proj_in", "conv_in"))
+    base, adapter = saved(tiny_pipeline(), tmp_path, lora=lora)
+    export_adapter(base, adapter, tmp_path / "ours", "diffusers", preview=PREVIEW)
+    assert (tmp_path / "ours").read_bytes() == adapter.read_bytes()
+
+    tensors, about = read_tensors(adapter)
+    as_scripts_do = {
+        key.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if "to_q" in key else key: value
+        for key, value in tensors.items()
+    }
+    assert len({".lora_A." in key for key in as_scripts_do}) == 2
+    write_tensors(tmp_path / "theirs", as_scripts_do, about)
+    export_adapter(base, tmp_path / "theirs", tmp_path / "rewritten", "diffusers", preview=PREVIEW)
+    assert (tmp_path / "rewritten").read_bytes() == adapter.read_bytes()
+
+
+def test_layers_of_sdxl_that_kohya_has_no_name_for_are_named(tmp_path: Path) -> None:
+    base, adapter = saved(tiny_xl_pipeline(), tmp_path, lora=LoraConfig(rank=2, targets=("conv_in",)))
+    with pytest.raises(ExportError, match=r"^kohya export of .*got 'conv_in'; export it as diffusers, peft or merged$"):
+        export_adapter(base, adapter, tmp_path / "out", "kohya", preview=PREVIEW)
+
+
+@pytest.mark.slow
 def test_a_dora_is_exported_where_readers_know_it(tmp_path: Path) -> None:
-    trained = saved(tiny_pipeline(), tmp_path, lora=LoraConfig(rank=2, use_dora=True))
-    for form in FORMS:
-        if form == "kohya":
-            with pytest.raises(ExportError, match="DoRA"):
-                export_adapter(*trained, tmp_path / form, form, preview=PREVIEW)
-        else:
-            export_adapter(*trained, tmp_path / form, form, preview=PREVIEW)
+    base, adapter = saved(tiny_pipeline(), tmp_path, lora=LoraConfig(rank=2, targets=("attn2.to_v",), use_dora=True))
+    for form in ("diffusers", "peft", "merged"):
+        export_adapter(base, adapter, tmp_path / form, form, preview=PREVIEW)
+    with pytest.raises(ExportError, match="DoRA"):
+        export._WRITERS["kohya"](base, adapter, tmp_path / "kohya")
 
 
 @pytest.mark.slow
@@ -121,12 +166,12 @@ def test_the_recipe_alone_gives_the_preview_with_stock_diffusers(tmp_path: Path)
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
     cases = {
-        "sd": (tiny_pipeline(), PreviewSettings("a green star", 7, sampling), FORMS),
-        "sdxl": (xl, PreviewSettings("a red circle", 1, SamplingConfig(num_steps=2)), FORMS[1:]),
+        "sd": (tiny_pipeline(), PreviewSettings("a green star", 7, sampling), FORMS[1:3]),
+        "sdxl": (xl, PreviewSettings("a red circle", 1, SamplingConfig(num_steps=2)), FORMS[3:]),
         "unguided": (
             tiny_pipeline(),
             PreviewSettings(sampling=SamplingConfig(num_steps=2, guidance_scale=0.5)),
-            FORMS[1:2],
+            FORMS[:1],
         ),
     }
 
@@ -173,8 +218,8 @@ def python_of(text: str) -> str:
     return str(code)
 
 
-def test_a_recipe_has_all_settings_but_no_paths(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    folder, adapter = trained
+def test_a_recipe_has_all_settings_but_no_paths(sd: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, adapter = sd
     sampling = SamplingConfig(num_steps=2, guidance_scale=2.5, eta=0.5, width=24)
     preview = PreviewSettings("a green star", 3, sampling)
     report = export_adapter(folder, adapter, tmp_path / "lora.safetensors", "kohya", preview=preview)
@@ -198,13 +243,13 @@ def test_a_recipe_has_all_settings_but_no_paths(trained: tuple[Path, Path], tmp_
 
 
 def test_a_recipe_that_gives_another_image_is_no_recipe(
-    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sd: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The preview comes from another seed than the recipe says."""
     sampler = export.sample
     monkeypatch.setattr(export, "sample", lambda *a, **b: sampler(*a[:4], [a[4][0] + 1], **b))
     with pytest.raises(ExportError, match="recipe"):
-        export_adapter(*trained, tmp_path / "lora.safetensors", "kohya", preview=PREVIEW)
+        export_adapter(*sd, tmp_path / "lora.safetensors", "kohya", preview=PREVIEW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,13 +296,18 @@ def test_kohya_files_have_the_metadata_for_a1111(trained: tuple[Path, Path], tmp
         (768, "epsilon", "sd_v1", "False"),
         (1024, "epsilon", "sd_v2", "True"),
         (1024, "v_prediction", "sd_v2_v", "True"),
+        ([768, 768], "epsilon", None, None),
     ],
 )
-def test_versions_of_sd(tmp_path: Path, width: int, prediction: str, version: str, v2: str) -> None:
-    folder, adapter = saved(tiny_pipeline(prediction_type=prediction), tmp_path)
+def test_versions_of_sd(
+    sd: tuple[Path, Path], tmp_path: Path, width: int | list[int], prediction: str, version: str | None, v2: str | None
+) -> None:
+    folder, adapter = sd
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    sd_scheduler(prediction_type=prediction).save_pretrained(tmp_path / "scheduler")
     unet = json.loads((folder / "unet" / "config.json").read_text()) | {"cross_attention_dim": width}
-    about = export._kohya_metadata(folder, unet, read_adapter(adapter))
-    assert (about["ss_base_model_version"], about["ss_v2"]) == (version, v2)
+    about = export._kohya_metadata(tmp_path, unet, read_adapter(adapter), 6.0)
+    assert (about.get("ss_base_model_version"), about.get("ss_v2")) == (version, v2)
 
 
 def test_original_names_of_sdxl() -> None:
@@ -300,13 +350,15 @@ def test_merged_pipelines_have_merged_weights_and_no_paths(trained: tuple[Path, 
         assert str(folder) not in file.read_text()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", ["kohya", "merged", *(pytest.param(form, marks=pytest.mark.long) for form in FORMS[::2])]
+)
 @pytest.mark.slow
 def test_an_export_with_another_image_does_not_stay(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
+    sd: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
 ) -> None:
     """An export that lost its alpha: diffusers then uses the rank instead, and the adapter is half as strong."""
-    folder, adapter = saved(tiny_pipeline(), tmp_path_factory.mktemp("trained"))
+    folder, adapter = sd
 
     def without_alpha(folder: Path, adapter: Path, out: Path) -> None:
         tensors, _ = read_tensors(adapter)
@@ -340,20 +392,20 @@ def test_an_export_that_lost_a_weak_adapter_is_removed(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_an_export_that_cannot_be_loaded_is_removed(
-    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sd: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(_folder: Path, adapter: Path, out: Path) -> None:
         out.write_bytes(adapter.read_bytes()[:1000])
 
     monkeypatch.setattr(export, "_WRITERS", {"diffusers": half})
     with pytest.raises(ExportError, match="cannot be reloaded"):
-        export_adapter(*trained, tmp_path / "out", "diffusers", preview=PREVIEW)
+        export_adapter(*sd, tmp_path / "out", "diffusers", preview=PREVIEW)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_bad_input_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    folder, adapter = trained
+def test_bad_input_is_named(sd: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, adapter = sd
     with pytest.raises(InvalidInputError, match="'onnx'"):
         export_adapter(folder, adapter, tmp_path / "out", "onnx")  # type: ignore[arg-type]
 
