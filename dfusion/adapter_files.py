@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -357,7 +358,7 @@ def _text_layers(
 
 
 def _file_of(path: Path) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False for names that the file system refuses
         return path
     for name in _WEIGHTS:
         if (path / name).is_file():

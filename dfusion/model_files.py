@@ -7,6 +7,7 @@ do not fit together, and weights that are missing or damaged. A service uses the
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,9 +138,9 @@ def check_files(folder: Path) -> ModelFiles:
 
 def require_pipeline(path: Path) -> None:
     """Raise ModelNotFoundError or UnsupportedModelError without a model_index.json, naming what is there instead."""
-    if path.is_file():
+    if os.path.isfile(path):
         raise refuse_file(path)
-    if not (path / "model_index.json").is_file():
+    if not os.path.isfile(path / "model_index.json"):  # False for a folder that cannot be read
         raise refuse_folder(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _ADAPTER_MARKS = ("lora_", ".lora.", "hada_", "lokr_", "dora_scale")
 _UNET = "model.diffusion_model."
 _SDXL = "conditioner.embedders.1."
+_SDXL_REFINER = "conditioner.embedders.0.model."
 _SD = "cond_stage_model."
 _OTHERS = {
     "double_blocks.": "a Flux transformer",
@@ -70,6 +72,8 @@ def _content(file: Path, names: Iterable[str]) -> str:
             pipeline = "StableDiffusionXLPipeline"
         elif any(name.startswith(_SD) for name in names):
             pipeline = "StableDiffusionPipeline"
+        elif any(name.startswith(_SDXL_REFINER) for name in names):
+            return "SDXL's refiner, which needs other inputs than a prompt"
         else:
             return "a U-Net without its text encoder and VAE"
         return f"a single-file checkpoint. Convert it: {conversion_command(file, pipeline)}"
@@ -84,12 +88,13 @@ def refuse_folder(folder: Path) -> ModelNotFoundError:
     except OSError as error:
         return ModelNotFoundError(f"{expected}: {error}")
 
-    if (folder / "adapter_config.json").is_file():
+    # os.path: an unreadable subfolder, such as lost+found, has no such file
+    if os.path.isfile(folder / "adapter_config.json"):
         return UnsupportedModelError(f"{expected}, but an adapter of PEFT: name its base model")
     if (kind := _part(folder / "config.json")) is not None:
         return UnsupportedModelError(f"{expected}, but a {kind}: name the folder of the whole pipeline")
     for child in children:
-        if (child / "model_index.json").is_file():
+        if os.path.isfile(child / "model_index.json"):
             return ModelNotFoundError(f"{expected}; there is one in {child}")
     for child in children:
         if child.suffix.lower() in (".safetensors", *_PICKLES):

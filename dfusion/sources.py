@@ -96,7 +96,7 @@ def locate(model: Path | str) -> Located:
     """
     if isinstance(model, str) and model in HUB_MODELS:
         return Located(_fetch(model, HUB_MODELS[model]), HUB_MODELS[model].prediction_type)
-    if isinstance(model, Path) or Path(model).exists():
+    if isinstance(model, Path) or os.path.exists(model):  # False for names that the file system refuses
         require_pipeline(Path(model))
         return Located(Path(model))
 
@@ -114,14 +114,17 @@ def find_local(model: Path | str) -> Path | None:
     """
     if isinstance(model, str) and model in HUB_MODELS:
         mirrors = HUB_MODELS[model].mirrors
-    elif isinstance(model, Path) or Path(model).exists():
-        return Path(model) if Path(model).exists() else None
+    elif isinstance(model, Path) or os.path.exists(model):
+        return Path(model) if os.path.exists(model) else None
     else:
         repository, _, revision = model.partition("@")
         mirrors = (Mirror(repository, revision),) if repository.count("/") == 1 and revision else ()
 
     for mirror in mirrors:
-        cached = try_to_load_from_cache(mirror.repository, "model_index.json", revision=mirror.revision)
+        try:
+            cached = try_to_load_from_cache(mirror.repository, "model_index.json", revision=mirror.revision)
+        except ValueError:  # the hub has no repository of such a name
+            continue
         if isinstance(cached, str):
             return Path(cached).parent
     return None

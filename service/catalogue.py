@@ -103,11 +103,14 @@ class Catalogue:
         The file is read once, and again after it has changed.
         """
         adapter = self.models[name].adapter
-        if adapter is None or not adapter.exists():
+        if adapter is None:
             return None
 
-        files = sorted(adapter.iterdir()) if adapter.is_dir() else [adapter]
-        version = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        try:
+            files = sorted(adapter.iterdir()) if adapter.is_dir() else [adapter]
+            version = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        except OSError:  # not here, or not readable here
+            return None
         if name not in self._adapters or self._adapters[name][0] != version:
             self._adapters[name] = version, self._problem_of(name, adapter)
         return self._adapters[name][1]

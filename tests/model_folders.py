@@ -505,6 +505,7 @@ def _other_paths() -> Iterator[Variant]:
         "sd.safetensors": (SD_KEYS, "single-file checkpoint.*StableDiffusionPipeline as P"),
         "xl.safetensors": (XL_KEYS, "single-file checkpoint.*StableDiffusionXLPipeline as P"),
         "unet.safetensors": (SD_KEYS[:1], "U-Net without its text encoder"),
+        "refiner.safetensors": ((SD_KEYS[0], "conditioner.embedders.0.model.x"), "SDXL's refiner"),
         "flux.safetensors": (("model.diffusion_model.double_blocks.0.x",), "Flux transformer"),
         "flux2.safetensors": (("double_blocks.0.img_attn.qkv.weight",), "Flux transformer"),
         "sd3.safetensors": (("model.diffusion_model.joint_blocks.0.x",), "Stable Diffusion 3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def _machine_checks() -> Iterator[CheckOut]:
 def _adapter(name: str, file: Path, problem: str | None) -> CheckOut:
     """Check that a worker on this machine can load the model's own adapter."""
     what = f"here: adapter of {name}"
-    if not file.exists():
+    if not os.path.exists(file):  # False for names that the file system refuses
         return _check(what, "failed", f"{file} does not exist: set a file or folder of this machine in DFUSION_MODELS")
     if problem is not None:
         return _check(what, "failed", f"{problem}: set another adapter in DFUSION_MODELS")

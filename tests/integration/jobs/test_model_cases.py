@@ -59,6 +59,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     models: dict[str, Any] = {
         name: str(templates.create(variant, folder / name / "model")) for name, variant in variants.items()
     }
+    models |= {"too-long-a-name": "a" * 300, "no-name-on-the-hub": "a b/c@main"}
+    models["too-long-an-adapter"] = {"source": models["pndm"], "adapter": "a" * 300}
     models["overflowing"] = {"source": str(templates.overflowing), "vae_dtype": "float16"}
     with TestClient(create_app(settings_for(folder / "data", folder, models=models))) as client:
         yield Installation(client)
@@ -82,6 +84,19 @@ def test_refused_at_submission(row: str, installation: Installation) -> None:
         assert (response.status_code, response.json()["code"]) == (422, "unsupported_model"), response.text
         problems = {error["pointer"]: error["message"] for error in response.json()["errors"]}
         assert REFUSED[row][1] in problems[pointer]
+
+
+@pytest.mark.parametrize("row", ["too-long-a-name", "no-name-on-the-hub"])
+def test_names_that_no_file_has_fail_by_name(row: str, installation: Installation) -> None:
+    """They might be files of a worker's machine."""
+    job = installation.done("/samplings", sampling_of(row))
+    assert (job["state"], job["error"]["code"]) == ("failed", "model_not_found")
+
+
+def test_an_adapter_whose_name_no_file_has_fails_by_name(installation: Installation) -> None:
+    job = installation.done("/samplings", sampling_of("too-long-an-adapter"))
+    assert (job["state"], job["error"]["code"]) == ("failed", "adapter")
+    assert "File name too long" in job["error"]["message"]
 
 
 def test_num_steps_1_with_leading_spacing(installation: Installation) -> None:

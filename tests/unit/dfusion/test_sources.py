@@ -129,6 +129,15 @@ def test_other_models_are_named_with_their_revision(tmp_path: Path, hub: Hub) ->
             locate(name)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a b/c@main", "a\0b"])
+def test_names_that_neither_the_file_system_nor_the_hub_allows(name: str) -> None:
+    assert find_local(name) is None
+    with pytest.raises(ModelNotFoundError):
+        locate(name)
+    with pytest.raises(ModelNotFoundError, match="expected a diffusers pipeline"):
+        locate(Path("a" * 300))
+
+
 def test_folders(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="model_index"):
         locate(tmp_path)
