@@ -15,14 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from dfusion.attention.layers import find_layers, resolve_layers
 from dfusion.catalogue import MODELS
 from dfusion.config import Precision, SamplingConfig
 from dfusion.ddim import Schedule
-from dfusion.errors import DFusionError, LayerNotFoundError, NonFiniteError
+from dfusion.errors import DFusionError, InvalidInputError, LayerNotFoundError, NonFiniteError, shortened
 from dfusion.model_files import check_files
 from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
@@ -99,6 +101,7 @@ def check_model(
 
     Raises:
         ModelNotFoundError, UnsupportedModelError, InvalidInputError: As `DiffusionModel.load` and `sample`.
+        InvalidInputError: The image cannot be written.
         NonFiniteError: The image is not finite, or has only one colour.
 
     Example:
@@ -107,6 +110,8 @@ def check_model(
         >>> report.layout, report.prediction_type, report.scheduler
         ('other (text encoder of width 128)', 'epsilon', 'DDIMScheduler')
     """
+    if image.is_dir():
+        raise InvalidInputError(f"image: expected a PNG file, got the folder {image}")
     source = MODELS[model].folder if isinstance(model, str) and model in MODELS else model
     folder = locate(source).folder
     files = check_files(folder)
@@ -133,8 +138,7 @@ def check_model(
     seconds = time.perf_counter() - started
     if pixels.std() == 0:
         raise NonFiniteError(f"{model}: expected an image, got {pixels.shape} pixels of one colour")
-    image.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(image, "PNG")
+    _save(pixels, image)
 
     # 3. describe
     networks = {name: network for name in _PARTS if (network := getattr(loaded, name)) is not None}
@@ -165,6 +169,14 @@ def check_model(
         notes=loaded.notes,
         image=str(image),
     )
+
+
+def _save(pixels: np.ndarray, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file, "PNG")
+    except OSError as error:
+        raise InvalidInputError(f"image: expected a file that can be written, got {file}: {error.strerror}") from error
 
 
 def _betas(config: Any) -> str:
@@ -199,14 +211,24 @@ def main(arguments: Sequence[str]) -> int:
     if options.get("device") == "auto":
         options["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     image = Path(options.pop("image"))
-    sampling = SamplingConfig.model_validate(options.pop("sampling", {}))
     try:
+        sampling = _sampling_of(options.pop("sampling", {}))
         report = check_model(options.pop("model"), image, sampling=sampling, **options)
     except DFusionError as error:
         json.dump({"error": {"kind": type(error).__name__, "message": str(error)}}, sys.stdout)
         return 1
     json.dump(asdict(report), sys.stdout)
     return 0
+
+
+def _sampling_of(settings: Mapping[str, Any]) -> SamplingConfig:
+    """Raises InvalidInputError, naming the first invalid setting."""
+    try:
+        return SamplingConfig.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        setting = ".".join(map(str, problem["loc"]))
+        raise InvalidInputError(f"{setting}: {problem['msg']}, got {shortened(problem['input'])}") from error
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,3 +86,20 @@ def test_the_program_writes_the_report_or_the_error_as_json(tmp_path: Path, caps
     assert main([json.dumps(options | {"model": str(tmp_path / "model")})]) == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["kind"] == UnsupportedModelError.__name__ and "LCMScheduler" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": {"num_steps": 0}}, "num_steps: Input should be greater than or equal to 1, got 0"),
+        ({"image": "."}, "image: expected a PNG file, got the folder ."),
+        ({"image": "/dev/null/image.png"}, "image: expected a file that can be written, got /dev/null/image.png: "),
+    ],
+)
+def test_options_that_do_not_fit_are_named(
+    options: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"model": "shapes", "image": "image.png", "sampling": {"num_steps": 2, "height": 16, "width": 16}}
+    assert main([json.dumps(given | options)]) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["kind"] == "InvalidInputError" and error["message"].startswith(message)
