@@ -36,7 +36,7 @@ from dfusion.errors import (
 )
 from dfusion.facts import require_size
 from dfusion.model_files import SD, SDXL, ModelFiles, check_files
-from dfusion.noise_schedules import DDIM
+from dfusion.noise_schedules import DDIM, require_ddim
 from dfusion.sampling import latent_shape
 from dfusion.sources import locate
 from dfusion.types import Conditioning
@@ -214,7 +214,8 @@ class DiffusionModel:
     def from_pipeline(cls, pipeline: Pipeline, device: str = "cpu") -> DiffusionModel:
         """The parts of a stock pipeline, without gradients, on `device`, with a DDIM scheduler of the same settings.
 
-        Raises ModelNotFoundError if a required part is None.
+        Raises ModelNotFoundError if a required part is None, and UnsupportedModelError for a scheduler that DDIM cannot
+        replace, such as one of a flow-matching or distilled model.
         """
         xl = isinstance(pipeline, StableDiffusionXLPipeline)
         names = ["unet", "vae", "text_encoder", "tokenizer", *(("text_encoder_2", "tokenizer_2") if xl else ())]
@@ -224,6 +225,7 @@ class DiffusionModel:
                 raise ModelNotFoundError(f"{name}: expected this part in the pipeline, got None")
 
         scheduler = pipeline.scheduler
+        require_ddim(dict(scheduler.config), (type(scheduler).__name__,))
         empty_is_zero = xl and bool(pipeline.config.force_zeros_for_empty_prompt)
         return cls._of(parts, scheduler.config, type(scheduler).__name__, empty_is_zero, device)
 

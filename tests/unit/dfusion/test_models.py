@@ -8,7 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, LCMScheduler
 
 from dfusion import models
 from dfusion.config import SamplingConfig
@@ -18,6 +18,7 @@ from dfusion.errors import (
     ModelNotFoundError,
     NonFiniteError,
     ShapeMismatchError,
+    UnsupportedModelError,
 )
 from dfusion.models import DiffusionModel, Pipeline
 from dfusion.policy import log_probs
@@ -273,6 +274,13 @@ def test_embeddings_are_the_text_encoders_and_long_prompts_are_rejected(model: D
     for device in ("gpu", "cuda:99"):
         with pytest.raises(InvalidInputError, match=f"device: .*'{device}'"):
             DiffusionModel.load("nowhere", device)
+
+
+def test_a_stock_pipeline_whose_scheduler_ddim_cannot_replace_is_refused() -> None:
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(UnsupportedModelError, match="LCMScheduler: a distilled few-step model"):
+        DiffusionModel.from_pipeline(pipeline)
 
 
 @pytest.mark.parametrize("force_zeros", [False, True])
