@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from dfusion.adapter import load_adapter
 from dfusion.attention.layers import find_layers, resolve_layers
 from dfusion.catalogue import MODELS
 from dfusion.config import Precision, SamplingConfig
@@ -43,7 +45,8 @@ class ModelReport:
     betas              the noise schedule, for people
     zero_terminal_snr  whether the last alpha-bar is 0
     fused_layers       the layers that are fused by default, as paths in the U-Net
-    parameters         number of parameters of each network
+    parameters         number of parameters of each network, without the adapter
+    adapter            the adapter with which the image was sampled
     weights_bytes      memory of the networks
     peak_bytes         most memory while sampling: of the GPU, or of the process on a CPU
     seconds_per_image  time of the sampled image, without loading
@@ -62,6 +65,7 @@ class ModelReport:
     timestep_spacing: str
     fused_layers: tuple[str, ...]
     parameters: Mapping[str, int]
+    adapter: str | None
     dtype: str
     vae_dtype: str
     weights_bytes: int
@@ -83,6 +87,7 @@ def check_model(
     device: str = "cpu",
     dtype: Precision = "float32",
     vae_dtype: Precision | None = None,
+    adapter: Path | None = None,
     prompt: str = _PROMPT,
     sampling: SamplingConfig = SamplingConfig(),
     seed: int = 0,
@@ -95,12 +100,14 @@ def check_model(
         device: The device of the model.
         dtype: Of U-Net and text encoders.
         vae_dtype: Of the VAE, as for `DiffusionModel.load`.
+        adapter: An adapter to load on the model, as for `load_adapter`.
         prompt: The prompt of the image.
         sampling: Steps, guidance and size of the image.
         seed: Its seed.
 
     Raises:
         ModelNotFoundError, UnsupportedModelError, InvalidInputError: As `DiffusionModel.load` and `sample`.
+        AdapterError: As `load_adapter`.
         InvalidInputError: The image cannot be written.
         NonFiniteError: The image is not finite, or has only one colour.
 
@@ -116,33 +123,26 @@ def check_model(
     folder = locate(source).folder
     files = check_files(folder)
 
-    # 1. load
+    # 1. load, and describe the model without its adapter
     started = time.perf_counter()
     loaded = DiffusionModel.load(source, device, dtype, vae_dtype=vae_dtype)
+    networks = {name: network for name in _PARTS if (network := getattr(loaded, name)) is not None}
+    parameters = {name: list(network.parameters()) for name, network in networks.items()}
+    fused_layers = _fused_layers(loaded)
+    if adapter is not None:
+        load_adapter(loaded.unet, adapter, loaded.text_encoders)
     load_seconds = time.perf_counter() - started
     schedule = Schedule.from_scheduler(loaded.scheduler, sampling.num_steps, sampling.eta)
 
     # 2. sample one image
-    size = loaded.latent_size(sampling)
     started = time.perf_counter()
-    trajectory = sample(
-        loaded.unet,
-        loaded.scheduler,
-        loaded.encode_prompts([prompt], size),
-        loaded.encode_prompts([sampling.negative_prompt], size),
-        [seed],
-        config=sampling,
-        latent_size=size,
-    )
-    pixels = loaded.decode(trajectory.final)[0]
+    pixels = _image_of(loaded, prompt, sampling, seed)
     seconds = time.perf_counter() - started
     if pixels.std() == 0:
         raise NonFiniteError(f"{model}: expected an image, got {pixels.shape} pixels of one colour")
     _save(pixels, image)
 
-    # 3. describe
-    networks = {name: network for name in _PARTS if (network := getattr(loaded, name)) is not None}
-    parameters = [parameter for network in networks.values() for parameter in network.parameters()]
+    # 3. report
     config = loaded.scheduler.config
     return ModelReport(
         model=str(model),
@@ -154,11 +154,12 @@ def check_model(
         betas=_betas(config),
         zero_terminal_snr=bool(loaded.scheduler.alphas_cumprod[-1] == 0),
         timestep_spacing=config.timestep_spacing,
-        fused_layers=_fused_layers(loaded),
-        parameters={name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
+        fused_layers=fused_layers,
+        parameters={name: sum(p.numel() for p in of_part) for name, of_part in parameters.items()},
+        adapter=None if adapter is None else str(adapter),
         dtype=dtype,
         vae_dtype=str(loaded.vae.dtype).removeprefix("torch."),
-        weights_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        weights_bytes=sum(p.numel() * p.element_size() for p in chain.from_iterable(parameters.values())),
         peak_bytes=_peak_bytes(device),
         device=device,
         height=pixels.shape[0],
@@ -169,6 +170,21 @@ def check_model(
         notes=loaded.notes,
         image=str(image),
     )
+
+
+def _image_of(model: DiffusionModel, prompt: str, sampling: SamplingConfig, seed: int) -> np.ndarray:
+    """(H, W, 3) uint8 of one sample."""
+    size = model.latent_size(sampling)
+    trajectory = sample(
+        model.unet,
+        model.scheduler,
+        model.encode_prompts([prompt], size),
+        model.encode_prompts([sampling.negative_prompt], size),
+        [seed],
+        config=sampling,
+        latent_size=size,
+    )
+    return model.decode(trajectory.final)[0]  # type: ignore[no-any-return]
 
 
 def _save(pixels: np.ndarray, file: Path) -> None:
@@ -213,6 +229,8 @@ def main(arguments: Sequence[str]) -> int:
     image = Path(options.pop("image"))
     try:
         sampling = _sampling_of(options.pop("sampling", {}))
+        if options.get("adapter") is not None:
+            options["adapter"] = Path(options["adapter"])
         report = check_model(options.pop("model"), image, sampling=sampling, **options)
     except DFusionError as error:
         json.dump({"error": {"kind": type(error).__name__, "message": str(error)}}, sys.stdout)

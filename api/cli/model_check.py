@@ -24,7 +24,7 @@ def check_model(model: str, image: Path, options: Mapping[str, Any]) -> dict[str
     """Run `dfusion.model_report` for a model of this installation, a folder, or a name on the hub.
 
     Args:
-        model: A name of DFUSION_MODELS gives its source and precision.
+        model: A name of DFUSION_MODELS gives its source, adapter and precision.
         image: The file of the sampled image.
         options: Of `dfusion.model_report.check_model`; None leaves the default.
 
@@ -52,14 +52,15 @@ def check_model(model: str, image: Path, options: Mapping[str, Any]) -> dict[str
 
 
 def _installed(model: str) -> dict[str, Any]:
-    """The source and precision of a model: those of the settings, if it is named there."""
+    """The source, adapter and precision of a model: those of the settings, if it is named there."""
     try:
         entry = Catalogue.of(Settings.read()).models.get(model)
     except StartError as error:
         raise ApiError(str(error), code="settings") from error
     if entry is None:
         return {"model": model}
-    return {"model": entry.source, "dtype": entry.dtype, "vae_dtype": entry.vae_dtype}
+    adapter = None if entry.adapter is None else str(entry.adapter)
+    return {"model": entry.source, "adapter": adapter, "dtype": entry.dtype, "vae_dtype": entry.vae_dtype}
 
 
 def report_sheet(report: Mapping[str, Any]) -> RenderableType:
@@ -80,6 +81,7 @@ def report_sheet(report: Mapping[str, Any]) -> RenderableType:
             "spacing": report["timestep_spacing"],
             "fused layers": ", ".join(report["fused_layers"]) or "none: it has no layers to fuse",
             "parameters": parameters,
+            "adapter": report["adapter"],
             "precision": precision,
             "memory": memory,
             "image": f"{report['image']}: {pixels}, {report['seconds_per_image']:.1f} s",

@@ -62,6 +62,7 @@ def check(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a model of DFUSION_MODELS, or a hub name")],
     image: Annotated[Path, typer.Option(help="PNG file of the sampled image; replaced")] = Path("model-check.png"),
+    adapter: Annotated[Path | None, typer.Option(help="Adapter of the image: a safetensors file or its folder")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt of the image")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default 20")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels. Default: the model's own")] = None,
@@ -81,6 +82,8 @@ def check(
     values = {"num_steps": steps, "height": height, "width": width}
     sampling = {name: value for name, value in values.items() if value is not None}
     options = {"prompt": prompt, "seed": seed, "device": device, "dtype": dtype, "vae_dtype": vae_dtype}
+    if adapter is not None:
+        options["adapter"] = str(adapter)
     report = check_model(model, image, {**options, "sampling": sampling})
     session.show(report, lambda: report_sheet(report))
 

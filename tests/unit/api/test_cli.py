@@ -333,6 +333,7 @@ def quick_torch_check(_python: str) -> CheckOut:
 def test_models_are_checked(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder, and models of the settings; refused ones with the cause and exit code 1."""
     from dfusion import _torchvision_ops  # noqa: F401  (before diffusers or peft)
+    from tests.adapters import ATTENTION, Lora, kohya_file, random_lora
     from tests.model_folders import scheduler
     from tests.nets import tiny_pipeline
 
@@ -340,7 +341,11 @@ def test_models_are_checked(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
         tiny_pipeline().save_pretrained(tmp_path / name)
     scheduler("LCMScheduler")(tmp_path / "lcm")
     half = {"source": str(tmp_path / "good"), "dtype": "bfloat16", "vae_dtype": "float32"}
-    monkeypatch.setenv("DFUSION_MODELS", json.dumps({"half": half, "lcm": str(tmp_path / "lcm")}))
+    pipeline = tiny_pipeline()
+    lora = random_lora(pipeline.unet.state_dict(), ATTENTION, Lora(2, 8))
+    style = {"source": str(tmp_path / "good"), "adapter": str(kohya_file(lora, tmp_path / "style"))}
+    models = {"half": half, "lcm": str(tmp_path / "lcm"), "style": style}
+    monkeypatch.setenv("DFUSION_MODELS", json.dumps(models))
     monkeypatch.setattr("api.cli.doctor.torch_check", quick_torch_check)
 
     with run_in_this_process():
@@ -351,6 +356,13 @@ def test_models_are_checked(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
         assert Path("new/image.png").is_file()
         same = json.loads(run("models", "check", str(tmp_path / "good"), "--json").stdout)
         assert (same["dtype"], same["num_steps"], same["image"]) == ("float32", 20, "model-check.png")
+
+        plain = Path("model-check.png").read_bytes()
+        with_style = json.loads(run("models", "check", "style", "--json").stdout)
+        styled = Path("model-check.png").read_bytes()
+        assert (with_style["adapter"], with_style["parameters"]) == (style["adapter"], same["parameters"])
+        assert "adapter" in run("models", "check", str(tmp_path / "good"), "--adapter", style["adapter"]).stdout
+        assert styled == Path("model-check.png").read_bytes() != plain
 
         refused = run("models", "check", "lcm", "--json")
         assert refused.exit_code == 1 and "LCMScheduler" in json.loads(refused.stderr)["detail"]
