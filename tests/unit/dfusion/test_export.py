@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 import shutil
@@ -34,6 +35,8 @@ for folder, code in json.load(sys.stdin):
     exec(code, {})
 assert not any(name.split(".")[0] == "dfusion" for name in sys.modules)
 """
+Work = list[tuple[str, str]]
+"""Folders, and the code to run in them."""
 PAGE = "docs/how-to/use-an-exported-model.md"
 
 
@@ -155,10 +158,25 @@ def test_a_dora_is_exported_where_readers_know_it(tmp_path: Path) -> None:
         export._WRITERS["kohya"](base, adapter, tmp_path / "kohya")
 
 
+def run_here(work: Work) -> None:
+    for folder, code in work:
+        imported = re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE)
+        assert set(imported) <= {"json", "torch", "diffusers", "peft"}
+        with contextlib.chdir(folder):
+            exec(code, {})
+
+
+def run_without_dfusion(work: Work) -> None:
+    """In another process, except for dfusion's patch for torchvision with a CPU-only torch."""
+    command = [sys.executable, "-c", FRESH, _torchvision_ops.__file__]
+    done = subprocess.run(command, input=json.dumps(work), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
-def test_the_recipe_alone_gives_the_preview_with_stock_diffusers(tmp_path: Path) -> None:
-    """By the code of the page and of the export's own text, in a process without dfusion, except its patch for
-    torchvision with a CPU-only torch. Our sampler made the preview."""
+@pytest.mark.parametrize("run", [run_here, pytest.param(run_without_dfusion, marks=pytest.mark.long)])
+def test_the_recipe_alone_gives_the_preview_with_stock_diffusers(tmp_path: Path, run: Callable[[Work], None]) -> None:
+    """By the code of the page and of the export's own text. Our sampler rendered the preview."""
     by_page = blocks(PAGE, "python")[-1]
     sampling = SamplingConfig(num_steps=3, guidance_scale=3.0, eta=0.7, height=24, negative_prompt="a blue star")
     xl = tiny_xl_pipeline()
@@ -175,7 +193,7 @@ def test_the_recipe_alone_gives_the_preview_with_stock_diffusers(tmp_path: Path)
         ),
     }
 
-    work = []
+    work: Work = []
     previews = []
     for kind, (pipeline, preview, forms) in cases.items():
         folder, adapter = saved(pipeline, tmp_path / kind)
@@ -193,10 +211,7 @@ def test_the_recipe_alone_gives_the_preview_with_stock_diffusers(tmp_path: Path)
             )
             previews.append((companions.preview, companions.recipe.parent / "again.png"))
 
-    command = [sys.executable, "-c", FRESH, _torchvision_ops.__file__]
-    done = subprocess.run(command, input=json.dumps(work), capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-
+    run(work)
     for preview, again in previews:
         ours, theirs = (np.asarray(Image.open(file)).astype(int) for file in (preview, again))
         assert np.abs(ours - theirs).max() <= 1, again

@@ -22,7 +22,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from dfusion import export
 from dfusion._diffusers import UNet2DConditionModel, peft
 from dfusion.adapter import has_lora
-from dfusion.config import SamplingConfig
+from dfusion.config import LoraConfig, SamplingConfig
 from dfusion.export import ExportFormat, PreviewSettings, render
 from dfusion.files import read_tensors
 from dfusion.models import Pipeline, load_pipeline
@@ -35,6 +35,12 @@ from tests.unit.dfusion.test_export import saved
 FORMS: tuple[ExportFormat, ...] = ("diffusers", "kohya", "peft", "merged")
 PREVIEW = PreviewSettings(sampling=SamplingConfig(num_steps=2))
 RANK, ALPHA = 2, 3.0
+SOME_LAYERS = LoraConfig(
+    rank=3,
+    alpha=6.0,
+    targets=(*(f"mid_block.*.{name}" for name in ATTENTION), "down_blocks.*.attn1.to_q", "up_blocks.*.attn2.to_out.0"),
+)
+"""All projections, in all parts of the U-Net. All layers are compared by names."""
 V_PREDICTION = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
@@ -254,7 +260,7 @@ def test_the_documented_table(tmp_path: Path, true_size: Callable[[Layout], tupl
     read: dict[tuple[str, str], list[str]] = defaultdict(list)
     for layout in LAYOUTS:
         folder = tmp_path / layout.name
-        base, adapter = saved(small(layout), folder)
+        base, adapter = saved(small(layout), folder, lora=SOME_LAYERS)
         expected = export._expected(base, adapter, "cpu", PREVIEW, "base", "kohya")
         pipeline = load_pipeline(base)
         for form in FORMS:
