@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from dfusion.config import Precision, StrictModel
 from dfusion.rewards.config import ScorerConfig, WeightedScorerConfig
 from service.errors import StartError
-from service.states import DIVERSITY, SHARE, QueueName
+from service.states import BEST, DIVERSITY, SHARE, QueueName
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -266,6 +266,8 @@ class Settings(BaseSettings):
         for name in models:
             if not _MODEL_NAME.fullmatch(name):
                 raise ValueError(f"expected names of at most 100 letters, digits, '.', '_' and '-', got {name!r}")
+        if BEST in models:
+            raise ValueError(f"expected another name than {BEST!r}, the alias of the best round's model")
         return models
 
     @field_validator("database_url")

@@ -256,6 +256,20 @@ MUTATIONS = (
         ("tests/integration/test_watching.py::test_a_round_that_can_end_the_run_is_evaluated_before_the_next_one",),
     ),
     Mutation(
+        "a warning waits for the evaluations of earlier rounds",
+        "service/jobs/watching.py",
+        "if round_number == 0 or pending < round_number:",
+        "if round_number == 0:",
+        ("tests/integration/test_watching.py::test_a_round_waits_for_earlier_evaluations_with_its_warning",),
+    ),
+    Mutation(
+        "the last evaluation of a stopped run does not repeat the warning",
+        "service/jobs/watching.py",
+        "if newest is None or job.stopped is not None:",
+        "if newest is None:",
+        ("tests/integration/test_watching.py::test_a_run_stops_at_a_sign_as_if_it_had_only_the_rounds_before",),
+    ),
+    Mutation(
         "of equal rounds the earliest is the best",
         "dfusion/rewards/signs.py",
         "key=lambda row: (row.mean, -row.round)",

@@ -362,7 +362,7 @@ def _after_round(session: Session, settings: Settings, job: Job, held: Claim) ->
 
     sign = None
     if held.kind is last_stage_kind(spec, held.round):
-        sign = watching.watch(session, job.id, spec, held.round, held.stage_id)
+        sign = watching.watch(session, job, spec, held.round, held.stage_id)
     if held.kind is not planning_stage_kind(spec, held.round) or not 0 < held.round < spec.rounds:
         return []
 

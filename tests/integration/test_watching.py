@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from dfusion.rewards import signs
 from dfusion.rewards.signs import Sign
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results, webhooks
@@ -39,9 +40,18 @@ on_both_databases = pytest.mark.parametrize("service", ["sqlite", "postgresql"],
 @pytest.fixture
 def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
     url = request.getfixturevalue("postgres_url") if getattr(request, "param", "sqlite") == "postgresql" else ""
-    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", database_url=url))
+    opened = Service.open(settings_for(tmp_path / "data", tmp_path / "tiny", database_url=url, shard_prompts=64))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def _early_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fall from one round to the next (a chance of 1 in 2) is a sign, which otherwise takes five (1 in 120)."""
+    monkeypatch.setattr(signs, "LEVEL_ALONE", 0.5)
+
+
+early_signs = pytest.mark.usefixtures("_early_signs")
 
 
 def start(service: Service, **changes: Any) -> str:
@@ -124,50 +134,69 @@ def trained(done: Sequence[Claim]) -> list[int]:
     return [held.round for held in done if held.kind is StageKind.TRAIN]
 
 
+@early_signs
 @pytest.mark.parametrize(
     ("evaluation", "compared"),
-    [({}, [0, 1, 2, 3, 4, 5]), ({"every_round": False}, [0, 5]), (None, [])],
+    [({}, [0, 1, 2]), ({"every_round": False}, [0, 2]), (None, [])],
 )
 def test_a_run_stops_at_a_sign_as_if_it_had_only_the_rounds_before(
     service: Service, evaluation: dict[str, Any] | None, compared: list[int]
 ) -> None:
     with service.uow.writing() as session:
         webhooks.add(session, "https://example.org", ["job.succeeded"], "secret")
-    job_id = start(service, rounds=8, evaluation=evaluation, stop_when=["saturation"])
+    job_id = start(service, rounds=4, evaluation=evaluation, stop_when=["saturation"])
     done = run(service, SATURATED)
-    assert trained(done) == [1, 2, 3, 4, 5]  # a fall of five rounds has a chance of 1 in 120
+    assert trained(done) == [1, 2]
     assert [held.round for held in done if held.kind is StageKind.COMPARE] == compared
 
     job = job_of(service, job_id)
-    assert (job.state, job.rounds, job.work_done) == ("succeeded", 5, job.work_total)
+    assert (job.state, job.rounds, job.work_done) == ("succeeded", 2, job.work_total)
     message = "the reward brightness is at its ceiling while diversity falls"
-    assert job.stopped == {"round": 5, "rounds": 8, "sign": "saturation", "reason": message}
+    assert job.stopped == {"round": 2, "rounds": 4, "sign": "saturation", "reason": message}
     kinds = kinds_of(service, job_id)
-    assert kinds[-1] == "job.succeeded" and kinds.count("job.stopped") == 1 and "round.saturated" in kinds
+    assert kinds[-1] == "job.succeeded"
+    assert (kinds.count("job.stopped"), kinds.count("round.saturated")) == (1, 1)
     with service.uow.reading() as session:
         [delivery] = session.scalars(select(WebhookDelivery))
     assert json.loads(delivery.body)["data"]["stopped"] == job.stopped
 
-    short_id = start(service, rounds=5, evaluation=evaluation, stop_when=["saturation"])
-    run(service, SATURATED)
+    short_id = start(service, rounds=2, evaluation=evaluation, stop_when=["saturation"])
     assert job_of(service, short_id).work_total == job.work_total
-    assert job_of(service, short_id).stopped is None  # it was its last round
 
 
-@pytest.mark.parametrize("stop_when", [[], ["misleading_reward", "collapse"]])
-def test_a_sign_that_does_not_end_the_run_is_a_warning(service: Service, stop_when: list[str]) -> None:
+def test_a_sign_that_does_not_end_the_run_is_a_warning(service: Service) -> None:
+    """A fall of five rounds has a chance of 1 in 120."""
     series = {**SATURATED, ("train", "brightness"): [0.1, 0.2, 0.7, 0.6, 0.5, 0.4, 0.3]}
-    job_id = start(service, rounds=6, stop_when=stop_when)
+    job_id = start(service, rounds=6, stop_when=["misleading_reward", "collapse"])
     run(service, series)
     job = job_of(service, job_id)
     assert (job.state, job.rounds, job.stopped) == ("succeeded", 6, None)
-    warnings = [event for event in events_of(service, job_id) if event.kind == "round.saturated"]
+    warnings = warnings_of(service, job_id)
     assert [event.data["round"] for event in warnings] == [5, 6]
     assert warnings[0].data["best_round"] == 2
     assert warnings[0].message == (
         "the reward brightness is at its ceiling while diversity falls; best so far: round 2"
         " (brightness 0.7 on the training prompts)"
     )
+
+
+@early_signs
+def test_a_round_waits_for_earlier_evaluations_with_its_warning(service: Service) -> None:
+    """The evaluation of round 1 ends after those of the later rounds, and that before the first round after all."""
+    series = {**SATURATED, ("held_out", "constant"): FALLS}
+    job_id = start(service, rounds=3, held_out_prompt_set="shapes-attribute-test")
+    late = [run(service, series, until=ends_round(number))[-1] for number in (0, 1)]
+    run(service, series)
+    assert warnings_of(service, job_id) == []
+    finish(service, late[1], series)
+    [warning] = warnings_of(service, job_id)
+    assert (warning.data["round"], warning.data["falling"]) == (3, ["constant on held-out prompts", "diversity"])
+    finish(service, late[0], series)
+    assert len(warnings_of(service, job_id)) == 1 and job_of(service, job_id).state == "succeeded"
+
+
+def warnings_of(service: Service, job_id: str) -> list[Event]:
+    return [event for event in events_of(service, job_id) if event.kind == "round.saturated"]
 
 
 def test_a_round_that_can_end_the_run_is_evaluated_before_the_next_one(service: Service) -> None:
@@ -190,14 +219,15 @@ def _run_of(service: Service, **changes: Any) -> list[Claim]:
     return run(service, STILL)
 
 
+@early_signs
 @on_both_databases
 def test_a_lost_worker_neither_stops_twice_nor_repeats_the_warning(service: Service) -> None:
-    job_id = start(service, rounds=8, stop_when=["saturation"])
-    lost = run(service, SATURATED, until=ends_round(5))[-1]
+    job_id = start(service, rounds=4, stop_when=["saturation"])
+    lost = run(service, SATURATED, until=ends_round(2))[-1]
     assert execution.requeue_stages_of(service.uow, service.settings, "w") == 1
     with pytest.raises(LeaseLostError):
         finish(service, lost, SATURATED)
-    assert "job.stopped" not in kinds_of(service, job_id) and job_of(service, job_id).rounds == 8
+    assert "job.stopped" not in kinds_of(service, job_id) and job_of(service, job_id).rounds == 4
 
     with service.uow.writing() as session:
         execution.stages.get(session, lost.stage_id).not_before = 0.0
@@ -207,35 +237,39 @@ def test_a_lost_worker_neither_stops_twice_nor_repeats_the_warning(service: Serv
     assert (kinds.count("job.stopped"), kinds.count("round.saturated"), kinds.count("job.succeeded")) == (1, 1, 1)
 
 
+@early_signs
 def test_a_paused_run_stops_at_the_sign(service: Service) -> None:
-    job_id = start(service, rounds=8, stop_when=["saturation"])
-    held = run(service, SATURATED, until=ends_round(5))[-1]
+    job_id = start(service, rounds=4, stop_when=["saturation"])
+    held = run(service, SATURATED, until=ends_round(2))[-1]
     pause_job(service, job_id)
     finish(service, held, SATURATED)
-    assert (job_of(service, job_id).state, job_of(service, job_id).rounds) == ("succeeded", 5)
+    assert (job_of(service, job_id).state, job_of(service, job_id).rounds) == ("succeeded", 2)
 
-    second = start(service, rounds=8, stop_when=["saturation"])
-    held = run(service, SATURATED, until=ends_round(4))[-1]
+    second = start(service, rounds=4, stop_when=["saturation"])
+    held = run(service, SATURATED, until=ends_round(1))[-1]
     pause_job(service, second)
     finish(service, held, SATURATED)
     assert job_of(service, second).state == "paused" and claimed(service) is None
     resume_job(service, second)
     run(service, SATURATED)
-    assert job_of(service, second).rounds == 5
+    assert job_of(service, second).rounds == 2
 
 
+@early_signs
 def test_a_stopped_run_can_continue(service: Service) -> None:
-    job_id = start(service, rounds=8, stop_when=["saturation"])
+    job_id = start(service, rounds=5, stop_when=["saturation"])
     run(service, SATURATED)
-    raise_rounds(service, job_id, 8)
-    assert job_of(service, job_id).stopped is None
-    assert trained(run(service, SATURATED)) == [6]  # the sign is still there
-    assert (job_of(service, job_id).stopped or {})["round"] == 6
+    raise_rounds(service, job_id, 3)
+    assert trained(run(service, SATURATED)) == [3]
+    assert job_of(service, job_id).stopped is None  # it was its last round
+    raise_rounds(service, job_id, 6)
+    assert trained(run(service, SATURATED)) == [4]  # the sign is still there
+    assert (job_of(service, job_id).stopped or {})["round"] == 4
 
-    raise_rounds(service, job_id, 8, ())
-    assert trained(run(service, SATURATED)) == [7, 8]
+    raise_rounds(service, job_id, 6, ())
+    assert trained(run(service, SATURATED)) == [5, 6]
     job = job_of(service, job_id)
-    assert (job.rounds, job.stopped, job.spec["stop_when"], job.work_done) == (8, None, [], job.work_total)
+    assert (job.rounds, job.stopped, job.spec["stop_when"], job.work_done) == (6, None, [], job.work_total)
 
 
 def best_of(service: Service, job_id: str) -> tuple[Any, ...] | None:
@@ -262,8 +296,8 @@ MEASURED = {"held_out_prompt_set": "shapes-attribute-test", "watch": "constant"}
 
 
 def test_the_best_round_is_updated_while_the_run_goes_on(service: Service) -> None:
-    job_id = start(service, rounds=3, **MEASURED)
-    series = held_out([0.2, 0.5, 0.8, 0.5])
+    job_id = start(service, rounds=2, **MEASURED)
+    series = held_out([0.2, 0.5, 0.8])
     run(service, series, until=ends_round(1))
     assert best_of(service, job_id) is None and alias_of(service) is None
 
@@ -278,22 +312,22 @@ def test_the_best_round_is_updated_while_the_run_goes_on(service: Service) -> No
 
 
 def test_the_last_round_is_not_the_best_and_ties_go_to_the_earliest(service: Service) -> None:
-    job_id = start(service, rounds=3, **MEASURED)
-    run(service, held_out([0.2, 0.8, 0.8, 0.5]))
+    job_id = start(service, rounds=2, **MEASURED)
+    run(service, held_out([0.2, 0.8, 0.8]))
     assert best_of(service, job_id) == (1, "held_out", "constant", 0.8)
     assert alias_of(service) == (job_id, 1)
 
 
 def test_a_run_that_only_got_worse_has_the_model_before_it_as_its_best(service: Service) -> None:
-    job_id = start(service, rounds=3, **MEASURED)
-    run(service, held_out([0.8, 0.5, 0.2, 0.1]))
+    job_id = start(service, rounds=1, **MEASURED)
+    run(service, held_out([0.8, 0.5]))
     assert best_of(service, job_id) == (0, "held_out", "constant", 0.8)
     assert alias_of(service) == (None, None)  # the base model
     assert (job_of(service, job_id).best or {})["model"] == job_of(service, job_id).model_id
 
 
 def test_a_run_without_evaluation_has_no_best_round(service: Service) -> None:
-    job_id = start(service, rounds=3, evaluation=None)
+    job_id = start(service, rounds=2, evaluation=None)
     run(service, STILL)
     assert job_of(service, job_id).best is None and alias_of(service) is None
 

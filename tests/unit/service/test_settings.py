@@ -66,6 +66,7 @@ def test_secrets_reach_a_child_process_but_never_appear_in_text(monkeypatch: pyt
         ("PORT", "99999", "DFUSION_PORT: .*65535"),
         ("MODELS", "oops", "DFUSION_MODELS: expected JSON"),
         ("MODELS", '{"a/b": "folder"}', "DFUSION_MODELS: expected names of .*, got 'a/b'"),
+        ("MODELS", '{"best": "folder"}', "DFUSION_MODELS: expected another name than 'best'"),
         ("MODELS", '{"x": {"source": "s", "dtype": "float8"}}', "DFUSION_MODELS: x: dtype: .*'float32'"),
         ("SCORERS", '{"x": {"kind": "http"}}', "DFUSION_SCORERS: x: http: url: Field required"),
         ("SCORERS", '{"x": {"kind": "magic"}}', "DFUSION_SCORERS: x: .*'magic'"),
