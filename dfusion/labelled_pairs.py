@@ -22,9 +22,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from dfusion.errors import InvalidInputError, shortened
+from dfusion.errors import InvalidInputError, TextEncodingError, shortened
 from dfusion.prompts.text import decode_utf8
 
 TIE = 0.5
@@ -65,8 +65,8 @@ def read_labelled_pairs(source: Path, samples: Path | None = None) -> Iterator[L
     """Read labelled pairs one by one.
 
     Args:
-        source: A parquet file in Pick-a-Pic's layout, or D3PO's votes: a JSON file, or a folder with one JSON file for
-            each person.
+        source: A parquet file in Pick-a-Pic's layout or a folder of such files, or D3PO's votes: a JSON file, or a
+            folder with one JSON file for each person.
         samples: For D3PO's votes, the folder that its `sample.py` wrote, with `prompt.json` and `images`.
 
     Yields:
@@ -76,10 +76,16 @@ def read_labelled_pairs(source: Path, samples: Path | None = None) -> Iterator[L
         InvalidInputError: The file does not exist or has another format; no pairs; columns, labels or images that do
             not fit. The message names the file and the row.
     """
+    if not source.exists():
+        raise InvalidInputError(f"expected a file or folder at {source}, got none")
+    tables = sorted(source.glob("*.parquet")) if source.is_dir() else []
     if source.suffix.lower() == ".parquet":
+        tables = tables or [source]
+    if tables:
         if samples is not None:
             raise InvalidInputError(f"{source.name}: expected no folder of samples for parquet, got {samples}")
-        yield from _of_parquet(source)
+        for table in tables:
+            yield from _of_parquet(table)
     elif source.suffix.lower() == ".json" or source.is_dir():
         yield from _of_votes(source, samples)
     else:
@@ -153,7 +159,7 @@ def _of_votes(source: Path, samples: Path | None) -> Iterator[LabelledPair]:
     # 1. the files
     if samples is None:
         raise InvalidInputError(
-            f"{source.name}: D3PO's JSON has votes only, neither images nor prompts: also name the folder that its "
+            f"{source}: D3PO's JSON has votes only, neither images nor prompts: also name the folder that its "
             "sample.py wrote, with prompt.json and images"
         )
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
@@ -198,7 +204,10 @@ def _vectors(file: Path) -> list[list[float]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer above the largest float
+        return False
 
 
 def _prompts(file: Path) -> Sequence[str]:
@@ -211,7 +220,7 @@ def _prompts(file: Path) -> Sequence[str]:
 def _json(file: Path) -> Any:
     try:
         return json.loads(decode_utf8(file.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, TextEncodingError) as error:
         raise InvalidInputError(f"{file.name}: expected JSON: {error}") from error
 
 
@@ -226,5 +235,7 @@ def _pixels(place: str, content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise InvalidInputError(f"{place}: expected an image that decodes, got another file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidInputError(f"{place}: expected an image that decodes: {error}") from error

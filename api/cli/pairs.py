@@ -200,7 +200,9 @@ def download(
 @app.command()
 def check(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet of Pick-a-Pic's layout, or D3PO's votes")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File or folder: parquet in Pick-a-Pic's layout, or D3PO's votes")
+    ],
     scorer: Annotated[str, typer.Option(help="The reward to check, by the name of a scorer")],
     samples: Annotated[Path | None, typer.Option(help="Folder with the images that D3PO's votes are about")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many pairs")] = None,

@@ -101,10 +101,10 @@ def _scores(scorer: Scorer, pair: LabelledPair, known: dict[tuple[str, bytes], f
 def main(arguments: Sequence[str], installed: Mapping[str, str | ScorerConfig] = MappingProxyType({})) -> None:
     """Print the agreement of a scorer, which can be an installed one, as JSON. A problem is an exit with a message."""
     parser = argparse.ArgumentParser(prog="python -m dfusion.rewards.agreement", description=__doc__)
-    parser.add_argument("source", type=Path, help="a parquet file in Pick-a-Pic's layout, or D3PO's votes")
+    parser.add_argument("source", type=Path, help="a file or folder: parquet in Pick-a-Pic's layout, or D3PO's votes")
     parser.add_argument("--samples", type=Path, help="the folder with the images that D3PO's votes are about")
     parser.add_argument("--scorer", required=True, help="a scorer's name")
-    parser.add_argument("--limit", type=int, help="read only so many pairs")
+    parser.add_argument("--limit", type=_at_least_one, help="read only so many pairs")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
 
@@ -114,6 +114,13 @@ def main(arguments: Sequence[str], installed: Mapping[str, str | ScorerConfig] =
     except DFusionError as error:
         raise SystemExit(str(error)) from error
     sys.stdout.write(json.dumps(as_json(result)) + "\n")
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
+    return number
 
 
 def as_json(result: Agreement) -> dict[str, Any]:

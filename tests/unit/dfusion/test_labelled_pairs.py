@@ -52,6 +52,13 @@ def test_pick_a_pics_layout_is_read_with_ties_and_pairs_without_a_label(tmp_path
     assert abs(int(first.mean()) - 200) < 3 and second.mean() == 50
 
 
+def test_a_folder_of_parquet_files_is_read_in_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        parquet(tmp_path, row(caption=name)).rename(tmp_path / f"{name}.parquet")
+    places = [(pair.place, pair.caption) for pair in read_labelled_pairs(tmp_path)]
+    assert places == [("a.parquet: row 1", "a"), ("b.parquet: row 1", "b")]
+
+
 def test_images_that_hugging_face_wraps_are_read(tmp_path: Path) -> None:
     wrapped = {name: {"bytes": picture(grey), "path": None} for name, grey in (("jpg_0", 10), ("jpg_1", 90))}
     [pair] = read_labelled_pairs(parquet(tmp_path, row(**wrapped)))
@@ -111,13 +118,17 @@ def test_a_file_without_pairs_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none.parquet", "none.parquet: expected a parquet file: .*No such file"),
+        ("none.parquet", r"expected a file or folder at .*none\.parquet, got none"),
+        ("folder.parquet", "folder.parquet: expected a parquet file: .*is a directory"),
         ("pairs.csv", "pairs.csv: expected parquet in Pick-a-Pic's layout, or D3PO's votes as JSON$"),
         ("sample.pkl", "a pickle is never read"),
         ("votes.json", "votes.json: D3PO's JSON has votes only, neither images nor prompts: also name the folder"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    for present in ("pairs.csv", "sample.pkl", "votes.json"):
+        (tmp_path / present).touch()
+    (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(InvalidInputError, match=message):
         list(read_labelled_pairs(tmp_path / name))
 
@@ -172,6 +183,8 @@ def test_d3pos_votes_are_read_as_the_pairs_of_each_prompts_images(tmp_path: Path
         ([[[1]]], "0.json: expected D3PO's votes"),
         ([[[1, 0, 1], [1, 0]]], r"0.json: row 2: expected 3 finite numbers, as in row 1, got \[1, 0\]"),
         ([[[1, 0, 1], [1, 0, "1"]]], "0.json: row 2: expected 3 finite numbers"),
+        ([[[1, 0, 1], [1, 0, float("nan")]]], "0.json: row 2: expected 3 finite numbers"),
+        ([[[1, 0, 1], [1, 0, 10**400]]], "0.json: row 2: expected 3 finite numbers"),
         ([[[1, 0, 1]], [[1, 0]]], "1.json: expected votes on 3 images a prompt, as in 0.json, got 2"),
         ([[[1, 0, 1]] * 3], "0.json: expected votes on at most 2 prompts, got 3"),
         ([[[1, 0, 1, 1]] * 2], "0.json: row 2: expected the image 00006.png: No such file"),
@@ -188,9 +201,10 @@ def test_bad_prompts_of_d3po_are_named(tmp_path: Path) -> None:
     source, samples = votes(tmp_path, [[1, 0, 1]], prompts={"a": "hand"})
     with pytest.raises(InvalidInputError, match=r"prompt.json: expected a list of texts"):
         list(read_labelled_pairs(source, samples))
-    (samples / "prompt.json").write_text("[", "utf-8")
-    with pytest.raises(InvalidInputError, match=r"prompt.json: expected JSON"):
-        list(read_labelled_pairs(source, samples))
+    for content in (b"[", '["a"]'.encode("utf-16")):
+        (samples / "prompt.json").write_bytes(content)
+        with pytest.raises(InvalidInputError, match=r"prompt.json: expected JSON"):
+            list(read_labelled_pairs(source, samples))
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("dpo", "TrainingPair"), ("ddpo", "TrainingSample")])

@@ -42,18 +42,18 @@ PAIRS = [
 
 
 def test_agreement_counts_pairs_with_a_preferred_image() -> None:
-    found = agreement(Brightness(), PAIRS)
-    assert (found.scorer, found.version) == ("brightness", "1")
-    assert (found.agrees.count, found.agrees.total) == (3, 5)
-    assert (found.equal, found.ties, found.unlabelled) == (1, 1, 1)
-    assert as_json(found)["rate"] == 0.6
-    low, high = as_json(found)["interval"]
+    result = agreement(Brightness(), PAIRS)
+    assert (result.scorer, result.version) == ("brightness", "1")
+    assert (result.agrees.count, result.agrees.total) == (3, 5)
+    assert (result.equal, result.ties, result.unlabelled) == (1, 1, 1)
+    assert as_json(result)["rate"] == 0.6
+    low, high = as_json(result)["interval"]
     assert low == pytest.approx(0.2307, abs=1e-4) and high == pytest.approx(0.8824, abs=1e-4)  # Wilson's, 3 of 5
 
 
 def test_a_scorer_that_scores_all_images_the_same_agrees_with_nobody() -> None:
-    found = agreement(Constant(), PAIRS)
-    assert (found.agrees.count, found.agrees.total, found.equal) == (0, 5, 5)
+    result = agreement(Constant(), PAIRS)
+    assert (result.agrees.count, result.agrees.total, result.equal) == (0, 5, 5)
 
 
 def test_ties_alone_have_no_rate() -> None:
@@ -97,8 +97,8 @@ def test_an_image_in_several_pairs_is_scored_once_and_memory_is_bounded() -> Non
             return super().score(images, prompts)
 
     many = [pair(n, n + 1, 0) for n in range(100)]
-    found = agreement(Counting(), [*many, many[-1], many[-1]])
-    assert (found.agrees.count, len(calls)) == (102, 100)
+    result = agreement(Counting(), [*many, many[-1], many[-1]])
+    assert (result.agrees.count, len(calls)) == (102, 100)
 
 
 def test_the_program_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,5 +115,8 @@ def test_the_program_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
     main([str(path), "--scorer", "bright", "--limit", "2"], installed)
     assert json.loads(capsys.readouterr().out)["rate"] == 1
 
-    with pytest.raises(SystemExit, match=r"none.parquet: expected a parquet file"):
-        main([str(tmp_path / "none.parquet"), "--scorer", "shapes-clip"])
+    with pytest.raises(SystemExit, match=r"none.parquet, got none"):
+        main([str(tmp_path / "none.parquet"), "--scorer", "bright"], installed)
+    with pytest.raises(SystemExit):
+        main([str(path), "--scorer", "bright", "--limit", "0"], installed)
+    assert "--limit: expected 1 or more, got 0" in capsys.readouterr().err
