@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from dfusion.errors import ModelNotFoundError
 from dfusion.rewards.checks import batches, check_images, checked_scores
@@ -91,7 +92,7 @@ class ClipScorer:
         try:
             model, preprocess = open_clip.create_model_from_pretrained(identifier, weights, device=device)
             tokenize = open_clip.get_tokenizer(identifier)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise ModelNotFoundError(f"open_clip cannot load {identifier!r}: {error}") from error
         return cls(model, preprocess, tokenize, name=name, version=version, device=device)
 

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from dfusion.errors import ModelNotFoundError
 from dfusion.rewards.checks import batches, check_images, checked_scores
-from dfusion.rewards.weights import folder_digest, linear_head, load_processor, weights_folder
+from dfusion.rewards.weights import folder_digest, linear_head, load_processor, load_tensors, weights_folder
 
 MEAN = 0.16717362830052426
 STD = 1.0333394966054072
@@ -106,7 +105,8 @@ def _load_blip(folder: Path, device: str) -> tuple[Any, Any, Any]:
     files = list(folder.glob("*.safetensors"))
     if len(files) != 1 or not (folder / "med_config.json").is_file():
         raise ModelNotFoundError(f"{folder}: expected one file of safetensors and med_config.json")
-    weights = {key: value.float() for key, value in load_file(files[0]).items() if not key.endswith("position_ids")}
+    tensors = load_tensors(files[0])
+    weights = {key: value.float() for key, value in tensors.items() if not key.endswith("position_ids")}
     vision_weights = {_vision_name(key): value for key, value in _part(weights, "blip.visual_encoder.").items()}
 
     try:
@@ -114,7 +114,7 @@ def _load_blip(folder: Path, device: str) -> tuple[Any, Any, Any]:
         vision.load_state_dict(vision_weights)
         text = BlipTextModel(_text_config(folder / "med_config.json"), add_pooling_layer=False)
         text.load_state_dict(_part(weights, "blip.text_encoder."))
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelNotFoundError(f"{files[0]}: expected the weights of ImageReward: {error}") from error
     head = linear_head(_part(weights, "mlp."), str(files[0]))
     return tuple(part.eval().requires_grad_(False).to(device) for part in (vision, text, head))  # type: ignore[return-value]

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -88,7 +90,7 @@ def load_pretrained(model_class: Any, folder: Path, device: str) -> Any:
         model, info = model_class.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelNotFoundError(f"{folder}: expected a {model_class.__name__}: {error}") from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -107,7 +109,15 @@ def load_processor(processor_class: Any, folder: Path) -> Any:
 
 def load_head(file: Path) -> nn.Module:
     """The linear layers of a file of safetensors. Raises ModelNotFoundError."""
-    return linear_head(load_file(weights_file(file)), str(file))
+    return linear_head(load_tensors(weights_file(file)), str(file))
+
+
+def load_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of safetensors. Raises ModelNotFoundError."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelNotFoundError(f"{file}: expected a file of safetensors: {error}") from error
 
 
 def linear_head(weights: Mapping[str, torch.Tensor], where: str) -> nn.Module:
@@ -117,12 +127,19 @@ def linear_head(weights: Mapping[str, torch.Tensor], where: str) -> nn.Module:
     function, so nothing else remains. Raises ModelNotFoundError.
     """
     numbers = sorted(int(match[1]) for key in weights if (match := re.fullmatch(r"layers\.(\d+)\.weight", key)))
-    layers = []
-    for number in numbers:
-        weight = weights[f"layers.{number}.weight"].float()
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.load_state_dict({"weight": weight, "bias": weights[f"layers.{number}.bias"].float()})
-        layers.append(layer)
-    if not layers or layers[-1].out_features != 1:
+    layers: list[nn.Linear] = []
+    try:
+        for number in numbers:
+            weight = weights[f"layers.{number}.weight"].float()
+            outputs, inputs = weight.shape
+            layer = nn.Linear(inputs, outputs)
+            layer.load_state_dict({"weight": weight, "bias": weights[f"layers.{number}.bias"].float()})
+            layers.append(layer)
+    except (KeyError, RuntimeError, ValueError) as error:
+        expected = "expected a weight (outputs, inputs) and a bias (outputs) of each linear layer"
+        raise ModelNotFoundError(f"{where}: {expected}, got others") from error
+
+    fit = all(layer.out_features == following.in_features for layer, following in pairwise(layers))
+    if not layers or layers[-1].out_features != 1 or not fit:
         raise ModelNotFoundError(f"{where}: expected linear layers layers.<n>.weight that end in one number")
     return nn.Sequential(*layers).eval().requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -11,7 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pyarrow
 import pytest
@@ -274,8 +279,24 @@ def test_a_reward_is_checked_with_labelled_pairs(
     runpy.run_path("page.py", run_name="__main__")
     assert capsys.readouterr().out == "agrees on 1 of 1 pairs, 1 ties\n"
 
-    found = json.loads(CliRunner().invoke(app, [*command.split()[1:], "--json"]).stdout)
-    assert (found["scorer"], found["agrees"], found["pairs"], found["ties"]) == ("shapes-clip", 1, 1, 1)
+    monkeypatch.setattr("api.cli.local.subprocess.run", code_in_this_process)
+    result = json.loads(CliRunner().invoke(app, [*command.split()[1:], "--json"]).stdout)
+    assert (result["scorer"], result["agrees"], result["pairs"], result["ties"]) == ("shapes-clip", 1, 1, 1)
+    refused = CliRunner().invoke(app, ["pairs", "check", "none.parquet", "--scorer", "shapes-clip"])
+    assert refused.exit_code == 2 and "none.parquet, got none" in " ".join(refused.output.split())
+
+
+def code_in_this_process(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -c CODE ARGUMENT…` without a process, which would import torch for seconds."""
+    _, option, code, *arguments = command
+    assert option == "-c"
+    output = io.StringIO()
+    try:
+        with redirect_stdout(output), patch.object(sys, "argv", ["-c", *arguments]):
+            exec(code, {})
+    except SystemExit as end:
+        return subprocess.CompletedProcess(command, 1, output.getvalue(), str(end))
+    return subprocess.CompletedProcess(command, 0, output.getvalue(), "")
 
 
 @pytest.mark.slow

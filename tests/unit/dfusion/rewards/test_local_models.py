@@ -1,6 +1,7 @@
 """Rewards from local weights: small random models in the layouts of the published ones, scores from their formulas."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dfusion.catalogue import SHAPES_CLIP_FOLDER
 from dfusion.errors import CheckpointError, ModelNotFoundError
 from dfusion.rewards import load_scorer
 from dfusion.rewards.config import AestheticConfig, ImageRewardConfig, OpenClipConfig, PickScoreConfig, VqaConfig
 from dfusion.rewards.convert import convert
-from dfusion.rewards.weights import weights_file, weights_folder
+from dfusion.rewards.weights import load_head, weights_file, weights_folder
 from tests.clip_tokenizer import clip_tokenizer
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -306,6 +308,52 @@ def test_missing_weights_are_refused_and_not_drawn_at_random(clip: tuple[Path, A
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelNotFoundError, match=r"got none for 1 tensors, such as text_projection\.weight"):
         load_scorer(PickScoreConfig(source=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"layers.0.weight": torch.ones(1, 4)}, "a bias"),
+        ({"layers.0.weight": torch.ones(4), "layers.0.bias": torch.ones(4)}, "a weight .* of each"),
+        ({"layers.0.weight": torch.ones(1, 4), "layers.0.bias": torch.ones(3)}, "a weight .* of each"),
+        ({"layers.0.weight": torch.ones(2, 4), "layers.0.bias": torch.ones(2)}, "end in one number"),
+        ({"other": torch.ones(1)}, "end in one number"),
+        (
+            {
+                "layers.0.weight": torch.ones(3, 4),
+                "layers.0.bias": torch.ones(3),
+                "layers.2.weight": torch.ones(1, 5),
+                "layers.2.bias": torch.ones(1),
+            },
+            "end in one number",
+        ),
+    ],
+)
+def test_other_heads_are_refused(tensors: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "head.safetensors")
+    with pytest.raises(ModelNotFoundError, match=rf"head\.safetensors: expected .*{message}"):
+        load_head(tmp_path / "head.safetensors")
+
+
+def test_broken_safetensors_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"no safetensors" * 9)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}', "utf-8")
+    (tmp_path / "med_config.json").write_text("[]", "utf-8")
+    source = str(tmp_path)
+    clip_folder = tmp_path / "clip"
+    shutil.copytree(SHAPES_CLIP_FOLDER, clip_folder)
+    for weights in clip_folder.glob("*.safetensors"):
+        weights.write_bytes(b"no safetensors" * 9)
+    for config in (
+        PickScoreConfig(source=source),
+        ImageRewardConfig(source=source),
+        OpenClipConfig(folder=clip_folder),
+    ):
+        with pytest.raises(ModelNotFoundError):
+            load_scorer(config)
+    with pytest.raises(ModelNotFoundError, match="expected a file of safetensors"):
+        load_head(file)
 
 
 def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path: Path) -> None:
