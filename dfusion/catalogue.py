@@ -34,10 +34,11 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class ScorerEntry:
-    """A scorer of `dfusion.rewards.load_scorer`."""
+    """A scorer of `dfusion.rewards.load_scorer`. `reads_text`: it needs prompts that quote a text."""
 
     name: str
     description: str = ""
+    reads_text: bool = False
 
 
 _SHAPES = Path(__file__).parent / "shapes" / "models"
@@ -73,9 +74,15 @@ SCORERS: Mapping[str, ScorerEntry] = MappingProxyType(
     {
         "shapes-clip": ScorerEntry("shapes-clip", "Cosine similarity of the shapes world's own CLIP model"),
         "shapes-judge": ScorerEntry("shapes-judge", "1 if the image shows every part of the prompt, otherwise 0"),
-        "shapes-ocr": ScorerEntry("shapes-ocr", "How well the number in the image matches the prompt's (extra ocr)"),
-        "shapes-ocr-exact": ScorerEntry("shapes-ocr-exact", "1 if the image shows the prompt's number, otherwise 0"),
-        "ocr": ScorerEntry("ocr", "How well the text in the image matches the text in the prompt's quotes (extra ocr)"),
+        "shapes-ocr": ScorerEntry(
+            "shapes-ocr", "How well the number in the image matches the prompt's (extra ocr)", reads_text=True
+        ),
+        "shapes-ocr-exact": ScorerEntry(
+            "shapes-ocr-exact", "1 if the image shows the prompt's number, otherwise 0", reads_text=True
+        ),
+        "ocr": ScorerEntry(
+            "ocr", "How well the text in the image matches the text in the prompt's quotes (extra ocr)", reads_text=True
+        ),
         "jpeg-compressible": ScorerEntry("jpeg-compressible", "The negative size of the image as JPEG in kB"),
         "jpeg-incompressible": ScorerEntry("jpeg-incompressible", "The size of the image as JPEG in kB"),
         "clip-vit-h-14": ScorerEntry(

@@ -12,7 +12,7 @@ from dfusion.config import Precision
 from dfusion.errors import AdapterError
 from dfusion.facts import PipelineFacts, read_facts
 from dfusion.lora_layers import Shapes
-from dfusion.rewards.config import ScorerConfig
+from dfusion.rewards.config import OcrConfig, ScorerConfig, WeightedScorerConfig
 from dfusion.sources import find_local
 from service.errors import StartError
 from service.settings import ModelSetting, Settings
@@ -73,6 +73,16 @@ class Catalogue:
         for model in added.values():
             _require_scorers(model, scorers)
         return cls({**builtin, **added}, scorers, settings.scorers)
+
+    def reads_text(self, scorer: str | WeightedScorerConfig, within: frozenset[str] = frozenset()) -> bool:
+        """Whether a scorer, or a part of it, needs prompts that quote a text. `within`: the sums that contain it."""
+        config: str | ScorerConfig | None = self.installed.get(scorer) if isinstance(scorer, str) else scorer
+        if isinstance(config, WeightedScorerConfig):
+            names = within | {scorer} if isinstance(scorer, str) else within
+            return any(self.reads_text(part.scorer, names) for part in config.parts if part.scorer not in names)
+        if config is None and isinstance(scorer, str) and scorer in SCORERS:
+            return SCORERS[scorer].reads_text
+        return isinstance(config, OcrConfig)
 
     def facts(self, name: str) -> PipelineFacts | None:
         """Facts about a base model, read from its files. None if the files are not on this machine.

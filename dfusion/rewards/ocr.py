@@ -21,6 +21,7 @@ from dfusion.rewards.checks import check_images
 
 _QUOTED = re.compile('"([^"]+)"|\u201c([^\u201d]+)\u201d|\u00ab([^\u00bb]+)\u00bb')
 _PACKAGE = "rapidocr-onnxruntime"
+EXPECTED_QUOTES = 'expected text in quotes, such as a sign that says "open"'
 
 
 class OcrScorer:
@@ -80,8 +81,16 @@ def quoted_text(prompt: str) -> str:
     """The text that a prompt quotes; several quotes are joined by spaces. Raises InvalidInputError if there is none."""
     quotes = [next(filter(None, groups)) for groups in _QUOTED.findall(prompt)]
     if not any(normalised(quote) for quote in quotes):
-        raise InvalidInputError(f'prompt: expected text in quotes, such as a sign that says "open", got {prompt!r}')
+        raise InvalidInputError(f"prompt: {EXPECTED_QUOTES}, got {prompt!r}")
     return " ".join(quotes)
+
+
+def quotes_text(prompt: str) -> bool:
+    """Whether the prompt quotes a text."""
+    try:
+        return bool(quoted_text(prompt))
+    except InvalidInputError:
+        return False
 
 
 def normalised(text: str) -> str:

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from sqlalchemy.orm import Session
 
 from dfusion.config import FusionConfig, LoraConfig, SamplingConfig, TrainingConfig
-from dfusion.errors import LayerNotFoundError, LoraSettingError
+from dfusion.errors import LayerNotFoundError, LoraSettingError, shortened
 from dfusion.lora_layers import adapted_layers
 from dfusion.prompts import Prompt
 from dfusion.rewards.config import WeightedScorerConfig
+from dfusion.rewards.ocr import EXPECTED_QUOTES, quotes_text
 from service.catalogue import Catalogue, InstalledModel
 from service.db.queries import jobs, prompt_sets, results, training_pairs
 from service.db.queries.training_pairs import Side
@@ -355,6 +356,19 @@ class Checker:
             else:
                 message = f"expected at most {limit} tokens for {base.name}, got {count} in prompt {n} of the set"
                 self.wrong(pointer, message, "prompt_too_long")
+
+    def quotes_text(self, pointer: str, prompt_set: PromptSet | None, scorers: Iterable[ScorerRef | None]) -> None:
+        """The prompts quote a text if one of the scorers compares it with the text in the images."""
+        readers = [scorer for scorer in scorers if scorer is not None and self._catalogue.reads_text(scorer)]
+        if not readers or prompt_set is None:
+            return
+
+        name = readers[0] if isinstance(readers[0], str) else readers[0].name
+        for n, prompt in enumerate(prompt_set.prompts):
+            if not quotes_text(prompt["text"]):
+                message = f"{EXPECTED_QUOTES}, for the scorer {name}, got {shortened(prompt['text'])}"
+                self.wrong(f"{pointer}/{n}/text" if pointer == "/prompts" else pointer, message, "prompt_without_text")
+                return  # one is enough: the whole set is probably meant for another scorer
 
     def fits_prompt(self, pointer: str, base: InstalledModel | None, text: str) -> None:
         """A single prompt fits the model's tokenizer. Not checked if the files of the model are not on this machine."""

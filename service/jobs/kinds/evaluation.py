@@ -86,6 +86,9 @@ def check(checker: Checker, spec: EvaluationJobSpec) -> Checked[EvaluationJobSpe
     if not scorers:
         checker.wrong("/scorers", "the models have no default scorers; expected at least one", "unknown_scorer")
     checker.scorer_list("/scorers", scorers)
+    checker.quotes_text("/prompts", new_set, scorers)
+    for n, row in enumerate(sets):
+        checker.quotes_text(f"/prompt_sets/{n}", row, scorers)
 
     # the sizes
     measured = tuple(

@@ -133,6 +133,9 @@ def check(checker: Checker, spec: RoundSpec) -> Checked[RoundSpec] | None:
     if evaluation is not None:
         scorers = checker.scorers("/evaluation/scorers", evaluation.scorers, base, reward)
         evaluation = evaluation.model_copy(update={"scorers": scorers})
+    measuring = (evaluation.scorers or ()) if evaluation else ()
+    checker.quotes_text("/prompts" if spec.prompts else "/prompt_set", prompt_set, (reward, watch, *measuring))
+    checker.quotes_text("/held_out_prompt_set", held_out, measuring)
 
     # the number of images, and an adapter to continue
     checker.limit_images(prompt_set, spec.samples_per_prompt)

@@ -31,6 +31,7 @@ def check(checker: Checker, spec: SamplingJobSpec) -> Checked[SamplingJobSpec] |
     checker.fits_sampling(base, spec.sampling)
 
     scorers = checker.scorers("/scorers", spec.scorers, base, base.reward if base else None)
+    checker.quotes_text("/prompts" if spec.prompts else "/prompt_set", prompt_set, scorers or ())
     checker.limit_images(prompt_set, spec.samples_per_prompt)
     if prompt_set is None or model is None:
         return None

@@ -7,9 +7,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.main import create_app
+from dfusion.rewards.config import OcrConfig, WeightedPart, WeightedScorerConfig
 from tests.nets import tiny_pipeline
-from tests.service import PROMPTS, round_body, settings_for
+from tests.service import PROMPTS, SCORERS, round_body, settings_for
 
+SUM = WeightedScorerConfig(parts=tuple(WeightedPart(scorer=name, weight=1) for name in ("brightness", "mine", "mixed")))
 FITS = {"text": "red " * 13 + "circle", "items": ["circle"]}
 TOO_LONG = {"text": "red " * 14 + "circle", "items": ["circle"]}
 
@@ -20,7 +22,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     tiny_pipeline().save_pretrained(folder / "tiny")
     settings = settings_for(folder / "data", folder / "tiny")
     models = {"tiny": str(folder / "tiny"), "far": f"nobody/nothing@{'0' * 40}"}
-    with TestClient(create_app(settings.model_copy(update={"models": models}))) as opened:
+    scorers = SCORERS | {"mine": OcrConfig(exact=True), "mixed": SUM}
+    changed = settings.model_copy(update={"models": models, "scorers": scorers})
+    with TestClient(create_app(changed)) as opened:
         opened.post("/prompt-sets", json={"name": "long", "prompts": [FITS, TOO_LONG]})
         yield opened
 
@@ -104,3 +108,37 @@ def test_a_model_that_is_not_on_this_machine_is_not_checked(client: TestClient) 
     fusion = round_body()["fusion"] | {"layers": [99]}
     assert problems_of(client, "/rounds", round_body(model="far", prompts=[TOO_LONG], fusion=fusion)) == (200, [])
     assert problems_of(client, "/rounds", round_body(model="far", sampling={"num_steps": 4, "height": 13})) == (200, [])
+
+
+QUOTED = {"text": 'a sign "5"', "items": ["sign"]}
+BY_OCR = {"samples_per_prompt": 1, "scorers": ["shapes-ocr-exact"]}
+
+
+@pytest.mark.parametrize(
+    "reward", ["ocr", "mine", "mixed", {"kind": "weighted", "parts": [{"scorer": "ocr", "weight": 1}]}]
+)
+def test_a_scorer_that_reads_text_needs_prompts_that_quote_one(client: TestClient, reward: Any) -> None:
+    refused = round_body(prompts=[QUOTED, FITS, FITS], reward=reward)
+    assert problems_of(client, "/rounds", refused) == (422, [("prompt_without_text", "/prompts/1/text")])
+    assert problems_of(client, "/rounds", round_body(prompts=[QUOTED], reward=reward)) == (200, [])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [
+        ("/rounds", round_body(prompts=[FITS], watch="ocr"), "/prompts/0/text"),
+        ("/rounds", round_body(prompts=[FITS], evaluation=BY_OCR), "/prompts/0/text"),
+        (
+            "/rounds",
+            round_body(prompts=[QUOTED], held_out_prompt_set="shapes-attribute-test", evaluation=BY_OCR),
+            "/held_out_prompt_set",
+        ),
+        ("/samplings", {"model": "tiny", "prompts": [FITS], "scorers": ["ocr"]}, "/prompts/0/text"),
+        ("/evaluations", EVALUATION | {"prompts": [FITS], "scorers": ["ocr"]}, "/prompts/0/text"),
+    ],
+)
+def test_every_scorer_and_prompt_set_is_checked_for_quotes(
+    client: TestClient, path: str, body: dict[str, Any], pointer: str
+) -> None:
+    status, problems = problems_of(client, path, body)
+    assert status == 422 and ("prompt_without_text", pointer) in problems
