@@ -19,7 +19,7 @@ from api.client import Client
 from api.client.client import JobFilters, StageFilters
 from api.experiments.tensorboard import export_tensorboard
 from api.wire.jobs import BestRoundOut, JobDetail, JobOut, StageOut, StoppedOut
-from service.states import JobKind, JobState, StageKind, StageState
+from service.states import JobKind, JobState, Split, StageKind, StageState
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -302,7 +302,8 @@ def job_sheet(job: JobDetail) -> RenderableType:
 
 
 def _best_round(best: BestRoundOut) -> str:
-    return f"{best.round}: {best.model}, {best.scorer} {figure(best.mean)} on {best.split.replace('_', ' ')} prompts"
+    prompts = "held-out" if best.split == Split.HELD_OUT else "training"
+    return f"{best.round}: {best.model}, {best.scorer} {figure(best.mean)} on {prompts} prompts"
 
 
 def _stopped(stopped: StoppedOut) -> str:

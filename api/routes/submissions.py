@@ -36,7 +36,7 @@ class Submission:
     def respond(self, spec: JobSpec) -> Response:
         """Create the job and return it; with `dry_run` return its estimate."""
         if self.dry_run:
-            return _json(status.HTTP_200_OK, estimate_out(*estimate_job(self.service, spec)))
+            return _json(status.HTTP_200_OK, estimate_out(*estimate_job(self.service, spec), spec))
 
         job = create_and_read(self.service, spec, view_job, self.idempotency_key, self.api_key_id)
         headers = {"Location": f"/jobs/{job.id}", "Retry-After": str(RETRY_AFTER_SECONDS)}

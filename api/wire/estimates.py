@@ -38,7 +38,7 @@ class EstimateOut(BaseModel):
 
     `seconds` (on one worker), `memory_bytes` (GPU memory, or main memory without a GPU) and `storage_bytes` are derived
     from earlier jobs of this installation. They are null if there are none. `prompts` has the first 100 prompts,
-    `warnings` the first 100 warnings about all prompts.
+    `warnings` the first 100 warnings about the negative prompt and all prompts.
     """
 
     dry_run: bool

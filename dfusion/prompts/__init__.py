@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dfusion.config import StrictModel
 from dfusion.errors import InvalidInputError, ItemNotInPromptError, PromptItemsError, shortened
@@ -171,5 +171,6 @@ def read_prompts(source: str) -> tuple[Prompt, ...]:
 def _validated(row: PromptRow) -> Prompt:
     try:
         return Prompt.model_validate(row.fields)
-    except ValueError as error:
-        raise ValueError(f"{row.place}: {error}") from error
+    except ValidationError as error:
+        problems = [": ".join([*map(str, detail["loc"]), detail["msg"]]) for detail in error.errors()]
+        raise InvalidInputError(f"{row.place}: {'; '.join(problems)}") from error

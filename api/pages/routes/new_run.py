@@ -154,7 +154,7 @@ def _answer(body: Mapping[str, Any], use: Callable[[RoundSpec], _Answer]) -> _An
 
 
 def _estimated(service: Service, spec: RoundSpec) -> _Answer:
-    return _Answer(estimate=estimate_out(*estimate_job(service, spec)))
+    return _Answer(estimate=estimate_out(*estimate_job(service, spec), spec))
 
 
 def _start(service: Service, parameters: NewRunParameters) -> _Start:

@@ -70,6 +70,22 @@ def test_a_prompt_of_a_round(row: str, client: TestClient) -> None:
     check_warnings(response.json(), case)
 
 
+@pytest.mark.parametrize("path", ["/rounds", "/samplings", "/evaluations"])
+def test_a_negative_prompt_with_weights(path: str, client: TestClient) -> None:
+    negative = "(worst quality:1.4), blurry"
+    names = {"models": ["tiny"]} if path == "/evaluations" else {"model": "tiny"}
+    scorers = {"reward": "brightness"} if path == "/rounds" else {"scorers": ["brightness"]}
+    body = {
+        **names,
+        **scorers,
+        "prompts": [{"text": "a cat"}],
+        "sampling": {"negative_prompt": negative},
+    }
+    response = client.post(f"{path}?dry_run=true", json=body)
+    message = "weighting syntax is read as plain text: '(worst quality:1.4)'"
+    assert response.json()["warnings"] == [{"prompt": negative, "message": message}]
+
+
 def test_a_byte_order_mark_before_a_comment(client: TestClient) -> None:
     stored = client.post(
         "/prompt-sets",

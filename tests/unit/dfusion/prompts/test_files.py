@@ -104,6 +104,7 @@ def test_other_json_is_refused(tmp_path: Path, content: Any, problem: str) -> No
         ("a.jsonl", b'{"text": "a cat"}\n\n[1]', "line 3: expected a text or an object"),
         ("a.jsonl", b'{"label": "a cat"}', "line 1: expected text or prompt or caption"),
         ("a.jsonl", b'"a cat"\n"a [dog"', "line 2: "),
+        ("a.jsonl", b'{"text": "a cat", "items": "cat"}', "line 1: items: Input should be a valid tuple"),
         ("a.jsonl", b"[" * 5000, "line 1: expected JSON"),
         ("a.jsonl", b'"a cat"\n"a caf\xe9"', "byte 0xe9 at line 2, byte 7"),
         ("a.json", "[]".encode("utf-16"), "UTF-16"),
