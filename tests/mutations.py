@@ -277,6 +277,13 @@ MUTATIONS = (
         ("tests/unit/dfusion/rewards/test_signs.py::test_of_equal_rounds_the_earliest_is_the_best",),
     ),
     Mutation(
+        "prompts without quoted text are refused if a scorer reads text",
+        "service/jobs/checking.py",
+        'if not quotes_text(prompt["text"]):',
+        "if False:",
+        ("tests/unit/service/jobs/test_checking.py::test_a_scorer_that_reads_text_needs_prompts_that_quote_one",),
+    ),
+    Mutation(
         "a label that prefers both images is refused",
         "dfusion/labelled_pairs.py",
         "if labels not in ((1, 0), (0, 1), (TIE, TIE)):",
