@@ -71,6 +71,20 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a file of an adapter has one kind of keys",
+        "dfusion/adapter.py",
+        '    return by_peft if any(".lora_A." in key for key in converted) else converted',
+        "    return converted",
+        ("tests/unit/dfusion/test_export.py::test_layers_outside_attention_are_exported_for_stock_diffusers",),
+    ),
+    Mutation(
+        "a stock pipeline's scheduler is one that DDIM can replace",
+        "dfusion/models.py",
+        "        require_ddim(dict(scheduler.config), (type(scheduler).__name__,))",
+        "        pass",
+        ("tests/unit/dfusion/test_models.py::test_a_stock_pipeline_whose_scheduler_ddim_cannot_replace_is_refused",),
+    ),
+    Mutation(
         "weights that a file lacks are not random",
         "dfusion/models.py",
         "        if report[problem]:",
