@@ -34,7 +34,7 @@ serve: $(VENV)/.ready ## run the service with one worker on 127.0.0.1:8000 until
 stack: $(VENV)/.ready ## run deployed mode on 127.0.0.1 until Ctrl-C: PostgreSQL, Redis, S3, two workers
 	$(BIN)/python -m api.stack
 
-# two processes: much of the time of test-servers is waiting for servers
+# two processes for each suite: much of their time is waiting for servers
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(VENV)/.ready ## run all checks and tests in parallel
@@ -44,11 +44,11 @@ test: $(VENV)/.ready ## run all checks and tests in parallel
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-servers test-units check
 
 test-quick: $(VENV)/.ready ## run all checks and the fast unit tests
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j2 check test-units QUICK='not slow' SPREAD='$(SIDE_BY_SIDE)'
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j2 check test-units QUICK='not slow'
 
 # lower priority than test-servers, which takes longer and waits much of the time
 test-units: $(VENV)/.ready
-	nice -n 5 $(BIN)/pytest tests/unit $(SPREAD) -m '$(QUICK)'
+	nice -n 5 $(BIN)/pytest tests/unit $(SIDE_BY_SIDE) -m '$(QUICK)'
 
 test-servers: $(VENV)/.ready
 	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
