@@ -268,6 +268,7 @@ def test_pairs_check_scores_a_file_on_this_machine(run: Run, tmp_path: Path, mon
     monkeypatch.setenv("DFUSION_URL", "http://127.0.0.1:1")
     found = json.loads(run("pairs", "check", "pairs.parquet", "--scorer", "bright", "--json").stdout)
     assert (found["scorer"], found["agrees"], found["pairs"], found["ties"]) == ("bright", 2, 3, 1)
+    (tmp_path / "votes.json").write_text("[[1, 0]]")
     refused = run("pairs", "check", "votes.json", "--scorer", "bright")
     assert refused.exit_code == 2 and "D3PO's JSON has votes only" in " ".join(refused.stderr.split())
 
