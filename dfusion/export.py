@@ -7,7 +7,7 @@ merged     a folder, the whole pipeline with the adapter in its weights
 
 Parts of text encoders are exported with the U-Net's, except by peft, whose folder is for one network.
 
-Beside each export are a preview and the recipe that reproduces it (`Companions`).
+Each export comes with a preview and the recipe that reproduces it (`Companions`).
 """
 
 from __future__ import annotations

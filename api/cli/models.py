@@ -155,7 +155,7 @@ def download(
 ) -> None:
     """Download a model's file and verify its SHA-256. Formats other than diffusers must be exported first.
 
-    Beside a file, the preview of its export and the recipe of the preview are written: adapter.preview.png and
+    The preview of the export and its recipe are written next to a file: adapter.preview.png and
     adapter.recipe.json. The ZIP files of peft and merged contain them.
 
     Example: dfusion models download mdl_… adapter.safetensors
