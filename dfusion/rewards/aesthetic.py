@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dfusion.errors import ModelNotFoundError
-from dfusion.rewards.checks import batches, check_images, checked_scores
+from dfusion.rewards.checks import score_in_batches
 from dfusion.rewards.weights import (
     digest,
     folder_digest,
@@ -57,11 +57,11 @@ class AestheticScorer:
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """The rating of each image (B, H, W, 3) uint8. Raises ShapeMismatchError, NonFiniteError."""
-        check_images(images, prompts)
-        scores: list[float] = []
-        for part in batches(len(images)):
-            pictures = [Image.fromarray(image) for image in images[part]]
-            pixels = self._processor(images=pictures, return_tensors="pt").pixel_values.to(self._device)
-            embeds = self._model.get_image_features(pixel_values=pixels).pooler_output
-            scores += self._head(torch.nn.functional.normalize(embeds, dim=-1))[:, 0].tolist()
-        return checked_scores(self.name, scores, prompts)
+        return score_in_batches(self.name, images, prompts, self._score)
+
+    def _score(self, images: np.ndarray, _prompts: list[str]) -> torch.Tensor:
+        pictures = [Image.fromarray(image) for image in images]
+        pixels = self._processor(images=pictures, return_tensors="pt").pixel_values.to(self._device)
+        embeds = self._model.get_image_features(pixel_values=pixels).pooler_output
+        ratings: torch.Tensor = self._head(torch.nn.functional.normalize(embeds, dim=-1))
+        return ratings[:, 0]

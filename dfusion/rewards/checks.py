@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,28 @@ def _is_finite(score: int | float | np.number[Any]) -> bool:
         return math.isfinite(float(score))
     except OverflowError:  # an integer above the largest float
         return False
+
+
+def score_in_batches(
+    name: str, images: np.ndarray, prompts: Sequence[str], score: Callable[[np.ndarray, list[str]], Any]
+) -> list[float]:
+    """Score images (B, H, W, 3) uint8 in calls of at most `BATCH`.
+
+    Args:
+        name: The scorer's name.
+        images: The images.
+        prompts: Their prompts.
+        score: Scores the images and prompts of a call. It returns a tensor (B,).
+
+    Raises:
+        ShapeMismatchError: Other images, or another number of prompts.
+        NonFiniteScoreError: A score is NaN or infinite.
+    """
+    check_images(images, prompts)
+    scores: list[float] = []
+    for part in batches(len(images)):
+        scores += score(images[part], list(prompts[part])).tolist()
+    return checked_scores(name, scores, prompts)
 
 
 def batches(count: int) -> Iterator[slice]:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from dfusion.errors import ModelNotFoundError
-from dfusion.rewards.checks import batches, check_images, checked_scores
+from dfusion.rewards.checks import batches, check_images, score_in_batches
 from dfusion.rewards.weights import digest, weights_file
 
 
@@ -99,13 +99,12 @@ class ClipScorer:
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """Cosine of each image (B, H, W, 3) uint8 with its prompt. Raises ShapeMismatchError, NonFiniteError."""
-        check_images(images, prompts)
-        scores: list[float] = []
-        for part in batches(len(images)):
-            tokens = self._tokenize(list(prompts[part]))
-            text_embeds = self._model.encode_text(tokens.to(self._device)).float()
-            scores += torch.cosine_similarity(self._embeds(images[part]), text_embeds).tolist()
-        return checked_scores(self.name, scores, prompts)
+        return score_in_batches(self.name, images, prompts, self._score)
+
+    def _score(self, images: np.ndarray, prompts: list[str]) -> torch.Tensor:
+        tokens = self._tokenize(prompts)
+        text_embeds = self._model.encode_text(tokens.to(self._device)).float()
+        return torch.cosine_similarity(self._embeds(images), text_embeds)
 
     @torch.no_grad()
     def features(self, images: np.ndarray) -> np.ndarray:

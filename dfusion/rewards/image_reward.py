@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dfusion.errors import ModelNotFoundError
-from dfusion.rewards.checks import batches, check_images, checked_scores
+from dfusion.rewards.checks import score_in_batches
 from dfusion.rewards.weights import folder_digest, linear_head, load_processor, load_tensors, weights_folder
 
 MEAN = 0.16717362830052426
@@ -68,18 +68,18 @@ class ImageRewardScorer:
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """The score of each image (B, H, W, 3) uint8. Raises ShapeMismatchError, NonFiniteError."""
-        check_images(images, prompts)
-        scores: list[float] = []
-        for part in batches(len(images)):
-            image_embeds = self._vision(self._pixels(images[part])).last_hidden_state
-            tokens = self._tokenizer(
-                list(prompts[part]), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-            ).to(self._device)
-            states = self._text(
-                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=image_embeds
-            ).last_hidden_state
-            scores += ((self._head(states[:, 0])[:, 0] - MEAN) / STD).tolist()
-        return checked_scores(self.name, scores, prompts)
+        return score_in_batches(self.name, images, prompts, self._score)
+
+    def _score(self, images: np.ndarray, prompts: list[str]) -> torch.Tensor:
+        image_embeds = self._vision(self._pixels(images)).last_hidden_state
+        tokens = self._tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).to(self._device)
+        states = self._text(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=image_embeds
+        ).last_hidden_state
+        ratings: torch.Tensor = self._head(states[:, 0])[:, 0]
+        return (ratings - MEAN) / STD
 
     def _pixels(self, images: np.ndarray) -> torch.Tensor:
         """Resize the shorter side, crop the centre, normalise: (B, 3, S, S) float32."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfusion.rewards.checks import batches, check_images, checked_scores
+from dfusion.rewards.checks import score_in_batches
 from dfusion.rewards.weights import folder_digest, load_pretrained, load_processor, weights_folder
 
 
@@ -41,14 +41,14 @@ class PickScorer:
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """The score of each image (B, H, W, 3) uint8. Raises ShapeMismatchError, NonFiniteError."""
-        check_images(images, prompts)
-        scores: list[float] = []
-        for part in batches(len(images)):
-            pictures = [Image.fromarray(image) for image in images[part]]
-            inputs = self._processor(
-                images=pictures, text=list(prompts[part]), padding=True, truncation=True, return_tensors="pt"
-            ).to(self._device)
-            output = self._model(**inputs)
-            cosines = torch.cosine_similarity(output.image_embeds, output.text_embeds)
-            scores += (self._model.logit_scale.exp() * cosines).tolist()
-        return checked_scores(self.name, scores, prompts)
+        return score_in_batches(self.name, images, prompts, self._score)
+
+    def _score(self, images: np.ndarray, prompts: list[str]) -> torch.Tensor:
+        pictures = [Image.fromarray(image) for image in images]
+        inputs = self._processor(images=pictures, text=prompts, padding=True, truncation=True, return_tensors="pt").to(
+            self._device
+        )
+        output = self._model(**inputs)
+        cosines = torch.cosine_similarity(output.image_embeds, output.text_embeds)
+        scores: torch.Tensor = self._model.logit_scale.exp() * cosines
+        return scores
