@@ -196,17 +196,20 @@ def _require_unet(unet: Mapping[str, Any], vae: Mapping[str, Any], *, xl: bool) 
         raise UnsupportedModelError(
             f"unet: out_channels: expected {channels} as in_channels, got {shortened(unet['out_channels'])}"
         )
+
     size = unet.get("sample_size")
     sides = size if isinstance(size, list) and len(size) == 2 else [size]
     if not all(isinstance(side, int) and side > 0 for side in sides):
         raise UnsupportedModelError(
             f"unet: sample_size: expected the size of its latents in config.json, got {shortened(size)}"
         )
+
     if unet.get("time_cond_proj_dim") is not None:
         raise UnsupportedModelError(
             "unet: time_cond_proj_dim: the guidance scale is distilled into this U-Net (LCM); a distilled few-step"
             " model is not a policy of Eq. 1"
         )
+
     for name, unused in _UNUSED_CONDITIONS.items():
         if unet.get(name, unused) != unused:
             raise UnsupportedModelError(f"unet: {name}: expected {unused}, got {shortened(unet[name])}")

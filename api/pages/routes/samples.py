@@ -62,7 +62,9 @@ def show_sample(sample_id: str, request: Request, service: ServiceDep, caller: C
         pair_row = None if pair is None else results.get_pair(session, pair.id)
         view = None if pair_row is None else view_of(session, pair_row, reviewer)
         denoising = None if pair_row is None else denoising_of(session, pair_row)
+
     again = None if view is None else again_of_pair(view, pair_job.spec)
+
     return render(
         request,
         "sample.html",
