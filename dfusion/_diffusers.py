@@ -24,6 +24,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.utils import convert_state_dict_to_diffusers
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -38,6 +39,7 @@ __all__ = [
     "CLIPTokenizer",
     "DDIMScheduler",
     "LoraLayer",
+    "LoraLinear",
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
     "Transformer2DModel",

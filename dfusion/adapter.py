@@ -31,6 +31,7 @@ from dfusion.config import GROUPS, LoraConfig
 from dfusion.errors import AdapterError, CheckpointError, InvalidInputError
 from dfusion.files import read_tensors, write_tensors, write_whole
 from dfusion.lora_layers import LayerSettings, Shapes, adapted_layers, groups_of
+from dfusion.lora_linear import use_fast_layers
 from dfusion.text_encoder_lora import (
     MergedTextLayers,
     TextLayers,
@@ -68,6 +69,7 @@ def attach_lora(unet: UNet2DConditionModel, config: LoraConfig = LoraConfig(), s
     unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # peft uses the global generator; its values are overwritten below
         unet.add_adapter(_peft_config(config, layers))
+    use_fast_layers(unet)
 
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(lora_parameters(unet).items()):
