@@ -346,7 +346,8 @@ def _pairs(
         except InvalidInputError as error:  # an item whose map is constant
             return [RoundPair(prompt.text, *pair, reason=f"nothing was fused: {error}") for pair in sides]
 
-    # 3. targets and their adoption
+    # 3. targets and their adoption, with the pairs of a reference together: the U-Net then computes it once for them
+    sides.sort(key=lambda pair: pair[0].trajectory.seeds)
     pairs = []
     for start in range(0, len(sides), BATCH):
         part = sides[start : start + BATCH]

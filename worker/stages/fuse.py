@@ -87,6 +87,8 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     together = "prompts" in context.claim.params
     thresholds = _compute_thresholds(inputs.pairs, trajectories, config, together=together)
     pairs = [pair for pair in inputs.pairs if pair.row.id in thresholds.by_pair]
+    # the pairs of a reference together: the U-Net then computes it once for them
+    pairs.sort(key=lambda pair: (pair.row.prompt_index, pair.reference.row.number))
     if inputs.model is None or not pairs:
         return Outputs({}, thresholds.reasons)
 

@@ -11,13 +11,14 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Connection, event
 
 from api.main import create_app
+from dfusion.types import Trajectory
 from service.db.queries import training_pairs
 from service.jobs import execution
 from service.service import Service
 from tests.installation import Installation
 from tests.service import PROMPTS, round_body, settings_for
 from worker.runner import run_stage
-from worker.stages import STAGES
+from worker.stages import STAGES, fuse
 from worker.workbench import Workbench
 
 FUSION = {"first_step": 1, "last_step": 3}
@@ -83,6 +84,23 @@ def test_every_stage_reads_in_one_transaction_and_writes_in_another(
     expected = {str(kind): {("read", "write")} for kind in STAGES}
     assert transactions_by_kind(installation.service) == expected
     assert [installation.get(f"/jobs/{job_id}")["state"] for job_id in requests] == ["succeeded"] * len(requests)
+
+
+def test_a_fused_step_computes_each_reference_once(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 samples give 4 references with 2 targets each. A call of 4 pairs has 2 references."""
+    references: list[int] = []
+    original = fuse.fuse
+
+    def recorded(
+        unet: Any, scheduler: Any, base: Any, reference: Trajectory, *rest: Any, **settings: Any
+    ) -> Trajectory:
+        references.append(len(set(reference.seeds)))
+        return original(unet, scheduler, base, reference, *rest, **settings)
+
+    monkeypatch.setattr(fuse, "fuse", recorded)
+    installation.run(evaluation=None, prompts=PROMPTS[:1], samples_per_prompt=16, pairing=EVERY_TARGET)
+
+    assert references == [2, 2]
 
 
 def test_named_pairs_come_in_their_order(installation: Installation, fused: list[dict[str, Any]]) -> None:

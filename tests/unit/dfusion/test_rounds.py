@@ -25,7 +25,7 @@ from dfusion.errors import InvalidInputError, LayerNotFoundError, ScorerError
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt
-from dfusion.rounds import RoundResult, run_round
+from dfusion.rounds import RoundResult, make_pairs, run_round
 from dfusion.sampling import sample
 from dfusion.seeds import sample_seed
 from dfusion.shapes.prompts import prompt_list
@@ -89,6 +89,21 @@ def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
     # 4 pairs x 3 rows: step 0 is not fused, so target and base share it
     assert [update.rows for update in result.updates] == [12]
     assert result.updates[0].loss == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_a_fused_step_computes_each_reference_once() -> None:
+    """32 samples give 8 references with 2 targets each: 24 rows, in both halves of guidance, in calls of 8 pairs."""
+    model = tiny_model()
+    rows: list[int] = []
+    model.unet.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    config = round_config(FusionConfig(first_step=1)).model_copy(
+        update={"samples_per_prompt": 32, "sampling": SamplingConfig(num_steps=2)}
+    )
+
+    [pairs] = make_pairs(model, PROMPTS[1:], Brightness(), config, seed=5)
+
+    assert len(pairs) == 16
+    assert rows == [16] * 8 + [24, 24]
 
 
 @pytest.mark.slow
