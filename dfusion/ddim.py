@@ -130,9 +130,13 @@ def _require_noisy_start(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> N
 
 
 def _at(values: torch.Tensor, steps: StepIndices, like: torch.Tensor) -> torch.Tensor:
-    """`values[steps]` on `like`'s device, shaped to broadcast over (B, C, h, w)."""
-    at_steps = values[steps] if isinstance(steps, int) else values[steps.to(values.device)]
-    return at_steps.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+    """`values[steps]`, shaped to broadcast over (B, C, h, w).
+
+    The value of one step is a number on the CPU. It combines with tensors on a GPU without a transfer.
+    """
+    if isinstance(steps, int):
+        return values[steps]
+    return values[steps.to(values.device)].to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def mean(schedule: Schedule, steps: StepIndices, x_t: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
@@ -174,7 +178,7 @@ def log_prob(
     Args:
         x_prev: (B, C, h, w).
         mean: (B, C, h, w), mu.
-        sigma: A number, or (B,).
+        sigma: A number, or (B,). On the CPU, it is checked without waiting for a GPU.
         weights: (B, h, w), for a weighted mean over h*w and a plain one over C. Not negative, and not all 0 in any row.
 
     Returns:
@@ -183,9 +187,11 @@ def log_prob(
     Raises:
         ScheduleError: A sigma of 0.
     """
-    scale = torch.as_tensor(sigma, dtype=torch.float32, device=mean.device).reshape(-1, *[1] * (mean.ndim - 1))
+    scale = torch.as_tensor(sigma, dtype=torch.float32)
     if bool((scale <= 0).any()):
         raise ScheduleError("sigma: expected a positive standard deviation, got 0; log p is infinite there")
+    if scale.ndim > 0:
+        scale = scale.to(mean.device).reshape(-1, *[1] * (mean.ndim - 1))
 
     squared = ((x_prev.float() - mean.float()) / scale).square()
     densities = -0.5 * squared - scale.log() - 0.5 * math.log(2 * math.pi)

@@ -7,7 +7,7 @@ computed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -23,7 +23,7 @@ from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError, shortened
 from dfusion.guidance import check_negative, placement, predict
 from dfusion.inversion import invert
-from dfusion.sampling import OnStep, next_noise, noise_generators, take_step
+from dfusion.sampling import OnStep, next_noise, noise_generators, require_finite, take_step
 from dfusion.types import Conditioning, Prompts, Trajectory
 
 
@@ -108,15 +108,16 @@ def fuse(
     fused_steps = config.steps(len(schedule))
     layers = resolve_layers(find_layers(unet), config.layers)
     control = CONTROLS[config.control]
-    batch = _Batch(unet, reference, prompt, negative, control)
+    masks = {i: merge_masks(_item_maps(reference)[:, i], thresholds, config.merge) for i in fused_steps}
+    batch = _Batch(unet, reference, prompt, negative, control, layers, masks)
 
     # 2. start from the base's states and replay its noise
     shape: tuple[int, int, int] = tuple(base.latents.shape[2:])  # type: ignore[assignment]
     generators = noise_generators(base.seeds)
     next_noise(generators, shape)  # x_T
-    latents = base.latents.clone()
-    log_probs = base.log_probs.clone()
-    device, _ = placement(unet)
+    x_t = base.latents[:, config.first_step].to(placement(unet)[0])
+    states = []
+    log_probs = []
 
     with processors_installed(unet, fuse=layers if control.own else (), fuse_cross=layers if control.cross else ()):
         for i in range(len(schedule)):
@@ -129,21 +130,23 @@ def fuse(
                 continue
 
             # 4. predict epsilon, fused within the mask (Eq. 4 and 5) or plain
-            x_t = latents[:, i].to(device)
             if i in fused_steps:
-                masks = merge_masks(_item_maps(reference)[:, i], thresholds, config.merge)
-                noise_pred = batch.predict_fused(x_t, schedule, i, settings.guidance_scale, masks, layers)
+                noise_pred = batch.predict_fused(x_t, schedule.timesteps[i], i, settings.guidance_scale)
             else:
                 timestep = schedule.timesteps[i]
                 noise_pred = predict(unet, x_t, timestep, prompt, negative, settings.guidance_scale)
 
-            # 5. step from x_t to x_{t-1} (Eq. 1)
-            x_prev, log_p = take_step(schedule, i, x_t, noise_pred, noise)
-            latents[:, i + 1] = x_prev.cpu()
-            log_probs[:, i] = log_p.cpu()
+            # 5. step from x_t to x_{t-1} (Eq. 1); the device does not wait for the CPU
+            x_t, log_p = take_step(schedule, i, x_t, noise_pred, noise)
+            states.append(x_t)
+            log_probs.append(log_p)
 
     # 6. return the fused states, or those of a DDIM inversion
-    target = replace(base, latents=latents, log_probs=log_probs, item_maps=None, items=None, mask_source=None)
+    first = config.first_step
+    latents = torch.cat([base.latents[:, : first + 1], torch.stack(states, 1).cpu()], 1)
+    require_finite(latents)
+    all_log_probs = torch.cat([base.log_probs[:, :first], torch.stack(log_probs, 1).cpu()], 1)
+    target = replace(base, latents=latents, log_probs=all_log_probs, item_maps=None, items=None, mask_source=None)
     if config.trajectory == "fused":
         return target
     arguments = (unet, scheduler, target.final, prompt, negative)
@@ -151,7 +154,11 @@ def fuse(
 
 
 class _Batch:
-    """Distinct references and all targets as rows of one U-Net call: references first, in both guidance halves."""
+    """Distinct references and all targets as rows of one U-Net call: references first, in both guidance halves.
+
+    `masks` are those of each fused step, (B, h_m, w_m) bool. Everything that the steps need is on the device before the
+    first one.
+    """
 
     def __init__(
         self,
@@ -160,56 +167,41 @@ class _Batch:
         prompt: Conditioning,
         negative: Conditioning | None,
         control: Control,
+        layers: Sequence[Layer],
+        masks: Mapping[int, torch.Tensor],
     ) -> None:
         self._unet = unet
-        self._reference = reference
-        self._control = control
-        self._distinct, self._row_of = _distinct_references(reference, prompt, negative)
-
-        rows = [*self._distinct, *range(len(reference))]
+        distinct, row_of = _distinct_references(reference, prompt, negative)
+        rows = [*distinct, *range(len(reference))]
         self._embeds = prompt[rows]
         self._negative = None if negative is None else negative[rows]
-        self._halves = 1 if negative is None else 2
+        self._references = len(distinct)
+
+        # a target's row reads its reference's row of the same guidance half
+        device, _ = placement(unet)
+        halves = 1 if negative is None else 2
+        offsets = len(rows) * torch.arange(halves)[:, None]
+        targets = (torch.arange(len(distinct), len(rows)) + offsets).flatten().to(device)
+        sources = (torch.tensor(row_of) + offsets).flatten().to(device)
+
+        size = reference.latent_size
+        self._states = reference.latents[distinct].to(device)
+        self._fusions = {}
+        for step, step_masks in masks.items():
+            level_masks = {}
+            for layer in layers:
+                resized = resize_mask(step_masks, layer.size(*size)).flatten(1)
+                level_masks[layer.level] = resized.repeat(halves, 1).to(device)
+            self._fusions[step] = Fusion(targets, sources, level_masks, control)
 
     def predict_fused(
-        self,
-        x_t: torch.Tensor,
-        schedule: Schedule,
-        step_index: int,
-        guidance_scale: float,
-        masks: torch.Tensor,
-        layers: Sequence[Layer],
+        self, x_t: torch.Tensor, timestep: torch.Tensor, step_index: int, guidance_scale: float
     ) -> torch.Tensor:
-        """The guided prediction for the targets x_t (B, C, h, w).
-
-        Each target reads its reference within its mask; masks are (B, h_m, w_m) bool.
-        """
-        references = self._reference.latents[self._distinct, step_index].to(x_t.device)
-        states = torch.cat([references, x_t])
-        fusion = self._fusion(masks.to(x_t.device), layers, (x_t.shape[2], x_t.shape[3]))
-        context = AttentionContext(fusion=fusion)
-
-        timestep = schedule.timesteps[step_index]
+        """The guided prediction for the targets x_t (B, C, h, w). Each target reads its reference within its mask."""
+        states = torch.cat([self._states[:, step_index], x_t])
+        context = AttentionContext(fusion=self._fusions[step_index])
         noise_pred = predict(self._unet, states, timestep, self._embeds, self._negative, guidance_scale, context)
-        return noise_pred[len(self._distinct) :]
-
-    def _fusion(self, masks: torch.Tensor, layers: Sequence[Layer], latent_size: tuple[int, int]) -> Fusion:
-        """Rows and masks of both guidance halves: a target's row reads its reference's row of the same half."""
-        device = masks.device
-        first = len(self._distinct)
-        targets = torch.arange(first, first + len(masks), device=device)
-        sources = torch.tensor(self._row_of, device=device)
-
-        # the same rows in each half
-        offsets = [half * (first + len(masks)) for half in range(self._halves)]
-        target_rows = torch.cat([targets + offset for offset in offsets])
-        source_rows = torch.cat([sources + offset for offset in offsets])
-
-        level_masks: dict[int, torch.Tensor] = {}
-        for layer in layers:
-            resized = resize_mask(masks, layer.size(*latent_size)).flatten(1)
-            level_masks[layer.level] = resized.repeat(self._halves, 1)
-        return Fusion(target_rows, source_rows, level_masks, self._control)
+        return noise_pred[self._references :]
 
 
 def _distinct_references(

@@ -33,16 +33,17 @@ def next_noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int
 def take_step(
     schedule: Schedule, step_index: int, x_t: torch.Tensor, noise_pred: torch.Tensor, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of Eq. 1: x_prev = mu + sigma * z, (B, C, h, w), and its log-prob, (B,).
-
-    Raises:
-        NonFiniteError: x_prev is NaN or infinite. The message names the step.
-    """
+    """One step of Eq. 1: x_prev = mu + sigma * z, (B, C, h, w), and its log-prob, (B,)."""
     mu = mean(schedule, step_index, x_t, noise_pred)
-    x_prev = mu + schedule.sigmas[step_index].to(mu.device) * noise.to(mu.device)
-    if not bool(torch.isfinite(x_prev).all()):
-        raise NonFiniteError(f"latents became NaN or infinite at step_index {step_index}")
+    x_prev = mu + schedule.sigmas[step_index] * noise.to(mu.device)
     return x_prev, recorded_log_prob(schedule, step_index, x_prev, mu)
+
+
+def require_finite(latents: torch.Tensor) -> None:
+    """Raise NonFiniteError naming the first step after which a state of (B, T+1, C, h, w) is NaN or infinite."""
+    finite = latents.isfinite().transpose(0, 1).flatten(1).all(1).tolist()
+    if not all(finite):
+        raise NonFiniteError(f"latents became NaN or infinite at step_index {finite.index(False) - 1}")
 
 
 @torch.no_grad()
@@ -116,9 +117,9 @@ def sample(
     shape = latent_shape(unet, latent_size)
     capture = _Capture(unet, items, Conditioning.of(prompt_embeds).embeds, mask_source, shape[1:])
     generators = noise_generators(seeds)
-    latents = [next_noise(generators, shape)]
+    x_t = next_noise(generators, shape).to(placement(unet)[0])
+    states = [x_t]
     log_probs = []
-    x_t = latents[0].to(placement(unet)[0])
 
     with processors_installed(unet, capture=capture.layers):
         for i in range(len(schedule)):
@@ -133,15 +134,17 @@ def sample(
             # 3. step from x_t to x_{t-1} (Eq. 1)
             x_t, log_p = take_step(schedule, i, x_t, noise_pred, next_noise(generators, shape))
 
-            # 4. record the state, its log-prob and the item maps
+            # 4. record the state, its log-prob and the item maps; the device does not wait for the CPU
             capture.keep(context)
-            latents.append(x_t.cpu())
-            log_probs.append(log_p.cpu())
+            states.append(x_t)
+            log_probs.append(log_p)
 
+    latents = torch.stack(states, 1).cpu()
+    require_finite(latents)
     return Trajectory(
-        latents=torch.stack(latents, 1),
+        latents=latents,
         timesteps=schedule.timesteps,
-        log_probs=torch.stack(log_probs, 1),
+        log_probs=torch.stack(log_probs, 1).cpu(),
         seeds=tuple(seeds),
         config=config,
         item_maps=capture.item_maps(),
@@ -193,8 +196,8 @@ class _Capture:
 
     def keep(self, context: AttentionContext | None) -> None:
         if context is not None:
-            self._maps.append(context.item_maps(self._size).cpu())
+            self._maps.append(context.item_maps(self._size))
 
     def item_maps(self) -> torch.Tensor | None:
-        """(B, T, h_m, w_m, K)."""
-        return torch.stack(self._maps, 1) if self._maps else None
+        """(B, T, h_m, w_m, K), on the CPU."""
+        return torch.stack(self._maps, 1).cpu() if self._maps else None
