@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-long test-faults reliability test-contract test-mutations check compile check-docker fix openapi screenshots docs bench bench-service clean
+.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-long test-faults reliability test-contract test-mutations check compile check-docker fix openapi screenshots docs bench bench-service bench-scaling clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -102,6 +102,9 @@ bench: $(VENV)/.ready ## compare dfusion with plain fusion: time and U-Net evalu
 
 bench-service: $(VENV)/.ready ## measure the service in both modes against its targets
 	$(BIN)/python -m benchmarks.service
+
+bench-scaling: $(VENV)/.ready ## measure how time and memory grow with the size of a job and the number of workers
+	$(BIN)/python -m benchmarks.scaling
 
 clean: ## remove the environment and caches; keeps data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
