@@ -60,6 +60,9 @@ _LOAD_ERRORS = (
     *(ArithmeticError, AssertionError, ImportError, StrictDataclassError),
 )
 """What diffusers and transformers raise for configs and weights that do not fit together."""
+_MOST_VARIANTS = 64
+"""Compiled variants of a transformer block: up to 4 levels, 4 combinations of processors, with and without gradients,
+with fixed and with variable sizes."""
 _BATCH_PIXELS = 8 * 512 * 512
 """Pixels of the images that are decoded at once in half precision."""
 
@@ -243,6 +246,17 @@ class DiffusionModel:
         defaults = {} if own_class == DDIM else {"clip_sample": False, "set_alpha_to_one": False}
         scheduler = DDIMScheduler.from_config({**defaults, **schedule})
         return cls(scheduler=scheduler, device=device, empty_is_zero=empty_is_zero, **parts)
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile the U-Net's transformer blocks with `torch.compile`, in place (docs/decisions/030-compilation.md).
+
+        Sampling, fusion and training use the same blocks, so p / p_old stays 1 within its tolerance. Each of them is
+        compiled at its first call, and again for the first batches of other sizes. This takes up to minutes. inductor
+        needs a C++ compiler on a CPU, and Triton on a GPU.
+        """
+        # all blocks share one function: each level, attention processor and use of gradients is a variant of it
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
+        self.unet.compile_repeated_blocks(backend=backend)
 
     @property
     def text_encoders(self) -> dict[str, Any]:

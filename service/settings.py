@@ -117,6 +117,9 @@ class Settings(BaseSettings):
         15, ge=0, le=19, description="CPU priority of workers (nice); higher values keep the API responsive"
     )
     batch_size: Count = Field(16, description="Images in one batch through the U-Net")
+    compile_models: bool = Field(
+        False, description="Compile the U-Net's transformer blocks in workers: minutes at first (decision 030)"
+    )
     shard_prompts: Count = Field(4, description="Prompts of one sampling or fusion stage")
     models: dict[str, str | ModelSetting] = Field(
         {}, description="Further models by name: {name: source}, or {name: {source, adapter, dtype, reward, …}}"

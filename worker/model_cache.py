@@ -20,12 +20,13 @@ _logger = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """Keeps the last base model, with its current adapter."""
+    """Keeps the last base model, with its current adapter. `compiled` models are compiled when they are loaded."""
 
-    def __init__(self, catalogue: Catalogue, store: Store, device: str) -> None:
+    def __init__(self, catalogue: Catalogue, store: Store, device: str, compiled: bool = False) -> None:
         self._catalogue = catalogue
         self._store = store
         self._device = device
+        self._compiled = compiled
         self._name: str | None = None
         self._model: DiffusionModel | None = None
         self._adapter: str | None = None
@@ -90,6 +91,8 @@ class ModelCache:
             entry = self._entry(name)
             self._model = None  # frees its memory before the next one is loaded
             self._model = DiffusionModel.load(entry.source, self._device, entry.dtype, vae_dtype=entry.vae_dtype)
+            if self._compiled:
+                self._model.compile()
             self._name = name
             self._adapter = None
             self._loaded_at = time.monotonic()

@@ -67,7 +67,7 @@ class Workbench:
     def of(cls, service: Service, watchdog: Watchdog | None = None) -> Workbench:
         """The workbench of an opened installation, in a process with this watchdog."""
         device = device_of(service.settings)
-        models = ModelCache(service.catalogue, service.store, device)
+        models = ModelCache(service.catalogue, service.store, device, service.settings.compile_models)
         watchdog = watchdog or Watchdog(service.settings)
         return cls(service.settings, service.uow, service.store, service.catalogue, device, models, watchdog)
 

@@ -8,10 +8,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import torch._dynamo
 from diffusers import EulerDiscreteScheduler, LCMScheduler
 
 from dfusion import models
-from dfusion.config import SamplingConfig
+from dfusion.adapter import attach_lora
+from dfusion.config import FusionConfig, SamplingConfig
 from dfusion.errors import (
     InvalidInputError,
     ItemNotInPromptError,
@@ -20,6 +22,7 @@ from dfusion.errors import (
     ShapeMismatchError,
     UnsupportedModelError,
 )
+from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel, Pipeline
 from dfusion.policy import log_probs
 from dfusion.sampling import sample
@@ -352,3 +355,38 @@ def test_decode_names_non_finite_latents_or_vae(value: float) -> None:
     latents[1, 0, 0, 0] = value
     with pytest.raises(NonFiniteError, match=r"^latents"):
         model.decode(latents)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of dynamo itself
+def test_compiled_blocks_give_the_same_samples_targets_and_log_probs() -> None:
+    """dynamo compiles them for its interpreter ("eager"), without breaks; a code generator only makes them faster."""
+    prompt = "a red circle"
+    config = SamplingConfig(num_steps=2, guidance_scale=1)
+
+    def results(compiled: bool) -> list[torch.Tensor]:
+        model = DiffusionModel.from_pipeline(tiny_pipeline(has_middle=False))
+        attach_lora(model.unet)
+        if compiled:
+            model.compile(backend="eager")
+        embeds = model.encode_prompts([prompt] * 2)
+        parts = (model.unet, model.scheduler)
+
+        items = [model.item_tokens(prompt, ["circle"])] * 2
+        samples = sample(*parts, embeds, None, [1, 2], items=items, config=config)
+        base = samples.select([1])
+        reference = samples.select([0])
+        target = fuse(
+            *parts, base, reference, embeds[[0]], None, thresholds=[[0.05]], config=FusionConfig(first_step=0)
+        )
+        assert samples.item_maps is not None
+        return [samples.latents, samples.item_maps, target.latents, log_probs(*parts, samples, embeds, None)]
+
+    plain = results(compiled=False)
+    torch._dynamo.utils.counters.clear()
+    compiled = results(compiled=True)
+
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+    for actual, expected in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

@@ -38,3 +38,18 @@ def test_a_loaded_model_is_preferred_for_half_a_minute(monkeypatch: pytest.Monke
 
     cache.with_adapter("other", None)
     assert cache.preferred == "other"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_model_is_compiled_once_if_the_setting_says_so(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    calls: list[str] = []
+    loaded = SimpleNamespace(notes=(), compile=lambda: calls.append("compile"))
+    monkeypatch.setattr(model_cache, "DiffusionModel", SimpleNamespace(load=lambda *_arguments, **_options: loaded))
+    entry = SimpleNamespace(source="", dtype=None, vae_dtype=None, adapter=None)
+    catalogue: Any = SimpleNamespace(models={"tiny": entry})
+    cache = ModelCache(catalogue, SimpleNamespace(), "cpu", compiled)  # type: ignore[arg-type]
+
+    cache.with_adapter("tiny", None)
+    cache.with_adapter("tiny", None)
+
+    assert calls == ["compile"] * compiled
