@@ -355,6 +355,7 @@ RESPONSES: dict[str, Example] = {
                 "log_ratio_rejected": -0.0032,
                 "below_epsilon": 0.0001,
                 "grad_norm": 0.0113,
+                "rows_per_second": 13.7,
             }
         ],
         "has_more": False,

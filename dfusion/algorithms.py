@@ -22,6 +22,7 @@ class Algorithm:
     settings     the fields of `TrainingConfig` that only some algorithms read, this one included; a training by another
                  algorithm must leave them at their defaults
     weight       the setting to which the loss's gradient is proportional; None if there is none
+    has_kl       whether the loss has the KL from a reference policy, whose means are then evaluated for every row
     """
 
     name: str
@@ -29,6 +30,7 @@ class Algorithm:
     losses: str
     settings: tuple[str, ...]
     weight: str | None = None
+    has_kl: bool = False
 
 
 DPO = Algorithm(
@@ -54,6 +56,7 @@ DPOK = Algorithm(
     losses="dfusion.losses.dpok:row_losses",
     settings=("clip_range", "advantage_clip", "policy_weight", "kl_weight", "kl_reference"),
     weight="policy_weight",
+    has_kl=True,
 )
 """Eq. 9."""
 

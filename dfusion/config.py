@@ -331,8 +331,8 @@ class TrainingConfig(StrictModel):
     micro_batch: Count = Field(8, description="Rows per U-Net call; affects memory, not the result")
     gradient_checkpointing: bool | None = Field(
         None,
-        description="Recompute activations in the backward pass: less memory, more time, same result. null: on a GPU"
-        " only, where the defaults then fit into 24 GB (docs/decisions/016-precision.md)",
+        description="Recompute activations in the backward pass: less memory, more time, same result. null: only on a"
+        " GPU whose free memory may be too small without (docs/decisions/017-training-recipe.md)",
     )
     inner_epochs: Count = Field(2, description="Passes over a round's examples (table 3)")
     timestep_fraction: float = Field(

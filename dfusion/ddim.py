@@ -190,9 +190,14 @@ def log_prob(
     scale = torch.as_tensor(sigma, dtype=torch.float32)
     if bool((scale <= 0).any()):
         raise ScheduleError("sigma: expected a positive standard deviation, got 0; log p is infinite there")
-    if scale.ndim > 0:
-        scale = scale.to(mean.device).reshape(-1, *[1] * (mean.ndim - 1))
+    return log_density(x_prev, mean, scale, weights)
 
+
+def log_density(
+    x_prev: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`log_prob` without the check of sigma, a float32 tensor. It does not wait for the device."""
+    scale = sigma if sigma.ndim == 0 else sigma.to(mean.device).reshape(-1, *[1] * (mean.ndim - 1))
     squared = ((x_prev.float() - mean.float()) / scale).square()
     densities = -0.5 * squared - scale.log() - 0.5 * math.log(2 * math.pi)
     if weights is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from dfusion._diffusers import UNet2DConditionModel
-from dfusion.guidance import placement
+from dfusion.memory import free_bytes, used_bytes
+
+_SAFETY = 1.5
+"""The backward pass takes more than the activations."""
 
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
@@ -18,9 +21,9 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
         gradient.mul_(factor)
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """The Euclidean norm of all gradients together."""
-    return float(torch.stack([gradient.norm() for gradient in _gradients(parameters)]).norm())
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """The Euclidean norm of all gradients together, () on their device."""
+    return torch.stack([gradient.norm() for gradient in _gradients(parameters)]).norm()
 
 
 def share_below(parameters: Iterable[nn.Parameter], limit: float) -> float:
@@ -34,16 +37,27 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-@contextmanager
-def checkpointing(unet: UNet2DConditionModel, setting: bool | None) -> Iterator[None]:
-    """Enable gradient checkpointing within the context if `setting` is true, and restore it afterwards.
+def must_checkpoint(device: torch.device, rows: int, forward: Callable[[], object]) -> bool:
+    """Whether the activations of `rows` rows might not fit into the memory that is free on a GPU. False on a CPU.
 
-    None enables it on a GPU only. A U-Net that already checkpoints continues to do so.
+    `forward` is a forward pass of one row with gradients; its result holds the activations.
     """
-    device, _ = placement(unet)
-    requested = device.type != "cpu" if setting is None else setting
-    enable = requested and not unet.is_gradient_checkpointing
+    if device.type != "cuda":
+        return False
+    before = used_bytes(device)
+    held = forward()
+    needed = rows * (used_bytes(device) - before)
+    del held
+    return needed * _SAFETY > free_bytes(device)
 
+
+@contextmanager
+def checkpointing(unet: UNet2DConditionModel, requested: bool) -> Iterator[None]:
+    """Enable gradient checkpointing within the context if it is requested, and restore it afterwards.
+
+    A U-Net that already checkpoints continues to do so.
+    """
+    enable = requested and not unet.is_gradient_checkpointing
     if enable:
         unet.enable_gradient_checkpointing()
     try:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ _FORMATS: Mapping[OptimizerName, str] = {"adamw": "dfusion-adamw-1", "adamw_8bit
 _KEYS = frozenset({"exp_avg", "exp_avg_sq", "step"})
 _KEYS_8BIT = frozenset({"state1", "state2", "step"})
 _QUANTIZED = _KEYS_8BIT | {"qmap1", "qmap2", "absmax1", "absmax2"}
+_FUSED_DEVICES = frozenset({"cpu", "cuda"})
+"""The devices on which torch's AdamW updates all parameters by one kernel."""
 _BITSANDBYTES = "__bnb_optimizer_quant_state__"
 """The entry of bitsandbytes' state that contains its tensors."""
 
@@ -70,13 +73,15 @@ def require_optimizer(config: TrainingConfig) -> None:
 def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW with the settings of `config`. Raises InvalidInputError as `require_optimizer` does."""
     require_optimizer(config)
-    optimizer_class: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    parameters = list(parameters)
+    in_one_kernel = all(parameter.device.type in _FUSED_DEVICES for parameter in parameters)
+    optimizer_class: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=in_one_kernel)
     if config.optimizer == "adamw_8bit":
         import bitsandbytes
 
         optimizer_class = bitsandbytes.optim.AdamW8bit
     return optimizer_class(
-        list(parameters),
+        parameters,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,

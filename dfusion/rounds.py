@@ -175,11 +175,12 @@ def run_round(
     if not examples:
         return RoundResult(tuple(pairs), (), history, means, None, optimizer)
     trainer = Trainer(model, examples, config.training, training_seed(seed, round_number), optimizer)
-    self_test = trainer.prepare(on_rows)
     while trainer.updates_done < trainer.updates_total:
         trainer.step(on_rows)
 
-    return RoundResult(tuple(pairs), tuple(trainer.reports), history, means, self_test, trainer.optimizer_state())
+    return RoundResult(
+        tuple(pairs), tuple(trainer.reports), history, means, trainer.self_test, trainer.optimizer_state()
+    )
 
 
 def make_pairs(

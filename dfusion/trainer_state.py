@@ -12,9 +12,9 @@ import torch
 from dfusion.errors import CheckpointError
 from dfusion.files import read_tensors, write_tensors
 from dfusion.optimizer_state import OptimizerState, is_complete
-from dfusion.training_report import UpdateReport
+from dfusion.training_report import SelfTest, UpdateReport
 
-FORMAT = "dfusion-trainer-5"
+FORMAT = "dfusion-trainer-6"
 STATE_FILE = "trainer.safetensors"
 
 
@@ -24,8 +24,8 @@ class TrainerState:
 
     tensors  by name: `adapter.*`, the weights; `start.*`, the weights before the first update; `average.*`, their
              average if the training has one; `optimizer.*`, AdamW's moments
-    about    plain values (JSON): the reports of all updates so far, and a description of the training, which a trainer
-             that loads the state compares with its own
+    about    plain values (JSON): the reports of all updates so far, the self-test, and a description of the training,
+             which a trainer that loads the state compares with its own
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -39,6 +39,7 @@ class TrainerState:
         start: Mapping[str, torch.Tensor],
         optimizer: OptimizerState,
         reports: Sequence[UpdateReport],
+        self_test: SelfTest | None,
         average: Mapping[str, torch.Tensor] | None = None,
     ) -> TrainerState:
         """The state of a training with the description `training`. Weights are copied to the CPU."""
@@ -50,7 +51,8 @@ class TrainerState:
             tensors[f"average.{name}"] = value.cpu().clone()
         for name, values in optimizer.moments.items():
             tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
-        return cls(tensors, {**training, "reports": [asdict(report) for report in reports]})
+        tested = None if self_test is None else asdict(self_test)
+        return cls(tensors, {**training, "reports": [asdict(report) for report in reports], "self_test": tested})
 
     def require_training(self, training: Mapping[str, object]) -> None:
         """Raise CheckpointError, naming the first difference, unless the state's description is `training`."""
@@ -68,6 +70,16 @@ class TrainerState:
         if [report.update for report in reports] != list(range(1, len(reports) + 1)) or len(reports) > max_updates:
             raise CheckpointError(f"trainer state: expected reports of up to {max_updates} updates, got {len(reports)}")
         return reports
+
+    def self_test(self) -> SelfTest | None:
+        """The self-test; None before the first update. Raises CheckpointError for anything else."""
+        stored = self.about.get("self_test")
+        if stored is None and not self.about["reports"]:
+            return None
+        try:
+            return SelfTest.of(stored)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"trainer state: expected a self-test: {error!r}") from error
 
     def weights(self, kind: str, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copies of the weights of `kind`, "adapter", "start" or "average", by the names and with the shapes of `like`.

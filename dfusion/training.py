@@ -3,64 +3,41 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from dfusion.adapter import lora_dropout, lora_parameters, weights_as, without_effect
+from dfusion.algorithms import ALGORITHMS
 from dfusion.attention.processors import fast_backward
 from dfusion.config import TrainingConfig
-from dfusion.ddim import Schedule, log_prob
+from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError
-from dfusion.gradients import checkpointing, gradient_norm, scale_gradients, share_below
+from dfusion.gradients import checkpointing, gradient_norm, must_checkpoint, scale_gradients, share_below
 from dfusion.guidance import placement
 from dfusion.learning_rate import learning_rate
-from dfusion.losses.dpok import gaussian_kl
+from dfusion.losses.dpok import divergence
 from dfusion.losses.objective import RowTerms, row_losses
+from dfusion.memory import peak_bytes, to_device
 from dfusion.models import DiffusionModel
+from dfusion.old_policy import OldPolicy
 from dfusion.optimizer_state import OptimizerState, adamw, restore, state_of
-from dfusion.policy import transition_mean
 from dfusion.seeds import dropout_seed
-from dfusion.spool import RowFile
 from dfusion.trainer_state import FORMAT, TrainerState
-from dfusion.training_data import Example, Row, TrainingPair, check_examples, digest, plan_epoch, rows_of
-from dfusion.training_report import SelfTest, Tally, UpdateReport, ratio_tolerance_of, require_ratio_one, self_test
+from dfusion.training_data import Example, Row, check_examples, digest, plan_epoch, rows_of
+from dfusion.training_report import Replayed, SelfTest, Tally, UpdateReport, ratio_tolerance_of, self_test
+from dfusion.transitions import Evaluated, Transitions
 
 OnRows = Callable[[int], None]
 """Called as on_rows(done_rows) after each micro-batch; it may raise to cancel."""
 _WITHOUT_EFFECT = {"micro_batch", "gradient_checkpointing", "log_gradient_norms", "ratio_tolerance"}
 """Settings that do not change what is learned. A state can be loaded although they differ."""
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """All rows evaluated under the policy before the first update, on the CPU; the means may be in a file.
-
-    log_probs  (rows, S), log p_old, which is log pref in Eq. 6, over the credited elements (`credit`)
-    means      (rows, S, C, h, w), mu of the policy from which the KL is measured
-    """
-
-    log_probs: torch.Tensor
-    means: torch.Tensor | RowFile
-    self_test: SelfTest
-
-
-@dataclass(frozen=True)
-class _Transitions:
-    """R rows evaluated under the current policy, with gradients.
-
-    log_probs  (R, S) log p over the credited elements (`credit`)
-    means      (R, S, C, h, w) mu
-    x_prev     (R, S, C, h, w) the stored next states
-    """
-
-    log_probs: torch.Tensor
-    means: torch.Tensor
-    x_prev: torch.Tensor
 
 
 class Trainer:
@@ -70,12 +47,17 @@ class Trainer:
     examples determine whether the training is naive or with D-Fusion. Naive examples are references and bases, or
     plain samples. With D-Fusion, fused targets are among them.
 
-    p_old (pref of Eq. 6) is the policy when the trainer is constructed, or the saved one after `load_state`. All rows
-    are evaluated under it once, before the first update (`prepare`). Both policies in the loss are the plain network
-    on the stored states, also for fused targets. A row holds S transitions: two for pairs, one for samples.
+    A row holds S transitions: two for pairs, one for samples. Both policies in the loss are the plain network on the
+    stored states, also for fused targets. p_old (pref of Eq. 6) is the policy when the trainer is constructed, or the
+    saved one after `load_state`. A transition's log p_old is
 
-    Memory: besides the model, the examples and the means of p_old (rows x S latents, float32, on the CPU). With
-    examples from a `TrajectorySpool` and a `spool`, these are in files; memory then holds one micro-batch of them.
+    * in the first update: its log-prob there, since the policy is still p_old;
+    * later: the same value, or for transitions that were not in the first update, the recorded log-prob. Where another
+      network sampled the trajectory, where log-probs are masked, and where the loss has a KL, `prepare` evaluates it.
+
+    Memory: besides the model, the examples and the means of p_old that are used again (at most rows x S latents,
+    float32, on the CPU). With examples from a `TrajectorySpool` and a `spool`, these are in files; memory then holds
+    one micro-batch of them.
 
     Example:
         >>> from dfusion import MODELS, DiffusionModel, SamplingConfig, Trainer, TrainingConfig, TrainingPair
@@ -152,24 +134,20 @@ class Trainer:
             restore(self._optimizer, self._parameters, optimizer)
             self._updates_before = optimizer.updates
 
-        # the prompts' embeddings
-        texts = sorted({example.prompt for example in examples})
-        height, width = examples[0].sides[0].latents.shape[3:]
-        self._prompt_index = {text: index for index, text in enumerate(texts)}
-        self._embeds = model.encode_prompts(texts, (height, width))
-        self._negative = model.encode_prompts([self.sampling.negative_prompt], (height, width))
-        self._reference: _Reference | None = None
+        # the stored transitions
+        self._transitions = Transitions(
+            model, self.examples, self._rows, self.schedule, self.sampling, masked=config.credit == "mask"
+        )
+        self._old: OldPolicy | None = None
+        self._checkpoints: bool | None = config.gradient_checkpointing
+        self.self_test: SelfTest | None = None
+        """How far recorded and replayed log-probs differ. Complete after the first update; a saved state has it."""
         self.reports: list[UpdateReport] = []
         """One report per completed update, including updates before a state was loaded."""
 
     @property
     def updates_done(self) -> int:
         return len(self.reports)
-
-    @property
-    def rows_total(self) -> int:
-        """Rows in at least one update. `prepare` evaluates each once."""
-        return len(self._rows)
 
     @property
     def rows_by_update(self) -> tuple[int, ...]:
@@ -181,62 +159,146 @@ class Trainer:
         """Updates of all inner epochs."""
         return len(self._updates)
 
-    def prepare(self, on_rows: OnRows | None = None) -> SelfTest:
-        """Evaluate all rows under the policy before the first update, and verify that this policy sampled them.
+    @property
+    def rows_to_prepare(self) -> int:
+        """The number of rows whose evaluations `prepare` makes, rounded up; 0 after it was called."""
+        if self._old is not None:
+            return 0
+        transitions = sum(map(len, [*self._old_batches(), *self._base_batches()]))
+        return math.ceil(transitions / self._transitions.sides)
 
-        The first `step` calls it if needed. Further calls return the same report.
+    def prepare(self, on_rows: OnRows | None = None) -> None:
+        """Evaluate what later updates need to know of the policy before the first one. `step` calls it if needed.
 
         Args:
             on_rows: Called as on_rows(done_rows) after each micro-batch. It may raise to cancel.
 
-        Returns:
-            The self-test: how far recorded and replayed log-probs differ.
-
         Raises:
-            PolicyMismatchError: They differ by more than the ratio's tolerance.
+            PolicyMismatchError: A recorded log-prob is not that of the policy, by more than the ratio's tolerance.
             NonFiniteError: A log-prob is NaN or infinite. The message names the step.
         """
-        return self._prepared(on_rows).self_test
+        if self._old is not None:
+            return
 
-    def _prepared(self, on_rows: OnRows | None) -> _Reference:
-        if self._reference is None:
-            log_probs, means, plain = self._evaluate_reference(on_rows)
-            without_noise = sorted(set(range(len(self.schedule))) - set(self.schedule.trainable_steps))
-            report = self_test(self._rows, self.examples, plain, self._ratio_tolerance, without_noise)
-            self._reference = _Reference(log_probs, means, report)
-        return self._reference
+        # 1. recorded log-probs
+        shape = self.examples[0].sides[0].latents.shape[2:]
+        old = OldPolicy(self._recorded_log_probs(), self._kept_means(), shape, self._transitions.device, self._spool)
+
+        # 2. p_old of transitions that have none, and the means of the base model
+        done = 0
+        for batches, evaluate in (
+            (self._old_batches(), self._evaluate_old),
+            (self._base_batches(), self._evaluate_base),
+        ):
+            for numbers in batches:
+                evaluate(old, numbers)
+                done += len(numbers)
+                if on_rows is not None:
+                    on_rows(math.ceil(done / self._transitions.sides))
+
+        # 3. the self-test of what was evaluated
+        self._test(old)
+        self._old = old
 
     @torch.no_grad()
-    def _evaluate_reference(self, on_rows: OnRows | None) -> tuple[torch.Tensor, torch.Tensor | RowFile, torch.Tensor]:
-        """Evaluate p_old on all rows. Returns on the CPU, the means in a file if there is a folder for it:
+    def _evaluate_old(self, old: OldPolicy, numbers: list[int]) -> None:
+        """Evaluate transitions under the policy before the first update."""
+        with weights_as(self._parameters, self._start):
+            evaluated = self._transitions.evaluate(numbers)
+        old.put(numbers, evaluated.indices, evaluated.log_probs, evaluated.plain)
+        if not self._kl_from_base:
+            old.put_means(numbers, evaluated.means)
 
-        log p_old (rows, S) over the credited elements, the means from which the KL is measured (rows, S, C, h, w), and
-        log p_old (rows, S) over all elements, as trajectories record it.
+    @torch.no_grad()
+    def _evaluate_base(self, old: OldPolicy, numbers: list[int]) -> None:
+        """Evaluate the means of transitions under the base model."""
+        with without_effect(self.model.unet):
+            old.put_means(numbers, self._transitions.evaluate(numbers).means)
+
+    @property
+    def _starts_at_old(self) -> bool:
+        """Whether the next update's forward passes are those of p_old: it is the first one, without dropout."""
+        return self.updates_done == 0 and self.config.lora.dropout == 0
+
+    @property
+    def _kl_from_base(self) -> bool:
+        return self.config.kl_reference == "base"
+
+    def _old_batches(self) -> list[list[int]]:
+        """The transitions to evaluate under p_old before the next update.
+
+        The batches are those of the first evaluation, so that a resumed training has the same bits.
         """
-        sides = self.examples[0].sides
-        log_probs = torch.empty(self.rows_total, len(sides))
-        plain = torch.empty_like(log_probs)
-        shape = (len(sides), *sides[0].latents.shape[2:])
-        in_memory = torch.empty(self.rows_total if self._spool is None else 0, *shape)
-        in_file = None if self._spool is None else RowFile(self._spool, shape)
+        # 1. the first update's, unless it evaluates them itself
+        micro_batch = self.config.micro_batch
+        parts = chain.from_iterable(_split(group, micro_batch) for _, group in self._groups(self._updates[0]))
+        first = [self._transitions.of_rows(part) for part in parts]
+        in_first = set(chain.from_iterable(first))
 
-        for numbers in _split(list(range(self.rows_total)), self.config.micro_batch):
-            with weights_as(self._parameters, self._start):
-                old = self._evaluate(numbers)
-            log_probs[numbers] = old.log_probs.cpu()
-            plain[numbers] = self._log_probs(numbers, old.x_prev, old.means, credited=False).cpu()
+        # 2. others without a recorded log-prob that can be used
+        others = []
+        for number in range(len(self._transitions)):
+            if number not in in_first and not self._is_recorded(number):
+                others.append(number)
+        batches = list(_split(others, micro_batch * self._transitions.sides))
 
-            if self.config.kl_reference == "base":
-                with without_effect(self.model.unet):
-                    old = self._evaluate(numbers)
-            if in_file is None:
-                in_memory[numbers] = old.means.cpu()
-            else:
-                for row in old.means:
-                    in_file.append(row)
-            if on_rows is not None:
-                on_rows(numbers[-1] + 1)
-        return log_probs, in_memory if in_file is None else in_file, plain
+        if not self._starts_at_old:
+            batches += first
+        return self._remaining(batches)
+
+    def _base_batches(self) -> list[list[int]]:
+        """The transitions to evaluate under the base model before the next update."""
+        if not self._kl_from_base:
+            return []
+        every = list(range(len(self._transitions)))
+        return self._remaining(list(_split(every, self.config.micro_batch * self._transitions.sides)))
+
+    def _remaining(self, batches: list[list[int]]) -> list[list[int]]:
+        """The batches with transitions of the remaining updates."""
+        remaining = set(self._of_updates(self.updates_done))
+        return [batch for batch in batches if not remaining.isdisjoint(batch)]
+
+    def _of_updates(self, start: int) -> list[int]:
+        """The transitions of the updates from `start` on."""
+        return self._transitions.of_rows(sorted(set(chain.from_iterable(self._updates[start:]))))
+
+    def _is_recorded(self, number: int) -> bool:
+        """Whether the recorded log-prob of a transition is all that the loss needs to know of p_old."""
+        uses_records = self.config.credit == "all" and not ALGORITHMS[self.config.algorithm].has_kl
+        return uses_records and self._transitions.recorded(number) is not None
+
+    def _recorded_log_probs(self) -> torch.Tensor:
+        """The recorded log-probs of all transitions, (N,); NaN where they cannot be used.
+
+        Raises NonFiniteError for one that is NaN or infinite.
+        """
+        log_probs = torch.full((len(self._transitions),), torch.nan)
+        for number in range(len(self._transitions)):
+            recorded = self._transitions.recorded(number)
+            if recorded is None or not self._is_recorded(number):
+                continue
+            if not math.isfinite(recorded):
+                row = self._transitions.row(number)
+                where = f"examples[{row.example}] at step_index {row.step}"
+                raise NonFiniteError(f"log_probs: expected finite numbers, got {recorded} for {where}")
+            log_probs[number] = recorded
+        return log_probs
+
+    def _kept_means(self) -> frozenset[int]:
+        """The transitions whose means are used after they were evaluated."""
+        own = self._starts_at_old and not self._kl_from_base  # the next update has them itself
+        return frozenset(self._of_updates(self.updates_done + 1 if own else self.updates_done))
+
+    def _test(self, old: OldPolicy) -> None:
+        """Compare all transitions that were evaluated under p_old with their records."""
+        numbers = sorted(old.evaluated)
+        replayed = []
+        for number, log_prob in zip(numbers, old.replayed.cpu()[numbers].tolist(), strict=True):
+            replayed.append(Replayed(self._transitions.row(number), log_prob, self._transitions.recorded(number)))
+        without_noise = sorted(set(range(len(self.schedule))) - set(self.schedule.trainable_steps))
+        report = self_test(replayed, self._ratio_tolerance, without_noise)
+        if self.updates_done == 0:
+            self.self_test = report
 
     def step(self, on_rows: OnRows | None = None) -> UpdateReport:
         """Do one optimiser update.
@@ -250,36 +312,39 @@ class Trainer:
         Raises:
             InvalidInputError: All updates are done.
             NonFiniteError: A loss or a gradient is NaN or infinite. The message names update and step.
-            PolicyMismatchError: p / p_old is not 1 in the first update.
+            PolicyMismatchError: In the first update, a recorded log-prob is not that of the policy.
 
         After an error, or if `on_rows` raises, the adapter is unchanged.
         """
         # Notation (<variable> -> <paper>), Eq. 6, 8 and 9:
         #   the current adapter  -> theta of p_theta
-        #   reference.log_probs  -> log p_old, which is log pref in Eq. 6
-        #   reference.means      -> mu of pref in the KL term of Eq. 9
+        #   old.log_probs        -> log p_old, which is log pref in Eq. 6
+        #   old.means            -> mu of pref in the KL term of Eq. 9
         #   self._updates[k]     -> the transitions (x_t, x_{t-1}) of update k; a row holds those of all its sides
         #   norm                 -> |grad L| before clipping
         if self.updates_done >= self.updates_total:
             raise InvalidInputError(
                 f"expected at most {self.updates_total} updates, got a call of step after the last one"
             )
-        reference = self._prepared(on_rows)
+        self.prepare(on_rows)
+        old = cast(OldPolicy, self._old)
+        number = self.updates_done + 1
+        started = time.perf_counter()
         tally = Tally()
 
         # 1. compute the rows' losses (Eq. 6, 8 or 9) and their mean gradient, in micro-batches
-        dropout = self.config.lora.dropout
-        with lora_dropout(self.model.unet, dropout, dropout_seed(self.seed, self.updates_done)):
-            self._add_gradients(self._updates[self.updates_done], reference, tally, on_rows)
+        with lora_dropout(self.model.unet, self.config.lora.dropout, dropout_seed(self.seed, self.updates_done)):
+            self._add_gradients(self._updates[self.updates_done], old, tally, on_rows)
 
-        # 2. in the first update, verify that p / p_old is 1, which dropout changes
-        if self.updates_done == 0 and dropout == 0:
-            require_ratio_one(tally.ratio_by_step(), self._ratio_tolerance, "log-probs of the first update")
+        # 2. verify that all values are finite, and in the first update that p is p_old
+        tally.require_finite(number, self._in_float16)
+        if self._starts_at_old:
+            self._test(old)
 
         # 3. clip the gradient's norm
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_grad_norm))
         if not math.isfinite(norm):
-            raise NonFiniteError(f"gradient became {norm} in update {self.updates_done + 1}{self._in_float16}")
+            raise NonFiniteError(f"gradient became {norm} in update {number}{self._in_float16}")
 
         # 4. step AdamW with the gradient at the scale that suits its epsilon (`gradient_scale`)
         scale = self.gradient_scale
@@ -290,8 +355,10 @@ class Trainer:
         self._optimizer.step()
         scale_gradients(parameters, 1 / scale)
 
-        # 5. update the average, which the trained model has after the last update
-        self.reports.append(tally.report(self.updates_done + 1, norm, below_epsilon))
+        # 5. report, and update the average, which the trained model has after the last update
+        report = tally.report(number, norm, below_epsilon)
+        seconds = time.perf_counter() - started
+        self.reports.append(replace(report, seconds=seconds, peak_bytes=peak_bytes(self._transitions.device)))
         self._update_average()
         return self.reports[-1]
 
@@ -323,9 +390,7 @@ class Trainer:
         elements = math.prod(self.examples[0].sides[0].latents.shape[2:])
         return 2.0 ** round(math.log2(elements / self.config.loss_weight))
 
-    def _add_gradients(
-        self, numbers: Sequence[int], reference: _Reference, tally: Tally, on_rows: OnRows | None
-    ) -> None:
+    def _add_gradients(self, numbers: Sequence[int], old: OldPolicy, tally: Tally, on_rows: OnRows | None) -> None:
         """Compute the rows' mean gradient in the parameters, and add their metrics to the tally.
 
         During the computation the gradient is scaled by a power of two near rows x C x h x w / weight. The gradient
@@ -337,24 +402,34 @@ class Trainer:
         done = 0
 
         self._optimizer.zero_grad(set_to_none=True)
-        with checkpointing(unet, self.config.gradient_checkpointing), fast_backward(unet):
+        with fast_backward(unet), checkpointing(unet, self._must_checkpoint(numbers)):
             for step, group in self._groups(numbers):
                 # 1. the group's own gradient, in micro-batches
                 before = [parameter.grad for parameter in parameters]
                 self._optimizer.zero_grad(set_to_none=True)
                 for part in _split(group, self.config.micro_batch):
-                    self._backward(part, scale / len(numbers), reference, tally)
+                    self._backward(part, scale / len(numbers), old, tally)
                     done += len(part)
                     if on_rows is not None:
                         on_rows(done)
                 if step is not None:
-                    tally.add_grad_norm(step, self._grad_norm(step) / scale)
+                    tally.add_grad_norm(step, gradient_norm(parameters) / scale)
 
                 # 2. add the gradient of the earlier groups
                 for parameter, earlier in zip(parameters, before, strict=True):
                     if earlier is not None:
                         parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)
         scale_gradients(parameters, 1 / scale)
+
+    def _must_checkpoint(self, numbers: Sequence[int]) -> bool:
+        """Whether to recompute activations. Unless set, it is decided once, from those of the first row."""
+        if self._checkpoints is None:
+            rows = min(self.config.micro_batch, len(numbers))
+            first = self._transitions.of_rows(numbers[:1])
+            self._checkpoints = must_checkpoint(
+                self._transitions.device, rows, lambda: self._transitions.evaluate(first)
+            )
+        return self._checkpoints
 
     @property
     def _in_float16(self) -> str:
@@ -371,97 +446,49 @@ class Trainer:
             by_step[self._rows[number].step].append(number)
         return [(step, group) for step, group in by_step.items() if group]
 
-    def _grad_norm(self, step: int) -> float:
-        norm = gradient_norm(self._parameters.values())
-        if not math.isfinite(norm):
-            where = f"in update {self.updates_done + 1} at step_index {step}"
-            raise NonFiniteError(f"gradient became {norm} {where}{self._in_float16}")
-        return norm
+    def _backward(self, numbers: list[int], weight: float, old: OldPolicy, tally: Tally) -> None:
+        """Add the gradient of these rows, each with this weight. Does not wait for a GPU."""
+        # 1. the current policy, which is p_old in the first update
+        transitions = self._transitions.of_rows(numbers)
+        new = self._transitions.evaluate(transitions)
+        if self._starts_at_old:
+            old.put(transitions, new.indices, new.log_probs.detach(), new.plain)
+            if not self._kl_from_base:
+                old.put_means(transitions, new.means.detach())
 
-    def _backward(self, numbers: list[int], weight: float, reference: _Reference, tally: Tally) -> None:
-        """Add the gradient of these rows, each with this weight."""
-        # 1. the policy before the first update
-        rows = [self._rows[number] for number in numbers]
-        device, _ = placement(self.model.unet)
-        old = reference.log_probs[numbers].to(device)
-        old_means = reference.means[numbers].to(device)
-        advantages = torch.tensor([self.examples[row.example].advantage for row in rows], device=device)
-        sigmas = self.schedule.sigmas[[row.step for row in rows]].to(device)
-
-        # 2. the losses under the current policy
-        new = self._evaluate(numbers)
-        kl = gaussian_kl(new.means, old_means, sigmas)
-        terms = RowTerms(new.log_probs, old, kl, advantages, self._residuals(numbers, new))
+        # 2. the losses
+        shape = (len(numbers), -1)
+        log_probs = new.log_probs.unflatten(0, shape)
+        old_log_probs = old.log_probs[new.indices].unflatten(0, shape)
+        kl = self._divergences(transitions, new, old).unflatten(0, shape).nanmean(1)
+        rows = new.indices.unflatten(0, shape)[:, 0] // self._transitions.sides
+        residuals = self._residuals(new).unflatten(0, shape)
+        terms = RowTerms(log_probs, old_log_probs, kl, self._transitions.advantages[rows], residuals)
         results = row_losses(terms, self.config)
-        for row, loss in zip(rows, results.losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise NonFiniteError(f"loss became {loss} in update {self.updates_done + 1} at step_index {row.step}")
 
         # 3. the gradient
         (results.losses.sum() * weight).backward()
-        tally.add([row.step for row in rows], results, (new.log_probs - old).detach(), kl.detach())
+        steps = [self._rows[number].step for number in numbers]
+        tally.add(steps, results, (log_probs - old_log_probs).detach(), kl.detach())
 
-    def _evaluate(self, numbers: Sequence[int]) -> _Transitions:
-        """The transitions of these rows under the current policy, in one U-Net call."""
-        # 1. the stored transitions, R x S in one batch
-        steps: list[int] = []
-        states: list[torch.Tensor] = []
-        next_states: list[torch.Tensor] = []
-        prompts: list[int] = []
-        for number in numbers:
-            row = self._rows[number]
-            example = self.examples[row.example]
-            for side in example.sides:
-                latents = side.latents[0]
-                steps.append(row.step)
-                states.append(latents[row.step])
-                next_states.append(latents[row.step + 1])
-                prompts.append(self._prompt_index[example.prompt])
+    def _divergences(self, numbers: Sequence[int], new: Evaluated, old: OldPolicy) -> torch.Tensor:
+        """KL(p || pref) of transitions, (N,); NaN where the means of pref are not known."""
+        if self._starts_at_old and not self._kl_from_base:
+            return divergence(new.means, new.means.detach(), new.sigmas)
 
-        # 2. mu and log p of each
-        means = transition_mean(
-            self.model.unet,
-            self.schedule,
-            torch.stack(states),
-            torch.tensor(steps),
-            self._embeds[prompts],
-            self._negative,
-            self.sampling.guidance_scale,
-        )
-        shape = (len(numbers), -1)
-        means = means.unflatten(0, shape)
-        x_prev = torch.stack(next_states).to(means.device).unflatten(0, shape)
-        log_probs = self._log_probs(numbers, x_prev, means, credited=self.config.credit == "mask")
-        return _Transitions(log_probs, means, x_prev)
+        places = [place for place, known in enumerate(old.known_means(numbers)) if known]
+        unknown = torch.full_like(new.plain, torch.nan)
+        if not places:
+            return unknown
+        means = to_device(old.means([numbers[place] for place in places]), unknown.device)
+        indices = self._transitions.indices(places)
+        return unknown.index_copy(0, indices, divergence(new.means[indices], means, new.sigmas[indices]))
 
-    def _residuals(self, numbers: Sequence[int], transitions: _Transitions) -> torch.Tensor:
-        """mu - x_prev of rows, (R, S, C, h, w), each element weighted as in the row's log p."""
-        residuals = (transitions.means - transitions.x_prev).detach()
-        return residuals if self.config.credit == "all" else residuals * self._masks(numbers)[:, None, None]
-
-    def _log_probs(
-        self, numbers: Sequence[int], x_prev: torch.Tensor, means: torch.Tensor, *, credited: bool
-    ) -> torch.Tensor:
-        """log p (R, S) of rows from x_prev and means (R, S, C, h, w).
-
-        It is a mean over all elements or, if `credited`, over those that the pairs' masks cover.
-        """
-        rows = [self._rows[number] for number in numbers]
-        sides = x_prev.shape[1]
-        sigmas = self.schedule.sigmas[[row.step for row in rows]].repeat_interleave(sides).to(means.device)
-        weights = self._masks(numbers).repeat_interleave(sides, 0) if credited else None
-        log_probs = log_prob(x_prev.flatten(0, 1), means.flatten(0, 1), sigmas, weights)
-        return log_probs.reshape(len(rows), sides)
-
-    def _masks(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The credit weights of each row's latent elements, (R, h, w)."""
-        device, _ = placement(self.model.unet)
-        return torch.stack([self._credit_weights[self._rows[number].example] for number in numbers]).to(device)
-
-    @cached_property
-    def _credit_weights(self) -> list[torch.Tensor]:
-        """The credit weights of each pair's latent elements, (h, w)."""
-        return [example.credit_weights() for example in self.examples if isinstance(example, TrainingPair)]
+    def _residuals(self, new: Evaluated) -> torch.Tensor:
+        """mu - x_prev of transitions, (N, C, h, w), each element weighted as in log p."""
+        residuals = (new.means - new.x_prev).detach()
+        masks = self._transitions.masks(new.indices)
+        return residuals if masks is None else residuals * masks[:, None]
 
     def optimizer_state(self) -> OptimizerState:
         """AdamW's current moments, for the round that continues from this adapter."""
@@ -471,10 +498,16 @@ class Trainer:
         """Adapter and average, optimiser, the policy before the first update, and the reports of completed updates.
 
         A trainer of the same examples that loads the state continues bit for bit (on a CPU, with the same
-        `micro_batch`). Its `prepare` evaluates all rows under the saved policy again.
+        `micro_batch`). Its `prepare` evaluates again what the remaining updates need of the saved p_old.
         """
         return TrainerState.of(
-            self._about, self._parameters, self._start, self.optimizer_state(), self.reports, self._average
+            self._about,
+            self._parameters,
+            self._start,
+            self.optimizer_state(),
+            self.reports,
+            self.self_test,
+            self._average,
         )
 
     @cached_property
@@ -491,6 +524,7 @@ class Trainer:
         """
         state.require_training(self._about)
         reports = state.reports(self.updates_total)
+        tested = state.self_test()
         adapter = state.weights("adapter", self._parameters)
         start = state.weights("start", self._parameters)
         moments = state.moments(self._parameters)
@@ -503,7 +537,8 @@ class Trainer:
                 self._average[name] = average[name].to(parameter.device)
         restore(self._optimizer, self._parameters, moments)
         self._updates_before = moments.updates - len(reports)
-        self._reference = None
+        self._old = None
+        self.self_test = tested
         self.reports = reports
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -13,12 +14,29 @@ import torch
 
 from dfusion.errors import NonFiniteError, PolicyMismatchError
 from dfusion.losses.objective import RowLosses
-from dfusion.training_data import Example, Row
+from dfusion.training_data import Row
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A transition that was evaluated under the policy before the first update.
+
+    row       its row
+    log_prob  log p over all elements
+    recorded  the recorded log p; None if another network sampled the trajectory
+    """
+
+    row: Row
+    log_prob: float
+    recorded: float | None
 
 
 @dataclass(frozen=True)
 class SelfTest:
     """Verifies that the policy to be trained sampled the trajectories: replayed log-probs against recorded ones.
+
+    It covers the transitions that are evaluated under the policy before the first update (`Trainer`): all of the first
+    update, and later ones whose recorded log-probs are not enough.
 
     tolerance      largest accepted distance of a ratio from 1
     compared       number of on-policy transitions: their replayed log-prob must equal the recorded one
@@ -33,32 +51,35 @@ class SelfTest:
     ratio_by_step: Mapping[int, float]
     without_noise: tuple[int, ...] = ()
 
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> SelfTest:
+        """The inverse of `dataclasses.asdict`, also after JSON.
 
-def self_test(
-    rows: Sequence[Row],
-    examples: Sequence[Example],
-    replayed: torch.Tensor,
-    tolerance: float,
-    without_noise: Sequence[int] = (),
-) -> SelfTest:
-    """Compare `replayed` (rows, S), log p of all rows before the first update, with the recorded log-probs.
+        Raises TypeError, KeyError, ValueError or AttributeError for other mappings.
+        """
+        ratios = {int(step): ratio for step, ratio in stored["ratio_by_step"].items()}
+        return cls(**{**stored, "ratio_by_step": ratios, "without_noise": tuple(stored["without_noise"])})
+
+
+def self_test(transitions: Iterable[Replayed], tolerance: float, without_noise: Sequence[int] = ()) -> SelfTest:
+    """Compare replayed log-probs with recorded ones.
 
     Raises:
-        NonFiniteError: A log-prob is NaN or infinite.
+        NonFiniteError: A replayed log-prob is NaN or infinite.
         PolicyMismatchError: A ratio differs from 1 by more than the tolerance.
     """
     log_ratios: dict[int, list[float]] = defaultdict(list)
     off_policy = 0
-    for row, values in zip(rows, replayed.tolist(), strict=True):
-        example = examples[row.example]
-        for side, on_policy, value in zip(example.sides, example.sides_on_policy, values, strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteError(f"log p of examples[{row.example}] became {value} at step_index {row.step}")
-            if on_policy:
-                log_ratio = value - float(side.log_probs[0, row.step])
-                log_ratios[row.step].append(math.inf if math.isnan(log_ratio) else log_ratio)
-            else:
-                off_policy += 1
+    for transition in transitions:
+        row = transition.row
+        if not math.isfinite(transition.log_prob):
+            value = transition.log_prob
+            raise NonFiniteError(f"log p of examples[{row.example}] became {value} at step_index {row.step}")
+        if transition.recorded is None:
+            off_policy += 1
+        else:
+            log_ratio = transition.log_prob - transition.recorded
+            log_ratios[row.step].append(math.inf if math.isnan(log_ratio) else log_ratio)
 
     ratio_by_step = _worst_ratios(log_ratios)
     require_ratio_one(ratio_by_step, tolerance, "recorded log-probs against replayed ones")
@@ -91,7 +112,7 @@ class StepReport:
     loss       mean over the rows
     ratio      mean of p / p_old over their transitions
     ratio_max  largest p / p_old, or its inverse
-    kl         mean KL from the reference policy
+    kl         mean KL from the reference policy, over the rows for which it is known; None if there are none
     grad_norm  norm of the rows' part of the update's gradient; None if it is not logged
     """
 
@@ -100,7 +121,7 @@ class StepReport:
     loss: float
     ratio: float
     ratio_max: float
-    kl: float
+    kl: float | None
     grad_norm: float | None
 
 
@@ -117,11 +138,14 @@ class UpdateReport:
                grow while both fall; the preferred side then becomes less likely, too
     clipped    share of rows in which the clip removes a gradient; None without a clip
     kl         mean over the rows of KL(p || pref), exact, mean over C*h*w; pref is the policy before the first update,
-               or the base model with `kl_reference="base"`
+               or the base model with `kl_reference="base"`. dpo and ddpo do not need it: it is the mean over the
+               transitions that were evaluated under pref for another reason, and None if there are none
     grad_norm  norm of the gradient before clipping
     below_epsilon  share of the gradient's non-zero elements below AdamW's epsilon, at the scale that AdamW receives
     ratio_max  largest p / p_old or its inverse over all transitions; 1 in the first update
     steps      the same metrics by step_index, in order
+    seconds    duration of the update
+    peak_bytes  peak memory of tensors on the GPU, since its statistics were reset; on a CPU that of the process
     """
 
     update: int
@@ -132,16 +156,24 @@ class UpdateReport:
     log_ratio_preferred: float | None
     log_ratio_rejected: float | None
     clipped: float | None
-    kl: float
+    kl: float | None
     grad_norm: float
     below_epsilon: float
     ratio_max: float
     steps: tuple[StepReport, ...]
+    seconds: float = field(default=0.0, compare=False)
+    peak_bytes: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> UpdateReport:
         """The inverse of `dataclasses.asdict`. Raises TypeError or KeyError for other mappings."""
         return cls(**{**stored, "steps": tuple(StepReport(**step) for step in stored["steps"])})
+
+
+def rows_per_second(reports: Sequence[UpdateReport]) -> float | None:
+    """The rows of all updates by their duration. None without updates."""
+    seconds = math.fsum(report.seconds for report in reports)
+    return sum(report.rows for report in reports) / seconds if seconds else None
 
 
 WATCH_WINDOW = 10
@@ -164,57 +196,77 @@ def falling_preferred(reports: Sequence[UpdateReport], window: int = WATCH_WINDO
 class _RowMetrics:
     step: int
     loss: float
-    log_ratios: tuple[float, ...]
     kl: float
+    margin: float
+    clipped: float
+    log_ratios: tuple[float, ...]
 
 
 class Tally:
-    """Collects the metrics of one update over its micro-batches."""
+    """Collects the metrics of one update over its micro-batches. They stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self._rows: list[_RowMetrics] = []
-        self._margins: list[float] = []
-        self._clipped: list[bool] = []
-        self._grad_norms: dict[int, float] = {}
+        self._metrics: list[torch.Tensor] = []
+        self._steps: list[int] = []
+        self._grad_norms: dict[int, torch.Tensor] = {}
+        self._has_margins = False
+        self._has_clip = False
 
     def add(self, steps: Sequence[int], results: RowLosses, log_ratios: torch.Tensor, kl: torch.Tensor) -> None:
-        """Add the rows of a micro-batch, with log_ratios (R, S) and kl (R,)."""
-        metrics = zip(steps, results.losses.tolist(), log_ratios.tolist(), kl.tolist(), strict=True)
-        self._rows += [_RowMetrics(step, loss, tuple(ratios), kl) for step, loss, ratios, kl in metrics]
-        self._margins += [] if results.margins is None else results.margins.tolist()
-        self._clipped += [] if results.clipped is None else results.clipped.tolist()
+        """Add the rows of a micro-batch, with log_ratios (R, S) and kl (R,), NaN where it is not known."""
+        self._has_margins = results.margins is not None
+        self._has_clip = results.clipped is not None
+        none = torch.zeros_like(kl)
+        margins = none if results.margins is None else results.margins
+        clipped = none if results.clipped is None else results.clipped.to(kl.dtype)
+        columns = torch.stack([results.losses, kl, margins, clipped], 1)
+        self._metrics.append(torch.cat([columns, log_ratios], 1).detach())
+        self._steps += steps
 
-    def add_grad_norm(self, step: int, norm: float) -> None:
+    def add_grad_norm(self, step: int, norm: torch.Tensor) -> None:
+        """Add the norm, (), of one step's part of the gradient."""
         self._grad_norms[step] = norm
 
-    def ratio_by_step(self) -> dict[int, float]:
-        """For each step_index, the ratio furthest from 1."""
-        log_ratios: dict[int, list[float]] = defaultdict(list)
+    @cached_property
+    def _rows(self) -> list[_RowMetrics]:
+        """The metrics of all rows, read once after the last `add`."""
+        metrics = torch.cat(self._metrics).tolist()
+        return [_RowMetrics(step, *row[:4], tuple(row[4:])) for step, row in zip(self._steps, metrics, strict=True)]
+
+    @cached_property
+    def _norms(self) -> dict[int, float]:
+        if not self._grad_norms:
+            return {}
+        return dict(zip(self._grad_norms, torch.stack(list(self._grad_norms.values())).tolist(), strict=True))
+
+    def require_finite(self, update: int, advice: str = "") -> None:
+        """Raise NonFiniteError, naming the step, for a loss or a gradient that is NaN or infinite."""
         for row in self._rows:
-            log_ratios[row.step] += row.log_ratios
-        return _worst_ratios(log_ratios)
+            if not math.isfinite(row.loss):
+                raise NonFiniteError(f"loss became {row.loss} in update {update} at step_index {row.step}")
+        for step, norm in self._norms.items():
+            if not math.isfinite(norm):
+                raise NonFiniteError(f"gradient became {norm} in update {update} at step_index {step}{advice}")
 
     def report(self, update: int, grad_norm: float, below_epsilon: float) -> UpdateReport:
-        """The report of all rows so far."""
+        """The report of all rows."""
         by_step: dict[int, list[_RowMetrics]] = defaultdict(list)
         for row in self._rows:
             by_step[row.step].append(row)
         steps = tuple(self._step_report(step, rows) for step, rows in sorted(by_step.items()))
 
-        loss = _mean([row.loss for row in self._rows])
-        kl = _mean([row.kl for row in self._rows])
-        accuracy = _mean([margin > 0 for margin in self._margins]) if self._margins else None
-        preferred, rejected = self._mean_by_side() if self._margins else (None, None)
+        margins = [row.margin for row in self._rows] if self._has_margins else []
+        preferred, rejected = self._mean_by_side() if self._has_margins else (None, None)
         return UpdateReport(
             update=update,
             rows=len(self._rows),
-            loss=loss,
-            margin=_mean(self._margins) if self._margins else None,
-            accuracy=accuracy,
+            loss=_mean([row.loss for row in self._rows]),
+            margin=_mean(margins) if margins else None,
+            accuracy=_mean([margin > 0 for margin in margins]) if margins else None,
             log_ratio_preferred=preferred,
             log_ratio_rejected=rejected,
-            clipped=_mean(self._clipped) if self._clipped else None,
-            kl=kl,
+            clipped=_mean([row.clipped for row in self._rows]) if self._has_clip else None,
+            kl=_mean_kl(self._rows),
             grad_norm=grad_norm,
             below_epsilon=below_epsilon,
             ratio_max=max(step.ratio_max for step in steps),
@@ -231,13 +283,18 @@ class Tally:
         loss = _mean([row.loss for row in rows])
         ratio = _mean([_exp(value) for value in log_ratios])
         ratio_max = _exp(max(map(abs, log_ratios)))
-        kl = _mean([row.kl for row in rows])
-        return StepReport(step, len(rows), loss, ratio, ratio_max, kl, self._grad_norms.get(step))
+        return StepReport(step, len(rows), loss, ratio, ratio_max, _mean_kl(rows), self._norms.get(step))
 
 
 def _worst_ratios(log_ratios: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """For each step_index, the ratio furthest from 1."""
     return {step: _exp(max(values, key=abs)) for step, values in sorted(log_ratios.items())}
+
+
+def _mean_kl(rows: Sequence[_RowMetrics]) -> float | None:
+    """The mean over the rows for which it is known."""
+    known = [row.kl for row in rows if not math.isnan(row.kl)]
+    return _mean(known) if known else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import dataclass, field
 
 import torch
 
+from dfusion.memory import peak_bytes
 from dfusion.rewards import Scorer, load_scorer
 from dfusion.rewards.weighted import WeightedScorer
 from service.catalogue import Catalogue
@@ -87,9 +87,7 @@ class Workbench:
 
     def peak_memory(self) -> int:
         """Peak memory of tensors on the GPU in bytes. Without a GPU, peak memory of this process since it started."""
-        if self._on_gpu:
-            return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+        return peak_bytes(self.device)
 
     def scorer(self, scorer: ScorerRef) -> Scorer:
         """The scorer of this name, or this weighted sum. Raises ModelNotFoundError."""

@@ -158,4 +158,5 @@ def training_out(row: Model) -> TrainingOut:
         log_ratio_rejected=statistics.get("last_log_ratio_rejected"),
         below_epsilon=statistics.get("last_below_epsilon"),
         grad_norm=statistics.get("last_grad_norm"),
+        rows_per_second=statistics.get("rows_per_second"),
     )

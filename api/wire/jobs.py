@@ -166,7 +166,8 @@ class TrainingOut(BaseModel):
     """Statistics of a round's training: those of its last update, measured on the policy before that update.
 
     `log_ratio_preferred` and `log_ratio_rejected` are mean log-ratios to the policy before the round (dpo). `log` in
-    the model's statistics links the file with all updates.
+    the model's statistics links the file with all updates. `rows_per_second` is the mean of all updates; a row is one
+    step of one example.
     """
 
     round: int
@@ -179,6 +180,7 @@ class TrainingOut(BaseModel):
     log_ratio_rejected: float | None
     below_epsilon: float | None
     grad_norm: float | None
+    rows_per_second: float | None
 
 
 class PairingOut(BaseModel):

@@ -17,7 +17,7 @@ from dfusion.optimizer_state import save_optimizer
 from dfusion.seeds import training_seed
 from dfusion.trainer_state import STATE_FILE, TrainerState
 from dfusion.training import Trainer
-from dfusion.training_report import SelfTest, UpdateReport, falling_preferred
+from dfusion.training_report import SelfTest, UpdateReport, falling_preferred, rows_per_second
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Artifact, Model
@@ -95,7 +95,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         trainer = Trainer(model, learned.examples, spec.training, seed, carried, context.scratch)
         checkpoints = _Checkpoints(context, trainer)
         checkpoints.resume()
-        self_test = _train(context, trainer, checkpoints)
+        _train(context, trainer, checkpoints)
 
         # 2. the adapter and AdamW's state
         path = context.scratch / "adapter.safetensors"
@@ -107,7 +107,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         optimizer_id = context.store("optimizer", path, SAFETENSORS)
 
     # 3. the reports
-    log_id = _store_log(context, self_test, trainer.reports)
+    log_id = _store_log(context, trainer.self_test, trainer.reports)
     statistics = _statistics(learned, trainer.reports, log_id)
     statistics |= {"optimizer": spec.training.optimizer, "optimizer_updates": optimizer.updates}
     row = Model(
@@ -125,15 +125,16 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     return Outputs(row, falling_preferred(trainer.reports))
 
 
-def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -> SelfTest:
-    """Run all remaining updates. Progress counts rows: all once for log pref, then those of each update."""
+def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -> None:
+    """Run all remaining updates. Progress counts rows: those evaluated before the updates, then those of each."""
     rows = trainer.rows_by_update
-    context.heartbeat.plan(trainer.rows_total + sum(rows))
+    prepared = trainer.rows_to_prepare
+    context.heartbeat.plan(prepared + sum(rows))
 
     try:
-        self_test = trainer.prepare(context.heartbeat.at)
+        trainer.prepare(context.heartbeat.at)
         while trainer.updates_done < trainer.updates_total:
-            before = trainer.rows_total + sum(rows[: trainer.updates_done])
+            before = prepared + sum(rows[: trainer.updates_done])
             trainer.step(lambda done, before=before: context.heartbeat.at(before + done))  # type: ignore[misc]
             checkpoints.save_if_due()
     except (StagePausedError, StageStoppedError):  # raised between micro-batches: the last update is whole
@@ -143,7 +144,6 @@ def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -
         report = {"tolerance": error.tolerance, "ratio_by_step": dict(error.ratio_by_step)}
         context.note("training.refused", str(error), **report)
         raise
-    return self_test
 
 
 class _Checkpoints:
@@ -213,10 +213,11 @@ class _Checkpoints:
             context.bench.store.remove(previous.key)
 
 
-def _store_log(context: StageContext, self_test: SelfTest, reports: Sequence[UpdateReport]) -> str:
+def _store_log(context: StageContext, self_test: SelfTest | None, reports: Sequence[UpdateReport]) -> str:
     """Store the self-test and the report of each update. Returns the id of the artifact."""
     path = context.scratch / "updates.json"
-    log = {"self_test": asdict(self_test), "updates": [asdict(report) for report in reports]}
+    tested = None if self_test is None else asdict(self_test)
+    log = {"self_test": tested, "updates": [asdict(report) for report in reports]}
     path.write_text(json.dumps(log), "utf-8")
     return context.store("updates", path, JSON)
 
@@ -236,6 +237,8 @@ def _statistics(learned: TrainingExamples, reports: Sequence[UpdateReport], log_
         "last_log_ratio_rejected": last.log_ratio_rejected if last else None,
         "last_below_epsilon": last.below_epsilon if last else None,
         "last_grad_norm": last.grad_norm if last else None,
+        "rows_per_second": rows_per_second(reports),
+        "peak_bytes": max((report.peak_bytes for report in reports), default=None),
         "log": f"/artifacts/{log_id}",
     }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from dfusion.gradients import gradient_norm, scale_gradients, share_below
+from dfusion import gradients
+from dfusion.gradients import gradient_norm, must_checkpoint, scale_gradients, share_below
 
 
 def parameters(*gradients: list[float] | None) -> list[nn.Parameter]:
@@ -33,3 +35,21 @@ def test_zeros_do_not_count_as_small() -> None:
     """Of 0.5, -2, 0 and -0.5, three are not 0, and two of these are below 1."""
     assert share_below(parameters([0.5, -2.0], [0.0, -0.5]), 1.0) == 2 / 3
     assert share_below(parameters([0.0, 0.0]), 1.0) == 0.0
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1199, True), (1200, False)])
+def test_activations_are_recomputed_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, free: int, expected: bool
+) -> None:
+    """A row's activations take 100 bytes. Eight rows need 800, and half as much for the backward pass."""
+    used = iter((50, 150))
+    monkeypatch.setattr(gradients, "used_bytes", lambda _: next(used))
+    monkeypatch.setattr(gradients, "free_bytes", lambda _: free)
+    assert must_checkpoint(torch.device("cuda"), 8, lambda: None) is expected
+
+
+def test_a_cpu_keeps_activations() -> None:
+    def forward() -> None:
+        raise AssertionError("not evaluated")
+
+    assert not must_checkpoint(torch.device("cpu"), 8, forward)

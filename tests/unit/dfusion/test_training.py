@@ -146,8 +146,10 @@ def test_first_loss_is_ln_2_and_the_margin_grows(model: DiffusionModel) -> None:
 
 def test_the_self_test_reports_steps_without_density(model: DiffusionModel) -> None:
     silent = replace(model, scheduler=sd_scheduler(set_alpha_to_one=True))
-    assert trainer_of(silent).prepare().without_noise == (3,)
-    assert trainer_of(model).prepare().without_noise == ()
+    for each, expected in ((silent, (3,)), (model, ())):
+        trainer = trainer_of(each)
+        trainer.prepare()
+        assert trainer.self_test is not None and trainer.self_test.without_noise == expected
 
 
 def test_after_one_update_the_preferred_side_is_more_likely(model: DiffusionModel) -> None:
@@ -201,12 +203,7 @@ def test_rows_and_updates_are_counted(model: DiffusionModel, algorithm: str, mos
     seen: list[int] = []
     trainer = trainer_of(model, algorithm, log_gradient_norms=False, examples_per_update=most, micro_batch=3)
     rows = sum(per_epoch)
-    trainer.prepare(seen.append)
-
-    assert seen == [*range(3, rows, 3), rows]
-    assert (trainer.rows_total, trainer.updates_total) == (rows, 2 * len(per_epoch))
-
-    seen.clear()
+    assert (len(trainer._rows), trainer.updates_total) == (rows, 2 * len(per_epoch))
     assert [trainer.step(seen.append).rows for _ in range(trainer.updates_total)] == per_epoch * 2
     assert seen[:2] == [3, min(6, per_epoch[0])]
     with pytest.raises(InvalidInputError, match=f"{trainer.updates_total} updates"):
@@ -230,14 +227,13 @@ def test_a_fused_pair_is_trained_on_under_the_plain_network(model: DiffusionMode
     target = replace(base, latents=latents, log_probs=base.log_probs + 1)
     pair = TrainingPair(target, base, PROMPTS[0], on_policy=False)
     trainer = Trainer(model, [pair], config(examples_per_update=99), seed=0)
-    report = trainer.prepare()
-
-    assert (trainer.rows_total, report.compared, report.replayed) == (2, 2, 2)
-
     first = trainer.step()
+    report = trainer.self_test
+
+    assert report is not None and (len(trainer._rows), report.compared, report.replayed) == (2, 2, 2)
     assert [step.step_index for step in first.steps] == [2, 3] and first.loss == pytest.approx(math.log(2), abs=1e-5)
     with pytest.raises(PolicyMismatchError):
-        Trainer(model, [replace(pair, on_policy=True)], config(), seed=0).prepare()
+        Trainer(model, [replace(pair, on_policy=True)], config(), seed=0).step()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -344,9 +340,9 @@ def test_gradient_norms_are_reported_by_step(model: DiffusionModel, algorithm: s
 def test_the_divergence_can_be_from_the_base_model(model: DiffusionModel) -> None:
     """With a changed adapter it is positive before the first update; p_old is still the policy that sampled."""
     trainer = trainer_of(model, "dpok", kl_reference="base", examples_per_update=16)
-    report = trainer.prepare()
-    assert all(abs(ratio - 1) < 1e-5 for ratio in report.ratio_by_step.values())
     first = trainer.step()
+    assert trainer.self_test is not None and len(trainer.self_test.ratio_by_step) == 4
+    assert all(abs(ratio - 1) < 1e-5 for ratio in trainer.self_test.ratio_by_step.values())
     assert first.kl > 1e-4 and first.ratio_max == pytest.approx(1, abs=1e-5)
 
 
@@ -368,7 +364,7 @@ def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: s
         resumed = Trainer(model, examples, settings, seed=0)
         resumed.load_state(state)
         assert resumed.reports == reports[:done] and resumed.updates_done == done
-        assert resumed.step() == reports[done]
+        assert resumed.step() == reports[done] and resumed.self_test == through.self_test
         assert same(weights(model), after[done])
     through.load_state(states[1])
     through.state().save(tmp_path)
@@ -380,7 +376,8 @@ def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: s
 
 
 def test_a_cancelled_update_changes_nothing(model: DiffusionModel) -> None:
-    trainer = trainer_of(model)
+    pairs = [replace(pair, on_policy=False) for pair in examples_of(model)]
+    trainer = Trainer(model, pairs, config(), seed=0)
     before = weights(model)
 
     def cancel(_: int) -> None:
@@ -393,7 +390,7 @@ def test_a_cancelled_update_changes_nothing(model: DiffusionModel) -> None:
         trainer.prepare()
     report = trainer.step()
     put(model, before)
-    assert Trainer(model, trainer.examples, config(), seed=0).step() == report
+    assert Trainer(model, pairs, config(), seed=0).step() == report
 
 
 def test_the_network_is_restored(model: DiffusionModel) -> None:
@@ -441,6 +438,8 @@ def test_a_damaged_state_does_not_change_the_trainer(model: DiffusionModel) -> N
         rest = {key: value for key, value in state.tensors.items() if key != name}
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
             trainer.load_state(TrainerState(rest, state.about))
+    with pytest.raises(CheckpointError, match="self-test"):
+        trainer.load_state(TrainerState(state.tensors, {**state.about, "self_test": {}}))
     saved_reports = state.about["reports"]
 
     for reports in (None, "1", [None], [{}], [{"steps": 1}], saved_reports * 99, saved_reports * 2):  # type: ignore[operator]
@@ -464,8 +463,10 @@ def test_a_loss_that_is_not_finite_is_named(model: DiffusionModel) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_self_test_compares_every_transition(model: DiffusionModel, algorithm: str) -> None:
-    report = trainer_of(model, algorithm).prepare()
-    assert (report.compared, report.replayed, report.tolerance) == (16, 0, 1e-3)
+    trainer = trainer_of(model, algorithm, examples_per_update=16)
+    trainer.step()
+    report = trainer.self_test
+    assert report is not None and (report.compared, report.replayed, report.tolerance) == (16, 0, 1e-3)
     assert sorted(report.ratio_by_step) == [0, 1, 2, 3]
     assert all(abs(ratio - 1) < 1e-5 for ratio in report.ratio_by_step.values())
 
@@ -478,7 +479,7 @@ def test_another_policy_than_the_sampling_one_is_rejected(model: DiffusionModel,
     with pytest.raises(PolicyMismatchError, match=r"recorded.*within 0\.001 at step_index \d"):
         Trainer(model, examples, config(algorithm), seed=0).step()
     assert same(weights(model), before)
-    Trainer(model, examples, config(algorithm, ratio_tolerance=1e3), seed=0).prepare()
+    Trainer(model, examples, config(algorithm, ratio_tolerance=1e3), seed=0).step()
 
 
 @pytest.mark.parametrize("weight", [{"beta": 1e-3}, {"beta": 1e4}, {"algorithm": "dpok", "policy_weight": 1e4}])
@@ -514,28 +515,76 @@ def test_the_ratios_tolerance_depends_on_the_precision(model: DiffusionModel, dt
         ]
         return Trainer(model, examples, config("ddpo"), seed=0)
 
-    assert recorded_off_by(1 + tolerance / 2).prepare().tolerance == tolerance
+    trainer = recorded_off_by(1 + tolerance * 2)
     with pytest.raises(PolicyMismatchError):
-        recorded_off_by(1 + tolerance * 2).prepare()
-
-
-def test_the_first_update_must_start_at_ratio_1(model: DiffusionModel) -> None:
-    """Off-policy transitions have the ratio 1 as well: here the network is changed after log p_old was evaluated."""
-    examples = [replace(each, on_policy=False) for each in examples_of(model, "ddpo")]
-    trainer = Trainer(model, examples, config("ddpo"), seed=0)
-    assert trainer.prepare().compared == 0
-    before = weights(model)
-    model.unet.conv_in.weight.data *= 1.5
-    with pytest.raises(PolicyMismatchError, match=r"first update.*step_index \d"):
         trainer.step()
-    assert same(weights(model), before) and trainer.updates_done == 0
+    accepted = recorded_off_by(1 + tolerance / 2)
+    accepted.step()
+    assert accepted.self_test is not None and accepted.self_test.tolerance == tolerance
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "on_policy", "changes", "extra"),
+    [
+        ("dpo", True, {}, 0),
+        ("dpo", False, {}, 1),  # the preferred side of the second update
+        ("ddpo", True, {}, 0),
+        ("dpok", True, {}, 3),  # the means of the last three updates of the epoch
+        ("dpo", True, {"credit": "mask"}, 1),
+        ("dpo", True, {"lora": LoraConfig(dropout=0.5)}, 1),  # for the self-test
+    ],
+)
+def test_p_old_is_evaluated_only_where_it_is_needed(
+    model: DiffusionModel, algorithm: str, on_policy: bool, changes: dict[str, Any], extra: int
+) -> None:
+    """One U-Net call an update, one example an update, 2 epochs; `extra` calls of 4 transitions, or of 8 of pairs."""
+    calls: list[int] = []
+    examples = [replace(each, on_policy=on_policy) for each in examples_of(model, algorithm)]
+    settings = config(algorithm, **changes, micro_batch=4, log_gradient_norms=False)
+    trainer = Trainer(model, examples, settings, seed=0)
+    hook = model.unet.register_forward_hook(lambda *_: calls.append(1))
+    prepared = trainer.rows_to_prepare
+    trainer.prepare()
+    assert len(calls) == extra and (prepared > 0) == (extra > 0) and trainer.rows_to_prepare == 0
+
+    reports = [trainer.step() for _ in range(trainer.updates_total)]
+    hook.remove()
+    assert len(calls) == extra + trainer.updates_total
+    assert reports[0].ratio_max == pytest.approx(1, abs=1e-5) or "lora" in changes
+
+
+def test_later_updates_use_recorded_log_probs(model: DiffusionModel) -> None:
+    """The second update's example is not in the first one. Its records are off by less than the tolerance."""
+    trainer = trainer_of(model, inner_epochs=1)
+    later = trainer._rows[trainer._updates[1][0]].example
+    off = 5e-4
+    examples = examples_of(model)
+    pair = examples[later]
+    assert isinstance(pair, TrainingPair)
+    before = weights(model)
+    shifted = [*examples]
+    shifted[later] = replace(pair, rejected=replace(pair.rejected, log_probs=pair.rejected.log_probs - off))
+    reports = []
+    for each in (examples, shifted):
+        put(model, before)
+        trainer = Trainer(model, each, config(inner_epochs=1), seed=0)
+        trainer.step()
+        reports.append(trainer.step())
+
+    assert reports[1].log_ratio_rejected - reports[0].log_ratio_rejected == pytest.approx(off, rel=1e-2)
+    assert reports[1].log_ratio_preferred == reports[0].log_ratio_preferred
+    assert reports[0].kl is None
+    log_probs = torch.full_like(pair.rejected.log_probs, math.nan)
+    shifted[later] = replace(pair, rejected=replace(pair.rejected, log_probs=log_probs))
+    with pytest.raises(NonFiniteError, match=rf"examples\[{later}\] at step_index 0"):
+        Trainer(model, shifted, config(inner_epochs=1), seed=0).step()
 
 
 def test_steps_can_be_left_out(model: DiffusionModel) -> None:
     half = trainer_of(model, timestep_fraction=0.5, inner_epochs=1, examples_per_update=8)
-    assert (half.rows_total, half.rows_by_update) == (4, (4,))  # 2 pairs, 2 of 4 steps
+    assert (len(half._rows), half.rows_by_update) == (4, (4,))  # 2 pairs, 2 of 4 steps
     epochs = trainer_of(model, timestep_fraction=0.5, inner_epochs=9, examples_per_update=8)
-    assert (epochs.rows_total, epochs.rows_by_update) == (8, (4,) * 9)  # other steps each epoch: all 8 rows
+    assert (len(epochs._rows), epochs.rows_by_update) == (8, (4,) * 9)  # other steps each epoch: all 8 rows
     report = trainer_of(model, skip_dominant_step=True, examples_per_update=8).step()
     assert [step.step_index for step in report.steps] == [0, 1, 3]
 
@@ -547,8 +596,9 @@ def test_sdxl_is_conditioned_as_it_was_sampled() -> None:
     attach_lora(model.unet, seed=1)
     shake(model, 0.05)
     trainer = trainer_of(model, examples_per_update=8)
-    assert all(abs(ratio - 1) < 1e-5 for ratio in trainer.prepare().ratio_by_step.values())
     assert trainer.step().loss == pytest.approx(math.log(2), abs=1e-5)
+    assert trainer.self_test is not None and trainer.self_test.compared == 16
+    assert all(abs(ratio - 1) < 1e-5 for ratio in trainer.self_test.ratio_by_step.values())
 
 
 def test_the_papers_defaults_make_two_updates_a_round(model: DiffusionModel) -> None:
@@ -697,7 +747,6 @@ def test_masked_credit_uses_the_elements_inside_the_mask(model: DiffusionModel) 
     mask = torch.tensor([[1.0, 0.5], [0.0, 0.0]])
     pairs = [replace(pair, mask=mask) for pair in examples_of(model)]
     trainer = Trainer(model, pairs, config(**ALL_AT_ONCE, credit="mask"), seed=0)
-    assert trainer.prepare().compared == 16
 
     def masked(replayed: Replayed) -> torch.Tensor:
         x_prev = torch.cat([trajectory.latents for trajectory in trajectories])[:, 1:]
@@ -710,6 +759,7 @@ def test_masked_credit_uses_the_elements_inside_the_mask(model: DiffusionModel) 
     with torch.no_grad():
         old = masked(Replayed(model, trajectories))
     assert trainer.step().loss == pytest.approx(math.log(2), abs=1e-5)
+    assert trainer.self_test is not None and trainer.self_test.compared == 16
     with torch.no_grad():
         log_ratios = masked(Replayed(model, trajectories)) - old
     margins = SETTINGS["dpo"]["beta"] * (log_ratios[0::2] - log_ratios[1::2])

@@ -1,68 +1,71 @@
+import json
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from dfusion.errors import NonFiniteError, PolicyMismatchError
 from dfusion.losses.objective import RowLosses
-from dfusion.training_data import Row, TrainingPair, TrainingSample
-from dfusion.training_report import Tally, UpdateReport, falling_preferred, require_ratio_one, self_test
-from tests.unit.dfusion.test_training_data import trajectory
+from dfusion.training_data import Row
+from dfusion.training_report import (
+    Replayed,
+    SelfTest,
+    Tally,
+    UpdateReport,
+    falling_preferred,
+    require_ratio_one,
+    self_test,
+)
 
-ROWS = [Row(0, 1), Row(0, 3), Row(1, 3)]
-"""Rows of the two pairs below, whose recorded log-probs are -1."""
+ROWS = [Row(0, 1), Row(0, 1), Row(0, 3), Row(0, 3), Row(1, 3), Row(1, 3)]
+"""The rows of six transitions."""
 
 
-def pairs(on_policy: bool = True) -> list[TrainingPair]:
-    sides = [replace(trajectory(n), log_probs=torch.full((1, 5), -1.0)) for n in range(4)]
-    return [TrainingPair(sides[0], sides[1], "a"), TrainingPair(sides[2], sides[3], "a", on_policy)]
+def replayed(*log_probs: float, recorded: Sequence[float | None] = (-1.0,) * 6) -> list[Replayed]:
+    """Six transitions with these log-probs."""
+    return [Replayed(*values) for values in zip(ROWS, log_probs, recorded, strict=True)]
 
 
 def test_recorded_and_replayed_agree() -> None:
-    report = self_test(ROWS, pairs(), torch.full((3, 2), -1.0), 1e-3)
+    report = self_test(replayed(*[-1.0] * 6), 1e-3)
     assert (report.tolerance, report.compared, report.replayed) == (1e-3, 6, 0)
     assert report.ratio_by_step == {1: 1.0, 3: 1.0} and report.without_noise == ()
+    assert SelfTest.of(json.loads(json.dumps(asdict(report)))) == report
 
 
 def test_the_ratio_furthest_from_1_is_reported_for_each_step() -> None:
-    replayed = torch.tensor([[-1.0, -1.1], [-1.0, -0.9], [-1.2, -1.0]])
+    transitions = replayed(-1.0, -1.1, -1.0, -0.9, -1.2, -1.0)
     with pytest.raises(PolicyMismatchError, match=r"within 0\.001 at step_index 3, got 0\.8187") as raised:
-        self_test(ROWS, pairs(), replayed, 1e-3)
+        self_test(transitions, 1e-3)
     expected = {1: pytest.approx(math.exp(-0.1)), 3: pytest.approx(math.exp(-0.2))}
     assert (raised.value.step_index, raised.value.tolerance) == (3, 1e-3)
-    assert raised.value.ratio_by_step == self_test(ROWS, pairs(), replayed, 0.5).ratio_by_step == expected
+    assert raised.value.ratio_by_step == self_test(transitions, 0.5).ratio_by_step == expected
 
 
 def test_off_policy_transitions_are_only_replayed() -> None:
-    """The preferred side of the second pair has another network's log-probs; its base is still tested."""
-    examples = pairs(on_policy=False)
-    replayed = torch.tensor([[-1.0, -1.0], [-1.0, -1.0], [7.0, -1.0]])
-    report = self_test(ROWS, examples, replayed, 1e-3)
+    """The fifth transition has another network's log-prob; the others are still tested."""
+    recorded = (-1.0, -1.0, -1.0, -1.0, None, -1.0)
+    report = self_test(replayed(-1.0, -1.0, -1.0, -1.0, 7.0, -1.0, recorded=recorded), 1e-3)
     assert (report.compared, report.replayed) == (5, 1)
-    replayed[2] = torch.tensor([7.0, -2.0])
     with pytest.raises(PolicyMismatchError, match="step_index 3"):
-        self_test(ROWS, examples, replayed, 1e-3)
-    sample = TrainingSample(trajectory(0), "a", 0.0, on_policy=False)
-    assert self_test([Row(0, 1)], [sample], torch.tensor([[3.0]]), 1e-3).ratio_by_step == {}
+        self_test(replayed(-1.0, -1.0, -1.0, -1.0, 7.0, -2.0, recorded=recorded), 1e-3)
+    assert self_test([Replayed(Row(0, 1), 3.0, None)], 1e-3).ratio_by_step == {}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("on_policy", [True, False])
-def test_log_probs_must_be_finite(bad: float, on_policy: bool) -> None:
-    replayed = torch.full((3, 2), -1.0)
-    replayed[2, 0] = bad
+@pytest.mark.parametrize("recorded", [-1.0, None])
+def test_log_probs_must_be_finite(bad: float, recorded: float | None) -> None:
     with pytest.raises(NonFiniteError, match=r"examples\[1\].*step_index 3"):
-        self_test(ROWS, pairs(on_policy=on_policy), replayed, 1e-3)
+        self_test([Replayed(Row(1, 3), bad, recorded)], 1e-3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_records_that_are_not_finite_are_a_mismatch(bad: float) -> None:
-    """One trajectory has such records, the others agree."""
-    first, second = pairs()
-    second = replace(second, rejected=replace(second.rejected, log_probs=torch.full((1, 5), bad)))
+    """One transition has such a record, the others agree."""
     with pytest.raises(PolicyMismatchError):
-        self_test(ROWS, [first, second], torch.full((3, 2), -1.0), 1e-3)
+        self_test(replayed(*[-1.0] * 6, recorded=(-1.0, -1.0, bad, -1.0, -1.0, -1.0)), 1e-3)
 
 
 def test_the_tolerance_itself_is_allowed() -> None:
@@ -79,7 +82,7 @@ def test_figures_by_hand() -> None:
     tally.add([4, 1], first, torch.tensor([[0.1, -0.3], [0.2, 0.0]]), torch.tensor([0.5, 1.5]))
     second = RowLosses(torch.tensor([6.0]), margins=torch.tensor([3.0]))
     tally.add([4], second, torch.tensor([[0.0, 0.0]]), torch.tensor([4.0]))
-    tally.add_grad_norm(4, 7.0)
+    tally.add_grad_norm(4, torch.tensor(7.0))
     report = tally.report(3, grad_norm=9.0, below_epsilon=0.25)
 
     assert (report.update, report.rows, report.grad_norm, report.clipped) == (3, 3, 9.0, None)
@@ -92,7 +95,30 @@ def test_figures_by_hand() -> None:
     assert (step_1.ratio, step_1.ratio_max) == (pytest.approx((math.exp(0.2) + 1) / 2), pytest.approx(math.exp(0.2)))
     assert (step_4.step_index, step_4.rows, step_4.loss, step_4.kl, step_4.grad_norm) == (4, 2, 3.5, 2.25, 7.0)
     assert step_4.ratio == pytest.approx((math.exp(0.1) + math.exp(-0.3) + 2) / 4)
-    assert tally.ratio_by_step() == {1: pytest.approx(math.exp(0.2)), 4: pytest.approx(math.exp(-0.3))}
+
+
+def test_a_kl_that_is_not_known_is_left_out() -> None:
+    """Steps 1 and 2: of two rows of step 1 one is known, of step 2 none."""
+    tally = Tally()
+    tally.add([1, 1, 2], RowLosses(torch.zeros(3)), torch.zeros(3, 1), torch.tensor([math.nan, 0.5, math.nan]))
+    report = tally.report(1, 0.0, 0.0)
+    assert (report.kl, [step.kl for step in report.steps]) == (0.5, [0.5, None])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_losses_and_gradients_that_are_not_finite_are_named(bad: float) -> None:
+    tally = Tally()
+    tally.add([1], RowLosses(torch.zeros(1)), torch.zeros(1, 1), torch.zeros(1))
+    tally.require_finite(7)
+    tally = Tally()
+    tally.add([1, 4], RowLosses(torch.tensor([0.0, bad])), torch.zeros(2, 1), torch.zeros(2))
+    with pytest.raises(NonFiniteError, match=rf"loss became {bad} in update 7 at step_index 4"):
+        tally.require_finite(7)
+    tally = Tally()
+    tally.add([1], RowLosses(torch.zeros(1)), torch.zeros(1, 1), torch.zeros(1))
+    tally.add_grad_norm(1, torch.tensor(bad))
+    with pytest.raises(NonFiniteError, match=rf"gradient became {bad} in update 7 at step_index 1, advice"):
+        tally.require_finite(7, ", advice")
 
 
 def test_clipped_rows_are_counted() -> None:

@@ -1,0 +1,32 @@
+"""Memory of a torch device, and copies to it."""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+
+
+def peak_bytes(device: torch.device | str) -> int:
+    """Peak memory of tensors on a GPU, since its statistics were reset. For a CPU, peak memory of this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+
+
+def used_bytes(device: torch.device) -> int:
+    """Memory of tensors on a GPU."""
+    return torch.cuda.memory_allocated(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that tensors can still take, including what torch holds for them."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor from the CPU to the device. On a GPU, it does not wait for the work that is queued there."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
