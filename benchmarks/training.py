@@ -65,7 +65,7 @@ def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, c
         ratio_tolerance=1.0,
     )
     trainer = Trainer(model, pairs, config, seed=1)
-    ratios = trainer.prepare().ratio_by_step.values()
+    trainer.prepare()
     device = model.unet.device
     wait = settled(device)
     if device.type == "cuda":
@@ -81,7 +81,7 @@ def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, c
     # 3. the results
     gradients = [parameter.grad.flatten().cpu() for parameter in lora_parameters(model.unet).values()]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    off = max(abs(ratio - 1) for ratio in ratios)
+    off = max(abs(ratio - 1) for ratio in (trainer.self_test.ratio_by_step.values() if trainer.self_test else ()))
     return Update(seconds, peak, torch.cat(gradients), off, report.below_epsilon, trainer.gradient_scale)
 
 
