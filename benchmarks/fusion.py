@@ -1,184 +1,347 @@
-"""The cost of a target, by plain fusion and by `dfusion`: `python -m benchmarks.fusion`.
+"""The released code's sampling and fusion against `dfusion`'s: `python -m benchmarks.fusion`.
 
-Both implementations run several times, alternately, and the minimum time counts. On a CPU the process keeps freed
-memory, as a worker does. Otherwise the plain implementation would page-fault all of its matrices again.
+A prompt has four samples. As in the released code, the best quarter are references, each used twice, and the worst half
+are bases: two pairs of one reference. What is measured:
 
-Plain fusion (`benchmarks.plain_fusion`) calls the U-Net for reference, base and target at every step, with explicit
-attention matrices. Its cost is the same for every target, so one is measured. `dfusion.fuse` starts from the stored
-trajectories of reference and base, which a round has already sampled. Their sampling time is therefore reported
-separately. The reference is used for two targets. On a GPU: `--unet sd-2.1-base --device cuda --dtype float16`.
+    released code  `benchmarks.plain_fusion`: samples all images in one batch, then fuses both pairs in one batch with
+                   three U-Net calls a step (references, bases, targets), with explicit attention matrices for all heads
+    dfusion        `sample` with the references' item maps, then `fuse`
+    stock          diffusers' StableDiffusionPipeline, which samples the same images and records nothing
 
-An evaluation is one pass of one sample through the U-Net; both halves of classifier-free guidance count as one.
-Evaluations are counted by a hook on the U-Net.
+All run in one process with the same threads and memory settings, in turn, and the median of the runs counts. This is
+done without and with an adapter attached. On a CPU the process keeps freed memory, as a worker does. Otherwise the
+explicit matrices would be page-faulted again.
+
+Operations and evaluations are counted in a short warm-up and multiplied by the number of steps. The floor is the time
+of these operations at the rate of a large matrix product, which is measured in the same run. On a GPU:
+`--unet sd-2.1-base --device cuda --dtype float16`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from benchmarks.nets import TOKENS, UNETS, random_unet, sd_scheduler
-from benchmarks.plain_fusion import plain_fuse
-from dfusion._diffusers import UNet2DConditionModel
+from benchmarks.measuring import (
+    COST_COLUMNS,
+    Cost,
+    Goal,
+    Work,
+    Write,
+    cost_cells,
+    counted,
+    machine,
+    matrix_rate,
+    median_seconds,
+    parser_of,
+    set_up,
+    setting,
+    settled,
+    table,
+    write_json,
+)
+from benchmarks.nets import attach_random_lora, random_model
+from benchmarks.plain_fusion import plain_fuse, plain_sample
+from dfusion._diffusers import DDIMScheduler, StableDiffusionPipeline
+from dfusion.adapter import detach
 from dfusion.config import FusionConfig, SamplingConfig
 from dfusion.fused_sampling import fuse
+from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
-from worker.allocator import keep_freed_memory
+from dfusion.types import Trajectory
 
-TARGETS = 2
-SEEDS = (1, 2, 3)
-ITEMS = [(1,), (2, 3)]
+PROMPT = "a red and striped circle"
+ITEMS = ((1,), (2, 3))
+SEEDS = (1, 2, 3, 4)
+REFERENCE = 0
+BASES = (2, 3)
+"""Which of the four samples are the reference and the bases."""
 
-
-@dataclass
-class Cost:
-    """Seconds of wall time and U-Net evaluations."""
-
-    seconds: float = 0.0
-    evaluations: int = 0
-
-
-def settled(device: torch.device) -> Callable[[], None]:
-    """A function that waits until the device has finished all its work."""
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+FUSION_GOAL = 3.5
+TOTAL_GOAL = 2.7
+STOCK_GOAL = 1.05
+DIFFERENCE_GOAL = 1e-5
+"""The largest relative difference of float32 latents. Half precision has none."""
+_COUNTED_STEPS = 3
 
 
-@contextmanager
-def measured(unet: UNet2DConditionModel) -> Iterator[Cost]:
-    """Measure wall time and evaluations within the context, with guidance enabled."""
-    cost = Cost()
-    wait = settled(unet.device)
+class Round:
+    """The sampling and fusion of one prompt, by each way, on the same model and seeds."""
 
-    def count(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        cost.evaluations += len(args[0]) // 2
+    def __init__(self, model: DiffusionModel, steps: int) -> None:
+        self.model = model
+        self.steps = steps
+        # a random net spreads its attention evenly over the tokens: about half of the pixels are above their share
+        self._thresholds = (1 / model.tokenizer.model_max_length,) * len(ITEMS)
+        self._size = model.latent_shape[1:]
+        self._pipeline = StableDiffusionPipeline(
+            vae=model.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=model.tokenizer,
+            unet=model.unet,
+            scheduler=DDIMScheduler.from_config(model.scheduler.config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
 
-    hook = unet.register_forward_pre_hook(count)
+    def released_sampling(self) -> torch.Tensor:
+        """The clean latents of the four samples."""
+        prompt, negative = self._embeds()
+        states = plain_sample(
+            self.model.unet,
+            self.model.scheduler,
+            prompt=prompt,
+            negative=negative,
+            seeds=SEEDS,
+            size=self._size,
+            steps=self.steps,
+        )
+        return states[:, -1].cpu()
 
-    wait()
-    started = time.perf_counter()
-    try:
-        yield cost
-    finally:
-        wait()
-        cost.seconds = time.perf_counter() - started
-        hook.remove()
+    def released_fusing(self) -> torch.Tensor:
+        """The clean latents of the two targets."""
+        prompt, negative = self._embeds()
+        *_, targets = plain_fuse(
+            self.model.unet,
+            self.model.scheduler,
+            prompt=prompt,
+            negative=negative,
+            seeds=[(SEEDS[REFERENCE], SEEDS[base]) for base in BASES],
+            items=ITEMS,
+            thresholds=self._thresholds,
+            size=self._size,
+            steps=self.steps,
+            last_step=self.steps - 1,
+        )
+        return targets[:, -1].cpu()
 
+    def sampling(self) -> Trajectory:
+        """The four samples, with item maps."""
+        model = self.model
+        config = SamplingConfig(num_steps=self.steps)
+        prompts = model.encode_prompts([PROMPT] * len(SEEDS))
+        negative = model.encode_prompts([""])
+        items = [ITEMS] * len(SEEDS)
+        return sample(model.unet, model.scheduler, prompts, negative, SEEDS, items=items, config=config)
 
-def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options for the model and the device."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--unet", choices=UNETS, default="small")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
-    return parser
+    def fusing(self, samples: Trajectory) -> torch.Tensor:
+        """The clean latents of the two targets."""
+        model = self.model
+        prompts = model.encode_prompts([PROMPT] * len(BASES))
+        negative = model.encode_prompts([""])
+        base = samples.select(BASES)
+        reference = samples.select([REFERENCE] * len(BASES))
+        thresholds = [self._thresholds] * len(BASES)
+        return fuse(model.unet, model.scheduler, base, reference, prompts, negative, thresholds=thresholds).final
 
+    def stock(self) -> torch.Tensor:
+        """The clean latents of the four samples."""
+        settings = SamplingConfig(num_steps=self.steps)
+        output = self._pipeline(
+            prompt=[PROMPT] * len(SEEDS),
+            num_inference_steps=self.steps,
+            guidance_scale=settings.guidance_scale,
+            eta=settings.eta,
+            generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+            output_type="latent",
+        )
+        latents: torch.Tensor = output.images
+        return latents.cpu()
 
-def set_up(arguments: argparse.Namespace) -> None:
-    """Configure torch as a worker does on a CPU, except for the number of threads."""
-    torch.set_num_threads(arguments.threads)
-    if torch.device(arguments.device).type == "cpu":
-        keep_freed_memory()
-
-
-def setting(arguments: argparse.Namespace) -> str:
-    """A description of model, dtype and device."""
-    on_gpu = torch.device(arguments.device).type == "cuda"
-    place = torch.cuda.get_device_name(arguments.device) if on_gpu else f"CPU with {arguments.threads} threads"
-    return f"{arguments.unet}, {arguments.dtype}, {place}"
+    def _embeds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.encode_prompts([PROMPT]).embeds, self.model.encode_prompts([""]).embeds
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The cost of plain fusion, of sampling, and of `dfusion.fuse` for `TARGETS` targets.
+    """The costs of one prompt's four samples and two targets.
 
-    difference  relative difference between the target and the plain one
+    difference  relative difference between the targets of both ways
+    stock_difference  the same between our samples and the stock pipeline's
     """
 
-    plain: Cost
-    sampled: Cost
-    fused: Cost
+    adapter: bool
+    released_sampling: Cost
+    released_fusing: Cost
+    sampling: Cost
+    fusing: Cost
+    stock: Cost
     difference: float
+    stock_difference: float
 
+    @property
+    def fusion_ratio(self) -> float:
+        return self.released_fusing.seconds / self.fusing.seconds
 
-def compare(unet: UNet2DConditionModel, tokens: int, steps: int) -> Compared:
-    """Measure one target by plain fusion, and three samples and `TARGETS` targets by `dfusion`."""
-    # 1. random prompts
-    scheduler = sd_scheduler()
-    shape = (2, 1, tokens, unet.config.cross_attention_dim)
-    prompt, negative = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    # a random net spreads its attention evenly over the tokens: about half of the pixels are above their share
-    thresholds = (1 / tokens,) * len(ITEMS)
+    @property
+    def sampling_ratio(self) -> float:
+        return self.released_sampling.seconds / self.sampling.seconds
 
-    # 2. plain fusion
-    with measured(unet) as plain:
-        states = plain_fuse(
-            unet,
-            scheduler,
-            prompt=prompt,
-            negative=negative,
-            seeds=(SEEDS[0], SEEDS[1]),
-            items=ITEMS,
-            thresholds=thresholds,
-            size=(unet.config.sample_size,) * 2,
-            steps=steps,
+    @property
+    def total_ratio(self) -> float:
+        """Of sampling and fusion together."""
+        released = self.released_sampling + self.released_fusing
+        return released.seconds / (self.sampling + self.fusing).seconds
+
+    @property
+    def stock_ratio(self) -> float:
+        """Our sampling time, relative to the stock pipeline's."""
+        return self.sampling.seconds / self.stock.seconds
+
+    def goals(self, float32: bool) -> list[Goal]:
+        name = "with an adapter" if self.adapter else "without an adapter"
+        goals = [
+            Goal(f"fusion {name}, times faster", self.fusion_ratio, FUSION_GOAL),
+            Goal(f"sampling + fusion {name}, times faster", self.total_ratio, TOTAL_GOAL),
+            Goal(f"sampling with maps {name}, relative to stock", self.stock_ratio, STOCK_GOAL, at_least=False),
+        ]
+        if float32:
+            differences = max(self.difference, self.stock_difference)
+            goals.append(Goal(f"difference of latents {name}", differences, DIFFERENCE_GOAL, at_least=False))
+        return goals
+
+    def text(self) -> str:
+        """The table and the ratios."""
+        rows = (
+            ("released code: sampling", self.released_sampling),
+            ("released code: fusing", self.released_fusing),
+            ("released code: both", self.released_sampling + self.released_fusing),
+            ("dfusion: sampling with maps", self.sampling),
+            ("dfusion: fusing", self.fusing),
+            ("dfusion: both", self.sampling + self.fusing),
+            ("stock pipeline: sampling", self.stock),
         )
+        title = "with an adapter attached" if self.adapter else "without an adapter"
+        text = table((title, *COST_COLUMNS), [(name, *cost_cells(cost)) for name, cost in rows])
+        text += f"times faster: sampling {self.sampling_ratio:.2f}, fusing {self.fusion_ratio:.2f}, "
+        text += f"both {self.total_ratio:.2f}; targets differ by {self.difference:.1e} (relative)\n"
+        text += f"sampling with maps takes {self.stock_ratio:.2f} times the stock pipeline's time; "
+        return text + f"samples differ by {self.stock_difference:.1e} (relative)\n"
 
-    # 3. dfusion
-    prompts = prompt.expand(3, -1, -1)
-    sampling = SamplingConfig(num_steps=steps)
-    with measured(unet) as sampled:
-        samples = sample(unet, scheduler, prompts, negative, SEEDS, items=[ITEMS] * 3, config=sampling)
-    with measured(unet) as fused:
-        base = samples.select([1, 2])
-        reference = samples.select([0, 0])
-        target = fuse(unet, scheduler, base, reference, prompts[:2], negative, thresholds=[thresholds] * TARGETS)
-
-    expected = states[2][-1].cpu()
-    return Compared(plain, sampled, fused, float((target.final[0] - expected).norm() / expected.norm()))
+    def figures(self) -> dict[str, Any]:
+        """For JSON."""
+        costs = ("released_sampling", "released_fusing", "sampling", "fusing", "stock")
+        ratios = ("sampling_ratio", "fusion_ratio", "total_ratio", "stock_ratio", "difference", "stock_difference")
+        figures: dict[str, Any] = {"adapter": self.adapter}
+        figures |= {name: getattr(self, name).figures() for name in costs}
+        return figures | {name: getattr(self, name) for name in ratios}
 
 
-def main(write: Callable[[str], object] = sys.stdout.write) -> None:
+def compare(model: DiffusionModel, steps: int, runs: int, adapter: bool) -> Compared:
+    """Measure each way, with a random adapter attached or without any."""
+    if adapter:
+        attach_random_lora(model.unet)
+    device = model.unet.device
+    prompt_round = Round(model, steps)
+
+    # 1. operations and evaluations; this also warms up
+    work = _work(Round(model, _COUNTED_STEPS), steps)
+
+    # 2. seconds, and what was computed
+    results: dict[str, Any] = {}
+
+    def keeping(name: str, way: Callable[[], object]) -> Callable[[], None]:
+        def call() -> None:
+            results[name] = way()
+
+        return call
+
+    ways: dict[str, Callable[[], object]] = {
+        "released_sampling": prompt_round.released_sampling,
+        "sampling": prompt_round.sampling,
+        "released_fusing": prompt_round.released_fusing,
+        "fusing": lambda: prompt_round.fusing(results["sampling"]),
+        "stock": prompt_round.stock,
+    }
+    rate = matrix_rate(device, model.unet.dtype)
+    seconds = median_seconds({name: keeping(name, way) for name, way in ways.items()}, runs, settled(device))
+    detach(model.unet)
+
+    # 3. the costs
+    costs = {name: Cost(seconds[name], work[name], rate) for name in ways}
+    difference = relative_difference(results["fusing"], results["released_fusing"])
+    stock_difference = relative_difference(results["sampling"].final, results["stock"])
+    return Compared(adapter, difference=difference, stock_difference=stock_difference, **costs)
+
+
+def _work(short: Round, steps: int) -> dict[str, Work]:
+    """What each way computes in `steps` steps, counted over a few. All steps are alike, but the first are not fused."""
+    unet = short.model.unet
+    every_step = steps / short.steps
+    fused_steps = len(FusionConfig().steps(steps)) / len(FusionConfig().steps(short.steps))
+
+    with counted(unet) as released_sampling:
+        short.released_sampling()
+    with counted(unet) as released_fusing:
+        short.released_fusing()
+    with counted(unet) as sampling:
+        samples = short.sampling()
+    with counted(unet) as fusing:
+        short.fusing(samples)
+    with counted(unet) as stock:
+        short.stock()
+
+    return {
+        "released_sampling": released_sampling.times(every_step),
+        "released_fusing": released_fusing.times(every_step),
+        "sampling": sampling.times(every_step),
+        "fusing": fusing.times(fused_steps),
+        "stock": stock.times(every_step),
+    }
+
+
+def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """||actual - expected|| / ||expected||."""
+    return float((actual.float() - expected.float()).norm() / expected.float().norm())
+
+
+def measure(arguments: argparse.Namespace, adapters: Sequence[bool]) -> list[Compared]:
+    """Both ways, with each of the `adapters`: whether one is attached."""
+    model = random_model(arguments.unet, arguments.device, getattr(torch, arguments.dtype))
+    return [compare(model, arguments.steps, arguments.runs, adapter) for adapter in adapters]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--adapter", choices=("both", "with", "without"), default="both")
+
+
+def adapters_of(arguments: argparse.Namespace) -> Sequence[bool]:
+    """Whether an adapter is attached, for each measurement."""
+    return {"both": (False, True), "with": (True,), "without": (False,)}[arguments.adapter]
+
+
+def main(write: Write = sys.stdout.write) -> None:
     """Command line."""
     parser = parser_of(__doc__)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--runs", type=int, default=3, help="of each implementation, alternately; the minimum counts")
+    add_arguments(parser)
     arguments = parser.parse_args()
-    if arguments.runs < 1:
-        parser.error(f"--runs: expected at least 1, got {arguments.runs}")
     set_up(arguments)
 
-    # 1. measure
-    unet = random_unet(arguments.unet, arguments.device, getattr(torch, arguments.dtype))
-    compare(unet, TOKENS[arguments.unet], steps=4)  # warm up, above all on a GPU
-    runs = [compare(unet, TOKENS[arguments.unet], arguments.steps) for _ in range(arguments.runs)]
-    plain = min((run.plain for run in runs), key=_seconds)
-    sampled = min((run.sampled for run in runs), key=_seconds)
-    fused = min((run.fused for run in runs), key=_seconds)
-    fused_steps = len(FusionConfig().steps(arguments.steps))
-
-    # 2. print
-    write(f"{setting(arguments)}; ")
-    write(f"{arguments.steps} steps ({fused_steps} fused), 64x64 latents, {TARGETS} targets of one reference; ")
-    write(f"the minimum of {arguments.runs} runs\n")
-    write(f"{'':28}{'s per target':>14}{'evaluations per target':>24}{'per fused step':>16}\n")
-    rows = (("plain, three calls per step", plain, 1, arguments.steps), ("dfusion.fuse", fused, TARGETS, fused_steps))
-    for name, cost, targets, steps in rows:
-        evaluations = cost.evaluations / targets
-        write(f"{name:28}{cost.seconds / targets:14.2f}{evaluations:24.1f}{evaluations / steps:16.2f}\n")
-    write(f"{'sampling, once a round':28}{sampled.seconds / 3:14.2f}{sampled.evaluations / 3:24.1f} per sample\n")
-    write(f"{plain.seconds / (fused.seconds / TARGETS):.1f} times less time per target; ")
-    write(f"the two targets differ by {runs[0].difference:.1e} (relative)\n")
-
-
-def _seconds(cost: Cost) -> float:
-    return cost.seconds
+    write(f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs\n")
+    results = measure(arguments, adapters_of(arguments))
+    goals: list[Goal] = []
+    for result in results:
+        write(result.text())
+        goals += result.goals(arguments.dtype == "float32")
+    for goal in goals:
+        write(goal.line())
+    write_json(
+        arguments.json,
+        {
+            "machine": machine(arguments.device),
+            "fusion": [result.figures() for result in results],
+            "goals": [goal.figures() for goal in goals],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -8,40 +8,68 @@ import torch
 import transformers
 
 from dfusion._diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from dfusion.adapter import attach_lora, lora_parameters
 from dfusion.models import DiffusionModel
 from tools.shapes.captions import new_tokenizer
 
+_SD: dict[str, Any] = {
+    "sample_size": 64,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
 UNETS: dict[str, dict[str, Any]] = {
-    "small": {
+    "small": _SD
+    | {
         "block_out_channels": (16, 16, 32, 32),
         "layers_per_block": 1,
         "cross_attention_dim": 16,
         "attention_head_dim": 1,
         "norm_num_groups": 8,
     },
-    "sd-2.1-base": {
+    "sd-2.1-base": _SD
+    | {
         "block_out_channels": (320, 640, 1280, 1280),
         "layers_per_block": 2,
         "cross_attention_dim": 1024,
         "attention_head_dim": (5, 10, 20, 20),
         "use_linear_projection": True,
     },
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 6 * 256 + 1280,
+    },
 }
-"""Stable Diffusion's layout on 64x64 latents: with few channels for a CPU, and the paper's model in full size."""
-TOKENS = {"small": 7, "sd-2.1-base": 77}
+"""Stable Diffusion's layout on 64x64 latents with few channels for a CPU; the paper's model, and SDXL, in full size."""
+TOKENS = {"small": 7, "sd-2.1-base": 77, "sdxl": 77}
+_POOLED = 1280
+"""Width of SDXL's second text encoder and of its pooled output."""
 
 
 def random_unet(name: str, device: str, dtype: torch.dtype) -> UNet2DConditionModel:
     """The U-Net of that name, without gradients. On one device, every call gives the same weights."""
     torch.manual_seed(0)
     with torch.device(device):
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            **UNETS[name],
-        )
+        unet = UNet2DConditionModel(**UNETS[name])
     return _frozen(unet, device, dtype)
+
+
+def attach_random_lora(unet: UNet2DConditionModel) -> None:
+    """Attach an adapter that has an effect, as after some updates: B is random instead of 0."""
+    attach_lora(unet, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in sorted(lora_parameters(unet).items()):
+        if "lora_B" in name:
+            parameter.data.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
 
 
 def _frozen(part: Any, device: str, dtype: torch.dtype) -> Any:
@@ -54,14 +82,36 @@ def sd_scheduler() -> DDIMScheduler:
 
 
 def random_model(name: str, device: str, dtype: torch.dtype) -> DiffusionModel:
-    """The U-Net of that name, with a shallow text encoder and VAE of matching sizes."""
+    """The U-Net of that name, with shallow text encoders of matching widths, and a VAE: small, or in full size."""
     unet = random_unet(name, device, dtype)
     tokenizer = new_tokenizer()
     tokenizer.model_max_length = max(TOKENS[name], tokenizer.model_max_length)
 
-    text = transformers.CLIPTextConfig(
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        **({"block_out_channels": (8,) * 4, "norm_num_groups": 4} if name == "small" else _FULL_VAE),
+    )
+    parts = {"unet": unet, "vae": _frozen(vae, device, dtype), "tokenizer": tokenizer}
+
+    width = unet.config.cross_attention_dim
+    if name == "sdxl":
+        second = transformers.CLIPTextModelWithProjection(_text_config(tokenizer, _POOLED, projection_dim=_POOLED))
+        parts |= {"text_encoder_2": _frozen(second, device, dtype), "tokenizer_2": tokenizer}
+        width -= _POOLED
+    encoder = transformers.CLIPTextModel(_text_config(tokenizer, width))
+    return DiffusionModel(
+        scheduler=sd_scheduler(), text_encoder=_frozen(encoder, device, dtype), device=device, **parts
+    )
+
+
+_FULL_VAE: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+
+
+def _text_config(tokenizer: transformers.CLIPTokenizer, width: int, **more: int) -> transformers.CLIPTextConfig:
+    return transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=unet.config.cross_attention_dim,
+        hidden_size=width,
         intermediate_size=64,
         num_hidden_layers=1,
         num_attention_heads=1,
@@ -69,13 +119,5 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> DiffusionModel:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **more,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8,) * 4,
-        norm_num_groups=4,
-    )
-
-    encoder = _frozen(transformers.CLIPTextModel(text), device, dtype)
-    return DiffusionModel(unet, sd_scheduler(), _frozen(vae, device, dtype), encoder, tokenizer, device)

@@ -1,6 +1,7 @@
 """D-Fusion and the other attention controls of appendix B, implemented directly from their formulas.
 
-Each step takes three U-Net calls, for the reference, the base and the target, with explicit attention matrices. It
+As in the authors' released code, each step takes three U-Net calls, for the references, the bases and the targets of
+some pairs, with an explicit attention matrix for each head, all heads in one batch (diffusers' `AttnProcessor`). It
 shares no code with `dfusion`. Tests compare `dfusion` with it, and the benchmark measures against it.
 """
 
@@ -22,13 +23,15 @@ class Tape:
     mode     "record" stores queries, keys and values of fused layers and maps of mask layers; "inject" fuses; "off"
              does neither
     control  how "inject" fuses, a name of `controlled`
-    parts    query, key and value of each fused layer, by processor name
+    unguided whether a call has one row a sample, without classifier-free guidance
+    parts    query, key and value of each fused layer, (rows x H, L, D), by processor name
     maps     attention matrices of mask layers, (rows, H, L, N)
-    mask     (h_m, w_m) of 0.0 and 1.0
+    mask     (P, h_m, w_m) of 0.0 and 1.0 for P pairs
     """
 
     mode: str = "off"
     control: str = "masked_kv"
+    unguided: bool = False
     parts: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     maps: list[torch.Tensor] = field(default_factory=list)
     mask: torch.Tensor | None = None
@@ -52,58 +55,65 @@ class NaiveProcessor:
         **_: Any,
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        own = (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        own = tuple(
+            heads_as_rows(x, attn.heads) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
         if self.fused and self.tape.mode == "record":
             self.tape.parts[self.name] = own
 
-        # attention, head by head
-        width = own[0].shape[-1] // attn.heads
-        out = torch.zeros_like(own[0])
-        matrices = []
-        for head in range(attn.heads):
-            part = slice(head * width, (head + 1) * width)
-            q, k, v = (x[..., part] for x in own)
-            if self.fused and self.tape.mode == "inject":
-                reference = [x[..., part] for x in self.tape.parts[self.name]]
-                mask = None if encoder_hidden_states is not None else self._mask(q.shape[1])
-                out[..., part] = controlled(self.tape.control, (q, k, v), reference, mask)
-                continue
-            matrix = attention(q, k)
-            if self.gives_mask:
-                matrices.append(matrix)
-            out[..., part] = matrix @ v
+        if self.fused and self.tape.mode == "inject":
+            mask = None if encoder_hidden_states is not None else self._mask(len(own[0]), own[0].shape[1])
+            out = controlled(self.tape.control, own, self.tape.parts[self.name], mask)
+        else:
+            matrices = attention(own[0], own[1])
+            if self.gives_mask and self.tape.mode == "record":
+                self.tape.maps.append(matrices.unflatten(0, (-1, attn.heads)))
+            out = torch.bmm(matrices, own[2])
+        return attn.to_out[0](rows_as_heads(out, attn.heads))
 
-        if self.gives_mask and self.tape.mode == "record":
-            self.tape.maps.append(torch.stack(matrices, 1))
-        return attn.to_out[0](out)
-
-    def _mask(self, pixels: int) -> torch.Tensor:
-        """(1, L, 1): the nearest pixel of the mask for each pixel of this layer."""
+    def _mask(self, rows: int, pixels: int) -> torch.Tensor:
+        """(rows, L, 1): for each row of a pair's head, the nearest pixel of the pair's mask for each pixel."""
         source = self.tape.mask
         assert source is not None
         height = round(math.sqrt(pixels * self.aspect))
         width = pixels // height
-        rows = [y * source.shape[0] // height for y in range(height)]
-        columns = [x * source.shape[1] // width for x in range(width)]
-        return source[rows][:, columns].reshape(1, pixels, 1)
+        y = torch.tensor([i * source.shape[1] // height for i in range(height)], device=source.device)
+        x = torch.tensor([i * source.shape[2] // width for i in range(width)], device=source.device)
+        masks = source[:, y][:, :, x].flatten(1)
+
+        # the rows are (half of guidance, pair, head)
+        halves = 1 if self.tape.unguided else 2
+        heads = rows // (halves * len(masks))
+        return masks.repeat_interleave(heads, 0).repeat(halves, 1)[..., None]
+
+
+def heads_as_rows(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """(rows x H, L, D) from (rows, L, H x D)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def rows_as_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """(rows, L, H x D) from (rows x H, L, D)."""
+    return x.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(D)) of one head, (rows, L, M), over the keys where `among` (1, M) is 1; 0 without any."""
-    scores = torch.einsum("rld,rmd->rlm", q / math.sqrt(q.shape[-1]), k)
+    """softmax(Q K^T / sqrt(D)), (rows, L, M), over the keys where `among` (rows, M) is 1; 0 without any."""
+    space = torch.empty(len(q), q.shape[1], k.shape[1], dtype=q.dtype, device=q.device)
+    scores = torch.baddbmm(space, q, k.transpose(-1, -2), beta=0, alpha=1 / math.sqrt(q.shape[-1]))
     if among is None:
         return torch.softmax(scores, -1)
-    weights = torch.exp(scores - scores.amax(-1, keepdim=True)) * among
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True)) * among[:, None]
     return weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
 def controlled(
     control: str, own: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """One head's output in a fused layer, (rows, L, D).
+    """The output of a fused layer, (rows, L, D), where each head is a row.
 
-    `own` and `reference` are query, key and value of the target and of the reference. `mask` (1, L, 1) has 0.0 and 1.0;
-    it is None in cross-attention.
+    `own` and `reference` are query, key and value of the target and of the reference. `mask` (rows, L, 1) has 0.0 and
+    1.0; it is None in cross-attention.
     """
     q, k, v = own
     q_ref, k_ref, v_ref = reference
@@ -148,13 +158,38 @@ def mask_names(unet: UNet2DConditionModel, source: str) -> list[str]:
 
 
 @torch.no_grad()
+def plain_sample(
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    *,
+    prompt: torch.Tensor,
+    negative: torch.Tensor,
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    steps: int = 20,
+    guidance: float = 5.0,
+    eta: float = 1.0,
+) -> torch.Tensor:
+    """The states (B, T+1, C, h, w) of B samples of one prompt (1, N, C)."""
+    before = install(unet, Tape(unguided=guidance == 1), size)
+    noise = Noise(unet, seeds, size)
+    states = [noise.next()]
+    for t, stride in timesteps(scheduler, steps):
+        predicted = guided(unet, states[-1], t, prompt, negative, guidance)
+        states.append(step(scheduler, predicted, states[-1], t, stride, eta, noise.next()))
+
+    unet.set_attn_processor(before)
+    return torch.stack(states, 1)
+
+
+@torch.no_grad()
 def plain_fuse(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
     *,
     prompt: torch.Tensor,
     negative: torch.Tensor,
-    seeds: tuple[int, int],
+    seeds: Sequence[tuple[int, int]],
     items: Sequence[Sequence[int]],
     thresholds: Sequence[float],
     size: tuple[int, int],
@@ -167,29 +202,26 @@ def plain_fuse(
     mask_source: str = "first_up",
     control: str = "masked_kv",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The states (T+1, C, h, w) of reference, base and target of one pair.
+    """The states (P, T+1, C, h, w) of references, bases and targets of P pairs of one prompt.
 
     `prompt` is (1, N, C), `seeds` are those of reference and base, and `items` are lists of token indices after BOS.
     """
     # 1. processors
-    tape = Tape(control=control)
-    before = unet.attn_processors
-    fused = fused_names(unet)
-    giving = mask_names(unet, mask_source)
-    unet.set_attn_processor({n: NaiveProcessor(n, tape, n in fused, n in giving, size[0] / size[1]) for n in before})
+    tape = Tape(control=control, unguided=guidance == 1)
+    before = install(unet, tape, size, mask_source)
 
     # 2. x_T
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
-    shape = (unet.config.in_channels, *size)
-    x_reference, x_base = (torch.randn(shape, generator=g)[None].to(unet.device) for g in generators)
+    noise_of_reference = Noise(unet, [reference for reference, _ in seeds], size)
+    noise_of_base = Noise(unet, [base for _, base in seeds], size)
+    x_reference = noise_of_reference.next()
+    x_base = noise_of_base.next()
     x_target = x_base.clone()
     states = [[x_reference], [x_base], [x_target]]
 
-    # 3. the steps of reference, base and target
-    stride = scheduler.config.num_train_timesteps // steps
-    for i in range(steps):
-        t = (steps - 1 - i) * stride + scheduler.config.steps_offset
-        z_reference, z_base = (torch.randn(shape, generator=g)[None].to(unet.device) for g in generators)
+    # 3. the steps of references, bases and targets
+    for i, (t, stride) in enumerate(timesteps(scheduler, steps)):
+        z_reference = noise_of_reference.next()
+        z_base = noise_of_base.next()
         fusing = first_step <= i <= last_step
 
         tape.mode = "record" if fusing else "off"
@@ -197,7 +229,7 @@ def plain_fuse(
         noise = guided(unet, x_reference, t, prompt, negative, guidance)
         x_reference = step(scheduler, noise, x_reference, t, stride, eta, z_reference)
         if fusing:
-            tape.mask = make_mask(tape.maps, items, thresholds, size, merge).to(unet.device, unet.dtype)
+            tape.mask = make_mask(tape.maps, len(seeds), items, thresholds, size, merge).to(unet.device, unet.dtype)
 
         tape.mode = "off"
         noise = guided(unet, x_base, t, prompt, negative, guidance)
@@ -211,14 +243,47 @@ def plain_fuse(
             path.append(x)
 
     unet.set_attn_processor(before)
-    return tuple(torch.cat(path) for path in states)
+    return tuple(torch.stack(path, 1) for path in states)
+
+
+def install(
+    unet: UNet2DConditionModel, tape: Tape, size: tuple[int, int], mask_source: str = "first_up"
+) -> dict[str, Any]:
+    """Install processors for latents of `size`. Returns the previous ones."""
+    before: dict[str, Any] = unet.attn_processors
+    fused = fused_names(unet)
+    giving = mask_names(unet, mask_source)
+    aspect = size[0] / size[1]
+    unet.set_attn_processor({n: NaiveProcessor(n, tape, n in fused, n in giving, aspect) for n in before})
+    return before
+
+
+class Noise:
+    """Standard Gaussian noise of samples, each from a generator with the sample's seed."""
+
+    def __init__(self, unet: UNet2DConditionModel, seeds: Sequence[int], size: tuple[int, int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._shape = (unet.config.in_channels, *size)
+        self._device = unet.device
+
+    def next(self) -> torch.Tensor:
+        """(B, C, h, w)."""
+        return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators]).to(self._device)
+
+
+def timesteps(scheduler: DDIMScheduler, steps: int) -> list[tuple[int, int]]:
+    """Each step's timestep, and its distance to the next one."""
+    stride = scheduler.config.num_train_timesteps // steps
+    return [((steps - 1 - i) * stride + scheduler.config.steps_offset, stride) for i in range(steps)]
 
 
 def guided(
     unet: UNet2DConditionModel, x: torch.Tensor, t: int, prompt: torch.Tensor, negative: torch.Tensor, guidance: float
 ) -> torch.Tensor:
     """uncond + g (cond - uncond), float32."""
-    embeds = [prompt] if guidance == 1 else [negative, prompt]
+    embeds = [prompt.expand(len(x), -1, -1)]
+    if guidance != 1:
+        embeds.insert(0, negative.expand(len(x), -1, -1))
     rows = torch.cat([x] * len(embeds)).to(unet.dtype)
     context = torch.cat(embeds).to(unet.device, unet.dtype)
     noise = unet(rows, t, encoder_hidden_states=context).sample.float().chunk(len(embeds))
@@ -238,17 +303,18 @@ def step(
 
 def make_mask(
     maps: Sequence[torch.Tensor],
+    pairs: int,
     items: Sequence[Sequence[int]],
     thresholds: Sequence[float],
     size: tuple[int, int],
     merge: str,
 ) -> torch.Tensor:
-    """(h_m, w_m) of 0.0 and 1.0 from attention matrices (rows, H, L, N), the conditional one last (Eq. 4)."""
-    mean = torch.stack([m[-1].float() for m in maps]).mean((0, 1)).cpu()
-    height = round(math.sqrt(mean.shape[0] * size[0] / size[1]))
-    mask = torch.zeros(mean.shape[0], dtype=torch.bool)
+    """(P, h_m, w_m) of 0.0 and 1.0 from attention matrices (rows, H, L, N), the P conditional ones last (Eq. 4)."""
+    mean = torch.stack([m[-pairs:].float() for m in maps]).mean((0, 2))
+    height = round(math.sqrt(mean.shape[1] * size[0] / size[1]))
+    mask = torch.zeros(mean.shape[:2], dtype=torch.bool, device=mean.device)
 
     for tokens, threshold in zip(items, thresholds, strict=True):
-        item_mask = torch.stack([mean[:, j + 1] for j in tokens]).mean(0) >= threshold
+        item_mask = torch.stack([mean[..., j + 1] for j in tokens]).mean(0) >= threshold
         mask = (mask | item_mask) if merge == "or" else (mask != item_mask)
-    return mask.reshape(height, -1).float()
+    return mask.unflatten(1, (height, -1)).float()

@@ -96,7 +96,7 @@ def check_against_plain(
             sd_scheduler(),
             prompt=embeds(count)[b : b + 1],
             negative=embeds(1, seed=2),
-            seeds=(REFERENCE_SEEDS[b], BASE_SEEDS[b]),
+            seeds=[(REFERENCE_SEEDS[b], BASE_SEEDS[b])],
             items=ITEMS[b],
             thresholds=thresholds[b],
             size=size,
@@ -108,7 +108,7 @@ def check_against_plain(
             first_step=config.first_step,
             last_step=steps - 1 if config.last_step is None else config.last_step,
         )
-        for ours, plain in zip((reference, base, target), states, strict=True):
+        for ours, (plain,) in zip((reference, base, target), states, strict=True):
             assert relative_error(ours.latents[b], plain) < 1e-5
             assert relative_error(ours.final[b], plain[-1]) < 1e-5
         assert relative_error(target.final[b], base.final[b]) > 1e-3  # fusion did something
