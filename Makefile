@@ -48,7 +48,7 @@ test-quick: $(VENV)/.ready ## run all checks and the fast unit tests
 
 # lower priority than test-servers, which takes longer and waits much of the time
 test-units: $(VENV)/.ready
-	nice -n 5 $(BIN)/pytest tests/unit $(SIDE_BY_SIDE) -m '$(QUICK)'
+	nice -n 5 $(BIN)/pytest tests/unit tests/gpu $(SIDE_BY_SIDE) -m '$(QUICK)'
 
 test-servers: $(VENV)/.ready
 	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
@@ -97,8 +97,8 @@ screenshots: $(VENV)/.ready ## take the pictures of pages in docs/images from th
 docs: $(VENV)/.ready ## build the documentation site in build/docs/site; broken links are errors
 	$(BIN)/python -m tools.docs_site
 
-bench: $(VENV)/.ready ## compare dfusion with plain fusion: time and U-Net evaluations
-	$(BIN)/python -m benchmarks.fusion
+bench: $(VENV)/.ready ## compare sampling, fusion and training with the released code's way; takes ten minutes
+	$(BIN)/python -m benchmarks
 
 bench-service: $(VENV)/.ready ## measure the service in both modes against its targets
 	$(BIN)/python -m benchmarks.service

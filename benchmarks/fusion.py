@@ -8,11 +8,13 @@ are bases: two pairs of one reference. What is measured:
     dfusion        `sample` with the references' item maps, then `fuse`
     stock          diffusers' StableDiffusionPipeline, which samples the same images and records nothing
 
-All run in one process with the same threads and memory settings, in turn, and the median of the runs counts. This is
-done without and with an adapter attached. On a CPU the process keeps freed memory, as a worker does. Otherwise the
-explicit matrices would be page-faulted again.
+All run in one process with the same threads and memory settings, in turn. This is done without and with an adapter
+attached. All steps of a way cost the same, except that fusion copies the first ones. The first run has all steps, and
+its results are compared. The further runs are shorter. The median of the runs' seconds per step counts, times the
+number of steps. On a CPU the process keeps freed memory, as a worker does. Otherwise the explicit matrices would be
+page-faulted again.
 
-Operations and evaluations are counted in a short warm-up and multiplied by the number of steps. The floor is the time
+Operations and evaluations are counted in a warm-up of a few steps and multiplied in the same way. The floor is the time
 of these operations at the rate of a large matrix product, which is measured in the same run. On a GPU:
 `--unet sd-2.1-base --device cuda --dtype float16`.
 """
@@ -21,8 +23,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,17 +38,17 @@ from benchmarks.measuring import (
     Write,
     cost_cells,
     counted,
-    machine,
+    finish,
     matrix_rate,
     median_seconds,
     parser_of,
+    seconds_of,
     set_up,
     setting,
     settled,
     table,
-    write_json,
 )
-from benchmarks.nets import attach_random_lora, random_model
+from benchmarks.nets import attach_random_lora, model_of
 from benchmarks.plain_fusion import plain_fuse, plain_sample
 from dfusion._diffusers import DDIMScheduler, StableDiffusionPipeline
 from dfusion.adapter import detach
@@ -62,12 +65,21 @@ REFERENCE = 0
 BASES = (2, 3)
 """Which of the four samples are the reference and the bases."""
 
+WAYS = ("released_sampling", "sampling", "stock", "released_fusing", "fusing")
+"""The methods of `Round`, in the order in which they run."""
 FUSION_GOAL = 3.5
 TOTAL_GOAL = 2.7
 STOCK_GOAL = 1.05
 DIFFERENCE_GOAL = 1e-5
 """The largest relative difference of float32 latents. Half precision has none."""
 _COUNTED_STEPS = 3
+_SHORT_STEPS = 5
+"""Steps of the warm-up in which operations are counted, and of the runs after the first. The first two are copied."""
+
+
+def steps_of(way: str, steps: int) -> int:
+    """In how many of these steps a way calls the U-Net."""
+    return len(FusionConfig().steps(steps)) if way == "fusing" else steps
 
 
 class Round:
@@ -90,6 +102,21 @@ class Round:
             requires_safety_checker=False,
         )
         self._pipeline.set_progress_bar_config(disable=True)
+
+        self.results: dict[str, Any] = {}
+        """What each way computed last."""
+
+    def run(self, way: str) -> None:
+        """Run one way and keep its result."""
+        self.results[way] = getattr(self, way)()
+
+    def ways(self, wait: Callable[[], None]) -> dict[str, Callable[[], float]]:
+        """For each way, a function that runs it and returns its seconds per step."""
+
+        def timed(way: str) -> float:
+            return seconds_of(partial(self.run, way), wait) / steps_of(way, self.steps)
+
+        return {way: partial(timed, way) for way in WAYS}
 
     def released_sampling(self) -> torch.Tensor:
         """The clean latents of the four samples."""
@@ -131,9 +158,10 @@ class Round:
         items = [ITEMS] * len(SEEDS)
         return sample(model.unet, model.scheduler, prompts, negative, SEEDS, items=items, config=config)
 
-    def fusing(self, samples: Trajectory) -> torch.Tensor:
-        """The clean latents of the two targets."""
+    def fusing(self) -> torch.Tensor:
+        """The clean latents of the two targets of the last `sampling`."""
         model = self.model
+        samples: Trajectory = self.results["sampling"]
         prompts = model.encode_prompts([PROMPT] * len(BASES))
         negative = model.encode_prompts([""])
         base = samples.select(BASES)
@@ -234,67 +262,37 @@ class Compared:
         return figures | {name: getattr(self, name) for name in ratios}
 
 
-def compare(model: DiffusionModel, steps: int, runs: int, adapter: bool) -> Compared:
-    """Measure each way, with a random adapter attached or without any."""
+def compare(model: DiffusionModel, steps: int, runs: int, adapter: bool, short: bool = False) -> Compared:
+    """Measure each way, with a random adapter attached or without any. `short`: the first run is short, too."""
     if adapter:
         attach_random_lora(model.unet)
-    device = model.unet.device
-    prompt_round = Round(model, steps)
+    shorter = Round(model, min(steps, _SHORT_STEPS))
+    first = shorter if short else Round(model, steps)
 
-    # 1. operations and evaluations; this also warms up
-    work = _work(Round(model, _COUNTED_STEPS), steps)
-
-    # 2. seconds, and what was computed
-    results: dict[str, Any] = {}
-
-    def keeping(name: str, way: Callable[[], object]) -> Callable[[], None]:
-        def call() -> None:
-            results[name] = way()
-
-        return call
-
-    ways: dict[str, Callable[[], object]] = {
-        "released_sampling": prompt_round.released_sampling,
-        "sampling": prompt_round.sampling,
-        "released_fusing": prompt_round.released_fusing,
-        "fusing": lambda: prompt_round.fusing(results["sampling"]),
-        "stock": prompt_round.stock,
-    }
-    rate = matrix_rate(device, model.unet.dtype)
-    seconds = median_seconds({name: keeping(name, way) for name, way in ways.items()}, runs, settled(device))
+    work = counted_work(Round(model, _COUNTED_STEPS))  # also warms up
+    rate = matrix_rate(model.unet.device, model.unet.dtype)
+    wait = settled(model.unet.device)
+    seconds = median_seconds([prompt_round.ways(wait) for prompt_round in (first, *[shorter] * (runs - 1))])
     detach(model.unet)
 
-    # 3. the costs
-    costs = {name: Cost(seconds[name], work[name], rate) for name in ways}
-    difference = relative_difference(results["fusing"], results["released_fusing"])
-    stock_difference = relative_difference(results["sampling"].final, results["stock"])
+    # the costs of all steps
+    costs: dict[str, Cost] = {}
+    for name in WAYS:
+        count = steps_of(name, steps)
+        costs[name] = Cost(seconds[name] * count, work[name].times(count), rate)
+    difference = relative_difference(first.results["fusing"], first.results["released_fusing"])
+    stock_difference = relative_difference(first.results["sampling"].final, first.results["stock"])
     return Compared(adapter, difference=difference, stock_difference=stock_difference, **costs)
 
 
-def _work(short: Round, steps: int) -> dict[str, Work]:
-    """What each way computes in `steps` steps, counted over a few. All steps are alike, but the first are not fused."""
-    unet = short.model.unet
-    every_step = steps / short.steps
-    fused_steps = len(FusionConfig().steps(steps)) / len(FusionConfig().steps(short.steps))
-
-    with counted(unet) as released_sampling:
-        short.released_sampling()
-    with counted(unet) as released_fusing:
-        short.released_fusing()
-    with counted(unet) as sampling:
-        samples = short.sampling()
-    with counted(unet) as fusing:
-        short.fusing(samples)
-    with counted(unet) as stock:
-        short.stock()
-
-    return {
-        "released_sampling": released_sampling.times(every_step),
-        "released_fusing": released_fusing.times(every_step),
-        "sampling": sampling.times(every_step),
-        "fusing": fusing.times(fused_steps),
-        "stock": stock.times(every_step),
-    }
+def counted_work(prompt_round: Round) -> dict[str, Work]:
+    """What each way computes in a step."""
+    work: dict[str, Work] = {}
+    for name in WAYS:
+        with counted(prompt_round.model.unet) as work_of_way:
+            prompt_round.run(name)
+        work[name] = work_of_way.times(1 / steps_of(name, prompt_round.steps))
+    return work
 
 
 def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -302,21 +300,29 @@ def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.float() - expected.float()).norm() / expected.float().norm())
 
 
-def measure(arguments: argparse.Namespace, adapters: Sequence[bool]) -> list[Compared]:
-    """Both ways, with each of the `adapters`: whether one is attached."""
-    model = random_model(arguments.unet, arguments.device, getattr(torch, arguments.dtype))
-    return [compare(model, arguments.steps, arguments.runs, adapter) for adapter in adapters]
+def measure(arguments: argparse.Namespace) -> Iterator[Compared]:
+    """All ways, without and with an adapter attached, as the arguments say."""
+    model = model_of(arguments.unet, arguments.device, arguments.dtype)
+    for adapter in {"both": (False, True), "with": (True,), "without": (False,)}[arguments.adapter]:
+        yield compare(model, arguments.steps, arguments.runs, adapter, arguments.short)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--short", action="store_true", help="the first run is short, too, and so is what it compares")
     parser.add_argument("--adapter", choices=("both", "with", "without"), default="both")
 
 
-def adapters_of(arguments: argparse.Namespace) -> Sequence[bool]:
-    """Whether an adapter is attached, for each measurement."""
-    return {"both": (False, True), "with": (True,), "without": (False,)}[arguments.adapter]
+def report(results: Iterable[Compared], float32: bool, write: Write) -> tuple[dict[str, Any], list[Goal]]:
+    """Write the tables. Returns the figures for JSON, and the goals."""
+    figures: list[dict[str, Any]] = []
+    goals: list[Goal] = []
+    for result in results:
+        write(result.text())
+        figures.append(result.figures())
+        goals += result.goals(float32)
+    return {"fusion": figures}, goals
 
 
 def main(write: Write = sys.stdout.write) -> None:
@@ -327,21 +333,8 @@ def main(write: Write = sys.stdout.write) -> None:
     set_up(arguments)
 
     write(f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs\n")
-    results = measure(arguments, adapters_of(arguments))
-    goals: list[Goal] = []
-    for result in results:
-        write(result.text())
-        goals += result.goals(arguments.dtype == "float32")
-    for goal in goals:
-        write(goal.line())
-    write_json(
-        arguments.json,
-        {
-            "machine": machine(arguments.device),
-            "fusion": [result.figures() for result in results],
-            "goals": [goal.figures() for goal in goals],
-        },
-    )
+    figures, goals = report(measure(arguments), arguments.dtype == "float32", write)
+    finish(arguments, figures, goals, write)
 
 
 if __name__ == "__main__":

@@ -100,10 +100,10 @@ class Goal:
         return asdict(self) | {"met": self.met}
 
 
-def parser_of(description: str | None) -> argparse.ArgumentParser:
+def parser_of(description: str | None, unet: str = "small") -> argparse.ArgumentParser:
     """A parser with the options for the model, the device and the output."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--unet", choices=UNETS, default="small")
+    parser.add_argument("--unet", choices=(*UNETS, "shapes"), default=unet, help="random, or the shapes world's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
@@ -168,17 +168,15 @@ def seconds_of(work: Callable[[], object], wait: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def median_seconds(
-    ways: Mapping[str, Callable[[], object]],
-    runs: int,
-    wait: Callable[[], None],
-    clock: Callable[[Callable[[], object], Callable[[], None]], float] = seconds_of,
-) -> dict[str, float]:
-    """The median wall time of each way. A run calls all ways in turn, so that all share the machine's conditions."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(runs):
-        for name, way in ways.items():
-            times[name].append(clock(way, wait))
+def median_seconds(runs: Sequence[Mapping[str, Callable[[], float]]]) -> dict[str, float]:
+    """The median of each way's times, in seconds. A run calls all ways in turn, so all share the machine's conditions.
+
+    Each way is a function that returns its time.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs[0]}
+    for run in runs:
+        for name, way in run.items():
+            times[name].append(way())
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -256,7 +254,14 @@ def cost_cells(cost: Cost) -> list[str]:
     ]
 
 
-def write_json(file: Path | None, figures: Mapping[str, Any]) -> None:
-    """Write the figures, if there is a file for them."""
-    if file is not None:
-        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+def finish(arguments: argparse.Namespace, figures: Mapping[str, Any], goals: Sequence[Goal], write: Write) -> None:
+    """Write the goals, and all figures to the JSON file, if there is one."""
+    for goal in goals:
+        write(goal.line())
+    if arguments.json is None:
+        return
+
+    settings = {name: value for name, value in vars(arguments).items() if name != "json"}
+    about = {"machine": machine(arguments.device), "settings": settings}
+    content = about | dict(figures) | {"goals": [goal.figures() for goal in goals]}
+    arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -9,6 +9,8 @@ import transformers
 
 from dfusion._diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from dfusion.adapter import attach_lora, lora_parameters
+from dfusion.catalogue import MODELS
+from dfusion.config import Precision
 from dfusion.models import DiffusionModel
 from tools.shapes.captions import new_tokenizer
 
@@ -103,6 +105,13 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> DiffusionModel:
     return DiffusionModel(
         scheduler=sd_scheduler(), text_encoder=_frozen(encoder, device, dtype), device=device, **parts
     )
+
+
+def model_of(name: str, device: str, dtype: Precision) -> DiffusionModel:
+    """The model of the shapes world, or a random one (`random_model`)."""
+    if name == "shapes":
+        return DiffusionModel.load(MODELS["shapes"].folder, device, dtype)
+    return random_model(name, device, getattr(torch, dtype))
 
 
 _FULL_VAE: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}

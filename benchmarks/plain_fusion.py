@@ -293,12 +293,20 @@ def guided(
 def step(
     scheduler: DDIMScheduler, noise: torch.Tensor, x: torch.Tensor, t: int, stride: int, eta: float, z: torch.Tensor
 ) -> torch.Tensor:
-    """x_prev of Eq. 1 with plain numbers, epsilon prediction."""
+    """x_prev of Eq. 1."""
+    mu, sigma = gaussian(scheduler, noise, x, t, stride, eta)
+    return mu + sigma * z
+
+
+def gaussian(
+    scheduler: DDIMScheduler, noise: torch.Tensor, x: torch.Tensor, t: int, stride: int, eta: float
+) -> tuple[torch.Tensor, float]:
+    """mu and sigma of Eq. 1 with plain numbers, epsilon prediction."""
     alpha = float(scheduler.alphas_cumprod[t])
     previous = float(scheduler.alphas_cumprod[t - stride]) if t >= stride else float(scheduler.final_alpha_cumprod)
     sigma = eta * math.sqrt((1 - previous) / (1 - alpha)) * math.sqrt(1 - alpha / previous)
     clean = (x - math.sqrt(1 - alpha) * noise) / math.sqrt(alpha)
-    return math.sqrt(previous) * clean + math.sqrt(max(0.0, 1 - previous - sigma**2)) * noise + sigma * z
+    return math.sqrt(previous) * clean + math.sqrt(max(0.0, 1 - previous - sigma**2)) * noise, sigma
 
 
 def make_mask(
