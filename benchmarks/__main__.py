@@ -11,7 +11,7 @@ import sys
 
 from benchmarks import fusion, training
 from benchmarks.measuring import Write, finish, parser_of, set_up, setting
-from benchmarks.nets import UNETS
+from benchmarks.nets import SD_LAYOUTS
 
 
 def main(write: Write = sys.stdout.write) -> None:
@@ -19,7 +19,7 @@ def main(write: Write = sys.stdout.write) -> None:
     parser = parser_of(__doc__)
     fusion.add_arguments(parser)
     training.add_arguments(parser)
-    parser.add_argument("--training-unet", choices=(*UNETS, "shapes"), default="shapes")
+    parser.add_argument("--training-unet", choices=(*SD_LAYOUTS, "shapes"), default="shapes")
     arguments = parser.parse_args()
     set_up(arguments)
     float32 = arguments.dtype == "float32"

@@ -48,9 +48,9 @@ from benchmarks.measuring import (
     settled,
     table,
 )
-from benchmarks.nets import attach_random_lora, model_of
+from benchmarks.nets import attach_random_lora, model_of, stock_pipeline
 from benchmarks.plain_fusion import plain_fuse, plain_sample
-from dfusion._diffusers import DDIMScheduler, StableDiffusionPipeline
+from dfusion._diffusers import DDIMScheduler
 from dfusion.adapter import detach
 from dfusion.config import FusionConfig, SamplingConfig
 from dfusion.fused_sampling import fuse
@@ -91,15 +91,12 @@ class Round:
         # a random net spreads its attention evenly over the tokens: about half of the pixels are above their share
         self._thresholds = (1 / model.tokenizer.model_max_length,) * len(ITEMS)
         self._size = model.latent_shape[1:]
-        self._pipeline = StableDiffusionPipeline(
+        self._pipeline = stock_pipeline(
             vae=model.vae,
             text_encoder=model.text_encoder,
             tokenizer=model.tokenizer,
             unet=model.unet,
             scheduler=DDIMScheduler.from_config(model.scheduler.config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
         )
         self._pipeline.set_progress_bar_config(disable=True)
 

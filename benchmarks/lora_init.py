@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import torch
 
-from benchmarks.nets import TOKENS, UNETS, random_unet
+from benchmarks.nets import SD_LAYOUTS, TOKENS, random_unet
 from dfusion.adapter import attach_lora, detach, lora_parameters
 from dfusion.config import LoraConfig
 
@@ -42,7 +42,7 @@ def change(name: str, init: Init, learning_rate: float) -> float:
 def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--unet", choices=list(UNETS), default="small")
+    parser.add_argument("--unet", choices=SD_LAYOUTS, default="small")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     arguments = parser.parse_args()
     write(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.nets import UNETS
+from benchmarks.nets import SD_LAYOUTS
 from worker.allocator import keep_freed_memory
 
 Write = Callable[[str], object]
@@ -103,7 +103,7 @@ class Goal:
 def parser_of(description: str | None, unet: str = "small") -> argparse.ArgumentParser:
     """A parser with the options for the model, the device and the output."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--unet", choices=(*UNETS, "shapes"), default=unet, help="random, or the shapes world's")
+    parser.add_argument("--unet", choices=(*SD_LAYOUTS, "shapes"), default=unet, help="random, or the shapes world's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")

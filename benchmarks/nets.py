@@ -7,7 +7,13 @@ from typing import Any
 import torch
 import transformers
 
-from dfusion._diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from dfusion._diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from dfusion.adapter import attach_lora, lora_parameters
 from dfusion.catalogue import MODELS
 from dfusion.config import Precision
@@ -52,6 +58,7 @@ UNETS: dict[str, dict[str, Any]] = {
     },
 }
 """Stable Diffusion's layout on 64x64 latents with few channels for a CPU; the paper's model, and SDXL, in full size."""
+SD_LAYOUTS = ("small", "sd-2.1-base")
 TOKENS = {"small": 7, "sd-2.1-base": 77, "sdxl": 77}
 _POOLED = 1280
 """Width of SDXL's second text encoder and of its pooled output."""
@@ -85,26 +92,33 @@ def sd_scheduler() -> DDIMScheduler:
 
 def random_model(name: str, device: str, dtype: torch.dtype) -> DiffusionModel:
     """The U-Net of that name, with shallow text encoders of matching widths, and a VAE: small, or in full size."""
-    unet = random_unet(name, device, dtype)
     tokenizer = new_tokenizer()
     tokenizer.model_max_length = max(TOKENS[name], tokenizer.model_max_length)
-
+    unet = random_unet(name, device, dtype)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         **({"block_out_channels": (8,) * 4, "norm_num_groups": 4} if name == "small" else _FULL_VAE),
     )
-    parts = {"unet": unet, "vae": _frozen(vae, device, dtype), "tokenizer": tokenizer}
+    parts = {"unet": unet, "scheduler": sd_scheduler(), "tokenizer": tokenizer, "vae": _frozen(vae, device, dtype)}
 
     width = unet.config.cross_attention_dim
-    if name == "sdxl":
-        second = transformers.CLIPTextModelWithProjection(_text_config(tokenizer, _POOLED, projection_dim=_POOLED))
-        parts |= {"text_encoder_2": _frozen(second, device, dtype), "tokenizer_2": tokenizer}
-        width -= _POOLED
-    encoder = transformers.CLIPTextModel(_text_config(tokenizer, width))
-    return DiffusionModel(
-        scheduler=sd_scheduler(), text_encoder=_frozen(encoder, device, dtype), device=device, **parts
-    )
+    if name != "sdxl":
+        encoder = transformers.CLIPTextModel(_text_config(tokenizer, width))
+        parts["text_encoder"] = _frozen(encoder, device, dtype)
+        return DiffusionModel.from_pipeline(stock_pipeline(**parts), device)
+
+    encoder = transformers.CLIPTextModel(_text_config(tokenizer, width - _POOLED))
+    second = transformers.CLIPTextModelWithProjection(_text_config(tokenizer, _POOLED, projection_dim=_POOLED))
+    parts |= {"text_encoder": _frozen(encoder, device, dtype), "text_encoder_2": _frozen(second, device, dtype)}
+    pipeline = StableDiffusionXLPipeline(tokenizer_2=tokenizer, add_watermarker=False, **parts)
+    return DiffusionModel.from_pipeline(pipeline, device)
+
+
+def stock_pipeline(**parts: Any) -> StableDiffusionPipeline:
+    """diffusers' own pipeline of these parts."""
+    optional = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline(**parts, **optional)
 
 
 def model_of(name: str, device: str, dtype: Precision) -> DiffusionModel:
