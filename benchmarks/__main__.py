@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from benchmarks import fusion, training
-from benchmarks.measuring import Write, finish, parser_of, set_up, setting
+from benchmarks.measuring import Output, Write, finish, parser_of, set_up, setting
 from benchmarks.nets import SD_LAYOUTS
 
 
@@ -22,13 +22,14 @@ def main(write: Write = sys.stdout.write) -> None:
     parser.add_argument("--training-unet", choices=(*SD_LAYOUTS, "shapes"), default="shapes")
     arguments = parser.parse_args()
     set_up(arguments)
+    output = Output(write)
     float32 = arguments.dtype == "float32"
 
-    write(f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs\n")
-    figures, goals = fusion.report(fusion.measure(arguments), float32, write)
+    output(f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs\n")
+    figures, goals = fusion.report(fusion.measure(arguments), float32, output)
     of_training = argparse.Namespace(**{**vars(arguments), "unet": arguments.training_unet})
-    training_figures, training_goals = training.report(training.measure(of_training), float32, write)
-    finish(arguments, figures | training_figures, [*goals, *training_goals], write)
+    training_figures, training_goals = training.report(training.measure(of_training), float32, output)
+    finish(arguments, figures | training_figures, [*goals, *training_goals], output)
 
 
 if __name__ == "__main__":

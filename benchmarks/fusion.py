@@ -34,6 +34,7 @@ from benchmarks.measuring import (
     COST_COLUMNS,
     Cost,
     Goal,
+    Output,
     Work,
     Write,
     cost_cells,
@@ -328,10 +329,11 @@ def main(write: Write = sys.stdout.write) -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     set_up(arguments)
+    output = Output(write)
 
-    write(f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs\n")
-    figures, goals = report(measure(arguments), arguments.dtype == "float32", write)
-    finish(arguments, figures, goals, write)
+    output(f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs\n")
+    figures, goals = report(measure(arguments), arguments.dtype == "float32", output)
+    finish(arguments, figures, goals, output)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ Needs a GPU with 24 GB for SD 2.1-base, and with 40 GB for SDXL. `--device cpu` 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +25,11 @@ import torch
 from benchmarks.measuring import (
     Cost,
     Goal,
+    Output,
     Write,
+    add_output_arguments,
     counted,
+    finish,
     machine,
     matrix_rate,
     median_seconds,
@@ -234,7 +235,7 @@ def main(write: Write = sys.stdout.write) -> None:
     parser.add_argument("--layouts", nargs="+", choices=("sd-2.1-base", "sdxl"), default=["sd-2.1-base", "sdxl"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    add_output_arguments(parser)
     for name, value in asdict(Sizes()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     arguments = parser.parse_args()
@@ -244,18 +245,17 @@ def main(write: Write = sys.stdout.write) -> None:
         raise SystemExit(f"--images: expected at least two for each of {arguments.pairs} pairs, got {arguments.images}")
     sizes = Sizes(**{name: getattr(arguments, name) for name in asdict(Sizes())})
 
+    output = Output(write)
     described = machine(arguments.device)
-    write(f"{described['gpu'] or described['cpu']}, torch {described['torch']}, {arguments.dtype}, {sizes}\n")
-    layouts = []
+    output(f"{described['gpu'] or described['cpu']}, torch {described['torch']}, {arguments.dtype}, {sizes}\n")
+    layouts: list[Layout] = []
+    goals: list[Goal] = []
     for name in arguments.layouts:
         layout = measure(model_of(name, arguments.device, arguments.dtype), name, sizes)
         layouts.append(layout)
-        write(layout.text())
-        for goal in layout.goals():
-            write(goal.line())
-    if arguments.json is not None:
-        figures = {"machine": described, "sizes": asdict(sizes), "layouts": [layout.figures() for layout in layouts]}
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        goals += layout.goals()
+        output(layout.text())
+    finish(arguments, {"layouts": [layout.figures() for layout in layouts]}, goals, output, section="gpu")
 
 
 if __name__ == "__main__":

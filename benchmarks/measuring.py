@@ -108,7 +108,7 @@ def parser_of(description: str | None, unet: str = "small") -> argparse.Argument
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--runs", type=int, default=3, help="of each way, alternately; the median counts")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    add_output_arguments(parser)
     return parser
 
 
@@ -254,14 +254,50 @@ def cost_cells(cost: Cost) -> list[str]:
     ]
 
 
-def finish(arguments: argparse.Namespace, figures: Mapping[str, Any], goals: Sequence[Goal], write: Write) -> None:
-    """Write the goals, and all figures to the JSON file, if there is one."""
-    for goal in goals:
-        write(goal.line())
-    if arguments.json is None:
-        return
+class Output:
+    """Writes text, and keeps it for a page."""
 
-    settings = {name: value for name, value in vars(arguments).items() if name != "json"}
-    about = {"machine": machine(arguments.device), "settings": settings}
-    content = about | dict(figures) | {"goals": [goal.figures() for goal in goals]}
-    arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self.text = ""
+
+    def __call__(self, text: str) -> None:
+        self._write(text)
+        self.text += text
+
+
+def finish(
+    arguments: argparse.Namespace,
+    figures: Mapping[str, Any],
+    goals: Sequence[Goal],
+    output: Output,
+    section: str = "bench",
+) -> None:
+    """Write the goals, then the figures to the JSON file and the output to the page, if the arguments name them."""
+    for goal in goals:
+        output(goal.line())
+
+    if arguments.json is not None:
+        settings = {name: value for name, value in vars(arguments).items() if name not in ("json", "page")}
+        about = {"machine": machine(arguments.device), "settings": settings}
+        content = about | dict(figures) | {"goals": [goal.figures() for goal in goals]}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if arguments.page is not None:
+        page = with_section(arguments.page.read_text("utf-8"), section, output.text)
+        arguments.page.write_text(page, encoding="utf-8")
+
+
+def with_section(page: str, section: str, text: str) -> str:
+    """The page with `text` between the comments `<!-- section -->` and `<!-- end of section -->`."""
+    start = f"<!-- {section} -->\n"
+    end = f"<!-- end of {section} -->"
+    if start not in page or end not in page:
+        raise ValueError(f"expected the comments {start.strip()} and {end} in the page")
+    before, rest = page.split(start, 1)
+    return f"{before}{start}\n```text\n{text}```\n\n{end}{rest.split(end, 1)[1]}"
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options for files with the results."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also write the output into this page of the docs")

@@ -28,6 +28,7 @@ from benchmarks.measuring import (
     COST_COLUMNS,
     Cost,
     Goal,
+    Output,
     Write,
     cost_cells,
     counted,
@@ -292,12 +293,13 @@ def main(write: Write = sys.stdout.write) -> None:
     parser.add_argument("--micro-batches", action="store_true", help="also the table by micro-batch")
     arguments = parser.parse_args()
     set_up(arguments)
+    output = Output(write)
 
-    write(f"{setting(arguments)}; medians of {arguments.runs} runs\n")
-    figures, goals = report(measure(arguments), arguments.dtype == "float32", write)
+    output(f"{setting(arguments)}; medians of {arguments.runs} runs\n")
+    figures, goals = report(measure(arguments), arguments.dtype == "float32", output)
     if arguments.micro_batches:
-        write_micro_batches(arguments, write)
-    finish(arguments, figures, goals, write)
+        write_micro_batches(arguments, output)
+    finish(arguments, figures, goals, output)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,12 @@ from dfusion.models import DiffusionModel
 from tests.nets import tiny_model, tiny_xl_model
 
 
+@pytest.fixture(autouse=True)
+def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate of a small matrix product is measured sooner."""
+    monkeypatch.setattr(measuring, "_CPU_MATRIX", 32)
+
+
 def small_model(sample_size: int) -> DiffusionModel:
     model = random_model("small", "cpu", torch.float32)
     model.unet.register_to_config(sample_size=sample_size)
@@ -120,7 +126,7 @@ def test_all_ways_give_the_same_latents() -> None:
     }
     assert all(way.operations > 0 for way in work.values())
 
-    result = fusion.compare(model, steps=4, runs=2, adapter=True)
+    result = fusion.compare(model, steps=4, runs=1, adapter=True)
     assert max(result.difference, result.stock_difference) < 1e-5
     assert result.released_fusing.work.evaluations == 4 * 6
     assert result.fusing.work.evaluations == 2 * 3
@@ -157,15 +163,15 @@ def test_hours_of_the_papers_run() -> None:
 @pytest.mark.parametrize("new_model", [tiny_model, tiny_xl_model])
 def test_the_gpu_benchmark_on_a_cpu(new_model: Callable[[], DiffusionModel]) -> None:
     """All its code but the full size: rates, shares and hours are of what was run."""
-    sizes = gpu.Sizes(steps=4, images=4, pairs=2, micro_batch=2, runs=1)
+    sizes = gpu.Sizes(steps=3, images=4, pairs=2, micro_batch=4, runs=1)
     layout = gpu.measure(new_model(), gpu.PAPER_MODEL, sizes)
-    assert (layout.images.count, layout.targets.count, layout.rows.count) == (4, 2, 16)
-    # sampled: 4 steps; fused: 2 steps of a reference and two targets; 8 rows in prepare and in two epochs, both sides
+    assert (layout.images.count, layout.targets.count, layout.rows.count) == (4, 2, 12)
+    # sampled: 3 steps; fused: 1 step of a reference and two targets; 6 rows in prepare and in two epochs, both sides
     speeds = (layout.images, layout.targets, layout.rows)
-    assert [speed.cost.work.evaluations for speed in speeds] == [16, 6, 48]
+    assert [speed.cost.work.evaluations for speed in speeds] == [12, 3, 36]
 
     rates = [speed.rate for speed in speeds]
-    assert layout.hours == gpu.paper_hours(*rates, steps=4)
+    assert layout.hours == gpu.paper_hours(*rates, steps=3)
     assert [goal.limit for goal in layout.goals()] == [0.45, 4, 10]
     assert len(replace(layout, name="sdxl").goals()) == 1
     assert layout.figures()["paper_hours"] == layout.hours
@@ -179,18 +185,29 @@ def test_the_gpu_benchmark_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu.main()
 
 
+def test_a_page_without_the_comments_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected the comments <!-- gpu --> and <!-- end of gpu -->"):
+        measuring.with_section("<!-- bench -->\n<!-- end of bench -->\n", "gpu", "text")
+
+
 def test_make_bench_writes_tables_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fused = fusion.Compared(False, *[cost(n) for n in (40, 60, 25, 15, 25)], difference=0, stock_difference=0)
     trained = training.Compared("shapes", cost(20), 40, cost(10), 80, difference=0)
     monkeypatch.setattr(fusion, "measure", lambda _: iter([fused]))
     monkeypatch.setattr(training, "measure", lambda arguments: replace(trained, name=arguments.unet))
     file = tmp_path / "bench.json"
-    monkeypatch.setattr("sys.argv", ["bench", "--json", str(file), "--threads", str(torch.get_num_threads())])
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench -->\nold\n<!-- end of bench -->\nafter\n", "utf-8")
+    threads = str(torch.get_num_threads())
+    monkeypatch.setattr("sys.argv", ["bench", "--json", str(file), "--page", str(page), "--threads", threads])
     monkeypatch.setattr(measuring, "keep_freed_memory", lambda: None)
 
     output: list[str] = []
     all_benchmarks.main(output.append)
     figures = json.loads(file.read_text("utf-8"))
+    text = "".join(output)
+    new = f"before\n<!-- bench -->\n\n```text\n{text}```\n\n<!-- end of bench -->\nafter\n"
+    assert page.read_text("utf-8") == new
     assert "released code: fusing" in "".join(output) and "training (shapes)" in "".join(output)
     assert (figures["fusion"][0]["fusion_ratio"], figures["training"]["ratio"]) == (4, 4)
     assert figures["machine"]["torch"] == torch.__version__
