@@ -6,7 +6,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -148,3 +150,45 @@ def tables_by_copy(folder: Path) -> Iterator[None]:
 
     with patch("service.service.migrate", copy_or_migrate):
         yield
+
+
+@contextmanager
+def models_loaded_once() -> Iterator[None]:
+    """During the block, the stages of this process load a base model once, and not for each `work_until_idle`.
+
+    As in a worker, which keeps the model, the next stage gets it without the adapter of the stage before.
+    """
+    from dfusion.adapter import detach
+    from dfusion.models import DiffusionModel
+
+    load = lru_cache(maxsize=2)(DiffusionModel.load)
+
+    def without_adapter(*arguments: Any, **options: Any) -> DiffusionModel:
+        model = load(*arguments, **options)
+        detach(model.unet)
+        return model
+
+    # other users of the class load models of their own
+    with patch("worker.model_cache.DiffusionModel", SimpleNamespace(load=without_adapter)):
+        yield
+
+
+@contextmanager
+def working(service: Service) -> Iterator[None]:
+    """Run a worker in a thread of this process for the duration of the block."""
+    from dfusion import _torchvision_ops  # noqa: F401  (before diffusers or peft)
+
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.05):
+            work_until_idle(service)
+
+    thread = threading.Thread(target=work)
+    with models_loaded_once():
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(120)

@@ -9,7 +9,7 @@ import torch
 from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or peft)
 from tests.nets import tiny_pipeline
 from tests.servers import PostgresServer, S3Server, postgres_server, s3_server
-from tests.service import migrated_template, tables_by_copy
+from tests.service import migrated_template, models_loaded_once, tables_by_copy
 
 torch.set_num_threads(1)
 
@@ -18,6 +18,12 @@ torch.set_num_threads(1)
 def _tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Create SQLite databases by copying a migrated one."""
     with tables_by_copy(tmp_path_factory.mktemp("tables")):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models() -> Iterator[None]:
+    with models_loaded_once():
         yield
 
 

@@ -221,7 +221,7 @@ def test_an_adapter_is_exported_in_every_form(
 
 def test_a_preview_has_the_settings_of_the_training_or_of_the_request(installation: Installation) -> None:
     sampling = {"num_steps": 3, "guidance_scale": 2.0, "eta": 0.5, "negative_prompt": "blurry"}
-    job = installation.run(rounds=1, evaluation=None, sampling=sampling)
+    job = installation.run(prompts=PROMPTS[:1], rounds=1, evaluation=None, sampling=sampling)
     export = {"model": job["last_model"], "format": "kohya", "seed": 3}
     installation.done("/exports", export)
     installation.done("/exports", export | {"prompt": "a green star", "sampling": {"num_steps": 2, "width": 24}})
@@ -262,10 +262,11 @@ def test_policy_gradients_learn_from_samples_and_their_whole_history(
     installation: Installation, algorithm: str, fusion: dict[str, int] | None
 ) -> None:
     training = TRAINING | {"algorithm": algorithm, "clip_range": 0.1}
-    job = installation.done("/rounds", round_body(fusion=fusion, training=training, rounds=2, evaluation=None))
+    body = round_body(prompts=PROMPTS[:1], fusion=fusion, training=training, rounds=2, evaluation=None)
+    job = installation.done("/rounds", body)
     assert (job["state"], job["error"]) == ("succeeded", None)
     second, first = installation.all(f"/models?job={job['id']}")
-    assert first["statistics"]["examples"] == second["statistics"]["examples"] == 12
+    assert first["statistics"]["examples"] == second["statistics"]["examples"] == 4
     assert math.isfinite(second["statistics"]["last_loss"])
 
 
@@ -367,7 +368,8 @@ def test_verdicts_are_the_reward_of_an_update(
 
     monkeypatch.setattr(train, "training_examples", noted)
     training = TRAINING | {"algorithm": "ddpo"}
-    job_id = installation.post(review="required", update_reward="verdict", training=training, evaluation=None)
+    body = {"prompts": PROMPTS[:1], "review": "required", "evaluation": None}
+    job_id = installation.post(**body, update_reward="verdict", training=training)
     work_until_idle(installation.service)
     for pair in installation.all(f"/pairs?job={job_id}"):
         judge(installation, pair, prefer)
@@ -375,9 +377,9 @@ def test_verdicts_are_the_reward_of_an_update(
 
     job = installation.get(f"/jobs/{job_id}")
     assert job["state"] == "succeeded"
-    assert advantages == [(False, of_target), (True, of_base)] * 6
+    assert advantages == [(False, of_target), (True, of_base)] * 2
     statistics = installation.get(f"/models/{job['last_model']}")["statistics"]
-    assert (statistics["pairs"], statistics["adopted"]) == (6, 6 if prefer == "target" else 0)
+    assert (statistics["pairs"], statistics["adopted"]) == (2, 2 if prefer == "target" else 0)
     assert (statistics["last_grad_norm"] == 0.0) == (prefer == "tie")
 
 
@@ -543,7 +545,8 @@ def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
     training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
     settings = settings_for(tmp_path / "data", pipeline)
     with TestClient(create_app(settings)) as client:
-        job_id = Installation(client).post(rounds=2, fusion=None, training=training, evaluation=None)
+        options = {"prompts": PROMPTS[:2], "fusion": None, "training": training, "evaluation": None}
+        job_id = Installation(client).post(rounds=2, **options)
         work_until_idle(service_of(client), until=lambda held: held.round == 2)
     with TestClient(create_app(settings)) as client:  # a new process has only the database
         again = Installation(client)
@@ -551,7 +554,7 @@ def test_advantages_use_all_that_a_prompt_ever_got_also_after_a_restart(
         samples = again.all(f"/samples?job={job_id}")
     scores = {(s["prompt"], s["round"], s["number"]): s["scores"][0]["value"] for s in samples}
     expected = []
-    for prompt in (p["text"] for p in PROMPTS):
+    for prompt in (p["text"] for p in PROMPTS[:2]):
         history = [scores[prompt, r, n] for r in (1, 2) for n in range(4)]
         mean, std = statistics.fmean(history), statistics.pstdev(history)
         expected += [(scores[prompt, 2, n] - mean) / std for n in range(4)]

@@ -141,7 +141,7 @@ def test_one_adamw_goes_through_all_rounds(
     The epsilon limits the step of elements near 0, whose sign is due to rounding.
     """
     training = {"learning_rate": 1e-4, "adam_epsilon": 1e-3, "inner_epochs": 2}
-    options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET, "training": training}
+    options = {"prompts": OPEN[:1], "evaluation": None, "pairing": EVERY_TARGET, "training": training}
     first = installation.run(rounds=2, **options)
     second = installation.run(model=first["last_model"], **options)
     assert installation.get(f"/models/{first['last_model']}")["statistics"]["optimizer_updates"] == 4
@@ -162,12 +162,12 @@ def test_one_adamw_goes_through_all_rounds(
 
 def test_a_fresh_optimizer_can_be_requested(installation: Installation) -> None:
     training = TRAINING | {"examples_per_update": 320, "optimizer_start": "fresh"}
-    job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
+    job = installation.run(prompts=OPEN[:1], rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
     assert installation.get(f"/models/{job['last_model']}")["statistics"]["optimizer_updates"] == 1
 
 
 def test_a_fresh_optimizer_does_not_need_the_file_of_the_old_one(installation: Installation, tmp_path: Path) -> None:
-    options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET}
+    options = {"prompts": OPEN[:1], "evaluation": None, "pairing": EVERY_TARGET}
     first = installation.run(training=TRAINING, **options)
     [file] = (tmp_path / "data").rglob("optimizer/*")
     file.unlink()
@@ -259,7 +259,7 @@ def test_pairs_of_images_of_two_sizes_are_not_trained_on_together(installation: 
 
 def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: list[list[Example]]) -> None:
     training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
-    job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
+    job = installation.run(prompts=OPEN[:1], rounds=2, evaluation=None, pairing=EVERY_TARGET, training=training)
     samples = installation.all(job["links"]["samples"])
     sampled = [s for s in samples if s["role"] in ("plain", "reference", "base")]
     expected = []
@@ -275,7 +275,7 @@ def test_advantages_of_fused_pairs_by_hand(installation: Installation, learned: 
 def test_a_training_on_an_early_round_knows_nothing_of_later_scores(
     installation: Installation, learned: list[list[Example]]
 ) -> None:
-    job = installation.run(prompts=OPEN, rounds=2, evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
+    job = installation.run(prompts=OPEN[:1], rounds=2, evaluation=None, pairing=EVERY_TARGET, training=TRAINING)
     pairs = installation.all(f"/pairs?job={job['id']}&round=1")
     training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
     installation.done("/trainings", {"pairs": [pair["id"] for pair in pairs], "training": training})
@@ -326,7 +326,7 @@ def test_verdicts_select_the_preferred_side(
 def test_a_later_round_is_sampled_fused_and_measured_with_the_adapter(
     installation: Installation, pipeline: Path, tmp_path: Path
 ) -> None:
-    job = installation.run(rounds=2, pairing=EVERY_TARGET, training=TRAINING)
+    job = installation.run(prompts=PROMPTS[:2], rounds=2, pairing=EVERY_TARGET, training=TRAINING)
     _, first = installation.all(job["links"]["models"])  # newest first
     model = DiffusionModel.load(pipeline)
     (tmp_path / "adapter").write_bytes(installation.client.get(first["adapter"]["artifact"]).content)
@@ -354,6 +354,7 @@ def test_a_later_round_is_sampled_fused_and_measured_with_the_adapter(
 
 def test_a_reward_that_rises_alone_is_reported(installation: Installation) -> None:
     same = {"rounds": 4, "evaluation": None, "fusion": None, "prompts": PROMPTS[:1], "training": TRAINING}
+    same |= {"sampling": {"num_steps": 2}, "samples_per_prompt": 2}
     job = installation.run(**same, reward="rising", watch="falling")
     metrics = installation.get(job["links"]["metrics"])["data"]
     falling = [entry["mean"] for entry in metrics if entry["scorer"] == "falling"]
@@ -406,7 +407,7 @@ def test_a_rounds_reward_may_be_a_sum(installation: Installation) -> None:
         "kind": "weighted",
         "parts": [{"scorer": "brightness", "weight": -2}, {"scorer": "constant", "weight": 1}],
     }
-    job = installation.run(reward=weighted, evaluation=None)
+    job = installation.run(prompts=PROMPTS[:1], reward=weighted, evaluation=None)
     pair = installation.all(job["links"]["pairs"])[0]
     bright = Brightness().score(picture(installation, pair["base"]["image"])[None], [""])[0]
     assert pair["base"]["score"] == pytest.approx(0.5 - 2 * bright)
@@ -422,7 +423,8 @@ def test_a_sum_is_normalised_by_the_scores_of_the_run_so_far(installation: Insta
         "normalise": True,
         "parts": [{"scorer": "brightness", "weight": -2}, {"scorer": "constant", "weight": 1}],
     }
-    job = installation.run(reward=weighted, watch="brightness", evaluation=None, rounds=2, pairing=EVERY_TARGET)
+    options = {"prompts": PROMPTS[:1], "evaluation": None, "rounds": 2, "pairing": EVERY_TARGET}
+    job = installation.run(**options, reward=weighted, watch="brightness")
     assert job["state"] == "succeeded", job["error"]
     pairs = installation.all(job["links"]["pairs"])
     samples = [sample for sample in installation.all(f"/samples?job={job['id']}") if sample["role"] != "target"]
@@ -512,7 +514,7 @@ def test_a_checkpoint_is_given_up_only_where_it_is_gone(
         return borrow(store, key, sha256)
 
     monkeypatch.setattr(FileStore, "borrow", failing)
-    job_id = installation.post(evaluation=None, training=TRAINING)
+    job_id = installation.post(prompts=OPEN, evaluation=None, training=TRAINING)
     for _ in range(3):  # retries start after a pause
         work_until_idle(installation.service)
         time.sleep(0.2)
@@ -528,7 +530,8 @@ def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
     """The worker is upgraded in the middle of a round. All scores that it compares are from one version."""
     with TestClient(create_app(settings_for(tmp_path / "data", pipeline))) as client:
         installation = Installation(client)
-        job_id = installation.post(evaluation=None)
+        few: dict[str, Any] = {"prompts": PROMPTS[:1], "evaluation": None}
+        job_id = installation.post(**few)
         work_until_idle(installation.service, until=lambda held: held.kind == "select")
         monkeypatch.setattr(Brightness, "version", "2")
         work_until_idle(installation.service)
@@ -538,7 +541,7 @@ def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
         base = installation.all(f"/samples?job={job_id}&role=base")[0]
         assert [score["version"] for score in base["scores"]] == ["1", "2"]
 
-        other_id = installation.post(evaluation=None)
+        other_id = installation.post(**few)
         work_until_idle(installation.service, until=lambda held: held.kind == "verify")
         monkeypatch.setattr(Brightness, "version", "3")
         work_until_idle(installation.service)
@@ -547,7 +550,7 @@ def test_scores_of_another_version_of_a_scorer_are_not_mixed_in(
         assert {pair["scorer_version"] for pair in installation.all(other["links"]["pairs"])} == {"3"}
 
         # by the last version, references score no more than bases: their pairs were selected by another measure
-        last_id = installation.post(evaluation=None)
+        last_id = installation.post(**few)
         work_until_idle(installation.service, until=lambda held: held.kind == "verify")
         monkeypatch.setattr(Brightness, "version", "4")
         monkeypatch.setattr(Brightness, "score", lambda _self, images, _prompts: [0.5] * len(images))
@@ -561,7 +564,7 @@ def test_a_policy_gradient_continues_after_an_upgrade_of_the_scorer(
     installation: Installation, learned: list[list[Example]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = TRAINING | {"algorithm": "ddpo", "clip_range": 0.1}
-    job_id = installation.post(evaluation=None, fusion=None, training=training)
+    job_id = installation.post(prompts=PROMPTS[:1], evaluation=None, fusion=None, training=training)
     work_until_idle(installation.service, until=lambda held: held.kind == "train")
     upgrade(monkeypatch)
     work_until_idle(installation.service)
@@ -574,7 +577,7 @@ def test_an_evaluation_is_by_one_version_of_a_scorer(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = {"samples_per_prompt": 2, "sampling": {"num_steps": 4}, "scorers": ["brightness"]}
-    trained = installation.run(evaluation=None, training=TRAINING)["last_model"]
+    trained = installation.run(prompts=PROMPTS[:1], evaluation=None, training=TRAINING)["last_model"]
     job_id = installation.ask("/evaluations", {"models": ["tiny", trained], "prompts": PROMPTS, **few})
     done: list[str] = []
     work_until_idle(installation.service, until=lambda held: bool(done) or done.append(held.stage_id))
@@ -593,7 +596,7 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_job_that_is_tried_again_means_what_it_meant(installation: Installation) -> None:
     """A retried job keeps its models and prompt sets, even if their aliases and names have moved in the meantime."""
-    trained = installation.run(evaluation=None, training=TRAINING)["last_model"]
+    trained = installation.run(prompts=PROMPTS[:1], evaluation=None, training=TRAINING)["last_model"]
     put_set = lambda prompts: installation.client.post("/prompt-sets", json={"name": "mine", "prompts": prompts})  # noqa: E731
     put_alias = lambda model: installation.client.put("/aliases/best", json={"model": model})  # noqa: E731
     base = installation.get("/models/tiny")["id"]
