@@ -182,9 +182,9 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def tiny_model() -> DiffusionModel:
-    """The parts of `tiny_pipeline`."""
-    return DiffusionModel.from_pipeline(tiny_pipeline())
+def tiny_model(has_middle: bool = False) -> DiffusionModel:
+    """The parts of `tiny_pipeline`. Without a middle block, a forward pass takes a quarter less time."""
+    return DiffusionModel.from_pipeline(tiny_pipeline(has_middle))
 
 
 def tiny_xl_model() -> DiffusionModel:

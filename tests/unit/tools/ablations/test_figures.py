@@ -42,7 +42,7 @@ class EverySecond:
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return Bench(tiny_model(), Brightness())
+    return Bench(tiny_model(has_middle=True), Brightness())
 
 
 @pytest.fixture(scope="module")
