@@ -143,6 +143,7 @@ def test_layers_outside_attention_are_exported_for_stock_diffusers(tmp_path: Pat
     assert (tmp_path / "rewritten").read_bytes() == adapter.read_bytes()
 
 
+@pytest.mark.slow
 def test_layers_of_sdxl_that_kohya_has_no_name_for_are_named(tmp_path: Path) -> None:
     base, adapter = saved(tiny_xl_pipeline(), tmp_path, lora=LoraConfig(rank=2, targets=("conv_in",)))
     with pytest.raises(ExportError, match=r"^kohya export of .*got 'conv_in'; export it as diffusers, peft or merged$"):
@@ -217,6 +218,7 @@ def test_the_recipe_alone_gives_the_preview_with_stock_diffusers(tmp_path: Path,
         assert np.abs(ours - theirs).max() <= 1, again
 
 
+@pytest.mark.slow
 def test_the_page_exports_by_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tiny_pipeline(), tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -233,6 +235,7 @@ def python_of(text: str) -> str:
     return str(code)
 
 
+@pytest.mark.slow
 def test_a_recipe_has_all_settings_but_no_paths(sd: tuple[Path, Path], tmp_path: Path) -> None:
     folder, adapter = sd
     sampling = SamplingConfig(num_steps=2, guidance_scale=2.5, eta=0.5, width=24)

@@ -90,6 +90,7 @@ def test_noise_estimates_of_a_true_network_are_wrong() -> None:
     assert (report.state_errors[:, 0] > 0.1).all() and (report.state_errors[:, -1] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_report_by_hand() -> None:
     unet = tiny_unet()
     scheduler = sd_scheduler()

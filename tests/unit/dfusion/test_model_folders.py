@@ -83,6 +83,7 @@ def test_zero_snr_with_epsilon_is_refused(templates: Templates, name: str, tmp_p
         "SDXL vocabulary and merges",
     ],
 )
+@pytest.mark.slow
 def test_files_as_the_hub_has_them_give_the_same_image(templates: Templates, name: str, tmp_path: Path) -> None:
     """Names of tensors and files of Stability AI's repositories, which are older than those that are saved today."""
     [variant] = [variant for variant in VARIANTS if variant.name == name]
@@ -91,6 +92,7 @@ def test_files_as_the_hub_has_them_give_the_same_image(templates: Templates, nam
     assert np.array_equal(image_of(path), image_of(templates.create(plain, tmp_path / "plain")))
 
 
+@pytest.mark.slow
 def test_the_command_of_the_error_converts_pickles(tmp_path: Path) -> None:
     """A folder with .bin weights, as they were saved before safetensors."""
     folder = tmp_path / "model"

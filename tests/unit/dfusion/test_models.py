@@ -87,6 +87,7 @@ def test_load_gives_what_was_saved_in_float32_with_ddim(tmp_path: Path) -> None:
     assert loaded.latent_shape == (4, 8, 8) and loaded.text_encoder_2 is None
 
 
+@pytest.mark.slow
 def test_sdxl_is_loaded_with_both_text_encoders(tmp_path: Path, xl_model: DiffusionModel) -> None:
     tiny_xl_pipeline().save_pretrained(tmp_path)
     loaded = DiffusionModel.load(str(tmp_path))
@@ -95,6 +96,7 @@ def test_sdxl_is_loaded_with_both_text_encoders(tmp_path: Path, xl_model: Diffus
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
 def test_half_precision_is_for_the_networks_only(tmp_path: Path, dtype: str) -> None:
     """The VAE follows its config's force_upcast; states, log-probs and adapters are float32."""
     pipeline = tiny_xl_pipeline()

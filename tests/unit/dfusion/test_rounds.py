@@ -178,6 +178,7 @@ def test_targets_are_those_that_fuse_gives() -> None:
     torch.testing.assert_close(pair.target.trajectory.latents, target.latents, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_automatic_thresholds_come_from_the_paired_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Trajectory] = []
 
@@ -193,6 +194,7 @@ def test_automatic_thresholds_come_from_the_paired_samples(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("fusion", [None, FUSION])
+@pytest.mark.slow
 def test_policy_gradients_learn_from_advantages_over_all_rounds(
     learned: list[Example], fusion: FusionConfig | None
 ) -> None:

@@ -56,6 +56,7 @@ def embeds(model: DiffusionModel) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 @pytest.mark.parametrize("net", PIPELINES)
+@pytest.mark.slow
 def test_prompts_are_encoded_with_the_merged_weights_until_the_adapter_is_detached(
     net: str, form: str, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_prompts_are_encoded_with_the_merged_weights_until_the_adapter_is_detach
 
 
 @pytest.mark.parametrize("net", PIPELINES)
+@pytest.mark.slow
 def test_stock_diffusers_encodes_prompts_the_same_by_our_file_and_by_the_original(net: str, tmp_path: Path) -> None:
     file, _ = write(PIPELINES[net](), tmp_path, "diffusers")
     model = DiffusionModel.from_pipeline(PIPELINES[net]())

@@ -350,7 +350,8 @@ def test_the_divergence_can_be_from_the_base_model(model: DiffusionModel) -> Non
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: str, tmp_path: Path) -> None:
     examples = examples_of(model, algorithm)
-    settings = config(algorithm, micro_batch=4)  # 2 updates of pairs or 4 of samples in each of two epochs
+    # two updates in each of two epochs: of one pair, or of two samples
+    settings = config(algorithm, micro_batch=8, examples_per_update=1 if algorithm == "dpo" else 2)
     through = Trainer(model, examples, settings, seed=0)
     states = []
     reports = []
@@ -375,6 +376,7 @@ def test_resume_is_bit_exact_at_every_update(model: DiffusionModel, algorithm: s
     assert [from_file.step() for _ in reports[1:]] == reports[1:] and same(weights(model), after[-1])
 
 
+@pytest.mark.slow
 def test_a_cancelled_update_changes_nothing(model: DiffusionModel) -> None:
     pairs = [replace(pair, on_policy=False) for pair in examples_of(model)]
     trainer = Trainer(model, pairs, config(), seed=0)
@@ -427,6 +429,7 @@ def test_states_of_other_trainings_are_rejected(model: DiffusionModel, tmp_path:
     cheaper.load_state(TrainerState.load(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_damaged_state_does_not_change_the_trainer(model: DiffusionModel) -> None:
     trainer = trainer_of(model)
     trainer.step()
@@ -483,6 +486,7 @@ def test_another_policy_than_the_sampling_one_is_rejected(model: DiffusionModel,
 
 
 @pytest.mark.parametrize("weight", [{"beta": 1e-3}, {"beta": 1e4}, {"algorithm": "dpok", "policy_weight": 1e4}])
+@pytest.mark.slow
 def test_gradients_neither_vanish_nor_overflow_in_float16(weight: dict[str, Any]) -> None:
     """Against the same weights in float32. Without scaling, the first is off by 0.4 and the others are infinite."""
     examples = None
@@ -500,6 +504,7 @@ def test_gradients_neither_vanish_nor_overflow_in_float16(weight: dict[str, Any]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("float16", 1e-3), ("bfloat16", 1e-2)])
+@pytest.mark.slow
 def test_the_ratios_tolerance_depends_on_the_precision(model: DiffusionModel, dtype: str, tolerance: float) -> None:
     model.unet.to(getattr(torch, dtype))
     attach_lora(model.unet, seed=1)
@@ -644,6 +649,7 @@ def test_rounds_with_a_carried_optimizer_are_one_loop_with_one_adamw(model: Diff
     assert max_difference(carried, start) > 1e-4  # six steps of about the learning rate
 
 
+@pytest.mark.slow
 def test_a_fresh_optimizer_forgets(model: DiffusionModel) -> None:
     start = weights(model)
     first = trainer_of(model, **ALL_AT_ONCE)
@@ -694,6 +700,7 @@ def test_moments_of_another_adapter_are_rejected(model: DiffusionModel) -> None:
         Trainer(model, first.examples, config(ratio_tolerance=1e3), 0, moments)
 
 
+@pytest.mark.slow
 def test_beta_does_not_scale_the_step(model: DiffusionModel) -> None:
     """At margin 0 the gradient of Eq. 6 is beta times the same vector, and AdamW's step does not depend on its length.
 
@@ -769,6 +776,7 @@ def test_masked_credit_uses_the_elements_inside_the_mask(model: DiffusionModel) 
 
 
 @pytest.mark.parametrize("credit", ["all", "mask"])
+@pytest.mark.slow
 def test_the_safeguard_uses_the_credited_elements(model: DiffusionModel, credit: str) -> None:
     """The first gradient of Eq. 6, beta / 2 of each side's, with the rejected side's times
     min(1, (1 - mu) |g_w|^2 / (g_w . g_l)), where g is the gradient of -log p by what the network predicts. As a target
@@ -798,6 +806,7 @@ def test_the_safeguard_uses_the_credited_elements(model: DiffusionModel, credit:
     assert (gradient(model) - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.slow
 def test_without_a_mask_all_elements_count(model: DiffusionModel) -> None:
     """A reference in place of a target, or an empty mask."""
     before = weights(model)

@@ -212,6 +212,7 @@ def test_the_learning_rate_scales_the_updates(untrained: DiffusionModel) -> None
         torch.testing.assert_close(half[name] - value, (full[name] - value) / 2, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_average_by_hand(untrained: DiffusionModel) -> None:
     """Its decay is 2/11, 3/12, 4/13 after the first updates, and 0.3 at most."""
     model = model_with(untrained, LoraConfig(rank=2))
@@ -226,6 +227,7 @@ def test_the_average_by_hand(untrained: DiffusionModel) -> None:
         torch.testing.assert_close(value, average[name])
 
 
+@pytest.mark.slow
 def test_dropout_is_seeded_and_only_in_updates(untrained: DiffusionModel) -> None:
     model = model_with(untrained, LoraConfig(rank=2))
     examples = examples_of(model)

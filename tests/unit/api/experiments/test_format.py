@@ -198,6 +198,7 @@ def test_selection_chooses_cells() -> None:
             cells_of(experiment(), unknown)
 
 
+@pytest.mark.slow
 def test_runner_imports_neither_torch_nor_matplotlib() -> None:
     code = "import sys, api.experiments; print(sorted({'torch', 'matplotlib', 'yaml', 'worker'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

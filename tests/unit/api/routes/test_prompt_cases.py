@@ -122,6 +122,7 @@ def generated_files() -> Iterator[tuple[PromptCase, str, bytes]]:
             yield case, media_type, text.replace("\n", end).encode(encoding, "replace")
 
 
+@pytest.mark.slow
 def test_generated_files_are_stored_or_refused_at_their_line_or_prompt(client: TestClient) -> None:
     outcomes = {"stored": 0, "encoding": 0, "refused": 0}
     for case, media_type, content in generated_files():

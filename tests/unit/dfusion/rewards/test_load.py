@@ -79,6 +79,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "plugin_of_a_test", raising=False)
 
 
+@pytest.mark.slow
 def test_every_name_of_the_catalogue_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from dfusion.rewards.clip import ClipScorer
 

@@ -84,6 +84,7 @@ def clip_embeds(model: Any) -> tuple[np.ndarray, np.ndarray]:
     return images, texts
 
 
+@pytest.mark.slow
 def test_pickscore_is_the_scaled_cosine(clip: tuple[Path, Any]) -> None:
     folder, model = clip
     images, texts = clip_embeds(model)

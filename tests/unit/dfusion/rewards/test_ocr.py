@@ -26,12 +26,14 @@ def ocr() -> Scorer:
     return load_scorer("ocr")
 
 
+@pytest.mark.slow
 def test_text_is_found_and_read_line_by_line(ocr: Scorer) -> None:
     images = np.stack([sign("OPEN", "DAILY"), sign()])
     assert ocr.score(images, ['a sign that says "open daily"'] * 2) == [1.0, 0.0]
     assert (ocr.name, ocr.version) == ("ocr", f"rapidocr-{version('rapidocr-onnxruntime')}")
 
 
+@pytest.mark.slow
 def test_numbers_of_the_shapes_world_are_read() -> None:
     rng = np.random.default_rng(0)
     scenes = [random_number(rng) for _ in range(4)]
