@@ -332,8 +332,10 @@ def _pairs(
     model: DiffusionModel, prompt: Prompt, rollouts: Sequence[Rollout], scorer: Scorer, config: RoundConfig
 ) -> Iterable[RoundPair]:
     """The prompt's pairs with their targets."""
-    # 1. references and bases
+    # 1. references and bases, with the pairs of a reference together: the U-Net then computes it once for its targets
     chosen = choose_pairs([rollout.score for rollout in rollouts], config.pairing)
+    references = [pair.reference for pair in chosen]
+    chosen.sort(key=lambda pair: references.index(pair.reference))
     sides = [(rollouts[pair.reference], rollouts[pair.base]) for pair in chosen]
     if config.fusion is None:
         return [RoundPair(prompt.text, *pair) for pair in sides]
@@ -347,8 +349,7 @@ def _pairs(
         except InvalidInputError as error:  # an item whose map is constant
             return [RoundPair(prompt.text, *pair, reason=f"nothing was fused: {error}") for pair in sides]
 
-    # 3. targets and their adoption, with the pairs of a reference together: the U-Net then computes it once for them
-    sides.sort(key=lambda pair: pair[0].trajectory.seeds)
+    # 3. targets and their adoption
     pairs = []
     for start in range(0, len(sides), BATCH):
         part = sides[start : start + BATCH]
