@@ -8,15 +8,14 @@ are bases: two pairs of one reference. What is measured:
     dfusion        `sample` with the references' item maps, then `fuse`
     stock          diffusers' StableDiffusionPipeline, which samples the same images and records nothing
 
-All run in one process with the same threads and memory settings, in turn. This is done without and with an adapter
-attached. All steps of a way cost the same, except that fusion copies the first ones. The first run has all steps, and
-its results are compared. The further runs are shorter. The median of the runs' seconds per step counts, times the
-number of steps. On a CPU the process keeps freed memory, as a worker does. Otherwise the explicit matrices would be
-page-faulted again.
+All run in one process with the same threads and memory settings, in turn, and the median of the runs counts. This is
+done without and with an adapter attached. On a CPU the process keeps freed memory, as a worker does. Otherwise the
+explicit matrices would be page-faulted again.
 
-Operations and evaluations are counted in a warm-up of a few steps and multiplied in the same way. The floor is the time
-of these operations at the rate of a large matrix product, which is measured in the same run. On a GPU:
-`--unet sd-2.1-base --device cuda --dtype float16`.
+All steps of a way cost the same, except that `fuse` copies the first ones. So operations and evaluations are counted in
+a warm-up of a few steps and multiplied. With `--short`, seconds are, too. The floor is the time of the operations at
+the rate of a large matrix product, which is measured in the same run. On a GPU: `--unet sd-2.1-base --device cuda
+--dtype float16`.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ DIFFERENCE_GOAL = 1e-5
 """The largest relative difference of float32 latents. Half precision has none."""
 _COUNTED_STEPS = 3
 _SHORT_STEPS = 5
-"""Steps of the warm-up in which operations are counted, and of the runs after the first. The first two are copied."""
+"""Steps of the warm-up in which operations are counted, and of short runs. `fuse` copies the first two."""
 
 
 def steps_of(way: str, steps: int) -> int:
@@ -261,16 +260,15 @@ class Compared:
 
 
 def compare(model: DiffusionModel, steps: int, runs: int, adapter: bool, short: bool = False) -> Compared:
-    """Measure each way, with a random adapter attached or without any. `short`: the first run is short, too."""
+    """Measure each way, with a random adapter attached or without any. Short runs have fewer steps than `steps`."""
     if adapter:
         attach_random_lora(model.unet)
-    shorter = Round(model, min(steps, _SHORT_STEPS))
-    first = shorter if short else Round(model, steps)
+    prompt_round = Round(model, min(steps, _SHORT_STEPS) if short else steps)
 
     work = counted_work(Round(model, _COUNTED_STEPS))  # also warms up
     rate = matrix_rate(model.unet.device, model.unet.dtype)
     wait = settled(model.unet.device)
-    seconds = median_seconds([prompt_round.ways(wait) for prompt_round in (first, *[shorter] * (runs - 1))])
+    seconds = median_seconds([prompt_round.ways(wait)] * runs)
     detach(model.unet)
 
     # the costs of all steps
@@ -278,8 +276,9 @@ def compare(model: DiffusionModel, steps: int, runs: int, adapter: bool, short: 
     for name in WAYS:
         count = steps_of(name, steps)
         costs[name] = Cost(seconds[name] * count, work[name].times(count), rate)
-    difference = relative_difference(first.results["fusing"], first.results["released_fusing"])
-    stock_difference = relative_difference(first.results["sampling"].final, first.results["stock"])
+    results = prompt_round.results
+    difference = relative_difference(results["fusing"], results["released_fusing"])
+    stock_difference = relative_difference(results["sampling"].final, results["stock"])
     return Compared(adapter, difference=difference, stock_difference=stock_difference, **costs)
 
 
@@ -308,7 +307,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Compared]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--short", action="store_true", help="the first run is short, too, and so is what it compares")
+    parser.add_argument("--short", action="store_true", help="runs of a few steps, multiplied")
     parser.add_argument("--adapter", choices=("both", "with", "without"), default="both")
 
 
