@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from benchmarks import fusion, training
-from benchmarks.measuring import Output, Write, finish, parser_of, set_up, setting
+from benchmarks.measuring import Output, Write, finish, parser_of, set_up
 from benchmarks.nets import SD_LAYOUTS
 
 
@@ -25,9 +25,10 @@ def main(write: Write = sys.stdout.write) -> None:
     output = Output(write)
     float32 = arguments.dtype == "float32"
 
-    output(f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs\n")
+    output(fusion.heading(arguments))
     figures, goals = fusion.report(fusion.measure(arguments), float32, output)
-    of_training = argparse.Namespace(**{**vars(arguments), "unet": arguments.training_unet})
+    steps = min(arguments.steps, fusion.SHORT_STEPS) if arguments.short else arguments.steps
+    of_training = argparse.Namespace(**(vars(arguments) | {"unet": arguments.training_unet, "steps": steps}))
     training_figures, training_goals = training.report(training.measure(of_training), float32, output)
     finish(arguments, figures | training_figures, [*goals, *training_goals], output)
 

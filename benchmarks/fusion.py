@@ -73,7 +73,7 @@ STOCK_GOAL = 1.05
 DIFFERENCE_GOAL = 1e-5
 """The largest relative difference of float32 latents. Half precision has none."""
 _COUNTED_STEPS = 3
-_SHORT_STEPS = 5
+SHORT_STEPS = 5
 """Steps of the warm-up in which operations are counted, and of short runs. `fuse` copies the first two."""
 
 
@@ -263,7 +263,7 @@ def compare(model: DiffusionModel, steps: int, runs: int, adapter: bool, short: 
     """Measure each way, with a random adapter attached or without any. Short runs have fewer steps than `steps`."""
     if adapter:
         attach_random_lora(model.unet)
-    prompt_round = Round(model, min(steps, _SHORT_STEPS) if short else steps)
+    prompt_round = Round(model, min(steps, SHORT_STEPS) if short else steps)
 
     work = counted_work(Round(model, _COUNTED_STEPS))  # also warms up
     rate = matrix_rate(model.unet.device, model.unet.dtype)
@@ -304,6 +304,12 @@ def measure(arguments: argparse.Namespace) -> Iterator[Compared]:
         yield compare(model, arguments.steps, arguments.runs, adapter, arguments.short)
 
 
+def heading(arguments: argparse.Namespace) -> str:
+    """The line above the tables."""
+    short = f" of {SHORT_STEPS} steps, multiplied" if arguments.short else ""
+    return f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs{short}\n"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--steps", type=int, default=20)
@@ -330,7 +336,7 @@ def main(write: Write = sys.stdout.write) -> None:
     set_up(arguments)
     output = Output(write)
 
-    output(f"{setting(arguments)}; {arguments.steps} steps, medians of {arguments.runs} runs\n")
+    output(heading(arguments))
     figures, goals = report(measure(arguments), arguments.dtype == "float32", output)
     finish(arguments, figures, goals, output)
 
