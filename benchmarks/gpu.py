@@ -187,7 +187,7 @@ class _Work:
             ratio_tolerance=1.0,
         )
         pairs = [
-            TrainingPair(self.samples.select([2 * i]), self.samples.select([2 * i + 1]), PROMPT)
+            TrainingPair(self.samples.select([2 * i]), self.samples.select([2 * i + 1]), PROMPT, on_policy=False)
             for i in range(self.sizes.pairs)
         ]
         attach_lora(self.model.unet, seed=1)

@@ -1,9 +1,9 @@
 """Rows a second of DPO training against plain training, in one run: `python -m benchmarks.training`.
 
 Plain training (`benchmarks.plain_training`, as D3PO does) has batch 1 and evaluates the reference policy again for each
-row of each inner epoch. `dfusion.Trainer` has micro-batches and evaluates it once per training. Both train the same
-pairs with stock attention, in turn, and the median of the runs counts. A row is one step of one pair, both sides with
-guidance, in one inner epoch.
+row of each inner epoch. `dfusion.Trainer` has micro-batches and keeps the reference policy's log-probs. Both train the
+same pairs with stock attention, in turn, and the median of the runs counts. A row is one step of one pair, both sides
+with guidance, in one inner epoch.
 
 With `--micro-batches`, a table shows the first update of a new adapter by micro-batch: seconds per row, the GPU's peak
 memory, and two errors. The first is the gradient's difference from that of micro-batch 1, which is plain accumulation.
@@ -231,7 +231,7 @@ def update(model: DiffusionModel, pairs: list[TrainingPair], micro_batch: int, c
 
 
 def sampled_pairs(model: DiffusionModel, count: int, steps: int) -> list[TrainingPair]:
-    """Pairs of samples of one prompt."""
+    """Pairs of samples of one prompt. As for a fused target, the preferred side's recorded log-probs are not used."""
     prompt = model.encode_prompts([PROMPT] * 2)
     negative = model.encode_prompts([""])
     config = SamplingConfig(num_steps=steps)
@@ -239,7 +239,7 @@ def sampled_pairs(model: DiffusionModel, count: int, steps: int) -> list[Trainin
     pairs = []
     for i in range(count):
         both = sample(model.unet, model.scheduler, prompt, negative, [2 * i, 2 * i + 1], config=config)
-        pairs.append(TrainingPair(both.select([0]), both.select([1]), PROMPT))
+        pairs.append(TrainingPair(both.select([0]), both.select([1]), PROMPT, on_policy=False))
     return pairs
 
 
