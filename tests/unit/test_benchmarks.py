@@ -14,7 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks import __main__ as all_benchmarks
 from benchmarks import fusion, gpu, item_finding, measuring, training
 from benchmarks.measuring import Cost, Goal, Work
-from benchmarks.nets import random_model
+from benchmarks.nets import UNETS
+from dfusion._diffusers import UNet2DConditionModel
 from dfusion.models import DiffusionModel
 from tests.nets import tiny_model, tiny_xl_model
 
@@ -23,12 +24,6 @@ from tests.nets import tiny_model, tiny_xl_model
 def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate of a small matrix product is measured sooner."""
     monkeypatch.setattr(measuring, "_CPU_MATRIX", 32)
-
-
-def small_model(sample_size: int) -> DiffusionModel:
-    model = random_model("small", "cpu", torch.float32)
-    model.unet.register_to_config(sample_size=sample_size)
-    return model
 
 
 def cost(seconds: float, operations: float = 1e9, rate: float = 1e9) -> Cost:
@@ -115,7 +110,7 @@ def test_the_processor_is_named(tmp_path: Path) -> None:
 def test_all_ways_give_the_same_latents() -> None:
     """Of four samples and two targets, with an adapter: per step, released 4 and 3 x 2 evaluations, ours 4 and, fused,
     a reference and two targets."""
-    model = small_model(16)
+    model = tiny_model()
     work = fusion.counted_work(fusion.Round(model, 3))
     assert {name: way.evaluations for name, way in work.items()} == {
         "released_sampling": 4,
@@ -135,14 +130,14 @@ def test_all_ways_give_the_same_latents() -> None:
 
 @pytest.mark.slow
 def test_plain_training_has_the_same_gradient() -> None:
-    """Two pairs of three steps: plainly four evaluations a row. The trainer evaluates both sides of each row in each of
+    """A pair of three steps: plainly four evaluations a row. The trainer evaluates both sides of each row in each of
     the two inner epochs; the first gives the log-probs of the policy before the update."""
-    model = small_model(8)
-    pairs = training.sampled_pairs(model, count=2, steps=3)
-    result = training.compare(model, "small", pairs, micro_batch=4, runs=1)
+    model = tiny_model()
+    pairs = training.sampled_pairs(model, count=1, steps=3)
+    result = training.compare(model, "tiny", pairs, micro_batch=2, runs=1)
     assert result.difference < 1e-4
-    assert (result.plain_rows, result.plain.work.evaluations) == (6, 6 * 4)
-    assert (result.trained_rows, result.trained.work.evaluations) == (12, 12 * 2)
+    assert (result.plain_rows, result.plain.work.evaluations) == (3, 3 * 4)
+    assert (result.trained_rows, result.trained.work.evaluations) == (6, 6 * 2)
 
 
 def test_the_ratio_of_training_is_of_rows_a_second() -> None:
@@ -176,6 +171,13 @@ def test_the_gpu_benchmark_on_a_cpu(new_model: Callable[[], DiffusionModel]) -> 
     assert len(replace(layout, name="sdxl").goals()) == 1
     assert layout.figures()["paper_hours"] == layout.hours
     assert "the paper's run:" in layout.text()
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("sd-2.1-base", 865_910_724), ("sdxl", 2_567_463_684)])
+def test_full_size_layouts_have_the_published_models_parameters(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNETS[name])
+    assert sum(parameter.numel() for parameter in unet.parameters()) == parameters
 
 
 def test_the_gpu_benchmark_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +218,7 @@ def test_make_bench_writes_tables_and_json(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.slow
 def test_an_update_is_the_same_by_any_micro_batch() -> None:
-    model = small_model(16)
+    model = tiny_model()
     pairs = training.sampled_pairs(model, count=1, steps=2)
     first, second = (training.update(model, pairs, *way) for way in ((1, False), (2, True)))
     assert (second.gradient - first.gradient).norm() / first.gradient.norm() < 1e-4
