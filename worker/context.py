@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 PNG = "image/png"
 SAFETENSORS = "application/vnd.safetensors"
+
+_FILE_THREADS = 4
+"""Threads that read or store images. Much of their time is waiting for the disk or the network."""
 
 
 def batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -140,9 +143,23 @@ class StageContext:
         with self.bench.store.borrow(artifact.key, artifact.sha256) as path:
             return load_trajectory(path)
 
+    def load_images(self, artifacts: Sequence[Artifact]) -> list[np.ndarray]:
+        """Stored images, (H, W, 3) uint8, read by several threads."""
+        images = []
+        with ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="read-images") as readers:
+            reads = [readers.submit(self._read_image, artifact) for artifact in artifacts]
+            for artifact, read in zip(artifacts, reads, strict=True):
+                with self.heartbeat.phase(f"reading {artifact.slot}"):
+                    images.append(read.result())
+        return images
+
     def load_image(self, artifact: Artifact) -> np.ndarray:
         """A stored image, (H, W, 3) uint8."""
-        with self._borrow(artifact) as path, Image.open(path) as image:
+        with self.heartbeat.phase(f"reading {artifact.slot}"):
+            return self._read_image(artifact)
+
+    def _read_image(self, artifact: Artifact) -> np.ndarray:
+        with self.bench.store.borrow(artifact.key, artifact.sha256) as path, Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
 
     def read_bytes(self, artifact: Artifact) -> bytes:
@@ -162,7 +179,10 @@ class StageContext:
     def put(self, slot: str, path: Path) -> StoredObject:
         """Store a copy of a file, without an artifact. Raises StorageError."""
         with self.heartbeat.phase(f"storing {slot}"):
-            return self.bench.store.put(self.claim.job_id, self.claim.stage_id, slot, path)
+            return self._put(slot, path)
+
+    def _put(self, slot: str, path: Path) -> StoredObject:
+        return self.bench.store.put(self.claim.job_id, self.claim.stage_id, slot, path)
 
     def store(self, slot: str, path: Path, media_type: str) -> str:
         """Move a file into the storage.
@@ -175,10 +195,12 @@ class StageContext:
         Returns:
             The id of its artifact.
         """
-        claim = self.claim
         stored = self.put(slot, path)
         path.unlink()
+        return self._add_artifact(slot, stored, media_type)
 
+    def _add_artifact(self, slot: str, stored: StoredObject, media_type: str) -> str:
+        claim = self.claim
         artifact = Artifact(
             id=new_id(IdKind.ARTIFACT),
             job_id=claim.job_id,
@@ -193,14 +215,62 @@ class StageContext:
         self.artifacts.append(artifact)
         return artifact.id
 
+    @contextmanager
+    def storing_images(self) -> Iterator[ImageWriter]:
+        """Store images by several threads within the block, at the same time as other work. See `ImageWriter`."""
+        pool = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="store-images")
+        try:
+            yield ImageWriter(self, pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
     def store_image(self, slot: str, pixels: np.ndarray) -> str:
         """Store an image, (H, W, 3) or (H, W) uint8. Returns the id of its artifact."""
-        path = self.scratch / "image.png"
+        with self.storing_images() as images:
+            images.add(slot, pixels)
+            [artifact_id] = images.ids()
+        return artifact_id
+
+    def _put_image(self, slot: str, pixels: np.ndarray) -> StoredObject:
+        path = self.scratch / f"{slot}.png"
         Image.fromarray(pixels).save(path)
-        return self.store(slot, path, PNG)
+        stored = self._put(slot, path)
+        path.unlink()
+        return stored
 
     def store_trajectory(self, slot: str, trajectory: Trajectory) -> str:
         """Store trajectories. Returns the id of their artifact."""
         path = self.scratch / "trajectory.safetensors"
         save_trajectory(path, trajectory)
         return self.store(slot, path, SAFETENSORS)
+
+
+class ImageWriter:
+    """Images that several threads encode and store, from `StageContext.storing_images`."""
+
+    def __init__(self, context: StageContext, pool: ThreadPoolExecutor) -> None:
+        self._context = context
+        self._pool = pool
+        self._pending: list[tuple[str, Future[StoredObject]]] = []
+
+    def add(self, slot: str, pixels: np.ndarray) -> None:
+        """Store an image, (H, W, 3) or (H, W) uint8, without waiting for it."""
+        self._pending.append((slot, self._pool.submit(self._context._put_image, slot, pixels)))
+
+    def add_batch(self, images: np.ndarray) -> None:
+        """Store images (B, H, W, 3) uint8 in the slots image-000000, image-000001 and so on, over all batches."""
+        for row, pixels in enumerate(images, len(self._pending)):
+            self.add(f"image-{row:06d}", pixels)
+
+    def ids(self) -> list[str]:
+        """Wait until all images are stored, and return the ids of their artifacts in order. Call it once, at the end.
+
+        Raises:
+            StorageError: An image cannot be stored.
+        """
+        ids = []
+        for slot, result in self._pending:
+            with self._context.heartbeat.phase(f"storing {slot}"):
+                stored = result.result()
+            ids.append(self._context._add_artifact(slot, stored, PNG))
+        return ids

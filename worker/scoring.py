@@ -124,7 +124,7 @@ def score_images(context: StageContext, scorers: Sequence[Scorer], samples: Sequ
     with_features = next((scorer for scorer in scorers if hasattr(scorer, "features")), None)
 
     for batch in batches(samples, context.bench.settings.batch_size):
-        pixels = np.stack([context.load_image(sample.image) for sample in batch])
+        pixels = np.stack(context.load_images([sample.image for sample in batch]))
         rows = [sample.row for sample in batch]
         for scorer_values, batch_values in zip(values, _score_batch(scorers, pixels, rows), strict=True):
             scorer_values += batch_values

@@ -112,14 +112,21 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     parts = list(batches(planned, context.bench.settings.batch_size))
     context.heartbeat.plan(len(parts) * measurement.sampling.num_steps)
 
-    images = np.concatenate([_sample(context, measurement, model, part) for part in parts])
+    images = []
+    with context.storing_images() as writer:
+        for part in parts:
+            pixels = _sample(context, measurement, model, part)
+            images.append(pixels)
+            writer.add_batch(pixels)
+        image_ids = writer.ids()
+
     samples = []
-    for row, (plan, pixels) in enumerate(zip(planned, images, strict=True)):
-        image_id = context.store_image(f"image-{row:06d}", pixels)
+    for plan, image_id in zip(planned, image_ids, strict=True):
         samples.append(_sample_row(context.claim, inputs.model.row, plan, image_id))
 
     scorers = [context.load_scorer(scorer_ref) for scorer_ref in measurement.scorers]
-    return Outputs(samples, _scores(context, scorers, samples, images), ScoringSummary.of(scorers))
+    scores = _scores(context, scorers, samples, np.concatenate(images))
+    return Outputs(samples, scores, ScoringSummary.of(scorers))
 
 
 def _plan(claim: Claim, measurement: Measurement, prompts: Sequence[Prompt]) -> list[_PlannedImage]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-import numpy as np
 from sqlalchemy.orm import Session
 
 from dfusion.config import FusionConfig
@@ -151,13 +150,17 @@ def _fuse_pairs(
     passes = 2 if config.trajectory == "ddim_inversion" else 1
     context.heartbeat.plan(len(parts) * passes * num_steps)
 
-    targets = [_fuse(context, model, part, limits, trajectories, config) for part, limits in parts]
-    images = np.concatenate([model.decode(target.final) for target in targets])
+    targets = []
+    with context.storing_images() as images:
+        for part, limits in parts:
+            target = _fuse(context, model, part, limits, trajectories, config)
+            targets.append(target)
+            images.add_batch(model.decode(target.final))
+        file_id = context.store_trajectory("trajectories", Trajectory.cat(targets))
+        image_ids = images.ids()
 
-    file_id = context.store_trajectory("trajectories", Trajectory.cat(targets))
     samples = []
-    for row, (pair, pixels) in enumerate(zip(pairs, images, strict=True)):
-        image_id = context.store_image(f"image-{row:06d}", pixels)
+    for row, (pair, image_id) in enumerate(zip(pairs, image_ids, strict=True)):
         samples.append(_sample_row(context.claim, pair, image_id, file_id, row))
     return samples
 

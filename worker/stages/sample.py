@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 from sqlalchemy.orm import Session
 
 from dfusion.models import DiffusionModel
@@ -73,16 +72,16 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     context.heartbeat.plan(len(parts) * spec.sampling.num_steps)
 
     trajectories = []
-    images = []
-    for part in parts:
-        trajectory = _sample(context, spec, model, part)
-        trajectories.append(trajectory)
-        images.append(model.decode(trajectory.final))
+    with context.storing_images() as images:
+        for part in parts:
+            trajectory = _sample(context, spec, model, part)
+            trajectories.append(trajectory)
+            images.add_batch(model.decode(trajectory.final))
+        file_id = context.store_trajectory("trajectories", Trajectory.cat(trajectories))
+        image_ids = images.ids()
 
-    file_id = context.store_trajectory("trajectories", Trajectory.cat(trajectories))
     samples = []
-    for row, (plan, pixels) in enumerate(zip(planned, np.concatenate(images), strict=True)):
-        image_id = context.store_image(f"image-{row:06d}", pixels)
+    for row, (plan, image_id) in enumerate(zip(planned, image_ids, strict=True)):
         samples.append(_sample_row(context.claim, inputs.model, plan, image_id, file_id, row))
     return Outputs(samples)
 
