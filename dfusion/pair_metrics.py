@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -15,10 +16,16 @@ from dfusion.attention.masks import merge_masks
 from dfusion.config import FusionConfig, PairingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
 from dfusion.pairing import adopt
+from dfusion.ssim import ssim
 from dfusion.types import Trajectory
 
 PSNR_MAX = 100.0
 """The value in decibels for identical images."""
+
+_BATCH_PIXELS = 2**20
+"""Pixels of the bases that are measured together: the memory does not grow with the number of pairs."""
+_COMPARED = ("target", "reference")
+"""The sides that are compared with the base."""
 
 ByPlace = Mapping[str, Mapping[str, float | None]]
 """By comparison ("target_to_base", "reference_to_base") and by region ("inside" or "outside" the mask). None if the
@@ -35,6 +42,16 @@ class Side:
 
 
 @dataclass(frozen=True)
+class PairSides:
+    """The sides of a pair, and the `mask` (h_m, w_m) in [0, 1] where the target takes content from the reference."""
+
+    reference: Side
+    base: Side
+    target: Side
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
 class PairStatistics:
     """The metrics of one pair. A pixel's weight is the mask's value inside, and 1 minus it outside.
 
@@ -43,7 +60,7 @@ class PairStatistics:
     latent_distance  root mean square of the difference of clean latents
     pixel_distance   mean absolute difference of the images, in [0, 1]
     psnr             peak signal-to-noise ratio of the images in dB, at most PSNR_MAX
-    ssim             structural similarity of the images, in [-1, 1]; see `ssim`
+    ssim             structural similarity of the images, in [-1, 1]; see `dfusion.ssim`
     """
 
     margin: Mapping[str, float]
@@ -62,30 +79,22 @@ class Adoption:
     reason: str
 
 
-def pair_statistics(reference: Side, base: Side, target: Side, mask: torch.Tensor) -> PairStatistics:
-    """Measure a pair. `mask` (h_m, w_m) in [0, 1] is where the target takes content from the reference.
+def pair_statistics(pairs: Sequence[PairSides], device: str = "cpu") -> list[PairStatistics]:
+    """Measure pairs on a device, in batches of bounded size.
 
-    Raises ShapeMismatchError if latents, images or mask do not fit, and InvalidInputError for a mask outside [0, 1].
+    Raises ShapeMismatchError if latents, images or mask of a pair do not fit, and InvalidInputError for a mask outside
+    [0, 1].
     """
-    _check(reference, base, target, mask)
+    for pair in pairs:
+        _check(pair)
 
-    def measured(measure: Callable[[Side, Side, torch.Tensor], float | None]) -> ByPlace:
-        results = {}
-        for name, side in {"target_to_base": target, "reference_to_base": reference}.items():
-            results[name] = {"inside": measure(side, base, mask), "outside": measure(side, base, 1 - mask)}
-        return results
-
-    return PairStatistics(
-        margin={
-            "target_over_base": target.score - base.score,
-            "reference_over_base": reference.score - base.score,
-        },
-        mask_cover=float(mask.mean()),
-        latent_distance=measured(_latent_distance),
-        pixel_distance=measured(_pixel_distance),
-        psnr=measured(_psnr),
-        ssim=measured(lambda side, other, weights: ssim(side.image, other.image, weights)),
-    )
+    statistics: list[PairStatistics] = []
+    for (image_shape, _, _), group in groupby(pairs, key=_shapes):
+        same_size = list(group)
+        at_once = max(1, _BATCH_PIXELS // math.prod(image_shape[:2]))
+        for start in range(0, len(same_size), at_once):
+            statistics += _measured(same_size[start : start + at_once], device)
+    return statistics
 
 
 def decide(
@@ -146,75 +155,80 @@ def fusion_mask(reference: Trajectory, thresholds: Sequence[float], config: Fusi
 
 def mask_image(mask: torch.Tensor, height: int, width: int) -> np.ndarray:
     """The mask as a greyscale image, (H, W) uint8. White pixels were taken from the reference in every fused step."""
-    return (_resized(mask, height, width) * 255).round().to(torch.uint8).numpy()
+    return (_resized(mask[None, None], height, width)[0, 0] * 255).round().to(torch.uint8).numpy()
 
 
-def ssim(image: np.ndarray, other: np.ndarray, weights: torch.Tensor) -> float | None:
-    """Structural similarity of two images (H, W, 3) uint8, weighted by `weights` (h, w) in [0, 1].
+def _measured(pairs: Sequence[PairSides], device: str) -> list[PairStatistics]:
+    """The statistics of B pairs of the same size."""
+    # 1. the tensors, with sides s = target, reference and regions r = inside, outside
+    masks = torch.stack([pair.mask for pair in pairs]).to(device)
+    regions = torch.stack([masks, 1 - masks], 1)
+    bases = _planes([pair.base for pair in pairs], device)
+    others = torch.stack([_planes([getattr(pair, name) for pair in pairs], device) for name in _COMPARED], 1)
 
-    Wang et al. 2004: Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, mean of the channels. The
-    weights also apply within a window, so a pixel with weight 0 has no influence. With all weights 1 this is the usual
-    index, with windows cut off at the image's edges. None if all weights are 0.
-    """
-    x = torch.from_numpy(image.astype(np.float64) / 255).permute(2, 0, 1)
-    y = torch.from_numpy(other.astype(np.float64) / 255).permute(2, 0, 1)
-    pixel_weights = _resized(weights, *x.shape[1:]).double()
-    window_weights = _blurred(pixel_weights[None]).clamp(min=1e-12)
+    # 2. the metrics, (B, s, r)
+    latents = torch.stack([torch.stack([getattr(pair, name).latents for name in _COMPARED]) for pair in pairs])
+    base_latents = torch.stack([pair.base.latents for pair in pairs])
+    latent_errors = (latents.to(device) - base_latents.to(device)[:, None]).square().mean(2)
+    latent_distance = _weighted_means(latent_errors, _resized(regions, *latent_errors.shape[-2:])).sqrt()
 
-    def local_mean(values: torch.Tensor) -> torch.Tensor:
-        return _blurred(pixel_weights * values) / window_weights
+    weights = _resized(regions, *bases.shape[-2:])
+    differences = (others.float() - bases[:, None].float()) / 255
+    pixel_distance = _weighted_means(differences.abs().mean(2), weights)
+    squared_error = _weighted_means(differences.square().mean(2), weights)
+    psnr = (-10 * squared_error.log10()).clamp(max=PSNR_MAX)
+    similarity = ssim(bases, others, weights)
 
-    mean_x = local_mean(x)
-    mean_y = local_mean(y)
-    variances = local_mean(x * x) - mean_x.square() + local_mean(y * y) - mean_y.square()
-    covariance = local_mean(x * y) - mean_x * mean_y
-    means = (2 * mean_x * mean_y + 0.01**2) / (mean_x.square() + mean_y.square() + 0.01**2)
-    structure = (2 * covariance + 0.03**2) / (variances + 0.03**2)
-    return _weighted_mean((means * structure).mean(0), weights)
-
-
-def _blurred(values: torch.Tensor) -> torch.Tensor:
-    """(C, H, W) under the Gaussian window of `ssim`, with zeros beyond the edges."""
-    window = (-torch.arange(-5.0, 6.0, dtype=torch.float64).square() / (2 * 1.5**2)).exp()
-    window = window / window.sum()
-    rows = functional.conv2d(values[:, None], window.reshape(1, 1, 11, 1), padding=(5, 0))
-    return functional.conv2d(rows, window.reshape(1, 1, 1, 11), padding=(0, 5))[:, 0]
-
-
-def _latent_distance(side: Side, other: Side, weights: torch.Tensor) -> float | None:
-    mean = _weighted_mean((side.latents - other.latents).square().mean(0), weights)
-    return None if mean is None else math.sqrt(mean)
+    # 3. the statistics of each pair
+    metrics = torch.stack([latent_distance, pixel_distance, psnr, similarity], 1).cpu()
+    statistics = []
+    for pair, values in zip(pairs, metrics, strict=True):
+        base_score = pair.base.score
+        margin = {
+            "target_over_base": pair.target.score - base_score,
+            "reference_over_base": pair.reference.score - base_score,
+        }
+        by_place = map(_by_place, values.tolist())
+        statistics.append(PairStatistics(margin, float(pair.mask.mean()), *by_place))
+    return statistics
 
 
-def _pixel_distance(side: Side, other: Side, weights: torch.Tensor) -> float | None:
-    return _weighted_mean(_difference(side, other).abs().mean(-1), weights)
+def _planes(sides: Sequence[Side], device: str) -> torch.Tensor:
+    """The images of B sides, (B, 3, H, W) uint8."""
+    images = torch.from_numpy(np.stack([side.image for side in sides]))
+    return images.to(device).permute(0, 3, 1, 2).contiguous()
 
 
-def _psnr(side: Side, other: Side, weights: torch.Tensor) -> float | None:
-    mean = _weighted_mean(_difference(side, other).square().mean(-1), weights)
-    if mean is None:
-        return None
-    return PSNR_MAX if mean == 0 else min(PSNR_MAX, -10 * math.log10(mean))
+def _by_place(values: Sequence[Sequence[float]]) -> ByPlace:
+    """Values (s, r) by comparison and region; None for NaN, the value of an empty region."""
+    results = {}
+    for name, row in zip(_COMPARED, values, strict=True):
+        inside, outside = (None if math.isnan(value) else value for value in row)
+        results[f"{name}_to_base"] = {"inside": inside, "outside": outside}
+    return results
 
 
-def _difference(side: Side, other: Side) -> torch.Tensor:
-    """(H, W, 3) in [-1, 1]."""
-    return torch.from_numpy((side.image.astype(np.float32) - other.image.astype(np.float32)) / 255)
+def _weighted_means(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Means of (B, s, h, w) values under weights (B, r, h, w): (B, s, r) float64, NaN if all weights are 0."""
+    pixel_weights = weights.flatten(2).double()
+    sums = values.flatten(2).double() @ pixel_weights.transpose(1, 2)
+    return sums / pixel_weights.sum(-1)[:, None]
 
 
-def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> float | None:
-    """Mean of (h, w) values, weighted by the mask at their size. None if all weights are 0."""
-    resized = _resized(weights, *values.shape)
-    total = float(resized.sum())
-    return float((values * resized).sum()) / total if total > 0 else None
+def _resized(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(B, C, height, width) of masks (B, C, h, w)."""
+    return functional.interpolate(masks, size=(height, width), mode="nearest")
 
 
-def _resized(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return functional.interpolate(mask[None, None], size=(height, width), mode="nearest")[0, 0]
+def _shapes(pair: PairSides) -> tuple[tuple[int, ...], ...]:
+    """The shapes of image, latents and mask."""
+    return pair.base.image.shape, tuple(pair.base.latents.shape), tuple(pair.mask.shape)
 
 
-def _check(reference: Side, base: Side, target: Side, mask: torch.Tensor) -> None:
-    for name, side in (("reference", reference), ("target", target)):
+def _check(pair: PairSides) -> None:
+    base = pair.base
+    mask = pair.mask
+    for name, side in (("reference", pair.reference), ("target", pair.target)):
         if side.latents.shape != base.latents.shape:
             raise ShapeMismatchError(f"{name}.latents", tuple(base.latents.shape), tuple(side.latents.shape))
         if side.image.shape != base.image.shape:

@@ -24,7 +24,7 @@ from dfusion.fused_sampling import fuse
 from dfusion.lora_layers import adapted_layers
 from dfusion.models import DiffusionModel
 from dfusion.optimizer_state import OptimizerState, require_moments_of, require_optimizer
-from dfusion.pair_metrics import PairStatistics, Side, decide, fusion_mask, pair_statistics
+from dfusion.pair_metrics import PairSides, PairStatistics, Side, decide, fusion_mask, pair_statistics
 from dfusion.pairing import choose_pairs
 from dfusion.prompts import Prompt
 from dfusion.rewards import Scorer
@@ -364,28 +364,44 @@ def _pairs(
             thresholds=[thresholds or ()] * len(part),
             config=config.fusion,
         )
-        for pair, target in zip(part, _scored(model, prompt, fused, scorer), strict=True):
-            pairs.append(_judged(prompt, *pair, target, thresholds or (), config.fusion, config.pairing))
+        targets = _scored(model, prompt, fused, scorer)
+        pairs += _judged(model, prompt, part, targets, thresholds or (), config.fusion, config.pairing)
     return pairs
 
 
 def _judged(
+    model: DiffusionModel,
     prompt: Prompt,
-    reference: Rollout,
-    base: Rollout,
-    target: Rollout,
+    sides: Sequence[tuple[Rollout, Rollout]],
+    targets: Sequence[Rollout],
     thresholds: tuple[float, ...],
     fusion: FusionConfig,
     pairing: PairingConfig,
-) -> RoundPair:
-    """The pair with the decision on its target (Eq. 7), and its statistics."""
-    sides = (_side(reference), _side(base), _side(target))
-    mask = fusion_mask(reference.trajectory, thresholds, fusion)
-    decision = decide(*sides, pairing, mask, fusion)
-    statistics = pair_statistics(*sides, mask)
-    return RoundPair(
-        prompt.text, reference, base, target, decision.adopted, decision.reason, thresholds, mask, statistics=statistics
-    )
+) -> list[RoundPair]:
+    """Pairs of (reference, base) with the decision on each target (Eq. 7), and their statistics."""
+    measured = []
+    for (reference, base), target in zip(sides, targets, strict=True):
+        mask = fusion_mask(reference.trajectory, thresholds, fusion)
+        measured.append(PairSides(_side(reference), _side(base), _side(target), mask))
+
+    pairs = []
+    statistics = pair_statistics(measured, model.device)
+    for (reference, base), target, pair, metrics in zip(sides, targets, measured, statistics, strict=True):
+        decision = decide(pair.reference, pair.base, pair.target, pairing, pair.mask, fusion)
+        pairs.append(
+            RoundPair(
+                prompt.text,
+                reference,
+                base,
+                target,
+                decision.adopted,
+                decision.reason,
+                thresholds,
+                pair.mask,
+                statistics=metrics,
+            )
+        )
+    return pairs
 
 
 def _side(rollout: Rollout) -> Side:

@@ -37,6 +37,11 @@ class StoredPair:
         """The reference and the base."""
         return self.reference, self.base
 
+    @property
+    def samples(self) -> list[StoredSample]:
+        """The reference, the base, and the target if there is one."""
+        return [*self.sides, *([] if self.target is None else [self.target])]
+
 
 def load_pairs(session: Session, rows: Sequence[Pair]) -> list[StoredPair]:
     """These pairs with their samples, in the same order."""

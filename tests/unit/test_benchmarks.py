@@ -12,11 +12,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import __main__ as all_benchmarks
-from benchmarks import fusion, gpu, item_finding, measuring, training
+from benchmarks import fusion, gpu, item_finding, measuring, pair_metrics, training
 from benchmarks.measuring import Cost, Goal, Work
 from benchmarks.nets import UNETS
 from dfusion._diffusers import UNet2DConditionModel
 from dfusion.models import DiffusionModel
+from dfusion.pair_metrics import pair_statistics
 from tests.nets import tiny_model, tiny_xl_model
 
 
@@ -223,6 +224,15 @@ def test_an_update_is_the_same_by_any_micro_batch() -> None:
     first, second = (training.update(model, pairs, *way) for way in ((1, False), (2, True)))
     assert (second.gradient - first.gradient).norm() / first.gradient.norm() < 1e-4
     assert max(first.off, second.off) < 1e-5
+
+
+def test_pair_metrics_are_those_of_plain_convolutions() -> None:
+    """Images of several tiles. The plain way adds pixels in float32."""
+    pairs = pair_metrics.random_pairs(2, side=96)
+    for pair, measured in zip(pairs, pair_statistics(pairs), strict=True):
+        differences = pair_metrics.largest_difference(pair_metrics.plain_statistics(pair), measured)
+        assert differences.pop("psnr") < 1e-5  # in dB
+        assert max(differences.values()) < 1e-6
 
 
 @pytest.mark.parametrize("part", item_finding.PARTS)

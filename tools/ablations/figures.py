@@ -32,7 +32,7 @@ from dfusion.config import FusionConfig, PairingConfig, Precision, SamplingConfi
 from dfusion.fused_sampling import fuse
 from dfusion.inversion import report_inversion
 from dfusion.models import DiffusionModel
-from dfusion.pair_metrics import PairStatistics, Side, fusion_mask, pair_statistics
+from dfusion.pair_metrics import PairSides, PairStatistics, Side, fusion_mask, pair_statistics
 from dfusion.pairing import adopt
 from dfusion.prompts import read_prompts
 from dfusion.rewards import load_scorer
@@ -77,19 +77,22 @@ def targets(bench: Bench, pairs: Pairs, config: FusionConfig) -> list[Target]:
     scores = bench.scores(pictures, pairs.prompt)
     accepted = bench.accepts(pictures, pairs.prompt)
 
-    results = []
+    measured = []
     for row, picture in enumerate(pictures):
-        mask = fusion_mask(pairs.reference.select([row]), pairs.thresholds, FusionConfig())
-        base_score = pairs.base_scores[row]
-        reference_score = pairs.reference_scores[row]
-        statistics = pair_statistics(
-            Side(pairs.reference.final[row], pairs.reference_pictures[row], reference_score),
-            Side(pairs.base.final[row], pairs.base_pictures[row], base_score),
-            Side(target.final[row], picture, scores[row]),
-            mask,
+        measured.append(
+            PairSides(
+                Side(pairs.reference.final[row], pairs.reference_pictures[row], pairs.reference_scores[row]),
+                Side(pairs.base.final[row], pairs.base_pictures[row], pairs.base_scores[row]),
+                Side(target.final[row], picture, scores[row]),
+                fusion_mask(pairs.reference.select([row]), pairs.thresholds, FusionConfig()),
+            )
         )
-        adopted = adopt(scores[row], base_score, reference_score, PairingConfig())
-        results.append(Target(picture, adopted, accepted[row], statistics))
+
+    results = []
+    statistics = pair_statistics(measured, bench.model.device)
+    for pair, verdict, metrics in zip(measured, accepted, statistics, strict=True):
+        adopted = adopt(pair.target.score, pair.base.score, pair.reference.score, PairingConfig())
+        results.append(Target(pair.target.image, adopted, verdict, metrics))
     return results
 
 

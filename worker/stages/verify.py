@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, groupby
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from dfusion.errors import ScorerError
-from dfusion.pair_metrics import Side, covers_too_much, decide, fusion_mask, mask_image, pair_statistics
+from dfusion.pair_metrics import PairSides, Side, covers_too_much, decide, fusion_mask, mask_image, pair_statistics
 from dfusion.rewards import Scorer
 from dfusion.rewards.weighted import WeightedScorer
 from dfusion.types import Trajectory
@@ -19,7 +19,7 @@ from service.db.tables import Score
 from service.jobs import execution
 from service.jobs.execution import Claim
 from service.jobs.kinds import FusionJobSpec, RoundSpec
-from worker.context import StageContext
+from worker.context import ImageWriter, StageContext, batches
 from worker.inputs import StoredSample, spec_as, trajectory_of
 from worker.pairs import StoredPair, fusion_of, load_round_pairs
 from worker.rollouts import is_normalised, part_names
@@ -100,7 +100,7 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     _require_order(fused, scorer, score_by_sample)
 
     # 2. the decisions
-    decisions = list(_decisions(context, fused, score_by_sample))
+    decisions = _decisions(context, fused, score_by_sample)
     covers = [decision.values["statistics"]["mask_cover"] for decision in decisions]
     wide_masks = sum(covers_too_much(cover, spec.pairing, fusion_of(context.claim)) for cover in covers)
     if again:
@@ -143,19 +143,24 @@ def _without_target(pair: StoredPair) -> Decision:
     return Decision(pair.row.id, {"adopted": False, "reason": reason})
 
 
-def _decisions(context: StageContext, fused: Sequence[StoredPair], scores: Mapping[str, float]) -> Iterator[Decision]:
-    """Decide on the fused pairs.
+def _decisions(context: StageContext, fused: Sequence[StoredPair], scores: Mapping[str, float]) -> list[Decision]:
+    """Decide on the fused pairs, and store their masks.
 
     Trajectories are loaded file by file, because all trajectories of a round may not fit into memory.
     """
-    for _, group in groupby(fused, key=_target_file):
-        pairs = list(group)
-        sides = chain.from_iterable(pair.sides for pair in pairs)
-        targets = [pair.target for pair in pairs if pair.target is not None]
-        trajectories = context.load_trajectories([*sides, *targets])
-        for pair in pairs:
-            if pair.target is not None:
-                yield _decide(context, pair, pair.target, scores, trajectories)
+    decisions = []
+    with context.storing_images() as masks:
+        for _, group in groupby(fused, key=_target_file):
+            pairs = list(group)
+            trajectories = context.load_trajectories(chain.from_iterable(pair.samples for pair in pairs))
+            for part in batches(pairs, context.bench.settings.batch_size):
+                decisions += _decide(context, part, scores, trajectories, masks)
+        mask_ids = masks.ids()
+
+    return [
+        replace(decision, values={**decision.values, "mask_artifact_id": mask_id})
+        for decision, mask_id in zip(decisions, mask_ids, strict=True)
+    ]
 
 
 def _target_file(pair: StoredPair) -> str:
@@ -165,42 +170,47 @@ def _target_file(pair: StoredPair) -> str:
 
 def _decide(
     context: StageContext,
-    pair: StoredPair,
-    target_sample: StoredSample,
+    pairs: Sequence[StoredPair],
     scores: Mapping[str, float],
     trajectories: Mapping[str, Trajectory],
-) -> Decision:
-    """The decision, statistics and mask image of one fused pair."""
-
-    def side(sample: StoredSample, score: float) -> Side:
-        return Side(trajectory_of(sample, trajectories).final[0], context.load_image(sample.image), score)
-
-    # 1. the mask, from the reference's maps
+    masks: ImageWriter,
+) -> list[Decision]:
+    """The decisions and statistics of a batch of fused pairs. Stores their mask images."""
     config = fusion_of(context.claim)
-    mask = fusion_mask(trajectory_of(pair.reference, trajectories), pair.row.thresholds or (), config)
-
-    # 2. the three sides
-    reference_score, base_score = _sides_scores(pair, scores)
-    reference = side(pair.reference, reference_score)
-    base = side(pair.base, base_score)
-    target = side(target_sample, scores[target_sample.row.id])
-
-    # 3. the mask's image, Eq. 7, and the statistics
-    height, width = target.image.shape[:2]
-    mask_id = context.store_image(f"mask-{pair.row.number:06d}", mask_image(mask, height, width))
     pairing = spec_as(context.claim, RoundSpec, FusionJobSpec).pairing
-    decision = decide(reference, base, target, pairing, mask, config)
-    statistics = pair_statistics(reference, base, target, mask)
 
-    values = {
-        **asdict(decision),
-        "reference_score": reference.score,
-        "base_score": base.score,
-        "target_score": target.score,
-        "statistics": asdict(statistics),
-        "mask_artifact_id": mask_id,
-    }
-    return Decision(pair.row.id, values)
+    # 1. the sides with their images, each read once
+    samples = {sample.row.id: sample for sample in chain.from_iterable(pair.samples for pair in pairs)}
+    images = dict(zip(samples, context.load_images([sample.image for sample in samples.values()]), strict=True))
+
+    def side(sample_id: str, score: float) -> Side:
+        latents = trajectory_of(samples[sample_id], trajectories).final[0]
+        return Side(latents, images[sample_id], score)
+
+    measured = []
+    for pair in pairs:
+        row = pair.row
+        reference_score, base_score = _sides_scores(pair, scores)
+        target_id = row.target_id or ""
+        mask = fusion_mask(trajectory_of(pair.reference, trajectories), row.thresholds or (), config)
+        reference = side(row.reference_id, reference_score)
+        base = side(row.base_id, base_score)
+        measured.append(PairSides(reference, base, side(target_id, scores[target_id]), mask))
+
+    # 2. the mask's image, Eq. 7, and the statistics of each pair
+    decisions = []
+    for pair, sides, statistics in zip(pairs, measured, pair_statistics(measured, context.bench.device), strict=True):
+        masks.add(f"mask-{pair.row.number:06d}", mask_image(sides.mask, *sides.base.image.shape[:2]))
+        decision = decide(sides.reference, sides.base, sides.target, pairing, sides.mask, config)
+        values = {
+            **asdict(decision),
+            "reference_score": sides.reference.score,
+            "base_score": sides.base.score,
+            "target_score": sides.target.score,
+            "statistics": asdict(statistics),
+        }
+        decisions.append(Decision(pair.row.id, values))
+    return decisions
 
 
 def record(session: Session, claim: Claim, outputs: Outputs) -> None:

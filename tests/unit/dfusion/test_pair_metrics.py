@@ -1,13 +1,15 @@
 import math
+from itertools import chain
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from dfusion import pair_metrics
 from dfusion.config import PRESETS, AttentionControl, FusionConfig, PairingConfig, SamplingConfig
 from dfusion.errors import InvalidInputError, ShapeMismatchError
-from dfusion.pair_metrics import PSNR_MAX, Side, decide, fusion_mask, mask_image, pair_statistics, ssim
+from dfusion.pair_metrics import PSNR_MAX, PairSides, Side, decide, fusion_mask, mask_image, pair_statistics
 from dfusion.types import Trajectory
 
 UPPER_HALF = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
@@ -17,10 +19,6 @@ def side(latent: float, pixel: int, score: float) -> Side:
     return Side(torch.full((2, 2, 2), latent), np.full((4, 4, 3), pixel, np.uint8), score)
 
 
-def noise_image(seed: int, height: int = 9, width: int = 14) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 def test_figures_by_hand() -> None:
     """151 - 100 = 51 = 0.2 * 255, and 20 log10(1 / 0.2) = 13.979 dB."""
     base = side(0.0, 100, 0.25)
@@ -28,7 +26,7 @@ def test_figures_by_hand() -> None:
     target = Side(base.latents.clone(), base.image.copy(), 0.75)
     target.latents[:, 0, :] = 2.0  # the upper half, which is where the mask is
     target.image[:2] = 151
-    statistics = pair_statistics(reference, base, target, UPPER_HALF)
+    [statistics] = pair_statistics([PairSides(reference, base, target, UPPER_HALF)])
 
     assert statistics.margin == {"target_over_base": 0.5, "reference_over_base": 0.75}
     assert statistics.mask_cover == 0.5
@@ -51,7 +49,7 @@ def test_figures_by_hand() -> None:
 
 def test_an_empty_mask_has_no_inside() -> None:
     base = side(0.0, 0, 0.0)
-    statistics = pair_statistics(base, base, base, torch.zeros(2, 2))
+    [statistics] = pair_statistics([PairSides(base, base, base, torch.zeros(2, 2))])
     assert statistics.latent_distance["target_to_base"] == {"inside": None, "outside": 0.0}
     assert statistics.psnr["target_to_base"] == {"inside": None, "outside": PSNR_MAX}
     assert statistics.ssim["target_to_base"] == {"inside": None, "outside": pytest.approx(1.0)}
@@ -63,73 +61,40 @@ def test_a_soft_mask_weights_a_pixel_on_both_sides() -> None:
     target = side(0.0, 0, 0.0)
     target.latents[:, :, 0] = 2.0
     target.latents[:, :, 1] = 1.0
-    distances = pair_statistics(base, base, target, torch.tensor([[1.0, 0.25]])).latent_distance["target_to_base"]
-    assert distances == pytest.approx({"inside": math.sqrt((4 + 0.25) / 1.25), "outside": 1.0})
+    [statistics] = pair_statistics([PairSides(base, base, target, torch.tensor([[1.0, 0.25]]))])
+    assert statistics.latent_distance["target_to_base"] == pytest.approx(
+        {"inside": math.sqrt((4 + 0.25) / 1.25), "outside": 1.0}
+    )
 
 
-def plain_ssim(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> float:
-    """SSIM of Wang et al. pixel by pixel, from sums over explicit windows."""
-    height, width, channels = first.shape
-    total = 0.0
-    similarity = 0.0
-    for y in range(height):
-        for x in range(width):
-            window = [
-                (v, u, weights[v, u] * math.exp(-((v - y) ** 2 + (u - x) ** 2) / (2 * 1.5**2)))
-                for v in range(max(0, y - 5), min(height, y + 6))
-                for u in range(max(0, x - 5), min(width, x + 6))
-            ]
-            norm = sum(g for _, _, g in window)
-            total += weights[y, x]
-            if weights[y, x] == 0:
-                continue
-            for c in range(channels):
-                p = [first[v, u, c] / 255 for v, u, _ in window]
-                q = [second[v, u, c] / 255 for v, u, _ in window]
-                g = [g / norm for _, _, g in window]
-                mean_p = sum(a * b for a, b in zip(g, p, strict=True))
-                mean_q = sum(a * b for a, b in zip(g, q, strict=True))
-                var_p = sum(a * (b - mean_p) ** 2 for a, b in zip(g, p, strict=True))
-                var_q = sum(a * (b - mean_q) ** 2 for a, b in zip(g, q, strict=True))
-                cov = sum(a * (b - mean_p) * (d - mean_q) for a, b, d in zip(g, p, q, strict=True))
-                upper = (2 * mean_p * mean_q + 1e-4) * (2 * cov + 9e-4)
-                lower = (mean_p**2 + mean_q**2 + 1e-4) * (var_p + var_q + 9e-4)
-                similarity += weights[y, x] * upper / lower / channels
-    return similarity / total
+def test_pairs_of_any_sizes_are_measured_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as one at a time, although batches have two pairs of 16 pixels at most."""
+    monkeypatch.setattr(pair_metrics, "_BATCH_PIXELS", 32)
+    rng = np.random.default_rng(0)
 
+    def random_side(height: int) -> Side:
+        return Side(torch.rand(2, height // 2, 2), rng.integers(0, 256, (height, 4, 3), np.uint8), rng.random())
 
-@pytest.mark.parametrize("kind", ["ones", "half", "soft"])
-def test_ssim_equals_explicit_windows(kind: str) -> None:
-    first = noise_image(1)
-    second = noise_image(2)
-    second[:5] = first[:5] // 2 + 30  # some similarity
-    weights = {
-        "ones": np.ones((9, 14)),
-        "half": np.repeat([[1.0] * 6 + [0.0] * 8], 9, 0),
-        "soft": np.random.default_rng(3).random((9, 14)),
-    }[kind]
-    actual = ssim(first, second, torch.from_numpy(weights).float())
+    pairs = []
+    for height in (4, 4, 4, 8, 4):
+        mask = torch.rand(2, 2)
+        pairs.append(PairSides(random_side(height), random_side(height), random_side(height), mask))
 
-    assert actual == pytest.approx(plain_ssim(first, second, weights), abs=1e-6)
-
-
-def test_ssim_outside_does_not_depend_on_the_inside() -> None:
-    first = noise_image(1)
-    second = noise_image(2)
-    weights = torch.zeros(9, 14)
-    weights[:, 7:] = 1
-    before = ssim(first, second, weights)
-    second[:, :7] = 255
-    assert ssim(first, second, weights) == before
+    one_by_one = chain.from_iterable(pair_statistics([pair]) for pair in pairs)
+    for together, alone in zip(pair_statistics(pairs), one_by_one, strict=True):
+        assert together.margin == alone.margin
+        for metric in ("latent_distance", "pixel_distance", "psnr", "ssim"):
+            for name, values in getattr(together, metric).items():
+                assert values == pytest.approx(getattr(alone, metric)[name], rel=1e-12)
+    assert pair_statistics([]) == []
 
 
 def test_images_that_cannot_be_written_to() -> None:
-    image = noise_image(1)
+    image = np.full((4, 4, 3), 7, np.uint8)
     image.setflags(write=False)
     read_only = Side(torch.zeros(4, 2, 2), image, 0.0)
-    assert pair_statistics(read_only, read_only, read_only, UPPER_HALF).ssim["target_to_base"] == pytest.approx(
-        {"inside": 1.0, "outside": 1.0}
-    )
+    [statistics] = pair_statistics([PairSides(read_only, read_only, read_only, UPPER_HALF)])
+    assert statistics.ssim["target_to_base"] == pytest.approx({"inside": 1.0, "outside": 1.0})
 
 
 def test_invalid_arguments_are_rejected() -> None:
@@ -138,15 +103,15 @@ def test_invalid_arguments_are_rejected() -> None:
     large = Side(base.latents, np.zeros((8, 8, 3), np.uint8), 0.0)
 
     with pytest.raises(ShapeMismatchError, match=r"reference\.latents"):
-        pair_statistics(wide, base, base, UPPER_HALF)
+        pair_statistics([PairSides(wide, base, base, UPPER_HALF)])
     with pytest.raises(ShapeMismatchError, match=r"target\.image"):
-        pair_statistics(base, base, large, UPPER_HALF)
+        pair_statistics([PairSides(base, base, large, UPPER_HALF)])
     with pytest.raises(ShapeMismatchError, match="mask"):
-        pair_statistics(base, base, base, UPPER_HALF[None])
+        pair_statistics([PairSides(base, base, base, UPPER_HALF[None])])
     with pytest.raises(InvalidInputError, match="mask"):
-        pair_statistics(base, base, base, 2 * UPPER_HALF)
+        pair_statistics([PairSides(base, base, base, 2 * UPPER_HALF)])
     with pytest.raises(InvalidInputError, match="mask"):
-        pair_statistics(base, base, base, UPPER_HALF * torch.nan)
+        pair_statistics([PairSides(base, base, base, UPPER_HALF * torch.nan)])
 
 
 def four_steps(item_maps: torch.Tensor | None) -> Trajectory:
