@@ -13,6 +13,7 @@ DFusionError
     UnsupportedModelError   its files are complete, but Eq. 1 cannot run it
   NonFiniteError          a loss, score or latent became NaN or infinite
   PolicyMismatchError     log-probs of an immediate replay differ from the recorded ones
+  RankLostError           another process of a training has ended
   CheckpointError         a file is damaged, or has another format
     AdapterError          a file is no adapter that can be loaded, or one for another model
   ExportError             an exported model cannot be reloaded, or renders another image
@@ -125,6 +126,12 @@ class PolicyMismatchError(DFusionError):
             f"{what}: expected a ratio of 1 within {tolerance:g} at step_index {step_index}, got {ratio:.6g}; network,"
             " adapter, prompts, schedule or precision are not those that the trajectories were sampled with"
         )
+
+
+class RankLostError(DFusionError):
+    """Another process of a training has ended or does not respond. The training can resume from its last state."""
+
+    retryable = True
 
 
 class CheckpointError(DFusionError):

@@ -6,11 +6,13 @@ Rows are written once and then mapped or read as needed. The bytes are those of 
 from __future__ import annotations
 
 import math
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -33,11 +35,26 @@ class RowFile:
     """
 
     def __init__(self, folder: Path, *shapes: Sequence[int]) -> None:
+        self._set(TemporaryFile(dir=folder), shapes, 0)
+
+    def shared(self) -> dict[str, Any]:
+        """The arguments with which `RowFile.of` opens the file in another process, as long as this one runs."""
+        path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        return {"path": path, "shapes": [list(shape) for shape in self._shapes], "count": self._count}
+
+    @classmethod
+    def of(cls, path: str, shapes: Sequence[Sequence[int]], count: int) -> RowFile:
+        """The file of another process (`shared`), to read from. Raises OSError."""
+        rows = cls.__new__(cls)
+        rows._set(open(path, "rb"), shapes, count)
+        return rows
+
+    def _set(self, file: IO[bytes], shapes: Sequence[Sequence[int]], count: int) -> None:
         self._shapes = tuple(map(tuple, shapes))
         self._sizes = [math.prod(shape) for shape in self._shapes]
-        self._file = TemporaryFile(dir=folder)
-        weakref.finalize(self, self._file.close)
-        self._count = 0
+        self._file = file
+        weakref.finalize(self, file.close)
+        self._count = count
 
     def __len__(self) -> int:
         return self._count

@@ -18,6 +18,7 @@ from dfusion.algorithms import ALGORITHMS
 from dfusion.attention.processors import fast_backward
 from dfusion.config import TrainingConfig
 from dfusion.ddim import Schedule
+from dfusion.distributed import ALONE, Ranks
 from dfusion.errors import InvalidInputError, NonFiniteError
 from dfusion.gradients import checkpointing, gradient_norm, must_checkpoint, scale_gradients, share_below
 from dfusion.guidance import placement
@@ -84,6 +85,7 @@ class Trainer:
         seed: int,
         optimizer: OptimizerState | None = None,
         spool: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Set up a training without evaluating anything.
 
@@ -95,6 +97,7 @@ class Trainer:
             optimizer: AdamW's moments from earlier rounds (`optimizer_state`). None or an empty state starts at 0;
                 `optimizer_start="fresh"` ignores it.
             spool: A folder for the means of p_old. None = in memory.
+            ranks: The processes that train together. All must have the same model, examples, settings and seed.
 
         Raises:
             InvalidInputError: No examples; no adapter; examples that do not fit the algorithm or each other; moments of
@@ -107,6 +110,7 @@ class Trainer:
         self.config = config
         self.seed = seed
         self._spool = spool
+        self._ranks = ranks
         self.schedule = Schedule.from_scheduler(model.scheduler, self.sampling.num_steps, self.sampling.eta)
 
         # the rows of each update
@@ -161,7 +165,7 @@ class Trainer:
 
     @property
     def rows_to_prepare(self) -> int:
-        """The number of rows whose evaluations `prepare` makes, rounded up; 0 after it was called."""
+        """The number of rows that this rank evaluates in `prepare`, rounded up; 0 after it was called."""
         if self._old is not None:
             return 0
         transitions = sum(map(len, [*self._old_batches(), *self._base_batches()]))
@@ -176,9 +180,14 @@ class Trainer:
         Raises:
             PolicyMismatchError: A recorded log-prob is not that of the policy, by more than the ratio's tolerance.
             NonFiniteError: A log-prob is NaN or infinite. The message names the step.
+            InvalidInputError: The adapters or the rows of the ranks differ.
+            RankLostError: Another rank has ended.
         """
         if self._old is not None:
             return
+        weights = sum(float(weight.double().abs().sum()) for weight in self._start.values())
+        self._ranks.require_equal("adapter", weights)
+        self._ranks.require_equal("number of rows", len(self._rows))
 
         # 1. recorded log-probs
         shape = self.examples[0].sides[0].latents.shape[2:]
@@ -231,13 +240,14 @@ class Trainer:
         """
         # 1. the first update's, unless it evaluates them itself
         micro_batch = self.config.micro_batch
-        parts = chain.from_iterable(_split(group, micro_batch) for _, group in self._groups(self._updates[0]))
+        groups = [self._own(group) for _, group in self._groups(self._updates[0])]
+        parts = chain.from_iterable(_split(group, micro_batch) for group in groups)
         first = [self._transitions.of_rows(part) for part in parts]
-        in_first = set(chain.from_iterable(first))
+        in_first = set(self._transitions.of_rows(self._updates[0]))
 
         # 2. others without a recorded log-prob that can be used
         others = []
-        for number in range(len(self._transitions)):
+        for number in self._of_updates(0):
             if number not in in_first and not self._is_recorded(number):
                 others.append(number)
         batches = list(_split(others, micro_batch * self._transitions.sides))
@@ -250,8 +260,8 @@ class Trainer:
         """The transitions to evaluate under the base model before the next update."""
         if not self._kl_from_base:
             return []
-        every = list(range(len(self._transitions)))
-        return self._remaining(list(_split(every, self.config.micro_batch * self._transitions.sides)))
+        every = _split(self._of_updates(0), self.config.micro_batch * self._transitions.sides)
+        return self._remaining(list(every))
 
     def _remaining(self, batches: list[list[int]]) -> list[list[int]]:
         """The batches with transitions of the remaining updates."""
@@ -259,8 +269,13 @@ class Trainer:
         return [batch for batch in batches if not remaining.isdisjoint(batch)]
 
     def _of_updates(self, start: int) -> list[int]:
-        """The transitions of the updates from `start` on."""
-        return self._transitions.of_rows(sorted(set(chain.from_iterable(self._updates[start:]))))
+        """This rank's transitions of the updates from `start` on."""
+        numbers = set(chain.from_iterable(self._updates[start:]))
+        return self._transitions.of_rows(self._own(sorted(numbers)))
+
+    def _own(self, numbers: Sequence[int]) -> list[int]:
+        """The rows among these that this rank evaluates."""
+        return [number for number in numbers if self._ranks.owns(self._rows[number])]
 
     def _is_recorded(self, number: int) -> bool:
         """Whether the recorded log-prob of a transition is all that the loss needs to know of p_old."""
@@ -291,9 +306,11 @@ class Trainer:
 
     def _test(self, old: OldPolicy) -> None:
         """Compare all transitions that were evaluated under p_old with their records."""
-        numbers = sorted(old.evaluated)
+        numbers = torch.tensor(sorted(old.evaluated), dtype=torch.int64)
+        log_probs = torch.stack([numbers.double(), old.replayed.cpu()[numbers].double()], 1)
         replayed = []
-        for number, log_prob in zip(numbers, old.replayed.cpu()[numbers].tolist(), strict=True):
+        for place, log_prob in self._ranks.concatenate(log_probs).tolist():
+            number = int(place)
             replayed.append(Replayed(self._transitions.row(number), log_prob, self._transitions.recorded(number)))
         without_noise = sorted(set(range(len(self.schedule))) - set(self.schedule.trainable_steps))
         report = self_test(replayed, self._ratio_tolerance, without_noise)
@@ -304,7 +321,8 @@ class Trainer:
         """Do one optimiser update.
 
         Args:
-            on_rows: Called as on_rows(done_rows) after each micro-batch. It may raise to cancel.
+            on_rows: Called as on_rows(done_rows) after each micro-batch of this rank, with the approximate number of
+                rows of all ranks. It may raise to cancel.
 
         Returns:
             The update's report: loss, ratio, KL and gradient norm, in total and by step.
@@ -313,6 +331,7 @@ class Trainer:
             InvalidInputError: All updates are done.
             NonFiniteError: A loss or a gradient is NaN or infinite. The message names update and step.
             PolicyMismatchError: In the first update, a recorded log-prob is not that of the policy.
+            RankLostError: Another rank has ended.
 
         After an error, or if `on_rows` raises, the adapter is unchanged.
         """
@@ -330,10 +349,12 @@ class Trainer:
         old = cast(OldPolicy, self._old)
         number = self.updates_done + 1
         started = time.perf_counter()
-        tally = Tally()
+        tally = Tally(self._transitions.sides, self._ranks)
 
         # 1. compute the rows' losses (Eq. 6, 8 or 9) and their mean gradient, in micro-batches
-        with lora_dropout(self.model.unet, self.config.lora.dropout, dropout_seed(self.seed, self.updates_done)):
+        self._choose_checkpointing(self._updates[self.updates_done])
+        seed = dropout_seed(self.seed, self.updates_done) + self._ranks.rank
+        with lora_dropout(self.model.unet, self.config.lora.dropout, seed):
             self._add_gradients(self._updates[self.updates_done], old, tally, on_rows)
 
         # 2. verify that all values are finite, and in the first update that p is p_old
@@ -402,16 +423,17 @@ class Trainer:
         done = 0
 
         self._optimizer.zero_grad(set_to_none=True)
-        with fast_backward(unet), checkpointing(unet, self._must_checkpoint(numbers)):
+        with fast_backward(unet), checkpointing(unet, bool(self._checkpoints)):
             for step, group in self._groups(numbers):
-                # 1. the group's own gradient, in micro-batches
+                # 1. the group's own gradient, in micro-batches, and the sum over all ranks
                 before = [parameter.grad for parameter in parameters]
                 self._optimizer.zero_grad(set_to_none=True)
-                for part in _split(group, self.config.micro_batch):
+                for part in _split(self._own(group), self.config.micro_batch):
                     self._backward(part, scale / len(numbers), old, tally)
                     done += len(part)
                     if on_rows is not None:
-                        on_rows(done)
+                        on_rows(min(done * self._ranks.size, len(numbers)))
+                self._ranks.add_up_gradients(parameters)
                 if step is not None:
                     tally.add_grad_norm(step, gradient_norm(parameters) / scale)
 
@@ -421,15 +443,15 @@ class Trainer:
                         parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)
         scale_gradients(parameters, 1 / scale)
 
-    def _must_checkpoint(self, numbers: Sequence[int]) -> bool:
-        """Whether to recompute activations. Unless set, it is decided once, from those of the first row."""
+    def _choose_checkpointing(self, numbers: Sequence[int]) -> None:
+        """Decide once whether to recompute activations, from those of the first row, unless it is set."""
         if self._checkpoints is None:
             rows = min(self.config.micro_batch, len(numbers))
             first = self._transitions.of_rows(numbers[:1])
-            self._checkpoints = must_checkpoint(
-                self._transitions.device, rows, lambda: self._transitions.evaluate(first)
-            )
-        return self._checkpoints
+            with fast_backward(self.model.unet):
+                self._checkpoints = must_checkpoint(
+                    self._transitions.device, rows, lambda: self._transitions.evaluate(first)
+                )
 
     @property
     def _in_float16(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dfusion.distributed import ALONE, Ranks
 from dfusion.errors import NonFiniteError, PolicyMismatchError
 from dfusion.losses.objective import RowLosses
 from dfusion.training_data import Row
@@ -194,6 +195,8 @@ def falling_preferred(reports: Sequence[UpdateReport], window: int = WATCH_WINDO
 
 @dataclass(frozen=True)
 class _RowMetrics:
+    """The metrics of a row; NaN for what it does not have."""
+
     step: int
     loss: float
     kl: float
@@ -203,20 +206,23 @@ class _RowMetrics:
 
 
 class Tally:
-    """Collects the metrics of one update over its micro-batches. They stay on the device until they are read."""
+    """Collects the metrics of one update over its micro-batches. They stay on the device until they are read.
 
-    def __init__(self) -> None:
+    Args:
+        sides: S of the log-ratios.
+        ranks: The processes whose rows are reported together.
+    """
+
+    def __init__(self, sides: int = 1, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._metrics: list[torch.Tensor] = []
+        self._no_metrics = torch.empty(0, 4 + sides)
         self._steps: list[int] = []
         self._grad_norms: dict[int, torch.Tensor] = {}
-        self._has_margins = False
-        self._has_clip = False
 
     def add(self, steps: Sequence[int], results: RowLosses, log_ratios: torch.Tensor, kl: torch.Tensor) -> None:
         """Add the rows of a micro-batch, with log_ratios (R, S) and kl (R,), NaN where it is not known."""
-        self._has_margins = results.margins is not None
-        self._has_clip = results.clipped is not None
-        none = torch.zeros_like(kl)
+        none = torch.full_like(kl, torch.nan)
         margins = none if results.margins is None else results.margins
         clipped = none if results.clipped is None else results.clipped.to(kl.dtype)
         columns = torch.stack([results.losses, kl, margins, clipped], 1)
@@ -229,9 +235,11 @@ class Tally:
 
     @cached_property
     def _rows(self) -> list[_RowMetrics]:
-        """The metrics of all rows, read once after the last `add`."""
-        metrics = torch.cat(self._metrics).tolist()
-        return [_RowMetrics(step, *row[:4], tuple(row[4:])) for step, row in zip(self._steps, metrics, strict=True)]
+        """The metrics of all rows of all ranks, read once after the last `add`."""
+        metrics = torch.cat(self._metrics).cpu() if self._metrics else self._no_metrics
+        steps = torch.tensor(self._steps, dtype=torch.float64)[:, None]
+        every = self._ranks.concatenate(torch.cat([steps, metrics.double()], 1))
+        return [_RowMetrics(int(row[0]), *row[1:5], tuple(row[5:])) for row in every.tolist()]
 
     @cached_property
     def _norms(self) -> dict[int, float]:
@@ -255,8 +263,9 @@ class Tally:
             by_step[row.step].append(row)
         steps = tuple(self._step_report(step, rows) for step, rows in sorted(by_step.items()))
 
-        margins = [row.margin for row in self._rows] if self._has_margins else []
-        preferred, rejected = self._mean_by_side() if self._has_margins else (None, None)
+        margins = [row.margin for row in self._rows if not math.isnan(row.margin)]
+        clipped = [row.clipped for row in self._rows if not math.isnan(row.clipped)]
+        preferred, rejected = self._mean_by_side() if margins else (None, None)
         return UpdateReport(
             update=update,
             rows=len(self._rows),
@@ -265,7 +274,7 @@ class Tally:
             accuracy=_mean([margin > 0 for margin in margins]) if margins else None,
             log_ratio_preferred=preferred,
             log_ratio_rejected=rejected,
-            clipped=_mean([row.clipped for row in self._rows]) if self._has_clip else None,
+            clipped=_mean(clipped) if clipped else None,
             kl=_mean_kl(self._rows),
             grad_norm=grad_norm,
             below_epsilon=below_epsilon,

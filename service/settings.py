@@ -112,6 +112,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level of log lines")
 
     device: str = Field("auto", description="Device of the models: cpu, cuda, cuda:1 … auto = cuda if available")
+    training_devices: tuple[str, ...] = Field(
+        (),
+        description="Further devices of a training besides the worker's own, each with a process: "
+        '["cuda:1", "cuda:2"]. Empty = it trains alone',
+    )
     torch_threads: int = Field(0, ge=0, description="CPU threads of a worker. 0 = torch's default")
     worker_niceness: int = Field(
         15, ge=0, le=19, description="CPU priority of workers (nice); higher values keep the API responsive"
@@ -262,6 +267,14 @@ class Settings(BaseSettings):
         if not _DEVICE.fullmatch(device):
             raise ValueError(f"expected auto, cpu, cuda, or a device such as cuda:1, got {device!r}")
         return device
+
+    @field_validator("training_devices")
+    @classmethod
+    def _are_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
+        for device in devices:
+            if device == "auto" or not _DEVICE.fullmatch(device):
+                raise ValueError(f"expected devices such as cuda:1, got {device!r}")
+        return devices
 
     @field_validator("models")
     @classmethod

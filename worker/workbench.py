@@ -42,10 +42,15 @@ def set_up_torch(settings: Settings) -> None:
 
     Sets the number of threads and disables TF32 (decision 016). On a CPU, freed memory is kept for the next layer.
     """
-    if device_of(settings) == "cpu":
+    set_up_torch_on(device_of(settings), settings.torch_threads)
+
+
+def set_up_torch_on(device: str, threads: int) -> None:
+    """`set_up_torch` for a process on this device. 0 threads: torch's default."""
+    if device == "cpu":
         keep_freed_memory()
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
+    if threads:
+        torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from dfusion.adapter import attach_lora, has_lora, save_adapter
-from dfusion.errors import CheckpointError, PolicyMismatchError
+from dfusion.errors import CheckpointError, PolicyMismatchError, RankLostError
 from dfusion.optimizer_state import save_optimizer
 from dfusion.seeds import training_seed
 from dfusion.trainer_state import STATE_FILE, TrainerState
@@ -30,6 +30,7 @@ from worker.context import SAFETENSORS, StageContext
 from worker.inputs import StoredModel, load_model_before, spec_as
 from worker.stages.base import Stage
 from worker.training_examples import Source, TrainingExamples, load_source, training_examples
+from worker.training_ranks import TrainingRanks
 
 JSON = "application/json"
 _logger = logging.getLogger(__name__)
@@ -92,10 +93,12 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         if not has_lora(model.unet):
             attach_lora(model.unet, spec.training.lora, seed)
         carried = None if inputs.optimizer is None else context.load_optimizer(inputs.optimizer)
-        trainer = Trainer(model, learned.examples, spec.training, seed, carried, context.scratch)
+        ranks = TrainingRanks(context, parent.row.base)
+        trainer = Trainer(model, learned.examples, spec.training, seed, carried, context.scratch, ranks.own)
         checkpoints = _Checkpoints(context, trainer)
         checkpoints.resume()
-        _train(context, trainer, checkpoints)
+        with ranks.running(model, trainer):
+            _train(context, trainer, checkpoints, ranks)
 
         # 2. the adapter and AdamW's state
         path = context.scratch / "adapter.safetensors"
@@ -125,19 +128,23 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     return Outputs(row, falling_preferred(trainer.reports))
 
 
-def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints) -> None:
+def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints, ranks: TrainingRanks) -> None:
     """Run all remaining updates. Progress counts rows: those evaluated before the updates, then those of each."""
     rows = trainer.rows_by_update
     prepared = trainer.rows_to_prepare
     context.heartbeat.plan(prepared + sum(rows))
 
+    def at(done: int) -> None:
+        ranks.require_alive()
+        context.heartbeat.at(done)
+
     try:
-        trainer.prepare(context.heartbeat.at)
+        trainer.prepare(at)
         while trainer.updates_done < trainer.updates_total:
             before = prepared + sum(rows[: trainer.updates_done])
-            trainer.step(lambda done, before=before: context.heartbeat.at(before + done))  # type: ignore[misc]
+            trainer.step(lambda done, before=before: at(before + done))  # type: ignore[misc]
             checkpoints.save_if_due()
-    except (StagePausedError, StageStoppedError):  # raised between micro-batches: the last update is whole
+    except (StagePausedError, StageStoppedError, RankLostError):  # the last update is whole
         checkpoints.save()
         raise
     except PolicyMismatchError as error:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,11 +36,14 @@ from dfusion.trajectories import load_trajectory
 from dfusion.types import Conditioning, Trajectory
 from service.errors import StageStoppedError, StorageCorruptError, StorageError, StorageGoneError
 from service.storage.files import FileStore
+from tests.forking import Forked
 from tests.installation import Installation
 from tests.nets import tiny_xl_pipeline
 from tests.scorers import Brightness
 from tests.service import PROMPTS, settings_for, work_until_idle
 from tests.training_loop import DpoLoop
+from worker import rank as rank_program
+from worker import training_ranks
 from worker.stages import fuse as fuse_stage
 from worker.stages import train
 
@@ -87,9 +95,22 @@ def picture(installation: Installation, path: str) -> np.ndarray:
 
 
 def updates_of(installation: Installation, model_id: str) -> dict[str, Any]:
-    """Return the self-test and the reports of a training."""
+    """Return the self-test and the reports of a training, without their durations and memory."""
     statistics = installation.get(f"/models/{model_id}")["statistics"]
-    return dict(json.loads(installation.client.get(statistics["log"]).content))
+    log = dict(json.loads(installation.client.get(statistics["log"]).content))
+    for update in log["updates"]:
+        assert update.pop("seconds") > 0 and update.pop("peak_bytes") > 0
+    return log
+
+
+def take_part(folder: str, rank: str) -> None:
+    """Run `python -m worker.rank FOLDER RANK` in a fork, whose standard input stays open."""
+    torch.set_num_threads(1)
+    reading, _writing = os.pipe()
+    os.dup2(reading, 0)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.argv = ["rank", folder, rank]
+    rank_program.main()
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,6 +511,59 @@ def test_an_interrupted_training_keeps_the_reports_of_all_updates(
     assert "training.resumed" in installation.events(again)
     logs = [updates_of(installation, job["last_model"]) for job in (through, again)]
     assert [update["update"] for update in logs[1]["updates"]] == [1, 2, 3] and logs[0] == logs[1]
+
+
+def test_a_training_over_two_processes_survives_a_killed_one(
+    tmp_path: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The further process of the first attempt is killed after the first update; the second attempt resumes from it.
+
+    The adapter is that of one process. The epsilon limits the step of elements near 0, whose sign is due to rounding.
+    """
+    started: list[Forked] = []
+
+    def start(command: list[str], stdin: int) -> Forked:
+        assert stdin == subprocess.PIPE and command[1:3] == ["-m", "worker.rank"]
+        started.append(Forked(take_part, *command[3:]))
+        return started[-1]
+
+    class Killing(Trainer):
+        def step(self, on_rows: Any = None) -> Any:
+            if self.updates_done == 1 and len(started) == 1:
+                started[0].kill()
+                started[0].wait(60)
+            return super().step(on_rows)
+
+    monkeypatch.setattr(training_ranks, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(train, "Trainer", Killing)
+    options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET}
+    options["training"] = TRAINING | {"adam_epsilon": 1e-3, "learning_rate": 1e-3}
+    trained = []
+    for number, devices in enumerate(((), ("cpu",))):
+        settings = settings_for(tmp_path / str(number), pipeline, training_devices=devices)
+        with TestClient(create_app(settings)) as client:
+            installation = Installation(client)
+            job_id = installation.post(**options)
+            for _ in range(3):  # a retry starts after a pause
+                work_until_idle(installation.service)
+                time.sleep(0.2)
+            job = installation.get(f"/jobs/{job_id}")
+            assert (job["state"], job["error"]) == ("succeeded", None)
+            trained.append((installation.adapter(job), updates_of(installation, job["last_model"])))
+            retried = [event for event in installation.all(job["links"]["events"]) if event["kind"] == "stage.retried"]
+            assert [event["data"]["code"] for event in retried] == ["rank_lost"] * number
+            assert ("training.resumed" in installation.events(job)) is bool(devices)
+
+    assert started[0].wait(60) == -signal.SIGKILL and started[1].wait(60) in (0, -signal.SIGKILL)  # ended or killed
+    (alone, log), (together, other) = trained
+    for name, values in alone.items():
+        pair = [np.frombuffer(each, np.float32) for each in (values, together[name])]
+        assert np.abs(pair[0] - pair[1]).max() < 1e-5
+    assert (
+        [update["update"] for update in other["updates"]] == [update["update"] for update in log["updates"]] == [1, 2]
+    )
+    losses = [[update["loss"] for update in each["updates"]] for each in (log, other)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
 
 @pytest.mark.parametrize(

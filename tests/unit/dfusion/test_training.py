@@ -36,13 +36,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ALL_AT_ONCE: dict[str, Any] = {"examples_per_update": 16, "micro_batch": 16, "log_gradient_norms": False}
 
 
+def trained_model() -> DiffusionModel:
+    """With an adapter that already changes the policy, as in later rounds."""
+    model = tiny_model()
+    attach_lora(model.unet, seed=1)
+    shake(model, 0.05)
+    return model
+
+
 @pytest.fixture
 def model() -> DiffusionModel:
-    """With an adapter that already changes the policy, as in later rounds."""
-    trained_model = tiny_model()
-    attach_lora(trained_model.unet, seed=1)
-    shake(trained_model, 0.05)
-    return trained_model
+    return trained_model()
 
 
 def shake(model: DiffusionModel, by: float, seed: int = 5) -> None:

@@ -1,0 +1,124 @@
+"""Training by two processes over gloo. Each trains its own copy of a model on the same examples."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfusion.config import TrainingConfig
+from dfusion.distributed import ALONE, Ranks, process_group
+from dfusion.errors import InvalidInputError, RankLostError
+from dfusion.shared_examples import share_examples, shared_examples
+from dfusion.spool import TrajectorySpool
+from dfusion.training import Trainer
+from dfusion.training_data import Example, Row, TrainingPair, digest
+from dfusion.training_report import UpdateReport
+from tests.forking import Forked
+from tests.unit.dfusion.test_training import config, examples_of, max_difference, trained_model, weights
+
+SETTINGS: dict[str, Any] = {"examples_per_update": 2, "adam_epsilon": 1e-3, "micro_batch": 2}
+"""Several updates. The epsilon limits the step of elements near 0, whose sign is due to rounding."""
+
+
+def trained_as(
+    ranks: Ranks, model: Any, examples: list[Example], settings: TrainingConfig, last: int
+) -> list[UpdateReport]:
+    """Train, and end this process in the middle of update `last`, unless it is 0."""
+    trainer = Trainer(model, examples, settings, 0, None, None, ranks)
+
+    def end(_done: int) -> None:
+        if trainer.updates_done == last - 1:
+            os._exit(9)
+
+    return [trainer.step(end) for _ in range(trainer.updates_total)]
+
+
+def examples_for(model: Any, algorithm: str) -> list[Example]:
+    """Half of the trajectories are not on-policy, so that some log-probs are evaluated before the updates."""
+    return [replace(example, on_policy=False) for example in examples_of(model, algorithm)]
+
+
+def second_rank(folder: str, last: int) -> None:
+    """Take part in the trainings below as rank 1, and end in the middle of update `last` of the second one."""
+    torch.set_num_threads(1)
+    with process_group(Path(folder, "group"), 1, 2, 60):
+        for algorithm, ends_in in (("dpo", 0), ("dpok", last)):
+            own = trained_model()
+            trained_as(Ranks(1, 2), own, examples_for(own, algorithm), config(algorithm, **SETTINGS), ends_in)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_adapter_of_one_and_notice_a_killed_one(tmp_path: Path) -> None:
+    """dpo to its end. Of dpok rank 1 ends in the second update; this process resumes alone from its last state."""
+    process = Forked(second_rank, str(tmp_path), 2)
+    with process_group(tmp_path / "group", 0, 2, 60):
+        ranks = Ranks.joined()
+        assert (ranks.rank, ranks.size) == (0, 2)
+
+        # 1. dpo
+        together, alone = trained_model(), trained_model()
+        examples = examples_for(alone, "dpo")
+        settings = config("dpo", **SETTINGS)
+        reports = trained_as(ranks, together, examples, settings, 0)
+        expected = trained_as(ALONE, alone, examples, settings, 0)
+        assert max_difference(weights(together), weights(alone)) < 1e-5
+        for report, other in zip(reports, expected, strict=True):
+            assert (report.rows, report.update, len(report.steps)) == (other.rows, other.update, len(other.steps))
+            assert report.loss == pytest.approx(other.loss, abs=1e-6)
+            assert report.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+            norms = [[step.grad_norm for step in each.steps] for each in (report, other)]
+            assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+        # 2. dpok, until rank 1 ends
+        together, alone = trained_model(), trained_model()
+        examples = examples_for(alone, "dpok")
+        settings = config("dpok", **SETTINGS)
+        trainer = Trainer(together, examples, settings, 0, None, None, ranks)
+        first = trainer.step()
+        before = weights(together)
+        with pytest.raises(RankLostError, match="2 ranks"):
+            trainer.step()
+        assert trainer.updates_done == 1 and max_difference(weights(together), before) == 0
+
+    # 3. the rest, by this process alone
+    assert process.wait(60) == 9
+    resumed = Trainer(together, examples, settings, 0)
+    resumed.load_state(trainer.state())
+    reports = [first, *(resumed.step() for _ in range(resumed.updates_total - 1))]
+    expected = trained_as(ALONE, alone, examples, settings, 0)
+    assert max_difference(weights(together), weights(alone)) < 1e-5
+    assert [report.kl for report in reports] == pytest.approx([report.kl for report in expected], rel=1e-3, abs=1e-8)
+
+
+def test_every_row_has_one_rank_and_steps_are_spread() -> None:
+    rows = [Row(example, step) for example in range(4) for step in range(20)]
+    shares = [[row for row in rows if Ranks(rank, 2).owns(row)] for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == rows
+    for share in shares:
+        assert [sum(row.step == step for row in share) for step in range(20)] == [2] * 20
+        assert [sum(row.example == example for row in share) for example in range(4)] == [10] * 4
+    with pytest.raises(InvalidInputError, match="rank: expected 0 to 1, got 2"):
+        Ranks(2, 2)
+
+
+def test_examples_are_shared_by_their_spool(tmp_path: Path) -> None:
+    model = trained_model()
+    spool = TrajectorySpool(tmp_path)
+    [pair, *_] = examples_of(model)
+    assert isinstance(pair, TrainingPair)
+    with pytest.raises(InvalidInputError, match="in memory"):
+        share_examples([pair], tmp_path / "shared")
+
+    preferred, rejected = (spool.add(side, 0) for side in (pair.preferred, pair.rejected))  # type: ignore[arg-type]
+    mask = torch.tensor([[1.0, 0.5]])
+    pairs = [TrainingPair(preferred, rejected, "a", True, False, mask), TrainingPair(rejected, preferred, "b")]
+    [sample, *_] = examples_of(model, "ddpo")
+    samples = [replace(sample, trajectory=preferred, on_policy=False)]
+    for number, examples in enumerate((pairs, samples)):
+        share_examples(examples, tmp_path / f"shared-{number}")
+        assert digest(shared_examples(tmp_path / f"shared-{number}")) == digest(examples)

@@ -1,0 +1,107 @@
+"""Further processes of a training, one for each device of `DFUSION_TRAINING_DEVICES`. The worker is rank 0."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dfusion.adapter import save_adapter
+from dfusion.distributed import Ranks, process_group
+from dfusion.errors import RankLostError
+from dfusion.models import DiffusionModel
+from dfusion.shared_examples import share_examples
+from dfusion.training import Trainer
+from worker.context import StageContext
+
+JOB_FILE = "job.json"
+ADAPTER_FILE = "adapter.safetensors"
+EXAMPLES_FILE = "examples.safetensors"
+GROUP_FILE = "group"
+_POLL_SECONDS = 0.1
+_END_SECONDS = 30
+
+
+def ready_file(folder: Path, rank: int) -> Path:
+    """The file by which a rank says that it has loaded its model."""
+    return folder / f"ready-{rank}"
+
+
+class TrainingRanks:
+    """The further processes of one training. They end with the context of `running`, and with this process.
+
+    Args:
+        context: The stage.
+        base: The name of the base model.
+    """
+
+    def __init__(self, context: StageContext, base: str) -> None:
+        self._context = context
+        self._base = base
+        self._devices = context.bench.settings.training_devices
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.own = Ranks(0, 1 + len(self._devices))
+
+    @contextmanager
+    def running(self, model: DiffusionModel, trainer: Trainer) -> Iterator[None]:
+        """Run the further processes, which take part in all remaining updates. Does nothing without devices.
+
+        Raises:
+            RankLostError: A process ended before it was ready.
+        """
+        if not self._devices:
+            yield
+            return
+
+        folder = self._context.scratch / "ranks"
+        folder.mkdir()
+        self._write_job(folder, model, trainer)
+        try:
+            for rank in range(1, self.own.size):
+                command = [sys.executable, "-m", "worker.rank", str(folder), str(rank)]
+                self._processes.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+            self._wait_until_ready(folder)
+            timeout = self._context.bench.settings.stuck_seconds
+            with process_group(folder / GROUP_FILE, 0, self.own.size, timeout):
+                yield
+        finally:
+            for process in self._processes:
+                process.kill()
+                process.wait(_END_SECONDS)
+
+    def require_alive(self) -> None:
+        """Raise RankLostError if a process has ended."""
+        for rank, process in enumerate(self._processes, 1):
+            code = process.poll()
+            if code is not None:
+                device = self._devices[rank - 1]
+                raise RankLostError(f"rank {rank} of the training, on {device}, ended with exit code {code}")
+
+    def _write_job(self, folder: Path, model: DiffusionModel, trainer: Trainer) -> None:
+        """Write everything that the processes need: they have no access to the database or the storage."""
+        settings = self._context.bench.settings
+        job = {
+            "source": self._context.bench.models.source(self._base),
+            "dtype": self._context.bench.catalogue.models[self._base].dtype,
+            "config": trainer.config.model_dump(mode="json"),
+            "seed": trainer.seed,
+            "devices": self._devices,
+            "threads": settings.torch_threads,
+            "timeout_seconds": settings.stuck_seconds,
+        }
+        (folder / JOB_FILE).write_text(json.dumps(job), "utf-8")
+        save_adapter(model.unet, folder / ADAPTER_FILE)
+        share_examples(trainer.examples, folder / EXAMPLES_FILE)
+        trainer.state().save(folder)
+
+    def _wait_until_ready(self, folder: Path) -> None:
+        with self._context.heartbeat.phase("starting the ranks of the training"):
+            for rank in range(1, self.own.size):
+                while not ready_file(folder, rank).exists():
+                    self.require_alive()
+                    self._context.heartbeat.check()
+                    time.sleep(_POLL_SECONDS)
