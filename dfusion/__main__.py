@@ -5,6 +5,8 @@ A wheel contains only the library (docs/decisions/019-packaging.md).
 
 from __future__ import annotations
 
+from dfusion.imports import without_garbage_collection
+
 _INSTALL = "pip install --editable '.[service]'"
 
 
@@ -16,7 +18,8 @@ def main() -> None:
             not installed.
     """
     try:
-        from api.cli.app import app
+        with without_garbage_collection():
+            from api.cli.app import app
     except ModuleNotFoundError as error:
         raise SystemExit(f"dfusion: {_explanation(error)}") from error
     app()

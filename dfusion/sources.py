@@ -1,4 +1,6 @@
-"""Sources of base models: local folders, and hub models with their mirrors, pinned to commits. Does not import torch.
+"""Sources of base models: local folders, and hub models with their mirrors, pinned to commits.
+
+Imports neither torch nor, before a model of the hub is looked up, huggingface_hub.
 
 The table is documented in docs/decisions/010-models.md. A model outside the table is named "owner/name@revision".
 """
@@ -15,8 +17,6 @@ from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
-
-from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from dfusion.errors import ModelNotFoundError
 from dfusion.model_files import require_pipeline
@@ -120,6 +120,10 @@ def find_local(model: Path | str) -> Path | None:
         repository, _, revision = model.partition("@")
         mirrors = (Mirror(repository, revision),) if repository.count("/") == 1 and revision else ()
 
+    if not mirrors:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
     for mirror in mirrors:
         try:
             cached = try_to_load_from_cache(mirror.repository, "model_index.json", revision=mirror.revision)
@@ -145,6 +149,8 @@ def _fetch(name: str, model: HubModel) -> Path:
 
 def _download(mirror: Mirror) -> Path:
     """The cached folder of a repository: full-precision weights, or its variants if it has only these."""
+    from huggingface_hub import snapshot_download
+
     revision = mirror.revision
     folder = Path(
         snapshot_download(mirror.repository, revision=revision, allow_patterns=_ALLOWED, ignore_patterns=_IGNORED)
@@ -164,6 +170,8 @@ def _check_weights(folder: Path, sha256: str | None) -> None:
 
 def _sha256_of(path: Path) -> str:
     """The SHA-256 of a file. It is stored, and read again while path, size and time of change stay the same."""
+    from huggingface_hub import constants
+
     file = path.resolve()
     status = file.stat()
     version = {"file": str(file), "size": status.st_size, "changed_ns": status.st_mtime_ns, "inode": status.st_ino}

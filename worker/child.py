@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from dfusion.imports import without_garbage_collection
 from service.broker import open_queue
 from service.db.unit_of_work import WORKER_POOL
 from service.jobs import execution, limits
 from service.service import Service
 from service.settings import Settings
-from worker.imports import without_garbage_collection
 from worker.presence import Presence
 from worker.stop_flag import Stop
 from worker.watchdog import Watchdog

@@ -14,6 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from dfusion.imports import without_garbage_collection
 from service import logs
 from service.db.unit_of_work import WORKER_POOL, is_transient
 from service.errors import StartError
@@ -22,7 +23,6 @@ from service.pulse import Pulse
 from service.service import Service
 from service.settings import Settings
 from service.states import QueueName
-from worker.imports import without_garbage_collection
 from worker.presence import Presence
 from worker.watchdog import Watchdog
 

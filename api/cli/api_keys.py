@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,8 +12,10 @@ from rich.text import Text
 from api.cli.options import Limit, fetch_pages, with_zone
 from api.cli.screens import listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
-from api.wire.api_keys import ApiKeyCreated
 from service.states import KeyScope
+
+if TYPE_CHECKING:
+    from api.wire.api_keys import ApiKeyCreated
 
 app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 

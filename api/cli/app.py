@@ -22,7 +22,7 @@ from api.cli import (
 )
 from api.cli.root import RootGroup
 from api.cli.session import Session
-from api.client.client import DEFAULT_URL
+from api.client import DEFAULT_URL
 
 app = typer.Typer(
     name="dfusion",

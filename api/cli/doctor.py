@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import RenderableType
@@ -19,18 +19,19 @@ from rich.console import RenderableType
 from api.cli.model_check import check_model, summary
 from api.cli.screens import listing, size, styled_state
 from api.cli.session import ERROR, Session
-from api.client import ApiError, Client, UnauthorizedError, UnreachableError
+from api.client import ApiError, UnauthorizedError, UnreachableError
 from api.wire.health import CheckOut, CheckState
 from dfusion.errors import ModelNotFoundError
-from dfusion.model_files import check_files
-from service.catalogue import Catalogue
 from service.errors import StartError
-from service.settings import Settings
+
+if TYPE_CHECKING:
+    from api.client import Client
 
 _MIN_FREE_BYTES = 5_000_000_000
 _TORCH_SECONDS = 120
 _TORCH_PROBE = """
-import importlib.util, json
+import gc, importlib.util, json
+gc.disable()  # it would scan the objects of torch many times while they are imported
 facts = {"installed": importlib.util.find_spec("torch") is not None}
 if facts["installed"]:
     import torch
@@ -130,6 +131,9 @@ def _download(client: Client) -> CheckOut:
 
 
 def _machine_checks() -> Iterator[CheckOut]:
+    from service.catalogue import Catalogue
+    from service.settings import Settings
+
     try:
         settings = Settings.read()
         catalogue = Catalogue.of(settings)
@@ -197,7 +201,8 @@ def _sampled_model(name: str) -> CheckOut:
 
 def _model_files(name: str, source: str) -> CheckOut:
     """Check that a worker on this machine can find the model's files, and can run the model."""
-    from dfusion.sources import HUB_MODELS, find_local  # imported here because the hub's client is slow to import
+    from dfusion.model_files import check_files
+    from dfusion.sources import HUB_MODELS, find_local
 
     what = f"here: model {name}"
     folder = find_local(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -13,16 +13,10 @@ from rich.text import Text
 from api.cli.experiment_live import failure_line, progress
 from api.cli.screens import listing, styled_state
 from api.cli.session import INTERRUPTED, JOB_FAILED, Session
-from api.experiments.cells import Selection
-from api.experiments.format import Experiment
-from api.experiments.records import folder_of
-from api.experiments.reporting import Report
-from api.experiments.reporting import as_json as report_json
-from api.experiments.reporting import report as write_report
-from api.experiments.runner import RunResult
-from api.experiments.runner import run as run_experiment
-from api.experiments.status import CellStatus
-from api.experiments.status import status as status_of
+
+if TYPE_CHECKING:
+    from api.experiments import Experiment, Report, RunResult
+    from api.experiments.status import CellStatus
 
 app = typer.Typer(no_args_is_help=True, help="Experiments: run a matrix of trainings, show its status, report it.")
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment in YAML; see docs/experiments.md")]
@@ -55,6 +49,9 @@ def run(
       dfusion experiment run experiments/shapes-dpo.yaml
       dfusion experiment run experiments/shapes-dpo.yaml --arm naive --arm fused --seed 1
     """
+    from api.experiments import Experiment, Selection
+    from api.experiments import run as run_experiment
+
     session: Session = ctx.obj
     experiment = Experiment.load(file)
     folder = records_folder(file, out)
@@ -84,9 +81,12 @@ def report(
 
     Example: dfusion experiment report experiments/shapes-dpo.yaml
     """
+    from api.experiments import Experiment
+    from api.experiments.reporting import as_json, report
+
     session: Session = ctx.obj
-    result = write_report(Experiment.load(file), records_folder(file, out), plots=plots)
-    session.show(report_json(result), lambda: _report_screen(result))
+    result = report(Experiment.load(file), records_folder(file, out), plots=plots)
+    session.show(as_json(result), lambda: _report_screen(result))
 
 
 def _report_screen(result: Report) -> RenderableType:
@@ -104,6 +104,9 @@ def status(
 
     Example: dfusion experiment status experiments/shapes-dpo.yaml
     """
+    from api.experiments import Experiment, Selection
+    from api.experiments.status import status as status_of
+
     session: Session = ctx.obj
     selection = Selection(tuple(list_name or ()), tuple(arm or ()), tuple(seed or ()))
     with session.client() as client:
@@ -140,6 +143,8 @@ def records_folder(file: Path, out: Path | None) -> Path:
 
 
 def _json(experiment: Experiment, out: Path, result: RunResult) -> dict[str, object]:
+    from api.experiments.records import folder_of
+
     folder = folder_of(out, experiment.name)
     return {
         "experiment": experiment.name,
@@ -152,6 +157,8 @@ def _json(experiment: Experiment, out: Path, result: RunResult) -> dict[str, obj
 
 
 def _screen(experiment: Experiment, out: Path, result: RunResult) -> RenderableType:
+    from api.experiments.records import folder_of
+
     before = f", {result.recorded_before} of them from earlier runs" if result.recorded_before else ""
     lines = [Text(f"{len(result.done)} cells have records in {folder_of(out, experiment.name)}{before}")]
     lines += [Text(failure_line(failure), style="red") for failure in result.failures]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,7 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.screens import clock
-from api.experiments.runner import Failure, Running, Show, State
+
+if TYPE_CHECKING:
+    from api.experiments.runner import Failure, Running, Show, State
 
 _LINE_SECONDS = 60.0
 """Longest time between two lines, even if nothing has changed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -15,11 +15,12 @@ from api.cli.live import follow_job, position
 from api.cli.options import CreatedAfter, CreatedBefore, Follow, Key, Limit, fetch_pages, with_zone
 from api.cli.screens import figure, listing, local_time, sheet, size, styled_state
 from api.cli.session import INTERRUPTED, Session
-from api.client import Client
-from api.client.client import JobFilters, StageFilters
-from api.experiments.tensorboard import export_tensorboard
-from api.wire.jobs import BestRoundOut, JobDetail, JobOut, StageOut, StoppedOut
 from service.states import JobKind, JobState, Split, StageKind, StageState
+
+if TYPE_CHECKING:
+    from api.client import Client
+    from api.client.client import JobFilters, StageFilters
+    from api.wire.jobs import BestRoundOut, JobDetail, JobOut, StageOut, StoppedOut
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,14 +48,14 @@ def list_jobs(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        filters = JobFilters(
-            state=state,
-            kind=kind,
-            prompt_set=prompt_set,
-            origin=origin,
-            created_after=with_zone(created_after),
-            created_before=with_zone(created_before),
-        )
+        filters: JobFilters = {
+            "state": state,
+            "kind": kind,
+            "prompt_set": prompt_set,
+            "origin": origin,
+            "created_after": with_zone(created_after),
+            "created_before": with_zone(created_before),
+        }
         page = fetch_pages(lambda size, cursor: client.jobs_page(size, cursor, **filters), limit)
 
     headings = ("job", "kind", "state", "%>", "storage>", "created at", "label")
@@ -91,7 +92,7 @@ def stages(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        filters = StageFilters(state=state, kind=kind, round=round_number, with_error=with_error)
+        filters: StageFilters = {"state": state, "kind": kind, "round": round_number, "with_error": with_error}
         page = fetch_pages(lambda size, cursor: client.stages_page(job_id, size, cursor, **filters), limit)
 
     headings = ("stage", "round>", "shard>", "state", "done>", "attempts>", "worker")
@@ -239,6 +240,8 @@ def export_events(
 
     Example: dfusion jobs export-tensorboard job_… --out runs
     """
+    from api.experiments.tensorboard import export_tensorboard
+
     session: Session = ctx.obj
     with session.client() as client:
         folder = export_tensorboard(client, job_id, out)

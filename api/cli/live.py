@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.screens import clock, figure, state
-from api.client import Client
-from api.wire.jobs import JobDetail, MetricOut, ProgressOut, StageOut
 from service.states import JobKind, JobState, StageState
+
+if TYPE_CHECKING:
+    from api.client import Client
+    from api.wire.jobs import JobDetail, MetricOut, ProgressOut, StageOut
 
 SPLITS = {"train": "training", "held_out": "held out", "rollout": "samples"}
 """Short labels of the splits: the images that a score is averaged over."""

@@ -13,9 +13,7 @@ from rich.console import RenderableType
 
 from api.cli.screens import sheet, size, yes_or_no
 from api.client import ApiError
-from service.catalogue import Catalogue
 from service.errors import StartError
-from service.settings import Settings
 
 _SECONDS = 3600
 
@@ -53,6 +51,9 @@ def check_model(model: str, image: Path, options: Mapping[str, Any]) -> dict[str
 
 def _installed(model: str) -> dict[str, Any]:
     """The source, adapter and precision of a model: those of the settings, if it is named there."""
+    from service.catalogue import Catalogue
+    from service.settings import Settings
+
     try:
         entry = Catalogue.of(Settings.read()).models.get(model)
     except StartError as error:

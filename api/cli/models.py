@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -16,9 +16,11 @@ from api.cli.model_check import check_model, report_sheet
 from api.cli.options import Follow, Key, Limit, OfJob, fetch_pages
 from api.cli.screens import figure, listing, local_time, sheet, size
 from api.cli.session import Session
-from api.wire.models import ExportOut, ModelDetail, ModelOut
 from dfusion.config import Precision
 from dfusion.recipes import ExportFormat
+
+if TYPE_CHECKING:
+    from api.wire.models import ExportOut, ModelDetail, ModelOut
 
 app = typer.Typer(no_args_is_help=True, help="Models: list, show, check, lineage, export, exports, download, alias.")
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model's id, its name or an alias")]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from api.wire.common import ListOut
+if TYPE_CHECKING:
+    from api.wire.common import ListOut
+
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Group, RenderableType
@@ -28,8 +28,10 @@ from api.cli.options import (
 )
 from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
-from api.client.client import PairFilters
-from api.wire.pairs import AgreementOut, PairOut, VerdictOut
+
+if TYPE_CHECKING:
+    from api.client.client import PairFilters
+    from api.wire.pairs import AgreementOut, PairOut, VerdictOut
 
 app = typer.Typer(no_args_is_help=True, help="Pairs: list, show, judge, export; check a reward.")
 PairId = Annotated[str, typer.Argument(metavar="PAIR", help="The pair's id")]
@@ -68,24 +70,24 @@ def list_pairs(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        filters = PairFilters(
-            job=job,
-            round=round,
-            adopted=adopted,
-            judged=judged,
-            judged_by_me=judged_by_me,
-            reviewer=reviewer,
-            reviewers_below=reviewers_below,
-            in_review=in_review,
-            gold=gold,
-            prompt_set=prompt_set,
-            created_after=with_zone(created_after),
-            created_before=with_zone(created_before),
-            prompt=prompt,
-            scorer=scorer,
-            score_min=score_min,
-            score_max=score_max,
-        )
+        filters: PairFilters = {
+            "job": job,
+            "round": round,
+            "adopted": adopted,
+            "judged": judged,
+            "judged_by_me": judged_by_me,
+            "reviewer": reviewer,
+            "reviewers_below": reviewers_below,
+            "in_review": in_review,
+            "gold": gold,
+            "prompt_set": prompt_set,
+            "created_after": with_zone(created_after),
+            "created_before": with_zone(created_before),
+            "prompt": prompt,
+            "scorer": scorer,
+            "score_min": score_min,
+            "score_max": score_max,
+        }
         page = fetch_pages(lambda size, cursor: client.pairs_page(size, cursor, **filters), limit)
 
     headings = ("pair", "round>", "base>", "reference>", "target>", "adopted", "verdict", "prompt")

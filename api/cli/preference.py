@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -11,7 +11,9 @@ from rich.text import Text
 from api.cli.options import Limit, fetch_pages
 from api.cli.screens import listing, local_time, sheet
 from api.cli.session import Session
-from api.wire.preference_tests import PreferenceRatesOut, PreferenceResultsOut, PreferenceTestOut
+
+if TYPE_CHECKING:
+    from api.wire.preference_tests import PreferenceRatesOut, PreferenceResultsOut, PreferenceTestOut
 
 app = typer.Typer(no_args_is_help=True, help="Human preference tests: create, list, results, answers, delete.")
 TestId = Annotated[str, typer.Argument(metavar="TEST", help="The preference test's id, prf_…")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Group, RenderableType
@@ -13,10 +13,12 @@ from api.cli.bodies import read_text
 from api.cli.options import Limit, Prompts, fetch_pages, prompt_bodies
 from api.cli.screens import listing, sheet, warning_lines
 from api.cli.session import Session
-from api.client import Client
-from api.wire.prompt_sets import PromptSetDetail
 from dfusion.errors import InvalidInputError
 from dfusion.prompts.files import PromptRows, is_row_file, prompt_rows
+
+if TYPE_CHECKING:
+    from api.client import Client
+    from api.wire.prompt_sets import PromptSetDetail
 
 app = typer.Typer(no_args_is_help=True, help="Prompt sets: list, show, add, delete.")
 

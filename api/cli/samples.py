@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -28,10 +28,12 @@ from api.cli.options import (
 )
 from api.cli.screens import figure, listing, local_time, sheet, yes_or_no
 from api.cli.session import Session
-from api.client.client import SampleFilters
-from api.wire.pairs import PairOut
-from api.wire.samples import PreviewOut, SampleDetail, SampleOut
 from service.states import SampleRole
+
+if TYPE_CHECKING:
+    from api.client.client import SampleFilters
+    from api.wire.pairs import PairOut
+    from api.wire.samples import PreviewOut, SampleDetail, SampleOut
 
 app = typer.Typer(no_args_is_help=True, help="Samples: list, show, save.")
 Role = Annotated[list[SampleRole] | None, typer.Option(help="Only those with this role; can be repeated")]
@@ -61,18 +63,18 @@ def list_samples(
     """
     session: Session = ctx.obj
     with session.client() as client:
-        filters = SampleFilters(
-            job=job,
-            role=role,
-            round=round,
-            prompt_set=prompt_set,
-            created_after=with_zone(created_after),
-            created_before=with_zone(created_before),
-            prompt=prompt,
-            scorer=scorer,
-            score_min=score_min,
-            score_max=score_max,
-        )
+        filters: SampleFilters = {
+            "job": job,
+            "role": role,
+            "round": round,
+            "prompt_set": prompt_set,
+            "created_after": with_zone(created_after),
+            "created_before": with_zone(created_before),
+            "prompt": prompt,
+            "scorer": scorer,
+            "score_min": score_min,
+            "score_max": score_max,
+        }
         page = fetch_pages(lambda size, cursor: client.samples_page(size, cursor, **filters), limit)
 
     headings = ("sample", "role", "round>", "seed>", "scores", "prompt")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from api.wire.prompt_sets import PromptWarning
 from service.ids import kind_of
+
+if TYPE_CHECKING:
+    from api.wire.prompt_sets import PromptWarning
 
 STYLES = {
     "succeeded": "green",

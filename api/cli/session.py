@@ -6,15 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
-from api.client import ApiError, Client, UnauthorizedError, UnreachableError
-from api.wire.jobs import JobDetail
+from api.client import ApiError, UnauthorizedError, UnreachableError
 from service.states import JobState
+
+if TYPE_CHECKING:
+    from api.client import Client
+    from api.wire.jobs import JobDetail
 
 # Exit codes; typer exits with 2 for an invalid command line.
 ERROR = 1
@@ -46,6 +49,8 @@ class Session:
 
     def client(self) -> Client:
         """Create a client that reports retries on standard error."""
+        from api.client import Client  # here, because help and completion need none
+
         url = self.url if "://" in self.url else f"http://{self.url}"
         return Client(url, self.api_key, retries=_RETRIES, on_retry=self._print_retry)
 

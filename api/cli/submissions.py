@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Group, RenderableType
@@ -15,10 +15,12 @@ from api.cli.jobs import follow_to_end, job_sheet
 from api.cli.options import DryRun, Follow, Key, Label, Priority, Prompts, Seed, Sets, Spec, prompt_bodies
 from api.cli.screens import clock, listing, sheet, size, warning_lines
 from api.cli.session import Session
-from api.wire.estimates import EstimateOut
 from dfusion.algorithms import ALGORITHMS
 from dfusion.rewards.signs import SIGNS
 from service.states import JobKind
+
+if TYPE_CHECKING:
+    from api.wire.estimates import EstimateOut
 
 rounds = typer.Typer(no_args_is_help=True, help="Online training: sample, pair, fuse, verify, train, evaluate.")
 SamplesPerPrompt = Annotated[int | None, typer.Option(help="Samples per prompt")]

@@ -17,6 +17,7 @@ import httpx
 from httpx_sse import EventSource
 from pydantic import BaseModel, ValidationError
 
+from api.client import DEFAULT_URL
 from api.client.downloads import download, fetch
 from api.client.errors import ApiError, NotFoundError, TooManyRequestsError, UnavailableError, UnreachableError
 from api.client.transport import Backoff, OnRetry, Transport
@@ -57,7 +58,6 @@ Body = Mapping[str, Any]
 
 PATHS: Mapping[JobKind, str] = MappingProxyType({name: kind.path for name, kind in KINDS.items()})
 """The path to which each kind of job is submitted."""
-DEFAULT_URL = "http://127.0.0.1:8000"
 _MAX_PAGE_SIZE = 200
 """The maximum page size of the service."""
 _MAX_WAIT_SECONDS = 30.0

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import httpx
 from pydantic import ValidationError
 
 from api.wire.common import FieldError, Problem
+
+if TYPE_CHECKING:
+    import httpx
 
 
 class ApiError(Exception):

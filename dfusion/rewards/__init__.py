@@ -1,12 +1,10 @@
-"""Scorers: rate how well an image matches its prompt. Does not import torch before a scorer needs it."""
+"""Scorers: rate how well an image matches its prompt. Imports neither numpy nor torch before a scorer needs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol, cast
 
 from dfusion.catalogue import SCORERS, SHAPES_CLIP_FOLDER
 from dfusion.errors import InvalidInputError, ModelNotFoundError
@@ -24,6 +22,9 @@ from dfusion.rewards.config import (
     VqaConfig,
     WeightedScorerConfig,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Scorer(Protocol):

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
-
-import numpy as np
+from math import isfinite
+from typing import TYPE_CHECKING, Literal
 
 from dfusion.errors import InvalidInputError, NonFiniteError, ShapeMismatchError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ def mean_pairwise_distance(features: np.ndarray, metric: Literal["cosine", "rms"
     "cosine" is 1 - cos, in [0, 2], for embeddings. "rms" is the root of the mean squared difference, for latents.
     Raises ShapeMismatchError, and NonFiniteError if a distance is undefined.
     """
+    import numpy as np  # not by the command line, which only tests trends
+
     if features.ndim < 2 or len(features) < 2:
         raise ShapeMismatchError("features", "(n, ...) with n of 2 or more", tuple(features.shape))
     flat = features.reshape(len(features), -1).astype(np.float64)
@@ -55,6 +59,8 @@ def diversity(features: np.ndarray, prompts: Sequence[str], metric: Literal["cos
     Use embeddings of `ClipScorer.features`, or clean latents with metric "rms". Raises ShapeMismatchError,
     NonFiniteError, and InvalidInputError if no prompt has two samples.
     """
+    import numpy as np
+
     if len(features) != len(prompts):
         raise ShapeMismatchError("features", f"({len(prompts)}, ...)", tuple(features.shape))
 
@@ -99,7 +105,7 @@ def falling_figures(
     for name, series in {"reward": reward, **others}.items():
         if len(series) != len(reward):
             raise ShapeMismatchError(name, f"{len(reward)} rounds", len(series))
-        if not np.isfinite(np.asarray(series, dtype=np.float64)).all():
+        if not all(map(isfinite, series)):
             raise NonFiniteError(f"{name}: expected finite means, got NaN or infinity")
 
     if chance_of_rise(reward[-window:]) > level:

@@ -546,13 +546,6 @@ def test_every_example_in_the_help_is_a_valid_command() -> None:
     assert count > 15
 
 
-@pytest.mark.slow
-def test_command_line_imports_neither_torch_nor_the_worker() -> None:
-    code = "import sys, api.cli; print(sorted({'torch', 'diffusers', 'worker'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
 def test_prompt_sets_are_added_from_rows(run: Run) -> None:
     Path("pets.jsonl").write_text('\ufeff{"prompt": "a cat on a mat", "seed": 1}\n"a [brown dog]"\n', "utf-8")
     Path("pets.json").write_text(json.dumps({"templates": ["a {pet} in a hat"], "lists": {"pet": ["cat", "dog"]}}))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -40,7 +41,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
                 weights.write_bytes(repositories[repository])
             return str(tmp_path / repository)
 
-        monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         return requests
 
     return of
@@ -114,7 +115,7 @@ def test_variants_are_downloaded_if_a_repository_has_nothing_else(
             (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
         return str(folder)
 
-    monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert locate("someone/model@abc123").folder == tmp_path / "someone" / "model"
     assert locate("someone/model@abc123").folder == tmp_path / "someone" / "model"
     assert ["*.fp16.safetensors" in (patterns or []) for patterns in ignored] == [True, False, True]

@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from worker.imports import without_garbage_collection
+from dfusion.imports import without_garbage_collection
 
 
 @pytest.mark.parametrize("was_enabled", [True, False])

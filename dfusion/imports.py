@@ -1,4 +1,4 @@
-"""Importing torch, diffusers and transformers without garbage collection."""
+"""Importing many modules without garbage collection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def without_garbage_collection() -> Iterator[None]:
     """Disable the garbage collector within the block, for imports.
 
     Imported objects stay alive, and the collector would scan them repeatedly. After the block it permanently ignores
-    all objects that are alive at that point (`gc.freeze`). This makes a worker's start a third faster.
+    all objects that are alive at that point (`gc.freeze`). This makes the start of a worker and of the service a third
+    faster.
     """
     was_enabled = gc.isenabled()
     gc.disable()
