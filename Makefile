@@ -79,7 +79,7 @@ check: $(VENV)/.ready ## check format, lint, types, import contracts and known v
 compile: $(VENV)/.ready
 	@# compile bytecode once, before the suites start many processes that would each do it;
 	@# _torchvision_ops first, because open_clip needs it with a CPU-only torch
-	@$(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.main, celery, open_clip, worker.local"
+	@$(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.client.client, api.server, celery, open_clip, worker.local"
 
 check-docker: $(VENV)/.ready ## install like pip and the Dockerfiles, in clean environments; takes minutes
 	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py tests/acceptance/test_packaging.py

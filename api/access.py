@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
@@ -25,7 +25,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import problem
 from api.pages import assets
-from api.rate_limit import RateLimit
 from api.routes import docs
 from api.token_buckets import ExpiringSet, retry_after
 from service import browser_sessions, keys
@@ -34,6 +33,9 @@ from service.keys import ANYONE, Caller
 from service.service import Service
 from service.settings import Settings
 from service.states import KeyScope
+
+if TYPE_CHECKING:
+    from api.rate_limit import RateLimit
 
 SIGN_IN_PATH = "/sign-in"
 SIGN_OUT_PATH = "/sign-out"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.routing import BaseRoute
@@ -22,7 +22,6 @@ from api.metrics import HttpMetrics, InstallationMetrics
 from api.observe import ObservabilityMiddleware
 from api.pages.middleware import PagesMiddleware
 from api.pages.routes import ROUTERS, page_paths
-from api.rate_limit import RateLimit
 from api.readiness import Readiness
 from api.routes import (
     api_keys,
@@ -47,6 +46,9 @@ from service.errors import StartError
 from service.file_lock import file_lock
 from service.service import Service
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from api.rate_limit import RateLimit
 
 
 class Application(FastAPI):
@@ -98,7 +100,7 @@ def create_app(settings: Settings | None = None, http_metrics: HttpMetrics | Non
     """
     settings = settings or Settings.read()
     access.require_closed_or_local(settings)
-    rate_limit = RateLimit(settings) if settings.requests_per_second else None
+    rate_limit = _rate_limit(settings)
     shared_text = SharedText()
 
     @asynccontextmanager
@@ -145,6 +147,14 @@ def create_app(settings: Settings | None = None, http_metrics: HttpMetrics | Non
     errors.install(app)
     app.router.routes.extend(_routes())
     return app
+
+
+def _rate_limit(settings: Settings) -> RateLimit | None:
+    if not settings.requests_per_second:
+        return None
+    from api.rate_limit import RateLimit  # with Redis, which is needed for nothing else without a broker
+
+    return RateLimit(settings)
 
 
 @cache

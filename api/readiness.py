@@ -15,7 +15,6 @@ from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from itertools import chain
 
-from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.embedded import WorkerSupervisor
@@ -106,6 +105,8 @@ def broker(service: Service, _supervisor: WorkerSupervisor | None) -> CheckOut |
     """Check that Redis responds, if the settings name one."""
     if not service.settings.broker:
         return None
+    from redis import RedisError
+
     try:
         redis.ping(service.settings)
     except (RedisError, OSError) as error:

@@ -1,4 +1,7 @@
-"""Hints in deployed mode: Celery over Redis. Nothing depends on their delivery (docs/decisions/013-queue.md)."""
+"""Hints in deployed mode: Celery over Redis. Nothing depends on their delivery (docs/decisions/013-queue.md).
+
+Imports Celery and Redis on first use, since an installation without a broker needs neither.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,15 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
-
-from celery import Celery
-from kombu import Exchange
-from kombu import Queue as KombuQueue
-from redis import Redis
-from redis.exceptions import RedisError
+from typing import TYPE_CHECKING
 
 from service.queue import MAX_WAITING_HINTS, Hint, Queue, SilentQueue
 from service.settings import Settings
 from service.states import QueueName
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from redis import Redis
 
 RUN_STAGE = "worker.tasks.run_stage"
 _MAX_PENDING_HINTS = 10_000
@@ -28,6 +30,10 @@ _logger = logging.getLogger(__name__)
 
 def make_celery(settings: Settings) -> Celery:
     """A Celery application on the broker of the settings. It does not become the process's current application."""
+    from celery import Celery
+    from kombu import Exchange
+    from kombu import Queue as KombuQueue
+
     app = Celery("dfusion", broker=settings.broker, set_as_current=False)
     app.conf.update(
         # messages
@@ -61,6 +67,8 @@ def ping(settings: Settings) -> None:
 
 
 def _redis(url: str) -> Redis:
+    from redis import Redis
+
     return Redis.from_url(url, socket_connect_timeout=_PING_SECONDS, socket_timeout=_PING_SECONDS, retry=None)
 
 
@@ -99,6 +107,8 @@ class CeleryQueue:
 
     def waiting(self, queue_name: str) -> int | None:
         """The number of hints in the queue, which is a list in Redis."""
+        from redis import RedisError
+
         try:
             with _redis(self._app.conf.broker_url) as client:
                 return int(client.llen(queue_name))

@@ -243,7 +243,7 @@ MUTATIONS = (
     ),
     Mutation(
         "each process of the API counts in its own files",
-        "api/__main__.py",
+        "api/server.py",
         "    app.state.metrics.process = number\n",
         "    app.state.metrics.process = 0 * number\n",
         ("tests/integration/test_processes.py::test_each_process_shows_the_requests_of_all",),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import api.__main__
+import api.server
 import api.stack.__main__
 import service.db.migrate
 import service.transfer.__main__
@@ -27,7 +27,7 @@ from service.settings import ModelSetting, Settings
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("api", "service", "worker", "migrations", "tools", "benchmarks")
 MAINS: tuple[Callable[[], object], ...] = (
-    api.__main__.main,
+    api.server.main,
     api.stack.__main__.main,
     service.db.migrate.main,
     worker.local.main,
@@ -139,8 +139,8 @@ def test_an_address_that_cannot_be_used_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(StartError, match=f"^DFUSION_HOST=127.0.0.1, DFUSION_PORT={port}: .*in use"):
-            api.__main__.require_address(Settings(port=port))
-    api.__main__.require_address(Settings(port=port))
+            api.server.require_address(Settings(port=port))
+    api.server.require_address(Settings(port=port))
 
 
 POSTGRES = "postgresql://127.0.0.1:1/dfusion"
@@ -164,7 +164,7 @@ def test_what_prevents_several_processes_is_named(
     for name, value in ({"API_PROCESSES": "4"} | variables).items():
         monkeypatch.setenv(f"DFUSION_{name}", value)
     with pytest.raises(SystemExit, match=f"^cannot start: DFUSION_API_PROCESSES=4: {reason}[^\n]*$"):
-        api.__main__.main()
+        api.server.main()
 
 
 def test_several_processes_need_no_broker_without_rate_limits() -> None:
