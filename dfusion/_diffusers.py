@@ -28,6 +28,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 __all__ = [
     "LORA_ADAPTER_METADATA_KEY",
@@ -45,6 +46,7 @@ __all__ = [
     "Transformer2DModel",
     "UNet2DConditionModel",
     "convert_state_dict_to_diffusers",
+    "disable_progress_bar",
     "get_peft_model_state_dict",
     "peft",
     "scheduler_class",

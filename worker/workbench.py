@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dfusion._diffusers import disable_progress_bar
 from dfusion.memory import peak_bytes
 from dfusion.rewards import Scorer, load_scorer
 from dfusion.rewards.weighted import WeightedScorer
@@ -41,6 +42,7 @@ def set_up_torch(settings: Settings) -> None:
     """Configure torch for this process.
 
     Sets the number of threads and disables TF32 (decision 016). On a CPU, freed memory is kept for the next layer.
+    Loading a model and downloading one draw no progress bars, which would be lines of the log.
     """
     set_up_torch_on(device_of(settings), settings.torch_threads)
 
@@ -53,6 +55,7 @@ def set_up_torch_on(device: str, threads: int) -> None:
         torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    disable_progress_bar()
 
 
 @dataclass

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from service.errors import StartError
 from service.settings import Settings
@@ -38,6 +39,16 @@ def test_float32_is_not_rounded_in_a_worker(tmp_path: Path) -> None:
     finally:
         for switch, was in zip(switches, before, strict=True):
             switch.allow_tf32 = was
+
+
+@pytest.mark.usefixtures("allocator_calls")
+def test_a_worker_draws_no_progress_bars(tmp_path: Path) -> None:
+    logging.enable_progress_bar()
+    try:
+        set_up_torch(settings_for(tmp_path, tmp_path))
+        assert not logging.is_progress_bar_enabled()
+    finally:
+        logging.enable_progress_bar()
 
 
 def test_a_device_that_torch_cannot_use_is_named() -> None:
