@@ -4,18 +4,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or peft)
 from tests.deployment import DEPLOYED, EMBEDDED, Deployment, deployment
-from tests.nets import tiny_pipeline
 
-torch.set_num_threads(1)
+
+def pytest_collectstart() -> None:
+    """Import torch where tests are collected. pytest-xdist's first process collects none, and would need seconds."""
+    import torch
+
+    from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or peft)
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny random pipeline. Without a middle block, jobs take a tenth less time."""
+    from tests.nets import tiny_pipeline
+
     folder = tmp_path_factory.mktemp("pipeline")
     tiny_pipeline(has_middle=False).save_pretrained(folder)
     return folder

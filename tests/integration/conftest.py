@@ -4,14 +4,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or peft)
-from tests.nets import tiny_pipeline
 from tests.servers import PostgresServer, S3Server, postgres_server, s3_server
 from tests.service import migrated_template, models_loaded_once, tables_by_copy
 
-torch.set_num_threads(1)
+
+def pytest_collectstart() -> None:
+    """Import torch where tests are collected. pytest-xdist's first process collects none, and would need seconds."""
+    import torch
+
+    from dfusion import _torchvision_ops  # noqa: F401  (before test modules import diffusers or peft)
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +34,8 @@ def _models() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny random pipeline. Without a middle block, jobs take a tenth less time."""
+    from tests.nets import tiny_pipeline
+
     folder = tmp_path_factory.mktemp("pipeline")
     tiny_pipeline(has_middle=False).save_pretrained(folder)
     return folder
@@ -38,6 +44,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a middle block."""
+    from tests.nets import tiny_pipeline
+
     folder = tmp_path_factory.mktemp("pipeline")
     tiny_pipeline().save_pretrained(folder)
     return folder
