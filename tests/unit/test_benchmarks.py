@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import __main__ as all_benchmarks
-from benchmarks import fusion, gpu, item_finding, measuring, pair_metrics, training
+from benchmarks import fusion, gpu, item_finding, measuring, pair_metrics, startup, training
 from benchmarks.measuring import Cost, Goal, Work
 from benchmarks.nets import UNETS
 from dfusion._diffusers import UNet2DConditionModel
@@ -258,3 +258,13 @@ def test_the_accuracy_table_has_a_row_a_finder(monkeypatch: pytest.MonkeyPatch) 
     header, rules, *_ = "".join(output).splitlines()
     assert header.split()[-3:] == list(item_finding.PARTS)
     assert rules.startswith("rules") and rules.count("/") == 3
+
+
+def test_a_start_has_its_seconds_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["startup", "--runs", "1", "--only", "dfusion --help"])
+    output: list[str] = []
+    startup.main(output.append)
+    [header, row] = "".join(output).splitlines()
+    assert header.split() == ["now"] and row.startswith("dfusion --help  ")
+    *_, seconds, _, megabytes, _ = row.split()
+    assert float(seconds) > 0 and int(megabytes) > 10
