@@ -38,19 +38,19 @@ stack: $(VENV)/.ready ## run deployed mode on 127.0.0.1 until Ctrl-C: PostgreSQL
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(VENV)/.ready ## run all checks and tests in parallel
-	@$(MAKE) --no-print-directory compile
 	@echo "checks and suites run in parallel; each shows its output at its end; takes minutes"
 	@# one thread each: more would spin while another suite uses the core
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-servers test-units check
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-servers test-units check COMPILED=compile
 
 test-quick: $(VENV)/.ready ## run all checks and the fast unit tests
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j2 check test-units QUICK='not slow'
 
+# COMPILED is for `make test`: the suites, but not the checks, wait until the modules are compiled.
 # lower priority than test-servers, which takes longer and waits much of the time
-test-units: $(VENV)/.ready
+test-units: $(VENV)/.ready $(COMPILED)
 	nice -n 5 $(BIN)/pytest tests/unit tests/gpu $(SIDE_BY_SIDE) -m '$(QUICK)'
 
-test-servers: $(VENV)/.ready
+test-servers: $(VENV)/.ready $(COMPILED)
 	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
 
 test-long: $(VENV)/.ready ## run the long forms of tests, which make test leaves out; takes minutes
