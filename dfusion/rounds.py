@@ -334,8 +334,8 @@ def _pairs(
     """The prompt's pairs with their targets."""
     # 1. references and bases, with the pairs of a reference together: the U-Net then computes it once for its targets
     chosen = choose_pairs([rollout.score for rollout in rollouts], config.pairing)
-    references = [pair.reference for pair in chosen]
-    chosen.sort(key=lambda pair: references.index(pair.reference))
+    in_rank_order = [pair.reference for pair in chosen]
+    chosen.sort(key=lambda pair: in_rank_order.index(pair.reference))
     sides = [(rollouts[pair.reference], rollouts[pair.base]) for pair in chosen]
     if config.fusion is None:
         return [RoundPair(prompt.text, *pair) for pair in sides]
