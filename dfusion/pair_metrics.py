@@ -24,8 +24,6 @@ PSNR_MAX = 100.0
 
 _BATCH_PIXELS = 2**20
 """Pixels of the bases that are measured together: the memory does not grow with the number of pairs."""
-_COMPARED = ("target", "reference")
-"""The sides that are compared with the base."""
 
 ByPlace = Mapping[str, Mapping[str, float | None]]
 """By comparison ("target_to_base", "reference_to_base") and by region ("inside" or "outside" the mask). None if the
@@ -164,10 +162,12 @@ def _measured(pairs: Sequence[PairSides], device: str) -> list[PairStatistics]:
     masks = torch.stack([pair.mask for pair in pairs]).to(device)
     regions = torch.stack([masks, 1 - masks], 1)
     bases = _planes([pair.base for pair in pairs], device)
-    others = torch.stack([_planes([getattr(pair, name) for pair in pairs], device) for name in _COMPARED], 1)
+    targets = _planes([pair.target for pair in pairs], device)
+    references = _planes([pair.reference for pair in pairs], device)
+    others = torch.stack([targets, references], 1)
 
     # 2. the metrics, (B, s, r)
-    latents = torch.stack([torch.stack([getattr(pair, name).latents for name in _COMPARED]) for pair in pairs])
+    latents = torch.stack([torch.stack([pair.target.latents, pair.reference.latents]) for pair in pairs])
     base_latents = torch.stack([pair.base.latents for pair in pairs])
     latent_errors = (latents.to(device) - base_latents.to(device)[:, None]).square().mean(2)
     latent_distance = _weighted_means(latent_errors, _resized(regions, *latent_errors.shape[-2:])).sqrt()
@@ -202,9 +202,9 @@ def _planes(sides: Sequence[Side], device: str) -> torch.Tensor:
 def _by_place(values: Sequence[Sequence[float]]) -> ByPlace:
     """Values (s, r) by comparison and region; None for NaN, the value of an empty region."""
     results = {}
-    for name, row in zip(_COMPARED, values, strict=True):
+    for name, row in zip(("target_to_base", "reference_to_base"), values, strict=True):
         inside, outside = (None if math.isnan(value) else value for value in row)
-        results[f"{name}_to_base"] = {"inside": inside, "outside": outside}
+        results[name] = {"inside": inside, "outside": outside}
     return results
 
 
