@@ -103,10 +103,11 @@ def process_group(file: Path, rank: int, size: int, timeout_seconds: float) -> I
     Raises:
         RankLostError: The others did not enter it.
     """
-    store = distributed.FileStore(str(file), size)
     timeout = timedelta(seconds=timeout_seconds)
     try:
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+        distributed.init_process_group(
+            "gloo", init_method=file.absolute().as_uri(), rank=rank, world_size=size, timeout=timeout
+        )
     except RuntimeError as error:
         raise RankLostError(f"expected {size} ranks to connect: {error}") from error
     try:

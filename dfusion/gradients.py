@@ -23,7 +23,8 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """The Euclidean norm of all gradients together, () on their device."""
-    return torch.stack([gradient.norm() for gradient in _gradients(parameters)]).norm()
+    norm: torch.Tensor = torch.stack([gradient.norm() for gradient in _gradients(parameters)]).norm()
+    return norm
 
 
 def share_below(parameters: Iterable[nn.Parameter], limit: float) -> float:

@@ -58,7 +58,8 @@ def shared_examples(file: Path) -> list[Example]:
     for number, (prompt, advantage, on_policy, places) in enumerate(about["examples"]):
         sides = [SpooledTrajectory(spools[spool], row, tensors["timesteps"], config) for spool, row in places]
         if len(sides) == 2:
-            examples.append(TrainingPair(*sides, prompt, *on_policy, tensors.get(f"mask.{number}")))
+            mask = tensors.get(f"mask.{number}")
+            examples.append(TrainingPair(sides[0], sides[1], prompt, on_policy[0], on_policy[1], mask))
         else:
-            examples.append(TrainingSample(*sides, prompt, advantage, *on_policy))
+            examples.append(TrainingSample(sides[0], prompt, advantage, on_policy[0]))
     return examples

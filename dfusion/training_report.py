@@ -239,7 +239,10 @@ class Tally:
         metrics = torch.cat(self._metrics).cpu() if self._metrics else self._no_metrics
         steps = torch.tensor(self._steps, dtype=torch.float64)[:, None]
         every = self._ranks.concatenate(torch.cat([steps, metrics.double()], 1))
-        return [_RowMetrics(int(row[0]), *row[1:5], tuple(row[5:])) for row in every.tolist()]
+        rows = []
+        for step, loss, kl, margin, clipped, *log_ratios in every.tolist():
+            rows.append(_RowMetrics(int(step), loss, kl, margin, clipped, tuple(log_ratios)))
+        return rows
 
     @cached_property
     def _norms(self) -> dict[int, float]:

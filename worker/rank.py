@@ -34,6 +34,8 @@ def main() -> None:
     ranks = Ranks(rank, 1 + len(job["devices"]))
     set_up_torch_on(device, job["threads"])
     model = DiffusionModel.load(job["source"], device, job["dtype"])
+    if job["compiled"]:
+        model.compile()
     load_adapter(model.unet, folder / ADAPTER_FILE, model.text_encoders)
     examples = shared_examples(folder / EXAMPLES_FILE)
     config = TrainingConfig.model_validate(job["config"])

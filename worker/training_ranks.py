@@ -87,6 +87,7 @@ class TrainingRanks:
         job = {
             "source": self._context.bench.models.source(self._base),
             "dtype": self._context.bench.catalogue.models[self._base].dtype,
+            "compiled": settings.compile_models,
             "config": trainer.config.model_dump(mode="json"),
             "seed": trainer.seed,
             "devices": self._devices,
