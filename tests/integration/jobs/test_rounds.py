@@ -153,7 +153,8 @@ def _check_models(installation: Installation, job: dict[str, Any]) -> None:
 @pytest.mark.parametrize("installation", ["postgresql"], indirect=True)
 def test_the_same_seed_gives_the_same_model(installation: Installation) -> None:
     """On PostgreSQL, which returns rows without an order as it likes."""
-    first, again, other = (installation.run(seed=seed, evaluation=None) for seed in (7, 7, 8))
+    few = {"prompts": PROMPTS[:2], "evaluation": None}
+    first, again, other = (installation.run(seed=seed, **few) for seed in (7, 7, 8))
     assert installation.adapter(first) == installation.adapter(again) != installation.adapter(other)
 
 

@@ -1,4 +1,3 @@
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from service.db.tables import Export
 from service.ids import IdKind, new_id
 from service.service import Service
 from tests.live_service import Busy, serving
-from tests.service import round_body, service_of, settings_for, tables_by_copy, work_until_idle
+from tests.service import round_body, service_of, settings_for, tables_by_copy, work_until_idle, working
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,19 +56,8 @@ class Live:
     @contextmanager
     def working(self) -> Iterator[None]:
         """Run a worker in a thread for the duration of the block."""
-        stop = threading.Event()
-
-        def work() -> None:
-            while not stop.wait(0.05):
-                work_until_idle(self.service)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        try:
+        with working(self.service):
             yield
-        finally:
-            stop.set()
-            thread.join(120)
 
     def client(self, port: int | None = None, pauses: list[float] | None = None) -> Client:
         """Create a client that records its pauses between retries instead of waiting."""
@@ -84,7 +72,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     from tests.nets import tiny_pipeline
 
     folder = tmp_path_factory.mktemp("live")
-    tiny_pipeline().save_pretrained(folder / "tiny")
+    tiny_pipeline(has_middle=False).save_pretrained(folder / "tiny")
     app = create_app(settings_for(folder / "data", folder / "tiny"))
     busy = Busy(app)
     with serving(busy) as port:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pytest
 from api.main import create_app
 from service.service import Service
 from tests.live_service import serving
-from tests.service import settings_for, work_until_idle
+from tests.service import settings_for
 from tests.unit.api.pages.conftest import ADMIN
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
@@ -107,23 +106,3 @@ def stored(page: Any) -> None:
     page.wait_for_function(
         "() => Object.keys(localStorage).every(k => !k.startsWith('dfusion.outbox') || localStorage[k] === '[]')"
     )
-
-
-@contextmanager
-def working(service: Service) -> Iterator[None]:
-    """Run a worker in a thread for the duration of the block."""
-    from dfusion import _torchvision_ops  # noqa: F401  (before diffusers or peft)
-
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            work_until_idle(service)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(120)

@@ -59,8 +59,9 @@ def side_of(page: Any, place: str) -> str:
     return str(page.locator(f"#pair .side[data-place={place}]").get_attribute("data-role"))
 
 
-def test_fifty_pairs_are_judged_by_keys_only(site: Live, page: Any) -> None:
-    run = draw_run(site.service, pairs=50, rounds=1)
+@pytest.mark.parametrize("count", [12, pytest.param(50, marks=pytest.mark.long)])
+def test_pairs_are_judged_by_keys_only(site: Live, page: Any, count: int) -> None:
+    run = draw_run(site.service, pairs=count, rounds=1)
     page.goto(f"/pairs?job={run.job_id}&judged=false")
     page.get_by_role("link", name="Review unjudged pairs").press("Enter")
     pair = page.locator("#pair")
@@ -76,9 +77,9 @@ def test_fifty_pairs_are_judged_by_keys_only(site: Live, page: Any) -> None:
 
     page.keyboard.press("u")
     page.keyboard.press("u")
-    expect(pair).to_have_attribute("data-pair", run.pairs[48])
+    expect(pair).to_have_attribute("data-pair", run.pairs[-2])
     stored(page)
-    assert verdicts(site, run) == [*judged[:48], None, None]
+    assert verdicts(site, run) == [*judged[:-2], None, None]
 
 
 def test_a_blind_pair_names_no_side_and_shows_no_score(run: DrawnRun, page: Any) -> None:
@@ -97,11 +98,14 @@ def test_a_blind_pair_names_no_side_and_shows_no_score(run: DrawnRun, page: Any)
 
 
 def test_sides_are_random_but_stay_for_a_reviewer(site: Live, page: Any) -> None:
+    """Of 24 pairs, all have the same side on the left once in eight million times."""
     many = draw_run(site.service, pairs=24, rounds=1)
-    first = []
-    for pair_id in many.pairs[:12]:
+    first: list[str] = []
+    for pair_id in many.pairs:
         page.goto(f"/pairs/{pair_id}")
         first.append(side_of(page, "left"))
+        if len(set(first)) == 2:
+            break
     assert set(first) == {"base", "target"}
     page.goto(f"/pairs/{many.pairs[0]}")
     assert side_of(page, "left") == first[0]

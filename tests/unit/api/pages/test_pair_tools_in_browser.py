@@ -10,8 +10,8 @@ import pytest
 
 from service.jobs.kinds import FusionJobSpec, SamplingJobSpec, TrainingJobSpec
 from service.service import create_job
-from tests.service import PROMPTS, work_until_idle
-from tests.unit.api.pages.browser import Live, expect, live, watched_page, working
+from tests.service import PROMPTS, work_until_idle, working
+from tests.unit.api.pages.browser import Live, expect, live, watched_page
 
 pytestmark = pytest.mark.slow
 STEPS = {"num_steps": 4}

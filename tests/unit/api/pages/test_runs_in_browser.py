@@ -12,8 +12,8 @@ import pytest
 from service.jobs.kinds import RoundSpec
 from service.service import cancel_job, create_job
 from tests.drawn_results import draw_run
-from tests.service import round_body
-from tests.unit.api.pages.browser import Live, expect, live, watched_page, working
+from tests.service import round_body, working
+from tests.unit.api.pages.browser import Live, expect, live, watched_page
 
 pytestmark = pytest.mark.slow
 
