@@ -70,4 +70,4 @@ def write_results(service: Service, size: int) -> list[int]:
 def test_writes_of_results_take_as_many_statements_for_many_rows_as_for_few(service: Service) -> None:
     # the artifact, the samples and the sums of the job; the pairs and theirs; scores twice; two kinds of decisions; and
     # a lookup
-    assert write_results(service, 6) == write_results(service, 3000) == [3, 2, 1, 1, 2, 1]
+    assert write_results(service, 6) == write_results(service, 1200) == [3, 2, 1, 1, 2, 1]

@@ -19,7 +19,7 @@ from service.jobs.kinds import RoundSpec
 from service.maintenance import sweep_once
 from service.service import Service, create_job
 from tests.servers import PostgresServer
-from tests.service import round_body, service_of, settings_for, work_until_idle
+from tests.service import PROMPTS, round_body, service_of, settings_for, work_until_idle
 from tests.statements import statements
 from worker.presence import Presence
 
@@ -54,7 +54,7 @@ def test_a_worker_holds_one_connection_and_two_at_most(tmp_path: Path, pipeline:
         tmp_path, pipeline, database_url=postgres_url, presence_seconds=0.01, stop_check_seconds=0.01
     )
     service = Service.open(settings, pool=WORKER_POOL)
-    create_job(service, RoundSpec.model_validate(round_body(evaluation=None)))
+    create_job(service, RoundSpec.model_validate(round_body(prompts=PROMPTS[:1], evaluation=None)))
     presence = Presence(settings, "w", ("gpu",), lambda: service.uow, lambda: ("cpu", None, None))
     counts = [1]  # opening the service has left one
     event.listen(service.uow.engine, "connect", lambda *_: counts.append(counts[-1] + 1))
@@ -102,7 +102,7 @@ def test_a_job_runs_through_pgbouncer(
     """From the migrations to the last stage. Every transaction may have another session."""
     url = pooled(postgres.create_database())
     service = Service.open(settings_for(tmp_path, pipeline, database_url=url), pool=WORKER_POOL)
-    create_job(service, RoundSpec.model_validate(round_body(evaluation=None)))
+    create_job(service, RoundSpec.model_validate(round_body(prompts=PROMPTS[:1], evaluation=None)))
     work_until_idle(service)
     assert sweep_once(service)
     with service.uow.reading() as session:

@@ -29,7 +29,7 @@ from service.service import Service
 from service.settings import Settings
 from tests.forking import Forked, fork
 from tests.servers import RedisServer, redis_server
-from tests.service import round_body, service_of, settings_for, work_until_idle
+from tests.service import PROMPTS, round_body, service_of, settings_for, work_until_idle
 
 PATIENCE_SECONDS = 240
 ROOT = Path(__file__).parents[2]
@@ -211,10 +211,10 @@ def test_hints_that_are_lost_or_doubled_do_no_harm(client: TestClient, settings:
 
 
 def test_a_stopped_worker_returns_its_training_and_another_continues(client: TestClient, settings: Settings) -> None:
-    training = {"examples_per_update": 1, "micro_batch": 1, "inner_epochs": 8}
+    training = {"examples_per_update": 1, "micro_batch": 1, "inner_epochs": 12}
     service = service_of(client)
     with celery_worker(settings) as parent:
-        job_id = post(client, training=training, evaluation=None)
+        job_id = post(client, prompts=PROMPTS[:1], training=training, evaluation=None)
         until(lambda: training_of(service, job_id).checkpoint_key)
         os.kill(parent.pid, signal.SIGTERM)
         assert parent.wait(PATIENCE_SECONDS) == 0

@@ -171,7 +171,8 @@ def test_a_pickle_is_refused_and_a_missing_file_fails_by_name(installation: Inst
 
 def test_a_round_continues_the_adapter_with_its_ranks_and_alphas(installation: Installation, tmp_path: Path) -> None:
     model = name_of("kohya file, alpha per module")
-    job = installation.run(model=model, evaluation=None, training=TRAINING | {"lora": {"dropout": 0.2}})
+    few = {"prompts": PROMPTS[:1], "evaluation": None}
+    job = installation.run(model=model, training=TRAINING | {"lora": {"dropout": 0.2}}, **few)
     assert (job["state"], job["error"]) == ("succeeded", None)
     file = tmp_path / "adapter.safetensors"
     file.write_bytes(installation.client.get(f"/models/{job['last_model']}/download").content)
@@ -180,7 +181,7 @@ def test_a_round_continues_the_adapter_with_its_ranks_and_alphas(installation: I
     }
     assert (alphas["attn1.to_q"], alphas["attn1.to_k"]) == (8.0, 2.0)
 
-    again = installation.run(model=job["last_model"], evaluation=None, training=TRAINING)
+    again = installation.run(model=job["last_model"], training=TRAINING, **few)
     assert again["state"] == "succeeded"
 
 
@@ -191,7 +192,8 @@ def test_a_text_encoder_is_used_in_sampling_and_exported_unchanged(
     with_text = image_of(installation, name_of(WITH_TEXT_ENCODER))
     assert np.abs(with_text - image_of(installation, name_of("kohya file, alpha per module"))).max() > 3
 
-    job = installation.run(model=name_of(WITH_TEXT_ENCODER), evaluation=None, training=TRAINING)
+    model = name_of(WITH_TEXT_ENCODER)
+    job = installation.run(model=model, prompts=PROMPTS[:1], evaluation=None, training=TRAINING)
     assert (job["state"], job["error"]) == ("succeeded", None)
     model = job["last_model"]
     export = installation.done("/exports", {"model": model, "format": "kohya", "sampling": {"num_steps": 2}})
