@@ -88,7 +88,7 @@ def _weighted_sums(images: torch.Tensor, weights: torch.Tensor, window: torch.Te
     upper = products.sub_(means_upper).add_(_C1 + _C2).mul_(means_upper)
     lower = squares.sub_(means_lower).add_(_C1 + _C2).mul_(means_lower)
 
-    weighted_index = upper.div_(lower).mul_(_without_border(tile_weights))
+    weighted_index: torch.Tensor = upper.div_(lower).mul_(_without_border(tile_weights))
     return weighted_index.sum((-1, -2)).mean(-1)
 
 
