@@ -72,6 +72,8 @@ class TrainingRanks:
             for process in self._processes:
                 process.kill()
                 process.wait(_END_SECONDS)
+                if process.stdin is not None:
+                    process.stdin.close()
 
     def require_alive(self) -> None:
         """Raise RankLostError if a process has ended."""

@@ -520,11 +520,15 @@ def test_a_training_over_two_processes_survives_a_killed_one(
 
     The adapter is that of one process. The epsilon limits the step of elements near 0, whose sign is due to rounding.
     """
-    started: list[Forked] = []
 
-    def start(command: list[str], stdin: int) -> Forked:
+    class ForkedRank(Forked):
+        stdin = None
+
+    started: list[ForkedRank] = []
+
+    def start(command: list[str], stdin: int) -> ForkedRank:
         assert stdin == subprocess.PIPE and command[1:3] == ["-m", "worker.rank"]
-        started.append(Forked(take_part, *command[3:]))
+        started.append(ForkedRank(take_part, *command[3:]))
         return started[-1]
 
     class Killing(Trainer):
