@@ -22,8 +22,7 @@ XL_POOLED = 12
 
 
 def sd_unet(sample_size: int = 64, seed: int = 0, transformer_layers: int = 1, heads: int = 2) -> UNet2DConditionModel:
-    """A U-Net with Stable Diffusion's four levels and few channels. Cross-attention is made sharper than a random
-    net's, so that item maps vary over the image, and self-attention stronger, so that fusion shows."""
+    """A U-Net with Stable Diffusion's four levels, few channels and `sharpened` attention."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=sample_size,
@@ -36,6 +35,12 @@ def sd_unet(sample_size: int = 64, seed: int = 0, transformer_layers: int = 1, h
         norm_num_groups=8,
         transformer_layers_per_block=transformer_layers,
     ).eval()
+    return sharpened(unet)
+
+
+def sharpened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The U-Net, with cross-attention that is sharper than a random net's, so that item maps vary over the image, and
+    stronger self-attention, so that fusion shows."""
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
             if "attn2.to_q" in name or "attn2.to_k" in name:

@@ -28,6 +28,7 @@ from tests.nets import (
     relative_error,
     sd_scheduler,
     sd_unet,
+    sharpened,
     tiny_unet,
     tiny_xl_unet,
 )
@@ -117,6 +118,11 @@ def check_against_plain(
         assert relative_error(target.final[b], base.final[b]) > 1e-3  # fusion did something
 
 
+def small_unet() -> UNet2DConditionModel:
+    """Two levels, for what does not depend on their number."""
+    return sharpened(tiny_unet())
+
+
 @pytest.mark.slow
 def test_sd_layout_at_64_by_64() -> None:
     """Two fused steps of three: the sizes of all levels are Stable Diffusion's; twenty steps are compared below."""
@@ -134,17 +140,17 @@ def test_a_batch_of_prompts_in_the_released_codes_way() -> None:
 @pytest.mark.parametrize("mask_source", ["first_up", "resolution"])
 @pytest.mark.slow
 def test_items_thresholds_and_prompts_of_each_pair(merge: str, mask_source: str) -> None:
-    """The paper's way over its twenty steps for the second of two prompts, the others over five for three."""
+    """The paper's way over its twenty steps, in two levels, for the second of two prompts; the others over five."""
     config = FusionConfig(merge=merge, mask_source=mask_source)
     if config == FusionConfig():
-        check_against_plain(sd_unet(16), (16, 16), 5.0, config, count=2, steps=20, compared=[1])
+        check_against_plain(small_unet(), (8, 8), 5.0, config, count=2, steps=20, compared=[1])
     else:
         check_against_plain(sd_unet(16), (16, 16), 5.0, config, count=3, steps=5)
 
 
 @pytest.mark.slow
 def test_without_guidance() -> None:
-    check_against_plain(sd_unet(16), (16, 16), 1.0, FusionConfig(), count=2, steps=5)
+    check_against_plain(small_unet(), (8, 8), 1.0, FusionConfig(), count=2, steps=5)
 
 
 @pytest.mark.slow
@@ -155,12 +161,12 @@ def test_images_that_are_not_square() -> None:
 @pytest.mark.parametrize("steps", [5, 21])
 @pytest.mark.slow
 def test_fusion_continues_to_the_last_step_of_any_sampler(steps: int) -> None:
-    check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(), count=1, steps=steps)
+    check_against_plain(small_unet(), (8, 8), 5.0, FusionConfig(), count=1, steps=steps)
 
 
 @pytest.mark.slow
 def test_plain_steps_before_and_after_the_fused_ones() -> None:
-    check_against_plain(sd_unet(16), (16, 16), 5.0, FusionConfig(first_step=2, last_step=3), count=2, steps=5)
+    check_against_plain(small_unet(), (8, 8), 5.0, FusionConfig(first_step=2, last_step=3), count=2, steps=5)
 
 
 @pytest.mark.slow
@@ -176,7 +182,7 @@ def test_attention_controls(control: AttentionControl) -> None:
     """One of two pairs is compared: the first by every other control."""
     config = FusionConfig(control=control, first_step=1, last_step=2)
     compared = [get_args(AttentionControl).index(control) % 2]
-    check_against_plain(sd_unet(16), (16, 16), 5.0, config, count=2, steps=4, compared=compared)
+    check_against_plain(small_unet(), (8, 8), 5.0, config, count=2, steps=4, compared=compared)
 
 
 FIVE = SamplingConfig(num_steps=5)
