@@ -206,7 +206,7 @@ def test_many_workers_at_once_serve_two_keys_alike(service: Service) -> None:
 
 
 def test_a_job_of_another_key_starts_within_one_stage_of_a_backlog(service: Service) -> None:
-    for _ in range(100):
+    for _ in range(30):
         start(service, "key_a")
     running = take(service)
     start(service, "key_b", priority=-100)
