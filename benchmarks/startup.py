@@ -147,6 +147,7 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         versions = {"now": starts(_ROOT, folder / "data")}
         if arguments.before:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the checkout is removed
             checkout = folder / "before"
             git = ("git", "-C", str(_ROOT), "worktree")
             subprocess.run((*git, "add", "--quiet", "--detach", str(checkout), arguments.before), check=True)
