@@ -23,6 +23,7 @@ from dfusion.ddim import Schedule
 from dfusion.errors import InvalidInputError, NonFiniteError, ScheduleError, ShapeMismatchError, shortened
 from dfusion.guidance import check_negative, placement, predict
 from dfusion.inversion import invert
+from dfusion.memory import to_device
 from dfusion.sampling import OnStep, next_noise, noise_generators, require_finite, take_step
 from dfusion.types import Conditioning, Prompts, Trajectory
 
@@ -115,7 +116,9 @@ def fuse(
     shape: tuple[int, int, int] = tuple(base.latents.shape[2:])  # type: ignore[assignment]
     generators = noise_generators(base.seeds)
     next_noise(generators, shape)  # x_T
-    x_t = base.latents[:, config.first_step].to(placement(unet)[0])
+    device, _ = placement(unet)
+    timesteps = schedule.timesteps.to(device)
+    x_t = base.latents[:, config.first_step].to(device)
     states = []
     log_probs = []
 
@@ -131,13 +134,12 @@ def fuse(
 
             # 4. predict epsilon, fused within the mask (Eq. 4 and 5) or plain
             if i in fused_steps:
-                noise_pred = batch.predict_fused(x_t, schedule.timesteps[i], i, settings.guidance_scale)
+                noise_pred = batch.predict_fused(x_t, timesteps[i], i, settings.guidance_scale)
             else:
-                timestep = schedule.timesteps[i]
-                noise_pred = predict(unet, x_t, timestep, prompt, negative, settings.guidance_scale)
+                noise_pred = predict(unet, x_t, timesteps[i], prompt, negative, settings.guidance_scale)
 
             # 5. step from x_t to x_{t-1} (Eq. 1); the device does not wait for the CPU
-            x_t, log_p = take_step(schedule, i, x_t, noise_pred, noise)
+            x_t, log_p = take_step(schedule, i, x_t, noise_pred, to_device(noise, device))
             states.append(x_t)
             log_probs.append(log_p)
 

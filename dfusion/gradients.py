@@ -41,12 +41,16 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
 def must_checkpoint(device: torch.device, rows: int, forward: Callable[[], object]) -> bool:
     """Whether the activations of `rows` rows might not fit into the memory that is free on a GPU. False on a CPU.
 
-    `forward` is a forward pass of one row with gradients; its result holds the activations.
+    `forward` is a forward pass of one row with gradients; its result holds the activations. If it runs out of memory,
+    they do not fit.
     """
     if device.type != "cuda":
         return False
     before = used_bytes(device)
-    held = forward()
+    try:
+        held = forward()
+    except torch.OutOfMemoryError:
+        return True
     needed = rows * (used_bytes(device) - before)
     del held
     return needed * _SAFETY > free_bytes(device)

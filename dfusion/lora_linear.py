@@ -49,9 +49,9 @@ class _MergedLinear(torch.autograd.Function):
 
 
 class FastLoraLinear(LoraLinear):  # type: ignore[misc]
-    """peft's adapted linear layer, with another way to the same output.
+    """peft's adapted linear layer with another forward pass, which has the same output.
 
-    DoRA, dropout, a disabled adapter and several adapters take peft's way.
+    It falls back to peft's for DoRA, dropout, a disabled adapter and several adapters.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -252,7 +252,7 @@ class DiffusionModel:
 
         Sampling, fusion and training use the same blocks, so p / p_old stays 1 within its tolerance. Each of them is
         compiled at its first call, and again for the first batches of other sizes. This takes up to minutes. inductor
-        needs a C++ compiler on a CPU, and Triton on a GPU.
+        needs a C++ compiler, on a GPU also Triton. The recompilation limit of torch is raised globally.
         """
         # all blocks share one function: each level, attention processor and use of gradients is a variant of it
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)

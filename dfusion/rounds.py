@@ -332,10 +332,8 @@ def _pairs(
     model: DiffusionModel, prompt: Prompt, rollouts: Sequence[Rollout], scorer: Scorer, config: RoundConfig
 ) -> Iterable[RoundPair]:
     """The prompt's pairs with their targets."""
-    # 1. references and bases, with the pairs of a reference together: the U-Net then computes it once for its targets
+    # 1. references and bases
     chosen = choose_pairs([rollout.score for rollout in rollouts], config.pairing)
-    in_rank_order = [pair.reference for pair in chosen]
-    chosen.sort(key=lambda pair: in_rank_order.index(pair.reference))
     sides = [(rollouts[pair.reference], rollouts[pair.base]) for pair in chosen]
     if config.fusion is None:
         return [RoundPair(prompt.text, *pair) for pair in sides]
@@ -349,10 +347,12 @@ def _pairs(
         except InvalidInputError as error:  # an item whose map is constant
             return [RoundPair(prompt.text, *pair, reason=f"nothing was fused: {error}") for pair in sides]
 
-    # 3. targets and their adoption
-    pairs = []
+    # 3. targets and their adoption, with the pairs of a reference together: the U-Net then computes it once for them
+    by_reference = sorted(range(len(sides)), key=lambda number: chosen[number].reference)
+    pairs: dict[int, RoundPair] = {}
     for start in range(0, len(sides), BATCH):
-        part = sides[start : start + BATCH]
+        numbers = by_reference[start : start + BATCH]
+        part = [sides[number] for number in numbers]
         bases = Trajectory.cat([base.trajectory for _, base in part])
         references = Trajectory.cat([reference.trajectory for reference, _ in part])
         fused = fuse(
@@ -365,8 +365,9 @@ def _pairs(
             config=config.fusion,
         )
         targets = _scored(model, prompt, fused, scorer)
-        pairs += _judged(model, prompt, part, targets, thresholds or (), config.fusion, config.pairing)
-    return pairs
+        judged = _judged(model, prompt, part, targets, thresholds or (), config.fusion, config.pairing)
+        pairs.update(zip(numbers, judged, strict=True))
+    return [pairs[number] for number in range(len(sides))]
 
 
 def _judged(

@@ -14,6 +14,7 @@ from dfusion.config import SamplingConfig
 from dfusion.ddim import Schedule, mean, recorded_log_prob
 from dfusion.errors import InvalidInputError, NonFiniteError, shortened
 from dfusion.guidance import check_negative, placement, predict
+from dfusion.memory import to_device
 from dfusion.types import Conditioning, Prompts, Trajectory
 
 OnStep = Callable[[int, int], None]
@@ -35,7 +36,7 @@ def take_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One step of Eq. 1: x_prev = mu + sigma * z, (B, C, h, w), and its log-prob, (B,)."""
     mu = mean(schedule, step_index, x_t, noise_pred)
-    x_prev = mu + schedule.sigmas[step_index] * noise.to(mu.device)
+    x_prev = mu + schedule.sigmas[step_index] * noise
     return x_prev, recorded_log_prob(schedule, step_index, x_prev, mu)
 
 
@@ -117,7 +118,9 @@ def sample(
     shape = latent_shape(unet, latent_size)
     capture = _Capture(unet, items, Conditioning.of(prompt_embeds).embeds, mask_source, shape[1:])
     generators = noise_generators(seeds)
-    x_t = next_noise(generators, shape).to(placement(unet)[0])
+    device, _ = placement(unet)
+    timesteps = schedule.timesteps.to(device)
+    x_t = next_noise(generators, shape).to(device)
     states = [x_t]
     log_probs = []
 
@@ -128,11 +131,11 @@ def sample(
 
             # 2. predict epsilon; the U-Net call fills the context with item maps
             context = capture.context()
-            timestep = schedule.timesteps[i]
-            noise_pred = predict(unet, x_t, timestep, prompt_embeds, negative, config.guidance_scale, context)
+            noise_pred = predict(unet, x_t, timesteps[i], prompt_embeds, negative, config.guidance_scale, context)
 
             # 3. step from x_t to x_{t-1} (Eq. 1)
-            x_t, log_p = take_step(schedule, i, x_t, noise_pred, next_noise(generators, shape))
+            noise = to_device(next_noise(generators, shape), device)
+            x_t, log_p = take_step(schedule, i, x_t, noise_pred, noise)
 
             # 4. record the state, its log-prob and the item maps; the device does not wait for the CPU
             capture.keep(context)

@@ -424,8 +424,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a training uses the negative prompt of its samples",
-        "dfusion/training.py",
-        "[self.sampling.negative_prompt]",
+        "dfusion/transitions.py",
+        "[sampling.negative_prompt]",
         '[""]',
         ("tests/unit/dfusion/test_guidance.py::test_training_uses_the_negative_prompt_of_the_samples",),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,8 @@ from worker.allocator import keep_freed_memory
 from worker.model_cache import ModelCache
 from worker.watchdog import Watchdog
 
+_COMPILERS = ("g++", "clang++")
+
 
 def device_of(settings: Settings) -> str:
     """The torch device of a worker with these settings."""
@@ -30,7 +33,9 @@ def device_of(settings: Settings) -> str:
 
 
 def require_device(settings: Settings) -> None:
-    """Raises StartError if torch cannot use the device of the settings."""
+    """Raises StartError if torch cannot use the device of the settings, or cannot compile models although it should."""
+    if settings.compile_models and not any(map(shutil.which, _COMPILERS)):
+        raise StartError(f"DFUSION_COMPILE_MODELS: expected a C++ compiler ({' or '.join(_COMPILERS)}), found none")
     try:
         torch.zeros(1, device=device_of(settings))
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it

@@ -48,6 +48,13 @@ def test_activations_are_recomputed_where_memory_is_short(
     assert must_checkpoint(torch.device("cuda"), 8, lambda: None) is expected
 
 
+def test_activations_of_one_row_that_do_not_fit_are_recomputed() -> None:
+    def forward() -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    assert must_checkpoint(torch.device("cuda"), 8, forward)
+
+
 def test_a_cpu_keeps_activations() -> None:
     def forward() -> None:
         raise AssertionError("not evaluated")
