@@ -183,6 +183,7 @@ class _Work:
         config = TrainingConfig(
             examples_per_update=self.sizes.pairs,
             micro_batch=self.sizes.micro_batch,
+            gradient_checkpointing=True,  # as on a smaller GPU; a large one would keep the activations
             log_gradient_norms=False,
             ratio_tolerance=1.0,
         )
