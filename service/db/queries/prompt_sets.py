@@ -143,13 +143,18 @@ def holds(row: PromptSet, prompts: Sequence[Prompt]) -> bool:
 
 def ensure_builtin(session: Session, lists: Iterable[PromptList]) -> None:
     """Insert missing built-in lists, and new versions of those whose prompts have changed."""
-    for prompt_list in lists:
-        name = prompt_list.name
-        newest = latest(session, name)
-        if newest is None:
-            add(session, unsaved(prompt_list.prompts, name, prompt_list.description, builtin=True))
-        elif newest.builtin and not holds(newest, prompt_list.prompts):
-            add(session, unsaved(prompt_list.prompts, name, prompt_list.description, True, newest.version + 1))
+    by_name = {prompt_list.name: prompt_list for prompt_list in lists}
+    query = select(PromptSet).options(defer(PromptSet.prompts)).where(is_any_of(PromptSet.name, by_name))
+    newest = {row.name: row for row in session.scalars(query.order_by(PromptSet.version))}
+
+    # one statement for all of them: each start of a program does this
+    for name, prompt_list in by_name.items():
+        row = newest.get(name)
+        if row is None:
+            session.add(unsaved(prompt_list.prompts, name, prompt_list.description, builtin=True))
+        elif row.builtin and not holds(row, prompt_list.prompts):
+            session.add(unsaved(prompt_list.prompts, name, prompt_list.description, True, row.version + 1))
+    session.flush()
 
 
 def size(session: Session, set_id: str) -> int:

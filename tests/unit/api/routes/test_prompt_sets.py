@@ -6,8 +6,13 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
+from dfusion.prompts import Prompt, PromptList
+from service.db.queries import prompt_sets
+from service.db.tables import PromptSet
 from service.service import Service
+from tests.service import service_of
 from tests.statements import statements
 from tests.unit.api.test_bad_input import row_counts
 
@@ -274,3 +279,22 @@ def _references(value: Any) -> set[str]:
     if isinstance(value, list):
         return set().union(*map(_references, value))
     return set()
+
+
+def test_a_changed_built_in_list_is_a_new_version(client: TestClient) -> None:
+    """Two lists at once. A set that a user has given one of their names stays the newest."""
+
+    def ensure(text: str) -> list[tuple[str | None, int, str]]:
+        prompts = (Prompt(text=text, items=(text.removeprefix("a "),)),)
+        lists = [PromptList(name=name, prompts=prompts) for name in ("first-list", "second-list")]
+        with service_of(client).uow.writing() as session:
+            prompt_sets.ensure_builtin(session, lists)
+            query = select(PromptSet).where(PromptSet.name.in_(("first-list", "second-list")))
+            rows = session.scalars(query.order_by(PromptSet.name, PromptSet.version))
+            return [(row.name, row.version, row.prompts[0]["text"]) for row in rows]
+
+    own = {"name": "second-list", "prompts": [{"text": "a dog"}]}
+    assert client.post("/prompt-sets", json=own).status_code == 201
+    assert ensure("a cat") == ensure("a cat") == [("first-list", 1, "a cat"), ("second-list", 1, "a dog")]
+    changed = [("first-list", 1, "a cat"), ("first-list", 2, "a bird"), ("second-list", 1, "a dog")]
+    assert ensure("a bird") == ensure("a bird") == changed
