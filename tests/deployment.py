@@ -43,12 +43,15 @@ HASTE = HASTE_IN_PROCESS | {"lease_seconds": PATIENCE_SECONDS, "presence_seconds
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """Wait until `condition` returns a true value, and return it."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
+    """Wait until `condition` returns a true value, and return it.
+
+    What takes longer is asked for less often: a request costs as much time as a step of a job.
+    """
+    started = time.monotonic()
+    while (waited := time.monotonic() - started) < PATIENCE_SECONDS:
         if value := condition():
             return value
-        time.sleep(0.05)
+        time.sleep(min(max(0.05, waited / 10), 0.3))
     raise AssertionError("it did not happen in time")
 
 

@@ -124,7 +124,7 @@ def stages_of(client: TestClient, job_id: str) -> list[dict[str, Any]]:
 
 def ended(client: TestClient, job_id: str) -> dict[str, Any]:
     job: dict[str, Any] = until(
-        lambda: (latest := get(client, f"/jobs/{job_id}"))["state"] in ("succeeded", "failed") and latest
+        lambda: (latest := get(client, f"/jobs/{job_id}?wait=10"))["state"] in ("succeeded", "failed") and latest
     )
     return job
 
@@ -139,7 +139,7 @@ def sweeping(client: TestClient) -> Iterator[None]:
     over = threading.Event()
 
     def sweep() -> None:
-        while not over.wait(0.1):
+        while not over.wait(0.3):
             sweep_once(service_of(client))
 
     thread = threading.Thread(target=sweep)
