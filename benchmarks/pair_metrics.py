@@ -110,7 +110,8 @@ def random_pairs(count: int, side: int) -> list[PairSides]:
             pixels = (128 + 50 * smooth + 3 * noise).clamp(0, 255).round().to(torch.uint8)
             latents = torch.from_numpy(rng.normal(size=(4, side // 8, side // 8))).float()
             sides.append(Side(latents, pixels.permute(1, 2, 0).contiguous().numpy(), float(rng.random())))
-        pairs.append(PairSides(*sides, mask))
+        reference, base, target = sides
+        pairs.append(PairSides(reference, base, target, mask))
     return pairs
 
 
