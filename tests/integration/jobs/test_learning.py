@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import statistics
@@ -24,6 +25,7 @@ from PIL import Image
 from api.main import create_app
 from dfusion.adapter import attach_lora, load_adapter, lora_parameters
 from dfusion.config import FusionConfig, SamplingConfig, TrainingConfig
+from dfusion.ddim import recorded_log_prob
 from dfusion.errors import InvalidInputError
 from dfusion.fused_sampling import fuse
 from dfusion.models import DiffusionModel
@@ -493,13 +495,18 @@ def test_only_the_reward_of_a_round_may_be_normalised(installation: Installation
     assert [error["pointer"] for error in response.json()["errors"]] == ["/scorers/0/normalise"]
 
 
-def test_a_training_that_is_not_of_its_policy_is_refused_with_its_report(installation: Installation) -> None:
-    job = installation.run(evaluation=None, fusion=None, training=TRAINING | {"ratio_tolerance": 1e-12})
+def test_a_training_that_is_not_of_its_policy_is_refused_with_its_report(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recorded log-probs are 0.1 too high, as if another policy had sampled: p / p_old is exp(-0.1)."""
+    monkeypatch.setattr("dfusion.sampling.recorded_log_prob", lambda *arguments: recorded_log_prob(*arguments) + 0.1)
+    job = installation.run(evaluation=None, fusion=None, training=TRAINING)
     assert (job["state"], job["error"]["code"]) == ("failed", "policy_mismatch")
     [refused] = [e for e in installation.all(job["links"]["events"]) if e["kind"] == "training.refused"]
-    assert refused["data"]["tolerance"] == 1e-12
+    assert refused["data"]["tolerance"] == 1e-3
     ratios = refused["data"]["ratio_by_step"]
-    assert list(ratios) == ["0", "1", "2", "3"] and all(abs(ratio - 1) < 1e-5 for ratio in ratios.values())
+    assert list(ratios) == ["0", "1", "2", "3"]
+    assert list(ratios.values()) == pytest.approx([math.exp(-0.1)] * 4, abs=1e-4)
 
 
 def test_an_interrupted_training_keeps_the_reports_of_all_updates(
