@@ -67,9 +67,9 @@ class Child:
         """The workbench, created on first use."""
         with without_garbage_collection():
             import worker.runner  # noqa: F401  (with all that its stages need)
-            from worker.workbench import Workbench, require_device, set_up_torch
+            from worker.workbench import Workbench, require_devices, set_up_torch
 
-        require_device(self._settings)
+        require_devices(self._settings)
         set_up_torch(self._settings)
         return Workbench.of(self.service, self._watchdog)
 

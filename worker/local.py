@@ -68,10 +68,10 @@ def work(settings: Settings, owner: str, stop: threading.Event, watchdog: Watchd
     """Claim and run stages until `stop` is set."""
     with without_garbage_collection():
         import worker.runner  # noqa: F401  (with all that its stages need)
-        from worker.workbench import Workbench, require_device, set_up_torch
+        from worker.workbench import Workbench, require_devices, set_up_torch
 
     try:
-        require_device(settings)
+        require_devices(settings)
         set_up_torch(settings)
         service = Service.open(settings, migrates=False, pool=WORKER_POOL)
     except StartError as error:

@@ -32,15 +32,39 @@ def device_of(settings: Settings) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def require_device(settings: Settings) -> None:
-    """Raises StartError if torch cannot use the device of the settings, or cannot compile models although it should."""
+def require_devices(settings: Settings) -> None:
+    """Check what the settings expect of this host.
+
+    Raises:
+        StartError: torch cannot use a device; a training would use a GPU twice; there is no compiler although models
+            are compiled.
+    """
     if settings.compile_models and not any(map(shutil.which, _COMPILERS)):
         raise StartError(f"DFUSION_COMPILE_MODELS: expected a C++ compiler ({' or '.join(_COMPILERS)}), found none")
+    _require_usable("DFUSION_DEVICE", device_of(settings))
+
+    used = [_numbered(device_of(settings))]
+    for device in settings.training_devices:
+        _require_usable("DFUSION_TRAINING_DEVICES", device)
+        if _numbered(device) in used and device != "cpu":
+            raise StartError(
+                f"DFUSION_TRAINING_DEVICES: expected other devices than {used[0]}, each once, got {device!r}"
+            )
+        used.append(_numbered(device))
+
+
+def _numbered(device: str) -> torch.device:
+    """The device with its number: a GPU without one is the first."""
+    kind = torch.device(device)
+    return kind if kind.type == "cpu" else torch.device(kind.type, kind.index or 0)
+
+
+def _require_usable(setting: str, device: str) -> None:
     try:
-        torch.zeros(1, device=device_of(settings))
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
         reason = str(error).partition("\n")[0]
-        raise StartError(f"DFUSION_DEVICE: torch cannot use {settings.device!r}: {reason}") from error
+        raise StartError(f"{setting}: torch cannot use {device!r}: {reason}") from error
 
 
 def set_up_torch(settings: Settings) -> None:

@@ -8,7 +8,7 @@ from service.errors import StartError
 from service.settings import Settings
 from tests.service import settings_for
 from worker import workbench
-from worker.workbench import require_device, set_up_torch
+from worker.workbench import require_devices, set_up_torch
 
 
 @pytest.fixture
@@ -53,4 +53,14 @@ def test_a_worker_draws_no_progress_bars(tmp_path: Path) -> None:
 
 def test_a_device_that_torch_cannot_use_is_named() -> None:
     with pytest.raises(StartError, match=r"^DFUSION_DEVICE: torch cannot use 'cuda:99': "):
-        require_device(Settings(device="cuda:99"))
+        require_devices(Settings(device="cuda:99"))
+    with pytest.raises(StartError, match=r"^DFUSION_TRAINING_DEVICES: torch cannot use 'cuda:99': "):
+        require_devices(Settings(device="cpu", training_devices=("cpu", "cuda:99")))
+
+
+@pytest.mark.parametrize("devices", [("meta:0",), ("meta:1", "meta:1")])
+def test_a_training_uses_each_device_once(devices: tuple[str, ...]) -> None:
+    """Meta is a device that torch has everywhere. Processes may share a CPU."""
+    with pytest.raises(StartError, match=rf"^DFUSION_TRAINING_DEVICES: .* than meta:0, each once, got '{devices[-1]}'"):
+        require_devices(Settings(device="meta", training_devices=devices))
+    require_devices(Settings(device="meta", training_devices=("meta:1", "meta:2", "cpu", "cpu")))
