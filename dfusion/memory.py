@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 
 import torch
 
 
 def peak_bytes(device: torch.device | str) -> int:
-    """Peak memory of tensors on a GPU, since its statistics were reset. For a CPU, peak memory of this process."""
+    """Peak memory of tensors on a GPU, since its statistics were reset.
+
+    For a CPU, peak memory of this process; 0 on Windows, where Python cannot read it.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 def used_bytes(device: torch.device) -> int:

@@ -7,7 +7,6 @@ runs it this way, since it starts without torch.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from dfusion.catalogue import MODELS
 from dfusion.config import Precision, SamplingConfig
 from dfusion.ddim import Schedule
 from dfusion.errors import DFusionError, InvalidInputError, LayerNotFoundError, NonFiniteError, shortened
+from dfusion.memory import peak_bytes
 from dfusion.model_files import check_files
 from dfusion.models import DiffusionModel
 from dfusion.sampling import sample
@@ -160,7 +160,7 @@ def check_model(
         dtype=dtype,
         vae_dtype=str(loaded.vae.dtype).removeprefix("torch."),
         weights_bytes=sum(p.numel() * p.element_size() for p in chain.from_iterable(parameters.values())),
-        peak_bytes=_peak_bytes(device),
+        peak_bytes=peak_bytes(device),
         device=device,
         height=pixels.shape[0],
         width=pixels.shape[1],
@@ -210,12 +210,6 @@ def _fused_layers(model: DiffusionModel) -> tuple[str, ...]:
     except LayerNotFoundError:
         return ()
     return tuple(f"{layer.index} {layer.name}" for layer in layers)
-
-
-def _peak_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
 
 
 def main(arguments: Sequence[str]) -> int:
