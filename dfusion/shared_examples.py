@@ -24,7 +24,7 @@ def share_examples(examples: Sequence[Example], file: Path) -> None:
     """
     spools: list[RowFile] = []
     tensors: dict[str, torch.Tensor] = {}
-    described = []
+    descriptions = []
     for number, example in enumerate(examples):
         sides = []
         for side in example.sides:
@@ -35,14 +35,14 @@ def share_examples(examples: Sequence[Example], file: Path) -> None:
             sides.append([spools.index(side.rows), side.number])
         if isinstance(example, TrainingPair) and example.mask is not None:
             tensors[f"mask.{number}"] = example.mask
-        described.append([example.prompt, example.advantage, example.sides_on_policy, sides])
+        descriptions.append([example.prompt, example.advantage, example.sides_on_policy, sides])
 
     first = next(chain.from_iterable(example.sides for example in examples))
     tensors["timesteps"] = first.timesteps
     about = {
         "sampling": first.config.model_dump(mode="json"),
         "spools": [spool.shared() for spool in spools],
-        "examples": described,
+        "examples": descriptions,
     }
     write_tensors(file, tensors, {"about": json.dumps(about)})
 

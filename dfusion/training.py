@@ -185,9 +185,9 @@ class Trainer:
         """
         if self._old is not None:
             return
-        weights = sum(float(weight.double().abs().sum()) for weight in self._start.values())
-        self._ranks.require_equal("adapter", weights)
-        self._ranks.require_equal("number of rows", len(self._rows))
+        if self._ranks.size > 1:
+            self._ranks.require_equal("adapter", self._start_bytes())
+            self._ranks.require_equal("number of rows", str(len(self._rows)).encode())
 
         # 1. recorded log-probs
         shape = self.examples[0].sides[0].latents.shape[2:]
@@ -208,6 +208,11 @@ class Trainer:
         # 3. the self-test of what was evaluated
         self._test(old)
         self._old = old
+
+    def _start_bytes(self) -> bytes:
+        """The adapter before the first update."""
+        weights = [weight.cpu().contiguous().view(torch.uint8) for _, weight in sorted(self._start.items())]
+        return torch.cat([part.flatten() for part in weights]).numpy().tobytes()
 
     @torch.no_grad()
     def _evaluate_old(self, old: OldPolicy, numbers: list[int]) -> None:
@@ -246,11 +251,11 @@ class Trainer:
         in_first = set(self._transitions.of_rows(self._updates[0]))
 
         # 2. others without a recorded log-prob that can be used
-        others = []
+        unrecorded = []
         for number in self._of_updates(0):
             if number not in in_first and not self._is_recorded(number):
-                others.append(number)
-        batches = list(_split(others, micro_batch * self._transitions.sides))
+                unrecorded.append(number)
+        batches = list(_split(unrecorded, micro_batch * self._transitions.sides))
 
         if not self._starts_at_old:
             batches += first
@@ -260,8 +265,8 @@ class Trainer:
         """The transitions to evaluate under the base model before the next update."""
         if not self._kl_from_base:
             return []
-        every = _split(self._of_updates(0), self.config.micro_batch * self._transitions.sides)
-        return self._remaining(list(every))
+        batches = _split(self._of_updates(0), self.config.micro_batch * self._transitions.sides)
+        return self._remaining(list(batches))
 
     def _remaining(self, batches: list[list[int]]) -> list[list[int]]:
         """The batches with transitions of the remaining updates."""
@@ -301,15 +306,15 @@ class Trainer:
 
     def _kept_means(self) -> frozenset[int]:
         """The transitions whose means are used after they were evaluated."""
-        own = self._starts_at_old and not self._kl_from_base  # the next update has them itself
-        return frozenset(self._of_updates(self.updates_done + 1 if own else self.updates_done))
+        next_has_them = self._starts_at_old and not self._kl_from_base
+        return frozenset(self._of_updates(self.updates_done + 1 if next_has_them else self.updates_done))
 
     def _test(self, old: OldPolicy) -> None:
         """Compare all transitions that were evaluated under p_old with their records."""
         numbers = torch.tensor(sorted(old.evaluated), dtype=torch.int64)
         log_probs = torch.stack([numbers.double(), old.replayed.cpu()[numbers].double()], 1)
         replayed = []
-        for place, log_prob in self._ranks.concatenate(log_probs).tolist():
+        for place, log_prob in self._ranks.all_gather(log_probs).tolist():
             number = int(place)
             replayed.append(Replayed(self._transitions.row(number), log_prob, self._transitions.recorded(number)))
         without_noise = sorted(set(range(len(self.schedule))) - set(self.schedule.trainable_steps))
@@ -433,7 +438,7 @@ class Trainer:
                     done += len(part)
                     if on_rows is not None:
                         on_rows(min(done * self._ranks.size, len(numbers)))
-                self._ranks.add_up_gradients(parameters)
+                self._ranks.all_reduce_gradients(parameters)
                 if step is not None:
                     tally.add_grad_norm(step, gradient_norm(parameters) / scale)
 
@@ -444,14 +449,16 @@ class Trainer:
         scale_gradients(parameters, 1 / scale)
 
     def _choose_checkpointing(self, numbers: Sequence[int]) -> None:
-        """Decide once whether to recompute activations, from those of the first row, unless it is set."""
+        """Decide once whether to recompute activations, from those of the first row, unless it is set.
+
+        All ranks do so if one must. Otherwise the others would wait for it in each update.
+        """
         if self._checkpoints is None:
             rows = min(self.config.micro_batch, len(numbers))
             first = self._transitions.of_rows(numbers[:1])
             with fast_backward(self.model.unet):
-                self._checkpoints = must_checkpoint(
-                    self._transitions.device, rows, lambda: self._transitions.evaluate(first)
-                )
+                needed = must_checkpoint(self._transitions.device, rows, lambda: self._transitions.evaluate(first))
+            self._checkpoints = self._ranks.any(needed)
 
     @property
     def _in_float16(self) -> str:

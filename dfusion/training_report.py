@@ -238,9 +238,9 @@ class Tally:
         """The metrics of all rows of all ranks, read once after the last `add`."""
         metrics = torch.cat(self._metrics).cpu() if self._metrics else self._no_metrics
         steps = torch.tensor(self._steps, dtype=torch.float64)[:, None]
-        every = self._ranks.concatenate(torch.cat([steps, metrics.double()], 1))
+        metrics_of_all = self._ranks.all_gather(torch.cat([steps, metrics.double()], 1))
         rows = []
-        for step, loss, kl, margin, clipped, *log_ratios in every.tolist():
+        for step, loss, kl, margin, clipped, *log_ratios in metrics_of_all.tolist():
             rows.append(_RowMetrics(int(step), loss, kl, margin, clipped, tuple(log_ratios)))
         return rows
 

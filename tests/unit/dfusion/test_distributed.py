@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
+from dfusion import training
+from dfusion.adapter import lora_parameters
 from dfusion.config import TrainingConfig
 from dfusion.distributed import ALONE, Ranks, process_group
 from dfusion.errors import InvalidInputError, RankLostError
@@ -24,18 +29,43 @@ from tests.unit.dfusion.test_training import config, examples_of, max_difference
 SETTINGS: dict[str, Any] = {"examples_per_update": 2, "adam_epsilon": 1e-3, "micro_batch": 2}
 """Several updates. The epsilon limits the step of elements near 0, whose sign is due to rounding."""
 
+ONE_ROW: dict[str, Any] = {
+    "examples_per_update": 1,
+    "inner_epochs": 1,
+    "timestep_fraction": 0.25,
+    "kl_reference": "base",
+    "adam_epsilon": 1e-3,
+}
+"""Updates of one step of one example, so that one of two ranks has no row."""
+
 
 def trained_as(
     ranks: Ranks, model: Any, examples: list[Example], settings: TrainingConfig, last: int
 ) -> list[UpdateReport]:
-    """Train, and end this process in the middle of update `last`, unless it is 0."""
+    """Train, and end this process in the middle of update `last`, unless it is 0.
+
+    All ranks must recompute activations, since rank 1 has to.
+    """
     trainer = Trainer(model, examples, settings, 0, None, None, ranks)
+    checkpointed: list[bool] = []
 
     def end(_done: int) -> None:
+        checkpointed.append(model.unet.is_gradient_checkpointing)
         if trainer.updates_done == last - 1:
             os._exit(9)
 
-    return [trainer.step(end) for _ in range(trainer.updates_total)]
+    reports = [trainer.step(end) for _ in range(trainer.updates_total)]
+    assert any(checkpointed) is (ranks.size > 1)
+    return reports
+
+
+def refused(ranks: Ranks, model: Any) -> None:
+    """Expect that a training refuses the adapter, which another rank does not have."""
+    trainer = Trainer(model, examples_for(model, "dpo"), config("dpo", **SETTINGS), 0, None, None, ranks)
+    with pytest.raises(
+        InvalidInputError, match=r"expected the same adapter in all, got another in \[1\] than in rank 0"
+    ):
+        trainer.prepare()
 
 
 def examples_for(model: Any, algorithm: str) -> list[Example]:
@@ -44,35 +74,54 @@ def examples_for(model: Any, algorithm: str) -> list[Example]:
 
 
 def second_rank(folder: str, last: int) -> None:
-    """Take part in the trainings below as rank 1, and end in the middle of update `last` of the second one."""
+    """Take part in the trainings below as rank 1, and end in the middle of update `last` of the last one."""
     torch.set_num_threads(1)
+    training.must_checkpoint = lambda *_: True
+    ranks = Ranks(1, 2)
     with process_group(Path(folder, "group"), 1, 2, 60):
-        for algorithm, ends_in in (("dpo", 0), ("dpok", last)):
-            own = trained_model()
-            trained_as(Ranks(1, 2), own, examples_for(own, algorithm), config(algorithm, **SETTINGS), ends_in)
+        negated = trained_model()
+        for weight in lora_parameters(negated.unet).values():
+            weight.data.neg_()
+        refused(ranks, negated)
+        for algorithm, settings, ends_in in (("dpo", SETTINGS, 0), ("dpok", ONE_ROW, 0), ("dpok", SETTINGS, last)):
+            model = trained_model()
+            trained_as(ranks, model, examples_for(model, algorithm), config(algorithm, **settings), ends_in)
 
 
 @pytest.mark.slow
 def test_two_ranks_train_the_adapter_of_one_and_notice_a_killed_one(tmp_path: Path) -> None:
-    """dpo to its end. Of dpok rank 1 ends in the second update; this process resumes alone from its last state."""
+    """Two trainings to their end. Of the third, rank 1 ends in the second update; this process resumes it alone."""
+    waits: list[bool] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        waits.append(True)
+        yield
+
     process = Forked(second_rank, str(tmp_path), 2)
     with process_group(tmp_path / "group", 0, 2, 60):
-        ranks = Ranks.joined()
-        assert (ranks.rank, ranks.size) == (0, 2)
+        joined = Ranks.joined()
+        assert (joined.rank, joined.size) == (0, 2)
+        ranks = Ranks(0, 2, waiting)
+        refused(ranks, trained_model())
+        assert waits
 
-        # 1. dpo
-        together, alone = trained_model(), trained_model()
-        examples = examples_for(alone, "dpo")
-        settings = config("dpo", **SETTINGS)
-        reports = trained_as(ranks, together, examples, settings, 0)
-        expected = trained_as(ALONE, alone, examples, settings, 0)
-        assert max_difference(weights(together), weights(alone)) < 1e-5
-        for report, other in zip(reports, expected, strict=True):
-            assert (report.rows, report.update, len(report.steps)) == (other.rows, other.update, len(other.steps))
-            assert report.loss == pytest.approx(other.loss, abs=1e-6)
-            assert report.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
-            norms = [[step.grad_norm for step in each.steps] for each in (report, other)]
-            assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+        # 1. to the end: dpo, and updates with fewer rows than ranks
+        for algorithm, changes in (("dpo", SETTINGS), ("dpok", ONE_ROW)):
+            together, alone = trained_model(), trained_model()
+            examples = examples_for(alone, algorithm)
+            settings = config(algorithm, **changes)
+            reports = trained_as(ranks, together, examples, settings, 0)
+            expected = trained_as(ALONE, alone, examples, settings, 0)
+            assert max_difference(weights(together), weights(alone)) < 1e-5
+            for report, other in zip(reports, expected, strict=True):
+                assert (report.rows, report.update, len(report.steps)) == (other.rows, other.update, len(other.steps))
+                assert report.loss == pytest.approx(other.loss, abs=1e-6)
+                assert report.kl == pytest.approx(other.kl, rel=1e-3, abs=1e-8)
+                assert report.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+                norms = [[step.grad_norm for step in steps] for steps in (report.steps, other.steps)]
+                assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+        assert {report.rows for report in reports} == {1}
 
         # 2. dpok, until rank 1 ends
         together, alone = trained_model(), trained_model()
@@ -93,6 +142,24 @@ def test_two_ranks_train_the_adapter_of_one_and_notice_a_killed_one(tmp_path: Pa
     expected = trained_as(ALONE, alone, examples, settings, 0)
     assert max_difference(weights(together), weights(alone)) < 1e-5
     assert [report.kl for report in reports] == pytest.approx([report.kl for report in expected], rel=1e-3, abs=1e-8)
+
+
+def test_a_process_group_of_one_host_listens_on_the_loopback_interface(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gloo reads the interface when the group is created."""
+    interfaces: list[str | None] = []
+    create = distributed.init_process_group
+
+    def recording(*arguments: Any, **options: Any) -> None:
+        interfaces.append(os.environ.get("GLOO_SOCKET_IFNAME"))
+        create(*arguments, **options)
+
+    monkeypatch.setattr(distributed, "init_process_group", recording)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    with process_group(tmp_path / "group", 0, 1, 60):
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+    assert interfaces == ["lo"]
 
 
 def test_every_row_has_one_rank_and_steps_are_spread() -> None:
