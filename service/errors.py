@@ -183,6 +183,15 @@ class StagePausedError(StageError):
     code = "paused"
 
 
+class RankFailedError(StageError):
+    """Another process of a training has failed. The code is that of its own error, such as out_of_memory."""
+
+    def __init__(self, message: str, code: str, retryable: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+
 class StageStoppedError(StageError):
     """This worker is shutting down. The stage returns to the queue."""
 

@@ -21,7 +21,14 @@ from dfusion.training_report import SelfTest, UpdateReport, falling_preferred, r
 from service.db.clock import now_seconds
 from service.db.queries import jobs, results
 from service.db.tables import Artifact, Model
-from service.errors import StagePausedError, StageStoppedError, StorageCorruptError, StorageError, StorageGoneError
+from service.errors import (
+    RankFailedError,
+    StagePausedError,
+    StageStoppedError,
+    StorageCorruptError,
+    StorageError,
+    StorageGoneError,
+)
 from service.ids import IdKind, new_id
 from service.jobs.execution import Claim
 from service.jobs.kinds import RoundSpec, TrainingJobSpec
@@ -144,7 +151,7 @@ def _train(context: StageContext, trainer: Trainer, checkpoints: _Checkpoints, r
             before = prepared + sum(rows[: trainer.updates_done])
             trainer.step(lambda done, before=before: at(before + done))  # type: ignore[misc]
             checkpoints.save_if_due()
-    except (StagePausedError, StageStoppedError, RankLostError):  # the last update is whole
+    except (StagePausedError, StageStoppedError, RankLostError, RankFailedError):  # the last update is whole
         checkpoints.save()
         raise
     except PolicyMismatchError as error:

@@ -48,6 +48,7 @@ from worker import rank as rank_program
 from worker import training_ranks
 from worker.stages import fuse as fuse_stage
 from worker.stages import train
+from worker.watchdog import Watchdog
 
 FOUR = SamplingConfig(num_steps=4)
 FUSION = FusionConfig(first_step=1, last_step=3)
@@ -545,6 +546,8 @@ def test_a_training_over_two_processes_survives_a_killed_one(
                 started[0].wait(60)
             return super().step(on_rows)
 
+    activities: list[str] = []
+    monkeypatch.setattr(Watchdog, "expect", lambda _watchdog, activity, _seconds: activities.append(activity))
     monkeypatch.setattr(training_ranks, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
     monkeypatch.setattr(train, "Trainer", Killing)
     options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET}
@@ -564,6 +567,7 @@ def test_a_training_over_two_processes_survives_a_killed_one(
             retried = [event for event in installation.all(job["links"]["events"]) if event["kind"] == "stage.retried"]
             assert [event["data"]["code"] for event in retried] == ["rank_lost"] * number
             assert ("training.resumed" in installation.events(job)) is bool(devices)
+            assert ("waiting for the other ranks of the training" in activities) is bool(devices)
 
     assert started[0].wait(60) == -signal.SIGKILL and started[1].wait(60) in (0, -signal.SIGKILL)  # ended or killed
     (alone, log), (together, other) = trained
