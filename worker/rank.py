@@ -75,7 +75,11 @@ def _reporting_errors(folder: Path, rank: int) -> Iterator[None]:
         raise SystemExit(1) from None
     except Exception as error:
         report = json.dumps(asdict(failure_of(error)) | {"traceback": traceback.format_exc()})
-        write_whole(error_file(folder, rank), lambda file: file.write_text(report, "utf-8"))
+
+        def write(path: Path) -> None:
+            path.write_text(report, "utf-8")
+
+        write_whole(error_file(folder, rank), write)
         raise SystemExit(1) from None
 
 
