@@ -30,6 +30,8 @@ _READ_SECONDS = 60
 _RETRIES = 2
 _PROBE_SECONDS = 1
 _PART_BYTES = 16 << 20
+_CONNECTIONS = 40
+"""Idle connections that are kept: as many as the API has threads. A worker uses five, four of them for images."""
 _FAILURES = (MinioException, HTTPError, OSError, ParseError)
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _logger = logging.getLogger(__name__)
@@ -218,7 +220,7 @@ def _client(settings: Settings, endpoint: str, probes: bool = False) -> Minio:
         timeout = Timeout(connect=_PROBE_SECONDS, read=_PROBE_SECONDS)
     else:
         timeout = Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
-    pool = PoolManager(timeout=timeout, retries=retries)
+    pool = PoolManager(timeout=timeout, retries=retries, maxsize=_CONNECTIONS)
 
     # 2. the client
     scheme, _, host = endpoint.rpartition("://")

@@ -1,6 +1,7 @@
 """Behaviour of all stores, on files and on a real S3 server; then errors specific to S3."""
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -239,6 +240,22 @@ def test_a_restarted_server(tmp_path: Path) -> None:
     with s3_server(tmp_path / "s3", server.port):
         assert place.fetch(stored) == HELLO
         assert late.fetch(late.put()) == HELLO
+
+
+def test_connections_of_simultaneous_requests_are_used_again(
+    s3: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many as a worker's threads need at once. urllib3 warns when it closes one that it cannot keep."""
+    place = on_s3(s3, tmp_path)
+    key = place.put().key
+    with caplog.at_level(logging.DEBUG, "urllib3.connectionpool"):
+        for _ in range(2):
+            bodies = [place.store.read(key, 0, 5) for _ in range(5)]
+            assert [b"".join(body) for body in bodies] == [HELLO] * 5
+
+    messages = [record.getMessage() for record in caplog.records]
+    assert not [message for message in messages if "pool is full" in message]
+    assert len([message for message in messages if "Starting new HTTP connection" in message]) == 4  # one was there
 
 
 def test_a_silent_server_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
