@@ -44,6 +44,16 @@ def batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield values[start : start + size]
 
 
+@contextmanager
+def _threads(name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads for files. At the end of the block, files that are not begun are cancelled; the others are waited for."""
+    pool = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 @dataclass
 class StageContext:
     """One attempt at a stage.
@@ -144,11 +154,17 @@ class StageContext:
             return load_trajectory(path)
 
     def load_images(self, artifacts: Sequence[Artifact]) -> list[np.ndarray]:
-        """Stored images, (H, W, 3) uint8, read by several threads."""
+        """Stored images, (H, W, 3) uint8, read by several threads.
+
+        Raises:
+            StorageError: An image cannot be read.
+            StageError: The stage must stop.
+        """
         images = []
-        with ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="read-images") as readers:
+        with _threads("read-images") as readers:
             reads = [readers.submit(self._read_image, artifact) for artifact in artifacts]
             for artifact, read in zip(artifacts, reads, strict=True):
+                self.heartbeat.check()
                 with self.heartbeat.phase(f"reading {artifact.slot}"):
                     images.append(read.result())
         return images
@@ -218,11 +234,8 @@ class StageContext:
     @contextmanager
     def storing_images(self) -> Iterator[ImageWriter]:
         """Store images by several threads within the block, at the same time as other work. See `ImageWriter`."""
-        pool = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="store-images")
-        try:
+        with _threads("store-images") as pool:
             yield ImageWriter(self, pool)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def store_image(self, slot: str, pixels: np.ndarray) -> str:
         """Store an image, (H, W, 3) or (H, W) uint8. Returns the id of its artifact."""
@@ -254,7 +267,14 @@ class ImageWriter:
         self._pending: list[tuple[str, Future[StoredObject]]] = []
 
     def add(self, slot: str, pixels: np.ndarray) -> None:
-        """Store an image, (H, W, 3) or (H, W) uint8, without waiting for it."""
+        """Store an image, (H, W, 3) or (H, W) uint8, without waiting for it.
+
+        Raises:
+            StorageError: An earlier image cannot be stored.
+        """
+        for _, result in self._pending:
+            if result.done():
+                result.result()
         self._pending.append((slot, self._pool.submit(self._context._put_image, slot, pixels)))
 
     def add_batch(self, images: np.ndarray) -> None:
@@ -267,9 +287,11 @@ class ImageWriter:
 
         Raises:
             StorageError: An image cannot be stored.
+            StageError: The stage must stop.
         """
         ids = []
         for slot, result in self._pending:
+            self._context.heartbeat.check()
             with self._context.heartbeat.phase(f"storing {slot}"):
                 stored = result.result()
             ids.append(self._context._add_artifact(slot, stored, PNG))

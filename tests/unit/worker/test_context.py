@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,17 +9,24 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from service.errors import StorageError
+from service.db.tables import Artifact
+from service.errors import StageStoppedError, StorageError
 from service.storage import StoredObject
 from service.storage.files import FileStore
+from worker import context as context_module
 from worker.context import StageContext
 
 
 class Heartbeat:
-    """Notes what the stage waits for."""
+    """Notes what the stage waits for. The stage must stop after `phases_until_stop` phases."""
 
-    def __init__(self) -> None:
+    def __init__(self, phases_until_stop: int | None = None) -> None:
         self.phases: list[str] = []
+        self._phases_until_stop = phases_until_stop
+
+    def check(self) -> None:
+        if len(self.phases) == self._phases_until_stop:
+            raise StageStoppedError("this worker is stopping")
 
     @contextmanager
     def phase(self, activity: str) -> Iterator[None]:
@@ -26,11 +34,10 @@ class Heartbeat:
         yield
 
 
-def context_of(store: FileStore, scratch: Path) -> StageContext:
+def context_of(store: FileStore, scratch: Path, heartbeat: Heartbeat | None = None) -> StageContext:
     claim = SimpleNamespace(job_id="job_1", stage_id="stg_1")
-    return StageContext(
-        cast("Any", SimpleNamespace(store=store)), cast("Any", claim), cast("Any", Heartbeat()), scratch
-    )
+    bench = SimpleNamespace(store=store)
+    return StageContext(cast("Any", bench), cast("Any", claim), cast("Any", heartbeat or Heartbeat()), scratch)
 
 
 def random_images(count: int) -> np.ndarray:
@@ -78,3 +85,65 @@ def test_an_image_that_cannot_be_stored_fails_the_stage(tmp_path: Path) -> None:
         writer.add_batch(random_images(3))
         writer.ids()
     assert [artifact.slot for artifact in context.artifacts] == ["image-000000"]
+
+
+def test_an_image_that_cannot_be_stored_ends_sampling_at_the_next_batch(tmp_path: Path) -> None:
+    class Store(FileStore):
+        def put(self, *_: object) -> StoredObject:
+            raise StorageError("away")
+
+    context = context_of(Store(tmp_path / "store"), tmp_path)
+    with pytest.raises(StorageError, match="away"), context.storing_images() as writer:
+        writer.add("first", random_images(1)[0])
+        wait([result for _, result in writer._pending])
+        writer.add("second", random_images(1)[0])
+        pytest.fail("the second image was accepted")
+
+
+def stored_images(tmp_path: Path, count: int) -> list[Artifact]:
+    context = context_of(FileStore(tmp_path / "store"), tmp_path)
+    with context.storing_images() as writer:
+        writer.add_batch(random_images(count))
+        writer.ids()
+    return context.artifacts
+
+
+def test_after_a_failed_read_no_further_image_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first read fails; the others of the four threads end when the pool is shut down."""
+    artifacts = stored_images(tmp_path, 12)
+    ended = threading.Event()
+    reads: list[str] = []
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            ended.set()
+            super().shutdown(wait)
+
+    class Store(FileStore):
+        @contextmanager
+        def borrow(self, key: str, sha256: str) -> Iterator[Path]:
+            reads.append(key)
+            if key == artifacts[0].key:
+                raise StorageError("away")
+            assert ended.wait(30)
+            with super().borrow(key, sha256) as path:
+                yield path
+
+    monkeypatch.setattr(context_module, "ThreadPoolExecutor", Pool)
+    with pytest.raises(StorageError, match="away"):
+        context_of(Store(tmp_path / "store"), tmp_path).load_images(artifacts)
+    assert len(reads) <= 5  # the thread of the first one may have begun another
+
+
+def test_a_stop_is_noticed_between_two_images(tmp_path: Path) -> None:
+    artifacts = stored_images(tmp_path, 3)
+    reader = context_of(FileStore(tmp_path / "store"), tmp_path, Heartbeat(phases_until_stop=2))
+    with pytest.raises(StageStoppedError):
+        reader.load_images(artifacts)
+
+    writer = context_of(FileStore(tmp_path / "store"), tmp_path, Heartbeat(phases_until_stop=2))
+    with pytest.raises(StageStoppedError), writer.storing_images() as images:
+        images.add_batch(random_images(3))
+        images.ids()
+    assert len(writer.artifacts) == 2
