@@ -179,9 +179,9 @@ def test_several_transformers_in_a_block() -> None:
 @pytest.mark.parametrize("control", get_args(AttentionControl))
 @pytest.mark.slow
 def test_attention_controls(control: AttentionControl) -> None:
-    """One of two pairs is compared: the first by every other control."""
+    """Both of two pairs are compared with the default control, otherwise one: the first by every other control."""
     config = FusionConfig(control=control, first_step=1, last_step=2)
-    compared = [get_args(AttentionControl).index(control) % 2]
+    compared = [0, 1] if config.control == FusionConfig().control else [get_args(AttentionControl).index(control) % 2]
     check_against_plain(small_unet(), (8, 8), 5.0, config, count=2, steps=4, compared=compared)
 
 

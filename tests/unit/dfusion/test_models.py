@@ -87,6 +87,19 @@ def test_load_gives_what_was_saved_in_float32_with_ddim(tmp_path: Path) -> None:
     assert loaded.latent_shape == (4, 8, 8) and loaded.text_encoder_2 is None
 
 
+def test_convolutions_are_in_channels_last(tmp_path: Path) -> None:
+    """Of a loaded model, and of a pipeline, which can still be saved."""
+    pipeline = tiny_pipeline()
+    model = DiffusionModel.from_pipeline(pipeline)
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionModel.load(tmp_path)
+    for network in (model.unet, model.vae, loaded.unet, loaded.vae):
+        weights = [layer.weight for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+        assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    for name, value in model.unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], value)
+
+
 @pytest.mark.slow
 def test_sdxl_is_loaded_with_both_text_encoders(tmp_path: Path, xl_model: DiffusionModel) -> None:
     tiny_xl_pipeline().save_pretrained(tmp_path)

@@ -73,7 +73,8 @@ def scores_of(result: RoundResult) -> dict[str, tuple[float, ...]]:
 
 
 def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
-    model = tiny_model()
+    """In a U-Net with a middle block."""
+    model = tiny_model(has_middle=True)
     assert not has_lora(model.unet)
 
     result = run_round(model, PROMPTS, Brightness(), round_config(), seed=5)
