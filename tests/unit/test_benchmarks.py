@@ -165,10 +165,13 @@ def test_the_gpu_benchmark_on_a_cpu(new_model: Callable[[], DiffusionModel]) -> 
     # sampled: 3 steps; fused: 1 step of a reference and two targets; 6 rows in two epochs, both sides
     speeds = (layout.images, layout.targets, layout.rows)
     assert [speed.cost.work.evaluations for speed in speeds] == [12, 3, 24]
+    assert layout.frugal_rows.count == 12
+    assert layout.frugal_rows.cost.work.operations > layout.rows.cost.work.operations  # some are repeated
 
     rates = [speed.rate for speed in speeds]
     assert layout.hours == gpu.paper_hours(*rates, steps=3)
     assert [goal.limit for goal in layout.goals()] == [0.45, 4, 10]
+    assert replace(layout, frugal_rows=replace(layout.frugal_rows, peak_bytes=9e9)).goals()[2].value == 9
     assert len(replace(layout, name="sdxl").goals()) == 1
     assert layout.figures()["paper_hours"] == layout.hours
     assert "the paper's run:" in layout.text()
