@@ -116,10 +116,15 @@ def kill(runner: subprocess.Popen[bytes] | Forked) -> None:
 
 
 def findings(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record without the ids and times, which differ between runs."""
+    """Return a record without the ids, times and memory, which differ between runs."""
     without = {name: value for name, value in record.items() if name not in ("jobs", "devices")}
     for part in (*without["rounds"], *without["scores"]):
         del part["model"]
+    for part in without["rounds"]:
+        training = part["training"]
+        for figures in (training["figures"], *training["updates"]):
+            for name in ("rows_per_second", "seconds", "peak_bytes"):
+                figures.pop(name, None)
     return without
 
 
