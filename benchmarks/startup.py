@@ -21,7 +21,8 @@ from pathlib import Path
 
 import psutil
 
-_ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.earlier import ROOT, checkout_of
+
 _SECONDS = 120
 _LOAD = """
 import sys, time
@@ -117,16 +118,16 @@ def starts(checkout: Path, data: Path) -> dict[str, Callable[[], Start]]:
     }
     environment = os.environ | settings
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    found: dict[str, Callable[[], Start]] = {}
+    measurements: dict[str, Callable[[], Start]] = {}
     for name, arguments in PROGRAMS.items():
-        found[name] = lambda arguments=arguments: run(arguments, checkout, environment)  # type: ignore[misc]
+        measurements[name] = lambda arguments=arguments: run(arguments, checkout, environment)  # type: ignore[misc]
 
-    found["service without a worker"] = lambda: until(
+    measurements["service without a worker"] = lambda: until(
         ("-m", "api"), "Application startup complete", checkout, environment
     )
-    found["worker"] = lambda: until(("-m", "worker.local"), "is ready", checkout, environment)
-    found["shapes model and shapes-clip"] = lambda: load(checkout, environment)
-    return found
+    measurements["worker"] = lambda: until(("-m", "worker.local"), "is ready", checkout, environment)
+    measurements["shapes model and shapes-clip"] = lambda: load(checkout, environment)
+    return measurements
 
 
 def least(start: Callable[[], Start], runs: int) -> Start:
@@ -145,13 +146,9 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        versions = {"now": starts(_ROOT, folder / "data")}
+        versions = {"now": starts(ROOT, folder / "data")}
         if arguments.before:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the checkout is removed
-            checkout = folder / "before"
-            git = ("git", "-C", str(_ROOT), "worktree")
-            subprocess.run((*git, "add", "--quiet", "--detach", str(checkout), arguments.before), check=True)
-            stack.callback(subprocess.run, (*git, "remove", "--force", str(checkout)), check=True)
+            checkout = stack.enter_context(checkout_of(arguments.before))
             versions = {arguments.before: starts(checkout, folder / "data-before")} | versions
 
         write(f"{'':30}" + "".join(f"{version:>20}" for version in versions) + "\n")

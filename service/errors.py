@@ -184,7 +184,7 @@ class StagePausedError(StageError):
 
 
 class RankFailedError(StageError):
-    """Another process of a training has failed. The code is that of its own error, such as out_of_memory."""
+    """Another process of a training has failed. The code is that of its error, such as out_of_memory."""
 
     def __init__(self, message: str, code: str, retryable: bool) -> None:
         super().__init__(message)
