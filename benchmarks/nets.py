@@ -18,44 +18,20 @@ from dfusion.adapter import attach_lora, lora_parameters
 from dfusion.catalogue import MODELS
 from dfusion.config import Precision
 from dfusion.models import DiffusionModel
+from tests.unet_layouts import SD_21_BASE, SDXL
 from tools.shapes.captions import new_tokenizer
 
-_SD: dict[str, Any] = {
-    "sample_size": 64,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
 UNETS: dict[str, dict[str, Any]] = {
-    "small": _SD
-    | {
+    "small": {
+        "sample_size": 64,
         "block_out_channels": (16, 16, 32, 32),
         "layers_per_block": 1,
         "cross_attention_dim": 16,
         "attention_head_dim": 1,
         "norm_num_groups": 8,
     },
-    "sd-2.1-base": _SD
-    | {
-        "block_out_channels": (320, 640, 1280, 1280),
-        "layers_per_block": 2,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-    },
-    "sdxl": {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 2,
-        "transformer_layers_per_block": (1, 2, 10),
-        "cross_attention_dim": 2048,
-        "attention_head_dim": (5, 10, 20),
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 6 * 256 + 1280,
-    },
+    "sd-2.1-base": dict(SD_21_BASE.config),
+    "sdxl": dict(SDXL.config),
 }
 """Stable Diffusion's layout on 64x64 latents with few channels for a CPU; the paper's model, and SDXL, in full size."""
 SD_LAYOUTS = ("small", "sd-2.1-base")

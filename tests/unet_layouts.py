@@ -47,6 +47,7 @@ SD_21 = Layout(
         "use_linear_projection": True,
     },
 )
+SD_21_BASE = Layout("SD 2.1-base", SD_21.depths, {**SD_21.config, "sample_size": 64})
 SDXL = Layout(
     "SDXL",
     (0, 2, 10),

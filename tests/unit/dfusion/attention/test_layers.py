@@ -1,10 +1,10 @@
 import pytest
-import torch
 from diffusers import UNet2DConditionModel
 
 from dfusion.attention.layers import find_layers, first_up_layer, mask_layers, resolve_layers
 from dfusion.errors import LayerNotFoundError
 from tests.nets import sd_unet, tiny_unet
+from tests.unet_layouts import SD_21_BASE, SDXL
 
 
 def test_stable_diffusion_layout() -> None:
@@ -28,33 +28,6 @@ def test_stable_diffusion_layout() -> None:
     assert [layer.index for layer in mask_layers(layers, "first_up")] == [4]
 
 
-SD_2_1_BASE = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "layers_per_block": 2,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-}
-SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-"""The U-Nets' own configs, as far as they differ from diffusers' defaults."""
-
-
 def described(unet: UNet2DConditionModel) -> list[tuple[str, str, tuple[int, int], int, int]]:
     """Part, name, map size and number of self- and cross-attentions of every layer."""
     size = unet.config.sample_size
@@ -65,8 +38,7 @@ def described(unet: UNet2DConditionModel) -> list[tuple[str, str, tuple[int, int
 
 
 def test_sd_2_1_base_at_full_size() -> None:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD_2_1_BASE)
+    unet = SD_21_BASE.unet()
 
     assert described(unet) == [
         ("down", "down_blocks.0", (64, 64), 2, 2),
@@ -85,8 +57,7 @@ def test_sd_2_1_base_at_full_size() -> None:
 
 def test_sdxl_at_full_size() -> None:
     """Cross-attention starts at half the latents' resolution, with 2 and then 10 transformer layers per attention."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SDXL)
+    unet = SDXL.unet()
 
     assert described(unet) == [
         ("down", "down_blocks.1", (64, 64), 4, 4),
