@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from dfusion.adapter import save_adapter
@@ -82,11 +82,17 @@ class TrainingRanks:
             self._require_no_error()
             raise
         finally:
-            for process in self._processes:
-                process.kill()
+            self._end_processes()
+
+    def _end_processes(self) -> None:
+        """Kill all processes. One that the system does not end in time does not hide the error of the training."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(_END_SECONDS)
-                if process.stdin is not None:
-                    process.stdin.close()
+            if process.stdin is not None:
+                process.stdin.close()
 
     def _waiting(self) -> AbstractContextManager[None]:
         """Other ranks may take longer than a step of this one, for example on a slower GPU."""

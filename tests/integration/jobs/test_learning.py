@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,6 @@ from tests.scorers import Brightness
 from tests.service import PROMPTS, settings_for, work_until_idle
 from tests.training_loop import DpoLoop
 from worker import rank as rank_program
-from worker import training_ranks
 from worker.stages import fuse as fuse_stage
 from worker.stages import train
 from worker.watchdog import Watchdog
@@ -548,7 +546,7 @@ def test_a_training_over_two_processes_survives_a_killed_one(
 
     activities: list[str] = []
     monkeypatch.setattr(Watchdog, "expect", lambda _watchdog, activity, _seconds: activities.append(activity))
-    monkeypatch.setattr(training_ranks, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    monkeypatch.setattr("worker.training_ranks.subprocess.Popen", start)
     monkeypatch.setattr(train, "Trainer", Killing)
     options = {"prompts": OPEN, "evaluation": None, "pairing": EVERY_TARGET}
     options["training"] = TRAINING | {"adam_epsilon": 1e-3, "learning_rate": 1e-3}

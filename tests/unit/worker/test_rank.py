@@ -82,7 +82,7 @@ def test_an_interrupted_exchange_has_the_cause_that_the_rank_reports(
     tmp_path: Path, ranks: TrainingRanks, monkeypatch: pytest.MonkeyPatch, fails: bool, expected: type[Exception]
 ) -> None:
     process = SimpleNamespace(kill=lambda: None, wait=lambda _: None, stdin=None)
-    monkeypatch.setattr(training_ranks, "subprocess", SimpleNamespace(Popen=lambda *_, **__: process, PIPE=None))
+    monkeypatch.setattr("worker.training_ranks.subprocess.Popen", lambda *_, **__: process)
     monkeypatch.setattr(training_ranks, "process_group", lambda *_: nullcontext())
     for name in ("_write_job", "_wait_until_ready"):
         monkeypatch.setattr(ranks, name, lambda *_: None)
