@@ -265,6 +265,8 @@ class ImageWriter:
         self._context = context
         self._pool = pool
         self._pending: list[tuple[str, Future[StoredObject]]] = []
+        self._checked = 0
+        """The number of images, from the first one, that are known to be stored."""
 
     def add(self, slot: str, pixels: np.ndarray) -> None:
         """Store an image, (H, W, 3) or (H, W) uint8, without waiting for it.
@@ -272,9 +274,9 @@ class ImageWriter:
         Raises:
             StorageError: An earlier image cannot be stored.
         """
-        for _, result in self._pending:
-            if result.done():
-                result.result()
+        while self._checked < len(self._pending) and self._pending[self._checked][1].done():
+            self._pending[self._checked][1].result()
+            self._checked += 1
         self._pending.append((slot, self._pool.submit(self._context._put_image, slot, pixels)))
 
     def add_batch(self, images: np.ndarray) -> None:
