@@ -1,5 +1,7 @@
 """`make docs`: README.md and docs/ as a site. A broken link to a file, page or heading is an error.
 
+So is a link to a file that git ignores: it exists here, but not in another checkout.
+
 Pages keep their paths, so links work on the site as in the repository. Links to files outside the site, such as source
 code, become plain text.
 """
@@ -55,20 +57,28 @@ def _write_pages(root: Path, folder: Path) -> None:
     pages = [root / name for name in ROOT_PAGES] + sorted((root / "docs").rglob("*.md"))
     problems: list[str] = []
     reached = set(re.findall(r'"([^"]+\.md)"', (root / "docs" / "zensical.toml").read_text("utf-8")))
+    targets: dict[str, str] = {}
 
     for page in pages:
         parts = _CODE.split(page.read_text("utf-8"))
-        parts[::2] = [_LINK.sub(_link_of(page, root, problems, reached), part) for part in parts[::2]]
+        link = _link_of(page, root, problems, reached, targets)
+        parts[::2] = [_LINK.sub(link, part) for part in parts[::2]]
         (folder / page.relative_to(root)).write_text("".join(parts), "utf-8")
 
     unreachable = sorted({str(page.relative_to(root)) for page in pages} - reached)
     problems += [f"{page}: neither in docs/zensical.toml nor linked from a page" for page in unreachable]
+    problems += [f"{targets[name]}: {name} is ignored by git" for name in _ignored(root, list(targets))]
     if problems:
         raise DocsError("\n".join(problems))
 
 
-def _link_of(page: Path, root: Path, problems: list[str], reached: set[str]) -> Callable[[re.Match[str]], str]:
-    """A function that converts the page's links for the site, and records broken links and reached pages."""
+def _link_of(
+    page: Path, root: Path, problems: list[str], reached: set[str], targets: dict[str, str]
+) -> Callable[[re.Match[str]], str]:
+    """A function that converts the page's links for the site.
+
+    It records broken links, reached pages, and each target with the page that links to it.
+    """
 
     def link(match: re.Match[str]) -> str:
         target = (page.parent / match["path"]).resolve()
@@ -76,6 +86,7 @@ def _link_of(page: Path, root: Path, problems: list[str], reached: set[str]) -> 
             problems.append(f"{page.relative_to(root)}: {match['path']} does not exist")
             return match[0]
         name = target.relative_to(root).as_posix()
+        targets[name] = str(page.relative_to(root))
 
         if (target / "README.md").is_file() and name.startswith("docs/"):
             reached.add(f"{name}/README.md")
@@ -86,6 +97,15 @@ def _link_of(page: Path, root: Path, problems: list[str], reached: set[str]) -> 
         return match["text"]
 
     return link
+
+
+def _ignored(root: Path, names: list[str]) -> list[str]:
+    """Those of the files that git ignores; none outside a git checkout or without git."""
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return []
+    command = ["git", "-C", str(root), "check-ignore", "--stdin"]
+    answer = subprocess.run(command, input="\n".join(names), capture_output=True, text=True)
+    return answer.stdout.splitlines()
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_links_within_the_site_stay_and_others_become_text(repository: Path, tmp
 def test_links_to_nothing_are_errors(repository: Path, tmp_path: Path, text: str, message: str) -> None:
     add(repository, text)
     with pytest.raises(DocsError, match=message):
+        build(repository, tmp_path / "site")
+
+
+def test_links_to_files_that_git_ignores_are_errors(repository: Path, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", str(repository)], check=True)
+    (repository / ".gitignore").write_text("*.png\n!kept.png\n", "utf-8")
+    (repository / "docs" / "figure.png").write_bytes(b"")
+    (repository / "docs" / "kept.png").write_bytes(b"")
+    add(repository, "![x](figure.png) ![y](kept.png)")
+    with pytest.raises(DocsError, match=r"^docs/page\.md: docs/figure\.png is ignored by git$"):
         build(repository, tmp_path / "site")
 
 
