@@ -1,11 +1,12 @@
 """Starts Python programs as forks of a process that has already imported their modules.
 
 A worker imports torch for seconds. A test that starts many forks them instead: the program is the same, and starts in
-a tenth of a second. A forked service forks its embedded worker, too.
+a tenth of a second. A forked service forks its embedded worker, too. So are the processes of pytest-xdist.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import multiprocessing
@@ -20,6 +21,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -36,8 +39,8 @@ _RUN_SECONDS = 120
 class Forked:
     """A forked program, with the methods of `subprocess.Popen` that tests use."""
 
-    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        self._process = _CONTEXT.Process(target=target, args=arguments, daemon=True)
+    def __init__(self, target: Callable[..., None], *arguments: Any, may_fork: bool = False) -> None:
+        self._process = _CONTEXT.Process(target=target, args=arguments, daemon=not may_fork)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -96,6 +99,41 @@ def call(function: Callable[..., None], *arguments: Any) -> None:
     code = Forked(function, *arguments).wait()
     if code != 0:
         raise RuntimeError(f"{function.__qualname__} ended with exit code {code}")
+
+
+def fork_test_processes() -> None:
+    """Let pytest-xdist fork its processes. They use the fork server of this process."""
+    from execnet import gateway_io
+
+    class ForkedGateway(gateway_io.Popen2IO):
+        def __init__(self, _spec: object, execmodel: Any) -> None:
+            stdin, to_child = _CONTEXT.Pipe(duplex=False)
+            from_child, stdout = _CONTEXT.Pipe(duplex=False)
+            process = Forked(_run_test_process, stdin, stdout, may_fork=True)
+            self.wait, self.kill = process.wait, process.kill
+            for connection in (stdin, stdout):
+                connection.close()
+            super().__init__(_file_of(to_child, "wb"), _file_of(from_child, "rb"), execmodel)
+
+    gateway_io.create_io = ForkedGateway
+
+
+def _file_of(connection: Connection, mode: str) -> Any:
+    with connection:
+        return os.fdopen(os.dup(connection.fileno()), mode)
+
+
+def _run_test_process(stdin: Connection, stdout: Connection) -> None:
+    # do not start another fork server
+    forkserver._forkserver.ensure_running = resource_tracker.ensure_running  # type: ignore[attr-defined]
+    for descriptor, connection in enumerate((stdin, stdout)):
+        os.dup2(connection.fileno(), descriptor)
+        connection.close()
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+
+    exec(eval(sys.stdin.readline()))  # as execnet starts Python
+    atexit._run_exitfuncs()
 
 
 def _run_program(arguments: Sequence[str], folder: str, environment: Mapping[str, str], log: str) -> None:
