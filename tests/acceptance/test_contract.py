@@ -14,6 +14,8 @@ from tests.deployment import EMBEDDED, Deployment
 EXAMPLES = 1
 CASES = 1000
 """At least. Almost all of them do not depend on chance."""
+NOT_COVERED = ("/rounds",)
+"""A fifth of all requests. The parts of its body are those of the other jobs."""
 EVERY = 47
 """Of the hostile requests, each 47th is sent. A prime, so that each kind of attack is sent to some operations."""
 
@@ -39,7 +41,8 @@ def test_the_service_withstands_hostile_requests(contract: Contract) -> None:
 
 
 def test_the_service_does_what_its_openapi_document_says(contract: Contract) -> None:
-    run_schemathesis(contract.installation, contract.known, EXAMPLES).require_success(CASES)
+    generated = run_schemathesis(contract.installation, contract.known, EXAMPLES, not_covered=NOT_COVERED)
+    generated.require_success(CASES)
 
 
 def test_what_was_deleted_cannot_be_used(contract: Contract) -> None:

@@ -100,7 +100,7 @@ def known_ids(installation: Deployment) -> dict[str, list[str]]:
     }
 
 
-def _configuration(known: Mapping[str, Sequence[str]], examples: int) -> str:
+def _configuration(known: Mapping[str, Sequence[str]], examples: int, not_covered: Sequence[str]) -> str:
     """Return the content of schemathesis.toml."""
     lines = [f"seed = {SEED}", "max-stream-events = 3", "continue-on-failure = true", "request-timeout = 30"]
     lines += ["[generation]", "deterministic = true", 'database = "none"', f"max-examples = {examples}"]
@@ -110,20 +110,29 @@ def _configuration(known: Mapping[str, Sequence[str]], examples: int) -> str:
         lines += [f'[dictionaries."{name}"]', f"values = {json.dumps(values)}"]
     lines += ["[parameters]"]
     lines += [f'"{name}" = {{dictionary = "{name}", probability = 0.7}}' for name in known]
+    for path in not_covered:
+        lines += ["[[operations]]", f'include-path = "{path}"', "phases.coverage.enabled = false"]
     return "\n".join(lines) + "\n"
 
 
-def run_schemathesis(installation: Deployment, known: Mapping[str, Sequence[str]], examples: int) -> Generated:
+def run_schemathesis(
+    installation: Deployment,
+    known: Mapping[str, Sequence[str]],
+    examples: int,
+    *,
+    not_covered: Sequence[str] = (),
+) -> Generated:
     """Run schemathesis.
 
     Args:
         installation: The installation.
         known: Existing ids by parameter, from `known_ids`.
         examples: The number of examples by chance for each operation and kind of request.
+        not_covered: Paths for which the phase "coverage" is left out. It has an example for each rule of the document.
     """
     folder = installation.folder / "schemathesis"
     folder.mkdir()
-    (folder / "schemathesis.toml").write_text(_configuration(known, examples), "utf-8")
+    (folder / "schemathesis.toml").write_text(_configuration(known, examples, not_covered), "utf-8")
     responses = folder / "responses.jsonl"
     command = [sys.executable, "-m", "schemathesis.cli", "run"]
     command += [f"http://127.0.0.1:{installation.settings.port}/openapi.json", "--checks", ",".join(CHECKS)]
