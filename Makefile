@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-long test-faults reliability test-contract test-mutations check compile check-docker fix openapi screenshots docs bench bench-service bench-scaling clean
+.PHONY: help demo experiments results serve stack test test-quick test-units test-servers test-long test-faults reliability test-contract test-mutations check check-docker fix openapi screenshots docs bench bench-service bench-scaling clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -15,8 +15,11 @@ help: ## show this list
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "creating $(VENV): downloads torch and more; takes minutes"
 	$(PYTHON) -m venv $(VENV)
-	# without compiling: it takes half a minute, and Python compiles the modules that are imported
+	# without compiling, which takes half a minute: most modules are never imported
 	$(BIN)/pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	# compile what is imported, before many processes do it at once;
+	# _torchvision_ops first, because open_clip needs it with a CPU-only torch
+	$(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.client.client, api.server, celery, open_clip, worker.workbench"
 	@touch $@
 
 demo: $(VENV)/.ready ## run D-Fusion on the shapes world through the REST API; takes minutes
@@ -40,17 +43,16 @@ SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 test: $(VENV)/.ready ## run all checks and tests in parallel
 	@echo "checks and suites run in parallel; each shows its output at its end; takes minutes"
 	@# one thread each: more would spin while another suite uses the core
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-servers test-units check COMPILED=compile
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-servers test-units check
 
 test-quick: $(VENV)/.ready ## run all checks and the fast unit tests
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j2 check test-units QUICK='not slow'
 
-# COMPILED is for `make test`: the suites, but not the checks, wait until the modules are compiled.
 # lower priority than test-servers, which takes longer and waits much of the time
-test-units: $(VENV)/.ready $(COMPILED)
+test-units: $(VENV)/.ready
 	nice -n 5 $(BIN)/pytest tests/unit tests/gpu $(SIDE_BY_SIDE) -m '$(QUICK)'
 
-test-servers: $(VENV)/.ready $(COMPILED)
+test-servers: $(VENV)/.ready
 	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
 
 test-long: $(VENV)/.ready ## run the long forms of tests, which make test leaves out; takes minutes
@@ -75,11 +77,6 @@ check: $(VENV)/.ready ## check format, lint, types, import contracts and known v
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.audit
-
-compile: $(VENV)/.ready
-	@# compile bytecode once, before the suites start many processes that would each do it;
-	@# _torchvision_ops first, because open_clip needs it with a CPU-only torch
-	@$(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.client.client, api.server, celery, open_clip, worker.local"
 
 check-docker: $(VENV)/.ready ## install like pip and the Dockerfiles, in clean environments; takes minutes
 	CHECK_DOCKER=1 $(BIN)/pytest -rA tests/acceptance/test_images.py tests/acceptance/test_packaging.py

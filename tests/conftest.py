@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent
 
 _MEMORY = Path("/dev/shm")
 _ENOUGH_MEMORY = 6 << 30
+_GC_THRESHOLDS = (10_000, 10, 30)
 
 # tests sync thousands of small files, and PostgreSQL copies a template of 300 files for each database
 if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ENOUGH_MEMORY:
@@ -65,6 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector run again. It ignores what the imports created."""
+    """Let the garbage collector run again, but rarely. It ignores what the imports created."""
     gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
     gc.enable()
