@@ -156,16 +156,16 @@ def test_hours_of_the_papers_run() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("new_model", [tiny_model, tiny_xl_model])
-def test_the_gpu_benchmark_on_a_cpu(new_model: Callable[[], DiffusionModel]) -> None:
+@pytest.mark.parametrize(("new_model", "pairs"), [(tiny_model, 2), (tiny_xl_model, 1)])
+def test_the_gpu_benchmark_on_a_cpu(new_model: Callable[[], DiffusionModel], pairs: int) -> None:
     """All its code but the full size: rates, shares and hours are of what was run."""
-    sizes = gpu.Sizes(steps=3, images=4, pairs=2, micro_batch=4, runs=1)
+    sizes = gpu.Sizes(steps=3, images=2 * pairs, pairs=pairs, micro_batch=4, runs=1)
     layout = gpu.measure(new_model(), gpu.PAPER_MODEL, sizes)
-    assert (layout.images.count, layout.targets.count, layout.rows.count) == (4, 2, 12)
-    # sampled: 3 steps; fused: 1 step of a reference and two targets; 6 rows in two epochs, both sides
+    assert (layout.images.count, layout.targets.count, layout.rows.count) == (2 * pairs, pairs, 6 * pairs)
+    # sampled: 3 steps; fused: 1 step of a reference and its targets; 3 rows of a pair in two epochs, both sides
     speeds = (layout.images, layout.targets, layout.rows)
-    assert [speed.cost.work.evaluations for speed in speeds] == [12, 3, 24]
-    assert layout.frugal_rows.count == 12
+    assert [speed.cost.work.evaluations for speed in speeds] == [6 * pairs, 1 + pairs, 12 * pairs]
+    assert layout.frugal_rows.count == 6 * pairs
     assert layout.frugal_rows.cost.work.operations > layout.rows.cost.work.operations  # some are repeated
 
     rates = [speed.rate for speed in speeds]

@@ -70,7 +70,7 @@ def printed(folder: Path, code: str, *path: Path, **environment: str) -> str:
 
 def changed_library(folder: Path, page: str) -> Path:
     """Copy the library and apply the page's diffs."""
-    shutil.copytree(ROOT / "dfusion", folder / "dfusion", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "dfusion", folder / "dfusion")
     for diff in blocks(page, "diff"):
         apply_diff(diff, folder)
     return folder
