@@ -220,6 +220,7 @@ def _run_worker(request: Mapping[str, Any], stdin: int, inherited: int) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
