@@ -37,8 +37,7 @@ serve: $(VENV)/.ready ## run the service with one worker on 127.0.0.1:8000 until
 stack: $(VENV)/.ready ## run deployed mode on 127.0.0.1 until Ctrl-C: PostgreSQL, Redis, S3, two workers
 	$(BIN)/python -m api.stack
 
-# two processes for each suite: much of their time is waiting for servers
-SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder --numprocesses
 
 test: $(VENV)/.ready ## run all checks and tests in parallel
 	@echo "checks and suites run in parallel; each shows its output at its end; takes minutes"
@@ -50,10 +49,11 @@ test-quick: $(VENV)/.ready ## run all checks and the fast unit tests
 
 # lower priority than test-servers, which takes longer and waits much of the time
 test-units: $(VENV)/.ready
-	nice -n 5 $(BIN)/pytest tests/unit tests/gpu $(SIDE_BY_SIDE) -m '$(QUICK)'
+	nice -n 5 $(BIN)/pytest tests/unit tests/gpu $(SIDE_BY_SIDE) 2 -m '$(QUICK)'
 
+# a third process, since much of their time is waiting for servers
 test-servers: $(VENV)/.ready
-	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
+	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE) 3
 
 test-long: $(VENV)/.ready ## run the long forms of tests, which make test leaves out; takes minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest --long -m long
