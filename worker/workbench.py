@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm
 
 from dfusion._diffusers import disable_progress_bar
 from dfusion.memory import peak_bytes
@@ -87,8 +85,6 @@ def set_up_torch_on(device: str, threads: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     disable_progress_bar()
-    # by default a disabled bar, too, creates a semaphore, which outlives a worker that is killed
-    tqdm.set_lock(threading.RLock())
 
 
 @dataclass

@@ -2,8 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tqdm import tqdm
-from tqdm.std import TqdmDefaultWriteLock
 from transformers.utils import logging
 
 from service.errors import StartError
@@ -51,18 +49,6 @@ def test_a_worker_draws_no_progress_bars(tmp_path: Path) -> None:
         assert not logging.is_progress_bar_enabled()
     finally:
         logging.enable_progress_bar()
-
-
-@pytest.mark.usefixtures("allocator_calls")
-def test_disabled_bars_create_no_semaphore_in_a_worker(tmp_path: Path) -> None:
-    """Unlike tqdm's default lock, which has one of multiprocessing."""
-    before = tqdm.get_lock()
-    try:
-        tqdm.set_lock(TqdmDefaultWriteLock())
-        set_up_torch(settings_for(tmp_path, tmp_path))
-        assert not isinstance(tqdm.get_lock(), TqdmDefaultWriteLock)
-    finally:
-        tqdm.set_lock(before)
 
 
 def test_a_device_that_torch_cannot_use_is_named() -> None:
