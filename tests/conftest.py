@@ -70,3 +70,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """After the last test, find resources that were not closed: a warning about one is an error."""
+    if nextitem is None:
+        gc.collect()

@@ -7,6 +7,7 @@ a tenth of a second. A forked service forks its embedded worker, too. So are the
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import json
 import multiprocessing
@@ -32,6 +33,7 @@ _CONTEXT.set_forkserver_preload(["tests.forking_preload"])
 _SET_NAME, _SET_CHILD_SUBREAPER = 15, 36
 """Options of prctl(2)."""
 _POLL_SECONDS = 0.01
+_ROOT = Path(__file__).parents[1]
 _RUN_SECONDS = 120
 """Of a program that is expected to end."""
 
@@ -59,7 +61,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send a signal, if the program runs."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -102,20 +105,32 @@ def call(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def fork_test_processes() -> None:
-    """Let pytest-xdist fork its processes. They use the fork server of this process."""
+    """Let pytest-xdist fork its processes on this machine. They use the fork server of this process."""
     from execnet import gateway_io
 
     class ForkedGateway(gateway_io.Popen2IO):
-        def __init__(self, _spec: object, execmodel: Any) -> None:
+        def __init__(self, execmodel: Any) -> None:
             stdin, to_child = _CONTEXT.Pipe(duplex=False)
             from_child, stdout = _CONTEXT.Pipe(duplex=False)
-            process = Forked(_run_test_process, stdin, stdout, may_fork=True)
+            process = Forked(_run_test_process, stdin, stdout, str(Path.cwd()), _authentication_key(), may_fork=True)
             self.wait, self.kill = process.wait, process.kill
             for connection in (stdin, stdout):
                 connection.close()
             super().__init__(_file_of(to_child, "wb"), _file_of(from_child, "rb"), execmodel)
 
-    gateway_io.create_io = ForkedGateway
+    def create(spec: Any, execmodel: Any) -> Any:
+        is_usual = spec.popen and not spec.python and not spec.via
+        return ForkedGateway(execmodel) if is_usual else create_other(spec, execmodel)
+
+    create_other = gateway_io.create_io
+    gateway_io.create_io = create
+    with contextlib.chdir(_ROOT):  # the server imports the modules of this checkout
+        forkserver.ensure_running()
+
+
+def _authentication_key() -> bytes | None:
+    """What the fork server expects from its clients, since Python 3.14."""
+    return getattr(forkserver._forkserver, "_forkserver_authkey", None)  # type: ignore[attr-defined]
 
 
 def _file_of(connection: Connection, mode: str) -> Any:
@@ -123,17 +138,24 @@ def _file_of(connection: Connection, mode: str) -> Any:
         return os.fdopen(os.dup(connection.fileno()), mode)
 
 
-def _run_test_process(stdin: Connection, stdout: Connection) -> None:
-    # do not start another fork server
-    forkserver._forkserver.ensure_running = resource_tracker.ensure_running  # type: ignore[attr-defined]
+def _run_test_process(stdin: Connection, stdout: Connection, folder: str, authentication_key: bytes | None) -> None:
+    # use the fork server of the parent
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server.ensure_running = resource_tracker.ensure_running
+    server._forkserver_authkey = authentication_key
+    _set_name("pytest")
+    multiprocessing.set_start_method(None, force=True)  # the default
+
     for descriptor, connection in enumerate((stdin, stdout)):
         os.dup2(connection.fileno(), descriptor)
         connection.close()
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", closefd=False)
-
-    exec(eval(sys.stdin.readline()))  # as execnet starts Python
-    atexit._run_exitfuncs()
+    os.chdir(folder)
+    try:
+        exec(eval(sys.stdin.readline()))  # as execnet starts Python
+    finally:
+        atexit._run_exitfuncs()
 
 
 def _run_program(arguments: Sequence[str], folder: str, environment: Mapping[str, str], log: str) -> None:
@@ -142,6 +164,7 @@ def _run_program(arguments: Sequence[str], folder: str, environment: Mapping[str
     os.dup2(output, sys.stderr.fileno())
     os.close(output)
     os.chdir(folder)
+    multiprocessing.set_start_method(None, force=True)  # the default
     if tuple(arguments) == ("-m", "api") and not environment.get("DFUSION_BROKER_URL"):
         _fork_embedded_workers()
     _run_module(arguments, environment)
@@ -150,13 +173,18 @@ def _run_program(arguments: Sequence[str], folder: str, environment: Mapping[str
 def _run_module(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     flag, module, *rest = arguments
     assert flag == "-m", arguments
-    ctypes.CDLL(None).prctl(_SET_NAME, module.encode(), 0, 0, 0)
+    _set_name(module)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *rest]
     # it is imported already, which can confuse other programs
     warnings.filterwarnings("ignore", "'.*' found in sys.modules after import of package", RuntimeWarning)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _set_name(name: str) -> None:
+    """Set the name of this process that `ps` shows."""
+    ctypes.CDLL(None).prctl(_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def _fork_embedded_workers() -> None:
@@ -220,7 +248,6 @@ def _run_worker(request: Mapping[str, Any], stdin: int, inherited: int) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
