@@ -17,9 +17,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# without compiling, which takes half a minute: most modules are never imported
 	$(BIN)/pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
-	# compile what is imported, before many processes do it at once;
+	# compile what is imported, before many processes do it at once (code that cannot be imported is no error here);
 	# _torchvision_ops first, because open_clip needs it with a CPU-only torch
-	$(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.client.client, api.server, celery, open_clip, worker.workbench"
+	-$(BIN)/python -c "import dfusion._torchvision_ops, api.cli, api.client.client, api.server, celery, open_clip, worker.workbench"
 	@touch $@
 
 demo: $(VENV)/.ready ## run D-Fusion on the shapes world through the REST API; takes minutes
@@ -37,7 +37,8 @@ serve: $(VENV)/.ready ## run the service with one worker on 127.0.0.1:8000 until
 stack: $(VENV)/.ready ## run deployed mode on 127.0.0.1 until Ctrl-C: PostgreSQL, Redis, S3, two workers
 	$(BIN)/python -m api.stack
 
-SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder --numprocesses
+# two processes for each suite: much of their time is waiting for servers
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(VENV)/.ready ## run all checks and tests in parallel
 	@echo "checks and suites run in parallel; each shows its output at its end; takes minutes"
@@ -49,11 +50,10 @@ test-quick: $(VENV)/.ready ## run all checks and the fast unit tests
 
 # lower priority than test-servers, which takes longer and waits much of the time
 test-units: $(VENV)/.ready
-	nice -n 5 $(BIN)/pytest tests/unit tests/gpu $(SIDE_BY_SIDE) 2 -m '$(QUICK)'
+	nice -n 5 $(BIN)/pytest tests/unit tests/gpu $(SIDE_BY_SIDE) -m '$(QUICK)'
 
-# a third process, since much of their time is waiting for servers
 test-servers: $(VENV)/.ready
-	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE) 3
+	$(BIN)/pytest tests/acceptance tests/integration $(SIDE_BY_SIDE)
 
 test-long: $(VENV)/.ready ## run the long forms of tests, which make test leaves out; takes minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest --long -m long

@@ -15,7 +15,7 @@ EXAMPLES = 1
 CASES = 1000
 """At least. Almost all of them do not depend on chance."""
 NOT_COVERED = ("/rounds",)
-"""A fifth of all requests. The parts of its body are those of the other jobs."""
+"""A fifth of all requests. Most parts of its body are those of other jobs; the rest is in test_bad_input.py."""
 EVERY = 47
 """Of the hostile requests, each 47th is sent. A prime, so that each kind of attack is sent to some operations."""
 

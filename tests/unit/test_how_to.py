@@ -70,7 +70,8 @@ def printed(folder: Path, code: str, *path: Path, **environment: str) -> str:
 
 def changed_library(folder: Path, page: str) -> Path:
     """Copy the library and apply the page's diffs."""
-    shutil.copytree(ROOT / "dfusion", folder / "dfusion")
+    being_compiled = shutil.ignore_patterns("*.pyc.*")
+    shutil.copytree(ROOT / "dfusion", folder / "dfusion", ignore=being_compiled)
     for diff in blocks(page, "diff"):
         apply_diff(diff, folder)
     return folder

@@ -74,10 +74,10 @@ def test_links_to_nothing_are_errors(repository: Path, tmp_path: Path, text: str
 def test_links_to_files_that_git_ignores_are_errors(repository: Path, tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", str(repository)], check=True)
     (repository / ".gitignore").write_text("*.png\n!kept.png\n", "utf-8")
-    (repository / "docs" / "figure.png").write_bytes(b"")
+    (repository / "docs" / "figür.png").write_bytes(b"")
     (repository / "docs" / "kept.png").write_bytes(b"")
-    add(repository, "![x](figure.png) ![y](kept.png)")
-    with pytest.raises(DocsError, match=r"^docs/page\.md: docs/figure\.png is ignored by git$"):
+    add(repository, "![x](figür.png) ![y](kept.png)")
+    with pytest.raises(DocsError, match=r"^docs/page\.md: docs/figür\.png is ignored by git$"):
         build(repository, tmp_path / "site")
 
 

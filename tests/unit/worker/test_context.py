@@ -84,6 +84,7 @@ def test_an_image_that_cannot_be_stored_fails_the_stage(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="away"), context.storing_images() as writer:
         writer.add_batch(random_images(3))
         writer.ids()
+    assert "image-000001" not in [artifact.slot for artifact in context.artifacts]
 
 
 def test_an_image_that_cannot_be_stored_ends_sampling_at_the_next_batch(tmp_path: Path) -> None:
