@@ -103,9 +103,11 @@ def _ignored(root: Path, names: list[str]) -> list[str]:
     """Those of the files that git ignores; none outside a git checkout or without git."""
     if not (root / ".git").exists() or shutil.which("git") is None:
         return []
-    command = ["git", "-C", str(root), "check-ignore", "--stdin"]
-    answer = subprocess.run(command, input="\n".join(names), capture_output=True, text=True)
-    return answer.stdout.splitlines()
+    command = ["git", "-C", str(root), "check-ignore", "-z", "--stdin"]
+    answer = subprocess.run(command, input="\0".join(names), capture_output=True, text=True)
+    if answer.returncode not in (0, 1):  # some are ignored, none is
+        raise DocsError(f"git check-ignore: {answer.stderr}")
+    return answer.stdout.split("\0")[:-1]
 
 
 def main() -> int:
