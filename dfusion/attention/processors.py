@@ -46,7 +46,10 @@ class AttentionContext:
 
 
 class PlainProcessor(AttnProcessor2_0):  # type: ignore[misc]
-    """diffusers' own attention (`scaled_dot_product_attention`), which accepts `fusion` without a warning."""
+    """diffusers' own attention (`scaled_dot_product_attention`), which accepts `fusion` without a warning.
+
+    In a transformer block it leaves out diffusers' division of the output by 1. The result is the same, bit for bit.
+    """
 
     def __call__(
         self,
@@ -57,8 +60,12 @@ class PlainProcessor(AttnProcessor2_0):  # type: ignore[misc]
         temb: torch.Tensor | None = None,
         fusion: AttentionContext | None = None,  # noqa: ARG002  (named for diffusers' filter)
     ) -> torch.Tensor:
-        output: torch.Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        return output
+        if attention_mask is not None or not _is_of_a_transformer_block(attn):
+            output: torch.Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return output
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        output = _attend(attn, attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), None)
+        return attn.to_out[1](attn.to_out[0](output))  # type: ignore[no-any-return]
 
 
 class BackwardProcessor:
@@ -183,6 +190,12 @@ class FuseProcessor(PlainProcessor):
         else:
             output = cross_attention(attend, *parts, fusion.fusion)
         return attn.to_out[1](attn.to_out[0](output))  # type: ignore[no-any-return]
+
+
+def _is_of_a_transformer_block(attn: Attention) -> bool:
+    """Whether the module only projects and attends. Those of `AttnDownBlock2D` and the like do more."""
+    norms = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
+    return all(norm is None for norm in norms) and not attn.residual_connection and attn.rescale_output_factor == 1
 
 
 def _attend(

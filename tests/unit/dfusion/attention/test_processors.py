@@ -1,9 +1,11 @@
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from peft import LoraConfig
 
 from dfusion.attention.fusion import Fusion, fuse_rows
@@ -12,6 +14,7 @@ from dfusion.attention.processors import (
     AttentionContext,
     BackwardProcessor,
     FuseProcessor,
+    PlainProcessor,
     fast_backward,
     processors_installed,
 )
@@ -48,6 +51,35 @@ def test_context_reaches_processors_without_a_warning(caplog: pytest.LogCaptureF
     logging.getLogger("diffusers").propagate = False
     assert len(context.captured) == len(layer.cross_attention) == 2
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "context", "mask"),
+    [
+        ({}, (2, 9, 8), None, None),
+        ({"cross_attention_dim": 6}, (2, 9, 8), (2, 5, 6), None),
+        ({"cross_attention_dim": 6}, (2, 9, 8), (2, 5, 6), (2, 1, 5)),
+        # as in AttnDownBlock2D
+        ({"norm_num_groups": 4, "residual_connection": True, "rescale_output_factor": 2.0}, (2, 8, 3, 3), None, None),
+        ({"cross_attention_dim": 6, "cross_attention_norm": "layer_norm"}, (2, 9, 8), (2, 5, 6), None),
+        ({"qk_norm": "layer_norm"}, (2, 9, 8), None, None),
+    ],
+)
+def test_the_plain_processor_computes_what_diffusers_does(
+    options: dict[str, Any], shape: tuple[int, ...], context: tuple[int, ...] | None, mask: tuple[int, ...] | None
+) -> None:
+    """Bit for bit, also where attention does more than in Stable Diffusion."""
+    torch.manual_seed(0)
+    attention = Attention(8, heads=2, dim_head=4, **options)
+    hidden_states = torch.randn(shape)
+    prompts = None if context is None else torch.randn(context)
+    bias = None if mask is None else torch.randn(mask)
+
+    outputs = []
+    for processor in (AttnProcessor2_0(), PlainProcessor()):
+        attention.set_processor(processor)
+        outputs.append(attention(hidden_states, prompts, attention_mask=bias))
+    assert torch.equal(*outputs)
 
 
 def test_bfloat16_on_a_cpu_uses_the_float32_backward_pass() -> None:
