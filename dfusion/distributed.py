@@ -21,15 +21,15 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 class Ranks:
-    """The processes that train one adapter together, seen from one of them. By default it is alone.
+    """The group of processes that train one adapter, as seen by one member. The default is a single process.
 
-    Each rank evaluates its own rows of every update. Gradients and metrics are added up, so that all ranks make the
-    same step of AdamW and raise the same errors (decision 028).
+    Each rank evaluates its own rows of every update. Gradients and metrics are summed, so that all ranks make the same
+    step of AdamW and raise the same errors (decision 028).
 
     Args:
         rank: The number of this process, from 0.
         size: The number of processes.
-        waiting: A context that is entered while this process waits for the others, which may be slower.
+        waiting: Returns a context manager that is entered while this process waits for the other ranks.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Ranks:
         self._waiting = waiting
 
     @classmethod
-    def joined(cls) -> Ranks:
+    def from_default_group(cls) -> Ranks:
         """The ranks of the default process group (`torch.distributed.init_process_group`, torchrun)."""
         return cls(distributed.get_rank(), distributed.get_world_size())
 
@@ -60,7 +60,8 @@ class Ranks:
             with self._waiting():
                 distributed.all_reduce(total)
         except RuntimeError as error:
-            raise RankLostError(f"expected {self.size} ranks, one has ended or does not respond: {error}") from error
+            message = f"expected {self.size} ranks, but at least one has exited or does not respond: {error}"
+            raise RankLostError(message) from error
         return total.to(values.device)
 
     def all_reduce_gradients(self, parameters: Collection[nn.Parameter]) -> None:
@@ -93,35 +94,35 @@ class Ranks:
         return bool(self.all_reduce_sum(torch.tensor(int(value))))
 
     def require_equal(self, what: str, value: bytes) -> None:
-        """Raise InvalidInputError unless all ranks have the same bytes, or RankLostError."""
+        """Raise InvalidInputError unless all ranks have the same bytes. Raises RankLostError."""
         sha256 = hashlib.sha256(value)
         digests = self.all_gather(torch.tensor([list(sha256.digest())], dtype=torch.uint8))
         different = [rank for rank, digest in enumerate(digests) if not digest.equal(digests[0])]
         if different:
             raise InvalidInputError(
-                f"ranks: expected the same {what} in all, got another in {different} than in rank 0"
+                f"ranks: expected the same {what} on all ranks, got a different one on ranks {different} than on rank 0"
             )
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
 def process_group(file: Path, rank: int, size: int, timeout_seconds: float) -> Iterator[None]:
     """The default process group within the context, for processes of one host. All must enter it.
 
-    It uses gloo on any device. The gradient of an adapter has a few megabytes, which the CPU adds up in milliseconds,
-    and gloo notices at once that a process has ended (decision 028). It listens on the loopback interface only, since
-    gloo does not authenticate its peers.
+    It uses gloo on any device. The gradient of an adapter has a few megabytes, which the CPU sums in milliseconds, and
+    gloo detects at once that a process has ended (decision 028). It listens on the loopback interface only, since gloo
+    does not authenticate its peers.
 
     Args:
-        file: A file on a local disk that does not exist yet, by which the processes find each other.
+        file: Rendezvous file on a local disk. It must not exist yet.
         rank: The number of this process.
         size: The number of processes.
         timeout_seconds: How long an operation waits for the others.
 
     Raises:
-        RankLostError: The others did not enter it.
+        RankLostError: Not all processes connected in time.
     """
     timeout = timedelta(seconds=timeout_seconds)
     try:

@@ -123,8 +123,8 @@ class PolicyMismatchError(DFusionError):
         self.tolerance = tolerance
         ratio = ratio_by_step[step_index]
         super().__init__(
-            f"{what}: expected a ratio of 1 within {tolerance:g} at step_index {step_index}, got {ratio:.6g}; network,"
-            " adapter, prompts, schedule or precision are not those that the trajectories were sampled with"
+            f"{what}: expected a ratio of 1 within {tolerance:g} at step_index {step_index}, got {ratio:.6g}; the"
+            " network, adapter, prompts, schedule or precision differ from those used for sampling"
         )
 
 
@@ -135,7 +135,7 @@ class RankLostError(DFusionError):
 
 
 class CheckpointError(DFusionError):
-    """A file is damaged, or has another format than expected."""
+    """A file is damaged, or has an unexpected format."""
 
 
 class AdapterError(CheckpointError):

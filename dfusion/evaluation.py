@@ -58,7 +58,9 @@ class ScoreTable:
                 raise InvalidInputError(f"{name}: expected at least one and each once, got {shortened(list(names))}")
 
         if len(self.seeds) != len(self.prompts):
-            raise InvalidInputError(f"seeds: expected those of {len(self.prompts)} prompts, got {len(self.seeds)}")
+            raise InvalidInputError(
+                f"seeds: expected one entry per prompt ({len(self.prompts)}), got {len(self.seeds)}"
+            )
         counts = {len(seeds) for seeds in self.seeds}
         if len(counts) != 1 or 0 in counts:
             raise InvalidInputError(f"seeds: expected the same number for every prompt, got {sorted(counts)}")
@@ -287,7 +289,7 @@ def compare(
         InvalidInputError: Names that the table lacks, or a model compared with itself.
     """
     if model == baseline:
-        raise InvalidInputError(f"baseline: expected another model than {model!r}, got the same")
+        raise InvalidInputError(f"baseline: expected a model other than {model!r}, got the same")
 
     differences = table.scores(model, scorer) - table.scores(baseline, scorer)
     return Comparison(

@@ -172,7 +172,7 @@ class _Expected:
 def _expected(
     folder: Path, adapter: Path, device: str, settings: PreviewSettings, base: str, form: ExportFormat
 ) -> _Expected:
-    """Render images with the adapter and without. Raises ExportError if the recipe gives another image than ours."""
+    """Render images with the adapter and without. Raises ExportError if the recipe's image differs from ours."""
     pipeline = load_pipeline(folder).to(device)
     model = DiffusionModel.from_pipeline(pipeline, device)
     short = replace(settings, sampling=_with_fewer_steps(settings.sampling))
@@ -348,7 +348,7 @@ def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
 
 
 def _kohya_name(module: str, adapter: Path, per_block: int) -> str:
-    """The original name of a module of SDXL. Raises ExportError for other modules than transformers'."""
+    """The original name of a module of SDXL. Raises ExportError for modules other than transformers'."""
     try:
         return original_name(module, per_block)
     except InvalidInputError as error:

@@ -50,7 +50,7 @@ def fuse(
     Args:
         unet: The denoiser that sampled base and reference.
         scheduler: The model's DDIM scheduler. It is not modified.
-        base: B samples; their look is kept.
+        base: B samples, whose appearance is kept outside the mask.
         reference: B samples with item maps; their content is taken inside the mask. A sample may occur several times.
         prompt_embeds: (B, N, C), or the Conditioning of B rows.
         negative_prompt_embeds: The same, or a single row for all pairs. Not needed at guidance_scale 1.
@@ -65,8 +65,8 @@ def fuse(
         the clean latents are those of the fusion; `dfusion.inversion.invert` computes the other states (section 4.4).
 
     Raises:
-        InvalidInputError: Base and reference do not fit, or are of other prompts or items. Item maps are missing or
-            were recorded with another `mask_source`. Thresholds do not fit the items.
+        InvalidInputError: Base and reference are incompatible, or have different prompts or items. Item maps are
+            missing or were recorded with another `mask_source`. Thresholds do not fit the items.
         ShapeMismatchError, LayerNotFoundError, ScheduleError: Arguments that do not fit the model.
         NonFiniteError: The latents became NaN or infinite. The message names the step.
 
@@ -103,7 +103,9 @@ def fuse(
     negative = None if negative_embeds is None else Conditioning.of(negative_embeds)
     schedule = Schedule.from_scheduler(scheduler, settings.num_steps, settings.eta)
     if not torch.equal(schedule.timesteps, base.timesteps):
-        raise ScheduleError(f"scheduler: expected the samples' timesteps {base.timesteps.tolist()}, got others")
+        raise ScheduleError(
+            f"scheduler: expected the samples' timesteps {base.timesteps.tolist()}, got {schedule.timesteps.tolist()}"
+        )
 
     # 1. choose the fused steps, layers and rows
     fused_steps = config.steps(len(schedule))
@@ -257,7 +259,7 @@ def _check(
     known = {name: values for name, values in prompts.items() if values is not None}
     if len(set(known.values())) > 1:
         raise InvalidInputError(
-            f"base and reference: expected samples of the prompts they are fused for, got {shortened(known)}"
+            f"base and reference: expected the same prompts in the samples and in prompt_embeds, got {shortened(known)}"
         )
     if base.items is not None and reference.items is not None and base.items != reference.items:
         raise InvalidInputError(
@@ -271,7 +273,8 @@ def _check(
             raise NonFiniteError(f"{name}.latents: expected finite numbers, got NaN or infinity")
     maps = _item_maps(reference)
     if maps.shape[:2] != base.latents[:, 1:].shape[:2]:
-        raise ShapeMismatchError("reference.item_maps", f"{tuple(base.log_probs.shape)} first", tuple(maps.shape))
+        expected = f"{tuple(base.log_probs.shape)} as its first dimensions"
+        raise ShapeMismatchError("reference.item_maps", expected, tuple(maps.shape))
     if reference.mask_source not in (None, config.mask_source):
         raise InvalidInputError(
             f"mask_source: expected maps recorded with {config.mask_source!r}, got {reference.mask_source!r}"

@@ -22,8 +22,8 @@ def check_negative(
     texts = negative_prompt_embeds.texts if isinstance(negative_prompt_embeds, Conditioning) else None
     if texts is not None and config.guidance_scale != 1 and set(texts) != {config.negative_prompt}:
         raise InvalidInputError(
-            f"negative_prompt_embeds: expected those of the config's negative_prompt, {config.negative_prompt!r}, got "
-            f"those of {shortened(list(texts))}"
+            f"negative_prompt_embeds: expected embeddings of config.negative_prompt, {config.negative_prompt!r}, got "
+            f"embeddings of {shortened(list(texts))}"
         )
     return check_embeds(prompt_embeds, negative_prompt_embeds, batch, config.guidance_scale)
 
@@ -112,8 +112,11 @@ def _checked(unet: UNet2DConditionModel, conditioning: Conditioning) -> Conditio
     """`conditioning`, after a check that it fits `unet`: with pooled embeddings and time ids for SDXL only."""
     wants_added = unet.config.addition_embed_type == "text_time"
     if wants_added != (conditioning.pooled is not None):
-        kinds = {True: "with pooled embeddings and time ids (SDXL)", False: "without (SD 1.x, 2.x)"}
-        raise InvalidInputError(f"prompt_embeds: expected those {kinds[wants_added]}, got {kinds[not wants_added]}")
+        kinds = {
+            True: "pooled embeddings and time ids (SDXL)",
+            False: "neither pooled embeddings nor time ids (SD 1.x, 2.x)",
+        }
+        raise InvalidInputError(f"prompt_embeds: expected {kinds[wants_added]}, got {kinds[not wants_added]}")
     width = unet.config.cross_attention_dim
     if isinstance(width, int) and conditioning.embeds.shape[-1] != width:
         raise ShapeMismatchError("prompt_embeds", f"(B, N, {width})", tuple(conditioning.embeds.shape))

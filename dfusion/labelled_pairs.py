@@ -236,6 +236,6 @@ def _pixels(place: str, content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise InvalidInputError(f"{place}: expected an image that decodes, got another file") from error
+        raise InvalidInputError(f"{place}: expected an image that decodes, got a file of an unknown format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidInputError(f"{place}: expected an image that decodes: {error}") from error

@@ -8,9 +8,9 @@ import torch
 
 
 def peak_bytes(device: torch.device | str) -> int:
-    """Peak memory of tensors on a GPU, since its statistics were reset.
+    """Peak bytes allocated by tensors on a GPU since its statistics were reset.
 
-    For a CPU, peak memory of this process; 0 on Windows, where Python cannot read it.
+    On a CPU, the peak memory of this process; 0 on Windows.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -23,18 +23,18 @@ def peak_bytes(device: torch.device | str) -> int:
 
 
 def used_bytes(device: torch.device) -> int:
-    """Memory of tensors on a GPU."""
+    """Bytes allocated by tensors on a GPU."""
     return torch.cuda.memory_allocated(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a GPU that tensors can still take, including what torch holds for them."""
+    """Bytes available to new tensors on a GPU, including torch's unused cache."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor from the CPU to the device. On a GPU, it does not wait for the work that is queued there."""
+    """Copy a tensor from the CPU to the device. A copy to a GPU does not block."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -49,7 +49,7 @@ _UNUSED_CONDITIONS: Mapping[str, object] = {
     "attention_type": "default",
     "dual_cross_attention": False,
 }
-"""Settings of a U-Net that need other inputs than a prompt, with the value that does not."""
+"""Settings of a U-Net that need inputs other than a prompt, with the value that does not."""
 _STOCK_SCHEDULE: Mapping[str, object] = {"steps_offset": 1, "clip_sample": False}
 """Settings of the scheduler that diffusers' StableDiffusionPipeline changes to these values."""
 _LAYOUTS = {768: "SD 1.x", 1024: "SD 2.x"}
@@ -182,7 +182,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _require_unet(unet: Mapping[str, Any], vae: Mapping[str, Any], *, xl: bool) -> None:
-    """Latents of the VAE, a size, and no other condition than the prompt."""
+    """Latents of the VAE, a size, and no condition other than the prompt."""
     latent_channels = vae.get("latent_channels", 4)
     channels = unet.get("in_channels", 4)
     if channels != latent_channels:

@@ -192,7 +192,7 @@ def _save(pixels: np.ndarray, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file, "PNG")
     except OSError as error:
-        raise InvalidInputError(f"image: expected a file that can be written, got {file}: {error.strerror}") from error
+        raise InvalidInputError(f"image: expected a writable file, got {file}: {error.strerror}") from error
 
 
 def _betas(config: Any) -> str:

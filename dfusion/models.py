@@ -250,9 +250,9 @@ class DiffusionModel:
     def compile(self, backend: str = "inductor") -> None:
         """Compile the U-Net's transformer blocks with `torch.compile`, in place (docs/decisions/030-compilation.md).
 
-        Sampling, fusion and training use the same blocks, so p / p_old stays 1 within its tolerance. Each of them is
-        compiled at its first call, and again for the first batches of other sizes. This takes up to minutes. inductor
-        needs a C++ compiler, on a GPU also Triton. The recompilation limit of torch is raised globally.
+        Sampling, fusion and training use the same blocks, so p / p_old stays 1 within its tolerance. Each is compiled
+        on its first call and again when the batch size first changes, which can take minutes. inductor needs a C++
+        compiler and, on a GPU, Triton. The recompilation limit of torch is raised globally.
         """
         # all blocks share one function: each level, attention processor and use of gradients is a variant of it
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)

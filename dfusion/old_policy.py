@@ -50,7 +50,10 @@ class OldPolicy:
         self.evaluated.update(numbers)
 
     def put_means(self, numbers: Sequence[int], means: torch.Tensor) -> None:
-        """Set the means of transitions, (N, C, h, w). A copy from a GPU is awaited in the next call only."""
+        """Set the means of transitions, (N, C, h, w).
+
+        Copies from a GPU are asynchronous; the next call waits for them.
+        """
         self._end_copy()
         if self._keep.isdisjoint(numbers):
             return

@@ -102,7 +102,8 @@ def log_probs(
     schedule = Schedule.from_scheduler(scheduler, trajectory.config.num_steps, trajectory.config.eta)
     if not torch.equal(schedule.timesteps, trajectory.timesteps):
         raise ScheduleError(
-            f"scheduler: expected the trajectory's timesteps {trajectory.timesteps.tolist()}, got others"
+            f"scheduler: expected the trajectory's timesteps {trajectory.timesteps.tolist()}, got "
+            f"{schedule.timesteps.tolist()}"
         )
 
     steps = schedule.trainable_steps if step_indices is None else tuple(step_indices)

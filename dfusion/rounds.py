@@ -122,8 +122,8 @@ def run_round(
         prompts: The prompts. Missing items are detected, and missing thresholds computed (decision 008).
         scorer: The reward.
         config: Settings of sampling, pairing, fusion and training.
-        seed: The seed of the run, the same for all its rounds. It gives each sample's seed, together with
-            `round_number` and the prompt's index (`dfusion.seeds`), as in the service.
+        seed: The seed of the run, the same for all its rounds. Together with `round_number` and the prompt's
+            index, it determines each sample's seed (`dfusion.seeds`), as in the service.
         round_number: Counts from 1. Two rounds with the same number sample the same noise.
         history: Scores of the same scorer in earlier rounds, for advantages. An algorithm that learns from pairs has
             no advantages and ignores a history of another scorer.
@@ -135,9 +135,9 @@ def run_round(
         The pairs, the training's reports, and the state to pass to the next round.
 
     Raises:
-        InvalidInputError: No prompts; items that cannot be found; an image size without latents; a history of another
-            scorer (with samples); moments of another adapter or optimizer; LoRA settings that do not fit the
-            U-Net or are not the attached adapter's; an optimizer that is not installed.
+        InvalidInputError: No prompts; items that cannot be found; an image size that is not a multiple of the VAE's
+            factor; a history of another scorer (with samples); moments of another adapter or optimizer; LoRA settings
+            that do not fit the U-Net or are not the attached adapter's; an optimizer that is not installed.
         LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError: From sampling, scoring and training.
 
     Example:
@@ -253,7 +253,9 @@ def _check(
         raise InvalidInputError(f"prompts: expected a list of at least one Prompt, got {shortened(prompts)}")
     if (watch is not None and watch.name in (scorer.name, "diversity")) or scorer.name == "diversity":
         names = [scorer.name, watch.name if watch else None]
-        raise InvalidInputError(f"watch: expected another name than the reward's and 'diversity', got {names}")
+        raise InvalidInputError(
+            f"watch: expected scorer names that differ from each other and from 'diversity', got {names}"
+        )
 
     if has_lora(model.unet):
         _require_same_adapter(model.unet, config.training.lora)

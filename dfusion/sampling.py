@@ -67,8 +67,8 @@ def sample(
         unet: The denoiser, with or without an adapter.
         scheduler: The model's DDIM scheduler. It is not modified.
         prompt_embeds: (B, N, C), or the Conditioning of B rows.
-        negative_prompt_embeds: The same of the config's negative_prompt, or a single row for all samples. Not needed at
-            guidance_scale 1.
+        negative_prompt_embeds: As `prompt_embeds`, for config.negative_prompt; or a single row for all samples. Not
+            needed at guidance_scale 1.
         seeds: One in [0, 2**64) per sample. A sample depends on its own seed, not on the batch it is in (float32,
             1e-5; on a GPU only with `torch.backends.cudnn.allow_tf32 = False`, see decision 016).
         items: The items of each sample. An item is one token index or several, counted after BOS.
@@ -76,13 +76,13 @@ def sample(
         on_step: Called as on_step(step_index, num_steps) before each step. It may raise to cancel.
         mask_source: The layers whose cross-attention is recorded: the first up layer, or all of its resolution.
         latent_size: (h, w) of the latents, from `DiffusionModel.latent_size(config)`. None: the U-Net's
-            `sample_size`. SDXL's time ids (`DiffusionModel.encode_prompts`) should give the same size.
+            `sample_size`. SDXL's time ids (`DiffusionModel.encode_prompts`) should be for the same size.
 
     Returns:
         The trajectory of B samples; its tensors are float32 on the CPU.
 
     Raises:
-        InvalidInputError, ScheduleError, LayerNotFoundError: Before the first step, for arguments that do not fit.
+        InvalidInputError, ScheduleError, LayerNotFoundError: Invalid arguments; raised before the first step.
         NonFiniteError: The latents became NaN or infinite. The message names the step.
 
     Example:
@@ -112,7 +112,7 @@ def sample(
     schedule = Schedule.from_scheduler(scheduler, config.num_steps, config.eta)
     if latent_size is None and (config.height, config.width) != (None, None):
         size = f"height {config.height} and width {config.width}"
-        raise InvalidInputError(f"latent_size: expected model.latent_size(config) with {size} of config, got None")
+        raise InvalidInputError(f"latent_size: expected model.latent_size(config), since config sets {size}; got None")
 
     # 1. draw x_T and prepare the recording of item maps
     shape = latent_shape(unet, latent_size)
@@ -188,7 +188,9 @@ class _Capture:
         if self.items is None:
             return
         if len(self.items) != len(prompt_embeds):
-            raise InvalidInputError(f"items: expected those of {len(prompt_embeds)} samples, got {len(self.items)}")
+            raise InvalidInputError(
+                f"items: expected one entry per sample ({len(prompt_embeds)}), got {len(self.items)}"
+            )
 
         self.layers = mask_layers(find_layers(unet), mask_source)
         self._size = self.layers[0].size(*size)

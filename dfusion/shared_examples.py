@@ -29,7 +29,7 @@ def share_examples(examples: Sequence[Example], file: Path) -> None:
         sides = []
         for side in example.sides:
             if not isinstance(side, SpooledTrajectory):
-                raise InvalidInputError("examples: expected trajectories of a TrajectorySpool, got some in memory")
+                raise InvalidInputError("examples: expected trajectories of a TrajectorySpool, got one in memory")
             if side.rows not in spools:
                 spools.append(side.rows)
             sides.append([spools.index(side.rows), side.number])
@@ -47,8 +47,8 @@ def share_examples(examples: Sequence[Example], file: Path) -> None:
     write_tensors(file, tensors, {"about": json.dumps(about)})
 
 
-def shared_examples(file: Path) -> list[Example]:
-    """The examples that another process has shared."""
+def load_shared_examples(file: Path) -> list[Example]:
+    """Load the examples that another process wrote with `share_examples`."""
     tensors, metadata = read_tensors(file)
     about: dict[str, Any] = json.loads(metadata["about"])
     config = SamplingConfig(**about["sampling"])

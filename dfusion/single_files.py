@@ -73,7 +73,7 @@ def _content(file: Path, names: Iterable[str]) -> str:
         elif any(name.startswith(_SD) for name in names):
             pipeline = "StableDiffusionPipeline"
         elif any(name.startswith(_SDXL_REFINER) for name in names):
-            return "SDXL's refiner, which needs other inputs than a prompt"
+            return "SDXL's refiner, which needs inputs other than a prompt"
         else:
             return "a U-Net without its text encoder and VAE"
         return f"a single-file checkpoint. Convert it: {conversion_command(file, pipeline)}"

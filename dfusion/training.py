@@ -18,7 +18,7 @@ from dfusion.algorithms import ALGORITHMS
 from dfusion.attention.processors import fast_backward
 from dfusion.config import TrainingConfig
 from dfusion.ddim import Schedule
-from dfusion.distributed import ALONE, Ranks
+from dfusion.distributed import SINGLE_PROCESS, Ranks
 from dfusion.errors import InvalidInputError, NonFiniteError
 from dfusion.gradients import checkpointing, gradient_norm, must_checkpoint, scale_gradients, share_below
 from dfusion.guidance import placement
@@ -85,7 +85,7 @@ class Trainer:
         seed: int,
         optimizer: OptimizerState | None = None,
         spool: Path | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         """Set up a training without evaluating anything.
 
@@ -102,7 +102,7 @@ class Trainer:
         Raises:
             InvalidInputError: No examples; no adapter; examples that do not fit the algorithm or each other; moments of
                 another adapter or optimizer; an optimizer that is not installed.
-            ScheduleError: A schedule for which Eq. 1 has no density, or other timesteps than the examples'.
+            ScheduleError: A schedule for which Eq. 1 has no density, or timesteps that differ from the examples'.
         """
         self.sampling = check_examples(examples, config, model.unet.config.in_channels)
         self.model = model
@@ -172,13 +172,15 @@ class Trainer:
         return math.ceil(transitions / self._transitions.sides)
 
     def prepare(self, on_rows: OnRows | None = None) -> None:
-        """Evaluate what later updates need to know of the policy before the first one. `step` calls it if needed.
+        """Evaluate the log-probs and means, under p_old or the base model, that later updates need.
+
+        `step` calls it if needed.
 
         Args:
             on_rows: Called as on_rows(done_rows) after each micro-batch. It may raise to cancel.
 
         Raises:
-            PolicyMismatchError: A recorded log-prob is not that of the policy, by more than the ratio's tolerance.
+            PolicyMismatchError: A recorded log-prob differs from the policy's by more than the tolerance on the ratio.
             NonFiniteError: A log-prob is NaN or infinite. The message names the step.
             InvalidInputError: The adapters or the rows of the ranks differ.
             RankLostError: Another rank has ended.
@@ -335,7 +337,8 @@ class Trainer:
         Raises:
             InvalidInputError: All updates are done.
             NonFiniteError: A loss or a gradient is NaN or infinite. The message names update and step.
-            PolicyMismatchError: In the first update, a recorded log-prob is not that of the policy.
+            PolicyMismatchError: In the first update, a recorded log-prob differs from the policy's by more than the
+                tolerance on the ratio.
             RankLostError: Another rank has ended.
 
         After an error, or if `on_rows` raises, the adapter is unchanged.
@@ -347,9 +350,7 @@ class Trainer:
         #   self._updates[k]     -> the transitions (x_t, x_{t-1}) of update k; a row holds those of all its sides
         #   norm                 -> |grad L| before clipping
         if self.updates_done >= self.updates_total:
-            raise InvalidInputError(
-                f"expected at most {self.updates_total} updates, got a call of step after the last one"
-            )
+            raise InvalidInputError(f"step: expected at most {self.updates_total} updates, got one more")
         self.prepare(on_rows)
         old = cast(OldPolicy, self._old)
         number = self.updates_done + 1
@@ -464,7 +465,8 @@ class Trainer:
     def _in_float16(self) -> str:
         """Advice for an error message, if the U-Net's dtype can overflow."""
         _, dtype = placement(self.model.unet)
-        return "; a bfloat16 or float32 U-Net takes larger ones" if dtype == torch.float16 else ""
+        advice = "; float16 may have overflowed: use a bfloat16 or float32 U-Net"
+        return advice if dtype == torch.float16 else ""
 
     def _groups(self, numbers: Sequence[int]) -> list[tuple[int | None, list[int]]]:
         """The rows grouped by step if each step's gradient norm is logged, otherwise in one group."""

@@ -178,7 +178,7 @@ def rows_of(examples: Sequence[Example], schedule: Schedule, config: TrainingCon
     dominant step is left out, too.
 
     Raises:
-        ScheduleError: Trajectories of other timesteps than the schedule's.
+        ScheduleError: Trajectories whose timesteps differ from the schedule's.
         InvalidInputError: No row is left.
     """
     sides = chain.from_iterable(example.sides for example in examples)

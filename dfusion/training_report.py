@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dfusion.distributed import ALONE, Ranks
+from dfusion.distributed import SINGLE_PROCESS, Ranks
 from dfusion.errors import NonFiniteError, PolicyMismatchError
 from dfusion.losses.objective import RowLosses
 from dfusion.training_data import Row
@@ -213,7 +213,7 @@ class Tally:
         ranks: The processes whose rows are reported together.
     """
 
-    def __init__(self, sides: int = 1, ranks: Ranks = ALONE) -> None:
+    def __init__(self, sides: int = 1, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._ranks = ranks
         self._metrics: list[torch.Tensor] = []
         self._no_metrics = torch.empty(0, 4 + sides)

@@ -52,4 +52,4 @@ ENCODED = {
     "cp1252": ("a cat\na café\n".encode("cp1252"), "got byte 0xe9 at line 2, byte 6"),
     "utf-16": ("a cat\n".encode("utf-16"), "got byte 0xff at line 1, byte 1"),
 }
-"""Text files in other encodings than UTF-8, and the error."""
+"""Text files in encodings other than UTF-8, and the error."""

@@ -1,4 +1,4 @@
-"""`python -m worker.rank FOLDER RANK`: one further process of a training (`worker.training_ranks`).
+"""`python -m worker.rank FOLDER RANK`: one additional process of a training (`worker.training_ranks`).
 
 It ends when its standard input closes, that is when the worker that started it has ended.
 """
@@ -22,7 +22,7 @@ from dfusion.distributed import Ranks, process_group
 from dfusion.errors import RankLostError
 from dfusion.files import write_whole
 from dfusion.models import DiffusionModel
-from dfusion.shared_examples import shared_examples
+from dfusion.shared_examples import load_shared_examples
 from dfusion.trainer_state import TrainerState
 from dfusion.training import Trainer
 from worker.runner import failure_of
@@ -59,7 +59,7 @@ def _trainer(folder: Path, job: dict[str, Any], ranks: Ranks) -> Trainer:
     if job["compiled"]:
         model.compile()
     load_adapter(model.unet, folder / ADAPTER_FILE, model.text_encoders)
-    examples = shared_examples(folder / EXAMPLES_FILE)
+    examples = load_shared_examples(folder / EXAMPLES_FILE)
     config = TrainingConfig.model_validate(job["config"])
     trainer = Trainer(model, examples, config, job["seed"], None, folder, ranks)
     trainer.load_state(TrainerState.load(folder))
@@ -68,7 +68,7 @@ def _trainer(folder: Path, job: dict[str, Any], ranks: Ranks) -> Trainer:
 
 @contextmanager
 def _reporting_errors(folder: Path, rank: int) -> Iterator[None]:
-    """Write an error to the rank's file and exit, except if another rank was lost, which rank 0 notices itself."""
+    """Write an error to the rank's file and exit, except if another rank was lost, which rank 0 detects itself."""
     try:
         yield
     except RankLostError:

@@ -1,4 +1,4 @@
-"""Further processes of a training, one for each device of `DFUSION_TRAINING_DEVICES`. The worker is rank 0."""
+"""Additional processes of a training, one for each device of `DFUSION_TRAINING_DEVICES`. The worker is rank 0."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def error_file(folder: Path, rank: int) -> Path:
 
 
 class TrainingRanks:
-    """The further processes of one training. They end with the context of `running`, and with this process.
+    """The additional processes of one training. They end with the context of `running`, and with this process.
 
     Args:
         context: The stage.
@@ -57,7 +57,7 @@ class TrainingRanks:
 
     @contextmanager
     def running(self, model: DiffusionModel, trainer: Trainer) -> Iterator[None]:
-        """Run the further processes, which take part in all remaining updates. Does nothing without devices.
+        """Run the additional processes, which take part in all remaining updates. Does nothing without devices.
 
         Raises:
             RankLostError: A process has ended or does not respond.

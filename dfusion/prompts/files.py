@@ -187,7 +187,7 @@ def _arrow_rows(folder: Path) -> Iterator[tuple[int, Any]]:
     if (folder / "dataset_dict.json").is_file():
         raise InvalidInputError("expected the folder of one split, got a folder of splits: name one of its folders")
     if not (folder / "state.json").is_file():
-        raise InvalidInputError("expected a file, or a data set folder with state.json, got another folder")
+        raise InvalidInputError("expected a file, or a data set folder with state.json, got a folder without it")
 
     state = _parsed(decode_utf8((folder / "state.json").read_bytes()), "state.json: ")
     try:

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str], installed: Mapping[str, str | ScorerConfig] =
     parser.add_argument("source", type=Path, help="a file or folder: parquet in Pick-a-Pic's layout, or D3PO's votes")
     parser.add_argument("--samples", type=Path, help="the folder with the images that D3PO's votes are about")
     parser.add_argument("--scorer", required=True, help="a scorer's name")
-    parser.add_argument("--limit", type=_at_least_one, help="read only so many pairs")
+    parser.add_argument("--limit", type=_at_least_one, help="maximum number of pairs to read")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
 

@@ -16,7 +16,7 @@ from dfusion.rewards.watch import chance_of_rise, falling_figures
 SignName = Literal["misleading_reward", "saturation", "collapse"]
 """misleading_reward   the reward rises while another metric falls
 saturation          the reward is at its ceiling while another metric falls
-collapse            the reward is no longer near its highest value, and another metric falls
+collapse            the reward neither rises nor is at its ceiling while another metric falls
 """
 SIGNS: tuple[SignName, ...] = get_args(SignName)
 ROLLOUT = "rollout"
@@ -67,7 +67,7 @@ class Sign:
         does = {
             "misleading_reward": "rises",
             "saturation": "is at its ceiling",
-            "collapse": "has fallen from its highest value",
+            "collapse": "neither rises nor is at its ceiling",
         }
         verb = "falls" if len(self.falling) == 1 else "fall"
         return f"the reward {self.reward} {does[self.name]} while {' and '.join(self.falling)} {verb}"

@@ -137,7 +137,7 @@ def linear_head(weights: Mapping[str, torch.Tensor], where: str) -> nn.Module:
             layers.append(layer)
     except (KeyError, RuntimeError, ValueError) as error:
         expected = "expected a weight (outputs, inputs) and a bias (outputs) of each linear layer"
-        raise ModelNotFoundError(f"{where}: {expected}, got others") from error
+        raise ModelNotFoundError(f"{where}: {expected}, got other tensors or shapes") from error
 
     fit = all(layer.out_features == following.in_features for layer, following in pairwise(layers))
     if not layers or layers[-1].out_features != 1 or not fit:

@@ -37,8 +37,8 @@ def test_training_of_the_papers_model_fits_into_ten_gb() -> None:
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_targets_equal_those_of_the_released_codes_way(adapter: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32 without TF32, and so do the samples those of the stock pipeline; GPUs sum in another order than the
-    explicit matrices, so the tolerance is ten times that of a CPU."""
+    """In float32 without TF32, and so do the samples those of the stock pipeline; GPUs sum in a different order than
+    the explicit matrices, so the tolerance is ten times that of a CPU."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     model = random_model("small", "cuda", torch.float32)

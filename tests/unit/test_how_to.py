@@ -122,7 +122,7 @@ def test_a_reward_of_the_library(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_attention_control(tmp_path: Path) -> None:
-    """It fuses, with another result than D-Fusion's."""
+    """It fuses, with a result that differs from D-Fusion's."""
     library = changed_library(tmp_path, CONTROL)
     [use] = blocks(CONTROL, "python")
     output = printed(library, replaced(use, {"num_steps=10": "num_steps=4", "first_step=3": "first_step=1"}))

@@ -522,7 +522,7 @@ def test_an_interrupted_training_keeps_the_reports_of_all_updates(
 def test_a_training_over_two_processes_survives_a_killed_one(
     tmp_path: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The further process of the first attempt is killed after the first update; the second attempt resumes from it.
+    """The additional process of the first attempt is killed after the first update; the second attempt resumes from it.
 
     The adapter is that of one process. The epsilon limits the step of elements near 0, whose sign is due to rounding.
     """

@@ -16,9 +16,9 @@ from torch import distributed
 from dfusion import training
 from dfusion.adapter import lora_parameters
 from dfusion.config import TrainingConfig
-from dfusion.distributed import ALONE, Ranks, process_group
+from dfusion.distributed import SINGLE_PROCESS, Ranks, process_group
 from dfusion.errors import InvalidInputError, RankLostError
-from dfusion.shared_examples import share_examples, shared_examples
+from dfusion.shared_examples import load_shared_examples, share_examples
 from dfusion.spool import TrajectorySpool
 from dfusion.training import Trainer
 from dfusion.training_data import Example, Row, TrainingPair, digest
@@ -62,9 +62,8 @@ def trained_as(
 def refused(ranks: Ranks, model: Any) -> None:
     """Expect that a training refuses the adapter, which another rank does not have."""
     trainer = Trainer(model, examples_for(model, "dpo"), config("dpo", **SETTINGS), 0, None, None, ranks)
-    with pytest.raises(
-        InvalidInputError, match=r"expected the same adapter in all, got another in \[1\] than in rank 0"
-    ):
+    different = r"expected the same adapter on all ranks, got a different one on ranks \[1\] than on rank 0"
+    with pytest.raises(InvalidInputError, match=different):
         trainer.prepare()
 
 
@@ -100,7 +99,7 @@ def test_two_ranks_train_the_adapter_of_one_and_notice_a_killed_one(tmp_path: Pa
 
     process = Forked(second_rank, str(tmp_path), 2)
     with process_group(tmp_path / "group", 0, 2, 60):
-        joined = Ranks.joined()
+        joined = Ranks.from_default_group()
         assert (joined.rank, joined.size) == (0, 2)
         ranks = Ranks(0, 2, waiting)
         refused(ranks, trained_model())
@@ -112,7 +111,7 @@ def test_two_ranks_train_the_adapter_of_one_and_notice_a_killed_one(tmp_path: Pa
             examples = examples_for(alone, algorithm)
             settings = config(algorithm, **changes)
             reports = trained_as(ranks, together, examples, settings, 0)
-            expected = trained_as(ALONE, alone, examples, settings, 0)
+            expected = trained_as(SINGLE_PROCESS, alone, examples, settings, 0)
             assert max_difference(weights(together), weights(alone)) < 1e-5
             for report, other in zip(reports, expected, strict=True):
                 assert (report.rows, report.update, len(report.steps)) == (other.rows, other.update, len(other.steps))
@@ -139,7 +138,7 @@ def test_two_ranks_train_the_adapter_of_one_and_notice_a_killed_one(tmp_path: Pa
     resumed = Trainer(together, examples, settings, 0)
     resumed.load_state(trainer.state())
     reports = [first, *(resumed.step() for _ in range(resumed.updates_total - 1))]
-    expected = trained_as(ALONE, alone, examples, settings, 0)
+    expected = trained_as(SINGLE_PROCESS, alone, examples, settings, 0)
     assert max_difference(weights(together), weights(alone)) < 1e-5
     assert [report.kl for report in reports] == pytest.approx([report.kl for report in expected], rel=1e-3, abs=1e-8)
 
@@ -188,4 +187,4 @@ def test_examples_are_shared_by_their_spool(tmp_path: Path) -> None:
     samples = [replace(sample, trajectory=preferred, on_policy=False)]
     for number, examples in enumerate((pairs, samples)):
         share_examples(examples, tmp_path / f"shared-{number}")
-        assert digest(shared_examples(tmp_path / f"shared-{number}")) == digest(examples)
+        assert digest(load_shared_examples(tmp_path / f"shared-{number}")) == digest(examples)

@@ -196,7 +196,7 @@ def test_unknown_names_and_invalid_settings_are_rejected() -> None:
     for model, baseline, scorer in (("x", "base", "clip"), ("base", "x", "clip"), ("tuned", "base", "x")):
         with pytest.raises(InvalidInputError, match="'x'"):
             compare(score_table, model, baseline, scorer)
-    with pytest.raises(InvalidInputError, match="another model"):
+    with pytest.raises(InvalidInputError, match="a model other than"):
         compare(score_table, "base", "base", "clip")
     with pytest.raises(InvalidInputError, match="'p9'"):
         score_table.of_prompts(["p9"])

@@ -263,7 +263,7 @@ def test_a_recipe_has_all_settings_but_no_paths(sd: tuple[Path, Path], tmp_path:
 def test_a_recipe_that_gives_another_image_is_no_recipe(
     sd: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The preview comes from another seed than the recipe says."""
+    """The preview comes from a seed that differs from the recipe's."""
     sampler = export.sample
     monkeypatch.setattr(export, "sample", lambda *a, **b: sampler(*a[:4], [a[4][0] + 1], **b))
     with pytest.raises(ExportError, match="recipe"):

@@ -63,7 +63,7 @@ def test_the_longest_prompt_is_that_of_the_loaded_model() -> None:
 
     assert length.of([fits, too_long]) == [14, 15]  # 16 with BOS and EOS
 
-    # also of texts with fewer characters than tokens fit, and of others than ASCII
+    # also of texts with fewer characters than tokens fit, and of characters other than ASCII
     assert length.too_long(["red", "x" * 14, "x" * 15, fits, too_long, "é" * 14]) == {2: 15, 4: 15, 5: 28}
 
     model.encode_prompts([fits])

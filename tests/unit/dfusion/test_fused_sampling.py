@@ -331,7 +331,7 @@ def test_invalid_arguments_are_rejected() -> None:
         for conditioning in conditionings
     )
 
-    with pytest.raises(InvalidInputError, match=r"prompts they are fused for, got .*'a cat'.*'a dog'"):
+    with pytest.raises(InvalidInputError, match=r"in the samples and in prompt_embeds, got .*'a cat'.*'a dog'"):
         fuse_five(cat, dog, [[0.1]], unet)
     with pytest.raises(InvalidInputError, match=r"'prompt_embeds': .'a dog'"):
         fuse(unet, sd_scheduler(), cat, cat, conditionings[1], arguments[3], thresholds=[[0.1]])

@@ -67,7 +67,7 @@ def test_conditioning_of_another_kind_of_model_is_rejected() -> None:
     arguments = (latents(1), torch.tensor(5))
     with pytest.raises(InvalidInputError, match="SDXL"):
         predict(tiny_xl_unet(), *arguments, xl_conditioning(1, 1).embeds, None, 1.0)
-    with pytest.raises(InvalidInputError, match="without"):
+    with pytest.raises(InvalidInputError, match="expected neither pooled embeddings nor time ids"):
         predict(tiny_unet(), *arguments, xl_conditioning(1, 1), None, 1.0)
     with pytest.raises(ShapeMismatchError, match=f"N, {WIDTH}"):
         predict(tiny_unet(), *arguments, torch.zeros(1, 7, WIDTH + 1), None, 1.0)
@@ -102,9 +102,9 @@ def test_embeddings_of_another_negative_prompt_are_rejected() -> None:
     prompts = Conditioning(embeds(2), texts=("a cat", "a dog"))
     empty = Conditioning(embeds(1), texts=("",))
     config = SamplingConfig(negative_prompt="blurry")
-    with pytest.raises(InvalidInputError, match="expected those of the config's negative_prompt, 'blurry'"):
+    with pytest.raises(InvalidInputError, match=r"expected embeddings of config\.negative_prompt, 'blurry'"):
         check_negative(prompts, empty, 2, config)
-    with pytest.raises(InvalidInputError, match="negative_prompt, '', got those of"):
+    with pytest.raises(InvalidInputError, match="negative_prompt, '', got embeddings of"):
         check_negative(prompts, Conditioning(embeds(1), texts=("blurry",)), 2, SamplingConfig())
     assert check_negative(prompts, Conditioning(embeds(1), texts=("blurry",)), 2, config) is not None
     assert check_negative(prompts, embeds(1), 2, config) is not None  # a tensor of unknown text

@@ -93,7 +93,7 @@ def test_the_program_writes_the_report_or_the_error_as_json(tmp_path: Path, caps
     [
         ({"sampling": {"num_steps": 0}}, "num_steps: Input should be greater than or equal to 1, got 0"),
         ({"image": "."}, "image: expected a PNG file, got the folder ."),
-        ({"image": "/dev/null/image.png"}, "image: expected a file that can be written, got /dev/null/image.png: "),
+        ({"image": "/dev/null/image.png"}, "image: expected a writable file, got /dev/null/image.png: "),
     ],
 )
 def test_options_that_do_not_fit_are_named(

@@ -320,7 +320,7 @@ def test_invalid_arguments_are_rejected_before_the_first_sample() -> None:
     other_prompts = prompt_list("attribute", "train")
     with pytest.raises(InvalidInputError, match=r"one Prompt, got tuple of length 40: \(ShapesPrompt.{,300}$"):
         run_round(model, other_prompts, Brightness(), config, seed=5)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="another name"):
+    with pytest.raises(InvalidInputError, match="scorer names that differ"):
         run_round(model, PROMPTS, Brightness(), config, seed=5, watch=Brightness())
 
     lora_parameters(model.unet).popitem()[1].requires_grad_(False)

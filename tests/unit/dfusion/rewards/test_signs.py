@@ -103,4 +103,4 @@ def test_messages_say_what_the_reward_does() -> None:
     rises = warning_sign(rollouts(reward=RISING, judge=FALLING[:7], diversity=FALLING[:7]), "reward")
     assert str(rises) == "the reward reward rises while judge and diversity fall"
     low = warning_sign(rollouts(reward=DOWN_AND_LOW, judge=FALLING), "reward")
-    assert str(low) == "the reward reward has fallen from its highest value while judge falls"
+    assert str(low) == "the reward reward neither rises nor is at its ceiling while judge falls"
