@@ -271,7 +271,7 @@ def _not_local(request: Request) -> str | None:
         return f"Host: {host!r} does not name this machine"
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
-        return f"Origin: {origin!r} is another site than Host: {host!r}"
+        return f"Origin: {origin!r} does not match Host: {host!r}"
     return None
 
 

@@ -151,7 +151,7 @@ def _malformed(detail: str) -> Response:
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("an object contains a name twice")
+        raise ValueError("an object has a duplicate name")
     if any("\0" in name for name in members):
         raise ValueError(_NO_NUL)
     return members
@@ -165,7 +165,7 @@ def _values(parsed: Any) -> Iterator[Any]:
         level = [inner for value in level for inner in _inner_values(value)]
         if not level:
             return
-    raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
 
 
 def _inner_values(value: Any) -> Iterable[Any]:

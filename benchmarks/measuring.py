@@ -106,8 +106,8 @@ def parser_of(description: str | None, unet: str = "small") -> argparse.Argument
     parser.add_argument("--unet", choices=(*SD_LAYOUTS, "shapes"), default=unet, help="random, or the shapes world's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
-    parser.add_argument("--runs", type=int, default=3, help="of each way, alternately; the median counts")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--runs", type=int, default=3, help="runs per variant, interleaved; the median is reported")
     add_output_arguments(parser)
     return parser
 

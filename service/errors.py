@@ -1,4 +1,4 @@
-"""Every error that the service raises on purpose.
+"""Every error that the service raises deliberately.
 
 ServiceError
   InvalidRequestError       the request is well-formed but cannot be fulfilled
@@ -18,6 +18,7 @@ ServiceError
     LeaseLostError          another worker holds the stage, or it has ended
     StageCancelledError     a cancel was requested
     StagePausedError        a pause was requested
+    RankFailedError         another process of a training has failed
     StageStoppedError       this worker is shutting down
   OutcomeUnknownError       the connection was lost during a commit, so its outcome is unknown
   AddressRefusedError       a URL of a user does not lead to the public internet
@@ -25,7 +26,7 @@ ServiceError
   TransferError             an exported project cannot be imported
   StorageError              an artifact cannot be written or read
     StorageGoneError        the object of an artifact does not exist
-    StorageCorruptError     the object of an artifact has other bytes than were stored
+    StorageCorruptError     the bytes of an artifact's object differ from those stored
   TrajectoryGoneError       a required trajectory is no longer stored
   StartError                the service cannot start
     AlreadyRunningError     another process uses the data folder
@@ -247,7 +248,7 @@ class StorageGoneError(StorageError):
 
 
 class StorageCorruptError(StorageError):
-    """The object of an artifact has other bytes than were stored."""
+    """The bytes of an artifact's object differ from those stored."""
 
     code = "storage_corrupt"
     retryable = False

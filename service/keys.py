@@ -57,7 +57,7 @@ def create(session: Session, name: str, scopes: frozenset[KeyScope], expires_at:
         InvalidRequestError: The name is reserved, or the expiry is in the past.
     """
     if name == BOOTSTRAP:
-        raise InvalidRequestError.at("/name", f"expected another name than {BOOTSTRAP!r}, which the settings use")
+        raise InvalidRequestError.at("/name", f"expected a name other than {BOOTSTRAP!r}, which is reserved")
     if expires_at is not None and expires_at <= jobs.now(session):
         raise InvalidRequestError.at("/expires_at", "expected a time in the future")
 

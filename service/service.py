@@ -113,7 +113,7 @@ def _require_health_folder(settings: Settings) -> None:
     """Raise StartError if the health file cannot be written."""
     folder = Path(settings.health_file).parent
     if settings.health_file and not os.access(folder, os.W_OK | os.X_OK):
-        raise StartError(f"DFUSION_HEALTH_FILE: expected a file in a folder that can be written, got {folder}")
+        raise StartError(f"DFUSION_HEALTH_FILE: expected a file in a writable folder, got {folder}")
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
         SecretStr(""), description="First API key, with the scope admin: dfk_ and 32 or more letters and digits"
     )
     allow_open: bool = Field(
-        False, description="Allow listening on other addresses than loopback without API keys: full access for everyone"
+        False, description="Allow listening on addresses other than loopback without API keys: full access for everyone"
     )
     metrics_open: bool = Field(False, description="Serve /metrics without an API key")
     requests_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
@@ -114,8 +114,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="Device of the models: cpu, cuda, cuda:1 … auto = cuda if available")
     training_devices: tuple[str, ...] = Field(
         (),
-        description="Further devices of a training besides the worker's own, each with a process: "
-        '["cuda:1", "cuda:2"]. Empty = it trains alone',
+        description='Additional devices for training, with one process each: ["cuda:1", "cuda:2"]. '
+        "Empty = only the worker's own device",
     )
     torch_threads: int = Field(0, ge=0, description="CPU threads of a worker. 0 = torch's default")
     worker_niceness: int = Field(
@@ -123,20 +123,24 @@ class Settings(BaseSettings):
     )
     batch_size: Count = Field(16, description="Images in one batch through the U-Net")
     compile_models: bool = Field(
-        False, description="Compile the U-Net's transformer blocks in workers: minutes at first (decision 030)"
+        False,
+        description="Compile the U-Net's transformer blocks in workers; the first steps then take minutes "
+        "(decision 030)",
     )
     shard_prompts: Count = Field(4, description="Prompts of one sampling or fusion stage")
     models: dict[str, str | ModelSetting] = Field(
-        {}, description="Further models by name: {name: source}, or {name: {source, adapter, dtype, reward, …}}"
+        {}, description="Additional models by name: {name: source}, or {name: {source, adapter, dtype, reward, …}}"
     )
     scorers: dict[str, str | ScorerConfig] = Field(
-        {}, description="Further scorers by name: {name: 'module:attribute'}, or {name: {kind, …}} of decision 009"
+        {}, description="Additional scorers by name: {name: 'module:attribute'}, or {name: {kind, …}} of decision 009"
     )
 
-    lease_seconds: Seconds = Field(60, description="How long a lease lasts without a heartbeat; then it is requeued")
+    lease_seconds: Seconds = Field(
+        60, description="How long a lease lasts without a heartbeat; its stage is then requeued"
+    )
     heartbeat_seconds: Seconds = Field(15, description="How often a worker renews its lease and records its progress")
     stop_check_seconds: Seconds = Field(
-        2, description="How often a worker checks for a cancel or a pause between these, without a write"
+        2, description="How often a worker checks for a cancel or pause request between heartbeats, without a write"
     )
     stuck_seconds: Seconds = Field(
         3600, description="How long a worker may load a model or compile a first step before it is replaced as hung"
@@ -283,7 +287,7 @@ class Settings(BaseSettings):
             if not _MODEL_NAME.fullmatch(name):
                 raise ValueError(f"expected names of at most 100 letters, digits, '.', '_' and '-', got {name!r}")
         if BEST in models:
-            raise ValueError(f"expected another name than {BEST!r}, the alias of the best round's model")
+            raise ValueError(f"expected a name other than {BEST!r}, which is the alias of the best round's model")
         return models
 
     @field_validator("database_url")
@@ -298,7 +302,7 @@ class Settings(BaseSettings):
     @classmethod
     def _reserve_names_of_metrics(cls, scorers: dict[str, str | ScorerConfig]) -> dict[str, str | ScorerConfig]:
         if DIVERSITY in scorers:
-            raise ValueError(f"expected another name than {DIVERSITY!r}, the name of a metric")
+            raise ValueError(f"expected a name other than {DIVERSITY!r}, which is a metric")
         for name, scorer in scorers.items():
             if name.startswith(SHARE):
                 raise ValueError(f"expected names that do not start with {SHARE!r}, as metrics do, got {name!r}")
@@ -349,7 +353,7 @@ def _refuse_misspelled(fields: set[str]) -> None:
             continue
         similar = get_close_matches(name, fields, 1, _SIMILARITY)
         if similar:
-            raise StartError(f"{variable}: there is no such setting; expected DFUSION_{similar[0].upper()}?")
+            raise StartError(f"{variable}: unknown setting; did you mean DFUSION_{similar[0].upper()}?")
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -59,7 +59,7 @@ def create(service: Service, session: Session, url: str, events: Sequence[Webhoo
 
     hold(session, AdvisoryLock.WEBHOOKS)
     if len(webhooks.enabled(session)) >= MAX_WEBHOOKS:
-        raise ConflictError(f"expected at most {MAX_WEBHOOKS} webhooks, which exist already: remove one first")
+        raise ConflictError(f"the limit of {MAX_WEBHOOKS} webhooks is reached: remove one first")
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()}"
     return webhooks.add(session, url, sorted(set(events)), secret), secret
 

@@ -109,7 +109,7 @@ def _run_next(bench: Workbench, owner: str, stop: threading.Event) -> bool:
 
     claim = execution.claim(bench.uow, settings, owner, prefer_base=bench.models.preferred)
     if claim is not None and not run_stage(bench, claim, stop):
-        raise SystemExit("the device cannot run another stage; this process ends")
+        raise SystemExit("the device may be unusable after an error; exiting so that this worker is restarted")
     return claim is not None
 
 

@@ -35,7 +35,7 @@ def run_stage(bench: Workbench, claim: Claim, stop: Stop) -> bool:
         try:
             return _attempt(bench, claim, stop)
         except LeaseLostError:
-            _logger.warning("%s went to another worker", claim.stage_id)
+            _logger.warning("lost the lease on %s; this attempt is abandoned", claim.stage_id)
             return True
 
 
@@ -69,14 +69,14 @@ def spoils_the_device(error: Exception) -> bool:
 def failure_of(error: Exception) -> StageFailure:
     """The code and message of an error, and whether a retry may help."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        advice = "the GPU's memory is too small: lower DFUSION_BATCH_SIZE or training.micro_batch"
+        advice = "out of GPU memory: lower DFUSION_BATCH_SIZE or training.micro_batch"
         return StageFailure("out_of_memory", advice, retryable=False)
     if isinstance(error, DFusionError):
         return StageFailure(_snake(type(error).__name__.removesuffix("Error")), str(error), error.retryable)
     if isinstance(error, ServiceError):
         return StageFailure(error.code, str(error), error.retryable)
     if isinstance(error, DBAPIError) and not isinstance(error, (IntegrityError, DataError)):
-        return StageFailure("database", "the database failed", retryable=True)
+        return StageFailure("database", "database error", retryable=True)
     if isinstance(error, OSError):
         return StageFailure("input_output", f"{type(error).__name__}: {error.strerror}", retryable=True)
     return StageFailure("internal", f"{type(error).__name__}; see the worker's log", retryable=False)

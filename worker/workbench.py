@@ -36,20 +36,18 @@ def require_devices(settings: Settings) -> None:
     """Check what the settings expect of this host.
 
     Raises:
-        StartError: torch cannot use a device; a training would use a GPU twice; there is no compiler although models
-            are compiled.
+        StartError: torch cannot use a device; a training would use a GPU twice; a required compiler is missing.
     """
     if settings.compile_models and not any(map(shutil.which, _COMPILERS)):
-        raise StartError(f"DFUSION_COMPILE_MODELS: expected a C++ compiler ({' or '.join(_COMPILERS)}), found none")
+        raise StartError(f"DFUSION_COMPILE_MODELS: expected a C++ compiler ({' or '.join(_COMPILERS)}), got none")
     _require_usable("DFUSION_DEVICE", device_of(settings))
 
     used = [_numbered(device_of(settings))]
     for device in settings.training_devices:
         _require_usable("DFUSION_TRAINING_DEVICES", device)
         if _numbered(device) in used and device != "cpu":
-            raise StartError(
-                f"DFUSION_TRAINING_DEVICES: expected other devices than {used[0]}, each once, got {device!r}"
-            )
+            expected = f"expected each device once, without the worker's own ({used[0]})"
+            raise StartError(f"DFUSION_TRAINING_DEVICES: {expected}, got {device!r}")
         used.append(_numbered(device))
 
 

@@ -64,7 +64,9 @@ def check(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a model of DFUSION_MODELS, or a hub name")],
     image: Annotated[Path, typer.Option(help="PNG file of the sampled image; replaced")] = Path("model-check.png"),
-    adapter: Annotated[Path | None, typer.Option(help="Adapter of the image: a safetensors file or its folder")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Adapter to sample with: a safetensors file or its folder")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt of the image")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default 20")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels. Default: the model's own")] = None,

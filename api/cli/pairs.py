@@ -207,7 +207,7 @@ def check(
     ],
     scorer: Annotated[str, typer.Option(help="The reward to check, by the name of a scorer")],
     samples: Annotated[Path | None, typer.Option(help="Folder with the images that D3PO's votes are about")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read only so many pairs")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of pairs to read")] = None,
     device: Annotated[str, typer.Option(help="Device of the scorer's model")] = "cpu",
 ) -> None:
     """Check how often a reward prefers the same image of a pair as people do.

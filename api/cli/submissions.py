@@ -62,7 +62,7 @@ def start(
         Literal["none", "sample", "required"] | None,
         typer.Option(help="Pairs of each round that must have a verdict before the training"),
     ] = None,
-    review_pairs: Annotated[int | None, typer.Option(help="The number of these pairs, for --review sample")] = None,
+    review_pairs: Annotated[int | None, typer.Option(help="Pairs to review per round, for --review sample")] = None,
     seed: Seed = None,
     label: Label = None,
     priority: Priority = None,
@@ -112,7 +112,7 @@ def start(
 def extend(
     ctx: typer.Context,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="A round job that has succeeded")],
-    rounds: Annotated[int, typer.Option(help="Number of all rounds, those of the job included")],
+    rounds: Annotated[int, typer.Option(help="Total number of rounds, including those already run")],
     to_the_end: Annotated[
         bool, typer.Option("--to-the-end", help="Do not stop early, whatever the job's stop_when says")
     ] = False,

@@ -23,7 +23,7 @@ def create(
     ctx: typer.Context,
     url: Annotated[str, typer.Argument(help="Receiver: https:// and a public address")],
     event: Annotated[
-        list[WebhookEvent] | None, typer.Option(help="What is sent; may be repeated. All events if not given")
+        list[WebhookEvent] | None, typer.Option(help="Event to send; can be repeated. Default: all")
     ] = None,
 ) -> None:
     """Create a webhook and show the secret of its signatures. It is shown only once.

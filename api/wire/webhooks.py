@@ -16,7 +16,7 @@ class WebhookIn(BaseModel):
 
     url: str = Field(min_length=1, max_length=2000, description="Receiver: https:// and a public address")
     events: list[WebhookEvent] = Field(
-        list(WebhookEvent), min_length=1, max_length=len(WebhookEvent), description="What is sent; all by default"
+        list(WebhookEvent), min_length=1, max_length=len(WebhookEvent), description="Events to send; all by default"
     )
 
 

@@ -52,7 +52,7 @@ class Store(Protocol):
             source: The file.
 
         Raises:
-            StorageError: The object cannot be written, or has other bytes when read back.
+            StorageError: The object cannot be written, or has different bytes when read back.
         """
         ...
 

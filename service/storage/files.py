@@ -63,7 +63,7 @@ class FileStore:
 
     @contextmanager
     def borrow(self, key: str, sha256: str) -> Iterator[Path]:
-        """The verified file of an object. Raises StorageError, or StorageCorruptError for other bytes."""
+        """The verified file of an object. Raises StorageError, or StorageCorruptError for different bytes."""
         path = self._path(key)
         try:
             actual = file_sha256(path)

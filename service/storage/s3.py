@@ -105,7 +105,7 @@ class S3Store:
             size = self._upload(key, source)
             actual = _sha256(self._chunks(key, 0, None))
         if actual != sha256:
-            raise StorageError(f"cannot store {key}: the object has other bytes when read back")
+            raise StorageError(f"cannot store {key}: the object has different bytes when read back")
         return StoredObject(key, sha256, size)
 
     def _upload(self, key: str, source: Path) -> int:
@@ -133,7 +133,7 @@ class S3Store:
 
     @contextmanager
     def borrow(self, key: str, sha256: str) -> Iterator[Path]:
-        """A verified local copy of an object. Raises StorageError, or StorageCorruptError for other bytes."""
+        """A verified local copy of an object. Raises StorageError, or StorageCorruptError for different bytes."""
         with ExitStack() as stack:
             with _storage_errors(f"read {key}"):
                 path = self._fetch(_checked(key), sha256, stack.enter_context(self.scratch()))

@@ -104,7 +104,7 @@ def stop_a_worker(site: Site, dice: random.Random) -> int:
         for process in (parent, worker):
             process.resume()
     # it finds that its lease is lost, or its watchdog ends it before
-    until(lambda: _is_over(worker) or f"{stage.id} went to another worker" in installed.logs())
+    until(lambda: _is_over(worker) or f"lost the lease on {stage.id}" in installed.logs())
     assert _rows_of(site, stage.id) == before
     return 1
 

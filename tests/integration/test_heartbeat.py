@@ -1,4 +1,4 @@
-"""Between two renewals of a lease, a cancel is noticed without a write."""
+"""Between two renewals of a lease, a cancel is detected without a write."""
 
 import threading
 import time

@@ -177,7 +177,7 @@ def test_stages_of_version_0_1_0_get_the_key_and_the_base_model_of_their_job(eng
         assert rows == [
             ("job_a_1", "key_a", "sd", 0),
             ("job_a_2", "key_a", "", 0),  # loads no model
-            ("job_b_1", "", "xl", 0),  # an evaluation of another model than the job's first
+            ("job_b_1", "", "xl", 0),  # an evaluation of a model other than the job's first
         ]
         assert connection.scalars(text("SELECT priority FROM jobs")).all() == [0, 0]
     with engine.begin() as connection:

@@ -170,7 +170,7 @@ class _Checkpoints:
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Resume from the stage's checkpoint. If it is missing, damaged or unsuitable, write an event and start over.
+        """Resume from the stage's checkpoint. If it is missing, damaged or unsuitable, write an event and restart.
 
         Raises:
             StorageError: The storage is unavailable. The stage is retried.
@@ -185,7 +185,7 @@ class _Checkpoints:
                 copy.write_bytes(path.read_bytes())
             trainer.load_state(TrainerState.load(copy.parent))
         except (StorageGoneError, StorageCorruptError, CheckpointError) as error:
-            message = f"the checkpoint cannot be used, the training starts over: {error}"
+            message = f"the checkpoint is unusable; restarting the training: {error}"
             context.note("training.restarted", message)
             return
 
@@ -193,7 +193,7 @@ class _Checkpoints:
         context.note("training.resumed", message)
 
     def save_if_due(self) -> None:
-        """Store a checkpoint if the last is old."""
+        """Store a checkpoint if `checkpoint_seconds` have passed since the last one."""
         finished = self._trainer.updates_done == self._trainer.updates_total
         due = time.monotonic() - self._saved_at >= self._context.bench.settings.checkpoint_seconds
         if due and not finished:

@@ -1,4 +1,4 @@
-// The questions of a preference test: answers by keys, undo, and the next question ready before it is needed.
+// The questions of a preference test: answers by keyboard, undo, and the next question ready before it is needed.
 
 import { toast } from "./http.js";
 import { outbox } from "./outbox.js";

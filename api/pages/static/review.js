@@ -1,4 +1,4 @@
-// The review of pairs: comparing the images, verdicts by keys, and the next pair ready before it is needed.
+// The review of pairs: comparing the images, verdicts by keyboard, and the next pair ready before it is needed.
 
 import { send, toast } from "./http.js";
 import { outbox } from "./outbox.js";

@@ -71,7 +71,7 @@ def test_a_misspelled_setting_is_refused(
         (tmp_path / ".env").write_text(f"{name}=60\n")
     else:
         monkeypatch.setenv(name, "60")
-    with pytest.raises(StartError, match=f"^{name}: there is no such setting; expected {meant}[?]$"):
+    with pytest.raises(StartError, match=f"^{name}: unknown setting; did you mean {meant}[?]$"):
         Settings.read()
 
 

@@ -1,4 +1,4 @@
-"""The further processes of a training: their errors, and their end."""
+"""The additional processes of a training: their errors, and their end."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_the_error_of_a_rank_is_that_of_the_stage(
         ranks.require_alive()
     failure = failure_of(raised.value)
     assert (failure.code, failure.retryable) == ("out_of_memory", False)
-    assert failure.message.startswith("rank 1 of the training, on cuda:1: the GPU's memory is too small: lower ")
+    assert failure.message.startswith("rank 1 of the training, on cuda:1: out of GPU memory: lower ")
     assert "tried to allocate 2 GiB" in caplog.text and "Traceback" in caplog.text
 
 

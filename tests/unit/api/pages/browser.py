@@ -74,7 +74,7 @@ _idle: dict[tuple[Any, str], list[Any]] = {}
 
 @contextmanager
 def watched_page(browser: Any, url: str, *expected: str) -> Iterator[Any]:
-    """A page in a browser without history. Raises AssertionError if it reports other errors than the expected ones."""
+    """A page in a browser without history. Raises AssertionError if it reports errors other than `expected`."""
     idle = _idle.setdefault((browser, url), [])
     context = idle.pop() if idle else _new_context(browser, url)
     page = context.new_page()

@@ -1,4 +1,4 @@
-"""The pages in Chromium: review by keys, lost connections, two reviewers, live runs, and signing in."""
+"""The pages in Chromium: review by keyboard, lost connections, two reviewers, live runs, and signing in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preference tests in Chromium: answers by keys, undo, lost connections, and the form for a new test."""
+"""Preference tests in Chromium: answers by keyboard, undo, lost connections, and the form for a new test."""
 
 from __future__ import annotations
 
