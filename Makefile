@@ -40,7 +40,7 @@ stack: $(VENV)/.ready ## run deployed mode on 127.0.0.1 until Ctrl-C: PostgreSQL
 # two processes for each suite: much of their time is waiting for servers
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-test: $(VENV)/.ready ## run all checks and tests in parallel
+test: $(VENV)/.ready ## run all checks, and all tests except the long ones, in parallel
 	@echo "checks and suites run in parallel; each shows its output at its end; takes minutes"
 	@# one thread each: more would spin while another suite uses the core
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync=target --keep-going -j3 test-servers test-units check
