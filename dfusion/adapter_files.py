@@ -237,7 +237,9 @@ class AdapterLayout:
         for encoder, layers in self.text_encoders.items():
             if encoder not in encoders:
                 key = next(iter(layers.values())).down
-                raise AdapterError(f"{self.file}: the adapter is for another model: got {key}, but it has no {encoder}")
+                raise AdapterError(
+                    f"{self.file}: the adapter is for another model: got {key}, but this model has no {encoder}"
+                )
             shapes = encoders[encoder]
             if shapes is None:
                 continue
@@ -454,7 +456,7 @@ def _settings_of(file: Path, form: AdapterForm, metadata: Mapping[str, str], pre
         if form == "PEFT":
             config_file = file.with_name("adapter_config.json")
             if not config_file.is_file():
-                raise AdapterError(f"{file}: expected adapter_config.json next to it, which has alpha, got none")
+                raise AdapterError(f"{file}: expected adapter_config.json (with alpha) next to the file, got none")
             source = f"{config_file}: expected the settings of an adapter"
             stored = json.loads(config_file.read_text("utf-8"))
         else:

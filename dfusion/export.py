@@ -56,7 +56,7 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class PreviewSettings:
-    """The image that is an export's preview, in float32. In fewer steps, it verifies the export.
+    """Settings of an export's preview, rendered in float32. The same image with fewer steps verifies the export.
 
     Two settings are changed, since stock pipelines do not have them: a guidance_scale below 1 becomes 1, and with zero
     terminal SNR eta is at most 0.999.
@@ -94,9 +94,9 @@ def export_adapter(
     """Write an adapter to `path` in the given form, in float32, with a preview and its recipe (`Companions`).
 
     The export is reloaded into a new stock pipeline. It must render the same image as the adapter, within TOLERANCE and
-    half the adapter's own effect. The preview is sampled by `dfusion.sample`; a stock pipeline must give the same image
-    by the recipe, within TOLERANCE. These images have VERIFICATION_STEPS steps, since rounding errors grow with the
-    number of steps.
+    half the adapter's own effect. The preview is sampled with `dfusion.sample`, with all its steps. For the
+    verification, `dfusion.sample` and a stock pipeline render the same prompt and seed in at most VERIFICATION_STEPS
+    steps, because rounding errors grow with the number of steps. The two images must be equal within TOLERANCE.
 
     Args:
         model: The base model that the adapter was trained on, as for `DiffusionModel.load`.
@@ -111,8 +111,8 @@ def export_adapter(
         The differences that the verification measured, and the recipe.
 
     Raises:
-        ExportError: The export cannot be reloaded or renders another image, or the recipe does; the form has no place
-            for a part of the adapter. Nothing is left at `path`.
+        ExportError: The export cannot be reloaded, the export or the recipe renders a different image, or the format
+            cannot store part of the adapter. Nothing is left at `path`.
         InvalidInputError: An unknown form, or an existing `path`.
         CheckpointError: `adapter` is not an adapter, or does not fit the model.
         ModelNotFoundError: The model does not exist.
@@ -317,7 +317,7 @@ def _write_kohya(folder: Path, adapter: Path, out: Path) -> None:
     content = read_adapter(adapter, per_block)
     if content.config.use_dora:
         raise ExportError(
-            f"kohya export of {adapter}: expected a LoRA, got a DoRA, which is written as diffusers, peft or merged"
+            f"kohya export of {adapter}: expected a LoRA, got a DoRA; export it as diffusers, peft or merged"
         )
 
     # 1. alphas and names

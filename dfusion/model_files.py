@@ -270,8 +270,8 @@ def _require_tokenizer(folder: Path, encoder_part: str, encoder: Mapping[str, An
     most = encoder["max_position_embeddings"]
     if not isinstance(length, int) or not isinstance(most, int) or not 2 < length <= most:
         raise UnsupportedModelError(
-            f"{part}: model_max_length: expected 3 to the {shortened(most)} positions of {encoder_part}, got"
-            f" {shortened(length)}"
+            f"{part}: model_max_length: expected 3 to {shortened(most)} (max_position_embeddings of {encoder_part}),"
+            f" got {shortened(length)}"
         )
 
     # 2. its ids
@@ -279,7 +279,7 @@ def _require_tokenizer(folder: Path, encoder_part: str, encoder: Mapping[str, An
     count = encoder["vocab_size"]
     if not isinstance(count, int) or not 0 <= largest < count:
         raise UnsupportedModelError(
-            f"{part}: expected tokens with ids below the {shortened(count)} of {encoder_part}, got {largest}"
+            f"{part}: expected token ids below {shortened(count)} (vocab_size of {encoder_part}), got {largest}"
         )
     return length
 

@@ -152,7 +152,7 @@ class DiffusionModel:
     """The parts of a Stable Diffusion pipeline, all on one device. The scheduler is DDIM (Eq. 1).
 
     SDXL has a second text encoder with its tokenizer. With `empty_is_zero` the empty (negative) prompt is embedded as
-    zeros. `notes` say what was replaced or left out when the model was loaded, such as its own scheduler.
+    zeros. `notes` lists what was replaced or ignored when the model was loaded, such as the folder's scheduler.
     """
 
     unet: UNet2DConditionModel

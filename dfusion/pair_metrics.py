@@ -101,7 +101,7 @@ def decide(
     """Eq. 7 with its reason in words; see `dfusion.pairing.adopt`.
 
     Regardless of its score, a target is not adopted in two cases (decision 003):
-    * It is identical to its base because its `mask` is empty. There is nothing to learn from it.
+    * It is identical to its base, for example because its `mask` is empty. There is nothing to learn from it.
     * Its `mask` covers more of the image than `config.max_mask_cover`. Too little of the base is kept. This limit does
       not apply to controls without a mask.
 

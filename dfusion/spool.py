@@ -126,8 +126,8 @@ class SpooledTrajectory:
 class TrajectorySpool:
     """The trajectories of many samples, in a file for each shape.
 
-    Nothing that is allocated between two trajectories stays in memory: it would keep the allocator from using the
-    memory of the one for the other.
+    `add` keeps no allocation per sample in memory. Such allocations would keep the allocator from reusing one
+    trajectory's memory for the next.
 
     Args:
         folder: The folder of the files. They take about (T+1) x C x h x w x 4 bytes a sample.

@@ -38,7 +38,7 @@ class NewTest:
 
     Attributes:
         evaluation: The evaluation job.
-        name: A name for people.
+        name: Display name.
         models: Ids, names or aliases of the models; None for all of the evaluation.
         prompt_sets: The prompt sets, as the evaluation names them; None for all.
         questions: The number of questions; None for all.

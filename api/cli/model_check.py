@@ -39,10 +39,10 @@ def check_model(model: str, image: Path, options: Mapping[str, Any]) -> dict[str
         process = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
         result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as error:
-        raise ApiError(f"the check of {model} did not end within {_SECONDS} s", code="model") from error
+        raise ApiError(f"the check of {model} did not finish within {_SECONDS} s", code="model") from error
     except (ValueError, IndexError) as error:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ApiError(f"the check of {model} ended with code {process.returncode}: {reason}", code="model") from error
+        raise ApiError(f"the check of {model} exited with code {process.returncode}: {reason}", code="model") from error
 
     if "error" in result:
         raise ApiError(result["error"]["message"], code="model")

@@ -23,9 +23,10 @@ TestId = Annotated[str, typer.Argument(metavar="TEST", help="The preference test
 def create(
     ctx: typer.Context,
     evaluation: Annotated[str, typer.Argument(metavar="EVALUATION", help="An evaluation job that has succeeded")],
-    name: Annotated[str | None, typer.Option(help="A name for people")] = None,
+    name: Annotated[str | None, typer.Option(help="Display name")] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Id, name or alias of one of its models; repeat for 2 to 8. Default: all")
+        list[str] | None,
+        typer.Option(help="Id, name or alias of one of its models; can be repeated, for 2 to 8 models. Default: all"),
     ] = None,
     prompt_set: Annotated[
         list[str] | None, typer.Option(help="One of its prompt sets; can be repeated. Default: all")

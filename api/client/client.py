@@ -559,7 +559,7 @@ class Client:
 
         Args:
             evaluation: The evaluation job, which has succeeded.
-            name: A name for people.
+            name: Display name.
             models: Ids, names or aliases of 2 to 8 of its models; None for all.
             prompt_sets: Some of its prompt sets; None for all.
             questions: The number of questions, drawn at random; None for all prompts and seeds.

@@ -20,7 +20,7 @@ class PreferenceTestIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     evaluation: str = Field(max_length=100, description="Id of an evaluation job that has succeeded")
-    name: Title | None = Field(None, description="A name for people")
+    name: Title | None = Field(None, description="Display name")
     models: list[Named] | None = Field(
         None,
         min_length=MIN_COMPARED_MODELS,

@@ -31,9 +31,9 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 class Prompt(StrictModel):
     """A prompt and the items whose cross-attention gives the mask (Eq. 4), with a threshold for each.
 
-    Without `items`, they are those marked in the text, "a [cat] eating a [sandwich]" (the brackets are removed from
-    `text`). Without marks, they are the nouns of the text (`dfusion.prompts.items`). Without `thresholds` (None), they
-    are computed from samples (`dfusion.thresholds`).
+    If `items` is not given, the items are those marked in the text, "a [cat] eating a [sandwich]" (the brackets are
+    removed from `text`). Without marks, they are the nouns of the text (`dfusion.prompts.items`). Without `thresholds`
+    (None), they are computed from samples (`dfusion.thresholds`).
     """
 
     text: str = Field(min_length=1, max_length=MAX_LENGTH)

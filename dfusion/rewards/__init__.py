@@ -66,6 +66,7 @@ def load_scorer(
     Raises:
         ModelNotFoundError: The scorer does not exist, or its files are missing.
         InvalidInputError: A weighted sum contains itself, or a verdict scorer has no verdicts.
+        ScorerError: An installed scorer cannot be created, or has no name, version or score.
 
     Example:
         >>> import numpy as np

@@ -337,7 +337,8 @@ class Checker:
         is_carried = model.optimizer_artifact_id is not None and training.optimizer_start == "carried"
         if is_carried and training.optimizer != kept:
             message = (
-                f"expected {kept}, whose moments {model.id} has, or optimizer_start fresh, got {training.optimizer}"
+                f"expected {kept}, because {model.id} has its moments, or optimizer_start fresh, got"
+                f" {training.optimizer}"
             )
             self.wrong("/training/optimizer", message, "optimizer_is_kept")
 

@@ -389,7 +389,7 @@ def test_a_model_check_that_ends_without_a_report_is_an_error(run: Run) -> None:
 
     with patch("api.cli.model_check.subprocess.run", broken):
         shown = run("models", "check", "shapes")
-    assert shown.exit_code == 1 and "ended with code -9: Killed" in shown.stderr
+    assert shown.exit_code == 1 and "exited with code -9: Killed" in shown.stderr
 
 
 def test_torch_check_reports_missing_and_broken_installations(tmp_path: Path) -> None:

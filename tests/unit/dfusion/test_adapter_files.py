@@ -209,7 +209,7 @@ def test_peft_file_is_imported_as_file_and_as_folder(tmp_path: Path) -> None:
         assert lora_config(unet) == LoraConfig(rank=2, alpha=6, init="kaiming")
 
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(AdapterError, match=r"adapter_config.json next to it, which has alpha, got none"):
+    with pytest.raises(AdapterError, match=r"adapter_config.json \(with alpha\) next to the file, got none"):
         load_adapter(unet, tmp_path)
 
 
