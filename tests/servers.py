@@ -19,7 +19,7 @@ from redis import Redis
 from sqlalchemy import make_url
 
 from api.stack import servers
-from api.stack.program import free_port
+from api.stack.program import Program, free_port, is_listening
 
 
 class PostgresServer(servers.PostgresServer):
@@ -77,6 +77,31 @@ class RedisServer(servers.RedisServer):
     def kill(self) -> None:
         """Kill the server, as in a crash."""
         self.stop()
+
+
+class PgBouncer(servers.Server):
+    """PgBouncer in transaction mode, which shares two sessions of a PostgreSQL server."""
+
+    name = "pgbouncer"
+
+    def __init__(self, folder: Path, postgres: PostgresServer) -> None:
+        super().__init__(folder)
+        self._server = make_url(postgres.url("postgres"))
+
+    def url(self, url: str) -> str:
+        """The URL at PgBouncer of a database of the server."""
+        return make_url(url).set(host="127.0.0.1", port=self.port).render_as_string(hide_password=False)
+
+    def program(self) -> Program:
+        (self.folder / "users").write_text(f'"{self._server.username}" ""\n')
+        (self.folder / "ini").write_text(
+            f"[databases]\n* = host={self._server.host} port={self._server.port}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\nauth_type = trust\n"
+            f"auth_file = {self.folder}/users\npool_mode = transaction\ndefault_pool_size = 2\nserver_round_robin = 1\n"
+        )
+        as_user = ("-u", "nobody") if os.geteuid() == 0 else ()
+        command = ("pgbouncer", "-q", *as_user, str(self.folder / "ini"))
+        return Program(self.name, command, lambda: is_listening(self.port), self.folder)
 
 
 _ENDS = re.compile(rb"(COMMIT|ROLLBACK)\0")

@@ -1,24 +1,21 @@
 """Connections to PostgreSQL: their number, and PgBouncer in transaction mode, which shares sessions."""
 
-import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, text
 
 from api.main import create_app
-from api.stack.program import free_port
 from service.db.locks import AdvisoryLock, try_hold
 from service.db.migrate import migrate
 from service.db.unit_of_work import API_POOL, SWEEPER_POOL, WORKER_POOL, UnitOfWork, make_engine
 from service.jobs.kinds import RoundSpec
 from service.maintenance import sweep_once
 from service.service import Service, create_job
-from tests.servers import PostgresServer
+from tests.servers import PgBouncer, PostgresServer
 from tests.service import PROMPTS, round_body, service_of, settings_for, work_until_idle
 from tests.statements import statements
 from worker.presence import Presence
@@ -68,39 +65,23 @@ def test_a_worker_holds_one_connection_and_two_at_most(tmp_path: Path, pipeline:
     service.close()
 
 
-@pytest.fixture(scope="module")
-def pooled(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """Returns a function from the URL of a database to its URL at PgBouncer, which shares two sessions."""
-    program = shutil.which("pgbouncer")
-    if program is None:
+@pytest.fixture
+def pgbouncer(postgres: PostgresServer, tmp_path: Path) -> Iterator[PgBouncer]:
+    if shutil.which("pgbouncer") is None:
         pytest.skip("pgbouncer is not installed")
-    folder = tmp_path_factory.mktemp("pgbouncer")
-    port = free_port()
-    server = make_url(postgres.url("postgres"))
-    (folder / "users").write_text(f'"{server.username}" ""\n')
-    (folder / "ini").write_text(
-        f"[databases]\n* = host={server.host} port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-        f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {folder}/users\n"
-        "pool_mode = transaction\ndefault_pool_size = 2\nserver_round_robin = 1\n"
-    )
-    as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    for path in (folder, *folder.parents[:2], folder / "users", folder / "ini"):
-        path.chmod(path.stat().st_mode | 0o055)
-    process = subprocess.Popen([program, "-q", *as_user, str(folder / "ini")], stderr=subprocess.DEVNULL)
-
-    def at_pgbouncer(url: str) -> str:
-        return make_url(url).set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
-
-    yield at_pgbouncer
-    process.terminate()
-    process.wait()
+    folder = tmp_path / "pgbouncer"
+    folder.mkdir()
+    server = PgBouncer(folder, postgres)
+    server.start()
+    yield server
+    server.stop()
 
 
 def test_a_job_runs_through_pgbouncer(
-    tmp_path: Path, pipeline: Path, postgres: PostgresServer, pooled: Callable[[str], str]
+    tmp_path: Path, pipeline: Path, postgres: PostgresServer, pgbouncer: PgBouncer
 ) -> None:
     """From the migrations to the last stage. Every transaction may have another session."""
-    url = pooled(postgres.create_database())
+    url = pgbouncer.url(postgres.create_database())
     service = Service.open(settings_for(tmp_path, pipeline, database_url=url), pool=WORKER_POOL)
     create_job(service, RoundSpec.model_validate(round_body(prompts=PROMPTS[:1], evaluation=None)))
     work_until_idle(service)
