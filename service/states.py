@@ -84,9 +84,6 @@ class JobKind(StrEnum):
     PREVIEW = "preview"
 
 
-TRAJECTORY_READERS = frozenset({JobKind.FUSION, JobKind.TRAINING, JobKind.PREVIEW})
-"""Kinds whose jobs may read stored trajectories of other jobs."""
-
 CACHE_KINDS = frozenset({JobKind.PREVIEW})
 """Kinds whose results can be made again at any time. Their jobs are deleted with the jobs that they use."""
 

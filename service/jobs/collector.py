@@ -33,7 +33,7 @@ from service.db.unit_of_work import UnitOfWork, repeatable
 from service.errors import ConflictError, NotFoundError
 from service.jobs import execution
 from service.jobs.deletion import delete_job
-from service.jobs.sources import trajectory_sources
+from service.jobs.sources import TRAJECTORY_READERS, trajectory_sources
 from service.settings import Settings
 from service.states import JobState
 from service.storage import ListedObject, Store, job_folder, stage_folder, stage_of_key
@@ -252,7 +252,7 @@ class _Trajectories:
     def _finds_new_reader(self) -> bool:
         """Look up the sources of an unfinished job that was not known. False if there is none."""
         with self._uow.reading() as session:
-            unfinished = collection.unfinished_readers(session)
+            unfinished = collection.unfinished_jobs(session, TRAJECTORY_READERS)
             self._sources = {job_id: self._sources[job_id] for job_id in unfinished & self._sources.keys()}
             new = min(unfinished - self._sources.keys(), default=None)
             if new is not None:
@@ -262,7 +262,7 @@ class _Trajectories:
     def _forget(self, job_id: str, files: Sequence[TrajectoryFile]) -> list[str] | None:
         """Delete the rows of these files, unless there is a new reader. None if the job runs again."""
         with self._uow.writing() as session:
-            if collection.unfinished_readers(session) <= self._sources.keys():
+            if collection.unfinished_jobs(session, TRAJECTORY_READERS) <= self._sources.keys():
                 return collection.forget_trajectories(session, job_id, files, _SAMPLES)
         return []
 

@@ -7,13 +7,16 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.db.queries import collection, jobs
+from service.db.tables import Job
 from service.ids import ids_in
-from service.jobs.kinds import FusionJobSpec, JobSpec, PreviewJobSpec, TrainingJobSpec, spec_of
+from service.jobs.kinds import KINDS, spec_of
 from service.jobs.kinds.base import Checked
 from service.states import JobKind
 
 _TEXTS = frozenset({"label", "prompts"})
 """Fields of requests with texts of people, in which an id is no reference."""
+TRAJECTORY_READERS = frozenset(kind.name for kind in KINDS.values() if kind.reads is not None)
+"""Kinds whose jobs may read stored trajectories of other jobs."""
 
 
 def used_jobs(session: Session, checked: Checked[Any]) -> set[str]:
@@ -36,45 +39,27 @@ def used_jobs(session: Session, checked: Checked[Any]) -> set[str]:
 def trajectory_sources(session: Session, job_id: str) -> set[str]:
     """The jobs whose stored trajectories this job may read, without itself.
 
-    The number of rows read is bounded by the number of ids that a request may have. So for a training on all pairs of
-    a job, the pairs are not read: their samples are those of that job, and of the sources of its fusion.
+    The number of rows read is bounded by the number of ids in this request and, in turn, in those of the jobs that it
+    names.
 
     Args:
         session: A view of the database.
         job_id: The job.
     """
-    job = jobs.get(session, job_id)
-    return _sources(session, spec_of(job.kind, job.spec))
+    return _sources(session, jobs.get(session, job_id))
 
 
-def _sources(session: Session, spec: JobSpec) -> set[str]:
-    match spec:
-        case FusionJobSpec(sampling=str(sampling)):
-            return {sampling}
+def _sources(session: Session, job: Job) -> set[str]:
+    kind = KINDS[JobKind(job.kind)]
+    if kind.reads is None:
+        return set()
 
-        case FusionJobSpec(pair=str(pair)):
-            return collection.jobs_of_pairs(session, [pair])
+    # 1. the jobs that sampled what it names
+    read = kind.reads(spec_of(job.kind, job.spec))
+    sources = collection.jobs_of_samples(session, read.samples) if read.samples else set()
+    if read.pairs:
+        sources |= collection.jobs_of_pairs(session, read.pairs)
 
-        case FusionJobSpec(pairs=pairs):
-            sides = pairs or ()
-            return collection.jobs_of_samples(
-                session, {side.reference for side in sides} | {side.base for side in sides}
-            )
-
-        case PreviewJobSpec(pair=str(pair)):
-            return collection.jobs_of_pairs(session, [pair])
-
-        case PreviewJobSpec(samples=samples):
-            return collection.jobs_of_samples(session, samples or ())
-
-        case TrainingJobSpec(pairs=pairs) if pairs is not None:
-            return collection.jobs_of_pairs(session, pairs)
-
-        case TrainingJobSpec(jobs=job_ids):
-            named = jobs.by_ids(session, job_ids or ())
-            fusions = [job.spec for job in named.values() if job.kind == JobKind.FUSION]
-            nested = [_sources(session, spec_of(JobKind.FUSION, fusion)) for fusion in fusions]
-            return set(named).union(*nested)
-
-        case _:
-            return set()
+    # 2. the jobs that it names, which are older, and what those read
+    named = jobs.by_ids(session, read.jobs) if read.jobs else {}
+    return sources.union(named, *[_sources(session, job) for job in named.values()])

@@ -230,6 +230,9 @@ def test_the_sources_of_a_job_are_those_whose_trajectories_it_may_read(place: In
             add_job(session, JobKind.TRAINING, {"pairs": [pair_id]}): {sampled_by},
             add_job(session, JobKind.TRAINING, {"jobs": [sampled_by]}): {sampled_by},
             add_job(session, JobKind.TRAINING, {"jobs": [fused]}): {fused, sampled_by},
+            add_job(session, JobKind.PREVIEW, {"pair": pair_id}): {sampled_by},
+            add_job(session, JobKind.PREVIEW, {"samples": samples[:2]}): {sampled_by},
+            add_job(session, JobKind.SAMPLING, {"model": "tiny", "prompts": [{"text": "a [cat]"}]}): set(),
         }
         assert {job_id: trajectory_sources(session, job_id) for job_id in readers} == readers
 

@@ -16,6 +16,7 @@ from service.db.unit_of_work import UnitOfWork
 from service.jobs.estimates import estimate_of
 from service.jobs.kinds import SamplingJobSpec
 from service.jobs.kinds.base import Checked
+from service.jobs.sources import TRAJECTORY_READERS
 from service.plan import PlannedStage, Sizes
 from service.states import FINAL_STAGE_STATES, JobState, StageKind, StageState
 from tests.statements import statements
@@ -279,7 +280,7 @@ COLLECTION_QUERIES: tuple[Query, ...] = (
     lambda session: collection.forget_checkpoints(session, 9.0, 20),
     lambda session: collection.next_job_to_prune(session, "pairs", 9.0, AFTER, (JOB,)),
     lambda session: collection.trajectory_page(session, JOB, "none", "art_", 500),
-    lambda session: collection.unfinished_readers(session),
+    lambda session: collection.unfinished_jobs(session, TRAJECTORY_READERS),
     lambda session: collection.jobs_of_pairs(session, ("pair_1",)),
     lambda session: deletion.expired(session, JobState.FAILED, 9.0, AFTER, 20),
     lambda session: deletion.used(session, (JOB,)),

@@ -16,7 +16,7 @@ from service.db.clock import now_seconds
 from service.db.queries import jobs
 from service.db.queries.rows import UNSYNCED, is_any_of
 from service.db.tables import HAS_CHECKPOINT, IS_UNCOLLECTED, JOB_HAS_ENDED, Artifact, Job, Pair, Sample, Stage
-from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, TRAJECTORY_READERS, JobState, StageState
+from service.states import FINAL_JOB_STATES, FINAL_STAGE_STATES, JobKind, JobState, StageState
 
 Position = tuple[float, str]
 """The end and the id of the last row of a page."""
@@ -131,9 +131,9 @@ def forget_checkpoints(session: Session, keep_failed_seconds: float, limit: int)
 # trajectories
 
 
-def unfinished_readers(session: Session) -> set[str]:
-    """The unfinished jobs that may read stored trajectories of other jobs."""
-    query = select(Job.id).where(Job.state.in_(_UNFINISHED), Job.kind.in_(TRAJECTORY_READERS))
+def unfinished_jobs(session: Session, kinds: Collection[JobKind]) -> set[str]:
+    """The unfinished jobs of these kinds."""
+    query = select(Job.id).where(Job.state.in_(_UNFINISHED), Job.kind.in_(kinds))
     return set(session.scalars(query))
 
 

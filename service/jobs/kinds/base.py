@@ -5,7 +5,7 @@ The modules of this package do not import the tables, so that clients can build 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar
 
@@ -132,6 +132,21 @@ class Checked(Generic[S]):
         return {row.id for row in sets} | {measured.set_id for measured in self.sizes.measured}
 
 
+@dataclass(frozen=True)
+class TrajectoriesRead:
+    """The stored trajectories that a job may read, named by its request.
+
+    Attributes:
+        samples: Ids of samples.
+        pairs: Ids of pairs, whose three samples are read.
+        jobs: Ids of earlier jobs: their samples, and whatever those jobs may read.
+    """
+
+    samples: Collection[str] = ()
+    pairs: Collection[str] = ()
+    jobs: Collection[str] = ()
+
+
 def _no_rounds(_spec: Any) -> int:
     return 0
 
@@ -159,6 +174,7 @@ class Kind(Generic[S]):
         plan_round: The stages of one round, counted from 1.
         resolved: Further fields of the spec with ids instead of names, from the params of the job's stages. None if the
             job's row has all ids.
+        reads: The stored trajectories of other jobs that the job may read. None for kinds that read none.
     """
 
     name: JobKind
@@ -174,3 +190,4 @@ class Kind(Generic[S]):
     rounds: Callable[[S], int] = _no_rounds
     plan_round: Callable[[S, int, Sizes], list[PlannedStage]] = _no_round
     resolved: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None
+    reads: Callable[[S], TrajectoriesRead] | None = None

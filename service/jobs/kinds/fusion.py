@@ -21,6 +21,7 @@ from service.jobs.kinds.base import (
     Name,
     PresetSpec,
     ScorerRef,
+    TrajectoriesRead,
     require_one,
 )
 from service.jobs.kinds.rounds import RoundSpec
@@ -273,6 +274,16 @@ def plan(spec: FusionJobSpec, sizes: Sizes) -> list[PlannedStage]:
     return [*stages, *verify.stages_after(fuse, select[0] + 1, 0)]
 
 
+def reads(spec: FusionJobSpec) -> TrajectoriesRead:
+    """The trajectories of the references and bases."""
+    if spec.sampling is not None:
+        return TrajectoriesRead(jobs=(spec.sampling,))
+    if spec.pair is not None:
+        return TrajectoriesRead(pairs=(spec.pair,))
+    samples = {sample for side in spec.pairs or () for sample in (side.reference, side.base)}
+    return TrajectoriesRead(samples=samples)
+
+
 KIND = Kind(
     name=JobKind.FUSION,
     path="/fusions",
@@ -284,6 +295,7 @@ KIND = Kind(
     count=count,
     totals=totals,
     plan=plan,
+    reads=reads,
     examples={
         "pair": {
             "summary": "An existing pair with other thresholds",

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from service.jobs.kinds.base import EXAMPLE_PAIR, EXAMPLE_REFERENCE, Checked, Kind, Labelled, Name, require_one
+from service.jobs.kinds.base import (
+    EXAMPLE_PAIR,
+    EXAMPLE_REFERENCE,
+    Checked,
+    Kind,
+    Labelled,
+    Name,
+    TrajectoriesRead,
+    require_one,
+)
 from service.plan import PlannedStage, Sizes, StageTotals, Totals, WorkCounts
 from service.states import JobKind, StageKind
 
@@ -79,6 +88,13 @@ def plan(_spec: PreviewJobSpec, _sizes: Sizes) -> list[PlannedStage]:
     return [PlannedStage(StageKind.PREVIEW, 0, 1)]
 
 
+def reads(spec: PreviewJobSpec) -> TrajectoriesRead:
+    """The trajectories to decode."""
+    if spec.pair is not None:
+        return TrajectoriesRead(pairs=(spec.pair,))
+    return TrajectoriesRead(samples=spec.samples or ())
+
+
 KIND = Kind(
     name=JobKind.PREVIEW,
     path="/previews",
@@ -91,6 +107,7 @@ KIND = Kind(
     count=count,
     totals=totals,
     plan=plan,
+    reads=reads,
     examples={
         "pair": {"summary": "The samples of a pair, with its masks", "value": {"pair": EXAMPLE_PAIR}},
         "samples": {"summary": "Named samples", "value": {"samples": [EXAMPLE_REFERENCE]}},

@@ -18,6 +18,7 @@ from service.jobs.kinds.base import (
     Name,
     PresetSpec,
     Seed,
+    TrajectoriesRead,
     require_one,
 )
 from service.jobs.kinds.work import BACKWARD_WORK, rows_per_pair
@@ -133,6 +134,14 @@ def _work(spec: TrainingJobSpec, sizes: Sizes) -> int:
     return sizes.pairs * rows_per_pair(spec.training, sizes.sampling, BACKWARD_WORK)
 
 
+def reads(spec: TrainingJobSpec) -> TrajectoriesRead:
+    """The trajectories of the pairs, or of the jobs whose pairs these are.
+
+    The pairs of the jobs are not looked up: a job can have more of them than a request can name.
+    """
+    return TrajectoriesRead(pairs=spec.pairs or (), jobs=spec.jobs or ())
+
+
 KIND = Kind(
     name=JobKind.TRAINING,
     path="/trainings",
@@ -143,6 +152,7 @@ KIND = Kind(
     count=count,
     totals=totals,
     plan=plan,
+    reads=reads,
     examples={
         "jobs": {
             "summary": "All pairs of a job",
