@@ -121,7 +121,9 @@ class Settings(BaseSettings):
     worker_niceness: int = Field(
         15, ge=0, le=19, description="CPU priority of workers (nice); higher values keep the API responsive"
     )
-    batch_size: Count = Field(16, description="Images in one batch through the U-Net")
+    batch_size: Count = Field(
+        16, description="Images in one batch. A worker halves batches that do not fit into the GPU's memory"
+    )
     compile_models: bool = Field(
         False,
         description="Compile the U-Net's transformer blocks in workers; the first steps then take minutes "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dfusion.models import DiffusionModel
@@ -30,6 +32,7 @@ from worker.inputs import StoredModel, StoredSample, trajectory_file
 from worker.workbench import Workbench
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 PNG = "image/png"
 SAFETENSORS = "application/vnd.safetensors"
@@ -42,6 +45,16 @@ def batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """`values` in order, `size` at a time."""
     for start in range(0, len(values), size):
         yield values[start : start + size]
+
+
+def _result_if_it_fits(work: Callable[[Sequence[T]], R], batch: Sequence[T]) -> R | None:
+    """None if a batch of several values runs out of memory. The exception is dropped, because it references tensors."""
+    try:
+        return work(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+        return None
 
 
 @contextmanager
@@ -87,6 +100,41 @@ class StageContext:
         """Record the file from which the next attempt of the stage resumes. Raises LeaseLostError."""
         with self.heartbeat.phase("recording a checkpoint"):
             execution.checkpoint(self.bench.uow, self.bench.settings, self.claim, stored)
+
+    # batches
+
+    def in_batches(self, values: Sequence[T], work: Callable[[Sequence[T]], R], steps: int = 0) -> Iterator[R]:
+        """The results of `work` for the values in order, DFUSION_BATCH_SIZE at a time.
+
+        A batch that does not fit into the GPU's memory is retried in halves, and this worker's later batches in stages
+        of the kind and job have the smaller size. An event says so.
+
+        Args:
+            values: The values.
+            work: Computes the result of a batch, which is not None. It may be called again with a part of the batch.
+            steps: The number of steps that `work` counts for a batch, to be planned; 0 if they are planned elsewhere.
+
+        Raises:
+            torch.OutOfMemoryError: A single value does not fit.
+            LeaseLostError: Another worker has the stage.
+        """
+        start = 0
+        while start < len(values):
+            size = self.bench.batch_size(self.claim)
+            batch = values[start : start + size]
+            if steps:
+                self.heartbeat.plan(self.heartbeat.done + steps * math.ceil((len(values) - start) / size))
+            result = _result_if_it_fits(work, batch)
+            if result is not None:
+                yield result
+                start += len(batch)
+                continue
+
+            torch.cuda.empty_cache()
+            smaller = len(batch) // 2
+            self.bench.shrink_batches(self.claim, smaller)
+            message = f"out of GPU memory with a batch of {len(batch)}: continuing with batches of {smaller}"
+            self.note("stage.smaller_batches", message)
 
     # stored files
 

@@ -68,6 +68,11 @@ class Heartbeat:
         """The number of steps of the stage; 0 until `plan` is called."""
         return self._total
 
+    @property
+    def done(self) -> int:
+        """The number of finished steps."""
+        return self._done
+
     def plan(self, total: int) -> None:
         """Set the number of steps of the stage."""
         self._total = total

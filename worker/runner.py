@@ -69,7 +69,7 @@ def spoils_the_device(error: Exception) -> bool:
 def failure_of(error: Exception) -> StageFailure:
     """The code and message of an error, and whether a retry may help."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        advice = "out of GPU memory: lower DFUSION_BATCH_SIZE or training.micro_batch"
+        advice = "out of GPU memory: lower training.micro_batch for a training; other stages need more free memory"
         return StageFailure("out_of_memory", advice, retryable=False)
     if isinstance(error, DFusionError):
         return StageFailure(_snake(type(error).__name__.removesuffix("Error")), str(error), error.retryable)

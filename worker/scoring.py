@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -126,21 +127,23 @@ def score_images(context: StageContext, scorers: Sequence[Scorer], samples: Sequ
     for batch in batches(samples, context.bench.settings.batch_size):
         pixels = np.stack(context.load_images([sample.image for sample in batch]))
         rows = [sample.row for sample in batch]
-        for scorer_values, batch_values in zip(values, _score_batch(scorers, pixels, rows), strict=True):
+        for scorer_values, batch_values in zip(values, _score_batch(context, scorers, pixels, rows), strict=True):
             scorer_values += batch_values
-        features.append(_thumbnails(pixels) if with_features is None else with_features.features(pixels))
+        features.append(_thumbnails(pixels) if with_features is None else _features(context, with_features, pixels))
         context.heartbeat.step(len(batch))
 
     name = _PIXELS if with_features is None else f"{with_features.name}@{with_features.version}"
     return ImageScores(values, np.concatenate(features) if features else np.empty((0, 1), np.float32), name)
 
 
-def _score_batch(scorers: Sequence[Scorer], pixels: np.ndarray, samples: Sequence[Sample]) -> list[list[float]]:
+def _score_batch(
+    context: StageContext, scorers: Sequence[Scorer], pixels: np.ndarray, samples: Sequence[Sample]
+) -> list[list[float]]:
     """The scores by each scorer. A sum whose parts are among the scorers is computed from their scores."""
     by_scorer = {}
     for scorer in scorers:
         if not _parts_among(scorer, scorers):
-            by_scorer[id(scorer)] = score_pixels(scorer, pixels, samples)
+            by_scorer[id(scorer)] = score_pixels(context, scorer, pixels, samples)
 
     values = []
     for scorer in scorers:
@@ -274,11 +277,20 @@ def score_rows(scorers: Sequence[Scorer], sample_ids: Sequence[str], values: Seq
     return rows
 
 
-def score_pixels(scorer: Scorer, images: np.ndarray, samples: Sequence[Sample]) -> list[float]:
-    """The scores of images (B, H, W, 3) uint8 of these samples.
+def score_pixels(context: StageContext, scorer: Scorer, images: np.ndarray, samples: Sequence[Sample]) -> list[float]:
+    """The scores of images (B, H, W, 3) uint8 of these samples, in batches that fit into memory.
 
     Raises ScorerError, NonFiniteError. If one image has no valid score, the message names its sample.
     """
+
+    def score(batch: Sequence[int]) -> list[float]:
+        context.heartbeat.check()
+        return _scores(scorer, images[list(batch)], [samples[i] for i in batch])
+
+    return list(chain.from_iterable(context.in_batches(range(len(samples)), score)))
+
+
+def _scores(scorer: Scorer, images: np.ndarray, samples: Sequence[Sample]) -> list[float]:
     prompts = [sample.prompt for sample in samples]
     try:
         return checked_scores(scorer.name, scorer.score(images, prompts), prompts)
@@ -286,6 +298,12 @@ def score_pixels(scorer: Scorer, images: np.ndarray, samples: Sequence[Sample]) 
         sample = samples[error.row]
         message = f"{error}: sample {sample.id}, prompt {sample.prompt_index}, seed {sample.seed}"
         raise type(error)(message, error.row) from error
+
+
+def _features(context: StageContext, scorer: Any, images: np.ndarray) -> np.ndarray:
+    """The features of images (B, H, W, 3) uint8 by a scorer that has them, (B, D)."""
+    batches_of_features = context.in_batches(range(len(images)), lambda batch: scorer.features(images[list(batch)]))
+    return np.concatenate(list(batches_of_features))
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from dfusion.rewards.weighted import WeightedScorer
 from service.catalogue import Catalogue
 from service.db.unit_of_work import UnitOfWork
 from service.errors import StartError
+from service.jobs.execution import Claim
 from service.jobs.kinds import ScorerRef
 from service.service import Service
 from service.settings import Settings
@@ -22,6 +23,7 @@ from worker.allocator import keep_freed_memory
 from worker.model_cache import ModelCache
 from worker.watchdog import Watchdog
 
+_KEPT_BATCH_SIZES = 1000
 _COMPILERS = ("g++", "clang++")
 
 
@@ -97,6 +99,8 @@ class Workbench:
     models: ModelCache
     watchdog: Watchdog
     _scorers: dict[str, Scorer] = field(default_factory=dict)
+    _batch_sizes: dict[tuple[str, str], int] = field(default_factory=dict)
+    """The sizes smaller than the setting, by job and kind of stage."""
 
     @classmethod
     def of(cls, service: Service, watchdog: Watchdog | None = None) -> Workbench:
@@ -123,6 +127,16 @@ class Workbench:
     def peak_memory(self) -> int:
         """Peak memory of tensors on the GPU in bytes. Without a GPU, peak memory of this process since it started."""
         return peak_bytes(self.device)
+
+    def batch_size(self, claim: Claim) -> int:
+        """The images in one batch of this stage: DFUSION_BATCH_SIZE, or less if that did not fit into memory."""
+        return self._batch_sizes.get((claim.job_id, claim.kind), self.settings.batch_size)
+
+    def shrink_batches(self, claim: Claim, size: int) -> None:
+        """Set a smaller batch size for the stages of the same kind and job."""
+        if len(self._batch_sizes) >= _KEPT_BATCH_SIZES:  # most of these jobs have ended
+            self._batch_sizes.clear()
+        self._batch_sizes[claim.job_id, claim.kind] = size
 
     def scorer(self, scorer: ScorerRef) -> Scorer:
         """The scorer of this name, or this weighted sum. Raises ModelNotFoundError."""

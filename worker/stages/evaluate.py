@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -22,7 +23,7 @@ from service.ids import IdKind, new_id
 from service.jobs.execution import Claim
 from service.jobs.kinds import EvaluationJobSpec, EvaluationSpec, JobSpec, RoundSpec, ScorerRef
 from service.states import SampleRole
-from worker.context import StageContext, batches
+from worker.context import StageContext
 from worker.inputs import StoredModel, load_model, load_model_before, load_prompts, shard_range
 from worker.scoring import ScoringSummary, record_summary, score_pixels, score_rows
 from worker.stages.base import Stage
@@ -109,13 +110,11 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
     measurement = Measurement.of(context.claim.spec)
     planned = _plan(context.claim, measurement, inputs.prompts)
     model = context.load_model(inputs.model)
-    parts = list(batches(planned, context.bench.settings.batch_size))
-    context.heartbeat.plan(len(parts) * measurement.sampling.num_steps)
+    sample_batch = partial(_sample, context, measurement, model)
 
     images = []
     with context.storing_images() as writer:
-        for part in parts:
-            pixels = _sample(context, measurement, model, part)
+        for pixels in context.in_batches(planned, sample_batch, measurement.sampling.num_steps):
             images.append(pixels)
             writer.add_batch(pixels)
         image_ids = writer.ids()
@@ -181,12 +180,10 @@ def _sample_row(claim: Claim, model: Model, planned: _PlannedImage, image_id: st
 def _scores(
     context: StageContext, scorers: Sequence[Scorer], samples: Sequence[Sample], images: np.ndarray
 ) -> list[Score]:
+    ids = [sample.id for sample in samples]
     scores = []
     for scorer in scorers:
-        for part in batches(range(len(samples)), context.bench.settings.batch_size):
-            context.heartbeat.check()
-            values = score_pixels(scorer, images[list(part)], [samples[i] for i in part])
-            scores += score_rows([scorer], [samples[i].id for i in part], [values])
+        scores += score_rows([scorer], ids, [score_pixels(context, scorer, images, samples)])
     return scores
 
 

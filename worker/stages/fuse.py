@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
+import numpy as np
 from sqlalchemy.orm import Session
 
 from dfusion.config import FusionConfig
@@ -21,7 +23,7 @@ from service.db.tables import Sample
 from service.ids import IdKind, new_id
 from service.jobs.execution import Claim
 from service.states import SampleRole, Split
-from worker.context import StageContext, batches
+from worker.context import StageContext
 from worker.inputs import StoredModel, load_model, trajectory_of
 from worker.pairs import StoredPair, fusion_of, load_round_pairs
 from worker.stages.base import Stage
@@ -144,18 +146,16 @@ def _fuse_pairs(
     config: FusionConfig,
 ) -> list[Sample]:
     """Fuse the targets and store their files. Returns their rows in the order of the pairs."""
-    size = context.bench.settings.batch_size
-    parts = list(zip(batches(pairs, size), batches(thresholds, size), strict=True))
     num_steps = next(iter(trajectories.values())).config.num_steps
     passes = 2 if config.trajectory == "ddim_inversion" else 1
-    context.heartbeat.plan(len(parts) * passes * num_steps)
+    fuse_batch = partial(_fuse, context, model, trajectories, config)
 
     targets = []
     with context.storing_images() as images:
-        for part, limits in parts:
-            target = _fuse(context, model, part, limits, trajectories, config)
+        with_thresholds = list(zip(pairs, thresholds, strict=True))
+        for target, pixels in context.in_batches(with_thresholds, fuse_batch, passes * num_steps):
             targets.append(target)
-            images.add_batch(model.decode(target.final))
+            images.add_batch(pixels)
         file_id = context.store_trajectory("trajectories", Trajectory.cat(targets))
         image_ids = images.ids()
 
@@ -168,24 +168,26 @@ def _fuse_pairs(
 def _fuse(
     context: StageContext,
     model: DiffusionModel,
-    part: Sequence[StoredPair],
-    thresholds: Sequence[Sequence[float]],
     trajectories: _Trajectories,
     config: FusionConfig,
-) -> Trajectory:
+    batch: Sequence[tuple[StoredPair, Sequence[float]]],
+) -> tuple[Trajectory, np.ndarray]:
+    """The targets of pairs with these thresholds: trajectories and images (B, H, W, 3) uint8."""
+    part = [pair for pair, _ in batch]
     base = Trajectory.cat([trajectory_of(pair.base, trajectories) for pair in part])
     size = base.latent_size
-    return fuse(
+    targets = fuse(
         model.unet,
         model.scheduler,
         base,
         Trajectory.cat([trajectory_of(pair.reference, trajectories) for pair in part]),
         model.encode_prompts([pair.row.prompt for pair in part], size),
         model.encode_prompts([base.config.negative_prompt], size),
-        thresholds=thresholds,
+        thresholds=[thresholds for _, thresholds in batch],
         config=config,
         on_step=context.on_step,
     )
+    return targets, model.decode(targets.final)
 
 
 def _sample_row(claim: Claim, pair: StoredPair, image_id: str, file_id: str, row: int) -> Sample:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import numpy as np
 from sqlalchemy.orm import Session
 
 from dfusion.models import DiffusionModel
@@ -21,7 +23,7 @@ from service.ids import IdKind, new_id
 from service.jobs.execution import Claim
 from service.jobs.kinds import RoundSpec, SamplingJobSpec
 from service.states import SampleRole, Split
-from worker.context import StageContext, batches
+from worker.context import StageContext
 from worker.inputs import StoredModel, load_model_before, load_prompts, shard_range, spec_as
 from worker.stages.base import Stage
 
@@ -68,15 +70,13 @@ def compute(context: StageContext, inputs: Inputs) -> Outputs:
         require_optimizer(spec.training)  # before the round samples for hours
     planned = _plan(context.claim, spec, inputs.prompts)
     model = context.load_model(inputs.model)
-    parts = list(batches(planned, context.bench.settings.batch_size))
-    context.heartbeat.plan(len(parts) * spec.sampling.num_steps)
+    sample_batch = partial(_sample, context, spec, model)
 
     trajectories = []
     with context.storing_images() as images:
-        for part in parts:
-            trajectory = _sample(context, spec, model, part)
+        for trajectory, pixels in context.in_batches(planned, sample_batch, spec.sampling.num_steps):
             trajectories.append(trajectory)
-            images.add_batch(model.decode(trajectory.final))
+            images.add_batch(pixels)
         file_id = context.store_trajectory("trajectories", Trajectory.cat(trajectories))
         image_ids = images.ids()
 
@@ -99,14 +99,15 @@ def _plan(claim: Claim, spec: RoundSpec | SamplingJobSpec, prompts: Sequence[Pro
 
 def _sample(
     context: StageContext, spec: RoundSpec | SamplingJobSpec, model: DiffusionModel, part: Sequence[_PlannedSample]
-) -> Trajectory:
+) -> tuple[Trajectory, np.ndarray]:
+    """The trajectories and images (B, H, W, 3) uint8 of a batch."""
     source = _mask_source(spec)
     items = None
     if source is not None:
         items = [model.item_tokens(image.prompt.text, image.prompt.items) for image in part]
 
     size = model.latent_size(spec.sampling)
-    return sample(
+    trajectory = sample(
         model.unet,
         model.scheduler,
         model.encode_prompts([image.prompt.text for image in part], size),
@@ -118,6 +119,7 @@ def _sample(
         mask_source=source or "first_up",
         latent_size=size,
     )
+    return trajectory, model.decode(trajectory.final)
 
 
 def _mask_source(spec: RoundSpec | SamplingJobSpec) -> Literal["first_up", "resolution"] | None:

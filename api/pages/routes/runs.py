@@ -38,6 +38,7 @@ _WARNINGS = (
     "training.preferred_falls",
     "stage.failed",
     "stage.retried",
+    "stage.smaller_batches",
 )
 _WARNINGS_SHOWN = 5
 _EVENTS_SHOWN = 15

@@ -2,16 +2,19 @@
 
 import io
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from api.main import create_app
+from dfusion.models import DiffusionModel
 from dfusion.seeds import sample_seed
 from service.db.queries.stages import StopRequest
 from service.errors import StorageError
@@ -19,9 +22,10 @@ from service.service import cancel_job
 from service.storage import StoredObject
 from service.storage.files import FileStore
 from tests.installation import Installation
+from tests.scorers import Brightness
 from tests.service import PROMPTS, round_body, settings_for, work_until_idle
 from worker.heartbeat import Heartbeat
-from worker.stages import train
+from worker.stages import fuse, sample, train
 
 HELD_OUT = [
     {"text": f"a {color} square", "items": ["square"]} for color in "red blue green pink gray black white".split()
@@ -222,6 +226,47 @@ def test_a_missing_model_fails_with_a_reason(tmp_path: Path) -> None:
     with TestClient(create_app(settings_for(tmp_path / "data", tmp_path / "nothing"))) as client:
         job = Installation(client).run()
     assert (job["state"], job["error"]["code"]) == ("failed", "model_not_found")
+
+
+def test_batches_that_do_not_fit_into_gpu_memory_are_halved(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU with memory for one image gives the results of whole batches, up to rounding.
+
+    Sampling and fusing run out of memory in their first step, an evaluation while it decodes, scoring in the scorer.
+    """
+    whole = installation.run()
+    _limit_memory(monkeypatch, sample, "sample", 4)
+    _limit_memory(monkeypatch, fuse, "fuse", 2)
+    _limit_memory(monkeypatch, DiffusionModel, "decode", 1)
+    _limit_memory(monkeypatch, Brightness, "score", 1)
+    job = installation.run()
+    assert (job["state"], job["progress"]["percent"]) == ("succeeded", 100.0)
+
+    # each kind of stage halves its batches once: 4 samples, 4 targets, their scores, 3 evaluation images
+    events = installation.all(job["links"]["events"])
+    messages = Counter(event["message"] for event in events if event["kind"] == "stage.smaller_batches")
+    halved = "out of GPU memory with a batch of {}: continuing with batches of {}"
+    assert messages == {halved.format(4, 2): 4, halved.format(2, 1): 4, halved.format(3, 1): 1}
+
+    def scores(of: dict[str, Any]) -> list[float]:
+        return [each["scores"][0]["value"] for each in installation.all(of["links"]["samples"])]
+
+    assert scores(job) == pytest.approx(scores(whole), abs=1e-4)
+
+
+def _limit_memory(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, position: int) -> None:
+    """Let a function run out of GPU memory, after a step, if its argument at `position` has several rows."""
+    call = getattr(owner, name)
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        if len(arguments[position]) > 1:
+            if "on_step" in options:
+                options["on_step"](0, 1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, limited)
 
 
 def test_an_interrupted_training_continues_from_its_checkpoint(

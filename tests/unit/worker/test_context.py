@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from service.db.tables import Artifact
 from service.errors import StageStoppedError, StorageError
@@ -15,6 +16,7 @@ from service.storage import StoredObject
 from service.storage.files import FileStore
 from worker import context as context_module
 from worker.context import StageContext
+from worker.workbench import Workbench
 
 
 class Heartbeat:
@@ -22,11 +24,16 @@ class Heartbeat:
 
     def __init__(self, phases_until_stop: int | None = None) -> None:
         self.phases: list[str] = []
+        self.plans: list[int] = []
+        self.done = 0
         self._phases_until_stop = phases_until_stop
 
     def check(self) -> None:
         if len(self.phases) == self._phases_until_stop:
             raise StageStoppedError("this worker is stopping")
+
+    def plan(self, total: int) -> None:
+        self.plans.append(total)
 
     @contextmanager
     def phase(self, activity: str) -> Iterator[None]:
@@ -35,8 +42,9 @@ class Heartbeat:
 
 
 def context_of(store: FileStore, scratch: Path, heartbeat: Heartbeat | None = None) -> StageContext:
-    claim = SimpleNamespace(job_id="job_1", stage_id="stg_1")
-    bench = SimpleNamespace(store=store)
+    claim = SimpleNamespace(job_id="job_1", stage_id="stg_1", kind="sample")
+    bench = Workbench(cast("Any", SimpleNamespace(batch_size=8)), *[cast("Any", None)] * 6)
+    bench.store = store
     return StageContext(cast("Any", bench), cast("Any", claim), cast("Any", heartbeat or Heartbeat()), scratch)
 
 
@@ -147,3 +155,45 @@ def test_a_stop_is_noticed_between_two_images(tmp_path: Path) -> None:
         images.add_batch(random_images(3))
         images.ids()
     assert len(writer.artifacts) == 2
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of ten values fit, each batch takes 5 steps, and one that fails takes 1. So the stage plans 2 batches of
+    8, 3 of 4, then 5 of 2, and the steps that failed."""
+    heartbeat = Heartbeat()
+    context = context_of(FileStore(tmp_path / "files"), tmp_path, heartbeat)
+    notes: list[str] = []
+    monkeypatch.setattr(StageContext, "note", lambda _self, _kind, message: notes.append(message))
+
+    def work(batch: range) -> list[int]:
+        if len(batch) > 3:
+            heartbeat.done += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        heartbeat.done += 5
+        return list(batch)
+
+    results = list(context.in_batches(range(10), cast("Any", work), steps=5))
+    assert results == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert heartbeat.plans == [2 * 5, 1 + 3 * 5, *[2 + 5 * 5] * 5]
+    assert notes == [
+        "out of GPU memory with a batch of 8: continuing with batches of 4",
+        "out of GPU memory with a batch of 4: continuing with batches of 2",
+    ]
+
+    # the next stage of this kind starts with the smaller size, stages of other kinds and jobs with the setting
+    assert [len(batch) for batch in context.in_batches(range(4), cast("Any", work))] == [2, 2]
+    assert len(notes) == 2
+    for changes in ({"kind": "fuse"}, {"job_id": "job_2"}):
+        other = SimpleNamespace(**vars(context.claim) | changes)
+        assert context.bench.batch_size(cast("Any", other)) == 8
+
+
+def test_a_single_value_that_does_not_fit_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_of(FileStore(tmp_path / "files"), tmp_path)
+    monkeypatch.setattr(StageContext, "note", lambda *_: None)
+
+    def work(_batch: range) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(context.in_batches(range(4), work))
