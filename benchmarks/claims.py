@@ -73,7 +73,7 @@ def main() -> None:
 def measure(free: int = _MANY_FREE_STAGES) -> None:
     """Print both measurements, each with its alternative, on a temporary server."""
     with postgres_server() as server, tempfile.TemporaryDirectory() as folder:
-        settings = Settings(_env_file=None, data_dir=Path(folder), embedded_worker=False)  # type: ignore[call-arg]
+        settings = Settings(_env_file=None, data_dir=Path(folder), embedded_worker=False)
         template = migrated_template(server)
 
         # 1. many workers at once

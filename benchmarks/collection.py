@@ -28,6 +28,7 @@ from service.db.queries import collection
 from service.db.tables import Artifact, Job, Sample
 from service.db.unit_of_work import UnitOfWork
 from service.jobs.collector import Collector, remove_all_leftovers
+from service.jobs.sources import TRAJECTORY_READERS
 from service.maintenance import maintain
 from service.service import Service
 from service.settings import Settings
@@ -85,7 +86,7 @@ def measure(files: int = _FILES) -> None:
         store = FileStore(Path(name) / "artifacts")
         _write_files(Path(name) / "artifacts", files)
         of = f"{files:,} files at {files * _SAMPLES_PER_FILE:,} samples"
-        settings = Settings(  # type: ignore[call-arg]
+        settings = Settings(
             _env_file=None,
             data_dir=Path(name),
             database_url=filled,
@@ -217,7 +218,7 @@ def _measure_as_in_0_1_0(uow: UnitOfWork, files: int, of: str) -> None:
 
 
 def _forget_as_in_0_1_0(session: Session) -> list[str]:
-    collection.unfinished_readers(session)
+    collection.unfinished_jobs(session, TRAJECTORY_READERS)
     trajectories = select(Sample.trajectory_artifact_id).where(Sample.trajectory_artifact_id.is_not(None))
     ended = select(Job.id).where(Job.state.in_(FINAL_JOB_STATES))
     query = select(Artifact.id, Artifact.key).where(Artifact.job_id.in_(ended), Artifact.id.in_(trajectories))

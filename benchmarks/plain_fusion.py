@@ -55,8 +55,10 @@ class NaiveProcessor:
         **_: Any,
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        own = tuple(
-            heads_as_rows(x, attn.heads) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        own = (
+            heads_as_rows(attn.to_q(hidden_states), attn.heads),
+            heads_as_rows(attn.to_k(context), attn.heads),
+            heads_as_rows(attn.to_v(context), attn.heads),
         )
         if self.fused and self.tape.mode == "record":
             self.tape.parts[self.name] = own
@@ -69,7 +71,7 @@ class NaiveProcessor:
             if self.gives_mask and self.tape.mode == "record":
                 self.tape.maps.append(matrices.unflatten(0, (-1, attn.heads)))
             out = torch.bmm(matrices, own[2])
-        return attn.to_out[0](rows_as_heads(out, attn.heads))
+        return attn.to_out[0](rows_as_heads(out, attn.heads))  # type: ignore[no-any-return]
 
     def _mask(self, rows: int, pixels: int) -> torch.Tensor:
         """(rows, L, 1): for each row of a pair's head, the nearest pixel of the pair's mask for each pixel."""
@@ -89,12 +91,14 @@ class NaiveProcessor:
 
 def heads_as_rows(x: torch.Tensor, heads: int) -> torch.Tensor:
     """(rows x H, L, D) from (rows, L, H x D)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
+    parts: torch.Tensor = x.unflatten(-1, (heads, -1))
+    return parts.transpose(1, 2).flatten(0, 1)
 
 
 def rows_as_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """(rows, L, H x D) from (rows x H, L, D)."""
-    return x.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+    parts: torch.Tensor = x.unflatten(0, (-1, heads))
+    return parts.transpose(1, 2).flatten(2)
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
@@ -243,7 +247,8 @@ def plain_fuse(
             path.append(x)
 
     unet.set_attn_processor(before)
-    return tuple(torch.stack(path, 1) for path in states)
+    references, bases, targets = (torch.stack(path, 1) for path in states)
+    return references, bases, targets
 
 
 def install(
@@ -286,7 +291,7 @@ def guided(
         embeds.insert(0, negative.expand(len(x), -1, -1))
     rows = torch.cat([x] * len(embeds)).to(unet.dtype)
     context = torch.cat(embeds).to(unet.device, unet.dtype)
-    noise = unet(rows, t, encoder_hidden_states=context).sample.float().chunk(len(embeds))
+    noise: tuple[torch.Tensor, ...] = unet(rows, t, encoder_hidden_states=context).sample.float().chunk(len(embeds))
     return noise[0] if guidance == 1 else noise[0] + guidance * (noise[1] - noise[0])
 
 
@@ -325,4 +330,5 @@ def make_mask(
     for tokens, threshold in zip(items, thresholds, strict=True):
         item_mask = torch.stack([mean[..., j + 1] for j in tokens]).mean(0) >= threshold
         mask = (mask | item_mask) if merge == "or" else (mask != item_mask)
-    return mask.unflatten(1, (height, -1)).float()
+    image: torch.Tensor = mask.unflatten(1, (height, -1))
+    return image.float()

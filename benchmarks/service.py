@@ -23,6 +23,7 @@ from http import HTTPStatus
 from itertools import accumulate, chain, count
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 from fastapi.testclient import TestClient
@@ -61,7 +62,11 @@ def main() -> None:
         tiny_pipeline().save_pretrained(folder / "pipeline")
         for mode in (EMBEDDED, DEPLOYED):
             (folder / mode).mkdir()
-            changes = {"max_queued_jobs": 100_000, "max_queued_jobs_per_key": 100_000, "shard_prompts": 1}
+            changes: dict[str, Any] = {
+                "max_queued_jobs": 100_000,
+                "max_queued_jobs_per_key": 100_000,
+                "shard_prompts": 1,
+            }
             changes |= {setting: Settings.model_fields[setting].default for setting in HASTE}
             with deployment(mode, folder / mode, folder / "pipeline", **changes) as deployed:
                 _measure_hand_over(deployed)
@@ -180,7 +185,7 @@ def _post_single(client: httpx.Client, at: float, seed: int) -> float:
 def _measure_pages(folder: Path, jobs: int) -> None:
     with postgres_server() as server:
         url = server.create_database()
-        settings = Settings(_env_file=None, data_dir=folder / "pages", database_url=url, embedded_worker=False)  # type: ignore[call-arg]
+        settings = Settings(_env_file=None, data_dir=folder / "pages", database_url=url, embedded_worker=False)
         app = create_app(settings)
         with TestClient(app) as client:
             fill(app.state.service.uow.engine, jobs, SAMPLES_PER_JOB)

@@ -93,7 +93,7 @@ def main() -> None:
         url = arguments.url or ""
         if not url and not arguments.sqlite:
             url = stack.enter_context(postgres_server()).create_database()
-        settings = Settings(_env_file=None, data_dir=folder, database_url=url, embedded_worker=False)  # type: ignore[call-arg]
+        settings = Settings(_env_file=None, data_dir=folder, database_url=url, embedded_worker=False)
         app = create_app(settings)
         client = stack.enter_context(TestClient(app))
         service: Service = app.state.service

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -62,7 +63,7 @@ def measure(
     clients: int = _CLIENTS, seconds: float = _SECONDS, followers: int = _FOLLOWERS, requests: int = _REQUESTS
 ) -> None:
     """Print all measurements of a temporary installation with the default limits, apart from those of queued jobs."""
-    changes = {"max_queued_jobs": 100_000, "max_queued_jobs_per_key": 100_000}
+    changes: dict[str, Any] = {"max_queued_jobs": 100_000, "max_queued_jobs_per_key": 100_000}
     changes |= {setting: Settings.model_fields[setting].default for setting in HASTE}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -231,7 +232,7 @@ async def _send_many(sender: _Requests, number: int) -> None:
 def _memory(process: psutil.Process) -> float:
     """The resident memory of a process and its children, in megabytes."""
     processes = [process, *process.children(recursive=True)]
-    return sum(each.memory_info().rss for each in processes) / _MEGABYTE
+    return sum(float(each.memory_info().rss) for each in processes) / _MEGABYTE
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def _send_small(deployed: Deployment, seconds: list[float], is_done: Callable[[]
 def _processor_seconds(deployed: Deployment) -> float:
     """The processor time of the service so far; unlike other times, it means something on a busy machine."""
     times = psutil.Process(deployed.process["api"].pid).cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 def _require_accepted(response: httpx.Response) -> None:

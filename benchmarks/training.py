@@ -171,7 +171,12 @@ def compare(model: DiffusionModel, name: str, pairs: Sequence[TrainingPair], mic
 
 def gradient_of(model: DiffusionModel) -> torch.Tensor:
     """The adapter's gradient as one vector, on the CPU."""
-    return torch.cat([parameter.grad.flatten().cpu() for parameter in lora_parameters(model.unet).values()])
+    gradients = []
+    for name, parameter in lora_parameters(model.unet).items():
+        if parameter.grad is None:
+            raise RuntimeError(f"{name} has no gradient")
+        gradients.append(parameter.grad.flatten().cpu())
+    return torch.cat(gradients)
 
 
 @dataclass(frozen=True)
@@ -265,10 +270,10 @@ def write_micro_batches(arguments: argparse.Namespace, write: Write) -> None:
 
     write(f"an update of {rows} rows\n")
     write(f"{'micro-batch':24}{'s per row':>12}{'GiB at peak':>14}{'gradient off by':>18}{'ratio off by':>15}\n")
-    plain: Update | None = None
+    plain = update(model, pairs, *VARIANTS[0])
     for micro_batch, checkpointing in VARIANTS:
-        cost = update(model, pairs, micro_batch, checkpointing)
-        plain = cost if plain is None else plain
+        is_plain = (micro_batch, checkpointing) == VARIANTS[0]
+        cost = plain if is_plain else update(model, pairs, micro_batch, checkpointing)
         off = (cost.gradient - plain.gradient).norm() / plain.gradient.norm()
         name = f"{micro_batch}{', checkpointing' if checkpointing else ''}"
         write(f"{name:24}{cost.seconds / rows:12.3f}{cost.peak_bytes / 2**30:14.1f}{off:18.1e}{cost.off:15.1e}\n")
