@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -18,7 +18,7 @@ from dfusion._diffusers import UNet2DConditionModel
 from dfusion.adapter import attach_lora, has_lora, lora_config, lora_layers, lora_parameters, shapes_of
 from dfusion.advantages import RewardHistory
 from dfusion.attention.layers import find_layers, resolve_layers
-from dfusion.config import FusionConfig, LoraConfig, PairingConfig, RoundConfig, SamplingConfig
+from dfusion.config import FusionConfig, LoraConfig, RoundConfig, SamplingConfig
 from dfusion.errors import InvalidInputError, shortened
 from dfusion.fused_sampling import fuse
 from dfusion.lora_layers import adapted_layers
@@ -38,8 +38,8 @@ from dfusion.training_data import Example, TrainingPair, TrainingSample
 from dfusion.training_report import SelfTest, UpdateReport
 from dfusion.types import Conditioning, Trajectory
 
-BATCH = 8
-"""Samples in one U-Net call."""
+BATCH_SIZE = 8
+"""Samples or pairs that are computed together, by default."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def run_round(
     optimizer: OptimizerState | None = None,
     watch: Scorer | None = None,
     on_rows: OnRows | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> RoundResult:
     """Run one round and train the adapter in `model.unet` in place.
 
@@ -130,14 +131,17 @@ def run_round(
         optimizer: AdamW's moments after the previous round, carried over as in ddpo-pytorch.
         watch: A held-out scorer, which is never trained on.
         on_rows: As for `Trainer.step`.
+        batch_size: Samples, or pairs to fuse, that are computed together. Prompts with few samples share a batch.
+            Affects memory, and results only by rounding. `config.training.micro_batch` is that of the training.
 
     Returns:
         The pairs, the training's reports, and the state to pass to the next round.
 
     Raises:
-        InvalidInputError: No prompts; items that cannot be found; an image size that is not a multiple of the VAE's
-            factor; a history of another scorer (with samples); moments of another adapter or optimizer; LoRA settings
-            that do not fit the U-Net or are not the attached adapter's; an optimizer that is not installed.
+        InvalidInputError: No prompts; a batch size below 1; items that cannot be found; an image size that is not a
+            multiple of the VAE's factor; a history of another scorer (with samples); moments of another adapter or
+            optimizer; LoRA settings that do not fit the U-Net or are not the attached adapter's; an optimizer that is
+            not installed.
         LayerNotFoundError, ScorerError, NonFiniteError, PolicyMismatchError: From sampling, scoring and training.
 
     Example:
@@ -152,7 +156,7 @@ def run_round(
         >>> len(result.pairs), len(result.updates)
         (1, 1)
     """
-    _check(model, prompts, scorer, watch, config)
+    _check(model, prompts, scorer, watch, config, batch_size)
     history = _of_scorer(history, scorer, config)
     if not has_lora(model.unet):
         attach_lora(model.unet, config.training.lora, training_seed(seed, round_number))
@@ -160,15 +164,13 @@ def run_round(
         require_moments_of(lora_parameters(model.unet), optimizer, config.training.optimizer)
 
     # 1. sample and score
-    groups = list(_groups(model, prompts, scorer, config, seed, round_number))
+    groups = list(_groups(model, prompts, scorer, config, seed, round_number, batch_size))
     means = _means(groups, scorer, watch)
     for prompt, rollouts in groups:
         history = history.extended({prompt.text: [rollout.score for rollout in rollouts]}, _named(scorer))
 
     # 2. pair, fuse and adopt
-    pairs: list[RoundPair] = []
-    for prompt, rollouts in groups:
-        pairs += _pairs(model, prompt, rollouts, scorer, config)
+    pairs = list(chain.from_iterable(_pairs(model, groups, scorer, config, batch_size)))
 
     # 3. train
     examples = list(_examples(groups, pairs, history, config))
@@ -191,11 +193,14 @@ def make_pairs(
     *,
     seed: int,
     round_number: int = 1,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[list[RoundPair]]:
     """Make the pairs of a round without training, prompt by prompt.
 
+    Prompts with few samples are sampled together. An error of one then also withholds the pairs of the others.
+
     Args:
-        model, prompts, scorer, config, seed, round_number: As for `run_round`.
+        model, prompts, scorer, config, seed, round_number, batch_size: As for `run_round`.
 
     Yields:
         The pairs of each prompt; an empty list if its samples all score the same.
@@ -212,9 +217,9 @@ def make_pairs(
         >>> pair.reference.score > pair.base.score
         True
     """
-    _check(model, prompts, scorer, None, config)
-    for prompt, rollouts in _groups(model, prompts, scorer, config, seed, round_number):
-        yield list(_pairs(model, prompt, rollouts, scorer, config))
+    _check(model, prompts, scorer, None, config, batch_size)
+    for group in _groups(model, prompts, scorer, config, seed, round_number, batch_size):
+        yield from _pairs(model, [group], scorer, config, batch_size)
 
 
 def _groups(
@@ -224,11 +229,20 @@ def _groups(
     config: RoundConfig,
     seed: int,
     round_number: int,
+    batch_size: int,
 ) -> Iterator[tuple[Prompt, list[Rollout]]]:
-    """Each prompt with its samples."""
-    for i, prompt in enumerate(prompts):
-        seeds = [sample_seed(seed, round_number, i, prompt.text, n) for n in range(config.samples_per_prompt)]
-        yield prompt, _rollouts(model, prompt, seeds, scorer, config)
+    """Each prompt with its samples. Prompts with few samples share a batch."""
+    count = config.samples_per_prompt
+    at_once = max(1, batch_size // count)
+    for first in range(0, len(prompts), at_once):
+        part = prompts[first : first + at_once]
+        planned = []
+        for prompt_index, prompt in enumerate(part, first):
+            planned += [(prompt, sample_seed(seed, round_number, prompt_index, prompt.text, n)) for n in range(count)]
+
+        rollouts = _rollouts(model, planned, scorer, config, batch_size)
+        for position, prompt in enumerate(part):
+            yield prompt, rollouts[count * position : count * (position + 1)]
 
 
 def _named(scorer: Scorer) -> str:
@@ -246,9 +260,16 @@ def _of_scorer(history: RewardHistory, scorer: Scorer, config: RoundConfig) -> R
 
 
 def _check(
-    model: DiffusionModel, prompts: Sequence[Prompt], scorer: Scorer, watch: Scorer | None, config: RoundConfig
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    watch: Scorer | None,
+    config: RoundConfig,
+    batch_size: int,
 ) -> None:
     """Check the arguments of `run_round` before the first sample."""
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size: expected at least 1, got {batch_size}")
     if not prompts or not all(isinstance(prompt, Prompt) for prompt in prompts):
         raise InvalidInputError(f"prompts: expected a list of at least one Prompt, got {shortened(prompts)}")
     if (watch is not None and watch.name in (scorer.name, "diversity")) or scorer.name == "diversity":
@@ -308,103 +329,127 @@ def _means(
 
 
 def _rollouts(
-    model: DiffusionModel, prompt: Prompt, seeds: Sequence[int], scorer: Scorer, config: RoundConfig
+    model: DiffusionModel,
+    planned: Sequence[tuple[Prompt, int]],
+    scorer: Scorer,
+    config: RoundConfig,
+    batch_size: int,
 ) -> list[Rollout]:
-    """The prompt's samples, one per seed."""
-    items = None if config.fusion is None else model.item_tokens(prompt.text, prompt.items)
-
+    """The samples of prompts and seeds."""
     rollouts = []
-    for start in range(0, len(seeds), BATCH):
-        part = seeds[start : start + BATCH]
+    for start in range(0, len(planned), batch_size):
+        batch = planned[start : start + batch_size]
+        prompts = [prompt for prompt, _ in batch]
+        texts = [prompt.text for prompt in prompts]
+        items = None
+        if config.fusion is not None:
+            items = [model.item_tokens(prompt.text, prompt.items) for prompt in prompts]
+
         trajectory = sample(
             model.unet,
             model.scheduler,
-            *_embeds(model, prompt, len(part), config.sampling),
-            part,
-            items=None if items is None else [items] * len(part),
+            *_embeds(model, texts, config.sampling),
+            [seed for _, seed in batch],
+            items=items,
             config=config.sampling,
             mask_source="first_up" if config.fusion is None else config.fusion.mask_source,
             latent_size=model.latent_size(config.sampling),
         )
-        rollouts += _scored(model, prompt, trajectory, scorer)
+        rollouts += _scored(model, texts, trajectory, scorer)
     return rollouts
 
 
 def _pairs(
-    model: DiffusionModel, prompt: Prompt, rollouts: Sequence[Rollout], scorer: Scorer, config: RoundConfig
-) -> Iterable[RoundPair]:
-    """The prompt's pairs with their targets."""
-    # 1. references and bases
-    chosen = choose_pairs([rollout.score for rollout in rollouts], config.pairing)
-    sides = [(rollouts[pair.reference], rollouts[pair.base]) for pair in chosen]
-    if config.fusion is None:
-        return [RoundPair(prompt.text, *pair) for pair in sides]
-
-    # 2. thresholds: the prompt's, or automatic ones from all paired samples
-    paired = list({id(rollout): rollout for rollout in chain.from_iterable(sides)}.values())
-    thresholds = prompt.thresholds
-    if thresholds is None and paired:
-        try:
-            thresholds = thresholds_of(Trajectory.cat([rollout.trajectory for rollout in paired]), config.fusion)
-        except InvalidInputError as error:  # an item whose map is constant
-            return [RoundPair(prompt.text, *pair, reason=f"nothing was fused: {error}") for pair in sides]
-
-    # 3. targets and their adoption, with the pairs of a reference together: the U-Net then computes it once for them
-    by_reference = sorted(range(len(sides)), key=lambda number: chosen[number].reference)
-    pairs: dict[int, RoundPair] = {}
-    for start in range(0, len(sides), BATCH):
-        numbers = by_reference[start : start + BATCH]
-        part = [sides[number] for number in numbers]
-        bases = Trajectory.cat([base.trajectory for _, base in part])
-        references = Trajectory.cat([reference.trajectory for reference, _ in part])
-        fused = fuse(
-            model.unet,
-            model.scheduler,
-            bases,
-            references,
-            *_embeds(model, prompt, len(part), config.sampling),
-            thresholds=[thresholds or ()] * len(part),
-            config=config.fusion,
-        )
-        targets = _scored(model, prompt, fused, scorer)
-        judged = _judged(model, prompt, part, targets, thresholds or (), config.fusion, config.pairing)
-        pairs.update(zip(numbers, judged, strict=True))
-    return [pairs[number] for number in range(len(sides))]
-
-
-def _judged(
     model: DiffusionModel,
-    prompt: Prompt,
-    sides: Sequence[tuple[Rollout, Rollout]],
-    targets: Sequence[Rollout],
-    thresholds: tuple[float, ...],
-    fusion: FusionConfig,
-    pairing: PairingConfig,
-) -> list[RoundPair]:
-    """Pairs of (reference, base) with the decision on each target (Eq. 7), and their statistics."""
-    measured = []
-    for (reference, base), target in zip(sides, targets, strict=True):
-        mask = fusion_mask(reference.trajectory, thresholds, fusion)
-        measured.append(PairSides(_side(reference), _side(base), _side(target), mask))
+    groups: Sequence[tuple[Prompt, Sequence[Rollout]]],
+    scorer: Scorer,
+    config: RoundConfig,
+    batch_size: int,
+) -> list[list[RoundPair]]:
+    """The pairs of each prompt, with their targets. Pairs of several prompts share a batch."""
+    pairs = [_without_targets(prompt, rollouts, config) for prompt, rollouts in groups]
+    if config.fusion is None:
+        return pairs
 
-    pairs = []
+    places: list[tuple[int, int]] = []
+    for position, of_prompt in enumerate(pairs):
+        fusible = [number for number in _by_reference(of_prompt) if of_prompt[number].thresholds is not None]
+        places += [(position, number) for number in fusible]
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
+        fused = _with_targets(
+            model, [pairs[position][number] for position, number in batch], scorer, config, config.fusion
+        )
+        for (position, number), pair in zip(batch, fused, strict=True):
+            pairs[position][number] = pair
+    return pairs
+
+
+def _without_targets(prompt: Prompt, rollouts: Sequence[Rollout], config: RoundConfig) -> list[RoundPair]:
+    """The prompt's references and bases, with the thresholds to fuse them; without thresholds they are not fused."""
+    chosen = choose_pairs([rollout.score for rollout in rollouts], config.pairing)
+    pairs = [RoundPair(prompt.text, rollouts[pair.reference], rollouts[pair.base]) for pair in chosen]
+    if config.fusion is None or not pairs:
+        return pairs
+
+    # the prompt's thresholds, or automatic ones from all paired samples
+    thresholds = prompt.thresholds
+    if thresholds is None:
+        sides = chain.from_iterable((pair.reference, pair.base) for pair in pairs)
+        paired = {id(rollout): rollout.trajectory for rollout in sides}
+        try:
+            thresholds = thresholds_of(Trajectory.cat(list(paired.values())), config.fusion)
+        except InvalidInputError as error:  # an item whose map is constant
+            return [replace(pair, reason=f"nothing was fused: {error}") for pair in pairs]
+    return [replace(pair, thresholds=thresholds) for pair in pairs]
+
+
+def _by_reference(pairs: Sequence[RoundPair]) -> list[int]:
+    """The pairs' numbers, with those of a reference together: the U-Net then computes it once for them."""
+    references = [id(pair.reference) for pair in pairs]
+    return sorted(range(len(pairs)), key=lambda number: references.index(references[number]))
+
+
+def _with_targets(
+    model: DiffusionModel, pairs: Sequence[RoundPair], scorer: Scorer, config: RoundConfig, fusion: FusionConfig
+) -> list[RoundPair]:
+    """The pairs with their targets, the decision on each (Eq. 7), and their statistics."""
+    # 1. targets
+    texts = [pair.prompt for pair in pairs]
+    thresholds = [pair.thresholds or () for pair in pairs]
+    fused = fuse(
+        model.unet,
+        model.scheduler,
+        Trajectory.cat([pair.base.trajectory for pair in pairs]),
+        Trajectory.cat([pair.reference.trajectory for pair in pairs]),
+        *_embeds(model, texts, config.sampling),
+        thresholds=thresholds,
+        config=fusion,
+    )
+    targets = _scored(model, texts, fused, scorer)
+
+    # 2. statistics
+    measured = []
+    for pair, limits, target in zip(pairs, thresholds, targets, strict=True):
+        mask = fusion_mask(pair.reference.trajectory, limits, fusion)
+        measured.append(PairSides(_side(pair.reference), _side(pair.base), _side(target), mask))
     statistics = pair_statistics(measured, model.device)
-    for (reference, base), target, pair, metrics in zip(sides, targets, measured, statistics, strict=True):
-        decision = decide(pair.reference, pair.base, pair.target, pairing, pair.mask, fusion)
-        pairs.append(
-            RoundPair(
-                prompt.text,
-                reference,
-                base,
-                target,
-                decision.adopted,
-                decision.reason,
-                thresholds,
-                pair.mask,
+
+    # 3. adoption
+    judged = []
+    for pair, target, sides, metrics in zip(pairs, targets, measured, statistics, strict=True):
+        decision = decide(sides.reference, sides.base, sides.target, config.pairing, sides.mask, fusion)
+        judged.append(
+            replace(
+                pair,
+                target=target,
+                adopted=decision.adopted,
+                reason=decision.reason,
+                mask=sides.mask,
                 statistics=metrics,
             )
         )
-    return pairs
+    return judged
 
 
 def _side(rollout: Rollout) -> Side:
@@ -442,16 +487,13 @@ def _examples(
         yield TrainingSample(rollout.trajectory, text, advantage, on_policy)
 
 
-def _scored(model: DiffusionModel, prompt: Prompt, trajectory: Trajectory, scorer: Scorer) -> list[Rollout]:
-    """The samples of a trajectory with their images and scores."""
+def _scored(model: DiffusionModel, texts: Sequence[str], trajectory: Trajectory, scorer: Scorer) -> list[Rollout]:
+    """The samples of a trajectory, one per text, with their images and scores."""
     images = model.decode(trajectory.final)
-    texts = [prompt.text] * len(images)
     scores = checked_scores(scorer.name, scorer.score(images, texts), texts)
     return [Rollout(trajectory.select([i]), image, scores[i]) for i, image in enumerate(images)]
 
 
-def _embeds(
-    model: DiffusionModel, prompt: Prompt, rows: int, sampling: SamplingConfig
-) -> tuple[Conditioning, Conditioning]:
+def _embeds(model: DiffusionModel, texts: Sequence[str], sampling: SamplingConfig) -> tuple[Conditioning, Conditioning]:
     size = model.latent_size(sampling)
-    return model.encode_prompts([prompt.text] * rows, size), model.encode_prompts([sampling.negative_prompt], size)
+    return model.encode_prompts(texts, size), model.encode_prompts([sampling.negative_prompt], size)

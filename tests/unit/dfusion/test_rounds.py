@@ -92,6 +92,34 @@ def test_dpo_learns_from_adopted_targets(learned: list[Example]) -> None:
     assert result.updates[0].loss == pytest.approx(math.log(2), abs=1e-4)
 
 
+def test_prompts_with_few_samples_share_batches() -> None:
+    """Three prompts with different numbers of items: 8 and 4 samples, then 6 pairs, instead of one by one."""
+    prompts = [Prompt(text="a [dog] and a [cat]", thresholds=(0.3, 0.2)), *PROMPTS]
+    model = tiny_model()
+    rows: list[int] = []
+    model.unet.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+
+    together = run_round(model, prompts, Brightness(), round_config(), seed=5)
+    sampled = [16] * 4 + [8] * 4  # both halves of guidance, in 4 steps
+    fused = [2 * (3 + 6)] * 3  # with three references; step 0 is copied
+    assert rows[: len(sampled + fused)] == sampled + fused
+
+    one_by_one = run_round(tiny_model(), prompts, Brightness(), round_config(), seed=5, batch_size=1)
+    assert [pair.prompt for pair in together.pairs] == [pair.prompt for pair in one_by_one.pairs]
+    for pair, alone in zip(together.pairs, one_by_one.pairs, strict=True):
+        for side, alone_side in (
+            (pair.reference, alone.reference),
+            (pair.base, alone.base),
+            (pair.target, alone.target),
+        ):
+            assert side is not None and alone_side is not None
+            assert torch.allclose(side.trajectory.latents, alone_side.trajectory.latents, rtol=0, atol=1e-5)
+        assert pair.thresholds == pytest.approx(alone.thresholds, abs=1e-6)
+        assert pair.adopted == alone.adopted
+        assert pair.mask is not None and alone.mask is not None
+        assert (pair.mask - alone.mask).abs().mean() < 0.01
+
+
 def test_a_fused_step_computes_each_reference_once() -> None:
     """32 samples give 8 references with 2 targets each: 24 rows, in both halves of guidance, in calls of 8 pairs."""
     model = tiny_model()
@@ -326,8 +354,10 @@ def test_invalid_arguments_are_rejected_before_the_first_sample() -> None:
     lora_parameters(model.unet).popitem()[1].requires_grad_(False)
     with pytest.raises(InvalidInputError, match="trainable adapter, got a frozen one"):
         run_round(model, PROMPTS, Brightness(), config, seed=5)
-    with pytest.raises(ScorerError, match="expected 4 scores"):
+    with pytest.raises(ScorerError, match="expected 8 scores"):
         run_round(model, PROMPTS, TooFew(), config, seed=5)
+    with pytest.raises(InvalidInputError, match="batch_size: expected at least 1, got 0"):
+        run_round(model, PROMPTS, Brightness(), config, seed=5, batch_size=0)
 
 
 class TooFew(Brightness):
