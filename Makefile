@@ -100,7 +100,7 @@ bench: $(VENV)/.ready ## compare sampling, fusion and training with the released
 bench-service: $(VENV)/.ready ## measure the service in both modes against its targets
 	$(BIN)/python -m benchmarks.service
 
-bench-scaling: $(VENV)/.ready ## measure how time and memory grow with the size of a job and the number of workers
+bench-scaling: $(VENV)/.ready ## measure how time and memory grow with jobs and workers, and what the service adds
 	$(BIN)/python -m benchmarks.scaling
 
 clean: ## remove the environment and caches; keeps data

@@ -6,7 +6,9 @@ machine, and prints
 1. the time of a job with twice the samples, twice the prompts and twice the rounds, divided by that of the first job,
 2. the memory of a worker after each of ten rounds of one job,
 3. the time of sampling and fusion with one worker divided by that with two. With 10 shards for two workers, at most the
-   last shard leaves a worker idle.
+   last shard leaves a worker idle,
+4. the time of the first job divided by that of the same round by the library, in one process with one thread and the
+   same batches: what the service adds to the model's work.
 
 A job's time is the sum of its stages' times, so it has no waiting. For 3 it is the wall time from the first stage to
 the last one. Nothing else should run on the machine.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +27,23 @@ from typing import Any
 
 import psutil
 
+from dfusion import (
+    MODELS,
+    DiffusionModel,
+    Prompt,
+    RoundConfig,
+    Trainer,
+    TrainingPair,
+    attach_lora,
+    load_scorer,
+    make_pairs,
+)
+from dfusion.rewards import Scorer
 from dfusion.shapes.prompts import prompt_list
 from service.db.tables import Stage
 from service.states import StageKind
 from tests.deployment import DEPLOYED, WORKERS, Deployment, deployment
+from worker.workbench import set_up_torch_on
 
 SAMPLED_AND_FUSED = (StageKind.SAMPLE, StageKind.SCORE, StageKind.SELECT, StageKind.FUSE, StageKind.VERIFY)
 
@@ -79,6 +95,7 @@ def main() -> None:
         first = _measure_growth(deployed, sizes)
         _measure_memory(deployed, sizes)
         _measure_workers(deployed, sizes, first)
+    _measure_overhead(sizes, busy_seconds(first))
 
 
 def _say(line: str) -> None:
@@ -162,6 +179,42 @@ def _measure_workers(deployed: Deployment, sizes: Sizes, first: Sequence[Stage])
     _run(deployed, _body(SHORT, rounds=2))  # it loads the model
     two = wall_seconds(of_kinds(_run(deployed, _body(sizes)), SAMPLED_AND_FUSED))
     _say(f"sampling and fusion: {one:.1f} s with one worker, {two:.1f} s with two: {one / two:.2f} times (target: 1.8)")
+
+
+def _measure_overhead(sizes: Sizes, seconds: float) -> None:
+    """Print how much longer the service took for the first job than the library."""
+    set_up_torch_on("cpu", threads=1)
+    model = DiffusionModel.load(MODELS["shapes"].folder)
+    attach_lora(model.unet)
+    scorer = load_scorer("shapes-clip")
+
+    times = []
+    for measured in (SHORT, sizes):  # the first one warms up
+        body = _body(measured)
+        settings = {name: body[name] for name in ("samples_per_prompt", "sampling", "fusion", "training")}
+        prompts = [Prompt(**prompt) for prompt in body["prompts"]]
+        started = time.perf_counter()
+        _run_by_library(model, prompts, scorer, RoundConfig(**settings), batch_size=measured.samples)
+        times.append(time.perf_counter() - started)
+    overhead = seconds / times[-1] - 1
+    _say(
+        f"the first job by the library: {times[-1]:.1f} s; the service adds {100 * overhead:.1f} % (target: below 5 %)"
+    )
+
+
+def _run_by_library(
+    model: DiffusionModel, prompts: Sequence[Prompt], scorer: Scorer, config: RoundConfig, batch_size: int
+) -> None:
+    """A round whose batches have one prompt each, like the stages of the service here."""
+    examples = []
+    for pairs in make_pairs(model, prompts, scorer, config, seed=1, batch_size=batch_size):
+        for pair in pairs:
+            sides = (pair.better.trajectory, pair.base.trajectory)
+            examples.append(TrainingPair(*sides, pair.prompt, on_policy=not pair.adopted))
+
+    trainer = Trainer(model, examples, config.training, seed=1)
+    while trainer.updates_done < trainer.updates_total:
+        trainer.step()
 
 
 if __name__ == "__main__":
